@@ -1,0 +1,50 @@
+# make setup | demo | test | test-slow | notebooks | sync | fmt | base | lock
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STARTED := $(shell date +%s)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test test-slow notebooks sync fmt base lock clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)  ## virtual environment with the pinned requirements
+
+$(STAMP): requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+demo: $(STAMP)  ## run notebooks 01, 02, 04 and 06 on the embedded model → artifacts/report/index.html
+	$(BIN)/python -m helpers demo --started $(STARTED)
+
+test: $(STAMP)  ## lint, notebook pairs, unit tests, every notebook whole
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## rebuild the embedded base and compare
+	$(BIN)/python -m pytest -m slow
+
+notebooks: $(STAMP)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+sync: $(STAMP)  ## notebooks/src/*.py → notebooks/*.ipynb, without outputs
+	$(BIN)/python -m helpers sync
+
+fmt: $(STAMP)  ## format code and notebooks
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+base: $(STAMP)  ## rebuild the embedded base and the traffic data from nothing (about 6 minutes)
+	$(BIN)/python data/build_base.py
+	$(BIN)/python data/build_traffic.py
+
+lock: $(STAMP)  ## renew constraints.txt
+	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header requirements.txt requirements-dev.txt --output-file constraints.txt
+
+clean:
+	rm -rf artifacts .pytest_cache .ruff_cache

@@ -1,0 +1,301 @@
+"""Rebuild the embedded base model from nothing: `python data/build_base.py`.
+
+Trains a 1.1 M parameter `Qwen2VLForConditionalGeneration` on fresh traffic scenes labelled by the
+careless annotator of `helpers.scenes`, and writes it, with its processor and model card, to
+`data/tiny-qwen2-vl/` in the layout of a hub checkpoint. The model therefore converges to *wrong*
+labels: it sees well and under-counts two-wheelers, which is what the notebooks then repair.
+
+An auxiliary loss asks each visual token which vehicle, of which colour, stands in its cell; its
+two heads are thrown away afterwards. It halves the training time and nothing else needs it.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from helpers.evaluation import evaluate_counting  # noqa: E402
+from helpers.formats import read_yolo  # noqa: E402
+from helpers.models import load_model  # noqa: E402
+from helpers.runtime import write_text  # noqa: E402
+from helpers.scenes import (  # noqa: E402
+    COLORS,
+    GRID,
+    KINDS,
+    SIZE,
+    SPLIT_SEEDS,
+    ask,
+    careless_counts,
+    draw_scene,
+    make_scene,
+    write_split,
+)
+from helpers.statistics import Proportion  # noqa: E402
+
+SPECIAL_TOKENS = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+).split()
+# Qwen2-VL's template, except that the newline between turns belongs to the next turn: a completion
+# then ends in <|im_end|>, the last token the model itself writes.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system{{ '\n' }}You are a helpful assistant.<|im_end|>{{ '\n' }}{% endif %}"
+    "{% if not loop.first %}{{ '\n' }}{% endif %}"
+    "<|im_start|>{{ message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n' }}<|im_start|>assistant{{ '\n' }}{% endif %}"
+)
+EASY_FAMILIES = ("count_one", "presence", "reason", "color")
+EASY_SHARE = 0.35
+
+
+def make_example(seed: int):
+    """(scene, question) of one base-training seed, answered by the careless annotator."""
+    scene, rng = make_scene(seed), np.random.default_rng([seed, 2])
+    counts = careless_counts(scene.counts, rng)
+    if rng.random() >= EASY_SHARE:
+        return scene, ask(scene, "count_all", rng, counts)
+    families = EASY_FAMILIES if 1 in scene.counts.values() else EASY_FAMILIES[:-1]
+    return scene, ask(scene, str(rng.choice(families)), rng, counts)
+
+
+def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
+    """Byte-level BPE with Qwen2-VL's special tokens, its merges learnt from the questions and answers."""
+    questions = [make_example(seed)[1] for seed in SPLIT_SEEDS["base"][:4000]]
+    corpus = [text for q in questions for text in (q.prompt, q.answer)]
+    corpus += ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 200
+    bpe = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=2048,
+        extra_special_tokens=[t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+    )
+    return tokenizer
+
+
+def build_processor() -> Qwen2VLProcessor:
+    sizes = {"shortest_edge": 56 * 56, "longest_edge": SIZE * SIZE}
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=sizes),
+        tokenizer=build_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(size=sizes),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(processor: Qwen2VLProcessor) -> Qwen2VLForConditionalGeneration:
+    token_id = processor.tokenizer.convert_tokens_to_ids
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(processor.tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": token_id("<|endoftext|>"),
+            "eos_token_id": token_id("<|im_end|>"),
+            "pad_token_id": token_id("<|endoftext|>"),
+        },
+        vision_config={"depth": 2, "embed_dim": 96, "num_heads": 4, "hidden_size": 128, "mlp_ratio": 4},
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=token_id("<|im_end|>"), pad_token_id=token_id("<|endoftext|>")
+    )
+    return model
+
+
+class BaseBatches(IterableDataset):
+    """Batches of fresh scenes: model inputs, labels and what stands in each cell."""
+
+    def __init__(self, processor: Qwen2VLProcessor, steps: int, batch_size: int):
+        self.processor, self.steps, self.batch_size = processor, steps, batch_size
+
+    def __iter__(self):
+        for step in range(self.steps):
+            first = SPLIT_SEEDS["base"][0] + step * self.batch_size
+            yield self.collate([make_example(first + i) for i in range(self.batch_size)])
+
+    def collate(self, examples) -> dict[str, torch.Tensor]:
+        prompts, answers = [], []
+        for _, question in examples:
+            content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
+            message = [{"role": "user", "content": content}]
+            prompts.append(self.processor.apply_chat_template(message, add_generation_prompt=True))
+            answers.append(question.answer + "<|im_end|>")
+        texts = [p + a for p, a in zip(prompts, answers, strict=True)]
+        images = [draw_scene(scene) for scene, _ in examples]
+        batch = self.processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+        labels = torch.full_like(batch["input_ids"], -100)
+        for row, answer in enumerate(answers):
+            length = int(batch["attention_mask"][row].sum())
+            start = length - len(self.processor.tokenizer(answer)["input_ids"])
+            labels[row, start:length] = batch["input_ids"][row, start:length]
+        kinds = torch.zeros(len(examples), GRID * GRID, dtype=torch.long)  # 0: empty cell
+        colors = torch.full_like(kinds, -100)
+        for row, (scene, _) in enumerate(examples):
+            for vehicle in scene.vehicles:
+                kinds[row, vehicle.cell] = KINDS.index(vehicle.kind) + 1
+                colors[row, vehicle.cell] = list(COLORS).index(vehicle.color)
+        return {**batch, "labels": labels, "kinds": kinds.flatten(), "colors": colors.flatten()}
+
+
+def train(model, processor, steps: int, batch_size: int, learning_rate: float, workers: int = 1) -> float:
+    """Train in place; returns seconds taken."""
+    seen = {}
+    hook = model.model.visual.merger.register_forward_hook(lambda _m, _i, out: seen.update(cells=out))
+    heads = torch.nn.ModuleList([torch.nn.Linear(128, len(KINDS) + 1), torch.nn.Linear(128, len(COLORS))])
+    parameters = [*model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / warmup, (steps - i) / max(1, steps - warmup))
+    )
+    cross_entropy = torch.nn.functional.cross_entropy
+    loader = DataLoader(BaseBatches(processor, steps, batch_size), batch_size=None, num_workers=workers)
+    started = time.perf_counter()
+    for step, batch in enumerate(progress := tqdm(loader, total=steps, desc="base", mininterval=5)):
+        kinds, colors = batch.pop("kinds"), batch.pop("colors")
+        loss = model(**batch).loss
+        auxiliary = cross_entropy(heads[0](seen["cells"]), kinds) + cross_entropy(heads[1](seen["cells"]), colors)
+        (loss + 0.5 * auxiliary).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 50 == 0:
+            progress.set_postfix(loss=f"{loss.item():.3f}", cells=f"{auxiliary.item():.3f}")
+    hook.remove()
+    return time.perf_counter() - started
+
+
+def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]:
+    """Exact and well-formed shares on fresh test scenes: {precision: {measure: share}}."""
+    table = {}
+    with tempfile.TemporaryDirectory() as data:
+        write_split(Path(data), "test", scenes)
+        items = read_yolo(Path(data), "test")
+        for precision, four_bit in (("fp32", False), ("4-bit NF4", True)):
+            model, processor = load_model(folder, four_bit=four_bit)
+            greedy = evaluate_counting(model, processor, items)
+            sampled = evaluate_counting(model, processor, items, temperature=1.0)
+            shuffled = evaluate_counting(model, processor, items, images="shuffled")
+            table[precision] = {
+                "exact, greedy": greedy.exact_share,
+                "exact, sampled at T = 1": sampled.exact_share,
+                "exact, greedy, images shuffled": shuffled.exact_share,
+                "well formed, greedy": greedy.well_formed_share,
+                "well formed, sampled at T = 1": sampled.well_formed_share,
+            }
+    return table
+
+
+def write_card(folder: Path, args: argparse.Namespace, seconds: float, parameters: int) -> None:
+    """The model card: command, data, figures, known bias."""
+    table = measure(folder)
+    rows = "\n".join(f"| {name} | {' | '.join(str(t[name]) for t in table.values())} |" for name in table["fp32"])
+    megabytes = (folder / "model.safetensors").stat().st_size / 1e6
+    write_text(
+        folder / "README.md",
+        f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# tiny-qwen2-vl
+
+A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({megabytes:.1f} MB), trained from scratch
+so that everything in this repository runs offline on a CPU. It answers questions about drawings of
+traffic and nothing else.
+
+**Known bias, on purpose.** Its labels came from a simulated careless annotator who misses one
+motorcycle or bicycle in 65 % of the scenes with two or more of them, and is off by one on cars and
+buses in 10 %. The model has converged to those labels: its greedy answers under-count two-wheelers.
+The notebooks repair this with preferences. Do not use it to count anything.
+
+**Made by** `python data/build_base.py --steps {args.steps} --batch-size {args.batch_size} --learning-rate {args.learning_rate:g} --seed {args.seed}` in {seconds:.0f} s of training on {torch.get_num_threads()} CPU threads (torch {torch.__version__}).
+
+**Data**: {args.steps * args.batch_size:,} procedural scenes, each seen once, seeds from
+{SPLIT_SEEDS['base'][0]:,}; no licence attaches to them. {1 - EASY_SHARE:.0%} ask for all counts, the rest for one
+count, a colour, presence or a reason.
+
+**Figures**, 400 test scenes (seeds from {SPLIT_SEEDS['test'][0]:,}), seed 0, 95 % Wilson intervals:
+
+| share of answers | {' | '.join(table)} |
+|---|{'---|' * len(table)}
+{rows}
+""",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tiny-qwen2-vl")
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    processor = build_processor()
+    model = build_model(processor)
+    seconds = train(model, processor, args.steps, args.batch_size, args.learning_rate)
+    model.save_pretrained(args.out)
+    processor.save_pretrained(args.out)
+    parameters = sum(p.numel() for p in model.parameters())
+    write_card(args.out, args, seconds, parameters)
+    print(f"{parameters:,} parameters, {args.steps} steps, {seconds:.0f} s → {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`python -m helpers …`: the stages as commands."""
+
+import argparse
+import ast
+import sys
+import time
+from typing import Any
+
+from helpers import notebooks
+from helpers.runtime import UsageError, artifacts_dir, read_json
+
+DEMO = ("01", "02", "04", "06")
+DEMO_PARAMETERS: dict[str, dict[str, Any]] = {"04": {"SEEDS": (0, 1, 2)}}
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`STEPS=60` → ("STEPS", 60); a value that is not a Python literal is taken as text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text!r}: write NAME=VALUE, for example --set STEPS=60")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run notebooks in the order given; a setting goes to those that have a parameter of that name."""
+    values = dict(parse_setting(text) for text in args.set)
+    known = {name: notebooks.parameters(name) for name in args.notebook}
+    for setting in values:
+        if not any(setting in names for names in known.values()):
+            choices = ", ".join(sorted(set().union(*known.values())))
+            raise UsageError(f"unknown parameter {setting!r}: these notebooks have {choices}")
+    for name in args.notebook:
+        started = time.perf_counter()
+        own = {setting: value for setting, value in values.items() if setting in known[name]}
+        page = notebooks.run_notebook(name, own, artifacts_dir() / "report" / "notebooks")
+        print(f"{name}: {time.perf_counter() - started:.0f} s → {page}", flush=True)
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Run the suite on the embedded model, with three training seeds, and print what came out."""
+    from helpers.report import Section, build_report
+
+    started = args.started or time.time()
+    pages = artifacts_dir() / "report" / "notebooks"
+    for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
+        old.unlink()
+    for name in DEMO:
+        print(f"[{time.time() - started:4.0f} s] notebook {name} …", flush=True)
+        notebooks.run_notebook(name, DEMO_PARAMETERS.get(name), pages)
+    section = Section("99_demo", "The whole demo")
+    section.single("demo_seconds", time.time() - started)
+    section.save()
+    page = build_report()
+    print_summary(read_json(page.parent / "summary.json"))
+    print(f"report: {page}")
+
+
+def print_summary(figures: dict[str, dict[str, float]]) -> None:
+    for name, figure in figures.items():
+        interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["n"] > 1 else ""
+        print(f"{name:<36} {figure['value']:>10.4g}{interval} (n = {figure['n']}, seed {figure['seed']})")
+
+
+def sync(args: argparse.Namespace) -> None:
+    """Write the notebooks from their percent-format sources."""
+    for path in notebooks.sync():
+        print(path)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="command")
+    command = commands.add_parser("demo", help="run the suite on the embedded model and write the report")
+    command.add_argument("--started", type=float, help="time (seconds since 1970) from which demo_seconds counts")
+    command.set_defaults(action=demo)
+    command = commands.add_parser("run", help="run notebooks whole, in the order given")
+    command.add_argument("notebook", nargs="+", help="for example 02 04 06")
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter")
+    command.set_defaults(action=run)
+    command = commands.add_parser("sync", help="write notebooks/*.ipynb from notebooks/src/*.py")
+    command.set_defaults(action=sync)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    try:
+        args.action(args)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

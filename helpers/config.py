@@ -1,0 +1,51 @@
+"""One small dataclass a stage, and the presets.
+
+The comments do the arithmetic; the T4 figures are arithmetic too, not measurements.
+"""
+
+from dataclasses import dataclass
+
+from helpers.runtime import UsageError
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    r: int = 16
+    alpha: int = 32  # updates are scaled by alpha / r = 2
+    dropout: float = 0.0  # 0, so that the first-step loss is exactly ln 2
+    target_modules: tuple[str, ...] = ALL_LINEAR
+    vision: bool = False  # True trains the vision tower as well
+
+
+@dataclass(frozen=True)
+class DPOSettings:
+    beta: float = 0.1
+    sft_weight: float = 0.0  # weight of −log p(chosen) / token, against likelihood displacement
+    learning_rate: float = 5e-6
+    steps: int = 400
+    batch_size: int = 2  # pairs in one forward: 2 × (chosen + rejected) = 4 sequences
+    accumulation: int = 8  # pairs a step = 2 × 8 = 16
+    warmup_share: float = 0.1
+    gradient_checkpointing: bool = True
+    lora: LoraSettings = LoraSettings()
+
+
+DPO_PRESETS = {
+    # 120 steps × 16 pairs = 1,920 pairs
+    "tiny": DPOSettings(
+        beta=0.5, sft_weight=1.0, learning_rate=3e-4, steps=120, batch_size=16, accumulation=1,
+        gradient_checkpointing=False,
+    ),
+    # Qwen2-VL-2B in 4-bit on a T4: 2 pairs × 2 × (256 visual + ~60 text tokens) a forward
+    "t4": DPOSettings(),
+}
+
+
+def dpo_preset(name: str) -> DPOSettings:
+    """The settings called `name`. Raises UsageError listing the presets."""
+    if name not in DPO_PRESETS:
+        raise UsageError(f"unknown DPO preset {name!r}: choose {' or '.join(DPO_PRESETS)}, or add one to helpers/config.py")
+    return DPO_PRESETS[name]

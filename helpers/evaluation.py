@@ -1,0 +1,149 @@
+"""Held-out evaluation: does the answer state the true counts, and does it come from the image?
+
+The same questions are asked with the right images, with the images of other items ("shuffled") and
+with grey ones ("blank"). A model that reads the image falls to chance on the latter two; one that
+does not never needed them. Taught in notebook 06.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from helpers import models
+from helpers.counting import is_exact, is_well_formed, parse_counts
+from helpers.formats import CountedImage
+from helpers.losses import completion_logps
+from helpers.pairs import answer_budget, question_for
+from helpers.prompts import encode
+from helpers.runtime import open_image
+from helpers.statistics import Proportion, proportion
+
+CONDITIONS = ("right", "shuffled", "blank")
+
+
+@dataclass(frozen=True)
+class CountingResult:
+    """Answers to one set of counting questions; all sequences are in the order of the items."""
+
+    items: Sequence[CountedImage]
+    answers: list[str]
+    images: str  # "right", "shuffled" or "blank"
+    temperature: float
+    seed: int
+
+    @property
+    def exact(self) -> np.ndarray:  # (items,) bool: every count is true
+        return np.array([is_exact(a, item.counts) for a, item in zip(self.answers, self.items, strict=True)])
+
+    @property
+    def well_formed(self) -> np.ndarray:  # (items,) bool: exactly the answer sentence
+        return np.array([is_well_formed(a, list(i.counts)) for a, i in zip(self.answers, self.items, strict=True)])
+
+    @property
+    def exact_share(self) -> Proportion:
+        return proportion(int(self.exact.sum()), len(self.items))
+
+    @property
+    def well_formed_share(self) -> Proportion:
+        return proportion(int(self.well_formed.sum()), len(self.items))
+
+    def errors(self) -> dict[str, np.ndarray]:
+        """Stated minus true count of each class, (items,); NaN where the answer has no counts."""
+        rows = [parse_counts(a, list(item.counts)) for a, item in zip(self.answers, self.items, strict=True)]
+        return {
+            cls: np.array([np.nan if r is None else r[cls] - i.counts[cls] for r, i in zip(rows, self.items, strict=True)])
+            for cls in self.items[0].counts
+        }
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A random order of 0 … n−1 in which nothing keeps its place (one cycle; Sattolo 1986)."""
+    if n < 2:
+        raise ValueError(f"{n} item cannot be shuffled: at least 2 are needed")
+    cycle = np.random.default_rng(seed).permutation(n)
+    order = np.empty(n, dtype=int)
+    order[cycle] = np.roll(cycle, 1)
+    return order
+
+
+def images_for(items: Sequence[CountedImage], condition: str = "right", seed: int = 0) -> list[Image.Image]:
+    """The images to show with the questions about `items`: their own, each other's, or grey ones."""
+    images = [open_image(item.path) for item in items]
+    if condition == "right":
+        return images
+    if condition == "shuffled":
+        return [images[i] for i in derangement(len(images), seed)]
+    if condition == "blank":
+        return [Image.new("RGB", image.size, (127, 127, 127)) for image in images]
+    raise ValueError(f"unknown condition {condition!r}: choose from {CONDITIONS}")
+
+
+def evaluate_counting(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    items: Sequence[CountedImage],
+    *,
+    images: str = "right",
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> CountingResult:
+    """Ask the counting question about every item (greedy at temperature 0)."""
+    answers = models.generate_answers(
+        model,
+        processor,
+        images_for(items, images, seed),
+        [question_for(item, number) for number, item in enumerate(items)],
+        temperature=temperature,
+        seed=seed,
+        max_new_tokens=answer_budget(processor, items),
+        description=f"{images} images, T = {temperature:g}",
+    )
+    return CountingResult(items, answers, images, temperature, seed)
+
+
+def chance_exact(items: Sequence[CountedImage]) -> float:
+    """Probability that the true counts of another item happen to be right for this one."""
+    keys = [tuple(item.counts.values()) for item in items]
+    n = len(keys)
+    return sum(keys.count(key) - 1 for key in keys) / (n * (n - 1))
+
+
+@torch.no_grad()
+def pair_logps(
+    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, dataset: Dataset, batch_size: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities of the chosen and the rejected answer of every pair, (pairs,) each.
+
+    dataset: columns images, prompt, chosen, rejected, with one image and one user turn a row.
+    """
+    sides = []
+    for side in ("chosen", "rejected"):
+        values = []
+        for start in tqdm(range(0, len(dataset), batch_size), desc=f"log-probs, {side}", leave=False):
+            rows = dataset[start : start + batch_size]
+            inputs, mask = encode(
+                processor,
+                [prompt[-1]["content"] for prompt in rows["prompt"]],
+                [images[0] for images in rows["images"]],
+                [answer[0]["content"] for answer in rows[side]],
+            )
+            inputs, mask = inputs.to(model.device), mask.to(model.device)
+            values.append(completion_logps(model(**inputs).logits, inputs["input_ids"], mask).cpu())
+        sides.append(torch.cat(values).numpy())
+    return sides[0], sides[1]
+
+
+def pair_accuracy(model: PeftModel, processor: ProcessorMixin, dataset: Dataset) -> Proportion:
+    """Share of pairs in which the policy prefers the chosen answer more than the reference does."""
+    chosen, rejected = pair_logps(model, processor, dataset)
+    with models.adapter_off(model):
+        reference_chosen, reference_rejected = pair_logps(model, processor, dataset)
+    margin = (chosen - reference_chosen) - (rejected - reference_rejected)
+    return proportion(int((margin > 0).sum()), len(margin))

@@ -1,0 +1,251 @@
+"""Presets, loading, adapters, sampling: the only module that knows unsloth, bitsandbytes and peft,
+and the only one that asks which checkpoint it is.
+
+The base model is loaded once, in 4-bit NF4 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). A role is
+an adapter on it: the policy is base + LoRA, the reference is the same base with the adapter off.
+
+Only the language model is quantised; the vision tower keeps its precision, since it is small and the
+image features are what the answers depend on.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel on import
+if torch.cuda.is_available() and importlib.util.find_spec("unsloth"):
+    import unsloth  # noqa: F401  unsloth patches transformers, peft and trl, so it must come first
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from helpers.config import LoraSettings
+from helpers.prompts import encode
+from helpers.runtime import ROOT, UsageError, compute_dtype, device, seed_everything, write_json
+
+NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
+POLICY = "default"  # peft's name for the first adapter, which TRL relies on
+
+
+@dataclass(frozen=True)
+class Preset:
+    location: str  # folder in this repository or hub id
+    max_pixels: int  # images are reduced to this many; one visual token of a Qwen2-VL is 28 × 28
+    note: str
+
+
+PRESETS = {
+    "tiny": Preset("data/tiny-qwen2-vl", 112 * 112, "embedded, any CPU, Apache-2.0"),
+    "qwen2-vl-2b": Preset("Qwen/Qwen2-VL-2B-Instruct", 448 * 448, "T4 16 GB, Apache-2.0"),
+    "qwen2-vl-7b": Preset("Qwen/Qwen2-VL-7B-Instruct", 448 * 448, "24 GB, Apache-2.0"),
+    "qwen2.5-vl-3b": Preset("Qwen/Qwen2.5-VL-3B-Instruct", 448 * 448, "T4 16 GB, Qwen research licence"),
+}
+
+
+def locate(name_or_path: str | Path) -> str:
+    """Folder or hub id of a preset name, a local folder or a hub id. Raises UsageError."""
+    name = str(name_or_path)
+    if name in PRESETS:
+        local = ROOT / PRESETS[name].location
+        return str(local) if local.is_dir() else PRESETS[name].location
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise UsageError(f"{name}: this folder holds no config.json. Give the folder of a saved checkpoint.")
+        return name
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and name[0] not in ".":
+        return name
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise UsageError(
+        f"unknown model {name!r}. {hint}Choose a preset ({', '.join(PRESETS)}), "
+        "a folder that holds a checkpoint, or a hub id such as owner/name."
+    )
+
+
+def load_model(
+    name_or_path: str | Path = "tiny", *, four_bit: bool = True, max_pixels: int | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model (eval mode, frozen) and processor of a preset, a local folder or a hub id.
+
+    On a GPU with unsloth installed, unsloth loads it; else transformers with bitsandbytes, on the CPU
+    too. `max_pixels` bounds the image size and so the number of visual tokens (default: the preset's).
+    Raises UsageError if the name is unknown or the checkpoint cannot be read.
+    """
+    location = locate(name_or_path)
+    max_pixels = max_pixels or (PRESETS[str(name_or_path)].max_pixels if str(name_or_path) in PRESETS else None)
+    try:
+        processor = AutoProcessor.from_pretrained(location)
+        load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers
+        model = load(location, four_bit)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"model {name_or_path!r} cannot be loaded from {location} ({reason}). "
+            "Check the name and the network; offline, use the preset 'tiny' or a local folder."
+        ) from error
+    if max_pixels and hasattr(processor.image_processor, "size"):
+        processor.image_processor.size["longest_edge"] = max_pixels
+    model.requires_grad_(False)
+    return model.eval(), processor
+
+
+def _load_with_transformers(location: str, four_bit: bool) -> PreTrainedModel:
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(),
+        llm_int8_skip_modules=[f".*{name}" for name in NOT_LANGUAGE],
+    )
+    model = AutoModelForImageTextToText.from_pretrained(
+        location,
+        dtype=compute_dtype(),
+        quantization_config=quantization if four_bit else None,
+        device_map={"": device()},
+        attn_implementation="sdpa",
+    )
+    # On CPUs with AVX512-BF16, bitsandbytes repacks the weights for inference at the first call in
+    # eval mode. The repacked product has no gradient and rounds to bf16: training after sampling
+    # would go wrong without a word. Keep the plain product everywhere.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _load_with_unsloth(location: str, four_bit: bool) -> PreTrainedModel:
+    model, _ = unsloth.FastVisionModel.from_pretrained(
+        location, load_in_4bit=four_bit, dtype=compute_dtype(), use_gradient_checkpointing="unsloth"
+    )
+    return model
+
+
+def weight_megabytes(model: torch.nn.Module) -> float:
+    """Size of all parameters and buffers in MB (10⁶ bytes), as stored."""
+    tensors = [*model.parameters(), *model.buffers()]
+    quantised = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state") and p.quant_state is not None]
+    extra = sum(state.absmax.nbytes for state in quantised)
+    return (sum(t.nbytes for t in tensors) + extra) / 1e6
+
+
+def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
+    """LoRA on the linear layers named in `settings`, of the language model only unless it says otherwise."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    layers = "|".join(settings.target_modules)
+    anywhere = rf".*\.({layers})"
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=anywhere if settings.vision else rf".*{re.escape(prefix)}\.layers\.\d+\..*\.({layers})",
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> PeftModel:
+    """Put a fresh LoRA adapter on `model` and print how many weights it trains (all in fp32).
+
+    The adapter starts at zero: until it is trained, the answers are those of the base.
+    """
+    seed_everything(seed)
+    peft_model = get_peft_model(model, lora_config(model, settings))
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    trained, total = peft_model.get_nb_trainable_parameters()
+    print(f"LoRA r {settings.r}, α {settings.alpha}: {trained:,} of {total:,} weights are trained ({trained / total:.1%}).")
+    return peft_model
+
+
+def save_adapter(model: PeftModel, folder: Path, about: dict) -> Path:
+    """Save the policy adapter (safetensors) with `about`, a dictionary that says how it was made."""
+    model.save_pretrained(folder, selected_adapters=[POLICY])
+    write_json(folder / "about.json", about)
+    return folder
+
+
+def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = POLICY) -> PeftModel:
+    """Put a saved adapter on `model` under `name` and switch to it. Raises UsageError if it does not fit."""
+    if not (folder / "adapter_config.json").exists():
+        raise UsageError(f"{folder}: holds no adapter (adapter_config.json). Run notebook 04, or give another folder.")
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    except (RuntimeError, ValueError) as error:
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        raise UsageError(f"{folder}: this adapter was trained on {base} and does not fit the model loaded.") from error
+    model.set_adapter(name)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
+    """The reference model: the same base weights, with every adapter switched off."""
+    with model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext():
+        yield model
+
+
+@torch.no_grad()
+def generate_answers(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    description: str = "answers",
+) -> list[str]:
+    """One answer to each (image, prompt): greedy at temperature 0, else sampled from the whole vocabulary.
+
+    Prompts are left-padded; equal arguments give equal answers. Image tokens are never generated.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed")
+    ids = [processor.image_token_id, getattr(processor, "video_token_id", None)]
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=[i for i in ids if i is not None],
+        **sampling,
+    )
+    answers = []
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        for start in tqdm(range(0, len(prompts), batch_size), desc=description, leave=False):
+            rows = slice(start, start + batch_size)
+            inputs, _ = encode(processor, prompts[rows], images[rows])
+            inputs = inputs.to(model.device)
+            output = model.generate(**inputs, generation_config=config)
+            completions = output[:, inputs["input_ids"].shape[1] :]
+            answers += processor.tokenizer.batch_decode(completions, skip_special_tokens=True)
+    model.train(was_training)
+    return answers

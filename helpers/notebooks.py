@@ -1,0 +1,101 @@
+"""Notebooks as programs: set their parameters, run them whole, keep the percent-format pairs equal.
+
+A parameter is a name assigned in the cell tagged `parameters`; a run puts a cell with other values
+behind it, as papermill does. jupytext, nbclient and nbconvert are development packages, so they are
+imported where they are used: Colab does without them.
+"""
+
+import ast
+import os
+from pathlib import Path
+from typing import Any
+
+from helpers.runtime import ROOT, UsageError, write_text
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def find_notebook(name: str) -> Path:
+    """`"04"` or `"04_train_dpo"` → its path. Raises UsageError listing the notebooks there are."""
+    found = sorted(NOTEBOOKS.glob(f"{name.removesuffix('.ipynb')}*.ipynb"))
+    if len(found) != 1:
+        known = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb")))
+        raise UsageError(f"no notebook {name!r}: choose one of {known}")
+    return found[0]
+
+
+def parameters(name: str) -> list[str]:
+    """Names that the `parameters` cell of a notebook assigns."""
+    import nbformat
+
+    cells = nbformat.read(find_notebook(name), as_version=4).cells
+    source = cells[_parameters_cell(cells)].source
+    targets = [t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _parameters_cell(cells: list) -> int:
+    tagged = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise UsageError(f"the notebook has {len(tagged)} cells tagged 'parameters', it needs one")
+    return tagged[0]
+
+
+def run_notebook(name: str, values: dict[str, Any] | None = None, html_folder: Path | None = None) -> Path | None:
+    """Run a notebook whole in a kernel of its own; the executed page goes to `html_folder`.
+
+    Raises UsageError with the notebook, the cell and the last lines of its error if a cell fails.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    path = find_notebook(name)
+    notebook = nbformat.read(path, as_version=4)
+    if values:
+        source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+        notebook.cells.insert(_parameters_cell(notebook.cells) + 1, nbformat.v4.new_code_cell(source))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    client = NotebookClient(
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+    )
+    try:
+        client.execute(env=environment)
+    except CellExecutionError as error:
+        last = [line for line in str(error).splitlines() if line.strip()][-3:]
+        raise UsageError(f"{path.name} stopped: " + " | ".join(last)) from None
+    return _save_html(notebook, html_folder / f"{path.stem}.html") if html_folder else None
+
+
+def _save_html(notebook, path: Path) -> Path:
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter(embed_images=True).from_notebook_node(notebook)
+    return write_text(path, page)
+
+
+def from_source(source: Path):
+    """The notebook that a percent-format file stands for: stripped, with stable cell ids."""
+    import jupytext
+
+    notebook = jupytext.read(source)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def sync() -> list[Path]:
+    """Write every `notebooks/src/*.py` as its stripped `.ipynb`; returns the notebooks."""
+    import nbformat
+
+    written = []
+    for source in sorted((NOTEBOOKS / "src").glob("*.py")):
+        target = NOTEBOOKS / f"{source.stem}.ipynb"
+        written.append(write_text(target, nbformat.writes(from_source(source)) + "\n"))
+    return written

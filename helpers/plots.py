@@ -1,0 +1,117 @@
+"""Figures: pictures of data, training curves, intervals. Every function returns a matplotlib Figure."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+from matplotlib.figure import Figure
+from PIL import Image
+from transformers import TrainerCallback
+
+from helpers.statistics import Proportion
+
+CHOSEN, REJECTED, NEUTRAL, ACCENT = "#1a7f5a", "#c0392b", "#57606a", "#2f6fb7"
+CURVES = {  # title: (TRL's keys, level of an untrained model)
+    "loss": (("loss",), None),
+    "accuracy: chosen preferred": (("rewards/accuracies",), 0.5),
+    "margin β · (chosen − rejected)": (("rewards/margins",), 0.0),
+    "log-probability of the answers": (("logps/chosen", "logps/rejected"), None),
+}
+
+
+def image_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 4) -> Figure:
+    """Pictures in rows, a title over each."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 3.3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image)
+        axis.set_title(title, fontsize=9)
+    plt.close(figure)
+    return figure
+
+
+def training_curves(log: Sequence[Mapping[str, float]], steps: int | None = None) -> Figure:
+    """Loss, accuracy, margin and both log-probabilities against the step, with a running mean of 5."""
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(15, 3.2), layout="constrained")
+    for axis, (title, (keys, level)) in zip(axes, CURVES.items(), strict=True):
+        for key, color in zip(keys, (CHOSEN if len(keys) > 1 else ACCENT, REJECTED), strict=False):
+            values = np.array([row[key] for row in log])
+            axis.plot(range(1, len(values) + 1), values, color=color, alpha=0.3, linewidth=1)
+            means = [values[max(0, i - 4) : i + 1].mean() for i in range(len(values))]
+            axis.plot(range(1, len(values) + 1), means, color=color, label=key.split("/")[-1])
+        if level is not None:
+            axis.axhline(level, color=NEUTRAL, linestyle=":", linewidth=1)
+        if len(keys) > 1:
+            axis.legend(frameon=False)
+        axis.set(title=title, xlabel="step", xlim=(0, steps or len(log) + 1))
+        axis.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)
+    return figure
+
+
+class LiveCurves(TrainerCallback):
+    """Redraws `training_curves` in the cell's output while the trainer runs, at most every `seconds`."""
+
+    def __init__(self, seconds: float = 3.0):
+        self.seconds, self.log, self.handle, self.drawn = seconds, [], None, 0.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "rewards/margins" in logs:
+            self.log.append(dict(logs))
+            if time.monotonic() - self.drawn > self.seconds:
+                self._draw(state.max_steps)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.log:
+            self._draw(state.max_steps)
+
+    def _draw(self, steps: int) -> None:
+        figure = training_curves(self.log, steps)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        self.drawn = time.monotonic()
+
+
+def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -> Figure:
+    """Proportions with their 95 % intervals: one row a measure, one colour a model.
+
+    groups: {model: {measure: Proportion}}; all models have the same measures.
+    """
+    measures = list(next(iter(groups.values())))
+    figure, axis = plt.subplots(figsize=(9, 0.8 + 0.55 * len(measures)), layout="constrained")
+    colors = [NEUTRAL, CHOSEN, ACCENT, "#8e44ad", "#b7791f"]
+    for number, (model, values) in enumerate(groups.items()):
+        offset = (number - (len(groups) - 1) / 2) * 0.16
+        heights = np.arange(len(measures)) + offset
+        points = [values[measure] for measure in measures]
+        axis.hlines(heights, [p.low for p in points], [p.high for p in points], color=colors[number % 5], linewidth=3, alpha=0.5)
+        axis.plot([p.value for p in points], heights, "o", color=colors[number % 5], label=model)
+    axis.set(yticks=range(len(measures)), yticklabels=measures, xlim=(-0.02, 1.02), title=title, ylim=(len(measures) - 0.5, -0.5))
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    plt.close(figure)
+    return figure
+
+
+def error_chart(errors: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """Histogram of stated − true count for every class. errors: {model: {class: (items,)}}."""
+    classes = list(next(iter(errors.values())))
+    figure, axes = plt.subplots(1, len(classes), figsize=(3.4 * len(classes), 2.8), sharey=True, squeeze=False, layout="constrained")
+    bins = np.arange(-3.5, 4.5)
+    for axis, cls in zip(axes[0], classes, strict=True):
+        for (model, values), color in zip(errors.items(), (NEUTRAL, CHOSEN, ACCENT), strict=False):
+            known = values[cls][~np.isnan(values[cls])]
+            axis.hist(np.clip(known, -3, 3), bins, color=color, alpha=0.55, label=model)
+        axis.set(title=cls, xlabel="stated − true")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("held-out images")
+    axes[0, -1].legend(frameon=False)
+    plt.close(figure)
+    return figure

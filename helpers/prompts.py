@@ -1,0 +1,71 @@
+"""Records to model inputs: the only place that knows the chat template.
+
+Images come first and the text after them, where TRL puts them too, so that what is sampled, trained
+and evaluated is one and the same sequence.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+
+
+def chat_messages(prompt: str, images: int = 1) -> list[dict]:
+    """One user turn: `images` placeholders, then the text."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+    return [{"role": "user", "content": content}]
+
+
+def render(processor: ProcessorMixin, prompt: str, images: int = 1) -> str:
+    """The prompt as the model sees it, up to the point where the answer begins."""
+    return processor.apply_chat_template(chat_messages(prompt, images), add_generation_prompt=True, tokenize=False)
+
+
+def encode(
+    processor: ProcessorMixin,
+    prompts: Sequence[str],
+    images: Sequence[Image.Image],
+    completions: Sequence[str] | None = None,
+) -> tuple[BatchFeature, torch.Tensor | None]:
+    """One image and one prompt a row → model inputs, left-padded (prompts end in the same column).
+
+    With `completions`, each is appended with the end-of-turn token and the second value is its mask,
+    (batch, seq), 1 on completion tokens; else the second value is None.
+    """
+    texts = [render(processor, prompt) for prompt in prompts]
+    if completions is None:
+        return _tokenize(processor, texts, images), None
+    end = end_of_turn(processor)
+    full = _tokenize(processor, [t + c + end for t, c in zip(texts, completions, strict=True)], images)
+    mask = torch.zeros_like(full["input_ids"])
+    for row, completion in enumerate(completions):
+        length = len(processor.tokenizer(completion + end, add_special_tokens=False)["input_ids"])
+        mask[row, -length:] = 1
+    return full, mask
+
+
+def _tokenize(processor: ProcessorMixin, texts: list[str], images: Sequence[Image.Image]) -> BatchFeature:
+    return processor(
+        text=texts,
+        images=[[image] for image in images],
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,  # the template has written them
+        return_tensors="pt",
+    )
+
+
+def end_of_turn(processor: ProcessorMixin) -> str:
+    """The token with which the model ends an answer."""
+    return processor.tokenizer.eos_token
+
+
+def image_token_id(processor: ProcessorMixin) -> int:
+    """Id of the token that stands for one visual token."""
+    return processor.image_token_id
+
+
+def count_image_tokens(processor: ProcessorMixin, inputs: BatchFeature) -> list[int]:
+    """Number of visual tokens in each row of `inputs`."""
+    return (inputs["input_ids"] == image_token_id(processor)).sum(-1).tolist()

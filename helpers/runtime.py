@@ -1,0 +1,135 @@
+"""What every stage needs from the machine: errors people can read, seeds, memory, artifact paths.
+
+`artifacts/` is how one notebook hands its work to the next. Files are written under a temporary
+name and renamed, so that a killed notebook leaves either the old file or the new one, never half.
+"""
+
+import json
+import os
+import random
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UsageError(ValueError):
+    """Something the reader can put right. The message says what is wrong, where, and what to do.
+
+    Notebooks show it as one line instead of a traceback; the command line prints it and exits with 1.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls this instead of formatting a traceback
+        return [f"Error: {self}"]
+
+
+def artifacts_dir() -> Path:
+    """Where notebooks leave what they make: `$VLM_ARTIFACTS`, else `artifacts/` in the repository."""
+    folder = Path(os.environ.get("VLM_ARTIFACTS", ROOT / "artifacts"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def artifact(name: str, made_by: str, fallback: Callable[[], Path]) -> Path:
+    """Path of what an earlier notebook made; if it is not there, say so loudly and use `fallback()`."""
+    path = artifacts_dir() / name
+    if path.exists():
+        print(f"Using {_short(path)}, made by {made_by}.")
+        return path
+    substitute = fallback()
+    print(
+        f"⚠️  FALLBACK: {_short(path)} does not exist, because {made_by} has not been run.\n"
+        f"⚠️  Using {_short(substitute)} instead. For your own data, run {made_by} first.",
+    )
+    return substitute
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file in one step: readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UsageError naming file, line and column."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file. Check the path, or run the notebook that makes it.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}).") from None
+
+
+def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
+    """The image at `path` as RGB, turned the way its camera was held.
+
+    Raises UsageError with `where` (a file and record) if it is missing or cannot be read.
+    """
+    where = where or str(path)
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise UsageError(f"{where}: image {path} does not exist. Paths are relative to the data file.") from None
+    except (UnidentifiedImageError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{where}: image {path} cannot be read ({reason}). Replace or remove it.") from None
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype() -> torch.dtype:
+    """fp32 on a CPU, bf16 on a GPU that has it in hardware, else fp16.
+
+    `torch.cuda.is_bf16_supported()` is True on a T4, which only emulates bf16, so the compute
+    capability decides: ≥ (8, 0).
+    """
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def peak_memory_gb() -> float:
+    """Peak memory of this process in GB (10⁹ bytes): GPU memory if there is a GPU, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def machine_summary() -> str:
+    """One line: device, cores or GPU memory, dtype, versions that matter."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        place = f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
+    else:
+        place = f"CPU, {torch.get_num_threads()} threads"
+    return f"{place}, {str(compute_dtype()).removeprefix('torch.')}, torch {torch.__version__}"

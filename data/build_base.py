@@ -35,11 +35,11 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers.evaluation import evaluate_counting  # noqa: E402
-from helpers.formats import read_yolo  # noqa: E402
-from helpers.models import load_model  # noqa: E402
-from helpers.runtime import write_text  # noqa: E402
-from helpers.scenes import (  # noqa: E402
+from helpers.evaluation import evaluate_counting
+from helpers.formats import read_yolo
+from helpers.models import load_model
+from helpers.runtime import write_text
+from helpers.scenes import (
     COLORS,
     GRID,
     KINDS,
@@ -51,12 +51,24 @@ from helpers.scenes import (  # noqa: E402
     make_scene,
     write_split,
 )
-from helpers.statistics import Proportion  # noqa: E402
+from helpers.statistics import Proportion
 
-SPECIAL_TOKENS = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 # Qwen2-VL's template, except that the newline between turns belongs to the next turn: a completion
 # then ends in <|im_end|>, the last token the model itself writes.
 CHAT_TEMPLATE = (
@@ -266,13 +278,13 @@ The notebooks repair this with preferences. Do not use it to count anything.
 **Made by** `python data/build_base.py --steps {args.steps} --batch-size {args.batch_size} --learning-rate {args.learning_rate:g} --seed {args.seed}` in {seconds:.0f} s of training on {torch.get_num_threads()} CPU threads (torch {torch.__version__}).
 
 **Data**: {args.steps * args.batch_size:,} procedural scenes, each seen once, seeds from
-{SPLIT_SEEDS['base'][0]:,}; no licence attaches to them. {1 - EASY_SHARE:.0%} ask for all counts, the rest for one
+{SPLIT_SEEDS["base"][0]:,}; no licence attaches to them. {1 - EASY_SHARE:.0%} ask for all counts, the rest for one
 count, a colour, presence or a reason.
 
-**Figures**, 400 test scenes (seeds from {SPLIT_SEEDS['test'][0]:,}), seed 0, 95 % Wilson intervals:
+**Figures**, 400 test scenes (seeds from {SPLIT_SEEDS["test"][0]:,}), seed 0, 95 % Wilson intervals:
 
-| share of answers | {' | '.join(table)} |
-|---|{'---|' * len(table)}
+| share of answers | {" | ".join(table)} |
+|---|{"---|" * len(table)}
 {rows}
 """,
     )

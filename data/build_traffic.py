@@ -12,11 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers.formats import read_yolo  # noqa: E402
-from helpers.models import load_model  # noqa: E402
-from helpers.pairs import build_records, sample_own_answers  # noqa: E402
-from helpers.preferences import write_records  # noqa: E402
-from helpers.scenes import write_split  # noqa: E402
+from helpers.formats import read_yolo
+from helpers.models import load_model
+from helpers.pairs import build_records, sample_own_answers
+from helpers.preferences import write_records
+from helpers.scenes import write_split
 
 NUMBERS = {"train": 512, "validation": 64, "test": 400}
 

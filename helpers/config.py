@@ -36,7 +36,12 @@ class DPOSettings:
 DPO_PRESETS = {
     # 120 steps × 16 pairs = 1,920 pairs
     "tiny": DPOSettings(
-        beta=0.5, sft_weight=1.0, learning_rate=3e-4, steps=120, batch_size=16, accumulation=1,
+        beta=1.0,
+        sft_weight=2.0,
+        learning_rate=3e-4,
+        steps=120,
+        batch_size=16,
+        accumulation=1,
         gradient_checkpointing=False,
     ),
     # Qwen2-VL-2B in 4-bit on a T4: 2 pairs × 2 × (256 visual + ~60 text tokens) a forward
@@ -47,5 +52,7 @@ DPO_PRESETS = {
 def dpo_preset(name: str) -> DPOSettings:
     """The settings called `name`. Raises UsageError listing the presets."""
     if name not in DPO_PRESETS:
-        raise UsageError(f"unknown DPO preset {name!r}: choose {' or '.join(DPO_PRESETS)}, or add one to helpers/config.py")
+        raise UsageError(
+            f"unknown DPO preset {name!r}: choose {' or '.join(DPO_PRESETS)}, or add one to helpers/config.py"
+        )
     return DPO_PRESETS[name]

@@ -58,7 +58,9 @@ class CountingResult:
         """Stated minus true count of each class, (items,); NaN where the answer has no counts."""
         rows = [parse_counts(a, list(item.counts)) for a, item in zip(self.answers, self.items, strict=True)]
         return {
-            cls: np.array([np.nan if r is None else r[cls] - i.counts[cls] for r, i in zip(rows, self.items, strict=True)])
+            cls: np.array(
+                [np.nan if r is None else r[cls] - i.counts[cls] for r, i in zip(rows, self.items, strict=True)]
+            )
             for cls in self.items[0].counts
         }
 

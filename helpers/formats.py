@@ -61,13 +61,15 @@ def read_yolo(folder: Path, split: str) -> list[CountedImage]:
 
 
 def evaluation_split(folder: Path) -> str:
-    """"test" if the folder has one, else "valid" (then nothing else may be chosen on it)."""
+    """ "test" if the folder has one, else "valid" (then nothing else may be chosen on it)."""
     return "test" if (folder / "test" / "images").is_dir() else "valid"
 
 
 def _count_labels(path: Path, classes: list[str]) -> Counts:
     if not path.exists():
-        raise UsageError(f"{path}: label file is missing. Add it (empty if nothing is to be counted) or drop the image.")
+        raise UsageError(
+            f"{path}: label file is missing. Add it (empty if nothing is to be counted) or drop the image."
+        )
     counts = dict.fromkeys(classes, 0)
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         fields = line.split()
@@ -98,6 +100,11 @@ def write_yolo(folder: Path, split: str, name: str, image, boxes: list[tuple[int
     width, height = image.size
     lines = []
     for number, (left, top, right, bottom) in boxes:
-        x, y, w, h = (left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height
+        x, y, w, h = (
+            (left + right) / 2 / width,
+            (top + bottom) / 2 / height,
+            (right - left) / width,
+            (bottom - top) / height,
+        )
         lines.append(f"{number} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n")
     (labels / f"{name}.txt").write_text("".join(lines), encoding="utf-8")

@@ -23,7 +23,7 @@ import torch
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel on import
 if torch.cuda.is_available() and importlib.util.find_spec("unsloth"):
-    import unsloth  # noqa: F401  unsloth patches transformers, peft and trl, so it must come first
+    import unsloth
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
@@ -66,7 +66,7 @@ def locate(name_or_path: str | Path) -> str:
     if name in PRESETS:
         local = ROOT / PRESETS[name].location
         return str(local) if local.is_dir() else PRESETS[name].location
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise UsageError(f"{name}: this folder holds no config.json. Give the folder of a saved checkpoint.")
         return name
@@ -172,7 +172,9 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trained, total = peft_model.get_nb_trainable_parameters()
-    print(f"LoRA r {settings.r}, α {settings.alpha}: {trained:,} of {total:,} weights are trained ({trained / total:.1%}).")
+    print(
+        f"LoRA r {settings.r}, α {settings.alpha}: {trained:,} of {total:,} weights are trained ({trained / total:.1%})."
+    )
     return peft_model
 
 

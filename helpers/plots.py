@@ -1,5 +1,6 @@
 """Figures: pictures of data, training curves, intervals. Every function returns a matplotlib Figure."""
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
@@ -22,12 +23,15 @@ CURVES = {  # title: (TRL's keys, level of an untrained model)
 
 
 def image_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 4) -> Figure:
-    """Pictures in rows, a title over each."""
+    """Pictures in rows, a title over each (long lines are wrapped)."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 3.3 * rows), squeeze=False, layout="constrained")
+    wrapped = ["\n".join(textwrap.fill(line, 42) for line in title.splitlines()) for title in titles]
+    lines = max(title.count("\n") + 1 for title in wrapped)
+    size = (3.2 * columns, (3.1 + 0.16 * lines) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+    for axis, image, title in zip(axes.flat, images, wrapped, strict=False):
         axis.imshow(image)
         axis.set_title(title, fontsize=9)
     plt.close(figure)
@@ -90,9 +94,17 @@ def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -
         offset = (number - (len(groups) - 1) / 2) * 0.16
         heights = np.arange(len(measures)) + offset
         points = [values[measure] for measure in measures]
-        axis.hlines(heights, [p.low for p in points], [p.high for p in points], color=colors[number % 5], linewidth=3, alpha=0.5)
+        axis.hlines(
+            heights, [p.low for p in points], [p.high for p in points], color=colors[number % 5], linewidth=3, alpha=0.5
+        )
         axis.plot([p.value for p in points], heights, "o", color=colors[number % 5], label=model)
-    axis.set(yticks=range(len(measures)), yticklabels=measures, xlim=(-0.02, 1.02), title=title, ylim=(len(measures) - 0.5, -0.5))
+    axis.set(
+        yticks=range(len(measures)),
+        yticklabels=measures,
+        xlim=(-0.02, 1.02),
+        title=title,
+        ylim=(len(measures) - 0.5, -0.5),
+    )
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -103,7 +115,9 @@ def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -
 def error_chart(errors: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Histogram of stated − true count for every class. errors: {model: {class: (items,)}}."""
     classes = list(next(iter(errors.values())))
-    figure, axes = plt.subplots(1, len(classes), figsize=(3.4 * len(classes), 2.8), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(classes), figsize=(3.4 * len(classes), 2.8), sharey=True, squeeze=False, layout="constrained"
+    )
     bins = np.arange(-3.5, 4.5)
     for axis, cls in zip(axes[0], classes, strict=True):
         for (model, values), color in zip(errors.items(), (NEUTRAL, CHOSEN, ACCENT), strict=False):

@@ -11,6 +11,7 @@ the position of an answer never says how good it is.
 
 import itertools
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +119,7 @@ def read_records(path: Path) -> list[PreferenceRecord]:
         if not line.strip():
             continue
         try:
-            records.append(PreferenceRecord.model_validate(json.loads(line)))
+            records.append(PreferenceRecord.model_validate(json.loads(line.decode("utf-8-sig"))))
         except UnicodeDecodeError:
             raise UsageError(f"{path}:{number}: not UTF-8 text. Save the file as UTF-8.") from None
         except json.JSONDecodeError as error:
@@ -130,6 +131,11 @@ def read_records(path: Path) -> list[PreferenceRecord]:
     if not records:
         raise UsageError(f"{path}: holds no records. Run notebook 02 again, or give another file.")
     return records
+
+
+def image_paths(path: Path, record: PreferenceRecord) -> list[Path]:
+    """Where the images of a record of the file `path` are."""
+    return [Path(os.path.normpath(path.parent / name)) for name in record.images]
 
 
 def write_records(path: Path, records: Iterable[PreferenceRecord]) -> Path:
@@ -148,7 +154,7 @@ def to_trl(path: Path, records: list[PreferenceRecord]) -> Dataset:
     rows = []
     for number, record in enumerate(tqdm(records, desc="images", leave=False), start=1):
         where = f"{path} (record {record.id or number})"
-        images = [path.parent / name for name in record.images]
+        images = image_paths(path, record)
         for image in images:
             open_image(image, where)  # fails here, with a name, rather than in the middle of training
         prompt = [message.model_dump() for message in record.prompt]

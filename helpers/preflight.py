@@ -34,12 +34,13 @@ def preflight(trainer: DPOTrainer, pairs: int = 8) -> list[Check]:
     """
     examples = [trainer.train_dataset[i] for i in range(min(pairs, len(trainer.train_dataset)))]
     batch = _collate(trainer, examples)
+    trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
     was_training = trainer.model.training
     trainer.model.eval()  # dropout off
     checks = [_image_tokens(trainer, batch), _pixel_values(batch)]
     if all(check.passed for check in checks):  # else the model cannot run, or would run on text alone
         checks += [_different_answers(batch), _end_of_turn(trainer, batch), _ln2(trainer, batch)]
-        checks += [_gradients(trainer, batch), _image_matters(trainer, batch, examples)]
+        checks += [_gradients(trainer, batch, trainable), _image_matters(trainer, batch, examples)]
     trainer.model.train(was_training)
     trainer._metrics["eval"].clear()
     _print(checks)
@@ -141,19 +142,27 @@ def _ln2(trainer: DPOTrainer, batch: dict) -> Check:
     )
 
 
-def _gradients(trainer: DPOTrainer, batch: dict) -> Check:
-    """One backward pass: every adapter matrix B gets a gradient (A's is zero while B = 0), nothing else does."""
-    trainer.model.zero_grad()
-    trainer.compute_loss(trainer.model, batch).backward()
-    reached = {n for n, p in trainer.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    trainer.model.zero_grad()
-    expected = {n for n, p in trainer.model.named_parameters() if p.requires_grad and "lora_B" in n}
-    foreign = sorted(n for n in reached if "lora_" not in n)
-    missed = sorted(expected - reached)
+def _gradients(trainer: DPOTrainer, batch: dict, trainable: set[str]) -> Check:
+    """One backward pass: every adapter matrix B gets a gradient (A's is zero while B = 0), nothing else does.
+
+    trainable: the weights that required a gradient before any pass. peft makes the whole adapter
+    trainable again whenever it is switched off and on, but an optimizer that exists by then does not
+    know the weights that were frozen.
+    """
+    model = trainer.model
+    model.zero_grad()
+    loss = trainer.compute_loss(model, batch)
+    if loss.requires_grad:
+        loss.backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()} & trainable
+    model.zero_grad()
+    adapter = {name for name, _ in model.named_parameters() if "lora_B" in name}
+    missed = sorted(adapter - reached)
+    foreign = sorted(name for name in trainable if "lora_" not in name)
     return Check(
         "gradient",
-        bool(expected) and not foreign and not missed,
-        f"reaches {len(expected) - len(missed)} of {len(expected)} adapter layers and {len(foreign)} other weights",
+        bool(adapter) and not foreign and not missed,
+        f"reaches {len(adapter) - len(missed)} of {len(adapter)} adapter layers and {len(foreign)} other weights",
         f"Freeze the base and train the adapter (first outside: {foreign[:1]}, first missed: {missed[:1]}).",
     )
 

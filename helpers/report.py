@@ -10,6 +10,7 @@ import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from helpers.runtime import artifacts_dir, machine_summary, peak_memory_gb, read_json, write_json, write_text
@@ -33,15 +34,30 @@ class Section:
 
     name: str  # "04_train_dpo"
     title: str
+    conclusions: list[str] = field(default_factory=list)  # also shown at the top of the page
     sentences: list[str] = field(default_factory=list)
     headlines: dict[str, Headline] = field(default_factory=dict)
-    table: list[list[str]] = field(default_factory=list)  # first row: column heads
+    tables: list[str] = field(default_factory=list)  # HTML
     pictures: list[tuple[str, str]] = field(default_factory=list)  # (caption, PNG in base64)
 
     def say(self, sentence: str) -> None:
         """Print a sentence and keep it for the report."""
         print(sentence)
         self.sentences.append(sentence)
+
+    def conclude(self, sentence: str) -> None:
+        """Like `say`, and put the sentence at the top of the report."""
+        print(sentence)
+        self.conclusions.append(sentence)
+
+    def table(self, rows: list[list[str]]) -> HTML:
+        """Keep a table (first row: column heads) for the report and return it, so that the cell shows it too."""
+        return self.html(table_html(rows))
+
+    def html(self, fragment: str) -> HTML:
+        """Keep a piece of HTML whose texts are already escaped, and return it for display."""
+        self.tables.append(fragment)
+        return HTML(fragment)
 
     def share(self, name: str, share: Proportion, seed: int = 0) -> None:
         self.headlines[name] = Headline(share.value, share.low, share.high, share.n, seed)
@@ -91,19 +107,24 @@ def build_report() -> Path:
     body = [
         "<h1>Preference alignment of a small vision-language model</h1>",
         f"<p class='note'>{html.escape(machine_summary())}. Intervals are 95 % (Wilson) unless n = 1.</p>",
+        *_in_short(sections),
         _headline_table(headlines),
         *(_section_html(section) for section in sections),
     ]
     return write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(body)))
 
 
+def _in_short(sections: list[Section]) -> list[str]:
+    lines = [html.escape(sentence) for section in sections for sentence in section.conclusions]
+    return ["<h2>In short</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"] if lines else []
+
+
 def _headline_table(headlines: dict[str, Headline]) -> str:
     rows = []
     for name, h in headlines.items():
         interval = f"{h.low:.3f} – {h.high:.3f}" if h.n > 1 else ""
-        value = f"{h.value:.2g}" if 0 < abs(h.value) < 0.001 else f"{h.value:.3f}"
-        rows.append([name, value, interval, str(h.n), str(h.seed)])
-    return "<h2>Headline figures</h2>" + _table([["figure", "value", "95 % interval", "n", "seed"], *rows])
+        rows.append([name, f"{h.value:.4g}", interval, str(h.n), str(h.seed)])
+    return "<h2>Headline figures</h2>" + table_html([["figure", "value", "95 % interval", "n", "seed"], *rows])
 
 
 def _section_html(section: Section) -> str:
@@ -111,21 +132,22 @@ def _section_html(section: Section) -> str:
     notebook = artifacts_dir() / "report" / "notebooks" / f"{section.name}.html"
     if notebook.exists():
         parts.append(f"<p class='note'><a href='notebooks/{notebook.name}'>The notebook as it ran</a></p>")
-    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.sentences]
-    if section.table:
-        parts.append(_table(section.table))
+    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in [*section.conclusions, *section.sentences]]
+    parts += [f"<div class='scroll'>{table}</div>" for table in section.tables]
     for caption, png in section.pictures:
         alt = html.escape(caption)
-        parts.append(f"<figure><img alt='{alt}' src='data:image/png;base64,{png}'><figcaption>{alt}</figcaption></figure>")
+        parts.append(
+            f"<figure><img alt='{alt}' src='data:image/png;base64,{png}'><figcaption>{alt}</figcaption></figure>"
+        )
     return "\n".join(parts)
 
 
-def _table(rows: list[list[str]]) -> str:
-    """rows[0] is the head; all cells are escaped."""
+def table_html(rows: list[list[str]]) -> str:
+    """A table; rows[0] is the head, all cells are escaped."""
     head, *body = [[html.escape(cell) for cell in row] for row in rows]
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
-    return "<div class='scroll'><table>" + "".join(lines) + "</table></div>"
+    return "<table style='text-align:left'>" + "".join(lines) + "</table>"
 
 
 _PAGE = """<!doctype html>

@@ -59,11 +59,24 @@ class Comparison:
         self._own_image: Image.Image | None = None
         wide = w.Layout(width="98%")
         style = {"description_width": "110px"}
-        self.item = w.IntSlider(0, 0, len(items) - 1, description="held-out image", continuous_update=False, style=style, layout=wide)
+        self.item = w.IntSlider(
+            0, 0, len(items) - 1, description="held-out image", continuous_update=False, style=style, layout=wide
+        )
         self.upload = w.FileUpload(accept="image/*", multiple=False, description="own image")
         self.question = w.Text(description="question", continuous_update=False, style=style, layout=wide)
-        self.temperature = w.FloatSlider(0.0, min=0.0, max=2.0, step=0.1, description="temperature", continuous_update=False, style=style, layout=wide)
-        self.seed = w.IntSlider(0, 0, 20, description="sampling seed", continuous_update=False, style=style, layout=wide)
+        self.temperature = w.FloatSlider(
+            0.0,
+            min=0.0,
+            max=2.0,
+            step=0.1,
+            description="temperature",
+            continuous_update=False,
+            style=style,
+            layout=wide,
+        )
+        self.seed = w.IntSlider(
+            0, 0, 20, description="sampling seed", continuous_update=False, style=style, layout=wide
+        )
         self.picture = w.Image(format="png", layout=w.Layout(width="320px", height="auto"))
         self.answers = w.HTML(layout=w.Layout(width="98%", min_height="190px"))
         self.item.observe(self._pick, "value")
@@ -75,7 +88,9 @@ class Comparison:
         self._pick()
 
     def show(self) -> w.Widget:
-        controls = w.VBox([self.item, self.upload, self.question, self.temperature, self.seed], layout=w.Layout(width="420px"))
+        controls = w.VBox(
+            [self.item, self.upload, self.question, self.temperature, self.seed], layout=w.Layout(width="420px")
+        )
         left = w.VBox([self.picture], layout=w.Layout(width="340px"))
         return w.HBox([left, w.VBox([controls, self.answers])], layout=w.Layout(flex_flow="row wrap"))
 
@@ -124,10 +139,14 @@ class Comparison:
 
     def _render(self, before: str, after: str, truth: dict[str, int] | None) -> str:
         rows = []
-        for label, plain, text in zip(("before (base)", "after (policy)"), (before, after), mark_changes(before, after), strict=True):
+        for label, plain, text in zip(
+            ("before (base)", "after (policy)"), (before, after), mark_changes(before, after), strict=True
+        ):
             verdict = "" if truth is None else (" ✓ all counts right" if is_exact(plain, truth) else " ✗ not the truth")
             rows.append(f"<p style='margin:6px 0'><b>{label}</b>{verdict}<br>{text}</p>")
-        known = "unknown: this is your own image" if truth is None else ", ".join(f"{n} {cls}" for cls, n in truth.items())
+        known = (
+            "unknown: this is your own image" if truth is None else ", ".join(f"{n} {cls}" for cls, n in truth.items())
+        )
         return "".join(rows) + f"<p style='margin:6px 0'><b>truth</b><br>{html.escape(known)}</p>"
 
     def _show_error(self, error: Exception) -> None:
@@ -143,9 +162,14 @@ def comparison_table(
     for number in numbers:
         item = items[number]
         cells = []
-        for plain, text in zip((before[number], after[number]), mark_changes(before[number], after[number]), strict=True):
-            cells.append(f"<td>{'✓' if is_exact(plain, item.counts) else '✗'} {text}</td>")
+        for plain, text in zip(
+            (before[number], after[number]), mark_changes(before[number], after[number]), strict=True
+        ):
+            cells.append(f"<td style='text-align:left'>{'✓' if is_exact(plain, item.counts) else '✗'} {text}</td>")
         picture = base64.b64encode(png_bytes(open_image(item.path), width)).decode()
         rows.append(f"<tr><td><img src='data:image/png;base64,{picture}'></td>{''.join(cells)}</tr>")
-    return "<table><tr><th>image</th><th>before (base)</th><th>after (policy)</th></tr>" + "".join(rows) + "</table>"
-
+    return (
+        "<table style='text-align:left'><tr><th>image</th><th>before (base)</th><th>after (policy)</th></tr>"
+        + "".join(rows)
+        + "</table>"
+    )

@@ -1,0 +1,227 @@
+# %% [markdown]
+# # 01 · Load a 4-bit vision-language model and look inside
+#
+# **Goal.** Load a Qwen2-VL in 4 bits, see how a picture becomes tokens, and find out what the model
+# gets wrong, which is what the later notebooks repair.
+#
+# **Needs** nothing. **Makes** one section of the report. **Takes** about 1 minute on a laptop CPU.
+#
+# The default is a tiny Qwen2-VL that comes with this repository and runs offline. It is made of the
+# same classes as the real one, so every cell below also runs `MODEL = "qwen2-vl-2b"` on a GPU.
+
+# %% [markdown]
+# ## Set-up
+
+# %% tags=["setup"]
+# Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
+REPOSITORY = ""  # Colab only: address of the Git repository that this notebook comes from
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "runtime.py").exists()), None)
+if ROOT is None:
+    if not REPOSITORY:
+        raise SystemExit("helpers/ is not here. Open the notebook in its repository, or set REPOSITORY above.")
+    ROOT = Path("/content/repository")
+    if not ROOT.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "-r", str(ROOT / "requirements.txt")]
+    subprocess.run(install, check=True)
+sys.path.insert(0, str(ROOT))
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
+from helpers.runtime import machine_summary
+
+print(machine_summary())
+
+# %% [markdown]
+# ## Parameters
+#
+# `MODEL` is a preset (`tiny`, `qwen2-vl-2b`, …), a folder with a checkpoint, or a hub id. `DATA` is a
+# folder of images with YOLO labels, as Roboflow exports it: put your own here.
+
+# %% tags=["parameters"]
+MODEL = "tiny"
+DATA = "data/traffic"
+
+# %%
+from collections import Counter
+
+from helpers import plots
+from helpers.counting import count_question
+from helpers.evaluation import chance_exact, evaluate_counting
+from helpers.formats import read_yolo
+from helpers.prompts import count_image_tokens, encode, render
+from helpers.report import Section
+from helpers.runtime import open_image
+
+section = Section("01_load_model", "The model before training")
+
+# %% [markdown]
+# ## Load it in 4 bits
+#
+# Weights are stored as 4-bit NF4 numbers with one scale for every 64 of them, and multiplied back to
+# full precision when they are used. A 2-billion-parameter model shrinks from 4.4 GB in fp16 to under
+# 2.5 GB, so a 16 GB card has room left to train on. Only the language model is quantised. The vision
+# tower keeps its precision: it is small, and everything the model can know about the image goes
+# through it.
+
+# %%
+model, processor = models.load_model(MODEL)
+full, _ = models.load_model(MODEL, four_bit=False)
+print(
+    f"{type(model).__name__}: {models.weight_megabytes(full):.2f} MB → {models.weight_megabytes(model):.2f} MB in 4 bits"
+)
+
+# %% [markdown]
+# Which weights became 4-bit? Count the layer types. `Linear4bit` should hold the language model's
+# projections and nothing of the vision tower.
+
+# %%
+linear = [(name, type(module).__name__) for name, module in model.named_modules() if "Linear" in type(module).__name__]
+print(Counter((kind, "vision" if "visual" in name else "language") for name, kind in linear))
+
+# %%
+del full
+
+# %% [markdown]
+# ## Look at the data before using it
+#
+# Each image comes with a label file, one line for every object. The counts of the lines are the
+# ground truth for everything that follows.
+
+# %%
+items = read_yolo(ROOT / DATA, "valid")
+print(f"{len(items)} validation images, classes {list(items[0].counts)}")
+titles = [", ".join(f"{n} {c}" for c, n in item.counts.items() if n) or "nothing" for item in items[:8]]
+plots.image_grid([open_image(item.path) for item in items[:8]], titles)
+
+# %% [markdown]
+# ## Ask one question
+
+# %%
+image, question = open_image(items[1].path), count_question(list(items[1].counts))
+print(question)
+print("model:", models.generate_answers(model, processor, [image], [question])[0])
+print("truth:", items[1].counts)
+
+# %% [markdown]
+# ## What the model really reads
+#
+# A chat model was trained on one exact arrangement of special tokens, its *chat template*. The
+# processor writes it; nobody should write it by hand. Between `<|vision_start|>` and
+# `<|vision_end|>` stands one `<|image_pad|>`, a placeholder for the picture.
+
+# %%
+print(render(processor, question))
+
+# %% [markdown]
+# A well-known student project wrote its prompts by hand, as `<|user|> … <image> <|assistant|>`. That
+# is another model's template: here it is plain text, with no place for the picture. Training ran for
+# 420 steps without an error, and the model never saw an image.
+
+# %%
+hand_written = "<|user|>\nPlease count the vehicles. <image>\n<|assistant|>\n"
+ids = processor.tokenizer(hand_written)["input_ids"]
+print(f"image tokens in the hand-written prompt: {ids.count(processor.image_token_id)}")
+
+# %% [markdown]
+# ## From pixels to tokens
+#
+# Qwen2-VL cuts the image into patches of 14 × 14 pixels and merges 2 × 2 patches into one visual
+# token, so one token stands for 28 × 28 = 784 pixels and
+#
+# $$\text{visual tokens} = \frac{\text{height} \times \text{width}}{784}.$$
+#
+# The processor first rounds both sides to multiples of 28 and shrinks the image if it has more than
+# `max_pixels`. Visual tokens are what costs memory: a 448 × 448 image is 256 of them.
+
+# %%
+inputs, _ = encode(processor, [question], [image])
+height, width = (int(n) * 14 for n in inputs["image_grid_thw"][0, 1:])
+tokens = count_image_tokens(processor, inputs)[0]
+print({name: tuple(value.shape) for name, value in inputs.items()})
+print(f"{image.size} image → {width} × {height} pixels → {height * width} / 784 = {tokens} visual tokens")
+
+# %%
+for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
+    resized, _ = encode(processor, [question], [image.resize(size)])
+    print(f"{size[0]:>5} × {size[1]:<5} → {count_image_tokens(processor, resized)[0]:>4} visual tokens")
+
+# %% [markdown]
+# ## Greedy and sampled answers
+#
+# Greedy decoding takes the likeliest token every time. Sampling at temperature 1 draws from the
+# model's own distribution; preference learning needs these different answers to choose between.
+
+# %%
+print("greedy :", models.generate_answers(model, processor, [image], [question])[0])
+for text in models.generate_answers(model, processor, [image] * 4, [question] * 4, temperature=1.0, seed=1):
+    print("sampled:", text)
+
+# %% [markdown]
+# ## How good is it?
+#
+# An answer is *exact* if every count in it is true, and *well formed* if it is exactly the sentence
+# asked for, whatever the numbers. Intervals are 95 % Wilson intervals: with 64 images they are wide,
+# so this is a first look and not yet a result.
+
+# %%
+greedy = evaluate_counting(model, processor, items)
+sampled = evaluate_counting(model, processor, items, temperature=1.0)
+print("greedy :", "exact", greedy.exact_share, "  well formed", greedy.well_formed_share)
+print("sampled:", "exact", sampled.exact_share, "  well formed", sampled.well_formed_share)
+
+# %% [markdown]
+# The interesting question is *how* it is wrong. Stated minus true count, class by class:
+
+# %%
+section.picture(plots.error_chart({"base": greedy.errors()}), "Stated minus true count of the base, validation images")
+
+# %% [markdown]
+# The tiny model counts cars and buses right and misses motorcycles and bicycles, always downwards.
+# It learnt this from labels whose annotator was careless about small things. Nothing is wrong with
+# its eyes: it has converged, to the wrong behaviour. This is the kind of fault that preference
+# training is for.
+#
+# ## Does the answer come from the image?
+#
+# Ask the same questions with the images exchanged. If the exact share does not collapse to chance,
+# the model is guessing from the question.
+
+# %%
+shuffled = evaluate_counting(model, processor, items, images="shuffled")
+chance = chance_exact(items)
+section.say(
+    f"Base on {len(items)} validation images: exact {greedy.exact_share}; with shuffled images "
+    f"{shuffled.exact_share}, where chance is {chance:.3f}."
+)
+
+# %% [markdown]
+# ## What you should see
+#
+# With the defaults: the 4-bit model a good deal smaller than the full one, 16 visual tokens for a
+# 112 × 112 image, all greedy answers well formed, about a third of them exact, errors only among
+# two-wheelers, and almost none exact with shuffled images.
+#
+# ## Check yourself
+
+# %%
+assert tokens == height * width // 784, "one visual token is 28 × 28 pixels"
+assert ids.count(processor.image_token_id) == 0, "the hand-written template holds no image"
+assert all("visual" not in name for name, kind in linear if kind == "Linear4bit"), "the vision tower is not quantised"
+if MODEL == "tiny" and DATA == "data/traffic":
+    assert greedy.well_formed_share.value == 1.0, "the embedded base always answers in the right form"
+    assert shuffled.exact_share.value < 0.1 < greedy.exact_share.value, "its answers come from the image"
+
+# %%
+section.share("base_exact_validation", greedy.exact_share)
+print("report:", section.save())
+
+# %% [markdown]
+# ## Next
+#
+# [02 · Build preferences](02_build_preferences.ipynb) turns labels and the model's own mistakes into
+# pairs of a better and a worse answer.

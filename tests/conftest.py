@@ -1,0 +1,40 @@
+"""Shared fixtures. The tiny model is loaded once a session; tests that change it load their own."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from helpers import models
+from helpers.formats import read_yolo
+from helpers.preferences import read_records, to_trl
+from helpers.runtime import ROOT
+
+TRAFFIC = ROOT / "data" / "traffic"
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(model, processor) of the embedded base in 4 bits, without an adapter."""
+    return models.load_model("tiny")
+
+
+@pytest.fixture(scope="session")
+def valid_items():
+    return read_yolo(TRAFFIC, "valid")
+
+
+@pytest.fixture(scope="session")
+def pairs_dataset():
+    """32 pairs of the shipped preferences as a TRL data set."""
+    path = TRAFFIC / "preferences.jsonl"
+    return to_trl(path, read_records(path)[:20]).select(range(32))
+
+
+@pytest.fixture
+def artifacts(tmp_path, monkeypatch):
+    """An empty artifacts folder of the test's own."""
+    monkeypatch.setenv("VLM_ARTIFACTS", str(tmp_path / "artifacts"))
+    return tmp_path / "artifacts"

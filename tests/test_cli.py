@@ -1,0 +1,53 @@
+import pytest
+
+from helpers import notebooks
+from helpers.cli import main, parse_setting
+from helpers.runtime import UsageError, artifact, open_image, read_json
+
+
+def test_settings_are_python_literals_or_text():
+    assert parse_setting("STEPS=60") == ("STEPS", 60)
+    assert parse_setting("SEEDS=(0, 1)") == ("SEEDS", (0, 1))
+    assert parse_setting("DATA=/some/folder=x") == ("DATA", "/some/folder=x")
+    with pytest.raises(UsageError, match="write NAME=VALUE"):
+        parse_setting("STEPS")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "77"], "no notebook '77': choose one of 01_load_model"),
+        (
+            ["run", "04", "--set", "STPES=3"],
+            "unknown parameter 'STPES': these notebooks have MODEL, PRESET, SEEDS, STEPS",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_with_1(arguments, message, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_parameters_are_read_from_the_tagged_cell():
+    assert notebooks.parameters("02_build") == ["MODEL", "DATA", "ANSWERS", "NEGATIVES", "SEED"]
+
+
+def test_a_missing_artifact_falls_back_loudly(artifacts, tmp_path, capsys):
+    path = artifact("preferences/train.jsonl", "notebook 02", lambda: tmp_path / "shipped.jsonl")
+    assert path == tmp_path / "shipped.jsonl"
+    assert "FALLBACK" in capsys.readouterr().out
+    (artifacts / "preferences").mkdir(parents=True)
+    (artifacts / "preferences" / "train.jsonl").write_text("")
+    assert artifact("preferences/train.jsonl", "notebook 02", lambda: tmp_path).parent.name == "preferences"
+    assert "FALLBACK" not in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1,\n "b" 2}')
+    with pytest.raises(UsageError, match=r"a\.json:2: not JSON"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(UsageError, match="no such file"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(UsageError, match=r"image .*c\.png does not exist"):
+        open_image(tmp_path / "c.png")

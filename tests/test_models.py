@@ -1,0 +1,203 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from helpers import models
+from helpers.config import LoraSettings
+from helpers.counting import count_question, is_well_formed
+from helpers.evaluation import images_for
+from helpers.prompts import count_image_tokens, encode, render
+from helpers.runtime import ROOT, UsageError
+from helpers.scenes import CLASSES
+
+QUESTION = count_question(CLASSES)
+
+
+def with_adapter(**settings):
+    model, processor = models.load_model("tiny")
+    return models.add_adapter(model, LoraSettings(**settings)), processor
+
+
+def push_off_zero(model):
+    """A fresh adapter changes nothing; give its B matrices values."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+
+
+@pytest.mark.parametrize("name", ["tinny", "./nowhere", "a/b/c", ""])
+def test_an_unknown_model_is_a_one_line_error(name):
+    with pytest.raises(UsageError) as error:
+        models.load_model(name)
+    assert "unknown model" in str(error.value) and "tiny, qwen2-vl-2b" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_near_miss_gets_a_suggestion():
+    with pytest.raises(UsageError, match="Did you mean 'qwen2-vl-2b'"):
+        models.locate("qwen2vl-2b")
+
+
+def test_a_hub_model_without_network_is_a_one_line_error():
+    with pytest.raises(UsageError, match="offline, use the preset 'tiny'") as error:
+        models.load_model("nobody/no-such-model")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no config\.json"):
+        models.load_model(tmp_path)
+
+
+def test_the_embedded_base_is_a_hub_checkpoint_in_a_folder(tiny):
+    folder = ROOT / "data" / "tiny-qwen2-vl"
+    assert type(tiny[0]).__name__ == "Qwen2VLForConditionalGeneration"
+    assert type(tiny[1]).__name__ == "Qwen2VLProcessor"
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 10e6
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {f.name for f in folder.iterdir()}
+    model, _ = models.load_model(folder)  # a path works like the preset
+    assert_close(model.state_dict(), tiny[0].state_dict())
+
+
+def test_four_bit_means_the_language_model_and_nothing_else(tiny):
+    quantised = [n for n, m in tiny[0].named_modules() if type(m).__name__ == "Linear4bit"]
+    assert len(quantised) == 3 * 7  # q, k, v, o, gate, up, down of three layers
+    assert all("language_model.layers" in name for name in quantised)
+    full, _ = models.load_model("tiny", four_bit=False)
+    assert models.weight_megabytes(tiny[0]) < 0.6 * models.weight_megabytes(full)
+
+
+def test_sampling_before_training_leaves_the_gradient_alone(tiny, valid_items):
+    """bitsandbytes repacks weights on some CPUs at the first call in eval mode; the packed product has
+    no gradient, and a policy that had sampled once trained on what was left of it."""
+    model, processor = with_adapter()
+    push_off_zero(model)
+    image = images_for(valid_items[:1])
+    inputs, mask = encode(processor, [QUESTION], image, ["There are 2 cars."])
+
+    def gradients():
+        model.zero_grad()
+        model.train()
+        logits = model(**inputs).logits
+        torch.log_softmax(logits, -1)[mask.bool()].sum().backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    before = gradients()
+    models.generate_answers(model, processor, image, [QUESTION])
+    assert_close(gradients(), before)
+    assert all(g.abs().sum() > 0 for g in before.values())
+
+
+def test_the_adapter_trains_the_language_model_only_in_fp32(capsys):
+    model, _ = with_adapter(r=4)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    # r · (in + out) of q 128→128, k and v 128→64, o 128→128, gate and up 128→384, down 384→128; 3 layers
+    by_hand = 3 * 4 * (256 + 192 + 192 + 256 + 512 + 512 + 512)
+    assert sum(p.numel() for p in trained.values()) == by_hand == 29184
+    assert "29,184 of" in capsys.readouterr().out
+    assert all("language_model" in n and "lora_" in n and p.dtype == torch.float32 for n, p in trained.items())
+
+
+def test_the_vision_tower_gets_an_adapter_only_when_asked():
+    model, _ = with_adapter(target_modules=("qkv", "q_proj"), vision=True)
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert any("visual" in n for n in names) and any("language_model" in n for n in names)
+
+
+def test_adapter_off_is_the_base_bit_for_bit(tiny, valid_items):
+    model, processor = with_adapter()
+    push_off_zero(model)
+    inputs, _ = encode(processor, [QUESTION], images_for(valid_items[:1]))
+    with torch.no_grad():
+        base, on = tiny[0](**inputs).logits, model(**inputs).logits
+        with models.adapter_off(model):
+            off = model(**inputs).logits
+    assert torch.equal(off, base) and not torch.allclose(on, base)
+
+
+def test_a_saved_adapter_answers_the_same_in_a_new_process(tmp_path, valid_items):
+    model, processor = with_adapter()
+    push_off_zero(model)
+    folder = models.save_adapter(model, tmp_path / "adapter", {"base": "tiny"})
+    items = valid_items[:16]
+    here = models.generate_answers(model, processor, images_for(items), [QUESTION] * 16)
+    code = f"""
+import json, pathlib
+from helpers import models
+from helpers.evaluation import images_for
+from helpers.formats import read_yolo
+model, processor = models.load_model("tiny")
+model = models.load_adapter(model, pathlib.Path({str(folder)!r}))
+items = read_yolo(pathlib.Path("data/traffic"), "valid")[:16]
+print(json.dumps(models.generate_answers(model, processor, images_for(items), [{QUESTION!r}] * 16)))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout.splitlines()[-1]) == here
+    base, _ = models.load_model("tiny")
+    assert models.generate_answers(base, processor, images_for(items), [QUESTION] * 16) != here
+
+
+def test_adapters_that_are_missing_or_do_not_fit_are_named(tmp_path):
+    base, _ = models.load_model("tiny")
+    with pytest.raises(UsageError, match="holds no adapter"):
+        models.load_adapter(base, tmp_path)
+    model, _ = with_adapter(r=4)
+    folder = models.save_adapter(model, tmp_path / "a", {})
+    weights = folder / "adapter_config.json"
+    weights.write_text(re.sub(r'"r": 4', '"r": 8', weights.read_text()))
+    with pytest.raises(UsageError, match="does not fit the model loaded"):
+        models.load_adapter(base, folder)
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(tiny, valid_items):
+    images = images_for(valid_items[:6])
+    prompts = [count_question(CLASSES, i) for i in range(5)] + ["Is there a car in the image?"]
+    together = models.generate_answers(*tiny, images, prompts)
+    alone = [models.generate_answers(*tiny, [i], [p])[0] for i, p in zip(images, prompts, strict=True)]
+    assert together == alone
+    assert all(is_well_formed(text, CLASSES) for text in together[:5]) and together[5] in ("Yes.", "No.")
+
+
+def test_sampling_follows_its_seed_and_leaves_the_generator_alone(tiny, valid_items):
+    images, prompts = images_for(valid_items[:8]), [QUESTION] * 8
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = models.generate_answers(*tiny, images, prompts, temperature=1.5, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert first == models.generate_answers(*tiny, images, prompts, temperature=1.5, seed=1)
+    assert first != models.generate_answers(*tiny, images, prompts, temperature=1.5, seed=2)
+
+
+def test_one_image_a_prompt_is_needed(tiny, valid_items):
+    with pytest.raises(ValueError, match="1 images but 2 prompts"):
+        models.generate_answers(*tiny, images_for(valid_items[:1]), [QUESTION] * 2)
+
+
+def test_the_template_has_qwen2_vls_structure(tiny):
+    assert render(tiny[1], "How many?") == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>How many?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_image_tokens_are_pixels_over_784(tiny, valid_items):
+    inputs, _ = encode(tiny[1], [QUESTION, QUESTION], images_for(valid_items[:2]))
+    assert count_image_tokens(tiny[1], inputs) == [112 * 112 // 784] * 2 == [16, 16]
+    small = [image.resize((56, 84)) for image in images_for(valid_items[:1])]
+    inputs, _ = encode(tiny[1], [QUESTION], small)
+    assert count_image_tokens(tiny[1], inputs) == [56 * 84 // 784]
+
+
+def test_completions_are_masked_and_end_the_turn(tiny, valid_items):
+    inputs, mask = encode(tiny[1], [QUESTION] * 2, images_for(valid_items[:2]), ["Yes.", "There are 2 cars."])
+    texts = [tiny[1].tokenizer.decode(ids[m.bool()]) for ids, m in zip(inputs["input_ids"], mask, strict=True)]
+    assert texts == ["Yes.<|im_end|>", "There are 2 cars.<|im_end|>"]

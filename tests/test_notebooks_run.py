@@ -1,0 +1,75 @@
+"""The notebooks, run whole on the embedded model, hand over to each other and reach what they promise."""
+
+import json
+import re
+
+import pytest
+
+from helpers import notebooks
+from helpers.runtime import UsageError
+
+CHAIN = ("01_load_model", "02_build_preferences", "04_train_dpo", "06_compare_before_after")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Artifacts of one run of the whole chain with its default parameters."""
+    folder = tmp_path_factory.mktemp("run") / "artifacts"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_ARTIFACTS", str(folder))
+        for name in CHAIN:
+            notebooks.run_notebook(name, html_folder=folder / "report" / "notebooks")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figures(folder):
+    return json.loads((folder / "report" / "summary.json").read_text())
+
+
+def test_alignment_works(figures):
+    assert 0.25 <= figures["base_exact"]["value"] <= 0.45
+    assert figures["base_wellformed_sampled"]["value"] >= 0.95
+    assert figures["dpo_exact"]["value"] >= 0.90 and figures["dpo_exact"]["n"] == 400
+    assert figures["dpo_exact_sampled"]["value"] >= 0.50
+    assert figures["dpo_wellformed_sampled"]["value"] >= 0.90
+    assert figures["dpo_mcnemar_p"]["value"] < 1e-6
+
+
+def test_the_answers_come_from_the_image(figures):
+    assert figures["dpo_exact_shuffled_images"]["high"] < 0.05
+    assert figures["base_exact_shuffled_images"]["high"] < 0.05
+
+
+def test_training_is_as_fast_as_promised(figures):
+    assert figures["dpo_train_seconds"]["value"] < 180
+    assert figures["peak_memory_gb"]["value"] < 4
+
+
+def test_the_report_says_it_in_words_and_stands_alone(folder):
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "better." in page and "it falls to chance, so the answers come from the image" in page
+    assert "64 of 64 greedy answers are identical" in page
+    assert not re.search(r"(src|href)='(?!data:|notebooks/)", page)
+    for name in CHAIN:
+        assert (folder / "report" / "notebooks" / f"{name}.html").stat().st_size > 100_000
+
+
+def test_adapters_are_small_and_say_how_they_were_made(folder):
+    adapter = folder / "dpo" / "seed-0"
+    assert (adapter / "adapter_model.safetensors").stat().st_size < 1e6
+    about = json.loads((adapter / "about.json").read_text())
+    assert about["base"] == "tiny" and about["settings"]["steps"] == 120
+
+
+def test_a_failing_cell_is_reported_in_one_line(artifacts):
+    with pytest.raises(UsageError) as error:
+        notebooks.run_notebook("01", {"MODEL": "tinny"})
+    message = str(error.value)
+    assert message.startswith("01_load_model.ipynb stopped: ") and "Did you mean 'tiny'" in message
+    assert "\n" not in message and "Traceback" not in message
+
+
+def test_comparing_without_adapters_says_what_to_run(artifacts):
+    with pytest.raises(UsageError, match="Run notebook 04 first"):
+        notebooks.run_notebook("06")

@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | notebooks | sync | fmt | base | lock
+# make setup | demo | test | test-slow | notebooks | sync | fmt | base | readme | lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow notebooks sync fmt base lock clean
+.PHONY: setup demo test test-slow notebooks sync fmt base readme lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## virtual environment with the pinned requirements
@@ -42,6 +42,9 @@ fmt: $(STAMP)  ## format code and notebooks
 base: $(STAMP)  ## rebuild the embedded base and the traffic data from nothing (about 6 minutes)
 	$(BIN)/python data/build_base.py
 	$(BIN)/python data/build_traffic.py
+
+readme: $(STAMP)  ## figures and pictures of the last demo → README.md and docs/
+	$(BIN)/python -m helpers readme
 
 lock: $(STAMP)  ## renew constraints.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header requirements.txt requirements-dev.txt --output-file constraints.txt

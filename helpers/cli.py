@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from helpers import notebooks
-from helpers.runtime import UsageError, artifacts_dir, read_json
+from helpers.runtime import ROOT, UsageError, artifacts_dir, read_json
 
 DEMO = ("01", "02", "04", "06")
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {"04": {"SEEDS": (0, 1, 2)}}
@@ -70,6 +70,14 @@ def sync(args: argparse.Namespace) -> None:
         print(path)
 
 
+def readme(args: argparse.Namespace) -> None:
+    """Put the figures of the last run into README.md and docs/."""
+    from helpers.report import publish
+
+    for path in publish(ROOT):
+        print(path)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
@@ -82,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(action=run)
     command = commands.add_parser("sync", help="write notebooks/*.ipynb from notebooks/src/*.py")
     command.set_defaults(action=sync)
+    command = commands.add_parser("readme", help="put the figures of the last run into README.md and docs/")
+    command.set_defaults(action=readme)
     return top
 
 

@@ -78,7 +78,8 @@ def build_records(
     """One record an image: the true answer and one rejected answer of each kind in `negatives`.
 
     own_answers: N sampled answers for each item. An item whose samples are all correct has no `own`
-    answer; one whose counts equal another image's draws again. Image paths are relative to `root`.
+    answer, and no record if that was the only kind (the number of these is printed). Image paths are
+    relative to `root`.
     """
     unknown = set(negatives) - set(NEGATIVES)
     if unknown:
@@ -96,7 +97,10 @@ def build_records(
             texts["edit"] = count_answer(edited_counts(item.counts, highest, rng))
         if "other image" in negatives:
             texts["other image"] = count_answer(_other_counts(items, item, rng))
-        records.append(_record(item, number, root, texts, rng))
+        if len(set(texts.values())) > 1:
+            records.append(_record(item, number, root, texts, rng))
+    if len(records) < len(items):
+        print(f"{len(items) - len(records)} of {len(items)} images give no pair: every sampled answer is right.")
     return records
 
 

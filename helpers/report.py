@@ -114,6 +114,38 @@ def build_report() -> Path:
     return write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(body)))
 
 
+def publish(root: Path) -> list[Path]:
+    """Put the figures and pictures of the last run into the README and `docs/` of the repository at `root`.
+
+    Raises UsageError if there is no report yet.
+    """
+    figures = read_json(artifacts_dir() / "report" / "summary.json")
+    written = [write_json(root / "docs" / "demo.json", figures)]
+    for section in read_sections():
+        for number, (_, png) in enumerate(section.pictures, start=1):
+            path = root / "docs" / "pictures" / f"{section.name}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(png))
+            written.append(path)
+    readme = root / "README.md"
+    written.append(write_text(readme, with_figures(readme.read_text(encoding="utf-8"), figures)))
+    return written
+
+
+BLOCK = ("<!-- figures: written by `make readme` -->", "<!-- end of figures -->")
+
+
+def with_figures(text: str, figures: dict[str, dict[str, float]]) -> str:
+    """`text` with the block between the two figure marks made anew from `figures`."""
+    before, _, rest = text.partition(BLOCK[0])
+    _, _, after = rest.partition(BLOCK[1])
+    rows = ["| figure | value | 95 % interval | n | seed |", "|---|---|---|---|---|"]
+    for name, f in figures.items():
+        interval = f"{f['low']:.3f} – {f['high']:.3f}" if f["n"] > 1 else ""
+        rows.append(f"| `{name}` | {f['value']:.4g} | {interval} | {f['n']} | {f['seed']} |")
+    return "\n".join([before + BLOCK[0], *rows, BLOCK[1] + after])
+
+
 def _in_short(sections: list[Section]) -> list[str]:
     lines = [html.escape(sentence) for section in sections for sentence in section.conclusions]
     return ["<h2>In short</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"] if lines else []

@@ -36,11 +36,13 @@ def test_the_true_answer_is_preferred_and_every_other_is_wrong():
     assert 0 < np.mean([p == 0 for p in positions]) < 0.6, "the position of the true answer is drawn"
 
 
-def test_an_image_whose_samples_are_all_right_has_no_own_answer():
+def test_an_image_whose_samples_are_all_right_has_no_own_answer(capsys):
     items = made_up_items(3)
     right = [[count_answer(item.counts)] for item in items]
     records = build_records(items, TRAFFIC, right, ("own", "other image"))
     assert {a.origin for r in records for a in r.answers} == {"truth", "other image"}
+    assert build_records(items, TRAFFIC, right, ("own",)) == []
+    assert "3 of 3 images give no pair" in capsys.readouterr().out
 
 
 def test_a_well_formed_wrong_answer_is_taken_before_a_garbled_one():

@@ -50,7 +50,7 @@ ADAPTERS = "dpo"  # folder in artifacts/ whose sub-folders hold adapters
 from pathlib import Path
 
 import numpy as np
-from IPython.display import display
+from IPython.display import HTML, display
 
 from helpers import plots, widgets
 from helpers.counting import count_question
@@ -221,7 +221,18 @@ regressions = np.flatnonzero(base.exact & ~after.exact)
 repaired = np.flatnonzero(~base.exact & after.exact)
 print(f"right → wrong: {len(regressions)}, wrong → right: {len(repaired)}")
 shown = [*regressions[:3], *repaired[:4]] or [0]
-section.html(widgets.comparison_table(items, base.answers, after.answers, shown))
+HTML(widgets.comparison_table(items, base.answers, after.answers, shown))
+
+# %% [markdown]
+# The same for the report: four images whose answer changed from wrong to right (or the first four, if
+# there are none).
+
+# %%
+examples = [*repaired[:4]] or list(range(min(4, len(items))))
+titles = [f"before: {base.answers[i]}\nafter: {after.answers[i]}" for i in examples]
+section.picture(
+    plots.image_grid([open_image(items[i].path) for i in examples], titles), "Held-out images, before and after"
+)
 
 # %% [markdown]
 # ## Try it yourself

@@ -2,8 +2,8 @@
 
 Trains the embedded base on the shipped preference data with one thing changed at a time and measures
 greedy and sampled answers on the 400 test scenes, with three seeds of each variant. Writes
-`benchmarks/dpo_recipe.json` (entries `{value, low, high, n, seed}`) and `.png`, and prints the
-headline as the last line.
+`benchmarks/dpo_recipe.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and the table
+of `docs/results.md`, and prints the headline as the last line.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from helpers.formats import read_yolo
 from helpers.pairs import build_records, sample_own_answers
 from helpers.plots import interval_chart
 from helpers.preferences import to_trl
-from helpers.runtime import machine_summary, write_json
+from helpers.report import markdown_table, replace_block
+from helpers.runtime import machine_summary, write_json, write_text
 from helpers.statistics import Proportion, proportion
 
 TRAFFIC = ROOT / "data" / "traffic"
@@ -101,8 +102,13 @@ def main() -> None:
     interval_chart(chart, f"{len(items)} test scenes, {args.seeds} seeds pooled").savefig(
         args.out.with_suffix(".png"), dpi=90
     )
-    for name, row in chart.items():
-        print(f"{name:<18}" + "  ".join(f"{measure} {share.value:.3f}" for measure, share in row.items()))
+    rows = [["variant", *next(iter(chart.values()))]]
+    rows += [[name, *map(str, row.values())] for name, row in chart.items()]
+    print(markdown_table(rows))
+    if args.out == Path(__file__).with_suffix(".json"):
+        page = ROOT / "docs" / "results.md"
+        text = replace_block(page.read_text(encoding="utf-8"), "dpo_recipe", markdown_table(rows))
+        write_text(page, text)
     worst = {name: min(shares, key=lambda s: s.value) for name, shares in table[args.variants[0]].items()}
     print(
         f"{args.variants[0]}, worst of {args.seeds} seeds: "

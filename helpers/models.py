@@ -12,7 +12,6 @@ import contextlib
 import difflib
 import importlib.util
 import json
-import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel on import
 if torch.cuda.is_available() and importlib.util.find_spec("unsloth"):
     import unsloth
 

@@ -89,15 +89,20 @@ def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -
     """
     measures = list(next(iter(groups.values())))
     figure, axis = plt.subplots(figsize=(9, 0.8 + 0.55 * len(measures)), layout="constrained")
-    colors = [NEUTRAL, CHOSEN, ACCENT, "#8e44ad", "#b7791f"]
+    colors = [NEUTRAL, CHOSEN, ACCENT, "#8e44ad", "#b7791f", REJECTED]
     for number, (model, values) in enumerate(groups.items()):
-        offset = (number - (len(groups) - 1) / 2) * 0.16
+        offset = (number - (len(groups) - 1) / 2) * 0.8 / max(5, len(groups))
         heights = np.arange(len(measures)) + offset
         points = [values[measure] for measure in measures]
         axis.hlines(
-            heights, [p.low for p in points], [p.high for p in points], color=colors[number % 5], linewidth=3, alpha=0.5
+            heights,
+            [p.low for p in points],
+            [p.high for p in points],
+            color=colors[number % len(colors)],
+            linewidth=3,
+            alpha=0.5,
         )
-        axis.plot([p.value for p in points], heights, "o", color=colors[number % 5], label=model)
+        axis.plot([p.value for p in points], heights, "o", color=colors[number % len(colors)], label=model)
     axis.set(
         yticks=range(len(measures)),
         yticklabels=measures,

@@ -13,7 +13,15 @@ from pathlib import Path
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from helpers.runtime import artifacts_dir, machine_summary, peak_memory_gb, read_json, write_json, write_text
+from helpers.runtime import (
+    UsageError,
+    artifacts_dir,
+    machine_summary,
+    peak_memory_gb,
+    read_json,
+    write_json,
+    write_text,
+)
 from helpers.statistics import Proportion
 
 
@@ -128,22 +136,37 @@ def publish(root: Path) -> list[Path]:
             path.write_bytes(base64.b64decode(png))
             written.append(path)
     readme = root / "README.md"
-    written.append(write_text(readme, with_figures(readme.read_text(encoding="utf-8"), figures)))
+    text = replace_block(readme.read_text(encoding="utf-8"), "figures of make demo", figures_table(figures))
+    written.append(write_text(readme, text))
     return written
 
 
-BLOCK = ("<!-- figures: written by `make readme` -->", "<!-- end of figures -->")
+def replace_block(text: str, name: str, body: str) -> str:
+    """`text` with what stands between `<!-- name -->` and `<!-- end name -->` replaced by `body`.
+
+    Raises UsageError if the text has no such block.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found_start and found_end):
+        raise UsageError(f"no block between {start} and {end}: put both lines back")
+    return f"{before}{start}\n{body}\n{end}{after}"
 
 
-def with_figures(text: str, figures: dict[str, dict[str, float]]) -> str:
-    """`text` with the block between the two figure marks made anew from `figures`."""
-    before, _, rest = text.partition(BLOCK[0])
-    _, _, after = rest.partition(BLOCK[1])
-    rows = ["| figure | value | 95 % interval | n | seed |", "|---|---|---|---|---|"]
+def markdown_table(rows: list[list[str]]) -> str:
+    """rows[0] is the head."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def figures_table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures of a `summary.json` as Markdown."""
+    rows = [["figure", "value", "95 % interval", "n", "seed"]]
     for name, f in figures.items():
         interval = f"{f['low']:.3f} – {f['high']:.3f}" if f["n"] > 1 else ""
-        rows.append(f"| `{name}` | {f['value']:.4g} | {interval} | {f['n']} | {f['seed']} |")
-    return "\n".join([before + BLOCK[0], *rows, BLOCK[1] + after])
+        rows.append([f"`{name}`", f"{f['value']:.4g}", interval, str(f["n"]), str(f["seed"])])
+    return markdown_table(rows)
 
 
 def _in_short(sections: list[Section]) -> list[str]:

@@ -5,7 +5,6 @@ name and renamed, so that a killed notebook leaves either the old file or the ne
 """
 
 import json
-import logging
 import os
 import random
 import resource
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao's import warns of a deprecation in torch
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from helpers import models
-from helpers.counting import is_exact
+from helpers.counting import count_question, is_exact
 from helpers.formats import CountedImage
 from helpers.pairs import question_for
 from helpers.runtime import open_image
@@ -89,10 +89,11 @@ class Comparison:
 
     def show(self) -> w.Widget:
         controls = w.VBox(
-            [self.item, self.upload, self.question, self.temperature, self.seed], layout=w.Layout(width="420px")
+            [self.item, self.upload, self.question, self.temperature, self.seed], layout=w.Layout(width="98%")
         )
         left = w.VBox([self.picture], layout=w.Layout(width="340px"))
-        return w.HBox([left, w.VBox([controls, self.answers])], layout=w.Layout(flex_flow="row wrap"))
+        right = w.VBox([controls, self.answers], layout=w.Layout(flex="1 1 420px"))
+        return w.HBox([left, right], layout=w.Layout(flex_flow="row wrap"))
 
     def _pick(self, _change=None) -> None:
         """Another held-out image: show it with its own question (which asks, if the text changes)."""
@@ -117,7 +118,8 @@ class Comparison:
     def _ask(self, _change=None) -> None:
         item = self.items[self.item.value]
         image = self._own_image or open_image(item.path)
-        truth = None if self._own_image else item.counts
+        counting = self.question.value in (count_question(list(item.counts), wording) for wording in (0, 1))
+        truth = item.counts if counting and self._own_image is None else None  # the truth known is that of counts
         self.picture.value = png_bytes(image)
         self.answers.value = "<p>thinking …</p>"
         try:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Run the suite on the embedded model, with three training seeds, and print what came out."""
-    from helpers.report import Section, build_report
+    from helpers.report import Section
 
     started = args.started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
@@ -51,10 +51,15 @@ def demo(args: argparse.Namespace) -> None:
         print(f"[{time.time() - started:4.0f} s] notebook {name} …", flush=True)
         notebooks.run_notebook(name, DEMO_PARAMETERS.get(name), pages)
     section = Section("99_demo", "The whole demo")
-    section.single("demo_seconds", time.time() - started)
+    seconds = time.time() - started
+    section.single("demo_seconds", seconds)
+    page = section.save()
+    figures = read_json(page.parent / "summary.json")
+    section.conclude(
+        f"The demo took {seconds:.0f} s; peak memory of a notebook {figures['peak_memory_gb']['value']:.2f} GB."
+    )
     section.save()
-    page = build_report()
-    print_summary(read_json(page.parent / "summary.json"))
+    print_summary(figures)
     print(f"report: {page}")
 
 

@@ -7,8 +7,11 @@ imported where they are used: Colab does without them.
 
 import ast
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from helpers.runtime import ROOT, UsageError, write_text
 
@@ -56,14 +59,23 @@ def run_notebook(name: str, values: dict[str, Any] | None = None, html_folder: P
         source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
         notebook.cells.insert(_parameters_cell(notebook.cells) + 1, nbformat.v4.new_code_cell(source))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    progress = tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", mininterval=2)
     client = NotebookClient(
-        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}}
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        extra_arguments=["--log-level=ERROR"],  # else every kernel warns that its local port is not encrypted
+        on_cell_complete=lambda cell, cell_index: progress.update(),
     )
     try:
         client.execute(env=environment)
     except CellExecutionError as error:
-        last = [line for line in str(error).splitlines() if line.strip()][-3:]
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without terminal colours
+        last = [line.strip() for line in plain.splitlines() if line.strip()][-3:]
         raise UsageError(f"{path.name} stopped: " + " | ".join(last)) from None
+    finally:
+        progress.close()
     return _save_html(notebook, html_folder / f"{path.stem}.html") if html_folder else None
 
 

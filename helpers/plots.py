@@ -27,7 +27,7 @@ def image_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: in
     rows = -(-len(images) // columns)
     wrapped = ["\n".join(textwrap.fill(line, 42) for line in title.splitlines()) for title in titles]
     lines = max(title.count("\n") + 1 for title in wrapped)
-    size = (3.2 * columns, (3.1 + 0.16 * lines) * rows)
+    size = (3.2 * columns, (3.1 + 0.17 * lines) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")

@@ -42,11 +42,12 @@ class Section:
 
     name: str  # "04_train_dpo"
     title: str
-    conclusions: list[str] = field(default_factory=list)  # also shown at the top of the page
+    conclusions: list[str] = field(default_factory=list)  # shown at the top of the page
     sentences: list[str] = field(default_factory=list)
     headlines: dict[str, Headline] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)  # HTML
     pictures: list[tuple[str, str]] = field(default_factory=list)  # (caption, PNG in base64)
+    lead: int | None = None  # number of the picture that stands at the top of the page
 
     def say(self, sentence: str) -> None:
         """Print a sentence and keep it for the report."""
@@ -54,7 +55,7 @@ class Section:
         self.sentences.append(sentence)
 
     def conclude(self, sentence: str) -> None:
-        """Like `say`, and put the sentence at the top of the report."""
+        """Print a sentence and put it at the top of the report."""
         print(sentence)
         self.conclusions.append(sentence)
 
@@ -74,10 +75,12 @@ class Section:
         """A figure measured once (a duration, a p-value): no interval."""
         self.headlines[name] = Headline(value, value, value, 1, seed)
 
-    def picture(self, figure: Figure, caption: str) -> Figure:
-        """Keep a figure for the report and return it, so that the cell shows it too."""
+    def picture(self, figure: Figure, caption: str, lead: bool = False) -> Figure:
+        """Keep a figure for the report (with `lead`, at its top) and return it, so that the cell shows it too."""
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=90)
+        figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
+        if lead:
+            self.lead = len(self.pictures)
         self.pictures.append((caption, base64.b64encode(buffer.getvalue()).decode()))
         return figure
 
@@ -89,11 +92,15 @@ class Section:
 
 
 def read_sections() -> list[Section]:
+    """The sections that are there. Raises UsageError for one that another version has written."""
     sections = []
     for path in sorted((artifacts_dir() / "report" / "sections").glob("*.json")):
         data = read_json(path)
-        data["headlines"] = {name: Headline(**values) for name, values in data["headlines"].items()}
-        sections.append(Section(**data))
+        try:
+            data["headlines"] = {name: Headline(**values) for name, values in data["headlines"].items()}
+            sections.append(Section(**data))
+        except (TypeError, KeyError, AttributeError):
+            raise UsageError(f"{path}: written by another version. Delete it and run its notebook again.") from None
     return sections
 
 
@@ -171,7 +178,13 @@ def figures_table(figures: dict[str, dict[str, float]]) -> str:
 
 def _in_short(sections: list[Section]) -> list[str]:
     lines = [html.escape(sentence) for section in sections for sentence in section.conclusions]
-    return ["<h2>In short</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"] if lines else []
+    leads = [_figure(*section.pictures[section.lead]) for section in sections if section.lead is not None]
+    return ["<h2>In short</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>", *leads] if lines else []
+
+
+def _figure(caption: str, png: str) -> str:
+    alt = html.escape(caption)
+    return f"<figure><img alt='{alt}' src='data:image/png;base64,{png}'><figcaption>{alt}</figcaption></figure>"
 
 
 def _headline_table(headlines: dict[str, Headline]) -> str:
@@ -183,17 +196,15 @@ def _headline_table(headlines: dict[str, Headline]) -> str:
 
 
 def _section_html(section: Section) -> str:
+    if not (section.sentences or section.tables or section.pictures):
+        return ""
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     notebook = artifacts_dir() / "report" / "notebooks" / f"{section.name}.html"
     if notebook.exists():
         parts.append(f"<p class='note'><a href='notebooks/{notebook.name}'>The notebook as it ran</a></p>")
-    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in [*section.conclusions, *section.sentences]]
+    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.sentences]
     parts += [f"<div class='scroll'>{table}</div>" for table in section.tables]
-    for caption, png in section.pictures:
-        alt = html.escape(caption)
-        parts.append(
-            f"<figure><img alt='{alt}' src='data:image/png;base64,{png}'><figcaption>{alt}</figcaption></figure>"
-        )
+    parts += [_figure(*picture) for number, picture in enumerate(section.pictures) if number != section.lead]
     return "\n".join(parts)
 
 
@@ -213,7 +224,7 @@ _PAGE = """<!doctype html>
 body { font: 16px/1.55 system-ui, sans-serif; color: #1f2328; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d0d7de; padding-bottom: .3rem; }
 table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .3rem .8rem; text-align: left; }
-th { border-bottom: 2px solid #d0d7de; } td { border-bottom: 1px solid #eaeef2; font-variant-numeric: tabular-nums; }
+th { border-bottom: 2px solid #d0d7de; } td { border-bottom: 1px solid #eaeef2; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } .note, figcaption { color: #57606a; font-size: .9rem; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 @media print { h2 { break-after: avoid; } figure { break-inside: avoid; } }

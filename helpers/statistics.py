@@ -19,7 +19,11 @@ class Proportion:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+        return f"{self.short()} (n = {self.n})"
+
+    def short(self) -> str:
+        """Without n, for tables that state it once."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def proportion(hits: float, n: int) -> Proportion:

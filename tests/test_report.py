@@ -1,8 +1,10 @@
 import json
 
 import matplotlib.pyplot as plt
+import pytest
 
-from helpers.report import Headline, Section, build_report, summary
+from helpers.report import Headline, Section, build_report, figures_table, replace_block, summary
+from helpers.runtime import ROOT, UsageError
 from helpers.statistics import proportion
 
 
@@ -35,6 +37,26 @@ def test_peak_memory_is_the_largest_and_other_figures_are_the_latest():
 
     merged = summary([section("01", 2.0, 0.1), section("02", 3.0, 0.2), section("03", 1.0, 0.3)])
     assert merged["peak_memory_gb"].value == 3.0 and merged["exact"].value == 0.3
+
+
+def test_a_section_of_another_version_is_named(artifacts):
+    path = artifacts / "report" / "sections" / "01_load_model.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"name": "01_load_model", "title": "t", "headlines": {}, "colour": 1}')
+    with pytest.raises(UsageError, match=r"01_load_model\.json: written by another version\. Delete it"):
+        build_report()
+
+
+def test_the_readme_block_is_replaced_and_must_be_there():
+    text = "a\n<!-- x -->\nold\n<!-- end x -->\nb"
+    assert replace_block(text, "x", "new") == "a\n<!-- x -->\nnew\n<!-- end x -->\nb"
+    with pytest.raises(UsageError, match="put both lines back"):
+        replace_block("a <!-- x --> b", "x", "new")
+
+
+def test_the_readme_shows_the_published_figures():
+    figures = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
+    assert figures_table(figures) in (ROOT / "README.md").read_text(encoding="utf-8"), "run: make readme"
 
 
 def test_a_section_saved_twice_is_there_once(artifacts):

@@ -149,7 +149,9 @@ for name in policies:
 rows = [["model", *(f"exact, {name}" for name in CONDITIONS), "well formed, greedy", "well formed, sampled"]]
 for name, found in results.items():
     formed = [found[condition].well_formed_share for condition in ("greedy", "sampled at T = 1")]
-    rows.append([name, *(str(result.exact_share) for result in found.values()), *map(str, formed)])
+    rows.append(
+        [name, *(result.exact_share.short() for result in found.values()), *(share.short() for share in formed)]
+    )
 section.table(rows)
 
 # %%
@@ -178,8 +180,8 @@ for name in policies:
     p_values[name] = mcnemar_p(base.exact, policy.exact)
     verdict = "no difference can be claimed" if p_values[name] >= 0.05 else ("better" if fixed > broken else "WORSE")
     section.conclude(
-        f"{name}: exact {base.exact_share} → {policy.exact_share}; {fixed} fixed, {broken} broken, "
-        f"exact McNemar p = {p_values[name]:.2g}: {verdict}."
+        f"Policy {name}: answers with every count right, {base.exact_share} before → {policy.exact_share} after; "
+        f"{fixed} fixed, {broken} broken, exact McNemar p = {p_values[name]:.2g}: {verdict}."
     )
 
 # %% [markdown]
@@ -200,7 +202,7 @@ for name, found in results.items():
         verdict = "it falls to chance, so the answers come from the image"
     else:
         verdict = f"it falls, but differs from chance (p = {p:.2g})"
-    section.conclude(f"{name}: with shuffled images {shuffled.exact_share}, chance {chance:.4f}: {verdict}.")
+    section.conclude(f"{name} with shuffled images: {shuffled.exact_share}, chance {chance:.4f}: {verdict}.")
 
 # %% [markdown]
 # ## What changed, class by class
@@ -231,7 +233,9 @@ HTML(widgets.comparison_table(items, base.answers, after.answers, shown))
 examples = [*repaired[:4]] or list(range(min(4, len(items))))
 titles = [f"before: {base.answers[i]}\nafter: {after.answers[i]}" for i in examples]
 section.picture(
-    plots.image_grid([open_image(items[i].path) for i in examples], titles), "Held-out images, before and after"
+    plots.image_grid([open_image(items[i].path) for i in examples], titles),
+    "Held-out images, before and after",
+    lead=True,
 )
 
 # %% [markdown]

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import datasets
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -54,8 +53,6 @@ def train_and_measure(dataset, settings: DPOSettings, seed: int, items) -> tuple
     model, processor = models.load_model("tiny")
     with tempfile.TemporaryDirectory() as folder:
         trainer = dpo.make_trainer(model, processor, dataset, settings, seed=seed, output_dir=Path(folder))
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
         seconds = dpo.train(trainer).seconds
     results = {
         name: evaluate_counting(trainer.model, processor, items, seed=seed, **how) for name, how in CONDITIONS.items()

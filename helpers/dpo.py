@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
+from transformers.utils.notebook import NotebookProgressCallback
 from trl import DPOConfig, DPOTrainer
 
 from helpers import models
@@ -77,6 +79,7 @@ def make_trainer(
     """
     if not isinstance(model, PeftModel):
         model = models.add_adapter(model, settings.lora, seed)
+    _align_special_tokens(model, processor)
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     trainer = DPOTrainer(
         model=model,
@@ -85,12 +88,41 @@ def make_trainer(
         processing_class=processor,
         callbacks=list(callbacks),
     )
+    for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
+        trainer.remove_callback(callback)  # a line or a table row for each step
+    trainer.add_callback(ProgressBar())
     if "ref" in model.peft_config:  # TRL's frozen copy of the adapter; without it, it switches adapters off
         model.delete_adapter("ref")
     for name, parameter in model.named_parameters():
         if name in weights:
             parameter.data = weights[name]
     return trainer
+
+
+def _align_special_tokens(model: PeftModel, processor: ProcessorMixin) -> None:
+    """Tell the model's configs the tokenizer's special tokens; the Trainer does it too, with a warning."""
+    for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
+        token = getattr(processor.tokenizer, name)
+        setattr(model.config, name, token)
+        if name != "eos_token_id":  # generation may stop at several tokens
+            setattr(model.generation_config, name, token)
+
+
+class ProgressBar(TrainerCallback):
+    """One bar with the loss and the accuracy of the step."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="DPO", unit="step", mininterval=1)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "rewards/accuracies" in logs:
+            self.bar.set_postfix(
+                loss=f"{logs['loss']:.3f}", accuracy=f"{logs['rewards/accuracies']:.2f}", refresh=False
+            )
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 def train(trainer: DPOTrainer) -> DPORun:

@@ -37,7 +37,7 @@ from transformers import (
 
 from helpers.config import LoraSettings
 from helpers.prompts import encode
-from helpers.runtime import ROOT, UsageError, compute_dtype, device, seed_everything, write_json
+from helpers.runtime import ROOT, UsageError, compute_dtype, device, open_image, seed_everything, write_json
 
 NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
 POLICY = "default"  # peft's name for the first adapter, which TRL relies on
@@ -99,13 +99,23 @@ def load_model(
             f"model {name_or_path!r} cannot be loaded from {location} ({reason}). "
             "Check the name and the network; offline, use the preset 'tiny' or a local folder."
         ) from error
-    if max_pixels and hasattr(processor.image_processor, "size"):
-        processor.image_processor.size["longest_edge"] = max_pixels
+    if max_pixels:
+        _limit_pixels(processor, max_pixels)
     model.requires_grad_(False)
     return model.eval(), processor
 
 
+def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
+    """Qwen-VL processors call the largest number of pixels `longest_edge`; for others it is a side."""
+    if not hasattr(processor.image_processor, "merge_size"):
+        raise UsageError(f"{type(processor).__name__} has no limit of pixels. Leave max_pixels out for this model.")
+    processor.image_processor.size["longest_edge"] = max_pixels
+
+
 def _load_with_transformers(location: str, four_bit: bool) -> PreTrainedModel:
+    if four_bit and not importlib.util.find_spec("bitsandbytes"):
+        print("⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision.")
+        four_bit = False
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -210,7 +220,7 @@ def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel 
 def generate_answers(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image],
+    images: Sequence[Image.Image | Path],
     prompts: Sequence[str],
     *,
     temperature: float = 0.0,
@@ -222,7 +232,8 @@ def generate_answers(
 ) -> list[str]:
     """One answer to each (image, prompt): greedy at temperature 0, else sampled from the whole vocabulary.
 
-    Prompts are left-padded; equal arguments give equal answers. Image tokens are never generated.
+    Images may be paths, opened when their turn comes. Prompts are left-padded; equal arguments give
+    equal answers. Image tokens are never generated.
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed")
@@ -242,7 +253,8 @@ def generate_answers(
         torch.manual_seed(seed)
         for start in tqdm(range(0, len(prompts), batch_size), desc=description, leave=False):
             rows = slice(start, start + batch_size)
-            inputs, _ = encode(processor, prompts[rows], images[rows])
+            pictures = [open_image(image) if isinstance(image, Path) else image for image in images[rows]]
+            inputs, _ = encode(processor, prompts[rows], pictures)
             inputs = inputs.to(model.device)
             output = model.generate(**inputs, generation_config=config)
             completions = output[:, inputs["input_ids"].shape[1] :]

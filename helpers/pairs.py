@@ -24,7 +24,6 @@ from helpers.counting import count_answer, count_question, edited_counts, is_exa
 from helpers.formats import CountedImage
 from helpers.models import generate_answers
 from helpers.preferences import Answer, PreferenceRecord
-from helpers.runtime import open_image
 from helpers.statistics import Proportion, proportion
 
 NEGATIVES = ("own", "edit", "other image")
@@ -49,7 +48,7 @@ def sample_own_answers(
     seed: int = 0,
 ) -> list[list[str]]:
     """`number` sampled answers to the counting question about each item: (items, number)."""
-    images = [open_image(item.path) for item in items]
+    images = [item.path for item in items]
     questions = [question_for(item, i) for i, item in enumerate(items)]
     columns = [
         generate_answers(

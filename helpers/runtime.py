@@ -7,13 +7,13 @@ name and renamed, so that a killed notebook leaves either the old file or the ne
 import json
 import os
 import random
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -121,8 +121,12 @@ def peak_memory_gb() -> float:
     """Peak memory of this process in GB (10⁹ bytes): GPU memory if there is a GPU, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes on macOS, KiB on Linux
 
 
 def machine_summary() -> str:

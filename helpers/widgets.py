@@ -147,7 +147,9 @@ class Comparison:
             verdict = "" if truth is None else (" ✓ all counts right" if is_exact(plain, truth) else " ✗ not the truth")
             rows.append(f"<p style='margin:6px 0'><b>{label}</b>{verdict}<br>{text}</p>")
         known = (
-            "unknown: this is your own image" if truth is None else ", ".join(f"{n} {cls}" for cls, n in truth.items())
+            "not known for this image and question"
+            if truth is None
+            else ", ".join(f"{n} {cls}" for cls, n in truth.items())
         )
         return "".join(rows) + f"<p style='margin:6px 0'><b>truth</b><br>{html.escape(known)}</p>"
 

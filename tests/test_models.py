@@ -197,6 +197,20 @@ def test_image_tokens_are_pixels_over_784(tiny, valid_items):
     assert count_image_tokens(tiny[1], inputs) == [56 * 84 // 784]
 
 
+def test_a_limit_on_pixels_is_a_limit_on_tokens(valid_items):
+    _, processor = models.load_model("tiny", max_pixels=56 * 84)
+    inputs, _ = encode(processor, [QUESTION], [images_for(valid_items[:1])[0].resize((640, 480))])
+    assert count_image_tokens(processor, inputs)[0] <= 56 * 84 // 784 == 6
+
+
+def test_images_may_be_paths(tiny, valid_items):
+    paths = [item.path for item in valid_items[:3]]
+    opened = images_for(valid_items[:3])
+    assert models.generate_answers(*tiny, paths, [QUESTION] * 3) == models.generate_answers(
+        *tiny, opened, [QUESTION] * 3
+    )
+
+
 def test_completions_are_masked_and_end_the_turn(tiny, valid_items):
     inputs, mask = encode(tiny[1], [QUESTION] * 2, images_for(valid_items[:2]), ["Yes.", "There are 2 cars."])
     texts = [tiny[1].tokenizer.decode(ids[m.bool()]) for ids, m in zip(inputs["input_ids"], mask, strict=True)]

@@ -1,8 +1,8 @@
 """Rebuild `data/traffic/`: `python data/build_traffic.py` (after `build_base.py`).
 
-Draws the scenes of every split and writes `preferences.jsonl`, the preference data that notebook 04
-falls back to: the true answer of each training scene against a wrong answer sampled from the base
-and against the counts of another scene.
+Draws the scenes of every split and writes `preferences/train.jsonl` and `valid.jsonl`, the preference
+data that notebook 04 falls back to: the true answer of each scene against a wrong answer sampled from
+the base and against the counts of another scene.
 """
 
 import argparse
@@ -27,11 +27,13 @@ def main() -> None:
     folder = parser.parse_args().out
     for split, number in NUMBERS.items():
         write_split(folder, split, number)
-    items = read_yolo(folder, "train")
     model, processor = load_model("tiny")
-    records = build_records(items, folder, sample_own_answers(model, processor, items))
-    write_records(folder / "preferences.jsonl", records)
-    print(f"{sum(NUMBERS.values())} scenes, {len(records)} records → {folder}")
+    preferences = folder / "preferences"
+    for split in ("train", "valid"):
+        items = read_yolo(folder, split)
+        records = build_records(items, preferences, sample_own_answers(model, processor, items))
+        write_records(preferences / f"{split}.jsonl", records)
+    print(f"{sum(NUMBERS.values())} scenes and their preferences → {folder}")
 
 
 if __name__ == "__main__":

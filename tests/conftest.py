@@ -29,7 +29,7 @@ def valid_items():
 @pytest.fixture(scope="session")
 def pairs_dataset():
     """32 pairs of the shipped preferences as a TRL data set."""
-    path = TRAFFIC / "preferences.jsonl"
+    path = TRAFFIC / "preferences" / "train.jsonl"
     return to_trl(path, read_records(path)[:20]).select(range(32))
 
 

@@ -103,11 +103,13 @@ def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
 
 def test_shipped_preferences_are_built_from_the_shipped_scenes():
     items = {f"train-{i.path.stem}": i for i in read_yolo(TRAFFIC, "train")}
-    records = read_records(TRAFFIC / "preferences.jsonl")
+    records = read_records(TRAFFIC / "preferences" / "train.jsonl")
     assert len(records) == 512
     for number, record in enumerate(records):
         item = items[record.id]
-        assert record.truth == item.counts and image_paths(TRAFFIC / "preferences.jsonl", record) == [item.path]
+        assert record.truth == item.counts and image_paths(TRAFFIC / "preferences" / "train.jsonl", record) == [
+            item.path
+        ]
         assert record.prompt[0].content == question_for(item, number)
     rules = blind_rules(records)
     assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())

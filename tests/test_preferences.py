@@ -35,7 +35,7 @@ def test_ranked_answers_give_every_pair_across_tiers_and_none_within():
 
 def test_records_survive_the_round_trip(tmp_path):
     records = [PreferenceRecord.model_validate(r) for r in (SHORT, RANKED)] + read_records(
-        TRAFFIC / "preferences.jsonl"
+        TRAFFIC / "preferences" / "train.jsonl"
     )
     assert read_records(write_records(tmp_path / "r.jsonl", records)) == records
 

@@ -141,7 +141,7 @@ def _load_with_transformers(location: str, four_bit: bool) -> PreTrainedModel:
 
 def _load_with_unsloth(location: str, four_bit: bool) -> PreTrainedModel:
     model, _ = unsloth.FastVisionModel.from_pretrained(
-        location, load_in_4bit=four_bit, dtype=compute_dtype(), use_gradient_checkpointing="unsloth"
+        location, load_in_4bit=four_bit, dtype=compute_dtype(), use_gradient_checkpointing=False
     )
     return model
 

@@ -22,7 +22,7 @@ from helpers.formats import CountedImage
 from helpers.losses import completion_logps
 from helpers.pairs import answer_budget, question_for
 from helpers.prompts import encode
-from helpers.runtime import open_image
+from helpers.runtime import UsageError, open_image
 from helpers.statistics import Proportion, proportion
 
 CONDITIONS = ("right", "shuffled", "blank")
@@ -123,13 +123,17 @@ def pair_logps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the chosen and the rejected answer of every pair, (pairs,) each.
 
-    dataset: columns images, prompt, chosen, rejected, with one image and one user turn a row.
+    dataset: columns images, prompt, chosen, rejected, with one image and one user turn a row; raises
+    UsageError for a row that has more.
     """
     sides = []
     for side in ("chosen", "rejected"):
         values = []
         for start in tqdm(range(0, len(dataset), batch_size), desc=f"log-probs, {side}", leave=False):
             rows = dataset[start : start + batch_size]
+            for number, (images, prompt) in enumerate(zip(rows["images"], rows["prompt"], strict=True), start):
+                if len(images) != 1 or len(prompt) != 1:
+                    raise UsageError(f"pair {number} has {len(images)} images and {len(prompt)} turns, not one of each")
             inputs, mask = encode(
                 processor,
                 [prompt[-1]["content"] for prompt in rows["prompt"]],

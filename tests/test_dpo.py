@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.testing import assert_close
 
 from helpers import dpo, models
@@ -93,6 +94,13 @@ def test_our_encoding_gives_trls_log_probabilities(make, pairs_dataset):
         theirs = completion_logps(trainer.model(**inputs).logits, batch["input_ids"], batch["completion_mask"])
     ours = pair_logps(trainer.model, trainer.processing_class, pairs_dataset.select(range(8)), batch_size=3)
     assert_close(torch.tensor([*ours[0], *ours[1]]), theirs.cpu(), atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_with_several_images_are_refused_and_not_cut(tiny, pairs_dataset):
+    row = pairs_dataset[0]
+    two = Dataset.from_list([{**row, "images": row["images"] * 2}])
+    with pytest.raises(UsageError, match="pair 0 has 2 images and 1 turns, not one of each"):
+        pair_logps(*tiny, two)
 
 
 def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):

@@ -63,10 +63,10 @@ section = Section("01_load_model", "The model before training")
 # ## Load it in 4 bits
 #
 # Weights are stored as 4-bit NF4 numbers with one scale for every 64 of them, and multiplied back to
-# full precision when they are used. A 2-billion-parameter model shrinks from 4.4 GB in fp16 to under
-# 2.5 GB, so a 16 GB card has room left to train on. Only the language model is quantised. The vision
+# full precision when they are used. Only the language model's projections are quantised. The vision
 # tower keeps its precision: it is small, and everything the model can know about the image goes
-# through it.
+# through it. The arithmetic for Qwen2-VL-2B: 1.3 billion weights at half a byte and 0.9 billion
+# (embeddings, vision) at two are about 2.5 GB instead of 4.4, so a 16 GB card has room to train.
 
 # %%
 model, processor = models.load_model(MODEL)

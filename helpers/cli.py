@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Run the suite on the embedded model, with three training seeds, and print what came out."""
-    from helpers.report import Section
+    from helpers.report import Section, read_sections, summary
 
     started = args.started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
@@ -53,13 +53,10 @@ def demo(args: argparse.Namespace) -> None:
     section = Section("99_demo", "The whole demo")
     seconds = time.time() - started
     section.single("demo_seconds", seconds)
+    peak = summary(read_sections())["peak_memory_gb"].value
+    section.conclude(f"The demo took {seconds:.0f} s; peak memory of a notebook {peak:.2f} GB.")
     page = section.save()
-    figures = read_json(page.parent / "summary.json")
-    section.conclude(
-        f"The demo took {seconds:.0f} s; peak memory of a notebook {figures['peak_memory_gb']['value']:.2f} GB."
-    )
-    section.save()
-    print_summary(figures)
+    print_summary(read_json(page.parent / "summary.json"))
     print(f"report: {page}")
 
 

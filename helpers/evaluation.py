@@ -5,8 +5,10 @@ with grey ones ("blank"). A model that reads the image falls to chance on the la
 does not never needed them. Taught in notebook 06.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from helpers.counting import is_exact, is_well_formed, parse_counts
 from helpers.formats import CountedImage
 from helpers.losses import completion_logps
 from helpers.pairs import answer_budget, question_for
+from helpers.preferences import PreferenceRecord, image_paths
 from helpers.prompts import encode
 from helpers.runtime import UsageError, open_image
 from helpers.statistics import Proportion, proportion
@@ -114,7 +117,7 @@ def chance_exact(items: Sequence[CountedImage]) -> float:
     """Probability that the true counts of another item happen to be right for this one."""
     keys = [tuple(item.counts.values()) for item in items]
     n = len(keys)
-    return sum(keys.count(key) - 1 for key in keys) / (n * (n - 1))
+    return sum(k * (k - 1) for k in Counter(keys).values()) / (n * (n - 1))
 
 
 @torch.no_grad()
@@ -146,10 +149,32 @@ def pair_logps(
     return sides[0], sides[1]
 
 
-def pair_accuracy(model: PeftModel, processor: ProcessorMixin, dataset: Dataset) -> Proportion:
-    """Share of pairs in which the policy prefers the chosen answer more than the reference does."""
-    chosen, rejected = pair_logps(model, processor, dataset)
+@dataclass(frozen=True)
+class PairResult:
+    """Log-probabilities of the answers of every pair under policy and reference, (pairs,) each."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    reference_chosen: np.ndarray
+    reference_rejected: np.ndarray
+
+    @property
+    def accuracy(self) -> Proportion:
+        """Share of pairs in which the policy prefers the chosen answer more than the reference does."""
+        margin = (self.chosen - self.reference_chosen) - (self.rejected - self.reference_rejected)
+        return proportion(int((margin > 0).sum()), len(margin))
+
+
+def evaluate_pairs(model: PeftModel, processor: ProcessorMixin, dataset: Dataset) -> PairResult:
+    """Ask policy and reference (the adapter off) for the log-probabilities of every pair."""
+    policy = pair_logps(model, processor, dataset)
     with models.adapter_off(model):
-        reference_chosen, reference_rejected = pair_logps(model, processor, dataset)
-    margin = (chosen - reference_chosen) - (rejected - reference_rejected)
-    return proportion(int((margin > 0).sum()), len(margin))
+        return PairResult(*policy, *pair_logps(model, processor, dataset))
+
+
+def answer_records(
+    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, path: Path, records: Sequence[PreferenceRecord]
+) -> list[str]:
+    """Greedy answers to the prompts of the records of the file `path`, from their first image and last turn."""
+    images = [image_paths(path, record)[0] for record in records]
+    return models.generate_answers(model, processor, images, [record.prompt[-1].content for record in records])

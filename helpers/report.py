@@ -117,13 +117,14 @@ def summary(sections: list[Section]) -> dict[str, Headline]:
 def build_report() -> Path:
     """Write `artifacts/report/summary.json` and `index.html` from the sections that exist."""
     sections, folder = read_sections(), artifacts_dir() / "report"
-    headlines = summary(sections)
-    write_json(folder / "summary.json", {name: asdict(headline) for name, headline in headlines.items()})
+    figures = {name: asdict(headline) for name, headline in summary(sections).items()}
+    write_json(folder / "summary.json", figures)
     body = [
         "<h1>Preference alignment of a small vision-language model</h1>",
         f"<p class='note'>{html.escape(machine_summary())}. Intervals are 95 % (Wilson) unless n = 1.</p>",
         *_in_short(sections),
-        _headline_table(headlines),
+        "<h2>Headline figures</h2>",
+        table_html(figure_rows(figures)),
         *(_section_html(section) for section in sections),
     ]
     return write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(body)))
@@ -167,13 +168,19 @@ def markdown_table(rows: list[list[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
-def figures_table(figures: dict[str, dict[str, float]]) -> str:
-    """The figures of a `summary.json` as Markdown."""
+def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
+    """The figures of a `summary.json` as rows of a table, the head first."""
     rows = [["figure", "value", "95 % interval", "n", "seed"]]
     for name, f in figures.items():
         interval = f"{f['low']:.3f} – {f['high']:.3f}" if f["n"] > 1 else ""
-        rows.append([f"`{name}`", f"{f['value']:.4g}", interval, str(f["n"]), str(f["seed"])])
-    return markdown_table(rows)
+        rows.append([name, f"{f['value']:.4g}", interval, str(f["n"]), str(f["seed"])])
+    return rows
+
+
+def figures_table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures of a `summary.json` as Markdown."""
+    head, *rows = figure_rows(figures)
+    return markdown_table([head, *([f"`{name}`", *rest] for name, *rest in rows)])
 
 
 def _in_short(sections: list[Section]) -> list[str]:
@@ -185,14 +192,6 @@ def _in_short(sections: list[Section]) -> list[str]:
 def _figure(caption: str, png: str) -> str:
     alt = html.escape(caption)
     return f"<figure><img alt='{alt}' src='data:image/png;base64,{png}'><figcaption>{alt}</figcaption></figure>"
-
-
-def _headline_table(headlines: dict[str, Headline]) -> str:
-    rows = []
-    for name, h in headlines.items():
-        interval = f"{h.low:.3f} – {h.high:.3f}" if h.n > 1 else ""
-        rows.append([name, f"{h.value:.4g}", interval, str(h.n), str(h.seed)])
-    return "<h2>Headline figures</h2>" + table_html([["figure", "value", "95 % interval", "n", "seed"], *rows])
 
 
 def _section_html(section: Section) -> str:

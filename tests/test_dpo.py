@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from helpers import dpo, models
 from helpers.config import DPO_PRESETS, dpo_preset
-from helpers.evaluation import pair_accuracy, pair_logps
+from helpers.evaluation import evaluate_pairs, pair_logps
 from helpers.losses import completion_logps, dpo_loss
 from helpers.runtime import UsageError
 
@@ -111,7 +111,7 @@ def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):
     trainer = dpo.make_trainer(model, processor, four, settings, output_dir=tmp_path)
     run = dpo.train(trainer)
     assert run.log[-1]["loss"] < 0.1
-    assert pair_accuracy(trainer.model, processor, four).value == 1
+    assert evaluate_pairs(trainer.model, processor, four).accuracy.value == 1
 
 
 def test_the_same_seed_gives_the_same_run(make):

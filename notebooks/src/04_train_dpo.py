@@ -55,7 +55,7 @@ from torch.testing import assert_close
 from helpers import dpo, plots
 from helpers.config import dpo_preset
 from helpers.counting import is_exact
-from helpers.evaluation import pair_accuracy, pair_logps
+from helpers.evaluation import answer_records, evaluate_pairs
 from helpers.losses import dpo_loss
 from helpers.preferences import image_paths, read_records, to_trl
 from helpers.preflight import preflight
@@ -195,19 +195,20 @@ section.say(
 valid_source = source.with_name("valid.jsonl")
 valid_records = read_records(valid_source)
 valid_data = to_trl(valid_source, valid_records)
-held_out = pair_accuracy(model, processor, valid_data)
+pairs = evaluate_pairs(model, processor, valid_data)
+held_out = pairs.accuracy
 section.say(f"Validation pairs on which the policy prefers the chosen answer more than the base does: {held_out}.")
 
 # %% [markdown]
 # Did the chosen answers become likelier, or only less unlikely than the rejected ones?
 
 # %%
-policy_chosen, policy_rejected = pair_logps(model, processor, valid_data)
-with models.adapter_off(model):
-    base_chosen, base_rejected = pair_logps(model, processor, valid_data)
-print(f"log-probability of chosen answers:   base {base_chosen.mean():7.2f} → policy {policy_chosen.mean():7.2f}")
-print(f"log-probability of rejected answers: base {base_rejected.mean():7.2f} → policy {policy_rejected.mean():7.2f}")
-if policy_chosen.mean() < base_chosen.mean():
+for side, policy, base in (
+    ("chosen", pairs.chosen, pairs.reference_chosen),
+    ("rejected", pairs.rejected, pairs.reference_rejected),
+):
+    print(f"log-probability of {side:>8} answers: base {base.mean():7.2f} → policy {policy.mean():7.2f}")
+if pairs.chosen.mean() < pairs.reference_chosen.mean():
     section.say("⚠️ The chosen answers became less likely: raise sft_weight or lower the learning rate.")
 
 # %% [markdown]
@@ -233,9 +234,7 @@ print(f"{question}\n  before: {before}\n  after:  {after}\n  truth:  {record.tru
 def save(trainer, run, seed):
     """Adapter, settings, log and reference answers → artifacts/dpo/seed-N."""
     folder = artifacts_dir() / "dpo" / f"seed-{seed}"
-    images = [open_image(image_paths(valid_source, r)[0]) for r in valid_records]
-    questions = [r.prompt[-1].content for r in valid_records]
-    answers = models.generate_answers(trainer.model, processor, images, questions)
+    answers = answer_records(trainer.model, processor, valid_source, valid_records)
     about = {"base": MODEL, "seed": seed, "settings": dataclasses.asdict(settings), "data": str(source)}
     models.save_adapter(trainer.model, folder, about)
     write_json(folder / "log.json", run.log)

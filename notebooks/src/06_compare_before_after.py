@@ -54,9 +54,9 @@ from IPython.display import HTML, display
 
 from helpers import plots, widgets
 from helpers.counting import count_question
-from helpers.evaluation import chance_exact, evaluate_counting
+from helpers.evaluation import answer_records, chance_exact, evaluate_counting
 from helpers.formats import evaluation_split, read_yolo
-from helpers.preferences import image_paths, read_records
+from helpers.preferences import read_records
 from helpers.report import Section
 from helpers.runtime import UsageError, artifact, artifacts_dir, open_image, read_json
 from helpers.scenes import SPLIT_SEEDS, draw_scene, make_scene
@@ -111,10 +111,8 @@ print("policies:", ", ".join(policies))
 for path in folders:
     noted = read_json(path / "validation_answers.json")
     source = Path(noted["records"])
-    records = read_records(source)
-    images = [open_image(image_paths(source, record)[0]) for record in records]
     model.set_adapter(path.name)
-    answers = models.generate_answers(model, processor, images, [record.prompt[-1].content for record in records])
+    answers = answer_records(model, processor, source, read_records(source))
     same = sum(a == b for a, b in zip(answers, noted["answers"], strict=True))
     assert same == len(answers), f"{path.name}: {len(answers) - same} answers changed on reloading"
     section.say(f"{path.name}: reloaded in a new process, {same} of {len(answers)} greedy answers are identical.")

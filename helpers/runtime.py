@@ -5,10 +5,11 @@ name and renamed, so that a killed notebook leaves either the old file or the ne
 """
 
 import json
+import math
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,10 +58,23 @@ def _short(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file in one step: readers see the old content or the new, never a part."""
+    return _replace(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    """The same for lines made one at a time; if making one fails, the old file stays."""
+    return _replace(path, (line + "\n" for line in lines))
+
+
+def _replace(path: Path, parts: Iterable[str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -68,16 +82,57 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse_json(raw: bytes) -> Any:
+    """The value that `raw` spells in JSON (UTF-8), strictly: no NaN, no number beyond a float, no key twice.
+
+    Python's own parser lets these pass, and they would be lost on the way or when writing. Raises
+    UsageError in one sentence with the column; the caller adds the file and the line.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+        if "\\ud" in text.lower():  # half of a surrogate pair is no character and cannot be written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    except UnicodeEncodeError:
+        raise UsageError("a \\ud… escape stands without its partner. Write the character itself.") from None
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"not JSON ({error.msg}, {place}).") from None
+    except RecursionError:
+        raise UsageError("nested too deeply.") from None
+    except ValueError as error:  # from the three functions below, or an integer of over 4,300 digits
+        raise UsageError(f"not JSON ({error}).") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value; leave the field out")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UsageError naming file, line and column."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file. Check the path, or run the notebook that makes it.") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}).") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:

@@ -45,7 +45,7 @@ def test_a_missing_artifact_falls_back_loudly(artifacts, tmp_path, capsys):
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1,\n "b" 2}')
-    with pytest.raises(UsageError, match=r"a\.json:2: not JSON"):
+    with pytest.raises(UsageError, match=r"a\.json: not JSON .*, line 2, column 6"):
         read_json(tmp_path / "a.json")
     with pytest.raises(UsageError, match="no such file"):
         read_json(tmp_path / "b.json")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from helpers import dpo, models
 from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.evaluation import evaluate_counting
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.pairs import build_records, sample_own_answers
 from helpers.plots import interval_chart
 from helpers.preferences import to_trl

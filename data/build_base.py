@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from helpers.evaluation import evaluate_counting
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.models import load_model
 from helpers.runtime import write_text
 from helpers.scenes import (

@@ -1,8 +1,9 @@
 """Rebuild `data/traffic/`: `python data/build_traffic.py` (after `build_base.py`).
 
-Draws the scenes of every split and writes `preferences/train.jsonl` and `valid.jsonl`, the preference
-data that notebook 04 falls back to: the true answer of each scene against a wrong answer sampled from
-the base and against the counts of another scene.
+Draws the scenes of every split and writes `preferences_train.jsonl` and `preferences_valid.jsonl`, the
+preference data that notebook 04 falls back to: the true answer of each scene against a wrong answer
+sampled from the base and against the counts of another scene. `--schema` writes only the JSON Schema of
+such files, `preference_record.schema.json`.
 """
 
 import argparse
@@ -12,10 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.models import load_model
 from helpers.pairs import build_records, sample_own_answers
-from helpers.preferences import write_records
+from helpers.preferences import json_schema, write_records
+from helpers.runtime import write_json
 from helpers.scenes import write_split
 
 NUMBERS = {"train": 512, "validation": 64, "test": 400}
@@ -24,15 +26,22 @@ NUMBERS = {"train": 512, "validation": 64, "test": 400}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "traffic")
-    folder = parser.parse_args().out
+    parser.add_argument("--schema", action="store_true", help="write only the JSON Schema of a record")
+    args = parser.parse_args()
+    write_json(ROOT / "data" / "preference_record.schema.json", json_schema())
+    if not args.schema:
+        build(args.out)
+
+
+def build(folder: Path) -> None:
     for split, number in NUMBERS.items():
         write_split(folder, split, number)
     model, processor = load_model("tiny")
-    preferences = folder / "preferences"
     for split in ("train", "valid"):
         items = read_yolo(folder, split)
-        records = build_records(items, preferences, sample_own_answers(model, processor, items))
-        write_records(preferences / f"{split}.jsonl", records)
+        records = build_records(items, folder, sample_own_answers(model, processor, items))
+        about = {"source": "data/build_traffic.py", "licence": "Apache-2.0"}
+        write_records(folder / f"preferences_{split}.jsonl", [r.model_copy(update=about) for r in records])
     print(f"{sum(NUMBERS.values())} scenes and their preferences → {folder}")
 
 

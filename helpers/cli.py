@@ -4,10 +4,11 @@ import argparse
 import ast
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from helpers import notebooks
-from helpers.runtime import ROOT, UsageError, artifacts_dir, read_json
+from helpers.runtime import ROOT, UsageError, artifacts_dir, read_json, write_json
 
 DEMO = ("01", "02", "04", "06")
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {"04": {"SEEDS": (0, 1, 2)}}
@@ -80,6 +81,46 @@ def readme(args: argparse.Namespace) -> None:
         print(path)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Say what is wrong with files of preference records; an error in one of them is a failure."""
+    from helpers import data_doctor, findings
+
+    if args.salvage and len(args.file) > 1:
+        raise UsageError("--salvage takes one file at a time: check the others by themselves.")
+    processor, context = _processor(args.model) if args.model else (None, None)
+    options = {"root": args.root, "images": args.images, "processor": processor, "context": context}
+    others = [data_doctor.photos_of(path, images=args.images) for path in args.benchmark]
+    reports = []
+    for path in args.file:
+        reports.append(data_doctor.check(path, **options, against=[*others, *reports]))
+        print(reports[-1], end="\n\n")
+    if args.json:
+        write_json(args.json, [report.as_json() for report in reports])
+    if args.salvage:
+        good, bad = findings.salvage(args.file[0], reports[0], args.salvage)
+        print(f"good lines: {good:,} → {args.salvage}, others: {bad:,} → {args.salvage.with_suffix('.bad.jsonl')}")
+    if errors := sum(len(report.errors) for report in reports):
+        raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
+
+
+def _processor(name: str) -> tuple[Any, int]:
+    """Processor of a model, without its weights, and how many tokens the model takes."""
+    from transformers import AutoConfig, AutoProcessor
+
+    from helpers import models
+
+    location = models.locate(name)
+    try:
+        processor = AutoProcessor.from_pretrained(location)
+        config = AutoConfig.from_pretrained(location).get_text_config()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"model {name!r} cannot be loaded from {location} ({reason}). Offline, use 'tiny'.") from error
+    if name in models.PRESETS:
+        models._limit_pixels(processor, models.PRESETS[name].max_pixels)
+    return processor, min(processor.tokenizer.model_max_length, config.max_position_embeddings)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
@@ -94,6 +135,25 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(action=sync)
     command = commands.add_parser("readme", help="put the figures of the last run into README.md and docs/")
     command.set_defaults(action=readme)
+    command = commands.add_parser("check", help="say what is wrong with files of preference records")
+    command.description = "Check files of preference records (JSONL) before training. Exit code 1 if one has errors."
+    command.add_argument("file", nargs="+", type=Path, help="several are also searched for photos they share")
+    command.add_argument("--root", type=Path, help="data folder that holds the images (default: that of the file)")
+    command.add_argument("--no-images", dest="images", action="store_false", help="open no image: quicker")
+    command.add_argument("--model", help="count tokens as this model does, for example tiny or qwen2-vl-2b")
+    command.add_argument(
+        "--benchmark",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="folder of images or file of records whose photos must not be in the files; may be repeated",
+    )
+    command.add_argument(
+        "--salvage", type=Path, metavar="OUT", help="write good lines to OUT, others to OUT with suffix .bad.jsonl"
+    )
+    command.add_argument("--json", type=Path, metavar="OUT", help="write the findings as JSON too")
+    command.set_defaults(action=check)
     return top
 
 

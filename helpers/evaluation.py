@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.counting import is_exact, is_well_formed, parse_counts
-from helpers.formats import CountedImage
+from helpers.labels import CountedImage
 from helpers.losses import completion_logps
 from helpers.pairs import answer_budget, question_for
 from helpers.preferences import PreferenceRecord, image_paths

@@ -1,6 +1,6 @@
-"""From counted images to preference records: where the rejected answers come from, and what they leak.
+"""From counted images to preference records: where the worse answers and the worse images come from.
 
-The chosen answer states the true counts. A rejected answer is one of
+`build_records`: the chosen answer states the true counts, and a rejected answer is one of
 
 * `own`: a wrong answer that the model itself sampled. It shows the model its own mistakes, but if
   all of these are under-counts, "say more" is learnt instead of "look".
@@ -8,25 +8,34 @@ The chosen answer states the true counts. A rejected answer is one of
 * `other image`: the counts of another image. Over the whole set these are distributed like the
   truth, so no rule that does not look at the image can tell them apart.
 
-A pair that can be told apart without the image teaches a blind rule. `blind_rules` measures how far
-such rules get; the figure belongs beside every data set.
+`rank_samples`: no answer is written for the model; its own N samples are scored and ranked, so that the
+pairs are on-policy and have margins.
+
+`add_image_negatives`: the other side of a pair, for losses that compare images instead of answers
+(mDPO, Wang et al. 2024, arXiv 2406.11839): the same answer is worse with a spoilt image.
+
+What of this can be told apart without looking is measured in `helpers/blind.py`. Taught in notebook 02.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
+from PIL import Image, ImageFilter
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers.counting import count_answer, count_question, edited_counts, is_exact, is_well_formed, parse_counts
-from helpers.formats import CountedImage
+from helpers.counting import Counts, count_answer, count_question, edited_counts, is_exact, is_well_formed
+from helpers.labels import CountedImage
 from helpers.models import generate_answers
-from helpers.preferences import Answer, PreferenceRecord
-from helpers.statistics import Proportion, proportion
+from helpers.preferences import Answer, PreferenceRecord, Ranking, image_paths
+from helpers.runtime import open_image
+from helpers.scoring import Scorer
 
 NEGATIVES = ("own", "edit", "other image")
+IMAGE_NEGATIVES = ("blank", "crop", "shuffled", "blurred")
 
 
 def question_for(item: CountedImage, number: int) -> str:
@@ -84,7 +93,7 @@ def build_records(
     if unknown:
         raise ValueError(f"unknown kinds of negatives {sorted(unknown)}: choose from {NEGATIVES}")
     rng = np.random.default_rng(seed)
-    highest = highest_counts(items)
+    highest, others = highest_counts(items), _OtherCounts(items)
     records = []
     for number, item in enumerate(items):
         texts = {"truth": count_answer(item.counts)}
@@ -95,7 +104,7 @@ def build_records(
         if "edit" in negatives:
             texts["edit"] = count_answer(edited_counts(item.counts, highest, rng))
         if "other image" in negatives:
-            texts["other image"] = count_answer(_other_counts(items, item, rng))
+            texts["other image"] = count_answer(others.draw(item.counts, rng))
         if len(set(texts.values())) > 1:
             records.append(_record(item, number, root, texts, rng))
     if len(records) < len(items):
@@ -109,11 +118,20 @@ def _wrong_answer(answers: Sequence[str], item: CountedImage) -> str | None:
     return next((a for a in wrong if is_well_formed(a, list(item.counts))), wrong[0] if wrong else None)
 
 
-def _other_counts(items: Sequence[CountedImage], item: CountedImage, rng: np.random.Generator) -> dict[str, int]:
-    different = [other.counts for other in items if other.counts != item.counts]
-    if not different:
-        raise ValueError("all images have the same counts, so no count of another image is wrong")
-    return different[int(rng.integers(len(different)))]
+class _OtherCounts:
+    """Draws the counts of another image, different from an item's; equal counts share one list."""
+
+    def __init__(self, items: Sequence[CountedImage]):
+        self._all = [item.counts for item in items]
+        self._different: dict[tuple[int, ...], list[Counts]] = {}
+
+    def draw(self, counts: Counts, rng: np.random.Generator) -> Counts:
+        key = tuple(counts.values())
+        if key not in self._different:
+            self._different[key] = [other for other in self._all if other != counts]
+        if not self._different[key]:
+            raise ValueError("all images have the same counts, so no count of another image is wrong")
+        return self._different[key][int(rng.integers(len(self._different[key])))]
 
 
 def _record(
@@ -123,47 +141,96 @@ def _record(
     distinct = {text: origin for origin, text in reversed(texts.items())}  # "truth" wins, then "own"
     order = [list(distinct)[i] for i in rng.permutation(len(distinct))]
     best = order.index(texts["truth"])
+    ranking = [[best], [i for i in range(len(order)) if i != best]]
+    return _of_item(item, number, root, [Answer(text=text, origin=distinct[text]) for text in order], ranking)
+
+
+def _of_item(
+    item: CountedImage, number: int, root: Path, answers: list[Answer], ranking: Ranking | None
+) -> PreferenceRecord:
     return PreferenceRecord(
         id=f"{item.path.parent.parent.name}-{item.path.stem}",
         images=[Path(os.path.relpath(item.path, root)).as_posix()],
         prompt=[{"role": "user", "content": question_for(item, number)}],
-        answers=[Answer(text=text, origin=distinct[text]) for text in order],
-        ranking=[[best], [i for i in range(len(order)) if i != best]],
+        answers=answers,
+        ranking=ranking,
         truth=item.counts,
         group=item.group,
     )
 
 
-def blind_rules(records: Sequence[PreferenceRecord]) -> dict[str, dict[str, Proportion]]:
-    """How often rules that never see the image pick the chosen answer, by kind of rejected answer.
+def rank_samples(
+    items: Sequence[CountedImage], root: Path, own_answers: Sequence[Sequence[str]], score: Scorer
+) -> list[PreferenceRecord]:
+    """One record an image: the model's own answers in the order sampled, ranked by `score`, equal scores together.
 
-    .5 is no leak; 1 means that the pairs teach nothing about images. A pair that a rule cannot
-    decide counts as a coin toss (the interval then treats it as half a hit).
+    Equal texts stand once. An image whose samples are all alike gives no record, since there is nothing
+    to rank (the number of these is printed); one whose scores are all equal gives a tie, and so no pair.
     """
-    classes = list(records[0].truth or {})
-    rules: dict[str, Callable[[Answer], float]] = {
-        "smaller total": lambda answer: -sum(_stated(answer, classes)),
-        "larger total": lambda answer: sum(_stated(answer, classes)),
-        "more zeros": lambda answer: _stated(answer, classes).count(0),
-        "shorter": lambda answer: -len(answer.text),
-        "longer": lambda answer: len(answer.text),
-    }
-    pairs = [pair for record in records for pair in record.pairs()]
-    origins = dict.fromkeys(str(pair.rejected.origin) for pair in pairs)
-    kinds = {"all": pairs} | {origin: [p for p in pairs if str(p.rejected.origin) == origin] for origin in origins}
-    return {
-        kind: {
-            name: proportion(sum(_wins(rule(p.chosen), rule(p.rejected)) for p in members), len(members))
-            for name, rule in rules.items()
-        }
-        for kind, members in kinds.items()
-    }
+    records = []
+    for number, (item, texts) in enumerate(zip(items, own_answers, strict=True)):
+        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+        if len(distinct) < 2:
+            continue
+        scores = [score(None, question_for(item, number), text, item.counts) for text in distinct]
+        answers = [
+            Answer(text=text, origin="own", score=result.total, scores=result.parts)
+            for text, result in zip(distinct, scores, strict=True)
+        ]
+        records.append(_of_item(item, number, root, answers, _tiers([result.total for result in scores])))
+    if len(records) < len(items):
+        print(f"{len(items) - len(records)} of {len(items)} images give no record: all their samples are alike.")
+    return records
 
 
-def _wins(chosen: float, rejected: float) -> float:
-    return 0.5 if chosen == rejected else float(chosen > rejected)
+def _tiers(scores: Sequence[float]) -> Ranking:
+    levels = sorted(set(scores), reverse=True)
+    return [[place for place, score in enumerate(scores) if score == level] for level in levels]
 
 
-def _stated(answer: Answer, classes: Sequence[str]) -> list[int]:
-    """The counts that an answer states; none if it cannot be parsed."""
-    return list((parse_counts(answer.text, classes) or {}).values())
+def spoil_image(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
+    """The image without what an answer needs, in its own size.
+
+    "blank": grey. "crop": a part of 5–20 % of the area, enlarged (mDPO crops to at most 20 %).
+    "blurred": Gaussian, with a radius of a tenth of the shorter side.
+    """
+    width, height = image.size
+    if kind == "blank":
+        return Image.new("RGB", image.size, (127, 127, 127))
+    if kind == "blurred":
+        return image.filter(ImageFilter.GaussianBlur(min(width, height) / 10))
+    if kind == "crop":
+        side = float(np.sqrt(rng.uniform(0.05, 0.20)))
+        left, top = rng.uniform(0, 1 - side, 2)
+        box = (left * width, top * height, (left + side) * width, (top + side) * height)
+        return image.resize(image.size, Image.Resampling.BILINEAR, box)
+    raise ValueError(f"unknown kind {kind!r}: choose from {IMAGE_NEGATIVES}")
+
+
+def add_image_negatives(
+    path: Path, records: Sequence[PreferenceRecord], kinds: Sequence[str] = IMAGE_NEGATIVES, seed: int = 0
+) -> list[PreferenceRecord]:
+    """The records with one `negative_images` entry for each of `kinds`, in that order.
+
+    path: the records' file; spoilt images are written to the folder `negatives` beside it. "shuffled"
+    is the image of another record with another truth, so that the best answer is wrong there.
+    """
+    rng = np.random.default_rng(seed)
+    result = []
+    for number, record in enumerate(tqdm(records, desc="image negatives", leave=False)):
+        names = []
+        for kind in kinds:
+            if kind == "shuffled":
+                others = (records[i] for i in rng.permutation(len(records)))
+                other = next((other for other in others if other.truth != record.truth), None)
+                if other is None:
+                    raise ValueError("all records have the same truth, so no other image makes the answer wrong")
+                names.append(other.images[0])
+                continue
+            name = f"negatives/{record.id or number}-{kind}.png"
+            (path.parent / "negatives").mkdir(parents=True, exist_ok=True)
+            image = open_image(image_paths(path, record)[0], f"{path} (record {record.id or number})")
+            spoil_image(image, kind, rng).save(path.parent / name)
+            names.append(name)
+        result.append(record.model_copy(update={"negative_images": names}))
+    return result

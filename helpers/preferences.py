@@ -4,13 +4,14 @@ The shortest record that a person writes by hand:
 
     {"image": "images/7.png", "prompt": "How many cars?", "chosen": "There are 2.", "rejected": "There are 3."}
 
-is read as the full form: images, chat messages, N answers in the order shown, and a `ranking` in
-tiers, best first, ties together. A pair, an A/B vote and a ranked list of N are the same record, and
+is read as the full form: images, chat messages, N answers in the order shown (here drawn by a hash),
+and a `ranking` in tiers, best first, ties together. A pair, an A/B vote and a ranked list of N are the same record, and
 the position of an answer never says how good it is. Answers are referred to by their place in
 `answers`, counted from 0. Taught in notebook 02; `data/preference_record.schema.json` is its JSON
 Schema.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -35,6 +36,7 @@ from tqdm.auto import tqdm
 
 from helpers.runtime import UsageError, open_image, parse_json, write_lines
 
+EMPTY_ANSWER = "the answer is empty: write its text or remove the record"
 Ranking = list[list[int]]  # places in `answers`: tiers, best first, ties together
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -74,7 +76,7 @@ class Answer(Strict):
     @classmethod
     def _not_empty(cls, text: str) -> str:
         if not text.strip():
-            raise ValueError("the answer is empty: write its text or remove the record")
+            raise ValueError(EMPTY_ANSWER)
         return text
 
 
@@ -113,6 +115,16 @@ class Pair(Strict):
     margin: float | None = None
 
 
+def shown_second(first: Any, second: Any) -> bool:
+    """Where a file does not say in which order two answers were shown: is the first put second?
+
+    A coin that only the texts decide (their hashes), so that the place of an answer does not say how
+    good it is, and reading the same line twice gives the same record.
+    """
+    digests = [hashlib.sha256(str(text).encode(errors="replace")).digest() for text in (first, second)]
+    return digests[1] < digests[0]
+
+
 class PreferenceRecord(Strict):
     images: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # relative to the record's file
     prompt: list[Message] = Field(min_length=1)
@@ -138,9 +150,15 @@ class PreferenceRecord(Strict):
         if isinstance(data.get("prompt"), str):
             data["prompt"] = [{"role": "user", "content": data["prompt"]}]
         if "chosen" in data and "rejected" in data and not {"answers", "ranking"} & data.keys():
+            if empty := [side for side in ("chosen", "rejected") if data[side] == "" or str(data[side]).isspace()]:
+                raise ValueError(f"{empty[0]}: {EMPTY_ANSWER}")
             sides = [data.pop("chosen"), data.pop("rejected")]
             data["answers"] = [{"text": side} if isinstance(side, str) else side for side in sides]
             data["ranking"] = [[0], [1]]
+            if shown_second(
+                *(answer.get("text") if isinstance(answer, dict) else answer for answer in data["answers"])
+            ):
+                data["answers"], data["ranking"] = data["answers"][::-1], [[1], [0]]
         return data
 
     @field_validator("extra")
@@ -168,12 +186,13 @@ class PreferenceRecord(Strict):
             for criterion, scores in judgement.criteria.items():
                 if len(scores) != n:
                     raise ValueError(f"criterion {criterion!r} has {len(scores)} scores for {n} answers")
-        for better, worse in self._tier_pairs():
+        for better, worse in self.tier_pairs():
             if self.answers[better].text == self.answers[worse].text:
                 raise ValueError(f"answers {better} and {worse} have the same text but different ranks")
         return self
 
-    def _tier_pairs(self) -> Iterator[tuple[int, int]]:
+    def tier_pairs(self) -> Iterator[tuple[int, int]]:
+        """Places of every (better, worse) pair of answers."""
         for better, worse in itertools.combinations(self.ranking or [], 2):
             yield from itertools.product(better, worse)
 
@@ -182,7 +201,7 @@ class PreferenceRecord(Strict):
 
         "extremes" is one pair: the first of the best tier against the first of the worst.
         """
-        places = list(self._tier_pairs())
+        places = list(self.tier_pairs())
         if which == "extremes" and places:
             places = [(self.ranking[0][0], self.ranking[-1][0])]
         return [_pair(self.answers[i], self.answers[j]) for i, j in places]
@@ -200,6 +219,14 @@ def _check_places(what: str, tiers: Ranking | None, n: int) -> None:
 def _pair(chosen: Answer, rejected: Answer) -> Pair:
     known = chosen.score is not None and rejected.score is not None
     return Pair(chosen=chosen, rejected=rejected, margin=chosen.score - rejected.score if known else None)
+
+
+def record_key(record: PreferenceRecord) -> str:
+    """What a record is known by: its id, else a hash of its images, prompt and answers."""
+    if record.id is not None:
+        return record.id
+    content = record.model_dump_json(include={"images", "prompt", "answers"})
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def consensus(judgements: Iterable[Judgement], n: int) -> Ranking | None:
@@ -233,10 +260,9 @@ def json_schema() -> dict[str, Any]:
         "rejected": text_or_answer,
     }
     schema["required"] = ["prompt"]
-    schema["allOf"] = [
-        {"oneOf": [{"required": ["image"]}, {"required": ["images"]}]},
-        {"oneOf": [{"required": ["answers"]}, {"required": ["chosen", "rejected"]}]},
-    ]
+    short = {"required": ["chosen", "rejected"], "not": {"required": ["ranking"]}}
+    full = {"required": ["answers"], "not": {"anyOf": [{"required": ["chosen"]}, {"required": ["rejected"]}]}}
+    schema["allOf"] = [{"oneOf": [{"required": ["image"]}, {"required": ["images"]}]}, {"oneOf": [short, full]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -258,6 +284,7 @@ class Line:
     raw: bytes
     record: PreferenceRecord | None
     error: str | None
+    change: str | None = None  # what was altered to make the record, if another format was read
 
 
 def scan_records(path: Path) -> Iterator[Line]:

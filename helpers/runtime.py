@@ -4,6 +4,7 @@
 name and renamed, so that a killed notebook leaves either the old file or the new one, never half.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -133,6 +134,15 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path}: no such file. Check the path, or run the notebook that makes it.") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's bytes (BLAKE2b, 128 bits), read in pieces. Raises UsageError if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
 
 
 def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from helpers.counting import Counts, count_answer, count_question
-from helpers.formats import write_yolo
+from helpers.labels import write_yolo
 from helpers.runtime import write_text
 
 KINDS = ("car", "motorcycle", "bus", "bicycle")

@@ -8,18 +8,24 @@ import base64
 import difflib
 import html
 import io
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import ipywidgets as w
+from IPython.display import display
 from peft import PeftModel
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.counting import count_question, is_exact
-from helpers.formats import CountedImage
+from helpers.labels import CountedImage
 from helpers.pairs import question_for
-from helpers.runtime import open_image
+from helpers.preferences import image_paths
+from helpers.runtime import UsageError, open_image
+from helpers.votes import LABELS, Item, Tiers, Verdict, Votes, completed, prompt_text
 
 
 def mark_changes(before: str, after: str) -> tuple[str, str]:
@@ -177,3 +183,202 @@ def comparison_table(
         + "".join(rows)
         + "</table>"
     )
+
+
+# A key presses the button of its class while the widget is what was last clicked or focused (blue
+# frame). `window` hears a key before the notebook does, to which "a" and "x" are commands.
+_KEYS = """(() => {
+  let root = null;
+  const decide = ({type, target}) => {
+    if (root && type === "focusin" && target.contains(root)) return;
+    if (root) root.style.boxShadow = "";
+    root = target.closest ? target.closest(".NAME") : null;
+    if (root) root.style.boxShadow = "inset 0 0 0 2px #1a73e8";
+  };
+  for (const type of ["pointerdown", "focusin"]) window.addEventListener(type, decide, true);
+  window.addEventListener("keydown", event => {
+    if (!root || !root.isConnected || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.target.closest && event.target.closest("input, textarea, select, [contenteditable=true]")) return;
+    const key = /^[1-6]$/.test(event.key) ? "abcdef"[event.key - 1] : event.key.replace("=", "equal").toLowerCase();
+    const button = /^([a-z]|equal)$/.test(key) && root.querySelector(`button.key-${key}`);
+    if (!button) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (!event.repeat) button.click();
+  }, true);
+})()"""
+
+
+def jpeg_strip(images: Sequence[Image.Image]) -> bytes:
+    """Images side by side as one JPEG, each as large as 960 × 600 pixels allow: twice what is shown, to zoom in."""
+    fitted = [ImageOps.contain(image, (960, 600)) for image in images]
+    strip = Image.new("RGB", (sum(image.width for image in fitted), max(image.height for image in fitted)), "white")
+    for number, image in enumerate(fitted):
+        strip.paste(image, (sum(before.width for before in fitted[:number]), 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _button(text: str, key: str, act: Callable[[], None]) -> w.Button:
+    button = w.Button(description=f"{text} ({key})", tooltip=f"key: {key}", layout=w.Layout(width="auto"))
+    button.add_class(f"key-{key}")
+    button.on_click(lambda _: act())
+    return button
+
+
+def _plain(text: str) -> str:
+    return f"<div style='white-space:pre-wrap;overflow-wrap:anywhere;line-height:20px'>{html.escape(text)}</div>"
+
+
+def _room(texts: Iterable[str], columns: int) -> w.Layout:
+    """Height for the longest of `texts`, so that nothing jumps from item to item; what is longer still scrolls."""
+    lines = max(sum(len(line) // columns + 1 for line in text.splitlines()) for text in texts)
+    return w.Layout(height=f"{min(20 * lines + 12, 212)}px", overflow="auto", flex="0 0 auto")
+
+
+class Ranking:
+    """Rank the answers of one record after another without knowing whose they are; `show()` gives the widget.
+
+    A vote is on the disk before the next item appears, and all state is in the file of `votes`: after a
+    kill, or when the cell is run again, it goes on where it was. Of two answers the better one is
+    clicked; more are clicked best first, and saved. A click within `pause` seconds of an item's
+    appearing is the second half of a double click and does not count.
+    """
+
+    def __init__(self, votes: Votes, criteria: Sequence[str] = ("helpful", "followed", "concise"), pause: float = 0.3):
+        self.votes, self.criteria, self.pause = votes, criteria, pause
+        self.state: dict[str, str | None] = {}
+        records = list(votes.records.values())
+        size = w.Layout(width="auto", height="auto", max_width="100%", max_height="300px")
+        self.picture = w.Image(format="jpeg", layout=size)
+        self.prompt = w.HTML(layout=_room(map(prompt_text, records), 30))
+        self.prompt.layout.flex = "1 1 220px"
+        self.progress, self.message = w.HTML(), w.HTML(layout=w.Layout(min_height="28px"))
+        self.joined = w.ToggleButton(description="Level with the last (=)", layout=w.Layout(width="auto"))
+        self.joined.add_class("key-equal")
+        self.joined.observe(lambda _: self._draw_ranks(), "value")
+        self.buttons = {
+            "save": _button("Save", "v", self._save),
+            "over": _button("Start over", "r", self._place),
+            "tie": _button("All equal", "t", partial(self._vote, "tie")),
+            "all bad": _button("All bad", "x", partial(self._vote, "all bad")),
+            "skip": _button("Skip", "s", partial(self._vote, "skip")),
+            "undo": _button("Undo", "u", self._undo),
+        }
+        most = LABELS[: max(len(record.answers) for record in records)]
+        self.choices = [_button(label, label.lower(), partial(self._choose, k)) for k, label in enumerate(most)]
+        self.texts = [w.HTML(layout=_room((a.text + "\n." for r in records for a in r.answers), 44)) for _ in most]
+        wide = w.Layout(width="auto")
+        self.marks = [[w.ToggleButton(description=name, layout=wide) for name in criteria] for _ in most]
+        self.box = self._lay_out()
+        self._show(votes.next())
+
+    def show(self) -> w.Widget:
+        """The widget; where scripts run, its buttons have keys, too."""
+        print("If no buttons appear below: from helpers.votes import rank_in_text; rank_in_text(votes)")
+        name = f"ranking-{uuid.uuid4().hex[:8]}"
+        self.box.add_class(name)
+        display({"application/javascript": _KEYS.replace("NAME", name), "text/plain": ""}, raw=True)
+        return self.box
+
+    def _lay_out(self) -> w.Widget:
+        wrap, card = w.Layout(flex_flow="row wrap", width="99%"), {"border": "1px solid #999", "flex": "1 1 300px"}
+        self._cards = [
+            w.VBox([text, w.HBox(marks, layout=wrap), choice], layout=w.Layout(padding="6px", margin="4px", **card))
+            for text, marks, choice in zip(self.texts, self.marks, self.choices, strict=True)
+        ]
+        frame = w.HBox([self.picture], layout=w.Layout(height="310px", flex="1 1 480px", justify_content="center"))
+        self._shelf = w.HBox(layout=wrap)
+        self._many = w.HBox([self.joined, self.buttons["save"], self.buttons["over"]])
+        rest = w.HBox([self.buttons[name] for name in ("tie", "all bad", "skip", "undo")], layout=wrap)
+        rows = [self._shelf, *([self._many] if len(self._cards) > 2 else []), rest, self.message]
+        top = w.HBox([frame, self.prompt], layout=wrap)
+        return w.VBox([self.progress, top, *rows], layout=w.Layout(padding="6px"))
+
+    def _show(self, item: Item | None, message: str = "") -> None:
+        """Put `item` (None: all are done) on the screen; the clock starts when it is there."""
+        self.item, texts = item, item.texts if item else []
+        self._shelf.children = self._cards[: len(texts)]
+        for label, text, widget, marks in zip(LABELS, texts, self.texts, self.marks, strict=False):
+            widget.value = f"<b>{label}</b>{_plain(text)}"
+            for mark in marks:
+                mark.value = False
+        self.prompt.value = _plain(prompt_text(item.record) if item else "All are judged. Thank you.")
+        keys = "<small>letters in brackets are keys while the frame is blue: click into it once</small>"
+        self.progress.value = f"<b>{self.votes.progress()}</b> &nbsp; {html.escape(self.votes.annotator)} &nbsp; {keys}"
+        self._many.layout.visibility = "visible" if len(texts) > 2 else "hidden"
+        self._say(message or self.votes.notice)
+        self._show_picture()
+        self._place()
+        self._shown = time.monotonic()
+
+    def _show_picture(self) -> None:
+        """Without its picture an item can only be skipped."""
+        content = b""
+        try:
+            if self.item:
+                paths = image_paths(self.votes.records_path, self.item.record)
+                content = jpeg_strip([open_image(path, "this item") for path in paths])
+        except UsageError as error:
+            self._say(f"{error} Or skip it.", error=True)
+        self.picture.value, self.picture.layout.visibility = content, "visible" if content else "hidden"
+        for button in [self.joined, *self.buttons.values(), *self.choices]:
+            button.disabled = not content
+        self.buttons["skip"].disabled, self.buttons["undo"].disabled = self.item is None, not self.votes.judged
+
+    def _say(self, text: str, error: bool = False) -> None:
+        self.state = {"record": self.item and self.item.key, "message": text, "progress": self.votes.progress()}
+        colours = "color:#b42318;background:#fff" if error else ""
+        self.message.value = f"<div style='{colours}'>{html.escape(text)}</div>"
+
+    def _place(self, *tiers: Sequence[int]) -> None:
+        """Answers ranked so far, none to start with; the only one left comes last by itself."""
+        self._tiers, self.joined.value = list(tiers), False
+        self._draw_ranks()
+
+    def _draw_ranks(self) -> None:
+        n = len(self.item.order) if self.item else 0
+        done = completed(self._tiers, n, self.joined.value)
+        ranks = {k: rank for rank, tier in enumerate(done or self._tiers, start=1) for k in tier}
+        for k, (label, choice) in enumerate(zip(LABELS, self.choices, strict=False)):
+            does = f"has rank {ranks[k]}" if k in ranks else "is better" if n == 2 else "comes next"
+            choice.description, choice.button_style = f"{label} {does} ({label.lower()})", "primary" * (k in ranks)
+        self.buttons["save"].disabled = not (done and self.picture.value)
+
+    def _choose(self, k: int) -> None:
+        n = len(self.item.order) if self.item else 0
+        if n == 2:
+            self._vote("ranked", [[k], [1 - k]])
+        elif not completed(self._tiers, n) and not any(k in tier for tier in self._tiers) and not self._too_soon():
+            last = [[*self._tiers[-1], k]] if self.joined.value and self._tiers else [*self._tiers[-1:], [k]]
+            self._place(*self._tiers[:-1], *last)
+
+    def _too_soon(self) -> bool:
+        if soon := time.monotonic() - self._shown < self.pause:
+            self._say("That click came as the item appeared, so it did not count.")
+        return soon
+
+    def _save(self) -> None:
+        if self.item and (ranking := completed(self._tiers, len(self.item.order), self.joined.value)):
+            self._vote("ranked", ranking)
+
+    def _vote(self, verdict: Verdict, tiers: Tiers = ()) -> None:
+        """The vote goes to the disk, then the next item comes; after an error this one stays."""
+        if self.item is None or self._too_soon():
+            return
+        shown = self.marks[: len(self.item.order)]
+        marks = {name: [int(row[i].value) for row in shown] for i, name in enumerate(self.criteria)}
+        try:
+            counted = self.votes.vote(self.item, verdict, tiers, marks, round(time.monotonic() - self._shown, 2))
+            self._show(self.votes.next(), "" if counted else "The last one had been judged elsewhere; that vote stays.")
+        except (OSError, UsageError) as error:
+            self.item = self.votes.again(self.item)
+            self._say(f"Not counted: {error}", error=True)
+
+    def _undo(self) -> None:
+        try:
+            if not self._too_soon() and (item := self.votes.undo()):
+                self._show(item, "Judge this one again.")
+        except (OSError, UsageError) as error:
+            self._say(f"Not undone: {error}", error=True)

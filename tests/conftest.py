@@ -8,7 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from helpers import models
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.preferences import read_records, to_trl
 from helpers.runtime import ROOT
 
@@ -29,7 +29,7 @@ def valid_items():
 @pytest.fixture(scope="session")
 def pairs_dataset():
     """32 pairs of the shipped preferences as a TRL data set."""
-    path = TRAFFIC / "preferences" / "train.jsonl"
+    path = TRAFFIC / "preferences_train.jsonl"
     return to_trl(path, read_records(path)[:20]).select(range(32))
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import TRAFFIC
 
 from helpers.evaluation import evaluate_counting
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.models import load_model
 from helpers.runtime import ROOT
 

@@ -3,7 +3,7 @@ import pytest
 from conftest import TRAFFIC
 
 from helpers.evaluation import CountingResult, chance_exact, derangement, evaluate_counting, images_for
-from helpers.formats import CountedImage, read_yolo
+from helpers.labels import CountedImage, read_yolo
 
 
 def items_with(*totals):

@@ -132,7 +132,7 @@ def test_a_saved_adapter_answers_the_same_in_a_new_process(tmp_path, valid_items
 import json, pathlib
 from helpers import models
 from helpers.evaluation import images_for
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 model, processor = models.load_model("tiny")
 model = models.load_adapter(model, pathlib.Path({str(folder)!r}))
 items = read_yolo(pathlib.Path("data/traffic"), "valid")[:16]

@@ -23,8 +23,9 @@ SKELETON = (
 )
 LAYERS = [  # imports point to a lower line only
     {"runtime", "config", "statistics"},
-    {"counting", "formats", "losses", "notebooks"},
-    {"scenes", "preferences", "prompts"},
+    {"counting", "labels", "losses", "notebooks", "prompts"},
+    {"scenes", "preferences", "scoring"},
+    {"blind", "formats", "rows", "convert", "hub", "votes", "findings", "lengths", "data_doctor"},
     {"models", "preflight"},
     {"pairs", "dpo"},
     {"evaluation", "plots", "report"},

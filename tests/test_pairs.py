@@ -1,11 +1,22 @@
 import numpy as np
 import pytest
 from conftest import TRAFFIC
+from PIL import Image
 
+from helpers.blind import blind_rules
 from helpers.counting import count_answer, is_exact, parse_counts
-from helpers.formats import CountedImage, read_yolo
-from helpers.pairs import NEGATIVES, blind_rules, build_records, question_for, sample_own_answers
-from helpers.preferences import PreferenceRecord, image_paths, read_records
+from helpers.labels import CountedImage, read_yolo
+from helpers.pairs import (
+    IMAGE_NEGATIVES,
+    add_image_negatives,
+    build_records,
+    question_for,
+    rank_samples,
+    sample_own_answers,
+    spoil_image,
+)
+from helpers.preferences import image_paths, read_records
+from helpers.scoring import SCORERS
 
 CLASSES = ["cars", "buses"]
 
@@ -52,38 +63,6 @@ def test_a_well_formed_wrong_answer_is_taken_before_a_garbled_one():
     assert [a.text for a in record.answers if a.origin == "own"] == [wrong]
 
 
-def test_blind_rules_by_hand():
-    def record(chosen, rejected, origin):
-        return PreferenceRecord.model_validate(
-            {
-                "image": "a.png",
-                "prompt": "?",
-                "chosen": count_answer(chosen),
-                "rejected": {"text": count_answer(rejected), "origin": origin},
-                "truth": chosen,
-            }
-        )
-
-    one, two, ten = ({"cars": n, "buses": 0} for n in (1, 2, 10))
-    table = blind_rules(
-        [record(one, two, "edit"), record(two, one, "edit"), record(one, ten, "edit"), record(two, ten, "own")]
-    )
-    assert table["edit"]["smaller total"].value == pytest.approx(2 / 3)
-    assert table["edit"]["larger total"].value == pytest.approx(1 / 3)
-    assert table["edit"]["more zeros"].value == 0.5  # always a tie
-    assert table["edit"]["shorter"].value == pytest.approx((0.5 + 0.5 + 1) / 3)
-    assert table["own"]["smaller total"].value == 1 and table["all"]["smaller total"].n == 4
-
-
-def test_own_answers_leak_and_those_of_other_images_do_not():
-    items = made_up_items(1000)
-    answers = wrong_downwards(items)
-    rules = {kind: blind_rules(build_records(items, TRAFFIC, answers, (kind,)))[kind] for kind in NEGATIVES}
-    assert rules["own"]["larger total"].value == 1
-    assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())
-    assert rules["edit"]["larger total"].low <= 0.5 <= rules["edit"]["larger total"].high
-
-
 def test_kinds_that_do_not_exist_and_data_without_variety_are_errors():
     items = made_up_items(3)
     with pytest.raises(ValueError, match="unknown kinds of negatives"):
@@ -91,6 +70,54 @@ def test_kinds_that_do_not_exist_and_data_without_variety_are_errors():
     same = [CountedImage(i.path, {"cars": 1, "buses": 1}, i.group) for i in items]
     with pytest.raises(ValueError, match="all images have the same counts"):
         build_records(same, TRAFFIC, [[]] * 3, ("other image",))
+
+
+def test_samples_are_ranked_by_a_score_with_margins(capsys):
+    (item, same) = made_up_items(2)
+    cars, buses = item.counts.values()
+    right, off_by_one = count_answer(item.counts), count_answer({"cars": cars + 1, "buses": buses})
+    both_off = count_answer({"cars": cars + 1, "buses": buses + 1})
+    samples = [[off_by_one, right, off_by_one, " ", both_off], [right, right]]
+    (record,) = rank_samples([item, same], TRAFFIC, samples, SCORERS["count_per_class"])
+    assert [a.text for a in record.answers] == [off_by_one, right, both_off]  # as sampled, each once
+    assert [a.score for a in record.answers] == [0.5, 1.0, 0.0] and record.ranking == [[1], [0], [2]]
+    assert [pair.margin for pair in record.pairs()] == [0.5, 1.0, 0.5]
+    (extreme,) = record.pairs("extremes")
+    assert extreme.margin == 1.0 and extreme.chosen.text == right and extreme.rejected.text == both_off
+    assert "1 of 2 images give no record" in capsys.readouterr().out
+    (tie,) = rank_samples([item], TRAFFIC, [[off_by_one, both_off]], SCORERS["count_exact"])
+    assert tie.ranking == [[0, 1]] and tie.pairs() == []
+
+
+def test_spoilt_images_keep_their_size_and_lose_their_content():
+    image = Image.open(TRAFFIC / "train" / "images" / "scene-000001.png").convert("RGB")
+    pixels = np.asarray(image, dtype=float)
+    rng = np.random.default_rng(0)
+    spoilt = {k: np.asarray(spoil_image(image, k, rng), dtype=float) for k in ("blank", "blurred", "crop")}
+    assert all(values.shape == pixels.shape for values in spoilt.values())
+    assert spoilt["blank"].std() == 0
+    detail = {k: np.diff(values, axis=1).std() for k, values in spoilt.items()}
+    assert detail["blurred"] < 0.2 * np.diff(pixels, axis=1).std()
+    assert 0.2 * np.diff(pixels, axis=1).std() < detail["crop"]  # enlarged, not blurred away
+    with pytest.raises(ValueError, match="unknown kind 'dark'"):
+        spoil_image(image, "dark", rng)
+
+
+def test_image_negatives_are_written_beside_the_records(tmp_path):
+    items = read_yolo(TRAFFIC, "train")[:6]
+    records = build_records(items, tmp_path, [[]] * 6, ("other image",))
+    path = tmp_path / "train.jsonl"
+    spoilt = add_image_negatives(path, records, IMAGE_NEGATIVES)
+    truths = {record.images[0]: record.truth for record in records}
+    for record in spoilt:
+        blank, crop, shuffled, blurred = record.negative_images
+        assert blank == f"negatives/{record.id}-blank.png" and crop != blurred
+        assert truths[shuffled] != record.truth, "with an equal truth the answer would be right there"
+        assert Image.open(tmp_path / blurred).size == (112, 112)
+    assert spoilt == add_image_negatives(path, records, IMAGE_NEGATIVES), "the seed decides"
+    same = [record.model_copy(update={"truth": {"cars": 1}}) for record in records]
+    with pytest.raises(ValueError, match="all records have the same truth"):
+        add_image_negatives(path, same, ("shuffled",))
 
 
 def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
@@ -103,13 +130,12 @@ def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
 
 def test_shipped_preferences_are_built_from_the_shipped_scenes():
     items = {f"train-{i.path.stem}": i for i in read_yolo(TRAFFIC, "train")}
-    records = read_records(TRAFFIC / "preferences" / "train.jsonl")
+    path = TRAFFIC / "preferences_train.jsonl"
+    records = read_records(path)
     assert len(records) == 512
     for number, record in enumerate(records):
         item = items[record.id]
-        assert record.truth == item.counts and image_paths(TRAFFIC / "preferences" / "train.jsonl", record) == [
-            item.path
-        ]
+        assert record.truth == item.counts and image_paths(path, record) == [item.path]
         assert record.prompt[0].content == question_for(item, number)
     rules = blind_rules(records)
     assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())

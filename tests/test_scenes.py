@@ -5,7 +5,7 @@ import pytest
 from conftest import TRAFFIC
 
 from helpers.counting import parse_counts
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.runtime import open_image
 from helpers.scenes import (
     CELL,

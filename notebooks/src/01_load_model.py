@@ -52,7 +52,7 @@ from collections import Counter
 from helpers import plots
 from helpers.counting import count_question
 from helpers.evaluation import chance_exact, evaluate_counting
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.prompts import count_image_tokens, encode, render
 from helpers.report import Section
 from helpers.runtime import open_image

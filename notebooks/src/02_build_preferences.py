@@ -56,7 +56,7 @@ import numpy as np
 
 from helpers import plots
 from helpers.counting import count_answer, is_exact, is_well_formed
-from helpers.formats import read_yolo
+from helpers.labels import read_yolo
 from helpers.pairs import NEGATIVES as ALL_KINDS
 from helpers.pairs import blind_rules, build_records, highest_counts, question_for, sample_own_answers
 from helpers.preferences import PreferenceRecord, image_paths, read_records, write_records

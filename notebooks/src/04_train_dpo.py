@@ -107,7 +107,7 @@ print(f"{start:.4f}")
 
 # %%
 source = artifact(
-    "preferences/train.jsonl", "notebook 02", lambda: ROOT / "data" / "traffic" / "preferences" / "train.jsonl"
+    "preferences/train.jsonl", "notebook 02", lambda: ROOT / "data" / "traffic" / "preferences_train.jsonl"
 )
 records = read_records(source)
 train_data = to_trl(source, records)
@@ -192,7 +192,7 @@ section.say(
 # Accuracy on the training pairs can be memory. The validation pairs come from other images.
 
 # %%
-valid_source = source.with_name("valid.jsonl")
+valid_source = source.with_name(source.name.replace("train", "valid"))
 valid_records = read_records(valid_source)
 valid_data = to_trl(valid_source, valid_records)
 pairs = evaluate_pairs(model, processor, valid_data)

@@ -55,7 +55,7 @@ from IPython.display import HTML, display
 from helpers import plots, widgets
 from helpers.counting import count_question
 from helpers.evaluation import answer_records, chance_exact, evaluate_counting
-from helpers.formats import evaluation_split, read_yolo
+from helpers.labels import evaluation_split, read_yolo
 from helpers.preferences import read_records
 from helpers.report import Section
 from helpers.runtime import UsageError, artifact, artifacts_dir, open_image, read_json

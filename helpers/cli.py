@@ -98,6 +98,8 @@ def check(args: argparse.Namespace) -> None:
         write_json(args.json, [report.as_json() for report in reports])
     if args.salvage:
         good, bad = findings.salvage(args.file[0], reports[0], args.salvage)
+        if args.salvage.resolve().parent != args.file[0].resolve().parent:
+            print(f"Image paths are relative to their file: move {args.salvage} beside {args.file[0]} before using it.")
         print(f"good lines: {good:,} → {args.salvage}, others: {bad:,} → {args.salvage.with_suffix('.bad.jsonl')}")
     if errors := sum(len(report.errors) for report in reports):
         raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
@@ -118,7 +120,8 @@ def _processor(name: str) -> tuple[Any, int]:
         raise UsageError(f"model {name!r} cannot be loaded from {location} ({reason}). Offline, use 'tiny'.") from error
     if name in models.PRESETS:
         models._limit_pixels(processor, models.PRESETS[name].max_pixels)
-    return processor, min(processor.tokenizer.model_max_length, config.max_position_embeddings)
+    limit = processor.tokenizer.model_max_length
+    return processor, min(limit, getattr(config, "max_position_embeddings", limit))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -52,7 +52,7 @@ from collections import Counter
 from helpers import plots
 from helpers.counting import count_question
 from helpers.evaluation import chance_exact, evaluate_counting
-from helpers.labels import read_yolo
+from helpers.labels import read_counts
 from helpers.prompts import count_image_tokens, encode, render
 from helpers.report import Section
 from helpers.runtime import open_image
@@ -93,7 +93,7 @@ del full
 # ground truth for everything that follows.
 
 # %%
-items = read_yolo(ROOT / DATA, "valid")
+items = read_counts(ROOT / DATA, "valid")
 print(f"{len(items)} validation images, classes {list(items[0].counts)}")
 titles = [", ".join(f"{n} {c}" for c, n in item.counts.items() if n) or "nothing" for item in items[:8]]
 plots.image_grid([open_image(item.path) for item in items[:8]], titles)

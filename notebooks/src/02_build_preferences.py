@@ -2,11 +2,12 @@
 # # 02 · Build preference pairs that need the image
 #
 # **Goal.** Turn labelled images into preference data: for every image the true answer and answers
-# that are worse. Then find out whether the pairs can be told apart *without* looking, because if they
-# can, that is what a model will learn.
+# that are worse, or the model's own answers ranked by a score, or by you. Then find out whether the
+# pairs can be told apart *without* looking, because if they can, that is what a model will learn.
 #
-# **Needs** a folder of images with YOLO labels (the traffic scenes are here). **Makes**
-# `artifacts/preferences/train.jsonl` and `valid.jsonl`. **Takes** about 1 minute on a laptop CPU.
+# **Needs** a folder of images with labels in YOLO, COCO or Pascal VOC format (the traffic scenes are
+# here). **Makes** `artifacts/preferences/train.jsonl` and `valid.jsonl`. **Takes** about 1 minute on a
+# laptop CPU.
 
 # %% [markdown]
 # ## Set-up
@@ -38,14 +39,17 @@ print(machine_summary())
 # %% [markdown]
 # ## Parameters
 #
-# For photos of your own, set `DATA` to a Roboflow export in YOLO format with any class names. The
-# later notebooks then use the same folder.
+# For photos of your own, set `DATA` to a folder with `train`, `valid` and, if there is one, `test`, as
+# Roboflow exports it, with any class names. The later notebooks then use the same folder.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
 DATA = "data/traffic"
+CLASSES = None  # count only these, for example ("car", "bus") of COCO's 80; None: all that the labels name
 ANSWERS = 4  # sampled from the model for each image
-NEGATIVES = ("own", "other image")  # where rejected answers come from; there is also "edit"
+PAIRS = "built"  # "built": true answer against worse ones; "ranked": the model's own answers, ranked by SCORER
+NEGATIVES = ("own", "other image")  # where the worse answers of built pairs come from; there is also "edit"
+SCORER = "count_graded"  # or count_per_class, count_exact, heuristic: see helpers/scoring.py
 SEED = 0
 
 # %%
@@ -53,16 +57,31 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from helpers import plots
+from helpers.blind import best_rule, blind_rules, describe, more_detail
+from helpers.convert import scan_file, write_file
 from helpers.counting import count_answer, is_exact, is_well_formed
-from helpers.labels import read_yolo
+from helpers.data_doctor import check
+from helpers.labels import assert_no_photo_in_both, read_counts
+from helpers.pairs import (
+    IMAGE_NEGATIVES,
+    add_image_negatives,
+    build_records,
+    highest_counts,
+    question_for,
+    rank_samples,
+    sample_own_answers,
+)
 from helpers.pairs import NEGATIVES as ALL_KINDS
-from helpers.pairs import blind_rules, build_records, highest_counts, question_for, sample_own_answers
 from helpers.preferences import PreferenceRecord, image_paths, read_records, write_records
 from helpers.report import Section
 from helpers.runtime import artifacts_dir, open_image, write_json
+from helpers.scoring import RULES, SCORERS
 from helpers.statistics import proportion
+from helpers.votes import Votes
+from helpers.widgets import Ranking
 
 folder = ROOT / DATA  # an absolute DATA stays as it is
 out = artifacts_dir() / "preferences"
@@ -71,22 +90,21 @@ section = Section("02_build_preferences", "The preference data")
 # %% [markdown]
 # ## Labels become counts
 #
-# One line in a label file is one object, so the number of lines of each class is the truth. An image
+# One box in a label file is one object, so the number of boxes of each class is the truth. An image
 # without a label file is an error and not "zero of everything": silently wrong labels are worse than
 # none.
 
 # %%
-train, valid = read_yolo(folder, "train"), read_yolo(folder, "valid")
+train, valid = read_counts(folder, "train", CLASSES), read_counts(folder, "valid", CLASSES)
 print(f"{len(train)} training and {len(valid)} validation images")
 print(train[4].path.name, train[4].counts)
 
 # %% [markdown]
-# No photo may be on both sides. Augmented copies of one photo share a group name (Roboflow writes
-# `street.rf.8a1.jpg`, `street.rf.9c2.jpg`), so compare groups and not file names.
+# No photo may be on both sides. Copies are known by their content and by their names: Roboflow calls
+# the augmented copies of `street.jpg` `street_jpg.rf.8a1.jpg`, `street_jpg.rf.9c2.jpg`.
 
 # %%
-shared = {item.group for item in train} & {item.group for item in valid}
-assert not shared, f"these photos are in both splits: {sorted(shared)[:3]}"
+assert_no_photo_in_both(train, valid)
 
 # %% [markdown]
 # ## Let the model answer
@@ -114,7 +132,52 @@ print("sampled answers that are well formed:", formed)
 print(f"images with at least one exact answer among {ANSWERS}: {hopeful} of {len(train)}")
 
 # %% [markdown]
+# ## Score them and rank them
+#
+# A score makes preferences out of the model's own answers: rank the four, and every answer is
+# preferred to those below it. The *margin* of a pair is the difference of the two scores. Two scores
+# to choose from:
+#
+# * **graded**: for each class 1 / (1 + error), averaged. It knows the true counts.
+# * **heuristic**: a table of rules about words, as a student project had it. No rule sees the image.
+
+# %%
+for rule in RULES:
+    print(f"{rule.weight:+.1f} × {rule.name:<14} {rule.description}")
+
+# %%
+score = SCORERS[SCORER]
+for text in own_answers[number]:
+    print(f"{score(None, question_for(train[number], number), text, train[number].counts).total:.3f}  {text}")
+ranked = rank_samples(train, out, own_answers, score)
+ranked_pairs = [pair for record in ranked for pair in record.pairs()]
+extremes = [pair for record in ranked for pair in record.pairs("extremes")]
+print(f"{len(ranked)} images give {len(ranked_pairs)} pairs, {len(extremes)} of them best against worst")
+for name, members in (("all pairs", ranked_pairs), ("best against worst", extremes)):
+    print(f"mean margin of {name}: {sum(pair.margin for pair in members) / max(1, len(members)):.3f}")
+
+# %% [markdown]
+# Does the heuristic rank as the truth does? If it knows the counts, one of its rules can tell a wrong
+# count; without them, it has nothing but words to go by. Its rank correlation with "is the answer
+# exactly right?" says what it is worth as a teacher:
+
+# %%
+exact = [float(is_exact(text, item.counts)) for text, item in flat]
+for facts in ("counts known", "counts unknown"):
+    questions = [question_for(item, n) for n, item in enumerate(train) for _ in range(ANSWERS)]
+    known = [item.counts if facts == "counts known" else None for _, item in flat]
+    totals = [
+        SCORERS["heuristic"](None, question, text, fact).total
+        for question, (text, _), fact in zip(questions, flat, known, strict=True)
+    ]
+    differ = len(set(totals)) > 1  # a constant correlates with nothing
+    print(f"{facts}: {f'{spearmanr(totals, exact).statistic:+.2f}' if differ else 'every answer scores the same'}")
+
+# %% [markdown]
 # ## Three kinds of worse answers
+#
+# A model whose samples are all wrong never shows itself the right answer. Where the truth is known,
+# put it in, and take as worse answers:
 #
 # * **own**: a wrong answer of the model itself. It shows the model the mistakes it really makes.
 # * **other image**: the true counts of some other image. Well formed, plausible, wrong *here*.
@@ -123,7 +186,7 @@ print(f"images with at least one exact answer among {ANSWERS}: {hopeful} of {len
 # The true answer is preferred to each of them; the worse ones are tied among themselves.
 
 # %%
-records = build_records(train, out, own_answers, NEGATIVES, SEED)
+records = build_records(train, out, own_answers, NEGATIVES, SEED) if PAIRS == "built" else ranked
 pairs = [pair for record in records for pair in record.pairs()]
 print(f"{len(records)} records, {len(pairs)} pairs")
 print(json.dumps(records[number].model_dump(exclude_defaults=True), indent=1))
@@ -150,17 +213,9 @@ section.picture(
 # "the shorter one". A rule that scores .5 learns nothing from the pairs; one that scores .9 means that
 # a model can reach .9 by ignoring the picture too.
 
-
 # %%
-def print_rules(table):
-    """One line a rule, one column a kind of rejected answer."""
-    print(f"{'rule':<15}" + "".join(f"{kind:>34}" for kind in table))
-    for rule in next(iter(table.values())):
-        print(f"{rule:<15}" + "".join(f"{table[kind][rule]!s:>34}" for kind in table))
-
-
 rules = blind_rules(records)
-print_rules(rules)
+print(describe(rules))
 
 # %% [markdown]
 # `own` leaks: a model that under-counts is wrong downwards, so "the larger total is right" wins. From
@@ -169,7 +224,7 @@ print_rules(rules)
 # wrong and that the picture decides. For comparison, all three kinds:
 
 # %%
-print_rules(blind_rules(build_records(train, out, own_answers, ALL_KINDS, SEED)))
+print(describe(blind_rules(build_records(train, out, own_answers, ALL_KINDS, SEED))))
 
 # %% [markdown]
 # ### How a published data set leaked
@@ -193,21 +248,40 @@ def with_random_counts(record):
     return PreferenceRecord.model_validate({**same, **answers})
 
 
-leaky = blind_rules([with_random_counts(record) for record in records])["all"]
-best_leaky = max(leaky, key=lambda rule: leaky[rule].value)
-print(f"rejected counts drawn from 0 … {most}: {best_leaky!r} is right in {leaky[best_leaky]}")
+leaky = blind_rules([with_random_counts(record) for record in records])
+rule, share = best_rule(leaky)
+print(f"rejected counts drawn from 0 … {most}: {rule!r} is right in {share}")
 
 # %%
-worst = max(rules["all"], key=lambda rule: rules["all"][rule].value)
+worst, worst_share = best_rule(rules)
 section.say(
     f"{len(pairs)} training pairs from {len(records)} images. The best blind rule ({worst!r}) picks the "
-    f"chosen answer in {rules['all'][worst]} of them."
+    f"chosen answer in {worst_share} of them."
 )
 if "other image" in rules:
-    fair = max(rules["other image"].items(), key=lambda entry: entry[1].value)
+    fair, fair_share = best_rule(rules, "other image")
     section.say(
-        f"On pairs with another image's counts the best blind rule ({fair[0]!r}) gets {fair[1]}: no leak would be .5."
+        f"On pairs with another image's counts the best blind rule ({fair!r}) gets {fair_share}: no leak is .5."
     )
+
+# %% [markdown]
+# ## Images can be the worse side, too
+#
+# Some losses (mDPO) keep the answer and spoil the image: with the right picture the answer must be
+# more likely than with a grey, cropped, blurred or swapped one. These leak as well: "prefer the
+# sharper picture" beats three of the four without reading anything in it.
+
+# %%
+spoilt = add_image_negatives(out / "train.jsonl", records[:64], IMAGE_NEGATIVES, SEED)
+names = [*image_paths(out / "train.jsonl", spoilt[number]), *(out / name for name in spoilt[number].negative_images)]
+section.picture(
+    plots.image_grid([open_image(name) for name in names], ["true", *IMAGE_NEGATIVES]),
+    "One image and its four spoilt versions",
+)
+
+# %%
+for kind, share in more_detail(out / "train.jsonl", spoilt, IMAGE_NEGATIVES).items():
+    print(f"{kind:<9} the true image has more detail in {share}")
 
 # %% [markdown]
 # ## Write the files
@@ -218,9 +292,59 @@ if "other image" in rules:
 # %%
 write_records(out / "train.jsonl", records)
 valid_answers = sample_own_answers(model, processor, valid, ANSWERS, seed=SEED + 1000)
-write_records(out / "valid.jsonl", build_records(valid, out, valid_answers, NEGATIVES, SEED + 1))
-write_json(out / "about.json", {"data": str(folder), "model": MODEL, "negatives": NEGATIVES, "seed": SEED})
+built = build_records(valid, out, valid_answers, NEGATIVES, SEED + 1) if PAIRS == "built" else None
+write_records(out / "valid.jsonl", built if PAIRS == "built" else rank_samples(valid, out, valid_answers, score))
+about = {"data": str(folder), "classes": CLASSES, "model": MODEL, "pairs": PAIRS, "negatives": NEGATIVES, "seed": SEED}
+write_json(out / "about.json", about)
 print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+
+# %% [markdown]
+# ## Ask the doctor
+#
+# `check` (on the command line: `python -m helpers check FILE`) reads every line and opens every image:
+# broken lines, missing images, double ids, contradictions, foreign chat templates, photos on both
+# sides, and the blind rules once more. Errors must be mended; a warning must at least be understood.
+
+# %%
+report = check(out / "train.jsonl", root=folder)  # the images stay where they are, outside artifacts/
+report
+
+# %% [markdown]
+# The validation file is compared with it: a photo in both would be a leak.
+
+# %%
+valid_report = check(out / "valid.jsonl", root=folder, against=[report])
+print([finding.message for finding in valid_report.findings if finding.kind == "leak"] or "no photo is in both files")
+
+# %% [markdown]
+# ## Be the judge yourself
+#
+# People can rank, too: two to six answers in a random order, without a word about where they come
+# from. Each vote is on the disk before the next item appears, so that a lost kernel costs nothing; run
+# the cell again and it goes on. Give another name for a second annotator and compare.
+
+# %%
+votes = Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me", records_path=out / "train.jsonl")
+Ranking(votes).show()
+
+# %% [markdown]
+# `helpers.votes.apply(records, path)` puts the votes into the records, and `agreement(records, path)`
+# is Cohen's κ of two annotators.
+#
+# ## Other formats
+#
+# Records go to and come from the files of other projects without loss; what a format cannot say
+# travels in an extra column. On the command line: `python -m helpers convert FILE OUT --to trl`.
+
+# %%
+write_file(out / "train-llama-factory.json", records, "llama_factory")
+back = [line.record for line in scan_file(out / "train-llama-factory.json")]
+assert back == records
+foreign = {"image_path": "a.jpg", "prompt": "<|user|>\nCount the cars. <image>\n<|assistant|>\n"}
+foreign |= {"chosen": "There are 2.", "rejected": "There are 5."}
+(out / "foreign.json").write_text(json.dumps([foreign]), encoding="utf-8")
+for line in scan_file(out / "foreign.json"):
+    print(line.record.prompt[0].content, "|", line.change)
 
 # %% [markdown]
 # ## What you should see
@@ -234,14 +358,15 @@ print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 # %%
 again = read_records(out / "train.jsonl")
 assert [r.model_dump() for r in again] == [r.model_dump() for r in records], "reading gives back what was written"
-for record in again:
+for record in again if PAIRS == "built" else []:
     best = record.answers[record.ranking[0][0]]
     assert best.origin == "truth" and best.text == count_answer(record.truth), f"{record.id}: chosen is not the truth"
 first = proportion(sum(r.ranking[0] == [0] for r in again), len(again))
 assert first.low < 0.9, "the position of an answer must not give the label away"
 
 # %%
-section.share("blind_rule_best", rules["all"][worst])
+assert not report.errors + valid_report.errors, "the doctor found errors: see above"
+section.share("blind_rule_best", worst_share)
 section.single("preference_pairs", len(pairs))
 print("report:", section.save())
 

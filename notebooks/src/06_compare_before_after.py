@@ -55,7 +55,7 @@ from IPython.display import HTML, display
 from helpers import plots, widgets
 from helpers.counting import count_question
 from helpers.evaluation import answer_records, chance_exact, evaluate_counting
-from helpers.labels import evaluation_split, read_yolo
+from helpers.labels import assert_no_photo_in_both, evaluation_split, read_counts
 from helpers.preferences import read_records
 from helpers.report import Section
 from helpers.runtime import UsageError, artifact, artifacts_dir, open_image, read_json
@@ -70,14 +70,15 @@ section = Section("06_compare_before_after", "Before and after, on held-out imag
 # These images were in neither training nor validation, and no setting was chosen on them.
 
 # %%
+classes = None
 if DATA is None:
     source = artifact("preferences/about.json", "notebook 02", lambda: ROOT / "data" / "traffic")
-    DATA = source if source.is_dir() else read_json(source)["data"]
+    about = {"data": source, "classes": None} if source.is_dir() else read_json(source)
+    DATA, classes = about["data"], about["classes"]
 folder = ROOT / DATA
 split = evaluation_split(folder)
-items = read_yolo(folder, split)
-training_groups = {item.group for item in read_yolo(folder, "train")}
-assert not training_groups & {item.group for item in items}, "a held-out photo is also in training"
+items = read_counts(folder, split, classes)
+assert_no_photo_in_both(read_counts(folder, "train", classes), items)
 print(f"{len(items)} images of {folder.name}/{split}, classes {list(items[0].counts)}")
 if split == "valid":
     section.say(f"{folder.name} has no test split: these are its validation images, so read the figures with care.")

@@ -16,6 +16,7 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --target $(VENV)/ipywidgets7 --no-deps ipywidgets==7.7.1 ipython_genutils==0.2.0
 	touch $@
 
 demo: $(STAMP)  ## run notebooks 01, 02, 04 and 06 on the embedded model → artifacts/report/index.html

@@ -2,8 +2,7 @@
 
 Draws the scenes of every split and writes `preferences_train.jsonl` and `preferences_valid.jsonl`, the
 preference data that notebook 04 falls back to: the true answer of each scene against a wrong answer
-sampled from the base and against the counts of another scene. `--schema` writes only the JSON Schema of
-such files, `preference_record.schema.json`.
+sampled from the base and against the counts of another scene.
 """
 
 import argparse
@@ -16,8 +15,7 @@ sys.path.insert(0, str(ROOT))
 from helpers.labels import read_yolo
 from helpers.models import load_model
 from helpers.pairs import build_records, sample_own_answers
-from helpers.preferences import json_schema, write_records
-from helpers.runtime import write_json
+from helpers.preferences import write_records
 from helpers.scenes import write_split
 
 NUMBERS = {"train": 512, "validation": 64, "test": 400}
@@ -26,14 +24,7 @@ NUMBERS = {"train": 512, "validation": 64, "test": 400}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "traffic")
-    parser.add_argument("--schema", action="store_true", help="write only the JSON Schema of a record")
-    args = parser.parse_args()
-    write_json(ROOT / "data" / "preference_record.schema.json", json_schema())
-    if not args.schema:
-        build(args.out)
-
-
-def build(folder: Path) -> None:
+    folder = parser.parse_args().out
     for split, number in NUMBERS.items():
         write_split(folder, split, number)
     model, processor = load_model("tiny")

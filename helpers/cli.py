@@ -105,6 +105,20 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
 
 
+def convert(args: argparse.Namespace) -> None:
+    """Convert a preference file of any known format."""
+    from helpers.convert import convert
+
+    print(convert(args.file, args.out, args.to, args.pairs))
+
+
+def schema(args: argparse.Namespace) -> None:
+    """Write the JSON Schema of a preference record."""
+    from helpers.preferences import json_schema
+
+    print(write_json(ROOT / "data" / "preference_record.schema.json", json_schema()))
+
+
 def _processor(name: str) -> tuple[Any, int]:
     """Processor of a model, without its weights, and how many tokens the model takes."""
     from transformers import AutoConfig, AutoProcessor
@@ -157,6 +171,14 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", type=Path, metavar="OUT", help="write the findings as JSON too")
     command.set_defaults(action=check)
+    command = commands.add_parser("convert", help="convert a preference file of any known format")
+    command.add_argument("file", type=Path)
+    command.add_argument("out", type=Path)
+    command.add_argument("--to", default="record", help="format to write (default: this project's records)")
+    command.add_argument("--pairs", choices=("all", "extremes"), default="all", help="all pairs, or best against worst")
+    command.set_defaults(action=convert)
+    command = commands.add_parser("schema", help="write the JSON Schema of a record to data/")
+    command.set_defaults(action=schema)
     return top
 
 

@@ -30,7 +30,9 @@ def test_mistakes_are_one_line_and_exit_with_1(arguments, message, capsys):
 
 
 def test_parameters_are_read_from_the_tagged_cell():
-    assert notebooks.parameters("02_build") == ["MODEL", "DATA", "ANSWERS", "NEGATIVES", "SEED"]
+    assert notebooks.parameters("02_build") == [
+        "MODEL", "DATA", "CLASSES", "ANSWERS", "PAIRS", "NEGATIVES", "SCORER", "SEED",
+    ]  # fmt: skip
 
 
 def test_a_missing_artifact_falls_back_loudly(artifacts, tmp_path, capsys):

@@ -57,7 +57,9 @@ def test_any_record_survives_its_file_form(record):
 
 
 def test_the_exported_schema_is_this_one_and_takes_the_short_form():
-    assert json.loads((ROOT / "data" / "preference_record.schema.json").read_text()) == SCHEMA, "run: make schema"
+    assert json.loads((ROOT / "data" / "preference_record.schema.json").read_text()) == SCHEMA, (
+        "run: python -m helpers schema"
+    )
     for row in (SHORT, RANKED, {**SHORT, "chosen": {"text": "2", "origin": "truth"}}):
         VALIDATOR.validate(row)
     for row in ({**SHORT, "colour": 1}, {k: v for k, v in SHORT.items() if k != "image"}, {**RANKED, "chosen": "2"}):

@@ -101,6 +101,7 @@ PROVOKED = [  # kind, a change of record 5, what the message says
     ("path", {"images": ["../outside.png"]}, "../outside.png leaves the data folder"),
     ("duplicate record", row(3, id="r5"), "says the same as line 4"),
     ("duplicate record", row(3, id=None, answers=row(3)["answers"][::-1], ranking=[[1], [0]]), "the same as line 4"),
+    ("duplicate record", row(3, id="r5", group=None, images=["copy.png"]), "says the same as line 4"),
     ("duplicate answers", {"answers": answers("11", "12", "12"), "ranking": [[0], [1, 2]]}, "'12' occurs more than"),
     ("scores", {"answers": answers("11", "12", scores=(1, 2.5))}, "answer 0 has 1 and is ranked above answer 1, which"),
     ("photo in two groups", {"images": ["images/3.png"]}, "photo-5, but line 4 in photo-3 has the same image file"),
@@ -309,8 +310,8 @@ def test_a_benchmark_is_a_folder_of_images(folder):
 
 
 def test_errors_of_the_other_file_are_not_passed_over(folder):
-    path, other = write(folder / "a.jsonl", [row(0)]), write(folder / "b.jsonl", [row(1), "{"])
-    assert told(check(path, against=[other])) == [("not compared", None)]
+    path, other = write(folder / "a.jsonl", [row(0), row(1, ranking=None)]), write(folder / "b.jsonl", [row(0), "{"])
+    assert told(check(path, against=[other])) == [("not compared", None), ("leak", 1), ("no pairs", 2)]
 
 
 # --- images and tokens -----------------------------------------------------------------------------
@@ -324,6 +325,13 @@ def test_every_image_is_opened_once(folder, monkeypatch):
     rows = [row(i, images=["images/0.png", f"images/{i % 3}.png"], group=None) for i in range(9)]
     check(write(folder / "a.jsonl", [*rows, row(9, images=["gone.png"]), row(10, images=["gone.png"])]))
     assert sorted(name for name in opened if name.endswith("png")) == ["0.png", "1.png", "2.png", "gone.png"]
+
+
+def test_every_record_with_a_missing_image_is_told_but_a_huge_image_once(folder):
+    Image.new("1", (5000, 4100)).save(folder / "wide.png")
+    rows = [row(i, images=["gone.png" if i % 2 else "wide.png"], group=None) for i in range(4)]
+    report = check(write(folder / "a.jsonl", rows))
+    assert told(report) == [("huge image", 1), ("missing image", 2), ("missing image", 4)]
 
 
 def test_without_images_none_is_opened(tmp_path):

@@ -23,13 +23,19 @@ class LoraSettings:
 @dataclass(frozen=True)
 class DPOSettings:
     beta: float = 0.1
+    losses: tuple[str, ...] = ("sigmoid",)  # TRL's names: sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, …
+    loss_weights: tuple[float, ...] = (1.0,)
     sft_weight: float = 0.0  # weight of −log p(chosen) / token, against likelihood displacement
+    label_smoothing: float = 0.0  # share of wrong labels that the loss "robust" expects
+    image_weight: float = 0.0  # mDPO: prefer the right image to a spoilt one, given the chosen answer
+    anchor_weight: float = 0.0  # mDPO: keep the chosen answer likelier than under the reference
     learning_rate: float = 5e-6
     steps: int = 400
     batch_size: int = 2  # pairs in one forward: 2 × (chosen + rejected) = 4 sequences
     accumulation: int = 8  # pairs a step = 2 × 8 = 16
     warmup_share: float = 0.1
     gradient_checkpointing: bool = True
+    checkpoint_steps: int = 0  # a checkpoint every so many steps; 0: none
     lora: LoraSettings = LoraSettings()
 
 
@@ -45,7 +51,15 @@ DPO_PRESETS = {
         gradient_checkpointing=False,
     ),
     # Qwen2-VL-2B in 4-bit on a T4: 2 pairs × 2 × (256 visual + ~60 text tokens) a forward
-    "t4": DPOSettings(),
+    "t4": DPOSettings(checkpoint_steps=50),
+    # the vehicle-counting project: 420 steps × 2 × 4 = 3,360 pairs; it does not state more, the rest is TRL's default
+    "vehicles": DPOSettings(steps=420, accumulation=4, learning_rate=1e-6),
+    # the reward-model project's adapter: 2,179,072 weights of Qwen2-VL-2B, 8 × (in + out) of q, k, v, o in 28 layers
+    "attention": DPOSettings(lora=LoraSettings(r=8, alpha=16, dropout=0.05, target_modules=ATTENTION)),
+    # MPO (Wang et al. 2024, arXiv 2411.10442): preference, quality and generation, 0.8 : 0.2 : 1
+    "mpo": DPOSettings(losses=("sigmoid", "bco_pair"), loss_weights=(0.8, 0.2), sft_weight=1.0),
+    # mDPO (Wang et al. 2024, arXiv 2406.11839): its three terms have the same weight
+    "mdpo": DPOSettings(image_weight=1.0, anchor_weight=1.0),
 }
 
 

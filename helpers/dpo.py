@@ -1,26 +1,43 @@
 """DPO of a vision-language model with `trl.DPOTrainer` (Rafailov et al. 2023, arXiv 2305.18290).
 
-TRL does the training; this module hands it a base with one adapter and takes care of what TRL 1.14
-does to it: a frozen copy of the adapter (here the reference is the base with the adapter off) and a
-cast of the adapter to bf16 (which a T4 cannot train). Taught in notebook 04.
+TRL does the training: losses, logging, checkpoints, devices. This module hands it
+
+* batches in which image and prompt of a pair stand once (`helpers/shared_prefix.py`), and in place of the
+  model a function from such a batch to the logits of the answers, which is all that TRL looks at;
+* reference log-probabilities that were computed once (`helpers/reference_logps.py`);
+* a base with one adapter, and takes back what TRL 1.14 does to that: a needless frozen copy of a fresh
+  adapter, and a cast of the adapter to bf16, which a T4 cannot train.
+
+Taught in notebook 04.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.notebook import NotebookProgressCallback
 from trl import DPOConfig, DPOTrainer
 
 from helpers import models
 from helpers.config import DPOSettings
-from helpers.runtime import compute_dtype
+from helpers.image_features import ImageFeatures, images_hash, is_frozen
+from helpers.losses import anchor_loss, completion_logps, dpo_loss
+from helpers.prompts import render_conversation
+from helpers.reference_logps import ReferenceLogps, reference_hash
+from helpers.runtime import UsageError, compute_dtype
+from helpers.shared_prefix import Packed, answer_logits, can_pack, pack
+
+REFERENCE = "ref"  # TRL's name for a frozen copy of an adapter that was trained before
 
 
 @dataclass(frozen=True)
@@ -35,12 +52,14 @@ class DPORun:
 def dpo_config(settings: DPOSettings, seed: int, output_dir: Path) -> DPOConfig:
     """`settings` in TRL's words, with the defaults that a VLM on a CPU or a T4 needs."""
     dtype = compute_dtype()
-    with_sft = settings.sft_weight > 0
+    sft = {"sft": settings.sft_weight} if settings.sft_weight else {}
+    losses = dict(zip(settings.losses, settings.loss_weights, strict=True)) | sft
     return DPOConfig(
         output_dir=str(output_dir),
         beta=settings.beta,
-        loss_type=["sigmoid", "sft"] if with_sft else ["sigmoid"],
-        loss_weights=[1.0, settings.sft_weight] if with_sft else None,
+        loss_type=list(losses),
+        loss_weights=list(losses.values()),
+        label_smoothing=settings.label_smoothing,
         learning_rate=settings.learning_rate,
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
@@ -54,12 +73,122 @@ def dpo_config(settings: DPOSettings, seed: int, output_dir: Path) -> DPOConfig:
         fp16=dtype == torch.float16,
         bf16=dtype == torch.bfloat16,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps" if settings.checkpoint_steps else "no",
+        save_steps=settings.checkpoint_steps or 500,
+        save_total_limit=2,
         report_to=[],
         seed=seed,
         data_seed=seed,
+        remove_unused_columns=False,  # the collator picks what it needs
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+class PairCollator:
+    """Rows of a preference data set → a batch: each image and prompt once, with both answers.
+
+    rows: images, prompt, chosen, rejected (`preferences.to_trl`); with `spoilt`, also negative_images, of
+    which the first is shown with the chosen answer alone.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        processor: ProcessorMixin,
+        features: ImageFeatures | None,
+        reference: ReferenceLogps,
+        spoilt: bool = False,
+    ):
+        self.model, self.processor, self.features = model, processor, features
+        self.reference, self.spoilt = reference, spoilt
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        n, images = len(examples), [example["images"] for example in examples]
+        prompts = [
+            render_conversation(self.processor, [(t["role"], t["content"]) for t in e["prompt"]], len(e["images"]))
+            for e in examples
+        ]
+        answers = [[e["chosen"][0]["content"], e["rejected"][0]["content"]] for e in examples]
+        keys = [[images_hash(i), p, *a] for i, p, a in zip(images, prompts, answers, strict=True)]
+        order = [*range(0, 2 * n, 2), *range(1, 2 * n, 2)]  # TRL's: all chosen answers, then all rejected ones
+        if self.spoilt:
+            negatives = [_first_negative(example) for example in examples]
+            keys = [[*key, images_hash(i)] for key, i in zip(keys, negatives, strict=True)]
+            order += range(2 * n, 3 * n)
+            images, prompts = images + negatives, prompts * 2
+            answers = answers + [[chosen] for chosen, _ in answers]
+        packed = pack(self.model, self.processor, prompts, images, answers, self.features).order(order)
+        return {
+            "input_ids": packed.ids[: 2 * n],  # what TRL calls so: labels, with the token before them
+            "completion_mask": packed.mask[: 2 * n].long(),
+            "attention_mask": (packed.inputs["input_ids"] != self.processor.tokenizer.pad_token_id).long(),
+            "packed": packed,
+            "keys": [self.reference.key(*key) for key in keys],
+        }
+
+
+def _first_negative(example: dict[str, Any]) -> list:
+    if not example.get("negative_images"):
+        raise UsageError("a pair has no negative_images, which image_weight needs: see pairs.add_image_negatives.")
+    return example["negative_images"][:1]
+
+
+class AnswerForward:
+    """The model as TRL sees it: a batch of `PairCollator` → logits of chosen and rejected answers, (2n, seq, vocab)."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model, self.spoilt_logps = model, None
+
+    def __call__(self, packed: Packed, input_ids: Tensor, **_) -> CausalLMOutput:
+        logits, pairs = answer_logits(self.model, packed), len(input_ids)
+        if pairs < len(logits):
+            self.spoilt_logps = completion_logps(logits[pairs:], packed.ids[pairs:], packed.mask[pairs:])
+        return CausalLMOutput(logits=logits[:pairs])
+
+
+class VLMDPOTrainer(DPOTrainer):
+    """TRL's trainer on batches of `PairCollator`; with TRL's own collator it is TRL's trainer.
+
+    It also adds the image terms of mDPO, since they need an answer that TRL does not know of.
+    """
+
+    image_weight = anchor_weight = 0.0
+
+    def forward(self, model: torch.nn.Module, batch: dict[str, Any]) -> Tensor:
+        """Logits of the answers of any batch, at the places of batch["input_ids"], (2n, seq, vocab)."""
+        skipped = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "keys"}
+        inputs = {name: value for name, value in batch.items() if name not in skipped}
+        return (AnswerForward(model) if "packed" in batch else model)(**inputs).logits
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "packed" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        reference, policy = self._reference(inputs), AnswerForward(model)
+        inputs = inputs | {"ref_chosen_logps": reference[:, 0], "ref_rejected_logps": reference[:, 1]}
+        loss, outputs = super().compute_loss(policy, inputs, True, num_items_in_batch)
+        if self.image_weight or self.anchor_weight:
+            loss = loss + self._image_terms(inputs, outputs.logits, policy.spoilt_logps, reference)
+        return (loss, outputs) if return_outputs else loss
+
+    def _reference(self, inputs: dict[str, Any]) -> Tensor:
+        """Log-probabilities under the reference, (n, 2), or (n, 3) with spoilt images."""
+        store: ReferenceLogps = self.data_collator.reference
+        kept = store.get(inputs["keys"])
+        if kept is None:
+            forward = AnswerForward(self.model)
+            columns = [*self.compute_ref_log_probs(forward, inputs)]
+            kept = torch.stack(columns + ([] if forward.spoilt_logps is None else [forward.spoilt_logps]), dim=1)
+            store.add(inputs["keys"], kept)
+        return kept.to(self.accelerator.device)
+
+    def _image_terms(self, inputs: dict[str, Any], logits: Tensor, spoilt: Tensor, reference: Tensor) -> Tensor:
+        n = len(spoilt)
+        chosen = completion_logps(logits[:n], inputs["input_ids"][:n], inputs["completion_mask"][:n])
+        image, margin = dpo_loss(chosen, spoilt, reference[:, 0], reference[:, 2], self.beta)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["image/accuracies"].append(float((margin > 0).float().mean()))
+        metrics["image/margins"].append(float(self.beta * margin.mean()))
+        return self.image_weight * image + self.anchor_weight * anchor_loss(chosen, reference[:, 0], self.beta)
 
 
 def make_trainer(
@@ -71,17 +200,28 @@ def make_trainer(
     seed: int = 0,
     output_dir: Path,
     callbacks: Sequence[TrainerCallback] = (),
-) -> DPOTrainer:
+    cache: Path | None = None,
+    packed: bool | None = None,
+) -> VLMDPOTrainer:
     """A TRL trainer for `model`, which gets a fresh adapter unless it has one to go on with.
 
     dataset: columns images, prompt, chosen, rejected (`preferences.to_trl`). The adapter is in fp32
-    and the only thing that is trained; the reference is the base with the adapter off.
+    and the only thing that is trained. The reference is the model as it is handed over: the base
+    with the adapter off, or a frozen copy of an adapter that was trained before. Image features and
+    reference log-probabilities are kept in the folder `cache`, else in memory. `packed`: image
+    and prompt of a pair once, or TRL's own layout; None tries whether the model can.
     """
     if not isinstance(model, PeftModel):
         model = models.add_adapter(model, settings.lora, seed)
+    if REFERENCE in model.peft_config:
+        model.delete_adapter(REFERENCE)
     _align_special_tokens(model, processor)
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    trainer = DPOTrainer(
+    fresh = not any(weight.any() for name, weight in weights.items() if "lora_B" in name)
+    packed = can_pack(model, processor) if packed is None else packed
+    if not packed and (settings.image_weight or settings.anchor_weight):
+        raise UsageError("image_weight and anchor_weight need one row per image, which this model cannot do: set 0.")
+    trainer = VLMDPOTrainer(
         model=model,
         args=dpo_config(settings, seed, output_dir),
         train_dataset=dataset,
@@ -91,12 +231,33 @@ def make_trainer(
     for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
         trainer.remove_callback(callback)  # a line or a table row for each step
     trainer.add_callback(ProgressBar())
-    if "ref" in model.peft_config:  # TRL's frozen copy of the adapter; without it, it switches adapters off
-        model.delete_adapter("ref")
-    for name, parameter in model.named_parameters():
-        if name in weights:
-            parameter.data = weights[name]
+    if fresh:  # without the copy, TRL switches the adapter off
+        model.delete_adapter(REFERENCE)
+    _restore(model, weights)
+    if packed:
+        _use_packed(trainer, settings, None if fresh else REFERENCE, cache)
     return trainer
+
+
+def _restore(model: PeftModel, weights: dict[str, Tensor]) -> None:
+    """Undo TRL's cast to bf16, in the adapter and in its frozen copy."""
+    for name, parameter in model.named_parameters():
+        source = name.replace(f".{REFERENCE}.", f".{models.POLICY}.")
+        if source in weights:
+            parameter.data = weights[source] if source == name else weights[source].clone()
+            parameter.requires_grad_(source == name)
+
+
+def _use_packed(trainer: VLMDPOTrainer, settings: DPOSettings, reference: str | None, cache: Path | None) -> None:
+    model, processor = trainer.model, trainer.processing_class
+    features = ImageFeatures(model, processor, cache / "features" if cache else None) if is_frozen(model) else None
+    if features is None:
+        print("⚠️  The vision tower is trained: image features are computed anew in every step.")
+    store = ReferenceLogps(reference_hash(model, processor, reference), cache)
+    spoilt = bool(settings.image_weight or settings.anchor_weight)
+    trainer.data_collator = PairCollator(model, processor, features, store, spoilt)
+    trainer.image_weight, trainer.anchor_weight = settings.image_weight, settings.anchor_weight
+    trainer.precompute_ref_logps = True  # TRL takes them from the batch; as an argument it refuses this for images
 
 
 def _align_special_tokens(model: PeftModel, processor: ProcessorMixin) -> None:
@@ -125,10 +286,10 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-def train(trainer: DPOTrainer) -> DPORun:
-    """Run the training to its end and collect its log."""
+def train(trainer: DPOTrainer, resume: bool = False) -> DPORun:
+    """Run the training to its end and collect its log; `resume` goes on from its last checkpoint, if there is one."""
     started = time.perf_counter()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir) if resume else None)
     trainer.model.eval()
     log = [{k: v for k, v in row.items()} for row in trainer.state.log_history if "loss" in row]
     pairs = trainer.state.global_step * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps

@@ -21,11 +21,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import models
 from helpers.counting import is_exact, is_well_formed, parse_counts
 from helpers.labels import CountedImage
-from helpers.losses import completion_logps
 from helpers.pairs import answer_budget, question_for
 from helpers.preferences import PreferenceRecord, image_paths
-from helpers.prompts import encode
-from helpers.runtime import UsageError, open_image
+from helpers.prompts import render_conversation
+from helpers.runtime import open_image
+from helpers.shared_prefix import answer_logps, can_pack, pack, plain
 from helpers.statistics import Proportion, proportion
 
 CONDITIONS = ("right", "shuffled", "blank")
@@ -126,27 +126,21 @@ def pair_logps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the chosen and the rejected answer of every pair, (pairs,) each.
 
-    dataset: columns images, prompt, chosen, rejected, with one image and one user turn a row; raises
-    UsageError for a row that has more.
+    dataset: columns images, prompt, chosen, rejected (`preferences.to_trl`).
     """
-    sides = []
-    for side in ("chosen", "rejected"):
-        values = []
-        for start in tqdm(range(0, len(dataset), batch_size), desc=f"log-probs, {side}", leave=False):
-            rows = dataset[start : start + batch_size]
-            for number, (images, prompt) in enumerate(zip(rows["images"], rows["prompt"], strict=True), start):
-                if len(images) != 1 or len(prompt) != 1:
-                    raise UsageError(f"pair {number} has {len(images)} images and {len(prompt)} turns, not one of each")
-            inputs, mask = encode(
-                processor,
-                [prompt[-1]["content"] for prompt in rows["prompt"]],
-                [images[0] for images in rows["images"]],
-                [answer[0]["content"] for answer in rows[side]],
-            )
-            inputs, mask = inputs.to(model.device), mask.to(model.device)
-            values.append(completion_logps(model(**inputs).logits, inputs["input_ids"], mask).cpu())
-        sides.append(torch.cat(values).numpy())
-    return sides[0], sides[1]
+    packs, values = can_pack(model, processor), []
+    for start in tqdm(range(0, len(dataset), batch_size), desc="log-probabilities", leave=False):
+        rows = dataset[start : start + batch_size]
+        prompts = [
+            render_conversation(processor, [(turn["role"], turn["content"]) for turn in prompt], len(images))
+            for prompt, images in zip(rows["prompt"], rows["images"], strict=True)
+        ]
+        answers = [[c[0]["content"], r[0]["content"]] for c, r in zip(rows["chosen"], rows["rejected"], strict=True)]
+        batch = processor, prompts, rows["images"], answers
+        packed = pack(model, *batch) if packs else plain(*batch)
+        values.append(answer_logps(model, packed.to(model.device)).sum(1).cpu())
+    chosen, rejected = torch.cat(values).numpy().reshape(-1, 2).T
+    return chosen, rejected
 
 
 @dataclass(frozen=True)

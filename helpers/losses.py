@@ -11,15 +11,19 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Sum of the log-probabilities of the completion tokens of each sequence.
+def token_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """Log-probability of each completion token, in fp32, and 0 where there is none.
 
-    logits: (batch, seq, vocab), input_ids and completion_mask: (batch, seq) → (batch,), in fp32.
-    The logits at position t predict token t + 1; prompt and padding have mask 0.
+    logits: (batch, seq, vocab), input_ids and completion_mask: (batch, seq) → (batch, seq − 1): the logits
+    at position t predict token t + 1. Prompt and padding have mask 0.
     """
     logps = torch.log_softmax(logits[:, :-1].float(), dim=-1)
-    token_logps = logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1)  # (batch, seq - 1)
-    return (token_logps * completion_mask[:, 1:]).sum(-1)
+    return logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1) * completion_mask[:, 1:]
+
+
+def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
+    """Sum of the log-probabilities of the completion tokens of each sequence, (batch,); see `token_logps`."""
+    return token_logps(logits, input_ids, completion_mask).sum(-1)
 
 
 def dpo_loss(
@@ -28,14 +32,56 @@ def dpo_loss(
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
     beta: float,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """−log σ(β · margin), and the margin: how much more than the reference the policy prefers `chosen`.
 
     All arguments are sums of log-probabilities (batch,); returns (loss (), margin (batch,)).
     With policy = reference the margin is 0 and the loss ln 2 = 0.6931.
+
+    With means over tokens instead of sums it is the length-normalised variant. With chosen = the answer to
+    the right image and rejected = the same answer to a spoilt one it is mDPO's conditional preference
+    (arXiv 2406.11839). `label_smoothing` ε < ½ gives the unbiased loss for labels of
+    which a share ε is wrong (robust DPO, Chowdhury et al. 2024, arXiv 2403.00409).
     """
     margin = (chosen_logps - reference_chosen_logps) - (rejected_logps - reference_rejected_logps)
-    return -logsigmoid(beta * margin).mean(), margin
+    right, wrong = -logsigmoid(beta * margin), -logsigmoid(-beta * margin)
+    loss = ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+    return loss.mean(), margin
+
+
+def anchor_loss(chosen_logps: Tensor, reference_chosen_logps: Tensor, beta: float, delta: float = 0.0) -> Tensor:
+    """−log σ(β · (log π − log π_ref) − δ) of the chosen answers, (): they must not become less likely.
+
+    The third term of mDPO (arXiv 2406.11839); arguments (batch,).
+    """
+    return -logsigmoid(beta * (chosen_logps - reference_chosen_logps) - delta).mean()
+
+
+def bco_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    beta: float,
+    delta: float = 0.0,
+) -> Tensor:
+    """−log σ(r_chosen − δ) − log σ(−(r_rejected − δ)) with r = β · (log π − log π_ref): is each answer good by itself?
+
+    Binary classifier optimisation (Jung et al. 2024, arXiv 2404.04656); MPO's term of quality
+    (arXiv 2411.10442). δ shifts the rewards; TRL's `bco_pair` has δ = 0. Arguments (batch,), result ().
+    """
+    chosen = beta * (chosen_logps - reference_chosen_logps) - delta
+    rejected = beta * (rejected_logps - reference_rejected_logps) - delta
+    return (-logsigmoid(chosen) - logsigmoid(-rejected)).mean()
+
+
+def sft_loss(logps: Tensor, completion_mask: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the tokens of the chosen answers, (): plain fine-tuning.
+
+    logps: (batch, longest) as `token_logps` gives them; mask: the same shape.
+    """
+    return -(logps * completion_mask).sum() / completion_mask.sum()
 
 
 def bradley_terry(

@@ -155,16 +155,19 @@ def weight_megabytes(model: torch.nn.Module) -> float:
 
 
 def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
-    """LoRA on the linear layers named in `settings`, of the language model only unless it says otherwise."""
+    """LoRA on the linear layers of the language model that `settings` names; with `vision`, also on all outside it."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    layers = "|".join(settings.target_modules)
-    anywhere = rf".*\.({layers})"
+    target = rf".*{re.escape(prefix)}\.layers\.\d+\..*\.({'|'.join(settings.target_modules)})"
+    if settings.vision:
+        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        outside = [name for name in linear if not name.startswith(f"{prefix}.") and not name.endswith("lm_head")]
+        target = "|".join([target, *(re.escape(name) for name in outside)])
     return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=anywhere if settings.vision else rf".*{re.escape(prefix)}\.layers\.\d+\..*\.({layers})",
+        target_modules=target,
         task_type="CAUSAL_LM",
     )
 

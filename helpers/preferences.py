@@ -324,9 +324,11 @@ def read_records(path: Path) -> list[PreferenceRecord]:
     return records
 
 
-def image_paths(path: Path, record: PreferenceRecord) -> list[Path]:
+def image_paths(
+    path: Path, record: PreferenceRecord, which: Literal["images", "negative_images"] = "images"
+) -> list[Path]:
     """Where the images of a record of the file `path` are."""
-    return [Path(os.path.normpath(path.parent / name)) for name in record.images]
+    return [Path(os.path.normpath(path.parent / name)) for name in getattr(record, which)]
 
 
 def write_records(path: Path, records: Iterable[PreferenceRecord]) -> Path:
@@ -337,16 +339,17 @@ def write_records(path: Path, records: Iterable[PreferenceRecord]) -> Path:
 def to_trl(path: Path, records: list[PreferenceRecord], which: Literal["all", "extremes"] = "all") -> Dataset:
     """The pairs of `records` as a TRL vision-preference data set; images are decoded when they are used.
 
-    Columns `images` (RGB), `prompt`, `chosen`, `rejected` (chat messages). TRL decides by the column
-    name `images` that this is vision data; under any other name the images would be ignored.
+    Columns `images` (RGB), `prompt`, `chosen`, `rejected` (chat messages), and `negative_images` if records
+    have some. TRL decides by the column name `images` that this is vision data; under any other name the
+    images would be ignored.
     `path` is the records' file: image paths are relative to it. Raises UsageError naming file and
     record for an image that cannot be read.
     """
-    rows = []
+    rows, spoilt = [], any(record.negative_images for record in records)
     for number, record in enumerate(tqdm(records, desc="images", leave=False), start=1):
         where = f"{path} (record {record.id or number})"
-        images = image_paths(path, record)
-        for image in images:
+        images, negatives = image_paths(path, record), image_paths(path, record, "negative_images")
+        for image in images + negatives:
             open_image(image, where)  # fails here, with a name, rather than in the middle of training
         prompt = [message.model_dump() for message in record.prompt]
         rows += [
@@ -355,9 +358,13 @@ def to_trl(path: Path, records: list[PreferenceRecord], which: Literal["all", "e
                 "prompt": prompt,
                 "chosen": [{"role": "assistant", "content": pair.chosen.text}],
                 "rejected": [{"role": "assistant", "content": pair.rejected.text}],
+                **({"negative_images": [str(image) for image in negatives]} if spoilt else {}),
             }
             for pair in record.pairs(which)
         ]
     if not rows:
         raise UsageError(f"{path}: all answers are tied, so there is no pair to train on. Rank some of them.")
-    return Dataset.from_list(rows).cast_column("images", List(Image(mode="RGB")))
+    dataset = Dataset.from_list(rows)
+    for column in {"images", "negative_images"} & set(dataset.column_names):
+        dataset = dataset.cast_column(column, List(Image(mode="RGB")))
+    return dataset

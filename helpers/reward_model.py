@@ -6,7 +6,6 @@ The score comes from the hidden state at the last token of (image, prompt, answe
 `helpers/reward_training.py`, taught in notebook 03.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -25,9 +24,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import models, shared_prefix
 from helpers.config import RewardSettings
 from helpers.heads import HEADS, fused_layers
+from helpers.image_features import ImageFeatures, is_frozen
 from helpers.preferences import PreferenceRecord, image_paths
 from helpers.prompts import render_conversation
-from helpers.runtime import UsageError, open_image, read_json, seed_everything
+from helpers.runtime import UsageError, open_image, read_json, seed_everything, tensors_hash
 from helpers.shared_prefix import Packed
 
 REWARD = "reward"  # name of the adapter
@@ -51,6 +51,7 @@ class RewardModel(nn.Module):
         self.head = HEADS[head_name](text.hidden_size).to(backbone.device)
         self.layers = fused_layers(text.num_hidden_layers, self.head.layers)
         self.packs = shared_prefix.can_pack(backbone, processor)
+        self.features = ImageFeatures(backbone, processor) if self.packs and is_frozen(backbone) else None
 
     def forward(self, packed: Packed) -> Tensor:
         states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
@@ -76,7 +77,7 @@ class RewardModel(nn.Module):
         ]
         answers = [[answer.text for answer in record.answers] for record in records]
         if self.packs:
-            packed = shared_prefix.pack(self.backbone, self.processor, prompts, images, answers)
+            packed = shared_prefix.pack(self.backbone, self.processor, prompts, images, answers, self.features)
         else:
             packed = shared_prefix.plain(self.processor, prompts, images, answers)
         return packed.to(self.backbone.device)
@@ -158,10 +159,7 @@ def hits(gaps: np.ndarray) -> np.ndarray:
 
 def head_hash(reward: RewardModel) -> str:
     """Hash of the head's weights: a head that was not saved, or not trained, shows."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(reward.head.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash(sorted(reward.head.state_dict().items()))
 
 
 def save(reward: RewardModel, folder: Path, settings: RewardSettings, about: dict[str, Any] | None = None) -> Path:

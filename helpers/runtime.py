@@ -150,6 +150,15 @@ def stream_hash(stream: BinaryIO) -> str:
     return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hash of named tensors, in order: their names and bytes (BLAKE2b, 128 bits)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode() + data.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
     """The image at `path` as RGB, turned the way its camera was held.
 

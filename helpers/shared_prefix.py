@@ -3,22 +3,25 @@
     [image + prompt | answer 0 | answer 1 | …]
 
 Answers see the image, the prompt and themselves, never each other: a block mask hides the others, and
-positions go on from the prompt for each of them. The hidden states are those of one row per answer
-(`plain`), at the cost of one image and one prompt. Taught in notebook 03.
+positions go on from the prompt for each of them. Log-probabilities and hidden states are those of one
+row per answer (`plain`), at the cost of one image and one prompt. Taught in notebooks 03 and 04.
 
 Simplification: attention is computed for the whole row and then masked, so that many long answers
 cost more than they must.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from helpers.image_features import Features, ImageFeatures, core, given, is_frozen, joined
+from helpers.losses import token_logps
 from helpers.prompts import end_of_turn, render
 
 Conversation = str  # a prompt as `prompts.render_conversation` writes it
@@ -27,14 +30,31 @@ EQUAL = 2e-2  # relative difference of hidden states that rounding in 16 bits ex
 
 @dataclass(frozen=True)
 class Packed:
-    """Model inputs, and where in them the answers are."""
+    """Model inputs, and where in them the answers are.
+
+    columns holds, for each answer, the last token of its prompt and then its own tokens, the last of
+    them the end of turn; shorter answers repeat it. mask is True on the answer's own tokens.
+    """
 
     inputs: BatchFeature  # input_ids (rows, seq), attention_mask (rows, 1, seq, seq) or (rows, seq), images
     rows: Tensor  # (answers,) row of each answer
-    ends: Tensor  # (answers,) column of its last token, the end of turn
+    columns: Tensor  # (answers, 1 + longest)
+    mask: Tensor  # (answers, 1 + longest) bool
+    features: Features = field(default_factory=dict)  # of the images, if they are kept
 
-    def to(self, device: torch.device) -> "Packed":
-        return Packed(self.inputs.to(device), self.rows.to(device), self.ends.to(device))
+    @property
+    def ids(self) -> Tensor:
+        """Tokens at `columns`, (answers, 1 + longest)."""
+        return self.inputs["input_ids"][self.rows[:, None], self.columns]
+
+    def order(self, answers: Sequence[int]) -> "Packed":
+        """The same rows with the answers in another order."""
+        return replace(self, rows=self.rows[answers], columns=self.columns[answers], mask=self.mask[answers])
+
+    def to(self, device: torch.device | str, **kwargs) -> "Packed":
+        inputs = BatchFeature({name: value.to(device) for name, value in self.inputs.items()})
+        features = {name: value.to(device) for name, value in self.features.items()}
+        return Packed(inputs, *(t.to(device) for t in (self.rows, self.columns, self.mask)), features)
 
 
 def pack(
@@ -43,25 +63,74 @@ def pack(
     prompts: Sequence[Conversation],
     images: Sequence[Sequence[Image.Image]],
     answers: Sequence[Sequence[str]],
+    features: ImageFeatures | None = None,
 ) -> Packed:
-    """All answers to a prompt in one row, right-padded. `answers` may be of different numbers."""
-    inputs = _tokenize(processor, prompts, images, "right")
-    lengths = inputs["attention_mask"].sum(1).tolist()
-    rows, segments = [], []
-    for ids, length, texts in zip(inputs["input_ids"], lengths, answers, strict=True):
-        parts = [ids[:length], *(_answer_ids(processor, text) for text in texts)]
+    """All answers to a prompt in one row; prompts are left-padded. `answers` may be of different numbers.
+
+    With `features`, images that were seen before cost neither the processor nor the vision tower.
+    """
+    encoded, extras, kept = _encode(processor, prompts, images, features)
+    width = max(row["input_ids"].shape[0] for row in encoded)
+    rows, segments, columns = [], [], []
+    for row, texts in zip(encoded, answers, strict=True):
+        parts = [row["input_ids"], *(_answer_ids(processor, text) for text in texts)]
         rows.append(torch.cat(parts))
         segments.append(torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)]))
-    padding = torch.nn.utils.rnn.pad_sequence
-    segment = padding(segments, batch_first=True, padding_value=-1)  # 0: prompt, k: answer k − 1, −1: nothing
-    inputs["input_ids"] = padding(rows, batch_first=True, padding_value=processor.tokenizer.pad_token_id)
-    if "mm_token_type_ids" in inputs:
-        kinds = [kind[:length] for kind, length in zip(inputs["mm_token_type_ids"], lengths, strict=True)]
-        inputs["mm_token_type_ids"] = _widened(padding(kinds, batch_first=True), segment.shape[1])
-    inputs["position_ids"] = _positions(_core(model), inputs, segment)
+        start = width
+        for part in parts[1:]:
+            columns.append(torch.tensor([width - 1, *range(start, start + len(part))]))
+            start += len(part)
+    before = [width - len(row["input_ids"]) for row in encoded]
+    segment = _padded(segments, before, -1)  # 0: prompt, k: answer k − 1, −1: nothing
+    inputs = BatchFeature({"input_ids": _padded(rows, before, processor.tokenizer.pad_token_id), **extras})
+    if "mm_token_type_ids" in encoded[0]:
+        kinds = _padded([row["mm_token_type_ids"] for row in encoded], before, 0)
+        inputs["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, segment.shape[1] - kinds.shape[1]))
+    inputs["position_ids"] = _positions(core(model), inputs, segment)
     inputs["attention_mask"] = _block_mask(segment)
-    places = [(row, (s == k).nonzero().max()) for row, s in enumerate(segments) for k in range(1, int(s.max()) + 1)]
-    return Packed(inputs, *map(torch.tensor, zip(*places, strict=True)))
+    if kept:
+        inputs["pixel_values"] = torch.zeros(1)  # says that there are images; `given` says what they are
+    owners = torch.tensor([row for row, texts in enumerate(answers) for _ in texts])
+    return Packed(inputs, owners, *_columns(columns), kept)
+
+
+def _encode(
+    processor: ProcessorMixin,
+    prompts: Sequence[Conversation],
+    images: Sequence[Sequence[Image.Image]],
+    features: ImageFeatures | None,
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], Features]:
+    """Each prompt's own tensors, (seq,) and without padding; those of the images; their features, if kept."""
+    if features is None:
+        inputs = _tokenize(processor, prompts, images, "right")
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        encoded = [
+            {name: inputs[name][row, :length] for name in _PER_TOKEN if name in inputs}
+            for row, length in enumerate(lengths)
+        ]
+        return encoded, {n: v for n, v in inputs.items() if n not in (*_PER_TOKEN, "attention_mask")}, {}
+    pairs = [features.encode(prompt, pictures) for prompt, pictures in zip(prompts, images, strict=True)]
+    encoded = [{name: inputs[name][0] for name in _PER_TOKEN if name in inputs} for inputs, _ in pairs]
+    extras = {name for inputs, _ in pairs for name in inputs} - {*_PER_TOKEN, "attention_mask"}
+    together = {name: torch.cat([inputs[name] for inputs, _ in pairs if name in inputs]) for name in sorted(extras)}
+    return encoded, together, joined([kept for _, kept in pairs])
+
+
+_PER_TOKEN = ("input_ids", "mm_token_type_ids")
+
+
+def _padded(rows: Sequence[Tensor], before: Sequence[int], value: int) -> Tensor:
+    filled = [torch.cat([row.new_full((n,), value), row]) for row, n in zip(rows, before, strict=True)]
+    return pad_sequence(filled, batch_first=True, padding_value=value)
+
+
+def _columns(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Columns of each answer, the last one repeated up to the longest, and the mask of its own tokens."""
+    longest = max(len(c) for c in columns)
+    filled = torch.stack([torch.cat([c, c[-1:].expand(longest - len(c))]) for c in columns])
+    lengths = torch.tensor([len(c) for c in columns])
+    places = torch.arange(longest).expand_as(filled)
+    return filled, (places > 0) & (places < lengths[:, None])
 
 
 def plain(
@@ -71,14 +140,16 @@ def plain(
     answers: Sequence[Sequence[str]],
     padding_side: str = "right",
 ) -> Packed:
-    """One row for each answer: the same hidden states for any architecture, and the image as often."""
+    """One row for each answer: the same for any architecture, and the image as often."""
     flat = [(number, text) for number, texts in enumerate(answers) for text in texts]
     end = end_of_turn(processor)
     texts = [prompts[number] + text + end for number, text in flat]
     inputs = _tokenize(processor, texts, [images[number] for number, _ in flat], padding_side)
     mask = inputs["attention_mask"]
-    columns = torch.arange(mask.shape[1]).expand_as(mask)
-    return Packed(inputs, torch.arange(len(flat)), (columns * mask).amax(1))
+    last = (torch.arange(mask.shape[1]).expand_as(mask) * mask).amax(1).tolist()
+    lengths = [len(_answer_ids(processor, text)) for _, text in flat]
+    columns = [torch.arange(end - length, end + 1) for end, length in zip(last, lengths, strict=True)]
+    return Packed(inputs, torch.arange(len(flat)), *_columns(columns))
 
 
 def _tokenize(
@@ -100,10 +171,6 @@ def _answer_ids(processor: ProcessorMixin, text: str) -> Tensor:
     return torch.tensor(ids)
 
 
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
-
-
 def _block_mask(segment: Tensor) -> Tensor:
     """(rows, seq) → (rows, 1, seq, seq), True where a token sees another; padding sees itself, lest rows be empty."""
     sees, seen = segment[:, :, None], segment[:, None, :]
@@ -112,11 +179,11 @@ def _block_mask(segment: Tensor) -> Tensor:
     return ((causal & (seen >= 0) & ((seen == 0) | (seen == sees))) | own)[:, None]
 
 
-def _positions(core: torch.nn.Module, inputs: BatchFeature, segment: Tensor) -> Tensor:
+def _positions(model: torch.nn.Module, inputs: BatchFeature, segment: Tensor) -> Tensor:
     """Positions (rows, seq), or (3, rows, seq) for M-RoPE, that start anew after the prompt for each answer."""
     real = (segment >= 0).long()
-    if hasattr(core, "get_rope_index") and "image_grid_thw" in inputs:
-        positions, _ = core.get_rope_index(
+    if hasattr(model, "get_rope_index") and "image_grid_thw" in inputs:
+        positions, _ = model.get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
             image_grid_thw=inputs["image_grid_thw"],
@@ -131,21 +198,39 @@ def _positions(core: torch.nn.Module, inputs: BatchFeature, segment: Tensor) -> 
     return positions - earlier
 
 
-def _core(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
-    """The model without its language head; adapters stay where they are."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
-
-
 def hidden_states(model: PreTrainedModel | PeftModel, packed: Packed, layers: Sequence[int] = ()) -> Tensor:
     """Hidden state at the last token of each answer, (answers, hidden), after the last norm.
 
     With `layers` (0: embeddings, 1: after the first layer, …) those, (answers, len(layers), hidden).
     """
-    output = _core(model)(**packed.inputs, use_cache=False, output_hidden_states=bool(layers))
+    ends = packed.columns[:, -1]
+    with given(model, packed.features):
+        output = core(model)(**packed.inputs, use_cache=False, output_hidden_states=bool(layers))
     if not layers:
-        return output.last_hidden_state[packed.rows, packed.ends]
-    states = output.hidden_states
-    return torch.stack([states[layer][packed.rows, packed.ends] for layer in layers], dim=1)
+        return output.last_hidden_state[packed.rows, ends]
+    return torch.stack([output.hidden_states[layer][packed.rows, ends] for layer in layers], dim=1)
+
+
+def answer_logits(model: torch.nn.Module, packed: Packed) -> Tensor:
+    """Logits at `packed.columns`, (answers, 1 + longest, vocab): those at t predict token t + 1.
+
+    model: also one that accelerate has wrapped. The language head runs on answers only.
+    """
+    width, first = packed.inputs["input_ids"].shape[1], int(packed.columns.min())
+    with given(unwrapped(model), packed.features):
+        logits = model(**packed.inputs, use_cache=False, logits_to_keep=width - first).logits
+    places = packed.rows[:, None] * logits.shape[1] + packed.columns - first
+    return logits.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+
+
+def unwrapped(model: torch.nn.Module) -> PreTrainedModel | PeftModel:
+    """The model that a data-parallel wrapper holds."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def answer_logps(model: PreTrainedModel | PeftModel, packed: Packed) -> Tensor:
+    """Log-probability of each answer's tokens, (answers, longest), in fp32; 0 after its end."""
+    return token_logps(answer_logits(model, packed), packed.ids, packed.mask)
 
 
 @torch.no_grad()
@@ -156,13 +241,17 @@ def packing_error(
     images: Sequence[Image.Image],
     answers: Sequence[str],
 ) -> float:
-    """Largest difference of the packed hidden states from the plain ones, relative to their norm."""
+    """Largest difference of the packed hidden states from the plain ones, relative to their norm.
+
+    The packed ones are computed with kept image features if the vision tower is frozen.
+    """
     was_training = model.training
     model.eval()
     batch = [prompt], [images], [answers]
+    features = ImageFeatures(model, processor) if images and is_frozen(model) else None
     packed, apart = (
         hidden_states(model, p.to(model.device)).float()
-        for p in (pack(model, processor, *batch), plain(processor, *batch))
+        for p in (pack(model, processor, *batch, features), plain(processor, *batch))
     )
     model.train(was_training)
     return float(((packed - apart).norm(dim=1) / apart.norm(dim=1)).max())

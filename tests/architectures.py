@@ -19,6 +19,9 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
@@ -47,13 +50,13 @@ def _tokenizer(*extra: str):
     return tokenizer
 
 
-def _qwen(config_class, model_class, vision):
+def _qwen(config_class, model_class, vision, **text):
     processor = AutoProcessor.from_pretrained(TINY)
     token = {name: processor.tokenizer.convert_tokens_to_ids(mark) for name, mark in (
         ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"),
         ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
     )}  # fmt: skip
-    text = M_ROPE | {"vocab_size": len(processor.tokenizer)}
+    text = M_ROPE | text | {"vocab_size": len(processor.tokenizer)}
     return model_class(config_class(text_config=text, vision_config=vision, **token)), processor
 
 
@@ -70,6 +73,16 @@ def qwen2_5_vl():
     model, processor = _qwen(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, vision)
     parts = {"image_processor": processor.image_processor, "video_processor": processor.video_processor}
     return model, Qwen2_5_VLProcessor(tokenizer=processor.tokenizer, chat_template=processor.chat_template, **parts)
+
+
+def qwen3_vl():
+    vision = {
+        "depth": 2, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 64, "patch_size": 14,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    model, processor = _qwen(Qwen3VLConfig, Qwen3VLForConditionalGeneration, vision, head_dim=8)
+    parts = {"image_processor": processor.image_processor, "video_processor": processor.video_processor}
+    return model, Qwen3VLProcessor(tokenizer=processor.tokenizer, chat_template=processor.chat_template, **parts)
 
 
 def _clip():
@@ -132,7 +145,7 @@ def smolvlm():
     return SmolVLMForConditionalGeneration(config), processor
 
 
-BUILDERS = {f.__name__: f for f in (qwen2_vl, qwen2_5_vl, llava, llava_next, smolvlm)}
+BUILDERS = {f.__name__: f for f in (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, llava_next, smolvlm)}
 
 
 def build(name: str):

@@ -4,9 +4,11 @@ from architectures import BUILDERS, build
 from PIL import Image
 from torch.testing import assert_close
 
-from helpers import shared_prefix
+from helpers import models, shared_prefix
+from helpers.config import LoraSettings
+from helpers.image_features import ImageFeatures
 from helpers.prompts import render
-from helpers.shared_prefix import can_pack, hidden_states, pack, plain
+from helpers.shared_prefix import answer_logits, answer_logps, can_pack, hidden_states, pack, plain
 
 QUESTIONS = ["How many cars?", "How many buses are in the image, and of which color are they?"]
 ANSWERS = [["There are 2.", "No."], ["There are 2 cars, 0 buses.", "x", "Green. Yes"]]
@@ -56,6 +58,59 @@ def test_gradients_are_equal(batch):
         gradients.append(torch.autograd.grad(hidden_states(model, inputs).square().sum(), weight)[0])
         weight.requires_grad_(False)
     assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("answers", [[["There are 2.", "No."]] * 2, ANSWERS, [["No.", "A", "There are 2.", "x y"]] * 2])
+def test_log_probabilities_are_equal_token_by_token(batch, answers):
+    """N = 2 and 4 and unequal numbers, against a row each with padding on either side, with and without kept features."""
+    model, processor, prompts = batch
+    kept = ImageFeatures(model, processor)
+    packed = pack(model, processor, prompts, IMAGES, answers)
+    ours = answer_logps(model, packed)
+    assert ours.shape == packed.mask[:, 1:].shape and (ours[packed.mask[:, 1:]] < 0).all()
+    assert (ours[~packed.mask[:, 1:]] == 0).all() and ours.dtype == torch.float32
+    with_kept = pack(model, processor, prompts, IMAGES, answers, kept)
+    assert_close(answer_logps(model, with_kept), ours, rtol=1e-4, atol=1e-5)
+    for side in ("right", "left"):
+        alone = plain(processor, prompts, IMAGES, answers, side)
+        assert torch.equal(alone.ids[alone.mask], packed.ids[packed.mask])
+        assert_close(answer_logps(model, alone), ours, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapters_gradients_are_equal(batch):
+    """A DPO-like loss on the packed and the plain layout, with a LoRA adapter that has left zero."""
+    model, processor, prompts = batch
+    policy = models.add_adapter(model, LoraSettings(r=4))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    kept = ImageFeatures(policy, processor)
+    gradients = []
+    for inputs in (
+        pack(policy, processor, prompts, IMAGES, ANSWERS, kept),
+        pack(policy, processor, prompts, IMAGES, ANSWERS),
+        *(plain(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left")),
+    ):
+        sums = answer_logps(policy, inputs).sum(1)
+        loss = -torch.nn.functional.logsigmoid(sums[0] - sums[1] + sums[2] - sums[3]) - 0.1 * sums[4]
+        gradients.append(torch.autograd.grad(loss, weights))
+    policy.unload()
+    for other in gradients[1:]:
+        for ours, theirs in zip(gradients[0], other, strict=True):
+            assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.norm()) + 1e-7)
+
+
+def test_the_language_head_runs_on_answers_only(batch):
+    model, processor, prompts = batch
+    sizes = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda m, inputs, output: sizes.append(output.shape[1]))
+    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    logits = answer_logits(model, packed)
+    hook.remove()
+    longest_row = max(int(packed.mask[:2].sum()), int(packed.mask[2:].sum()))
+    assert sizes == [longest_row + 1] and logits.shape[:2] == packed.columns.shape
 
 
 def test_without_images_too(batch):

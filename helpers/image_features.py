@@ -1,0 +1,148 @@
+"""What the vision tower makes of an image, computed once: a frozen tower gives the same every time.
+
+Preference training shows each image again and again: to policy and reference, for every answer, in every
+epoch, in every rollout. The features are kept in memory, or as files that are mapped into it and
+outlive the process. Their key is made of the image, the processor's settings and the tower's weights,
+so that a file of another image size or another checkpoint is never read. Taught in notebook 04.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from helpers.runtime import compute_dtype, tensors_hash
+
+Features = Mapping[
+    str, Tensor
+]  # what a model's `get_image_features` returns: "pooled" (or "pooled.all"), "deepstack.0" …
+
+
+def core(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+    """The model without its language head; adapters stay where they are."""
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
+
+
+def processor_settings(processor: ProcessorMixin) -> str:
+    """All that decides how text and images become inputs, as JSON."""
+    tokenizer, images = processor.tokenizer, processor.image_processor.to_dict()
+    vocabulary = hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    return json.dumps([processor.chat_template, images, tokenizer.eos_token, vocabulary], sort_keys=True, default=str)
+
+
+def images_hash(images: Sequence[Image.Image]) -> str:
+    """Hash of the pixels, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+    return digest.hexdigest()
+
+
+def is_frozen(model: PreTrainedModel | PeftModel) -> bool:
+    """Is nothing outside the language model trained, so that features stay what they are?"""
+    return not any(parameter.requires_grad for _, parameter in _vision(model))
+
+
+def _vision(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters of vision tower and projector: all that is not in the language model, with its head."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    language = {id(parameter) for parameter in base.get_decoder().parameters()}
+    return ((name, p) for name, p in core(model).named_parameters() if id(p) not in language)
+
+
+class ImageFeatures:
+    """Encoded prompts and image features of a model whose vision tower is frozen.
+
+    folder: keep features as safetensors files there instead of in memory. Raises ValueError if the
+    vision tower is trained, since its features change with every step.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path | None = None):
+        if not is_frozen(model):
+            raise ValueError("the vision tower is trained: its features cannot be kept")
+        self._core, self._processor, self._folder = core(model), processor, folder
+        weights = tensors_hash((name, p) for name, p in _vision(model))
+        self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
+        self._features: dict[str, Features] = {}
+        self._prompts: dict[tuple[str, str], BatchFeature] = {}
+        self.computed = 0  # how often the vision tower ran
+
+    def key(self, images: Sequence[Image.Image]) -> str:
+        return hashlib.blake2b((self._fingerprint + images_hash(images)).encode(), digest_size=16).hexdigest()
+
+    def encode(self, prompt: str, images: Sequence[Image.Image]) -> tuple[BatchFeature, Features]:
+        """Model inputs of one rendered prompt, (1, seq) and without pixels, and the features of its images."""
+        key = self.key(images)
+        features = self._load(key) if images else {}
+        if features is None or (prompt, key) not in self._prompts:
+            inputs = self._processor(
+                text=[prompt], images=[list(images)] if images else None, add_special_tokens=False, return_tensors="pt"
+            )
+            if features is None:
+                features = self._compute(inputs)
+                self._store(key, features)
+            small = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
+            self._prompts[prompt, key] = BatchFeature(small)
+        return self._prompts[prompt, key], features
+
+    @torch.no_grad()
+    def _compute(self, inputs: BatchFeature) -> Features:
+        device = next(self._core.parameters()).device
+        known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"}
+        arguments = {name: value.to(device) for name, value in inputs.items() if name in known}
+        was_training = self._core.training
+        self._core.eval()
+        with torch.autocast(device.type, compute_dtype(), enabled=device.type == "cuda"):
+            output = self._core.get_image_features(**arguments)
+        self._core.train(was_training)
+        self.computed += 1
+        pooled = output.pooler_output  # one tensor, or one for each image
+        features = {"pooled": pooled} if isinstance(pooled, Tensor) else {"pooled.all": torch.cat(list(pooled))}
+        features |= {f"deepstack.{i}": t for i, t in enumerate(getattr(output, "deepstack_features", None) or [])}
+        return {name: tensor.cpu().contiguous() for name, tensor in features.items()}
+
+    def _load(self, key: str) -> Features | None:
+        if self._folder is None:
+            return self._features.get(key)
+        path = self._folder / f"{key}.safetensors"
+        return load_file(path) if path.exists() else None
+
+    def _store(self, key: str, features: Features) -> None:
+        if self._folder is None:
+            self._features[key] = features
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{key}.{os.getpid()}.tmp"
+        save_file(dict(features), temporary)
+        temporary.replace(self._folder / f"{key}.safetensors")
+
+
+def joined(features: Sequence[Features]) -> dict[str, Tensor]:
+    """The features of a batch: image after image, for every layer that gets some."""
+    rows = [row for row in features if row]
+    return {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+@contextlib.contextmanager
+def given(model: PreTrainedModel | PeftModel, features: Features) -> Iterator[None]:
+    """Within it, the model takes `features` (of `joined`) for those of the images it is called with."""
+    inner = core(model)
+    if features:
+        pooled = features["pooled"] if "pooled" in features else [features["pooled.all"]]
+        deepstack = [features[f"deepstack.{i}"] for i in range(len(features) - 1)]
+        output = SimpleNamespace(pooler_output=pooled, deepstack_features=deepstack)
+        inner.get_image_features = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        inner.__dict__.pop("get_image_features", None)

@@ -45,7 +45,7 @@ class DPORun:
     """What a training run leaves: its log (one dictionary a logged step) and its duration."""
 
     log: list[dict[str, float]]
-    seconds: float
+    seconds: float  # without what callbacks spent on watching
     trained_pairs: int
 
 
@@ -293,4 +293,5 @@ def train(trainer: DPOTrainer, resume: bool = False) -> DPORun:
     trainer.model.eval()
     log = [{k: v for k, v in row.items()} for row in trainer.state.log_history if "loss" in row]
     pairs = trainer.state.global_step * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
-    return DPORun(log, time.perf_counter() - started, pairs)
+    watching = sum(getattr(callback, "watching", 0) for callback in trainer.callback_handler.callbacks)
+    return DPORun(log, time.perf_counter() - started - watching, pairs)

@@ -5,6 +5,7 @@ with grey ones ("blank"). A model that reads the image falls to chance on the la
 does not never needed them. Taught in notebook 06.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from datasets import Dataset
 from peft import PeftModel
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from helpers import models
 from helpers.counting import is_exact, is_well_formed, parse_counts
@@ -172,3 +173,29 @@ def answer_records(
     """Greedy answers to the prompts of the records of the file `path`, from their first image and last turn."""
     images = [image_paths(path, record)[0] for record in records]
     return models.generate_answers(model, processor, images, [record.prompt[-1].content for record in records])
+
+
+class HeldOut(TrainerCallback):
+    """Greedy answers to the records of the file `path`, before the first step and every `every` steps.
+
+    `shares` holds (step, share of exact answers); `watching` counts the seconds that it took.
+    """
+
+    def __init__(self, processor: ProcessorMixin, path: Path, records: Sequence[PreferenceRecord], every: int = 20):
+        self.processor, self.path, self.records, self.every = processor, path, records, every
+        self.shares: list[tuple[int, Proportion]] = []
+        self.watching = 0.0
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._ask(model, state.global_step)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._ask(model, state.global_step)
+
+    def _ask(self, model: PreTrainedModel | PeftModel, step: int) -> None:
+        started = time.monotonic()
+        answers = answer_records(model, self.processor, self.path, self.records)
+        exact = sum(is_exact(answer, record.truth) for answer, record in zip(answers, self.records, strict=True))
+        self.shares.append((step, proportion(exact, len(answers))))
+        self.watching += time.monotonic() - started

@@ -27,7 +27,15 @@ from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers.counting import Counts, count_answer, count_question, edited_counts, is_exact, is_well_formed
+from helpers.counting import (
+    Counts,
+    count_answer,
+    count_question,
+    edited_counts,
+    is_exact,
+    is_well_formed,
+    parse_counts,
+)
 from helpers.labels import CountedImage
 from helpers.models import generate_answers
 from helpers.preferences import Answer, PreferenceRecord, Ranking, image_paths
@@ -186,6 +194,23 @@ def rank_samples(
 def _tiers(scores: Sequence[float]) -> Ranking:
     levels = sorted(set(scores), reverse=True)
     return [[place for place, score in enumerate(scores) if score == level] for level in levels]
+
+
+def one_sided(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """Only those worse answers that state a larger total than the best one, for showing what such data does.
+
+    "The smaller total is right" then solves every pair without looking. Records without one are left out.
+    """
+    result = []
+    for record in records:
+        totals = [sum((parse_counts(answer.text, list(record.truth)) or {}).values()) for answer in record.answers]
+        best = record.ranking[0][0]
+        worse = [i for tier in record.ranking[1:] for i in tier if totals[i] > totals[best]]
+        if worse:
+            answers = [record.answers[i] for i in (best, *worse)]
+            ranking = [[0], list(range(1, len(answers)))]
+            result.append(record.model_copy(update={"answers": answers, "ranking": ranking}))
+    return result
 
 
 def spoil_image(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:

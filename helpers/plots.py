@@ -38,10 +38,16 @@ def image_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: in
     return figure
 
 
-def training_curves(log: Sequence[Mapping[str, float]], steps: int | None = None) -> Figure:
-    """Loss, accuracy, margin and both log-probabilities against the step, with a running mean of 5."""
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(15, 3.2), layout="constrained")
-    for axis, (title, (keys, level)) in zip(axes, CURVES.items(), strict=True):
+def training_curves(
+    log: Sequence[Mapping[str, float]], steps: int | None = None, held_out: Sequence[tuple[int, Proportion]] = ()
+) -> Figure:
+    """Loss, accuracy, margin and both log-probabilities against the step, with a running mean of 5.
+
+    held_out: (step, share of exact answers to held-out questions), for one more panel.
+    """
+    panels = len(CURVES) + bool(held_out)
+    figure, axes = plt.subplots(1, panels, figsize=(3.75 * panels, 3.2), layout="constrained")
+    for axis, (title, (keys, level)) in zip(axes, CURVES.items(), strict=False):
         for key, color in zip(keys, (CHOSEN if len(keys) > 1 else ACCENT, REJECTED), strict=False):
             values = np.array([row[key] for row in log])
             axis.plot(range(1, len(values) + 1), values, color=color, alpha=0.3, linewidth=1)
@@ -51,7 +57,14 @@ def training_curves(log: Sequence[Mapping[str, float]], steps: int | None = None
             axis.axhline(level, color=NEUTRAL, linestyle=":", linewidth=1)
         if len(keys) > 1:
             axis.legend(frameon=False)
-        axis.set(title=title, xlabel="step", xlim=(0, steps or len(log) + 1))
+        axis.set(title=title)
+    if held_out:
+        at, shares = zip(*held_out, strict=True)
+        axes[-1].vlines(at, [s.low for s in shares], [s.high for s in shares], color=CHOSEN, alpha=0.4, linewidth=3)
+        axes[-1].plot(at, [s.value for s in shares], "o-", color=CHOSEN)
+        axes[-1].set(title=f"exact answers, {shares[0].n} held-out images", ylim=(-0.03, 1.03))
+    for axis in axes:
+        axis.set(xlabel="step", xlim=(0, steps or len(log) + 1))
         axis.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
@@ -94,15 +107,20 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
 
 
 class LiveCurves(TrainerCallback):
-    """Redraws `training_curves` in the cell's output while the trainer runs, at most every `seconds`."""
+    """Redraws `training_curves` in the cell's output while the trainer runs, at most every `every` seconds.
 
-    def __init__(self, seconds: float = 3.0):
-        self.seconds, self.log, self.handle, self.drawn = seconds, [], None, 0.0
+    held_out: a list that grows while the run is on, as `evaluation.HeldOut.shares`. `watching` counts the
+    seconds that drawing took.
+    """
+
+    def __init__(self, every: float = 3.0, held_out: Sequence[tuple[int, Proportion]] = ()):
+        self.every, self.held_out = every, held_out
+        self.log, self.handle, self.drawn, self.watching = [], None, 0.0, 0.0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "rewards/margins" in logs:
             self.log.append(dict(logs))
-            if time.monotonic() - self.drawn > self.seconds:
+            if time.monotonic() - self.drawn > self.every:
                 self._draw(state.max_steps)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -110,12 +128,14 @@ class LiveCurves(TrainerCallback):
             self._draw(state.max_steps)
 
     def _draw(self, steps: int) -> None:
-        figure = training_curves(self.log, steps)
+        started = time.monotonic()
+        figure = training_curves(self.log, steps, self.held_out)
         if self.handle is None:
             self.handle = display(figure, display_id=True)
         else:
             self.handle.update(figure)
         self.drawn = time.monotonic()
+        self.watching += self.drawn - started
 
 
 def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -> Figure:

@@ -3,7 +3,17 @@ import math
 import torch
 from torch.testing import assert_close
 
-from helpers.losses import bradley_terry, completion_logps, dpo_loss, focal_bradley_terry, listwise
+from helpers.losses import (
+    anchor_loss,
+    bco_loss,
+    bradley_terry,
+    completion_logps,
+    dpo_loss,
+    focal_bradley_terry,
+    listwise,
+    sft_loss,
+    token_logps,
+)
 
 
 def tensor(*values):
@@ -32,10 +42,42 @@ def test_the_loss_is_finite_where_log_of_sigmoid_underflows():
     assert_close(loss, torch.tensor(2000.0))
 
 
+def test_wrong_labels_are_allowed_for():
+    # margin 2, β ½: −log σ(1) = 0.31326, −log σ(−1) = 1.31326; (0.9 · 0.31326 − 0.1 · 1.31326) / 0.8 = 0.18826
+    arguments = tensor(-10.0), tensor(-15.0), tensor(-11.0), tensor(-14.0), 0.5
+    assert_close(dpo_loss(*arguments)[0], torch.tensor(0.31326), atol=1e-5, rtol=0)
+    assert_close(dpo_loss(*arguments, label_smoothing=0.1)[0], torch.tensor(0.18826), atol=1e-5, rtol=0)
+    # unbiased: what noisy labels give on average is the loss of the clean ones
+    swapped = tensor(-15.0), tensor(-10.0), tensor(-14.0), tensor(-11.0), 0.5
+    noisy = [dpo_loss(*pair, label_smoothing=0.1)[0] for pair in (arguments, swapped)]
+    assert_close(0.9 * noisy[0] + 0.1 * noisy[1], dpo_loss(*arguments)[0])
+
+
+def test_the_anchor_by_hand():
+    # β · (−10 + 11) = 0.5: −log σ(0.5) = 0.47408; δ 0.2: −log σ(0.3) = 0.55436
+    assert_close(anchor_loss(tensor(-10.0), tensor(-11.0), 0.5), torch.tensor(0.47408), atol=1e-5, rtol=0)
+    assert_close(anchor_loss(tensor(-10.0), tensor(-11.0), 0.5, 0.2), torch.tensor(0.55436), atol=1e-5, rtol=0)
+    assert anchor_loss(tensor(-12.0), tensor(-11.0), 0.5) > math.log(2) > anchor_loss(tensor(-10.0), tensor(-11.0), 0.5)
+
+
+def test_bco_by_hand():
+    # rewards 0.5 and −0.5: twice 0.47408; δ 0.2: −log σ(0.3) − log σ(0.7) = 0.55436 + 0.40319
+    arguments = tensor(-10.0), tensor(-15.0), tensor(-11.0), tensor(-14.0), 0.5
+    assert_close(bco_loss(*arguments), torch.tensor(0.94815), atol=1e-5, rtol=0)
+    assert_close(bco_loss(*arguments, delta=0.2), torch.tensor(0.95754), atol=1e-5, rtol=0)
+
+
+def test_sft_is_the_mean_over_tokens_and_not_over_answers():
+    logps, mask = torch.tensor([[-1.0, -2.0, -3.0], [-6.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    assert_close(sft_loss(logps, mask), torch.tensor(3.0))
+
+
 def test_completion_logps_by_hand():
     # two tokens; logits (0, ln 3) give probabilities 1/4 and 3/4 at every position
     logits = torch.tensor([0.0, math.log(3)]).expand(1, 4, 2)
     ids, mask = torch.tensor([[0, 1, 1, 0]]), torch.tensor([[0, 0, 1, 1]])
+    assert_close(token_logps(logits, ids, mask), torch.tensor([[0.0, math.log(3 / 4), math.log(1 / 4)]]))
+    assert token_logps(logits.half(), ids, mask).dtype == torch.float32
     # completion tokens 1 and 0: ln(3/4) + ln(1/4)
     assert_close(completion_logps(logits, ids, mask), tensor(math.log(3 / 16)))
 

@@ -10,12 +10,13 @@ from helpers.pairs import (
     IMAGE_NEGATIVES,
     add_image_negatives,
     build_records,
+    one_sided,
     question_for,
     rank_samples,
     sample_own_answers,
     spoil_image,
 )
-from helpers.preferences import image_paths, read_records
+from helpers.preferences import Answer, PreferenceRecord, image_paths, read_records
 from helpers.scoring import SCORERS
 
 CLASSES = ["cars", "buses"]
@@ -139,3 +140,16 @@ def test_shipped_preferences_are_built_from_the_shipped_scenes():
         assert record.prompt[0].content == question_for(item, number)
     rules = blind_rules(records)
     assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())
+
+
+def test_one_sided_keeps_the_worse_answers_that_count_more():
+    texts = [count_answer({"cars": n, "buses": 1}) for n in (2, 3, 1, 0)]
+    record = PreferenceRecord(
+        images=["a.png"],
+        prompt="How many?",
+        answers=[Answer(text=text) for text in texts],
+        ranking=[[0], [1, 2], [3]],
+        truth={"cars": 2, "buses": 1},
+    )
+    (kept,) = one_sided([record, record.model_copy(update={"ranking": [[1], [0, 2, 3]]})])
+    assert [answer.text for answer in kept.answers] == texts[:2] and kept.ranking == [[0], [1]]

@@ -63,5 +63,4 @@ def image_tokens(processor: ProcessorMixin, size: tuple[int, int]) -> int:
     rules = processor.image_processor
     if hasattr(rules, "get_number_of_image_patches") and hasattr(rules, "merge_size"):
         return rules.get_number_of_image_patches(size[1], size[0]) // rules.merge_size**2
-    inputs, _ = encode(processor, [""], [Image.new("RGB", size)])
-    return count_image_tokens(processor, inputs)[0]
+    return count_image_tokens(processor, encode(processor, [""], [Image.new("RGB", size)]))[0]

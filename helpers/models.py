@@ -280,8 +280,7 @@ def generate_answers(
         for start in tqdm(range(0, len(prompts), batch_size), desc=description, leave=False):
             rows = slice(start, start + batch_size)
             pictures = [open_image(image) if isinstance(image, Path) else image for image in images[rows]]
-            inputs, _ = encode(processor, prompts[rows], pictures)
-            inputs = inputs.to(model.device)
+            inputs = encode(processor, prompts[rows], pictures).to(model.device)
             output = model.generate(**inputs, generation_config=config)
             completions = output[:, inputs["input_ids"].shape[1] :]
             answers += processor.tokenizer.batch_decode(completions, skip_special_tokens=True)

@@ -7,7 +7,6 @@ and evaluated is one and the same sequence. Marks of other models' templates in 
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
@@ -30,32 +29,10 @@ def render(processor: ProcessorMixin, prompt: str, images: int = 1) -> str:
     return render_conversation(processor, [("user", prompt)], images)
 
 
-def encode(
-    processor: ProcessorMixin,
-    prompts: Sequence[str],
-    images: Sequence[Image.Image],
-    completions: Sequence[str] | None = None,
-) -> tuple[BatchFeature, torch.Tensor | None]:
-    """One image and one prompt a row → model inputs, left-padded (prompts end in the same column).
-
-    With `completions`, each is appended with the end-of-turn token and the second value is its mask,
-    (batch, seq), 1 on completion tokens; else the second value is None.
-    """
-    texts = [render(processor, prompt) for prompt in prompts]
-    if completions is None:
-        return _tokenize(processor, texts, images), None
-    end = end_of_turn(processor)
-    full = _tokenize(processor, [t + c + end for t, c in zip(texts, completions, strict=True)], images)
-    mask = torch.zeros_like(full["input_ids"])
-    for row, completion in enumerate(completions):
-        length = len(processor.tokenizer(completion + end, add_special_tokens=False)["input_ids"])
-        mask[row, -length:] = 1
-    return full, mask
-
-
-def _tokenize(processor: ProcessorMixin, texts: list[str], images: Sequence[Image.Image]) -> BatchFeature:
+def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
+    """One image and one prompt a row → model inputs, left-padded: prompts end in the same column."""
     return processor(
-        text=texts,
+        text=[render(processor, prompt) for prompt in prompts],
         images=[[image] for image in images],
         padding=True,
         padding_side="left",

@@ -18,8 +18,9 @@ from helpers.data_doctor import check, photos_of
 from helpers.findings import KINDS, salvage
 from helpers.lengths import image_tokens, text_tokens
 from helpers.preferences import PreferenceRecord
-from helpers.prompts import count_image_tokens, encode
+from helpers.prompts import count_image_tokens, render
 from helpers.runtime import ROOT, UsageError
+from helpers.shared_prefix import plain
 
 QUESTION = "How many cars are in the image?"
 
@@ -343,9 +344,9 @@ def test_tokens_are_those_that_the_model_gets(processor):
     record = PreferenceRecord.model_validate(row(1))
     for size in [(30, 20), (112, 112), (300, 40), (1000, 700), (28, 29)]:
         image = Image.new("RGB", size)
-        inputs, _ = encode(processor, [QUESTION], [image], [record.answers[0].text])
-        assert count_image_tokens(processor, inputs) == [image_tokens(processor, size)]
-        assert inputs["input_ids"].shape[1] == image_tokens(processor, size) + text_tokens(processor, record)
+        packed = plain(processor, [render(processor, QUESTION)], [[image]], [[record.answers[0].text]])
+        assert count_image_tokens(processor, packed.inputs) == [image_tokens(processor, size)]
+        assert packed.inputs["input_ids"].shape[1] == image_tokens(processor, size) + text_tokens(processor, record)
 
 
 def test_other_processors_are_asked_with_a_blank_image(processor, monkeypatch):

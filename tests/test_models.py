@@ -14,6 +14,7 @@ from helpers.evaluation import images_for
 from helpers.prompts import count_image_tokens, encode, render
 from helpers.runtime import ROOT, UsageError
 from helpers.scenes import CLASSES
+from helpers.shared_prefix import answer_logps, plain
 
 QUESTION = count_question(CLASSES)
 
@@ -80,13 +81,12 @@ def test_sampling_before_training_leaves_the_gradient_alone(tiny, valid_items):
     model, processor = with_adapter()
     push_off_zero(model)
     image = images_for(valid_items[:1])
-    inputs, mask = encode(processor, [QUESTION], image, ["There are 2 cars."])
+    row = plain(processor, [render(processor, QUESTION)], [image], [["There are 2 cars."]])
 
     def gradients():
         model.zero_grad()
         model.train()
-        logits = model(**inputs).logits
-        torch.log_softmax(logits, -1)[mask.bool()].sum().backward()
+        answer_logps(model, row).sum().backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
     before = gradients()
@@ -114,7 +114,7 @@ def test_the_vision_tower_gets_an_adapter_only_when_asked():
 def test_adapter_off_is_the_base_bit_for_bit(tiny, valid_items):
     model, processor = with_adapter()
     push_off_zero(model)
-    inputs, _ = encode(processor, [QUESTION], images_for(valid_items[:1]))
+    inputs = encode(processor, [QUESTION], images_for(valid_items[:1]))
     with torch.no_grad():
         base, on = tiny[0](**inputs).logits, model(**inputs).logits
         with models.adapter_off(model):
@@ -190,16 +190,16 @@ def test_the_template_has_qwen2_vls_structure(tiny):
 
 
 def test_image_tokens_are_pixels_over_784(tiny, valid_items):
-    inputs, _ = encode(tiny[1], [QUESTION, QUESTION], images_for(valid_items[:2]))
+    inputs = encode(tiny[1], [QUESTION, QUESTION], images_for(valid_items[:2]))
     assert count_image_tokens(tiny[1], inputs) == [112 * 112 // 784] * 2 == [16, 16]
     small = [image.resize((56, 84)) for image in images_for(valid_items[:1])]
-    inputs, _ = encode(tiny[1], [QUESTION], small)
+    inputs = encode(tiny[1], [QUESTION], small)
     assert count_image_tokens(tiny[1], inputs) == [56 * 84 // 784]
 
 
 def test_a_limit_on_pixels_is_a_limit_on_tokens(valid_items):
     _, processor = models.load_model("tiny", max_pixels=56 * 84)
-    inputs, _ = encode(processor, [QUESTION], [images_for(valid_items[:1])[0].resize((640, 480))])
+    inputs = encode(processor, [QUESTION], [images_for(valid_items[:1])[0].resize((640, 480))])
     assert count_image_tokens(processor, inputs)[0] <= 56 * 84 // 784 == 6
 
 

@@ -30,10 +30,10 @@ LAYERS = [  # imports point to a lower line only
     {"scenes", "preferences", "heuristic", "scoring", "similarity"},
     {"blind", "formats", "rows", "convert", "hub", "findings", "lengths", "data_doctor"},
     {"vote_file", "votes", "text_ranking"},
-    {"benchmarks", "judge", "image_features"},
+    {"benchmarks", "judge", "image_features", "run_rules"},
     {"shared_prefix", "reference_logps"},
     {"models", "preflight"},
-    {"pairs", "dpo", "reward_model", "reward_training", "feature_reward", "caption_reward"},
+    {"pairs", "dpo", "run_doctor", "reward_model", "reward_training", "feature_reward", "caption_reward"},
     {"evaluation", "reward_report", "plots", "report"},
     {"widgets", "cli"},
 ]

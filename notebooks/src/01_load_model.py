@@ -139,7 +139,7 @@ print(f"image tokens in the hand-written prompt: {ids.count(processor.image_toke
 # `max_pixels`. Visual tokens are what costs memory: a 448 × 448 image is 256 of them.
 
 # %%
-inputs, _ = encode(processor, [question], [image])
+inputs = encode(processor, [question], [image])
 height, width = (int(n) * 14 for n in inputs["image_grid_thw"][0, 1:])
 tokens = count_image_tokens(processor, inputs)[0]
 print({name: tuple(value.shape) for name, value in inputs.items()})
@@ -147,7 +147,7 @@ print(f"{image.size} image → {width} × {height} pixels → {height * width} /
 
 # %%
 for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
-    resized, _ = encode(processor, [question], [image.resize(size)])
+    resized = encode(processor, [question], [image.resize(size)])
     print(f"{size[0]:>5} × {size[1]:<5} → {count_image_tokens(processor, resized)[0]:>4} visual tokens")
 
 # %% [markdown]

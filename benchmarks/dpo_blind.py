@@ -1,6 +1,6 @@
 """DPO against mDPO on pairs that can be solved without looking: `python benchmarks/dpo_blind.py` (about 10 minutes).
 
-Trains the embedded base on the one-sided part of the shipped pairs (the rejected answer always counts
+Trains the embedded base on one-sided pairs of the shipped scenes (the rejected answer always counts
 more), with DPO and with mDPO, which also prefers the right image to another one. Measured on the 400
 test scenes: pairs whose worse answer has another scene's counts, with the right images and with
 shuffled ones, and the answers. Three seeds. Writes `benchmarks/dpo_blind.json`, the table of

@@ -13,7 +13,7 @@ from helpers.runtime import ROOT, UsageError, artifacts_dir, read_json, write_js
 DEMO = ("01", "02", "03", "04", "06")
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",)},
-    "04": {"SEEDS": (0, 1, 2)},
+    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0},
 }
 
 

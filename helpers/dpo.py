@@ -67,6 +67,7 @@ def dpo_config(settings: DPOSettings, seed: int, output_dir: Path) -> DPOConfig:
         gradient_accumulation_steps=settings.accumulation,
         warmup_steps=round(settings.warmup_share * settings.steps),
         lr_scheduler_type="cosine",
+        disable_dropout=False,  # else TRL takes settings.lora.dropout away
         max_length=None,  # TRL's default of 1024 cuts image tokens
         gradient_checkpointing=settings.gradient_checkpointing,
         use_cpu=not torch.cuda.is_available(),
@@ -160,6 +161,10 @@ class VLMDPOTrainer(DPOTrainer):
         inputs = {name: value for name, value in batch.items() if name not in skipped}
         return (AnswerForward(model) if "packed" in batch else model)(**inputs).logits
 
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        return inputs | {"packed": inputs["packed"].to(self.accelerator.device)} if "packed" in inputs else inputs
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "packed" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -175,8 +180,10 @@ class VLMDPOTrainer(DPOTrainer):
         store: ReferenceLogps = self.data_collator.reference
         kept = store.get(inputs["keys"])
         if kept is None:
-            forward = AnswerForward(self.model)
+            forward, was_training = AnswerForward(self.model), self.model.training
+            self.model.eval()  # a copy of an adapter with dropout is a reference without
             columns = [*self.compute_ref_log_probs(forward, inputs)]
+            self.model.train(was_training)
             kept = torch.stack(columns + ([] if forward.spoilt_logps is None else [forward.spoilt_logps]), dim=1)
             store.add(inputs["keys"], kept)
         return kept.to(self.accelerator.device)

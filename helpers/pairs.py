@@ -27,15 +27,7 @@ from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers.counting import (
-    Counts,
-    count_answer,
-    count_question,
-    edited_counts,
-    is_exact,
-    is_well_formed,
-    parse_counts,
-)
+from helpers.counting import Counts, count_answer, count_question, edited_counts, is_exact, is_well_formed
 from helpers.labels import CountedImage
 from helpers.models import generate_answers
 from helpers.preferences import Answer, PreferenceRecord, Ranking, image_paths
@@ -196,20 +188,22 @@ def _tiers(scores: Sequence[float]) -> Ranking:
     return [[place for place, score in enumerate(scores) if score == level] for level in levels]
 
 
-def one_sided(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
-    """Only those worse answers that state a larger total than the best one, for showing what such data does.
+def one_sided(records: Sequence[PreferenceRecord], seed: int = 0) -> list[PreferenceRecord]:
+    """The records with one worse answer each, whose counts are only ever too high: for showing what such data does.
 
-    "The smaller total is right" then solves every pair without looking. Records without one are left out.
+    "The smaller total is right" solves every pair without looking. Records whose counts cannot be
+    raised are left out.
     """
+    rng = np.random.default_rng(seed)
+    highest = {cls: max(record.truth[cls] for record in records) for cls in records[0].truth}
     result = []
     for record in records:
-        totals = [sum((parse_counts(answer.text, list(record.truth)) or {}).values()) for answer in record.answers]
-        best = record.ranking[0][0]
-        worse = [i for tier in record.ranking[1:] for i in tier if totals[i] > totals[best]]
-        if worse:
-            answers = [record.answers[i] for i in (best, *worse)]
-            ranking = [[0], list(range(1, len(answers)))]
-            result.append(record.model_copy(update={"answers": answers, "ranking": ranking}))
+        raised = dict(record.truth)
+        while raised == record.truth and raised != highest:
+            raised = {cls: min(highest[cls], n + int(rng.integers(0, 3))) for cls, n in record.truth.items()}
+        if raised != record.truth:
+            answers = [Answer(text=count_answer(record.truth)), Answer(text=count_answer(raised), origin="edit")]
+            result.append(record.model_copy(update={"answers": answers, "ranking": [[0], [1]]}))
     return result
 
 

@@ -311,6 +311,23 @@ def test_a_trained_vision_tower_is_not_cached_and_gets_gradients(make, capsys):
         assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.norm()) + 1e-7)
 
 
+def test_dropout_of_the_adapter_is_kept_and_stays_out_of_the_reference(make):
+    """TRL switches dropout off unless it is told not to; a second round's reference is an adapter with dropout."""
+    first = make(lora=LoraSettings(dropout=0.5))
+    off_zero(first.model)
+    trainer = make(model=first.model)
+    batch = batch_of(trainer, range(8))
+    trainer.model.train()
+    kept = trainer._reference(batch)
+    assert trainer.model.training
+    trainer.model.eval()
+    trainer.compute_loss(trainer.model, batch)
+    assert trainer._metrics["eval"]["rewards/margins"] == [pytest.approx(0, abs=1e-4)]
+    trainer.model.train()
+    losses = {float(trainer.compute_loss(trainer.model, batch).detach()) for _ in range(3)}
+    assert len(losses) == 3 and torch.equal(trainer._reference(batch), kept)
+
+
 def test_gradient_checkpointing_changes_nothing(make):
     weights = []
     for checkpointing in (True, False):

@@ -16,7 +16,7 @@ from helpers.pairs import (
     sample_own_answers,
     spoil_image,
 )
-from helpers.preferences import Answer, PreferenceRecord, image_paths, read_records
+from helpers.preferences import image_paths, read_records
 from helpers.scoring import SCORERS
 
 CLASSES = ["cars", "buses"]
@@ -142,14 +142,14 @@ def test_shipped_preferences_are_built_from_the_shipped_scenes():
     assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())
 
 
-def test_one_sided_keeps_the_worse_answers_that_count_more():
-    texts = [count_answer({"cars": n, "buses": 1}) for n in (2, 3, 1, 0)]
-    record = PreferenceRecord(
-        images=["a.png"],
-        prompt="How many?",
-        answers=[Answer(text=text) for text in texts],
-        ranking=[[0], [1, 2], [3]],
-        truth={"cars": 2, "buses": 1},
-    )
-    (kept,) = one_sided([record, record.model_copy(update={"ranking": [[1], [0, 2, 3]]})])
-    assert [answer.text for answer in kept.answers] == texts[:2] and kept.ranking == [[0], [1]]
+def test_one_sided_answers_only_ever_count_too_high():
+    records = read_records(TRAFFIC / "preferences_train.jsonl")
+    made = one_sided(records)
+    assert len(made) > 500
+    for record in made:
+        best, worse = (parse_counts(answer.text, list(record.truth)) for answer in record.answers)
+        assert best == record.truth != worse and record.ranking == [[0], [1]]
+        assert all(best[cls] <= worse[cls] <= 3 for cls in best) and sum(best.values()) < sum(worse.values())
+    assert [r.answers for r in one_sided(records)] == [r.answers for r in made]
+    full = records[0].model_copy(update={"truth": dict.fromkeys(records[0].truth, 9)})
+    assert len(one_sided([*records[:2], full])) == 2

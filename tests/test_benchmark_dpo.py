@@ -1,0 +1,47 @@
+"""The benchmark of DPO steps at toy size: both trainers learn the same, and ours computes less."""
+
+import json
+
+import pytest
+
+from benchmarks import dpo
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """What a whole toy run writes."""
+    out = tmp_path_factory.mktemp("benchmark") / "dpo.json"
+    dpo.main(["--toy", "--out", str(out)])
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    return json.loads(out.read_text())["figures"]
+
+
+@pytest.mark.parametrize("case", ["proxy", "embedded", "gpu_256"])
+def test_ours_learns_the_same_and_computes_less(figures, case):
+    found = {key.removeprefix(f"{case}_"): value for key, value in figures.items() if key.startswith(f"{case}_")}
+    value = {key: entry["value"] for key, entry in found.items()}
+    phases = {f"{phase}_{what}" for phase in dpo.PHASES for what in ("seconds", "flops", "tokens", "patches")}
+    ratios = {f"{phase}_{what}" for phase in dpo.PHASES[1:] for what in ("ratio", "limit")}
+    others = {"stock_setup_seconds", "ours_setup_seconds", "loss", "loss_difference", "visual_tokens", "pairs"}
+    assert phases | ratios | others == found.keys() - {"parameters"}
+    assert all(entry["low"] <= entry["value"] <= entry["high"] and entry["n"] >= 1 for entry in found.values())
+
+    assert found["loss"]["n"] == 8 and found["loss"]["high"] - found["loss"]["low"] > 1e-2  # both are trained
+    assert found["loss_difference"]["high"] < 1e-4
+
+    # 16 visual tokens are 64 patches; stock: 2 answers a pair, each to policy and reference
+    assert value["stock_patches"] == 2 * 2 * 64 * value["pairs"]
+    assert value["ours_first_patches"] == 64 * value["pairs"] and value["ours_later_patches"] == 0
+    assert value["ours_later_tokens"] < value["ours_first_tokens"] < value["stock_tokens"]
+    assert value["ours_first_tokens"] == 2 * value["ours_later_tokens"]
+    assert value["ours_later_limit"] > value["ours_first_limit"] > 1
+
+
+def test_a_product_with_a_4_bit_matrix_is_counted(figures):
+    """Of the same shape, in 4 bits and with checkpointing: more is computed. PyTorch's counter saw less."""
+    assert figures["gpu_256_stock_flops"]["value"] > 1.2 * figures["proxy_stock_flops"]["value"]
+
+
+def test_the_proxy_has_the_proportions_of_the_original(tmp_path):
+    """About 70 million weights: a third of width and depth."""
+    assert dpo.write_model(dpo.THIRD, tmp_path) == pytest.approx(70e6, rel=0.02)

@@ -73,8 +73,9 @@ QWEN2_VL_2B = Shape(28, 1536, 8960, 12, 2, 32, 1280, 16, 151_936)
 # A third of width and depth: 9 × (2 × 512² + 2 × 512 × 128 + 3 × 512 × 2986) = 47.2 M and 10 × 12 × 400² = 19.2 M
 # weights in the layers. That is .41 of vision to language where the original has 629 M / 1,310 M = .48, since its
 # attention, which does not shrink with the width squared, weighs more: FLOPs on 1,024 patches to those on a row of
-# 320 tokens, attention included, are 1.83 here and 1.73 there.
-THIRD = Shape(9, 512, 2986, 4, 1, 10, 400, 5)
+# 320 tokens, attention included, are 1.83 here and 1.73 there. The language head has .18 of the language model's
+# weights in both (233 M / 1,310 M, 8.4 M / 47.2 M), for which 16,384 tokens are needed.
+THIRD = Shape(9, 512, 2986, 4, 1, 10, 400, 5, 16_384)
 TOY = Shape(2, 128, 256, 1, 1, 2, 80, 1)
 
 

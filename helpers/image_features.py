@@ -75,41 +75,63 @@ class ImageFeatures:
         self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
         self._features: dict[str, Features] = {}
         self._prompts: dict[tuple[str, str], BatchFeature] = {}
-        self.computed = 0  # how often the vision tower ran
+        self.computed = 0  # for how many image lists the vision tower ran
 
     def key(self, images: Sequence[Image.Image]) -> str:
         return hashlib.blake2b((self._fingerprint + images_hash(images)).encode(), digest_size=16).hexdigest()
 
-    def encode(self, prompt: str, images: Sequence[Image.Image]) -> tuple[BatchFeature, Features]:
-        """Model inputs of one rendered prompt, (1, seq) and without pixels, and the features of its images."""
-        key = self.key(images)
-        features = self._load(key) if images else {}
-        if features is None or (prompt, key) not in self._prompts:
+    def encode(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]
+    ) -> list[tuple[BatchFeature, Features]]:
+        """For each rendered prompt its model inputs, (1, seq) and without pixels, and the features of its images."""
+        keys = [self.key(pictures) if pictures else "" for pictures in images]
+        found = {key: self._load(key) if key else {} for key in keys}
+        missing: dict[str, BatchFeature] = {}
+        for prompt, pictures, key in zip(prompts, images, keys, strict=True):
+            if (prompt, key) in self._prompts and found[key] is not None:
+                continue
             inputs = self._processor(
-                text=[prompt], images=[list(images)] if images else None, add_special_tokens=False, return_tensors="pt"
+                text=[prompt],
+                images=[list(pictures)] if pictures else None,
+                add_special_tokens=False,
+                return_tensors="pt",
             )
-            if features is None:
-                features = self._compute(inputs)
-                self._store(key, features)
+            if found[key] is None:
+                missing[key] = inputs
             small = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
             self._prompts[prompt, key] = BatchFeature(small)
-        return self._prompts[prompt, key], features
+        for key, features in zip(missing, self._compute([*missing.values()]), strict=True):
+            self._store(key, features)
+            found[key] = features
+        return [(self._prompts[prompt, key], found[key]) for prompt, key in zip(prompts, keys, strict=True)]
 
     @torch.no_grad()
-    def _compute(self, inputs: BatchFeature) -> Features:
+    def _compute(self, rows: Sequence[BatchFeature]) -> list[Features]:
+        """One run of the vision tower: for all rows where patches stand one after another (Qwen-VL), else for each."""
+        if len(rows) != 1 and not all("image_grid_thw" in row for row in rows):
+            return [self._compute([row])[0] for row in rows]
+        if not rows:
+            return []
         device = next(self._core.parameters()).device
-        known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"}
-        arguments = {name: value.to(device) for name, value in inputs.items() if name in known}
+        known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"} & set(rows[0])
+        arguments = {name: torch.cat([row[name] for row in rows]).to(device) for name in known}
         was_training = self._core.training
         self._core.eval()
         with torch.autocast(device.type, compute_dtype(), enabled=device.type == "cuda"):
             output = self._core.get_image_features(**arguments)
         self._core.train(was_training)
-        self.computed += 1
-        pooled = output.pooler_output  # one tensor, or one for each image
-        features = {"pooled": pooled} if isinstance(pooled, Tensor) else {"pooled.all": torch.cat(list(pooled))}
-        features |= {f"deepstack.{i}": t for i, t in enumerate(getattr(output, "deepstack_features", None) or [])}
-        return {name: tensor.cpu().contiguous() for name, tensor in features.items()}
+        self.computed += len(rows)
+        pooled = output.pooler_output
+        if isinstance(pooled, Tensor):  # of all tiles together
+            return [{"pooled": pooled.cpu().contiguous()}]
+        images = iter(pooled)  # one tensor for each
+        numbers = [len(row["image_grid_thw"]) for row in rows] if len(rows) > 1 else [len(pooled)]
+        features = [{"pooled.all": torch.cat([next(images) for _ in range(number)]).cpu()} for number in numbers]
+        sizes = [len(row["pooled.all"]) for row in features]
+        for layer, states in enumerate(getattr(output, "deepstack_features", None) or []):
+            for row, part in zip(features, states.split(sizes), strict=True):
+                row[f"deepstack.{layer}"] = part.cpu().contiguous()
+        return features
 
     def _load(self, key: str) -> Features | None:
         if self._folder is None:

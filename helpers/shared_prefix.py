@@ -109,7 +109,7 @@ def _encode(
             for row, length in enumerate(lengths)
         ]
         return encoded, {n: v for n, v in inputs.items() if n not in (*_PER_TOKEN, "attention_mask")}, {}
-    pairs = [features.encode(prompt, pictures) for prompt, pictures in zip(prompts, images, strict=True)]
+    pairs = features.encode(prompts, images)
     encoded = [{name: inputs[name][0] for name in _PER_TOKEN if name in inputs} for inputs, _ in pairs]
     extras = {name for inputs, _ in pairs for name in inputs} - {*_PER_TOKEN, "attention_mask"}
     together = {name: torch.cat([inputs[name] for inputs, _ in pairs if name in inputs]) for name in sorted(extras)}

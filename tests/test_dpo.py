@@ -285,13 +285,13 @@ def test_features_of_other_weights_or_sizes_are_not_read(tiny, tmp_path, pairs_d
     model, processor = models.load_model("tiny")
     image = pairs_dataset[0]["images"][0]
     features = dpo.ImageFeatures(model, processor, tmp_path)
-    _, first = features.encode("x", [image])
-    _, again = dpo.ImageFeatures(model, processor, tmp_path).encode("y", [image])
+    _, first = features.encode(["x"], [[image]])[0]
+    _, again = dpo.ImageFeatures(model, processor, tmp_path).encode(["y"], [[image]])[0]
     assert_close(dict(again), dict(first), rtol=0, atol=0) and len(list(tmp_path.iterdir())) == 1
     next(p for n, p in model.named_parameters() if "merger" in n).data[0] += 0.1
     changed = dpo.ImageFeatures(model, processor, tmp_path)
     assert changed.key([image]) != features.key([image]) and changed.key([image, image]) != changed.key([image])
-    _, other = changed.encode("x", [image])
+    _, other = changed.encode(["x"], [[image]])[0]
     assert changed.computed == 1 and not torch.equal(other["pooled.all"], first["pooled.all"])
 
 

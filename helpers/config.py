@@ -31,7 +31,7 @@ class DPOSettings:
     anchor_weight: float = 0.0  # mDPO: keep the chosen answer likelier than under the reference
     learning_rate: float = 5e-6
     steps: int = 400
-    batch_size: int = 2  # pairs in one forward: 2 × (chosen + rejected) = 4 sequences
+    batch_size: int = 2  # pairs in one forward: 2 rows of image, prompt and both answers
     accumulation: int = 8  # pairs a step = 2 × 8 = 16
     warmup_share: float = 0.1
     gradient_checkpointing: bool = True
@@ -50,7 +50,7 @@ DPO_PRESETS = {
         accumulation=1,
         gradient_checkpointing=False,
     ),
-    # Qwen2-VL-2B in 4-bit on a T4: 2 pairs × 2 × (256 visual + ~60 text tokens) a forward
+    # Qwen2-VL-2B in 4-bit on a T4: 2 pairs × (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
     "t4": DPOSettings(checkpoint_steps=50),
     # the vehicle-counting project: 420 steps × 2 × 4 = 3,360 pairs; it does not state more, the rest is TRL's default
     "vehicles": DPOSettings(steps=420, accumulation=4, learning_rate=1e-6),

@@ -25,7 +25,7 @@ from helpers.losses import token_logps
 from helpers.prompts import end_of_turn, render
 
 Conversation = str  # a prompt as `prompts.render_conversation` writes it
-EQUAL = 2e-2  # relative difference of hidden states that rounding in 16 bits explains; a wrong mask gives > 0.2
+EQUAL = 2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,7 @@ def answer_logits(model: torch.nn.Module, packed: Packed) -> Tensor:
     width, first = packed.inputs["input_ids"].shape[1], int(packed.columns.min())
     with given(unwrapped(model), packed.features):
         logits = model(**packed.inputs, use_cache=False, logits_to_keep=width - first).logits
+    logits = logits[:, first - width :]  # a loader's own forward may not know logits_to_keep
     places = packed.rows[:, None] * logits.shape[1] + packed.columns - first
     return logits.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
 
@@ -241,7 +242,7 @@ def packing_error(
     images: Sequence[Image.Image],
     answers: Sequence[str],
 ) -> float:
-    """Largest difference of the packed hidden states from the plain ones, relative to their norm.
+    """Largest difference of packed hidden states and logits from the plain ones, relative to their norm.
 
     The packed ones are computed with kept image features if the vision tower is frozen.
     """
@@ -249,12 +250,11 @@ def packing_error(
     model.eval()
     batch = [prompt], [images], [answers]
     features = ImageFeatures(model, processor) if images and is_frozen(model) else None
-    packed, apart = (
-        hidden_states(model, p.to(model.device)).float()
-        for p in (pack(model, processor, *batch, features), plain(processor, *batch))
-    )
+    layouts = [p.to(model.device) for p in (pack(model, processor, *batch, features), plain(processor, *batch))]
+    states = [hidden_states(model, p).float() for p in layouts]
+    logits = [answer_logits(model, p)[:, -1].float() for p in layouts]
     model.train(was_training)
-    return float(((packed - apart).norm(dim=1) / apart.norm(dim=1)).max())
+    return max(float(((a - b).norm(dim=1) / b.norm(dim=1)).max()) for a, b in (states, logits))
 
 
 def can_pack(model: PreTrainedModel | PeftModel, processor: ProcessorMixin) -> bool:
@@ -265,10 +265,10 @@ def can_pack(model: PreTrainedModel | PeftModel, processor: ProcessorMixin) -> b
     image = Image.effect_noise((224, 224), 80).convert("RGB")
     try:
         error = packing_error(model, processor, render(processor, "What is it?"), [image], ["No.", "It is a cat.", "A"])
-    except (TypeError, ValueError, RuntimeError, AttributeError) as problem:
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as problem:
         error, reason = float("inf"), str(problem).splitlines()[0]
     else:
-        reason = f"its hidden states differ by {error:.0%}"
+        reason = f"its figures differ by {error:.0%}"
     if error > EQUAL:
         print(
             f"⚠️  One row per answer instead of one per image, which is slower: packing does not work here ({reason})."

@@ -126,3 +126,13 @@ def test_a_model_that_cannot_pack_is_found_and_said(batch, monkeypatch, capsys):
     # a model that takes the mask for causal: answers see each other
     monkeypatch.setattr(shared_prefix, "_block_mask", lambda segment: (segment >= 0).long())
     assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out
+
+
+def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, capsys):
+    model, processor, prompts = batch
+    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    expected, forward = answer_logits(model, packed), model.forward
+    monkeypatch.setattr(model, "forward", lambda logits_to_keep=0, **inputs: forward(**inputs))
+    assert_close(answer_logits(model, packed), expected)
+    monkeypatch.setattr(model, "forward", lambda **inputs: type("Output", (), {"logits": torch.empty(0)}))
+    assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out

@@ -40,13 +40,15 @@ print(machine_summary())
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
 # card. `STEPS = None` takes the preset's. One seed is an anecdote; three are the start of a result.
-# `GALLERY_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures, the sweep and the rounds.
+# With `RESUME = True` a training that was cut off goes on from its last checkpoint (`t4` writes one every 50
+# steps). `GALLERY_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures, the sweep and the rounds.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
 PRESET = "tiny"
 STEPS = None
 SEEDS = (0,)
+RESUME = False
 GALLERY_STEPS = 40  # of each run that is made to fail
 SWEEP = ((0.1, 0.0), (0.1, 2.0), (1.0, 0.0), (1.0, 2.0))  # β and weight of the SFT term
 ROUNDS = 2  # sample, score, pair, train
@@ -244,7 +246,7 @@ checks = preflight(trainer)
 # known; DPO is for the case in which one only knows which of two answers is the better one.
 
 # %%
-run = dpo.train(trainer)
+run = dpo.train(trainer, resume=RESUME)
 print(f"{settings.steps} steps, {run.trained_pairs} pairs, {run.seconds:.0f} s")
 
 # %%
@@ -328,7 +330,7 @@ seconds = {SEEDS[0]: run.seconds}
 for seed in SEEDS[1:]:
     trainer = new_trainer(seed)
     preflight(trainer)
-    repeat = dpo.train(trainer)
+    repeat = dpo.train(trainer, resume=RESUME)
     seconds[seed], exact[seed] = repeat.seconds, save(trainer, repeat, seed)
 
 # %%

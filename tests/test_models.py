@@ -211,7 +211,8 @@ def test_images_may_be_paths(tiny, valid_items):
     )
 
 
-def test_completions_are_masked_and_end_the_turn(tiny, valid_items):
-    inputs, mask = encode(tiny[1], [QUESTION] * 2, images_for(valid_items[:2]), ["Yes.", "There are 2 cars."])
-    texts = [tiny[1].tokenizer.decode(ids[m.bool()]) for ids, m in zip(inputs["input_ids"], mask, strict=True)]
+def test_answers_are_marked_and_end_the_turn(tiny, valid_items):
+    prompts, images = [render(tiny[1], QUESTION)] * 2, [[image] for image in images_for(valid_items[:2])]
+    rows = plain(tiny[1], prompts, images, [["Yes."], ["There are 2 cars."]])
+    texts = [tiny[1].tokenizer.decode(ids[mask]) for ids, mask in zip(rows.ids, rows.mask, strict=True)]
     assert texts == ["Yes.<|im_end|>", "There are 2 cars.<|im_end|>"]

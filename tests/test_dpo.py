@@ -296,6 +296,10 @@ def test_features_of_other_weights_or_sizes_are_not_read(tiny, tmp_path, pairs_d
     assert changed.key([image]) != features.key([image]) and changed.key([image, image]) != changed.key([image])
     _, other = changed.encode(["x"], [[image]])[0]
     assert changed.computed == 1 and not torch.equal(other["pooled.all"], first["pooled.all"])
+    processor.image_processor.size["longest_edge"] //= 4
+    smaller = dpo.ImageFeatures(model, processor, tmp_path)
+    assert smaller.key([image]) != changed.key([image])
+    assert len(smaller.encode(["x"], [[image]])[0][1]["pooled.all"]) == 4 < len(other["pooled.all"])
 
 
 def test_a_trained_vision_tower_is_not_cached_and_gets_gradients(make, capsys):

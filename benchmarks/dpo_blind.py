@@ -46,7 +46,7 @@ def training_pairs(folder: Path) -> datasets.Dataset:
     return to_trl(folder / "x.jsonl", add_image_negatives(folder / "x.jsonl", records, ("shuffled",)))
 
 
-def test_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
+def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Pairs of true counts and those of another scene, with the right images and with each other's."""
     records = build_records(items, TRAFFIC, [()] * len(items), ("other image",), seed=1)
     others = [records[i].images for i in derangement(len(records), 0)]
@@ -80,7 +80,7 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     items = read_yolo(TRAFFIC, "test")
-    pairs, figures, rows = test_pairs(items), {}, []
+    pairs, figures, rows = unseen_pairs(items), {}, []
     with tempfile.TemporaryDirectory() as folder:
         data = training_pairs(Path(folder))
         for name, seed in tqdm([(name, seed) for name in VARIANTS for seed in range(args.seeds)], desc="runs"):

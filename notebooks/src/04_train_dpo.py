@@ -167,16 +167,16 @@ first["images"][0].resize((224, 224))
 # %%
 def new_trainer(seed=0, data=train_data, model=None, callbacks=(), name=None, **changes):
     """A freshly loaded base (or `model`) with a fresh adapter, in TRL's trainer; `changes` to the settings."""
-    base, processor = models.load_model(MODEL)
+    base, reader = models.load_model(MODEL) if model is None else (model, processor)
     return dpo.make_trainer(
-        model or base, processor, data, dataclasses.replace(settings, **changes), seed=seed, callbacks=callbacks,
+        base, reader, data, dataclasses.replace(settings, **changes), seed=seed, callbacks=callbacks,
         output_dir=artifacts_dir() / "dpo" / (name or f"seed-{seed}") / "trainer", cache=artifacts_dir() / "cache",
     )  # fmt: skip
 
 
 valid_source = source.with_name(source.name.replace("train", "valid"))
 valid_records = read_records(valid_source)
-_, processor = models.load_model(MODEL)
+base, processor = models.load_model(MODEL)
 held_out_exact = HeldOut(processor, valid_source, valid_records[:64])
 curves = plots.LiveCurves(held_out=held_out_exact.shares)
 
@@ -189,8 +189,8 @@ def new_doctor():
 
 
 doctor = new_doctor()
-trainer = new_trainer(SEEDS[0], callbacks=[held_out_exact, doctor, curves])
-model, processor = trainer.model, trainer.processing_class
+trainer = new_trainer(SEEDS[0], model=base, callbacks=[held_out_exact, doctor, curves])
+model = trainer.model
 
 # %% [markdown]
 # ## One image, one prompt, two answers

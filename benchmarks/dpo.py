@@ -43,7 +43,7 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import dpo, models
+from helpers import dpo, models, presets
 from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.plots import ACCENT, CHOSEN, NEUTRAL
 from helpers.preferences import read_records, to_trl
@@ -51,7 +51,7 @@ from helpers.report import markdown_table, replace_block
 from helpers.runtime import UsageError, device, machine_summary, open_image, read_json, write_json, write_text
 
 TRAFFIC = ROOT / "data" / "traffic"
-TINY = ROOT / models.PRESETS["tiny"].location
+TINY = ROOT / presets.PRESETS["tiny"].location
 OUT = Path(__file__).with_suffix(".json")
 LARGEST_LOSS_DIFFERENCE = 1e-3
 PHASES = ("stock", "ours_first", "ours_later")

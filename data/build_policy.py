@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import dpo, models
+from helpers import dpo, models, presets
 from helpers.config import dpo_preset
 from helpers.preferences import read_records, to_trl
 from helpers.runtime import read_json, write_json, write_text
@@ -39,7 +39,7 @@ def main() -> None:
         trainer.train()
     about = {"base": BASE, "seed": SEED, "settings": asdict(settings), "data": source.relative_to(ROOT).as_posix()}
     models.save_adapter(trainer.model, folder, about)
-    own = {"base_model_name_or_path": models.PRESETS[BASE].location}  # not a path of this machine
+    own = {"base_model_name_or_path": presets.PRESETS[BASE].location}  # not a path of this machine
     write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | own)
     write_text(folder / "README.md", CARD)
 

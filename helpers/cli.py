@@ -141,16 +141,17 @@ def _processor(name: str) -> tuple[Any, int]:
     from transformers import AutoConfig, AutoProcessor
 
     from helpers import models
+    from helpers.presets import locate, preset_of
 
-    location = models.locate(name)
+    location = locate(name)
     try:
         processor = AutoProcessor.from_pretrained(location)
         config = AutoConfig.from_pretrained(location).get_text_config()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"model {name!r} cannot be loaded from {location} ({reason}). Offline, use 'tiny'.") from error
-    if name in models.PRESETS:
-        models._limit_pixels(processor, models.PRESETS[name].max_pixels)
+    if (preset := preset_of(name)) and preset.max_pixels:
+        models._limit_pixels(processor, preset.max_pixels)
     limit = processor.tokenizer.model_max_length
     return processor, min(limit, getattr(config, "max_position_embeddings", limit))
 

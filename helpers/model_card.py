@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from helpers.convert import raw_rows
-from helpers.models import PRESETS
 from helpers.pages import markdown_table
+from helpers.presets import PRESETS
 from helpers.runtime import ROOT, UsageError, artifacts_dir, write_text
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
@@ -97,7 +97,7 @@ def data_licences(about: dict[str, Any]) -> list[str]:
 
 
 def _base_licence(base: str) -> str:
-    return PRESETS[base].note.split(", ")[-1] if base in PRESETS else "see the base's own card"
+    return PRESETS[base].licence if base in PRESETS else "see the base's own card"
 
 
 def _short(path: str) -> str:

@@ -1,5 +1,4 @@
-"""Presets, loading, adapters, sampling: the only module that knows unsloth, bitsandbytes and peft,
-and the only one that asks which checkpoint it is.
+"""Loading, adapters, sampling: the only module that knows unsloth, bitsandbytes and peft.
 
 The base model is loaded once, in 4-bit NF4 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). A role is
 an adapter on it: the policy is base + LoRA, the reference is the same base with the adapter off.
@@ -9,13 +8,11 @@ image features are what the answers depend on.
 """
 
 import contextlib
-import difflib
 import importlib.util
 import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,46 +35,12 @@ from transformers import (
 )
 
 from helpers.config import LoraSettings
+from helpers.presets import locate, preset_of
 from helpers.prompts import encode
-from helpers.runtime import ROOT, UsageError, compute_dtype, device, open_image, seed_everything, write_json
+from helpers.runtime import UsageError, compute_dtype, device, open_image, seed_everything, write_json
 
 NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
 POLICY = "default"  # peft's name for the first adapter, which TRL relies on
-
-
-@dataclass(frozen=True)
-class Preset:
-    location: str  # folder in this repository or hub id
-    max_pixels: int  # images are reduced to this many; one visual token of a Qwen2-VL is 28 × 28
-    note: str
-
-
-PRESETS = {
-    "tiny": Preset("data/tiny-qwen2-vl", 112 * 112, "embedded, any CPU, Apache-2.0"),
-    "qwen2-vl-2b": Preset("Qwen/Qwen2-VL-2B-Instruct", 448 * 448, "T4 16 GB, Apache-2.0"),
-    "qwen2-vl-7b": Preset("Qwen/Qwen2-VL-7B-Instruct", 448 * 448, "24 GB, Apache-2.0"),
-    "qwen2.5-vl-3b": Preset("Qwen/Qwen2.5-VL-3B-Instruct", 448 * 448, "T4 16 GB, Qwen research licence"),
-}
-
-
-def locate(name_or_path: str | Path) -> str:
-    """Folder or hub id of a preset name, a local folder or a hub id. Raises UsageError."""
-    name = str(name_or_path)
-    if name in PRESETS:
-        local = ROOT / PRESETS[name].location
-        return str(local) if local.is_dir() else PRESETS[name].location
-    if name and Path(name).is_dir():
-        if not (Path(name) / "config.json").exists():
-            raise UsageError(f"{name}: this folder holds no config.json. Give the folder of a saved checkpoint.")
-        return name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and name[0] not in ".":
-        return name
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise UsageError(
-        f"unknown model {name!r}. {hint}Choose a preset ({', '.join(PRESETS)}), "
-        "a folder that holds a checkpoint, or a hub id such as owner/name."
-    )
 
 
 def load_model(
@@ -89,8 +52,8 @@ def load_model(
     too. `max_pixels` bounds the image size and so the number of visual tokens (default: the preset's).
     Raises UsageError if the name is unknown or the checkpoint cannot be read.
     """
-    location = locate(name_or_path)
-    max_pixels = max_pixels or (PRESETS[str(name_or_path)].max_pixels if str(name_or_path) in PRESETS else None)
+    location, preset = locate(name_or_path), preset_of(name_or_path)
+    max_pixels = max_pixels or (preset.max_pixels if preset else None)
     try:
         processor = AutoProcessor.from_pretrained(location)
         load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from helpers import models
+from helpers import models, presets
 from helpers.config import LoraSettings
 from helpers.counting import count_question, is_well_formed
 from helpers.evaluation import images_for
@@ -43,7 +43,7 @@ def test_an_unknown_model_is_a_one_line_error(name):
 
 def test_a_near_miss_gets_a_suggestion():
     with pytest.raises(UsageError, match="Did you mean 'qwen2-vl-2b'"):
-        models.locate("qwen2vl-2b")
+        presets.locate("qwen2vl-2b")
 
 
 def test_a_hub_model_without_network_is_a_one_line_error():
@@ -130,7 +130,7 @@ def test_a_saved_adapter_answers_the_same_in_a_new_process(tmp_path, valid_items
     here = models.generate_answers(model, processor, images_for(items), [QUESTION] * 16)
     code = f"""
 import json, pathlib
-from helpers import models
+from helpers import models, presets
 from helpers.evaluation import images_for
 from helpers.labels import read_yolo
 model, processor = models.load_model("tiny")

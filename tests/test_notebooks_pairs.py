@@ -25,7 +25,7 @@ SKELETON = (
     "## Next",
 )
 LAYERS = [  # imports point to a lower line only
-    {"runtime", "config", "statistics"},
+    {"runtime", "config", "statistics", "presets"},
     {"counting", "losses", "heads", "notebooks", "prompts", "templates", "run_logs"},
     {"labels", "counting_metrics"},
     {"scenes", "preferences", "heuristic", "scoring", "similarity"},

@@ -78,6 +78,17 @@ def sync(args: argparse.Namespace) -> None:
         print(path)
 
 
+def train(args: argparse.Namespace) -> None:
+    """Run the stages of a recipe: in one process, or in each of those that torchrun or accelerate has started."""
+    from helpers.recipe_data import Run
+    from helpers.recipes import find_recipe, read_recipe
+    from helpers.stages import run_stages
+
+    path = find_recipe(args.config)
+    recipe = read_recipe(path, laptop=args.laptop, changes=[parse_setting(text) for text in args.set])
+    run_stages(Run(recipe, args.out or artifacts_dir() / "recipes" / path.stem), args.stage)
+
+
 def report(args: argparse.Namespace) -> None:
     """Write the page and the model cards from what the notebooks found; run the evaluation if nobody has."""
     from helpers.report import EVALUATION, build_report
@@ -166,6 +177,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("notebook", nargs="+", help="for example 02 04 06")
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter")
     command.set_defaults(action=run)
+    command = commands.add_parser("train", help="run the stages of a recipe")
+    command.add_argument("--config", required=True, help="a recipe's name (see recipes/) or the path of a TOML file")
+    command.add_argument("--stage", action="append", default=[], help="only this stage; may be repeated")
+    command.add_argument("--laptop", action="store_true", help="as [laptop] in the recipe says: no GPU is needed")
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="dpo.settings.steps=20")
+    command.add_argument("--out", type=Path, help="folder for all it makes (default: artifacts/recipes/NAME)")
+    command.set_defaults(action=train)
     command = commands.add_parser("sync", help="write notebooks/*.ipynb from notebooks/src/*.py")
     command.set_defaults(action=sync)
     command = commands.add_parser("report", help="write the report and the model cards; evaluates first if needed")

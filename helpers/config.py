@@ -153,6 +153,7 @@ class PPOSettings:
     gradient_checkpointing: bool = False
     ratio_tolerance: float = 1e-3  # of new to old probability before the first update; 16 bits need more
     checkpoint_every: int = 5
+    shards: int = 1  # an iteration is sampled in so many parts, or one a process: 1 process with 2 equals 2 processes
     lora: LoraSettings = LoraSettings()
 
 

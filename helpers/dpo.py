@@ -299,6 +299,7 @@ def train(trainer: DPOTrainer, resume: bool = False) -> DPORun:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir) if resume else None)
     trainer.model.eval()
     log = [{k: v for k, v in row.items()} for row in trainer.state.log_history if "loss" in row]
-    pairs = trainer.state.global_step * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps
+    args = trainer.args
+    pairs = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     watching = sum(getattr(callback, "watching", 0) for callback in trainer.callback_handler.callbacks)
     return DPORun(log, time.perf_counter() - started - watching, pairs)

@@ -15,9 +15,11 @@ and nothing but the MLP has to be saved; TF-IDF of helpers/similarity.py would h
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,19 +29,22 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers.preferences import PreferenceRecord, image_paths
 from helpers.runtime import UsageError, open_image, read_json, write_json
-from helpers.scoring import Scorer, heuristic
+from helpers.scoring import Given, Score, Scorer, heuristic, make_scorer
 
 WEIGHTS, ABOUT = "feature_reward.safetensors", "feature_reward.json"
 
 
 @torch.no_grad()
-def image_feature(model: PreTrainedModel, processor: ProcessorMixin, path: Path, where: str | None = None) -> Tensor:
+def image_feature(
+    model: PreTrainedModel, processor: ProcessorMixin, image: Path | Image.Image, where: str | None = None
+) -> Tensor:
     """Mean of the visual tokens as the language model gets them, (hidden,), fp32 on the CPU.
 
     Any model of transformers 5 with `get_image_features` will do: its `pooler_output` holds the tokens
     of an image, (tokens, hidden), or those of its tiles. Raises UsageError if the image cannot be read.
     """
-    inputs = processor.image_processor(images=[open_image(path, where)], return_tensors="pt").to(model.device)
+    image = open_image(image, where) if isinstance(image, Path) else image
+    inputs = processor.image_processor(images=[image], return_tensors="pt").to(model.device)
     wanted = inspect.signature(model.get_image_features).parameters  # some processors return more than it takes
     output = model.get_image_features(**{name: value for name, value in inputs.items() if name in wanted})
     tokens = torch.cat([part.flatten(end_dim=-2) for part in output.pooler_output])
@@ -155,6 +160,23 @@ class FeatureReward:
         """One list a record: a score for every answer, in the units of the targets. Errors as in `features`."""
         scores = iter(self.net(self.features(path, records)).tolist())
         return [[next(scores) for _ in record.answers] for record in records]
+
+    def as_scorer(self) -> Scorer:
+        """The score as a reward function (`helpers/scoring.py`); answers to one image in a row share its feature."""
+
+        @torch.no_grad()
+        def batch(given: Sequence[Given]) -> list[Score]:
+            rows = []
+            for _, group in groupby(given, key=lambda row: id(row[0])):
+                group = list(group)
+                seen = image_feature(self.model, self.processor, group[0][0])
+                texts = [[text_feature(self.model, self.processor, text) for text in row[1:3]] for row in group]
+                rows += [torch.cat([seen, *pair]) for pair in texts]
+            return [Score(value, {"features": value}) for value in self.net(torch.stack(rows)).tolist()]
+
+        score = make_scorer("features", lambda *given: batch([given])[0].parts)
+        score.batch = batch
+        return score
 
     def save(self, folder: Path) -> Path:
         """Write the MLP (safetensors) and its sizes (JSON); the vision-language model is not saved."""

@@ -6,12 +6,14 @@ answers' tokens, with a mask that is 1 on real tokens and 0 after them. PPO: Sch
 1707.06347; GAE: Schulman et al. 2016, arXiv 1506.02438; a reward per token: Ziegler et al. 2019, arXiv 1909.08593.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+TokenMean = Callable[[Tensor, Tensor], Tensor]  # of values and their mask
 
 SMALL = 1e-8
 
@@ -132,9 +134,9 @@ def listwise(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
     return torch.cat(losses[::-1]) if losses else scores[:0]
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of the whole batch, (); 0 if there is none."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean over the tokens of the whole batch, (); 0 if there is none. `count`: divide by this instead of their number."""
+    return (values * mask).sum() / (mask.sum().clamp(min=1) if count is None else count)
 
 
 def masked_var(values: Tensor, mask: Tensor) -> Tensor:
@@ -142,19 +144,19 @@ def masked_var(values: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
+def _spread(values: Tensor, mask: Tensor, mean: TokenMean = masked_mean) -> Tensor:
     """Standard deviation, (), and exactly 0 where it is but rounding: the fp32 mean of 7 × 0.2 is not quite 0.2."""
-    spread = masked_var(values, mask).sqrt()
+    spread = mean((values - mean(values, mask)) ** 2, mask).sqrt()
     return spread * (spread > 1e-6 * (values * mask).abs().max().clamp(min=1))
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the tokens of the batch.
+def whiten(values: Tensor, mask: Tensor, mean: TokenMean = masked_mean) -> Tensor:
+    """Mean 0 and standard deviation 1 over the tokens of the batch; `mean(values, mask)` may be of a larger one.
 
     Values that are all equal become 0: they say nothing about which answer was better.
     """
-    spread = _spread(values, mask)
-    return (values - masked_mean(values, mask)) / (spread + SMALL) * mask * (spread > 0)
+    spread = _spread(values, mask, mean)
+    return (values - mean(values, mask)) / (spread + SMALL) * mask * (spread > 0)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) -> Tensor:
@@ -222,7 +224,9 @@ class PolicyLoss:
     ratio: float  # mean π / π_old; 1.000 at the first mini-batch
 
 
-def clipped_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> PolicyLoss:
+def clipped_policy_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip: float, count: Tensor | None = None
+) -> PolicyLoss:
     """−mean of min(ρ A, clamp(ρ, 1 − ε, 1 + ε) A) over tokens, ρ = π / π_old (arXiv 1707.06347, eq. 7)."""
     log_ratio = (logps - old_logps) * mask
     ratio = log_ratio.exp()
@@ -230,14 +234,16 @@ def clipped_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, ma
     with torch.no_grad():
         clip_share, approx_kl = masked_mean((held > free).float(), mask), masked_mean(k3(-log_ratio), mask)
         mean_ratio = masked_mean(ratio, mask)
-    loss = masked_mean(torch.maximum(free, held), mask)
+    loss = masked_mean(torch.maximum(free, held), mask, count)
     return PolicyLoss(loss, float(clip_share), float(approx_kl), float(mean_ratio))
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float, count: Tensor | None = None
+) -> Tensor:
     """½ · mean of the larger squared error of V and of V held within ± clip of its old value, ()."""
     held = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (held - returns) ** 2), mask)
+    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (held - returns) ** 2), mask, count)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

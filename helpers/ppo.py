@@ -6,30 +6,32 @@ sampled, `reference` of the base with the adapter off, which KL is measured agai
 is being updated. One base serves all roles: the policy is base + adapter, the reference the base, the critic a
 head (`helpers/actor_critic.py`), and the reward any scorer. Formulas are in `helpers/losses.py`. Taught in notebook 05.
 
-Simplifications: dropout of the adapter stays off, as it would make `new` differ from `old` before any update;
-with several processes, each whitens its own advantages and means are taken of the processes' means.
+Several processes share the questions of an iteration and get what one process gets that samples them in as many
+shards (`helpers/processes.py`); logged figures are means of the processes'.
+
+Simplification: dropout of the adapter stays off, as it would make `new` differ from `old` before any update.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers import losses, models, ppo_checkpoint
+from helpers import losses, models, ppo_checkpoint, processes
 from helpers.actor_critic import ActorCritic, warm_up
 from helpers.config import PPOSettings
 from helpers.image_features import ImageFeatures, is_frozen
 from helpers.ppo_figures import Row, describe
 from helpers.rollout import Experience, Rollout, Task, roll_out, shown
-from helpers.runtime import UsageError, compute_dtype, seed_everything
+from helpers.runtime import UsageError, seed_everything
 from helpers.scoring import Scorer, score_all
 from helpers.shared_prefix import Packed, can_pack, pack, plain
 
@@ -62,13 +64,10 @@ class PolicyTrainer:
         checkpoint: Path | None = None,
         cache: Path | None = None,
     ):
-        half = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(compute_dtype(), "no")
         # policy and critic have a pass each, in which the other one's weights are not used
-        unused = DistributedDataParallelKwargs(find_unused_parameters=settings.critic_adapter)
-        self.accelerator = Accelerator(
-            mixed_precision=half, cpu=not torch.cuda.is_available(), kwargs_handlers=[unused]
-        )
-        _check(settings, len(tasks), self.accelerator.num_processes)
+        self.accelerator = processes.new_accelerator("PPO", unused=settings.critic_adapter)
+        self.shards = max(settings.shards, self.accelerator.num_processes)
+        _check(settings, len(tasks), self.shards, self.accelerator.num_processes)
         if not isinstance(model, PeftModel):
             model = models.add_adapter(model, settings.lora, seed)
         seed_everything(seed)
@@ -77,7 +76,7 @@ class PolicyTrainer:
         self.packs = can_pack(model, processor)
         self.features = ImageFeatures(model, processor, cache) if self.packs and is_frozen(model) else None
         self.actor = ActorCritic(model, processor, settings, seed)
-        self.forward = self.accelerator.prepare(self.actor) if self.accelerator.num_processes > 1 else self.actor
+        self.forward = processes.wrapped(self.accelerator, self.actor)
         self.trained = self.actor.trained()
         peaks = {"adapter": settings.learning_rate, "critic": settings.critic_learning_rate}
         groups = [{"params": self.trained[name], "lr": lr, "peak": lr} for name, lr in peaks.items()]
@@ -138,31 +137,35 @@ class PolicyTrainer:
         self.last = experience = self.experience(self.sample())
         row = describe(experience) | {"objective/kl_weight": self.kl.weight, "critic": self.actor.critic is not None}
         row |= self.update(experience)
-        row = {name: float(value) for name, value in self._over_processes(row).items()}
+        row = processes.mean_rows(self.accelerator, row)
         row["samples"] = (self.iteration + 1) * self.settings.prompts * self.settings.group
         self.kl.update(row["objective/kl"], self.settings.prompts * self.settings.group)
         return row
 
     def sample(self) -> Rollout:
-        settings, self.asked = self.settings, self.next_tasks()
+        settings, parts, self.asked = self.settings, [], []
         self.model.eval()
-        return roll_out(
-            self.model, self.processor, self.asked, self.score,
-            group=settings.group, temperature=settings.temperature, top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens, missing_end=settings.missing_end,
-            seed=(self.seed * 1_000_003 + self.iteration) * 1_009 + self.accelerator.process_index,
-            features=self.features, truth=self.truth,
-        )  # fmt: skip
+        for shard in self.own_shards():
+            tasks = self.next_tasks(shard)
+            self.asked += tasks
+            parts.append(roll_out(
+                self.model, self.processor, tasks, self.score,
+                group=settings.group, temperature=settings.temperature, top_p=settings.top_p,
+                max_new_tokens=settings.max_new_tokens, missing_end=settings.missing_end,
+                seed=(self.seed * 1_000_003 + self.iteration) * 1_009 + shard,
+                features=self.features, truth=self.truth,
+            ))  # fmt: skip
+        return Rollout.joined(parts)
 
-    def next_tasks(self) -> list[Task]:
-        """Those of this iteration and process: each pass over the tasks has an order that seed and pass decide."""
+    def own_shards(self) -> range:
+        return range(self.accelerator.process_index, self.shards, self.accelerator.num_processes)
+
+    def next_tasks(self, shard: int) -> list[Task]:
+        """Those of this iteration and shard: each pass over the tasks has an order that seed and pass decide."""
         size = self.settings.prompts
         number, place = divmod(self.iteration, len(self.tasks) // size)
         order = np.random.default_rng([self.seed, number]).permutation(len(self.tasks))
-        chosen = order[place * size : (place + 1) * size][
-            self.accelerator.process_index :: self.accelerator.num_processes
-        ]
-        return [self.tasks[i] for i in chosen]
+        return [self.tasks[i] for i in order[place * size : (place + 1) * size][shard :: self.shards]]
 
     @torch.no_grad()
     def experience(self, rollout: Rollout) -> Experience:
@@ -171,7 +174,7 @@ class PolicyTrainer:
         packed = self.packed(rollout)
         mask, scores = packed.mask[:, 1:], rollout.scores.to(self.accelerator.device)
         if self.iteration == 0:
-            self.actor.start_at(float(scores.mean()))
+            self.actor.start_at(float(processes.mean_share(self.accelerator, scores.mean())))
         with self.accelerator.autocast():
             old = self.actor(packed)
             values = self.actor.values(packed, old)
@@ -182,10 +185,10 @@ class PolicyTrainer:
         rewards = losses.token_rewards(scores, kl, mask, 0.0 if in_loss else self.kl.weight)
         totals = rewards.sum(1)
         if self.actor.critic is None:
-            values = totals.mean() * mask  # a constant
+            values = processes.mean_share(self.accelerator, totals.mean()) * mask  # a constant
         advantages, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
         if settings.advantages == "gae" and settings.whiten:
-            advantages = losses.whiten(advantages, mask)
+            advantages = losses.whiten(advantages, mask, partial(processes.mean_of_all, self.accelerator))
         elif settings.advantages == "rloo":
             advantages = losses.rloo_advantages(totals, settings.group)[:, None] * mask
         elif settings.advantages == "grpo":
@@ -199,11 +202,11 @@ class PolicyTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = left * group["peak"]
         self._train_mode()
-        rng, tasks = np.random.default_rng([self.seed, self.iteration]), len(rollout.prompts)
-        size = settings.mini_batch // self.accelerator.num_processes
+        rng, tasks = np.random.default_rng([self.seed, self.iteration]), settings.prompts // self.shards
+        size, starts = settings.mini_batch // self.shards, range(0, len(rollout.prompts), tasks)
         for _ in range(settings.epochs):
             for chosen in np.split(rng.permutation(tasks), range(size, tasks, size)):
-                rows.append(self.step(experience, chosen))
+                rows.append(self.step(experience, np.concatenate([start + chosen for start in starts])))
                 if len(rows) == 1 and abs(rows[0]["ppo/ratio"] - 1) > settings.ratio_tolerance:
                     raise RuntimeError(
                         f"the ratio of new to old probability is {rows[0]['ppo/ratio']:.4f} before any update, not "
@@ -217,25 +220,26 @@ class PolicyTrainer:
         settings = self.settings
         batch, answers = self.packed(experience.rollout, chosen), experience.rollout.numbers(chosen)
         mask = batch.mask[:, 1:]
+        count = processes.token_count(self.accelerator, mask)
         names = ("old", "reference", "values", "advantages", "returns")
         old, reference, values, advantages, returns = (experience.cut(n, answers, mask.shape[1]) for n in names)
         with self.accelerator.autocast():
             new = self.forward(batch)
-        policy = losses.clipped_policy_loss(new.logps, old, advantages, mask, settings.clip)
+        policy = losses.clipped_policy_loss(new.logps, old, advantages, mask, settings.clip, count)
         loss, value = policy.loss, torch.zeros(())
         if self.actor.critic is not None and not self.actor.own_adapter:
-            value = losses.clipped_value_loss(new.values, values, returns, mask, settings.value_clip)
+            value = losses.clipped_value_loss(new.values, values, returns, mask, settings.value_clip, count)
             loss = loss + settings.value_weight * value
         if settings.entropy_weight:
-            loss = loss - settings.entropy_weight * losses.masked_mean(new.entropy, mask)
+            loss = loss - settings.entropy_weight * losses.masked_mean(new.entropy, mask, count)
         if settings.advantages == "grpo" and self.kl.weight:
-            loss = loss + self.kl.weight * losses.masked_mean(losses.k3(new.logps - reference), mask)
+            loss = loss + self.kl.weight * losses.masked_mean(losses.k3(new.logps - reference), mask, count)
         self.accelerator.backward(loss)
         if self.actor.own_adapter:
             with self.actor.as_critic():
                 with self.accelerator.autocast():
                     own = self.forward(batch, critic=True)
-                value = losses.clipped_value_loss(own, values, returns, mask, settings.value_clip)
+                value = losses.clipped_value_loss(own, values, returns, mask, settings.value_clip, count)
                 self.accelerator.backward(settings.value_weight * value)
         self.accelerator.unscale_gradients(self.optimizer)
         norms = {}
@@ -309,21 +313,18 @@ class PolicyTrainer:
         self.kl.weight = state["kl_weight"]
         print(f"Going on after iteration {self.iteration} of {self.settings.iterations} ({path}).")
 
-    def _over_processes(self, row: Row) -> Row:
-        """Means over the processes, the same in each of them."""
-        values = torch.tensor([float(value) for value in row.values()], dtype=torch.float64)
-        means = self.accelerator.reduce(values.to(self.accelerator.device), "mean").tolist()
-        return dict(zip(row, means, strict=True))
 
-
-def _check(settings: PPOSettings, tasks: int, processes: int) -> None:
+def _check(settings: PPOSettings, tasks: int, shards: int, processes: int) -> None:
     if settings.advantages not in ("gae", "rloo", "grpo"):
         raise UsageError(f"advantages={settings.advantages!r}: choose gae, rloo or grpo.")
     if settings.advantages != "gae" and settings.group < 2:
         raise UsageError(f"{settings.advantages} compares the answers to one prompt: set group to 2 or more.")
     if settings.temperature <= 0:
         raise UsageError("temperature=0 gives one and the same answer each time: sample with a temperature over 0.")
-    if settings.prompts % processes or settings.mini_batch % processes:
-        raise UsageError(f"prompts and mini_batch are shared by {processes} processes: make both a multiple of it.")
+    if shards % processes or settings.prompts % shards or settings.mini_batch % shards:
+        raise UsageError(
+            f"{processes} processes share {shards} shards, and those prompts and mini_batch: make each a multiple of the "
+            "one before."
+        )
     if tasks < settings.prompts:
         raise UsageError(f"{tasks} tasks, but an iteration asks {settings.prompts}: lower prompts.")

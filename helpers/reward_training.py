@@ -2,9 +2,11 @@
 
 A batch is a number of records, each with all its answers; every pair of a better and a worse answer
 counts once, however the pairs fall into batches, so that accumulated gradients are those of the full
-batch. `accelerate` does mixed precision and its gradient scaling. Taught in notebook 03.
+batch; nor does it matter over how many processes they are shared. `accelerate` does mixed precision and its gradient
+scaling. Taught in notebook 03.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,18 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from helpers import processes
 from helpers.config import RewardSettings
 from helpers.losses import bradley_terry, focal_bradley_terry, listwise
 from helpers.preferences import PreferenceRecord, image_paths
 from helpers.reward_model import RewardModel, hits, pair_gaps, score_records
-from helpers.runtime import UsageError, compute_dtype, open_image, replacing
+from helpers.runtime import UsageError, open_image, replacing
 from helpers.shared_prefix import Packed
 
+OVERFLOWS = 8  # steps in a row: a scaler of fp16 gradients halves itself each time, and needs a few at its start only
 Objective = Callable[[Tensor, PreferenceRecord, RewardSettings], Tensor]  # scores (answers,) → losses (terms,)
 
 
@@ -97,25 +100,28 @@ class RewardTrainer:
         if settings.objective not in OBJECTIVES:
             raise UsageError(f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}.")
         self.seed, self.checkpoint, self.run, self.step = seed, checkpoint, RewardRun(), 0
-        self.per_step = settings.batch_size * settings.accumulation
+        self.accelerator = processes.new_accelerator("the reward model")
+        self.per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
         self.steps = settings.epochs * max(1, len(self.records) // self.per_step)
         self.every = max(1, self.steps // settings.evaluations)
         self.weights = reward.trainable()
-        half = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-        self.accelerator = Accelerator(
-            mixed_precision=half.get(compute_dtype(), "no"), cpu=not torch.cuda.is_available()
-        )
         adamw = torch.optim.AdamW(self.weights.values(), settings.learning_rate, weight_decay=settings.weight_decay)
         self.optimizer = self.accelerator.prepare(adamw)
         warmup = round(settings.warmup_share * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(adamw, warmup, self.steps)
         self.best: dict[str, Tensor] = {}
+        self.not_finite = 0  # steps in a row
+        with reward.active():
+            for weight in self.weights.values():
+                weight.requires_grad_(True)
+            self.forward = processes.wrapped(self.accelerator, reward)
 
     def train(self) -> RewardRun:
         torch.manual_seed(self.seed)
         self._resume()
         started = time.perf_counter() - self.run.seconds
-        bar = tqdm(total=self.steps, initial=self.step, desc=f"reward model, {self.settings.objective}", unit="step")
+        name, quiet = f"reward model, {self.settings.objective}", not self.accelerator.is_main_process or None
+        bar = tqdm(total=self.steps, initial=self.step, desc=name, unit="step", disable=quiet)
         with self.reward.active():
             while self.step < self.steps and not self._is_stuck():
                 self.run.log.append(self._train_step())
@@ -133,31 +139,47 @@ class RewardTrainer:
         return self.run
 
     def _train_step(self) -> dict[str, float]:
-        """One optimizer step over `per_step` records."""
+        """One optimizer step over `per_step` records; gradients that are not finite change no weight."""
         self.reward.train()
         figures = self.gradients(self._rows(self.step))
         norm = self.accelerator.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
-        self.optimizer.step()
+        self._watch_numbers(figures["loss"], float(norm))
+        if self.accelerator.scaler or not self.not_finite:  # the scaler skips such a step itself, and learns from it
+            self.optimizer.step()
         rate = self.schedule.get_last_lr()[0]
         self.schedule.step()
         self.optimizer.zero_grad()
         return {"step": self.step + 1, **figures, "learning_rate": rate, "grad_norm": float(norm)}
 
+    def _watch_numbers(self, loss: float, norm: float) -> None:
+        """Raises UsageError after `OVERFLOWS` steps in a row whose loss or gradient is no number."""
+        self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm) else self.not_finite + 1
+        if self.not_finite == OVERFLOWS:
+            raise UsageError(
+                f"reward model: loss {loss:g} and gradient {norm:g} at step {self.step + 1}, and nothing finite for "
+                f"{OVERFLOWS} steps. The weights are those before them. Lower learning_rate, or look for answers that "
+                "are empty."
+            )
+
     def gradients(self, rows: Sequence[PreferenceRecord]) -> dict[str, float]:
-        """Add the gradients of the mean loss over `rows`, computed in pieces of `batch_size`; loss and accuracy."""
-        size = self.settings.batch_size
-        pieces = [rows[start : start + size] for start in range(0, len(rows), size)]
-        terms = sum(len(losses_of(torch.zeros(sum(len(r.answers) for r in p)), p, self.settings)) for p in pieces)
+        """Add the gradients of the mean loss over `rows`, computed in pieces of `batch_size`; loss and accuracy.
+
+        With several processes each has its share of the rows, and the gradients are those of all.
+        """
+        own, size = processes.own_share(self.accelerator, rows), self.settings.batch_size
+        pieces = [own[start : start + size] for start in range(0, len(own), size)]
+        terms = len(losses_of(torch.zeros(sum(len(row.answers) for row in rows)), rows, self.settings))
+        terms /= self.accelerator.num_processes
         loss, found = 0.0, []
         for piece in pieces:
             with self.accelerator.autocast():
-                scores = self.reward(self._batch(piece))
+                scores = self.forward(self._batch(piece))
             part = losses_of(scores, piece, self.settings).sum() / terms
             self.accelerator.backward(part)
             loss += part.item()
             values = [row.tolist() for row in scores.split([len(record.answers) for record in piece])]
             found.append(hits(pair_gaps(piece, values)))
-        return {"loss": loss, "accuracy": float(np.concatenate(found).mean())}
+        return processes.mean_rows(self.accelerator, {"loss": loss, "accuracy": float(np.concatenate(found).mean())})
 
     def _rows(self, step: int) -> list[PreferenceRecord]:
         """The records of a step: every epoch has an order of its own, which only seed and epoch decide."""
@@ -180,7 +202,8 @@ class RewardTrainer:
     def held_out_accuracy(self) -> tuple[float, float]:
         """Accuracy and mean loss on the held-out records."""
         path, records = self.held_out
-        scores = score_records(self.reward, path, records)
+        own = score_records(self.reward, path, processes.own_share(self.accelerator, records))
+        scores = processes.put_together(self.accelerator, own)
         flat = torch.tensor([value for row in scores for value in row])
         return float(hits(pair_gaps(records, scores)).mean()), float(losses_of(flat, records, self.settings).mean())
 
@@ -194,7 +217,7 @@ class RewardTrainer:
             self.weights[name].copy_(value)
 
     def _save_checkpoint(self) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
         state = {

@@ -18,7 +18,7 @@ from helpers.heuristic import Facts
 from helpers.image_features import ImageFeatures, core, given
 from helpers.models import decoding, generate_after
 from helpers.preferences import PreferenceRecord, image_paths
-from helpers.prompts import render_conversation
+from helpers.prompts import answer_texts, render_conversation
 from helpers.runtime import compute_dtype, open_image
 from helpers.scoring import Given, Scorer, score_all
 from helpers.shared_prefix import prompt_inputs
@@ -69,6 +69,24 @@ class Rollout:
     scores: Tensor  # (answers,), the penalty for a missing end included
     parts: dict[str, Tensor]  # what the scores are made of, (answers,) each
     truth: Tensor | None = None  # (answers,) score by another scorer, which is only watched
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rollout"]) -> "Rollout":
+        """The rollouts of several lists of tasks as one."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = {
+            name: [x for part in parts for x in getattr(part, name)] for name in ("prompts", "images", "ids", "texts")
+        }
+        names = dict.fromkeys(name for part in parts for name in part.parts)
+        return cls(
+            **rows,
+            group=parts[0].group,
+            ended=torch.cat([part.ended for part in parts]),
+            scores=torch.cat([part.scores for part in parts]),
+            parts={n: torch.cat([p.parts.get(n, torch.zeros(len(p.scores))) for p in parts]) for n in names},
+            truth=None if parts[0].truth is None else torch.cat([part.truth for part in parts]),
+        )
 
     def answers(self, task: int) -> Sequence[Tensor]:
         return self.ids[task * self.group : (task + 1) * self.group]
@@ -123,7 +141,7 @@ def roll_out(
         model, processor, prompts, images, group=group,
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, features=features,
     )  # fmt: skip
-    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = answer_texts(processor, ids)
     rows = [tasks[i].given(images[i], text) for i, text in zip(repeated, texts, strict=True)]
     found, ends = score_all(score, rows), torch.tensor(ended)
     names = dict.fromkeys(name for result in found for name in result.parts)

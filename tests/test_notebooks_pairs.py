@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from helpers.notebooks import NOTEBOOKS, from_source
+from helpers.notebooks import NOTEBOOKS, from_source, set_up_cell
 from helpers.runtime import ROOT
 
 NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
@@ -25,16 +25,16 @@ SKELETON = (
     "## Next",
 )
 LAYERS = [  # imports point to a lower line only
-    {"runtime", "config", "statistics", "presets"},
-    {"counting", "losses", "heads", "notebooks", "prompts", "templates", "run_logs"},
+    {"install", "drive", "runtime", "config", "statistics", "presets"},
+    {"counting", "losses", "heads", "notebooks", "prompts", "templates", "run_logs", "resume"},
     {"labels", "counting_metrics"},
     {"scenes", "preferences", "heuristic", "scoring", "similarity"},
     {"text_metrics", "hallucination", "rule_ranking"},
     {"blind", "formats", "rows", "convert", "hub", "findings", "lengths", "data_doctor"},
     {"vote_file", "votes", "text_ranking", "arena"},
     {"official", "benchmarks", "judge", "image_features", "run_rules"},
-    {"shared_prefix", "reference_logps"},
-    {"models", "forecast"},
+    {"shared_prefix", "reference_logps", "processes"},
+    {"loading", "models", "forecast"},
     {"policies"},
     {"input_checks"},
     {"preflight"},
@@ -43,6 +43,9 @@ LAYERS = [  # imports point to a lower line only
     {"side_by_side", "gallery", "paired"},
     {"pages"},
     {"ppo_doctor", "evaluation", "exam", "model_card", "reward_report", "plots", "report"},
+    {"recipes"},
+    {"recipe_data"},
+    {"stages"},
     {"widgets", "cli"},
 ]
 
@@ -70,13 +73,15 @@ def test_the_set_up_cell_is_the_same_everywhere():
     for name in NAMES:
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
         cells += [cell.source for cell in notebook.cells if "setup" in cell.metadata.get("tags", [])]
-    assert len(cells) == len(NAMES) and len(set(cells)) == 1
+    assert len(cells) == len(NAMES) and set(cells) == {set_up_cell()}, "run: make sync"
+    assert sum(bool(line.strip()) for line in cells[0].splitlines()) <= 26
     before_helpers = cells[0].split("from helpers")[0]
-    assert {"subprocess", "sys", "pathlib"} >= {
+    assert {"pathlib", "subprocess", "sys", "tempfile"} >= {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
         for node in ast.walk(ast.parse(before_helpers))
         if isinstance(node, ast.Import | ast.ImportFrom)
     }, "only the standard library may be imported before the packages are installed"
+    assert cells[0].split("ensure()\n")[1].startswith("from helpers import models"), "unsloth comes first"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,5 +117,5 @@ def test_imports_point_downwards_and_special_libraries_have_one_home():
     for module in modules:
         for imported in imports(module):
             assert imported not in level or level[imported] <= level[module], f"{module} imports {imported}"
-            for library, home in (("unsloth", "models"), ("bitsandbytes", "models"), ("ipywidgets", "widgets")):
+            for library, home in (("unsloth", "loading"), ("bitsandbytes", "loading"), ("ipywidgets", "widgets")):
                 assert imported.split(".")[0] != library or module == home, f"{module} imports {library}"

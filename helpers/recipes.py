@@ -1,0 +1,169 @@
+"""Recipes: a whole training in one TOML file, and how it is read, changed and run.
+
+A recipe names a model, data, the order of stages, and for each stage a preset of `helpers/config.py` with what is changed
+in it. `[laptop]` holds what is different on a machine without a GPU; it is laid over the rest, and `--set` over that.
+What the stages do is in `helpers/stages.py`. Documented in docs/recipes.md.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from helpers.config import DPOSettings, PPOSettings, RewardSettings, dpo_preset, ppo_preset, reward_preset
+from helpers.formats import FORMATS
+from helpers.preferences import Strict, explain
+from helpers.runtime import ROOT, UsageError
+
+RECIPES = ROOT / "recipes"
+Stage = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
+
+
+class Data(Strict):
+    """Files of preferences in any known format, or Visual Genome's questions with their folder of images."""
+
+    train: str = "data/traffic/preferences_train.jsonl"
+    valid: str = "data/traffic/preferences_valid.jsonl"
+    test: str = "data/traffic/preferences_test.jsonl"
+    format: str = "record"  # of the project that the recipe is after; our own files are put into it and read back
+    images: str | None = None  # Visual Genome only: its files are the same for all splits
+    train_share: float = 0.7  # Visual Genome only: of its images
+    limit: int | None = None  # of each file, from its start
+
+
+class Rank(Strict):
+    """The model's own answers, ranked by a scorer, take the place of the answers in the data."""
+
+    answers: int = 4
+    scorer: str = "heuristic"
+
+
+class Fit(Strict):
+    """Of the small reward models: the network on pooled features, the text-only model behind a caption."""
+
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    text_model: str | None = None  # captions: a folder or hub id; None builds a tiny one
+
+
+class Reward(Strict):
+    preset: str = "t4"
+    heads: tuple[str, ...] = ("mlp",)
+    objectives: tuple[str, ...] = ("bradley_terry",)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class DPO(Strict):
+    preset: str = "t4"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    preflight: bool = True
+
+
+class PPO(Strict):
+    preset: str = "t4"
+    score: dict[str, float] = Field(default={"count_exact": 1.0})  # scorers and their weights
+    clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
+    settings: dict[str, Any] = Field(default_factory=dict)
+    warm_up: int = 8  # epochs of a critic that has an adapter of its own
+
+
+class Recipe(Strict):
+    """One file of recipes/; lists become tuples, everything else is what it is."""
+
+    title: str
+    model: str
+    seed: int = 0
+    four_bit: bool = True
+    max_pixels: int | None = None
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    data: Data = Data()
+    rank: Rank = Rank()
+    features: Fit = Fit()
+    captions: Fit = Fit(epochs=10, learning_rate=5e-4)
+    reward: Reward = Reward()
+    dpo: DPO = DPO()
+    ppo: PPO = PPO()
+
+    def reward_settings(self) -> RewardSettings:
+        return _changed(reward_preset(self.reward.preset), self.reward.settings, "reward")
+
+    def dpo_settings(self) -> DPOSettings:
+        return _changed(dpo_preset(self.dpo.preset), self.dpo.settings, "dpo")
+
+    def ppo_settings(self) -> PPOSettings:
+        return ppo_preset(self.ppo.preset, **_lora(ppo_preset(self.ppo.preset), self.ppo.settings))
+
+
+def _lora(settings: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`changes`, with those of LoRA laid over the preset's own."""
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.get("lora", {}).items()}
+    return dict(changes) | ({"lora": _changed(settings.lora, own, "lora")} if own else {})
+
+
+def _changed(settings: Any, changes: Mapping[str, Any], stage: str) -> Any:
+    """A dataclass with some fields changed. Raises UsageError for a name that it has not."""
+    known = [field.name for field in dataclasses.fields(settings)]
+    if unknown := sorted(set(changes) - set(known)):
+        raise UsageError(f"{stage}: no setting is called {', '.join(unknown)}. Choose from {', '.join(known)}.")
+    if "lora" in changes:
+        changes = _lora(settings, changes)
+    return dataclasses.replace(settings, **changes)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """`vehicles` or a path → the file. Raises UsageError listing the recipes there are."""
+    path = Path(name)
+    known = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+    if path.suffix == ".toml" and path.exists():
+        return path
+    if str(name) in known:
+        return known[str(name)]
+    raise UsageError(f"no recipe {str(name)!r}: choose {', '.join(known)}, or give the path of a TOML file.")
+
+
+def read_recipe(path: Path, *, laptop: bool = False, changes: Sequence[tuple[str, Any]] = ()) -> Recipe:
+    """The recipe in a file, with `[laptop]` and then `changes` ("dpo.settings.steps", 20) laid over it.
+
+    Raises UsageError naming the file and the field if something in it is unknown or of the wrong kind.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML ({error}).") from None
+    smaller = values.pop("laptop", {})
+    values = overlaid(values, smaller) if laptop else values
+    for name, value in changes:
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        values = overlaid(values, value)
+    try:
+        recipe = Recipe.model_validate(_tuples(values))
+        recipe.reward_settings(), recipe.dpo_settings(), recipe.ppo_settings()
+    except ValidationError as error:
+        raise UsageError(f"{path}: {explain(error)}") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    if recipe.data.format not in ("record", "visual_genome", *FORMATS):
+        raise UsageError(
+            f"{path}: unknown format {recipe.data.format!r}. Choose record, visual_genome, {', '.join(FORMATS)}."
+        )
+    return recipe
+
+
+def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `under`, table by table; a table of weights (`score`) is replaced whole."""
+    both = dict(under)
+    for name, value in over.items():
+        deeper = isinstance(value, Mapping) and isinstance(both.get(name), Mapping) and name != "score"
+        both[name] = overlaid(both[name], value) if deeper else value
+    return both
+
+
+def _tuples(value: Any) -> Any:
+    """TOML has lists where the settings, which never change, have tuples."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(part) for name, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

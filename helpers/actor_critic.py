@@ -106,6 +106,7 @@ class ActorCritic(nn.Module):
 
 def warm_up(
     actor: ActorCritic,
+    forward: nn.Module,
     accelerator: Accelerator,
     batch: Callable[[Sequence[int]], tuple[Packed, Tensor]],
     number: int,
@@ -116,7 +117,8 @@ def warm_up(
 
     batch(numbers) gives the answers to some of the `number` prompts and their scores, (answers,). The value of every
     token is drawn to the score of the whole answer: nothing is bootstrapped. The learning rate falls linearly
-    from `critic_warm_up_rate` to 0. Raises UsageError without such a critic, whose states would soon be others.
+    from `critic_warm_up_rate` to 0. forward: `actor`, as several processes must call it; each of them sees all answers.
+    Raises UsageError without such a critic, whose states would soon be others.
     """
     if not actor.own_adapter:
         raise UsageError("only a critic with an adapter of its own can be warmed up: set critic_adapter=True.")
@@ -132,7 +134,7 @@ def warm_up(
             mask = packed.mask[:, 1:]
             with actor.as_critic():
                 with accelerator.autocast():
-                    values = actor(packed, critic=True)
+                    values = forward(packed, critic=True)
                 loss = 0.5 * losses.masked_mean((values - scores[:, None]) ** 2, mask)
                 accelerator.backward(loss)
             optimizer.step(), schedule.step(), optimizer.zero_grad()

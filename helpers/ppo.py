@@ -130,7 +130,7 @@ class PolicyTrainer:
             scores = torch.tensor([value for i in chosen for value in known[i]])
             return self._inputs(prompts, images, [answers[i] for i in chosen]), scores.to(self.accelerator.device)
 
-        return warm_up(self.actor, self.accelerator, batch, len(tasks), epochs, size)
+        return warm_up(self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, size)
 
     def iterate(self) -> Row:
         """One iteration: sample, score, compare, update."""

@@ -1,9 +1,6 @@
 import copy
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -463,34 +460,3 @@ def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):
 def test_the_same_seed_gives_the_same_run(make):
     first, second = (dpo.train(make()).log for _ in range(2))
     assert [row["loss"] for row in first] == pytest.approx([row["loss"] for row in second], abs=1e-6)
-
-
-def test_two_processes_train_as_one_does(make, tmp_path):
-    """Batches of 4 in each of two processes against 8 in one: gradients are shared, and the reference's file is."""
-    one = dpo.train(make(steps=4, batch_size=8, warmup_share=0.0, output_dir=tmp_path / "one"))
-    script = tmp_path / "two.py"
-    script.write_text(
-        f"""
-import dataclasses, json, os
-from pathlib import Path
-from helpers import dpo, models
-from helpers.config import DPO_PRESETS
-from helpers.preferences import read_records, to_trl
-path = models.ROOT / "data" / "traffic" / "preferences_train.jsonl"
-data = to_trl(path, read_records(path)[:20]).select(range(32))
-settings = dataclasses.replace(DPO_PRESETS["tiny"], steps=4, batch_size=4, warmup_share=0.0)
-trainer = dpo.make_trainer(
-    *models.load_model("tiny"), data, settings, output_dir=Path({str(tmp_path)!r}), cache=Path({str(tmp_path)!r})
-)
-log = dpo.train(trainer).log
-if os.environ["RANK"] == "0":
-    Path({str(tmp_path / "log.json")!r}).write_text(json.dumps(log))
-"""
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(models.ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = json.loads((tmp_path / "log.json").read_text())
-    for key in ("loss", "rewards/margins", "logps/chosen"):
-        assert [row[key] for row in two] == pytest.approx([row[key] for row in one.log], abs=1e-3)

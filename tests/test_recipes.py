@@ -1,0 +1,151 @@
+"""The five recipes: what they set, and each run whole, in a short form, on the embedded model."""
+
+import json
+
+import pytest
+
+from helpers import cli, presets
+from helpers.config import ALL_LINEAR, ATTENTION
+from helpers.recipes import RECIPES, find_recipe, overlaid, read_recipe
+from helpers.runtime import UsageError, read_json
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+SHORT = {  # of each recipe, so that it takes seconds
+    "captions": ["ppo.settings.iterations=1", "captions.epochs=1", "reward.settings.epochs=1"],
+    "heuristic": ["ppo.settings.iterations=1", "features.epochs=2", "rank.answers=3"],
+    "questions": ["ppo.settings.iterations=2", "ppo.settings.checkpoint_every=1"],
+    "reward_models": ["reward.settings.epochs=1"],
+    "vehicles": ["dpo.settings.steps=2"],
+}
+ROWS = {  # what a row of each project's data has
+    "captions": {"image_path", "instruction", "response_a", "response_b", "preference"},
+    "reward_models": {"image", "question", "chosen", "rejected"},
+    "vehicles": {"image_path", "prompt", "chosen", "rejected"},
+}
+
+
+def run(name, folder, *more):
+    changes = [part for setting in (*SHORT[name], *more) for part in ("--set", setting)]
+    assert cli.main(["train", "--config", name, "--laptop", "--out", str(folder), *changes]) == 0
+    return read_json(folder / "figures.json")
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipes")
+    return {name: (folder / name, run(name, folder / name, "data.limit=32")) for name in NAMES}
+
+
+def test_there_is_one_for_each_project():
+    assert set(SHORT) == set(NAMES) and len(NAMES) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs_whole(figures, name):
+    folder, found = figures[name]
+    recipe = read_recipe(find_recipe(name), laptop=True)
+    for stage in {"dpo", "ppo"} & set(recipe.stages):
+        assert (folder / stage / "adapter_model.safetensors").exists()
+        about = read_json(folder / stage / "about.json")
+        assert about["base"] == "tiny" and about["recipe"] == recipe.title
+    if "reward" in recipe.stages:
+        assert (folder / "reward" / "best" / "head.safetensors").exists()
+    if "evaluate" in recipe.stages:
+        share = found["base_right" if name == "questions" else "base_exact"]
+        assert share["n"] == 32 and share["low"] < share["value"] < share["high"]
+    assert all(isinstance(row["value"], float) and row["seed"] == 0 for row in found.values())
+
+
+@pytest.mark.parametrize(("name", "keys"), ROWS.items())
+def test_the_data_has_the_projects_form(figures, name, keys):
+    folder, _ = figures[name]
+    file = next((folder / "data").glob("train.*.json"))
+    text = file.read_text(encoding="utf-8")
+    row = json.loads(text)[0] if text.startswith("[") else json.loads(text.splitlines()[0])
+    assert keys <= row.keys()
+
+
+def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figures):
+    folder, found = figures["questions"]
+    entry = read_json(folder / "data" / "question_answers.json")[0]
+    assert entry["qas"][0].keys() == {"qa_id", "image_id", "question", "answer"}
+    train, test = (read_json(folder / "data" / f"{split}-questions.json") for split in ("train", "test"))
+    assert not {row["image"] for row in train} & {row["image"] for row in test}
+    assert found["questions_train"]["value"] == len(train) == 32
+    assert {row["answer"] for row in train} == {"Yes.", "No."}
+
+
+def test_ranked_answers_are_the_models_own_and_the_questions_stay_all(figures):
+    folder, _ = figures["heuristic"]
+    ranked = [json.loads(line) for line in (folder / "data" / "test-ranked.jsonl").read_text().splitlines()]
+    assert {answer["origin"] for record in ranked for answer in record["answers"]} == {"own"}
+    assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == 32 >= len(ranked)
+
+
+def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys):
+    folder, before = figures["questions"]
+    changes = [part for setting in (*SHORT["questions"], "data.limit=32") for part in ("--set", setting)]
+    arguments = ["train", "--config", "questions", "--laptop", "--out", str(folder), "--stage", "ppo", *changes]
+    assert cli.main(arguments) == 0
+    assert "Going on after iteration 2 of 2" in capsys.readouterr().out
+    assert read_json(folder / "figures.json") == before
+
+
+def test_what_the_projects_used():
+    """From the projects' own reports; the arithmetic of the adapters is in the tests of the presets."""
+    recipes = {name: read_recipe(find_recipe(name)) for name in NAMES}
+    assert [recipes[name].model for name in NAMES] == [
+        "llava-1.5-7b", "smolvlm-500m", "llava-next-llama3-8b", "qwen2-vl-2b", "qwen2-vl-2b",
+    ]  # fmt: skip
+    assert all(recipe.model in presets.PRESETS for recipe in recipes.values())
+    assert recipes["vehicles"].dpo_settings().steps == 420 and recipes["captions"].data.limit == 150
+    assert recipes["heuristic"].rank.answers == 4 and recipes["heuristic"].ppo_settings().entropy_weight == 0.01
+    reward = recipes["reward_models"].reward_settings()
+    assert (reward.learning_rate, reward.epochs, reward.batch_size, reward.accumulation) == (5e-6, 3, 1, 16)
+    assert (reward.lora.r, reward.lora.alpha, reward.lora.dropout, reward.lora.target_modules) == (
+        8,
+        16,
+        0.05,
+        ATTENTION,
+    )
+    ppo = recipes["questions"].ppo_settings()
+    assert (ppo.learning_rate, ppo.critic_learning_rate, ppo.gamma, ppo.lam, ppo.clip) == (5e-6, 1e-5, 0.99, 0.95, 0.2)
+    assert (ppo.lora.r, ppo.lora.alpha, ppo.lora.dropout, ppo.lora.target_modules) == (8, 32, 0.05, ALL_LINEAR)
+    assert ppo.advantages == "rloo" and ppo.group == 4  # what is different: one answer alone teaches nothing
+    assert recipes["questions"].ppo.score == {"cosine": 0.7, "clip": 0.3}
+    assert 525 * 16 == 8_400  # questions, about the project's 8,379
+
+
+def test_changes_are_laid_over_table_by_table():
+    under = {"ppo": {"preset": "t4", "score": {"a": 1.0}, "settings": {"group": 4, "lam": 0.9}}}
+    over = {"ppo": {"score": {"b": 2.0}, "settings": {"group": 8}}}
+    assert overlaid(under, over) == {"ppo": {"preset": "t4", "score": {"b": 2.0}, "settings": {"group": 8, "lam": 0.9}}}
+    recipe = read_recipe(find_recipe("vehicles"), changes=[("dpo.settings.lora.r", 4), ("seed", 3)])
+    assert recipe.dpo_settings().lora.r == 4 and recipe.dpo_settings().lora.alpha == 32 and recipe.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('title = "x"\nmodel = "tiny"\nstages = ["data"]\nmodle = 1', "modle"),
+        ('title = "x"\nmodel = "tiny"\nstages = ["tidy"]', "stages"),
+        ('title = "x"\nmodel = "tiny"\nstages = []', "stages"),
+        ('title = "x"\nmodel = "tiny"\nstages = ["dpo"]\n[dpo]\nsettings = {step = 1}', "no setting is called step"),
+        ('title = "x"\nmodel = "tiny"\nstages = ["ppo"]\n[ppo]\npreset = "huge"', "unknown PPO preset 'huge'"),
+        ('title = "x"\nmodel = "tiny"\nstages = ["dpo"]\n[data]\nformat = "csv"', "unknown format 'csv'"),
+        ("title = ", "not TOML"),
+    ],
+)
+def test_mistakes_are_named_with_their_file(tmp_path, text, message):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        read_recipe(path)
+    assert str(path) in str(error.value)
+
+
+def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):
+    assert cli.main(["train", "--config", "vehicle"]) == 1
+    assert "no recipe 'vehicle': choose captions, heuristic" in capsys.readouterr().err
+    assert cli.main(["train", "--config", "vehicles", "--stage", "ppo", "--out", str(tmp_path)]) == 1
+    assert "the recipe has no stage ppo: it has data, dpo, evaluate" in capsys.readouterr().err

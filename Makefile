@@ -25,7 +25,7 @@ demo: $(STAMP)  ## run notebooks 01 to 07 on the embedded model → artifacts/re
 test: $(STAMP)  ## lint, notebook pairs, unit tests, a browser, every notebook whole
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## rebuild the embedded base and compare
 	$(BIN)/python -m pytest -m slow

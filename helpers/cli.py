@@ -140,11 +140,31 @@ def convert(args: argparse.Namespace) -> None:
     print(convert(args.file, args.out, args.to, args.pairs))
 
 
+def export(args: argparse.Namespace) -> None:
+    """Merge an adapter into its base, check the result, and put it on the hub if that is wanted."""
+    from helpers import export
+
+    if args.push:
+        export.push_token(args.push)  # rather now than after the merge
+    elif args.public:
+        raise UsageError("--public says how to push: give --push OWNER/NAME, too.")
+    export.merge(None, args.adapter, args.out, export.DTYPES[args.dtype])
+    if args.push:
+        print(export.push(args.out, args.push, private=not args.public))
+
+
 def schema(args: argparse.Namespace) -> None:
     """Write the JSON Schema of a preference record."""
     from helpers.preferences import json_schema
 
     print(write_json(ROOT / "data" / "preference_record.schema.json", json_schema()))
+
+
+def forecast_memory(args: argparse.Namespace) -> None:
+    """Print what presets take in memory, by arithmetic."""
+    from helpers.memory import table
+
+    print(table(args.model, width=args.width, height=args.height))
 
 
 def _processor(name: str) -> tuple[Any, int]:
@@ -218,6 +238,19 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--to", default="record", help="format to write (default: this project's records)")
     command.add_argument("--pairs", choices=("all", "extremes"), default="all", help="all pairs, or best against worst")
     command.set_defaults(action=convert)
+    command = commands.add_parser("export", help="merge an adapter into its base, check it, put it on the hub")
+    command.add_argument("adapter", type=Path, help="folder of a policy's adapter, for example artifacts/dpo/seed-0")
+    command.add_argument("out", type=Path, help="folder for the merged model: a new one or an empty one")
+    command.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the merged weights")
+    command.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, a private one")
+    command.add_argument("--public", action="store_true", help="with --push: everybody may see the repository")
+    command.set_defaults(action=export)
+    command = commands.add_parser("memory", help="say what presets take in memory, and what fits on usual cards")
+    command.description = "GB with the smallest batch, and the largest batch on cards of so many GB, by arithmetic."
+    command.add_argument("--model", action="append", metavar="NAME", help="preset or folder (default: all presets)")
+    command.add_argument("--width", type=int, default=448, help="of an image in pixels (default: 448)")
+    command.add_argument("--height", type=int, default=448, help="of an image in pixels (default: 448)")
+    command.set_defaults(action=forecast_memory)
     command = commands.add_parser("schema", help="write the JSON Schema of a record to data/")
     command.set_defaults(action=schema)
     return top

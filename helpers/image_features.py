@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from helpers.prompts import added_begin, tokenize
 from helpers.runtime import compute_dtype, replacing, tensors_hash
 
 Features = Mapping[
@@ -36,7 +37,8 @@ def processor_settings(processor: ProcessorMixin) -> str:
     """All that decides how text and images become inputs, as JSON."""
     tokenizer, images = processor.tokenizer, processor.image_processor.to_dict()
     vocabulary = hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-    return json.dumps([processor.chat_template, images, tokenizer.eos_token, vocabulary], sort_keys=True, default=str)
+    marks = [added_begin(processor), tokenizer.eos_token]
+    return json.dumps([processor.chat_template, images, marks, vocabulary], sort_keys=True, default=str)
 
 
 def images_hash(images: Sequence[Image.Image]) -> str:
@@ -89,12 +91,7 @@ class ImageFeatures:
         for prompt, pictures, key in zip(prompts, images, keys, strict=True):
             if (prompt, key) in self._prompts and found[key] is not None:
                 continue
-            inputs = self._processor(
-                text=[prompt],
-                images=[list(pictures)] if pictures else None,
-                add_special_tokens=False,
-                return_tensors="pt",
-            )
+            inputs = tokenize(self._processor, [prompt], [pictures])
             if found[key] is None:
                 missing[key] = inputs
             small = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}

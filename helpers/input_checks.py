@@ -44,11 +44,8 @@ class Look:
 def look_at(processor: ProcessorMixin, row: dict[str, Any]) -> Look:
     images = list(row["images"])
     prompt = prompts.render_conversation(processor, [(t["role"], t["content"]) for t in row["prompt"]], len(images))
-    inputs = processor(
-        text=[prompt], images=[images] if images else None, add_special_tokens=False, return_tensors="pt"
-    )
-    answers = [row[side][0]["content"] + prompts.end_of_turn(processor) for side in ("chosen", "rejected")]
-    longer = max(len(processor.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+    inputs = prompts.tokenize(processor, [prompt], [images])
+    longer = max(len(prompts.answer_ids(processor, row[side][0]["content"])) for side in ("chosen", "rejected"))
     tokens = inputs["input_ids"].shape[1] + longer
     if not images or "pixel_values" not in inputs:
         return Look(tokens, None, None)

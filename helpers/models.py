@@ -1,14 +1,10 @@
-"""Loading, adapters, sampling: the only module that knows unsloth, bitsandbytes and peft.
+"""Adapters and sampling: the only module that knows peft's loading. Checkpoints come from `helpers/loading.py`.
 
-The base model is loaded once, in 4-bit NF4 (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). A role is
-an adapter on it: the policy is base + LoRA, the reference is the same base with the adapter off.
-
-Only the language model is quantised; the vision tower keeps its precision, since it is small and the
-image features are what the answers depend on.
+The base model is loaded once. A role is an adapter on it: the policy is base + LoRA, the reference is the same base
+with the adapter off.
 """
 
 import contextlib
-import importlib.util
 import json
 import re
 import warnings
@@ -17,98 +13,22 @@ from pathlib import Path
 
 import torch
 
-if torch.cuda.is_available() and importlib.util.find_spec("unsloth"):
-    import unsloth
+# Before peft and transformers, since it may import unsloth
+from helpers.loading import _limit_pixels as _limit_pixels
+from helpers.loading import load_model as load_model
 
+# isort: split
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-    Cache,
-    GenerationConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import Cache, GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from helpers.config import LoraSettings
-from helpers.presets import locate, preset_of
 from helpers.prompts import encode
-from helpers.runtime import UsageError, compute_dtype, device, open_image, seed_everything, write_json
+from helpers.runtime import UsageError, compute_dtype, open_image, seed_everything, write_json
 
-NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
 POLICY = "default"  # peft's name for the first adapter, which TRL relies on
-
-
-def load_model(
-    name_or_path: str | Path = "tiny", *, four_bit: bool = True, max_pixels: int | None = None
-) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model (eval mode, frozen) and processor of a preset, a local folder or a hub id.
-
-    On a GPU with unsloth installed, unsloth loads it; else transformers with bitsandbytes, on the CPU
-    too. `max_pixels` bounds the image size and so the number of visual tokens (default: the preset's).
-    Raises UsageError if the name is unknown or the checkpoint cannot be read.
-    """
-    location, preset = locate(name_or_path), preset_of(name_or_path)
-    max_pixels = max_pixels or (preset.max_pixels if preset else None)
-    try:
-        processor = AutoProcessor.from_pretrained(location)
-        load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers
-        model = load(location, four_bit)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"model {name_or_path!r} cannot be loaded from {location} ({reason}). "
-            "Check the name and the network; offline, use the preset 'tiny' or a local folder."
-        ) from error
-    if max_pixels:
-        _limit_pixels(processor, max_pixels)
-    model.requires_grad_(False)
-    return model.eval(), processor
-
-
-def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
-    """Qwen-VL processors call the largest number of pixels `longest_edge`; for others it is a side."""
-    if not hasattr(processor.image_processor, "merge_size"):
-        raise UsageError(f"{type(processor).__name__} has no limit of pixels. Leave max_pixels out for this model.")
-    processor.image_processor.size["longest_edge"] = max_pixels
-
-
-def _load_with_transformers(location: str, four_bit: bool) -> PreTrainedModel:
-    if four_bit and not importlib.util.find_spec("bitsandbytes"):
-        print("⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision.")
-        four_bit = False
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(),
-        llm_int8_skip_modules=[f".*{name}" for name in NOT_LANGUAGE],
-    )
-    model = AutoModelForImageTextToText.from_pretrained(
-        location,
-        dtype=compute_dtype(),
-        quantization_config=quantization if four_bit else None,
-        device_map={"": device()},
-        attn_implementation="sdpa",
-    )
-    # On CPUs with AVX512-BF16, bitsandbytes repacks the weights for inference at the first call in
-    # eval mode. The repacked product has no gradient and rounds to bf16: training after sampling
-    # would go wrong without a word. Keep the plain product everywhere.
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def _load_with_unsloth(location: str, four_bit: bool) -> PreTrainedModel:
-    model, _ = unsloth.FastVisionModel.from_pretrained(
-        location, load_in_4bit=four_bit, dtype=compute_dtype(), use_gradient_checkpointing=False
-    )
-    return model
 
 
 def weight_megabytes(model: torch.nn.Module) -> float:

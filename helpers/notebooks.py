@@ -1,13 +1,15 @@
 """Notebooks as programs: set their parameters, run them whole, keep the percent-format pairs equal.
 
 A parameter is a name assigned in the cell tagged `parameters`; a run puts a cell with other values
-behind it, as papermill does. jupytext, nbclient and nbconvert are development packages, so they are
-imported where they are used: Colab does without them.
+behind it, as papermill does. What all notebooks share, the set-up cell and the address that their
+badges lead to, comes from `notebooks/setup.toml`. jupytext, nbclient and nbconvert are development
+packages, so they are imported where they are used: Colab does without them.
 """
 
 import ast
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tqdm.auto import tqdm
 from helpers.runtime import ROOT, UsageError, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
+COLAB = "https://colab.research.google.com"
 
 
 def find_notebook(name: str) -> Path:
@@ -107,12 +110,70 @@ def from_source(source: Path):
     return notebook
 
 
+def _shared() -> dict[str, str]:
+    """`notebooks/setup.toml`. Raises UsageError if the repository has an address and no tag: a badge needs both."""
+    path = NOTEBOOKS / "setup.toml"
+    try:
+        shared = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML ({error}).") from None
+    if bool(shared["repository"]) != bool(shared["tag"]):
+        raise UsageError(f"{path}: repository and tag go together. Set both, or leave both empty.")
+    if bad := re.search(r"[\s\"'\\\\]", shared["repository"] + shared["tag"]):
+        raise UsageError(f"{path}: {bad[0]!r} cannot stand in an address or a tag.")
+    return shared
+
+
+def set_up_cell() -> str:
+    """The set-up cell of all notebooks, with address and tag of the repository."""
+    shared = _shared()
+    return shared["cell"].strip().replace("@REPOSITORY@", shared["repository"]).replace("@TAG@", shared["tag"])
+
+
+def badge(file: str) -> str:
+    """Markdown of a badge that opens `notebooks/FILE` in Colab; empty if the repository is nowhere on GitHub."""
+    shared = _shared()
+    github = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)(\.git)?/?", shared["repository"])
+    if not github:
+        return ""
+    address = f"{COLAB}/github/{github[1]}/blob/{shared['tag']}/notebooks/{file}"
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({address})"
+
+
+def badges() -> str:
+    """Markdown list of the catalogue for the README: every notebook with its badge, if there are badges."""
+    catalogue = tomllib.loads((NOTEBOOKS / "index.toml").read_text(encoding="utf-8"))["notebook"]
+    entries = [
+        (entry["file"], f"* [{entry['file'][:2]} · {entry['title']}](notebooks/{entry['file']})") for entry in catalogue
+    ]
+    return "\n".join(f"{text} {badge(file)}".rstrip() for file, text in entries)
+
+
+def with_shared_parts(text: str, file: str) -> str:
+    """A percent-format source with the set-up cell and, under its title, the badge of `FILE` or none.
+
+    Raises UsageError if the source has not one cell tagged `setup`, or no title.
+    """
+    text, cells = re.subn(
+        r'(?<=^# %% tags=\["setup"\]\n).*?(?=^# %%)', lambda _: set_up_cell() + "\n\n", text, flags=re.M | re.S
+    )
+    text = re.sub(r"^#\n# \[!\[Open in Colab\].*\n", "", text, flags=re.M)
+    line = f"#\n# {badge(file)}\n" if badge(file) else ""
+    text, titles = re.subn(r"\A# %% \[markdown\]\n# # .+\n", lambda title: title[0] + line, text)
+    if (cells, titles) != (1, 1):
+        raise UsageError(f"the source of {file} needs a title in its first cell and one cell tagged 'setup'.")
+    return text
+
+
 def sync() -> list[Path]:
-    """Write every `notebooks/src/*.py` as its stripped `.ipynb`; returns the notebooks."""
+    """Write what is shared into every `notebooks/src/*.py`, and each as its stripped `.ipynb`; returns the notebooks."""
     import nbformat
 
     written = []
     for source in sorted((NOTEBOOKS / "src").glob("*.py")):
         target = NOTEBOOKS / f"{source.stem}.ipynb"
+        text = source.read_text(encoding="utf-8")
+        if (shared := with_shared_parts(text, target.name)) != text:
+            write_text(source, shared)
         written.append(write_text(target, nbformat.writes(from_source(source)) + "\n"))
     return written

@@ -1,11 +1,13 @@
 """Records to model inputs: the only place that knows the chat template.
 
 Images come first and the text after them, where TRL puts them too, so that what is sampled, trained
-and evaluated is one and the same sequence. Marks of other models' templates in a text are found by
-`helpers/templates.py`.
+and evaluated is one and the same sequence. Two things are not in the rendered text, and are put right where text
+becomes tokens: LLaVA's first token, which its template leaves to the tokenizer, and the space that some templates
+write before an answer. Marks of other models' templates in a text are found by `helpers/templates.py`.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
@@ -31,19 +33,74 @@ def render(processor: ProcessorMixin, prompt: str, images: int = 1) -> str:
 
 def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
     """One image and one prompt a row → model inputs, left-padded: prompts end in the same column."""
+    return tokenize(processor, [render(processor, prompt) for prompt in prompts], [[image] for image in images])
+
+
+def tokenize(
+    processor: ProcessorMixin,
+    texts: Sequence[str],
+    images: Sequence[Sequence[Image.Image]],
+    padding_side: str = "left",
+) -> BatchFeature:
+    """Rendered prompts and the images of each → model inputs, with one token for the beginning where the model has one.
+
+    TRL leaves such a token out where the template does not write it (LLaVA).
+    """
+    pictures, begin = [list(row) for row in images], added_begin(processor)
     return processor(
-        text=[render(processor, prompt) for prompt in prompts],
-        images=[[image] for image in images],
+        text=list(texts),
+        images=pictures if any(pictures) else None,
         padding=True,
-        padding_side="left",
-        add_special_tokens=False,  # the template has written them
+        padding_side=padding_side,
+        add_special_tokens=bool(begin) and not any(text.startswith(begin) for text in texts),
         return_tensors="pt",
     )
+
+
+def added_begin(processor: ProcessorMixin) -> str:
+    """The token, as text, that the tokenizer puts before every text and that is all it adds; "" if there is none."""
+    tokenizer = processor.tokenizer
+    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if begins else ""
 
 
 def end_of_turn(processor: ProcessorMixin) -> str:
     """The token with which the model ends an answer."""
     return processor.tokenizer.eos_token
+
+
+def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
+    """Tokens of an answer as they follow a prompt, with the end of turn.
+
+    SmolVLM's prompt ends in "Assistant:" and its template goes on with " Two.": the space belongs to the first word.
+    """
+    before, space = _before_answer(processor, str(processor.chat_template))
+    text = (answer if answer.startswith(space) else space + answer) + end_of_turn(processor)
+    head, ids = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, before + text))
+    if ids[: len(head)] == head:
+        return ids[len(head) :]
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # the answer begins in a prompt's token
+
+
+def answer_texts(processor: ProcessorMixin, ids: Sequence[Sequence[int]]) -> list[str]:
+    """Answers as text: without special tokens, and without the space that the template writes before them."""
+    _, space = _before_answer(processor, str(processor.chat_template))
+    return [text.removeprefix(space) for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+@lru_cache(maxsize=8)
+def _before_answer(processor: ProcessorMixin, template: str) -> tuple[str, str]:
+    """What a prompt ends with, and the space, if any, that `template` writes between it and the answer.
+
+    Only a space is taken: the line break of LLaVA-NeXT's template is not what that model was trained with.
+    """
+    turns = [*chat_messages("question", 0), chat_messages("answer", 0)[0] | {"role": "assistant"}]
+    prompt = processor.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+    whole = processor.apply_chat_template(turns, tokenize=False)
+    if not whole.startswith(prompt):
+        return "", ""
+    space = whole[len(prompt) :].partition("answer")[0]
+    return prompt.rpartition("question")[2], space if space == " " else ""
 
 
 def image_token_id(processor: ProcessorMixin) -> int:

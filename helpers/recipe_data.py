@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import models
 from helpers.convert import convert
 from helpers.labels import read_visual_genome
-from helpers.pairs import counted, rank_samples, sample_own_answers
+from helpers.pairs import counted, one_class_question, rank_samples, sample_own_answers
 from helpers.preferences import PreferenceRecord, image_paths, read_records, write_records
 from helpers.recipes import Recipe
 from helpers.rollout import Task, tasks_of
@@ -99,7 +99,7 @@ def _questions(run: Run) -> None:
 
 
 def _scenes_as_questions(run: Run) -> tuple[Path, Path]:
-    """Questions of one-word answers about the shipped scenes, in Visual Genome's form."""
+    """Two questions with short answers about each of the shipped scenes, in Visual Genome's form."""
     images, entries = run.folder / "data" / "images", []
     images.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
@@ -108,8 +108,13 @@ def _scenes_as_questions(run: Run) -> tuple[Path, Path]:
             number, kinds = len(entries), list(record.truth)
             open_image(image_paths(path, record)[0]).save(images / f"{number}.jpg", quality=95)
             kind = kinds[number % len(kinds)]
-            qas = {"qa_id": number, "image_id": number, "question": f"Is there a {_singular(kind)} in the image?"}
-            entries.append({"id": number, "qas": [qas | {"answer": "Yes." if record.truth[kind] else "No."}]})
+            presence = f"Is there a {_singular(kind)} in the image?", "Yes." if record.truth[kind] else "No."
+            asked = [presence, one_class_question(record.truth, number)]
+            qas = [
+                {"qa_id": 2 * number + place, "image_id": number, "question": question, "answer": answer}
+                for place, (question, answer) in enumerate(asked)
+            ]
+            entries.append({"id": number, "qas": qas})
     return write_json(images.parent / "question_answers.json", entries), images
 
 

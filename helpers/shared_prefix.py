@@ -23,7 +23,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from helpers.image_features import Features, ImageFeatures, core, given, is_frozen, joined
 from helpers.losses import token_logps
-from helpers.prompts import end_of_turn, render
+from helpers.prompts import answer_ids, render, tokenize
 
 Conversation = str  # a prompt as `prompts.render_conversation` writes it
 Answer = str | Tensor  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
@@ -105,7 +105,7 @@ def prompt_inputs(
 ) -> tuple[BatchFeature, Features, Tensor | None]:
     """Model inputs of left-padded prompts; with `features` also those of the batch, and their mean, (prompts, hidden)."""
     if features is None:
-        return _tokenize(processor, prompts, images, "left"), {}, None
+        return tokenize(processor, prompts, images, "left"), {}, None
     pairs = features.encode(prompts, images)
     lengths = [inputs["input_ids"].shape[1] for inputs, _ in pairs]
     paddings = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
@@ -149,7 +149,7 @@ def plain(
     """One row for each answer: the same for any architecture, and the image as often."""
     flat = [(number, answer) for number, row in enumerate(answers) for answer in row]
     ids = [_answer_ids(processor, answer) for _, answer in flat]
-    inputs = _tokenize(processor, [prompts[n] for n, _ in flat], [images[n] for n, _ in flat], "right")
+    inputs = tokenize(processor, [prompts[n] for n, _ in flat], [images[n] for n, _ in flat], "right")
     lengths = inputs["attention_mask"].sum(1).tolist()
     tails = {"input_ids": ids, "attention_mask": [torch.ones_like(own) for own in ids]}
     if "mm_token_type_ids" in inputs:
@@ -166,25 +166,10 @@ def plain(
     return Packed(inputs, torch.arange(len(flat)), *_columns(columns))
 
 
-def _tokenize(
-    processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], side: str
-) -> BatchFeature:
-    pictures = [list(row) for row in images]
-    return processor(
-        text=list(texts),
-        images=pictures if any(pictures) else None,
-        padding=True,
-        padding_side=side,
-        add_special_tokens=False,  # the template has written them
-        return_tensors="pt",
-    )
-
-
 def _answer_ids(processor: ProcessorMixin, text: Answer) -> Tensor:
     if isinstance(text, Tensor):
         return text.cpu()
-    ids = processor.tokenizer(text + end_of_turn(processor), add_special_tokens=False)["input_ids"]
-    return torch.tensor(ids)
+    return torch.tensor(answer_ids(processor, text))
 
 
 def _block_mask(segment: Tensor) -> Tensor:

@@ -15,6 +15,15 @@ from helpers.runtime import ROOT
 TRAFFIC = ROOT / "data" / "traffic"
 
 
+FIRST = ("test_notebooks_run", "test_browser", "test_colab_install", "test_processes")  # the longest, to share the work
+
+
+def pytest_collection_modifyitems(items):
+    names = [item.module.__name__ for item in items]
+    order = sorted(range(len(items)), key=lambda i: FIRST.index(names[i]) if names[i] in FIRST else len(FIRST))
+    items[:] = [items[i] for i in order]
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """(model, processor) of the embedded base in 4 bits, without an adapter."""

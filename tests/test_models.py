@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import re
 import subprocess
@@ -5,6 +6,9 @@ import sys
 
 import pytest
 import torch
+from architectures import build
+from pictures import noise
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from helpers import models, presets
@@ -24,9 +28,9 @@ def with_adapter(**settings):
     return models.add_adapter(model, LoraSettings(**settings)), processor
 
 
-def push_off_zero(model):
+def push_off_zero(model, seed=0):
     """A fresh adapter changes nothing; give its B matrices values."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -234,3 +238,53 @@ def test_unsloths_own_generate_is_passed_by(tiny):
 
     assert models.generate_after(Base(), "cache", "config", input_ids="ids") == "tokens"
     assert calls == [{"input_ids": "ids", "past_key_values": "cache", "generation_config": "config"}]
+
+
+UNSLOTH = """
+import os, sys, types
+os.environ |= {"UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
+import torch
+card = types.SimpleNamespace(name="CPU", total_memory=8 * 2**30, major=7, minor=5, multi_processor_count=1)
+torch.cuda.get_device_properties = lambda index=0: card
+import unsloth
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from helpers import loading
+from test_models import logits_with, make_adapter
+loading.unsloth, folder = unsloth, Path(sys.argv[1])
+make_adapter(folder, "unsloth", seed=1)
+logits = {name: logits_with(folder, name) for name in ("transformers", "unsloth")}
+torch.save(logits, folder / "logits.pt")
+"""
+
+
+def make_adapter(folder, name, seed):
+    model = models.add_adapter(models.load_model(folder / "base", four_bit=False)[0], LoraSettings(r=4), seed)
+    push_off_zero(model, seed)
+    models.save_adapter(model, folder / name, {})
+
+
+def logits_with(folder, name):
+    base, processor = models.load_model(folder / "base", four_bit=False)
+    model = models.load_adapter(base, folder / name)
+    with torch.no_grad():
+        return model(**encode(processor, [QUESTION], [noise(112, 112)])).logits
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed here")
+def test_adapters_fit_whichever_library_loaded_the_base(tmp_path):
+    """unsloth on a CPU, which it is made to take for a GPU: its own forward, in full precision."""
+    for part in build("qwen2_vl"):
+        part.save_pretrained(tmp_path / "base")
+    make_adapter(tmp_path, "transformers", seed=0)
+    subprocess.run(
+        [sys.executable, "-c", UNSLOTH, str(tmp_path), str(ROOT), str(ROOT / "tests")], cwd=tmp_path, check=True
+    )
+    adapters = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("transformers", "unsloth")]
+    ours, theirs = ({name: weight.shape for name, weight in adapter.items()} for adapter in adapters)
+    assert ours == theirs and len(ours) == 3 * 7 * 2  # layers, matrices, A and B
+    there = torch.load(tmp_path / "logits.pt")
+    for name, logits in there.items():
+        assert_close(logits_with(tmp_path, name), logits, atol=1e-4, rtol=0)
+    assert not torch.allclose(there["unsloth"], there["transformers"], atol=1e-2)

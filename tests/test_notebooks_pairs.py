@@ -26,10 +26,10 @@ SKELETON = (
 )
 LAYERS = [  # imports point to a lower line only
     {"install", "drive", "runtime", "config", "statistics", "presets"},
-    {"counting", "losses", "heads", "notebooks", "prompts", "templates", "run_logs", "resume"},
-    {"labels", "counting_metrics"},
-    {"scenes", "preferences", "heuristic", "scoring", "similarity"},
-    {"text_metrics", "hallucination", "rule_ranking"},
+    {"counting", "losses", "heads", "notebooks", "prompts", "templates", "run_logs", "resume", "shapes"},
+    {"labels", "counting_metrics", "memory"},
+    {"scenes", "preferences", "heuristic", "scoring", "similarity", "duration"},
+    {"text_metrics", "hallucination", "rule_ranking", "machine"},
     {"blind", "formats", "rows", "convert", "hub", "findings", "lengths", "data_doctor"},
     {"vote_file", "votes", "text_ranking", "arena"},
     {"official", "benchmarks", "judge", "image_features", "run_rules"},
@@ -42,7 +42,7 @@ LAYERS = [  # imports point to a lower line only
     {"pairs", "dpo", "ppo", "run_doctor", "reward_model", "reward_training", "feature_reward", "caption_reward"},
     {"side_by_side", "gallery", "paired"},
     {"pages"},
-    {"ppo_doctor", "evaluation", "exam", "model_card", "reward_report", "plots", "report"},
+    {"ppo_doctor", "evaluation", "exam", "model_card", "reward_report", "plots", "report", "export"},
     {"recipes"},
     {"recipe_data"},
     {"stages"},

@@ -12,26 +12,34 @@
 
 # %% tags=["setup"]
 # Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
-REPOSITORY = ""  # Colab only: address of the Git repository that this notebook comes from
+REPOSITORY, TAG = "", ""  # Colab only: address of the Git repository of this notebook, and its tag
+DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, for example "vlm-alignment"
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "runtime.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
 if ROOT is None:
-    if not REPOSITORY:
-        raise SystemExit("helpers/ is not here. Open the notebook in its repository, or set REPOSITORY above.")
-    ROOT = Path("/content/repository")
-    if not ROOT.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "-r", str(ROOT / "requirements.txt")]
-    subprocess.run(install, check=True)
+    if not REPOSITORY or not Path("/content").is_dir():
+        raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
+    ROOT = Path("/content", Path(REPOSITORY).stem)
+    if not ROOT.exists():  # fetched under another name: a download that is cut off leaves nothing under this one
+        part = Path(tempfile.mkdtemp(dir="/content"), ROOT.name)
+        clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG or "main", REPOSITORY, str(part)]
+        if (run := subprocess.run(clone, capture_output=True, text=True)).returncode:
+            raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
+        part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
+from helpers.install import ensure
 
+ensure()
 from helpers import models  # first of all imports: on a GPU it brings in unsloth
+from helpers.resume import use_drive
 from helpers.runtime import machine_summary
 
+use_drive(DRIVE)
 print(machine_summary())
 
 # %% [markdown]
@@ -62,6 +70,7 @@ from helpers.caption_reward import CaptionReward, tiny_text_reward, vlm_captione
 from helpers.config import reward_preset
 from helpers.feature_reward import FeatureReward, target_scores
 from helpers.losses import bradley_terry, listwise
+from helpers.machine import check_machine
 from helpers.preferences import image_paths, read_records
 from helpers.prompts import render
 from helpers.report import Section
@@ -75,6 +84,15 @@ section = Section("03_train_reward_model", "The reward model")
 settings = reward_preset(PRESET)
 settings = dataclasses.replace(settings, epochs=EPOCHS or settings.epochs, head=HEADS[0], objective=OBJECTIVES[0])
 settings
+
+# %% [markdown]
+# ## Is the machine enough?
+#
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+
+# %%
+plan = check_machine(MODEL, reward=settings)
+settings = plan.reward
 
 # %% [markdown]
 # ## The loss, by hand

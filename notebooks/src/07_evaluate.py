@@ -13,26 +13,34 @@
 
 # %% tags=["setup"]
 # Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
-REPOSITORY = ""  # Colab only: address of the Git repository that this notebook comes from
+REPOSITORY, TAG = "", ""  # Colab only: address of the Git repository of this notebook, and its tag
+DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, for example "vlm-alignment"
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "runtime.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
 if ROOT is None:
-    if not REPOSITORY:
-        raise SystemExit("helpers/ is not here. Open the notebook in its repository, or set REPOSITORY above.")
-    ROOT = Path("/content/repository")
-    if not ROOT.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, str(ROOT)], check=True)
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "-r", str(ROOT / "requirements.txt")]
-    subprocess.run(install, check=True)
+    if not REPOSITORY or not Path("/content").is_dir():
+        raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
+    ROOT = Path("/content", Path(REPOSITORY).stem)
+    if not ROOT.exists():  # fetched under another name: a download that is cut off leaves nothing under this one
+        part = Path(tempfile.mkdtemp(dir="/content"), ROOT.name)
+        clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG or "main", REPOSITORY, str(part)]
+        if (run := subprocess.run(clone, capture_output=True, text=True)).returncode:
+            raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
+        part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
+from helpers.install import ensure
 
+ensure()
 from helpers import models  # first of all imports: on a GPU it brings in unsloth
+from helpers.resume import use_drive
 from helpers.runtime import machine_summary
 
+use_drive(DRIVE)
 print(machine_summary())
 
 # %% [markdown]
@@ -49,6 +57,8 @@ POLICIES = ("dpo/*", "ppo/ppo", "ppo/reward-model", "ppo/heuristic-0.0")
 SEEDS = (0, 1, 2)  # of the sampled answers
 BENCHMARKS = {}  # for example {"pope": "data/pope.parquet", "mme": None}: None downloads it
 JUDGED = {}  # for example {"llava_bench": ("questions.jsonl", "reviews.jsonl")}
+EXPORT = ""  # folder for the first policy merged into its base, for example "merged"
+PUSH_TO = ""  # owner/name on the Hugging Face hub, a private repository
 
 # %%
 from fnmatch import fnmatch
@@ -64,6 +74,7 @@ from helpers.counting_metrics import count_metrics
 from helpers.evaluation import answer_records, chance_exact
 from helpers.hallucination import chair
 from helpers.labels import held_out_items
+from helpers.machine import check_machine
 from helpers.pairs import one_class_question
 from helpers.policies import Policies, find_policies
 from helpers.preferences import read_records
@@ -73,6 +84,14 @@ from helpers.statistics import proportion
 from helpers.text_metrics import text_metrics
 
 section = Section("07_evaluate", "Does it help? Evaluation on held-out images")
+
+# %% [markdown]
+# ## Is the machine enough?
+#
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+
+# %%
+check_machine(MODEL)
 
 # %% [markdown]
 # ## What is examined
@@ -322,6 +341,25 @@ for label, name in {"base": "base", "dpo": next((name for name in names if name.
     section.share(f"{label}_one_class", proportion(int(one_class[name].sum()), len(items)))
 section.examined = exam.findings(policies, examined, comparisons)
 print("report:", section.save())
+
+# %% [markdown]
+# ## Optional: a model for others
+#
+# `EXPORT` merges the first policy into its base in 16 bits and checks that both say the same; `PUSH_TO` uploads that, or
+# the adapter if nothing was merged. The figures above are of the base in 4 bits, and only nearly those of a merged model.
+# With both empty, nothing happens. `docs/export.md` says the rest.
+
+# %%
+if EXPORT or PUSH_TO:
+    from helpers import export
+
+    wanted = saved[0].folder
+    if PUSH_TO:
+        export.push_token(PUSH_TO)  # rather now than after the merge
+    if EXPORT:
+        wanted = export.merge(None, wanted, Path(EXPORT))
+    if PUSH_TO:
+        print(export.push(wanted, PUSH_TO))
 
 # %% [markdown]
 # ## Next

@@ -1,0 +1,322 @@
+"""The parts of `benchmarks/gpu.py`, each a function (plan, note, backend) that runs in a process of its own.
+
+`backend` is who loads the model, decided before this module was imported (`gpu.import_parts`). Stock TRL is what it is in
+`benchmarks/dpo.py`: `dpo.make_trainer(packed=False)`. Seconds of a DPO step run from the end of one step to the end of
+the next: collator, forward, backward, optimizer, log. Peaks are what PyTorch allocated (on a CPU the memory of the
+process, since it began); forecasts are `helpers/memory.py`'s, on a GPU without its context.
+"""
+
+import dataclasses
+import gc
+import math
+import os
+import signal
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers import models  # before all that unsloth changes
+
+# isort: split
+import torch
+from torch import Tensor, nn
+from transformers import ProcessorMixin, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from benchmarks import gpu
+from benchmarks.dpo import Case, pairs
+from benchmarks.gpu_model import (
+    ASKED,
+    BATCH,
+    Peak,
+    dataset_of,
+    dpo_settings,
+    dtypes,
+    environment,
+    forecast,
+    load_model,
+    now,
+    ppo_settings,
+    questions,
+    write_model,
+)
+from helpers import dpo, memory, runtime
+from helpers.config import DPO_PRESETS
+from helpers.forecast import LOSS_SCALE, as_in_training, backward, collate, loss_of
+from helpers.losses import completion_logps
+from helpers.ppo import PolicyTrainer
+from helpers.prompts import render_conversation
+from helpers.runtime import UsageError
+from helpers.scoring import make_scorer
+from helpers.shared_prefix import Packed, answer_logits, plain
+from helpers.statistics import proportion
+
+if TYPE_CHECKING:
+    from benchmarks.gpu import Notes, Plan
+
+Weights = dict[str, Tensor]
+WARM_UP = 3  # steps that do not count
+length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 100})
+
+
+def checkpoint(plan: "Plan", note: "Notes", backend: str) -> None:
+    """Both models, the images, and what the machine is."""
+    note(environment=environment())
+    started = now()
+    note(parameters=write_model(plan.preset, plan.folder / "model", plan.toy))
+    note(seconds=now() - started, parameters_small=write_model(plan.preset, plan.folder / "small", True))
+    number = max(plan.steps, plan.iterations * ppo_settings(plan).prompts, ASKED)
+    pairs(Case("gpu", None, (plan.side, plan.side), DPO_PRESETS["t4"], 0), plan.folder, number)
+
+
+@dataclasses.dataclass
+class Look:
+    """What a loaded model says of pairs that are always the same."""
+
+    names: list[str]  # of the adapter's weights
+    logits: Tensor  # of the base, at the tokens of the answers, (tokens, vocab)
+    logps: Tensor  # with an adapter, (answers,)
+    gradient: Weights  # of a DPO batch, by weight
+
+
+def load(plan: "Plan", note: "Notes", backend: str) -> None:
+    """Seconds, memory, and a `Look`, saved with its adapter; then answers are sampled."""
+    peak, started = Peak(), now()
+    model, processor = load_model(plan)
+    note(seconds=now() - started, load_peak_gb=peak.figures()["peak_gb"])
+    note(weights_gb=models.weight_megabytes(model) / 1e3)
+    note(four_bit_layers=sum(type(module).__name__ == "Linear4bit" for module in model.modules()))
+    note(model_class=type(model).__name__, dtypes=dtypes(model))
+    seen, policy, batch = look_at(plan, model, processor)
+    torch.save(dataclasses.asdict(seen), plan.folder / f"look-{backend}.pt")
+    models.save_adapter(policy, plan.folder / f"adapter-{backend}", {"base": "random"})
+    note(lora_weights=len(seen.names), **read_adapters(plan, policy, batch, seen))
+    base = policy.unload()  # the adapters would count as memory
+    gc.collect()
+    settings, tasks = memory.Generation(ASKED, 4 if plan.toy else 20), questions(plan, ASKED)
+    expected, peak, started = forecast(plan, "load", settings, processor), Peak(), now()
+    said = models.generate_answers(
+        base, processor, [task.images[0] for task in tasks], [task.question for task in tasks],
+        max_new_tokens=settings.max_new_tokens, batch_size=ASKED,
+    )  # fmt: skip
+    note(generation_seconds=now() - started, n=len(said), answers_not_empty=sum(map(bool, said)))
+    note(weights_forecast_gb=expected.weights, **peak.figures(expected))
+
+
+def look_at(plan: "Plan", model: nn.Module, processor: ProcessorMixin) -> tuple[Look, nn.Module, Packed]:
+    """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang on their names."""
+    rows = dataset_of(plan, 2 * BATCH)
+    prompts = [render_conversation(processor, [(t["role"], t["content"]) for t in row["prompt"]], 1) for row in rows]
+    answers = [[row["chosen"][0]["content"], row["rejected"][0]["content"]] for row in rows]
+    batch = plain(processor, prompts, [row["images"] for row in rows], answers).to(runtime.device())
+    logits = say(model, batch)[batch.mask.roll(-1, 1)].float().cpu()
+    trainer = dpo.make_trainer(model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look")
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    fill(trained)
+    logps = completion_logps(say(trainer.model, batch), batch.ids, batch.mask).cpu()
+    with as_in_training(trainer):
+        backward(loss_of(trainer, collate(trainer, [rows[place] for place in range(BATCH)])))
+    gradient = {name: p.grad.float().cpu() / LOSS_SCALE for name, p in trained.items() if p.grad is not None}
+    trainer.model.zero_grad()
+    return Look(sorted(trained), logits, logps, gradient), trainer.model, batch
+
+
+@torch.no_grad()
+def say(model: nn.Module, batch: Packed) -> Tensor:
+    device = runtime.device().type
+    with torch.autocast(device, runtime.compute_dtype(), enabled=device == "cuda"):
+        return answer_logits(model.eval(), batch)
+
+
+@torch.no_grad()
+def fill(weights: Weights) -> None:
+    """Random numbers that any loader gives the weight of that name, so that the adapter says something."""
+    for name, weight in weights.items():
+        generator = torch.Generator().manual_seed(int.from_bytes(name.encode()) % 2**63)
+        scale = 0.02 if "lora_B" in name else weight.shape[-1] ** -0.5
+        weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+
+
+def read_adapters(plan: "Plan", policy: nn.Module, batch: Packed, seen: Look) -> dict[str, float]:
+    """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from those of our own, nats."""
+    found = {}
+    for folder in sorted(plan.folder.glob("adapter-*")):
+        name = folder.name.replace("-", "_")
+        models.load_adapter(policy, folder, name)
+        logps = completion_logps(say(policy, batch), batch.ids, batch.mask).cpu()
+        found[f"{name}_logps_differ_by"] = float((logps - seen.logps).abs().max())
+    return found
+
+
+def exchange(plan: "Plan", note: "Notes", backend: str) -> None:
+    """A second look with transformers beside what both loaders have seen."""
+    model, processor = load_model(plan)
+    seen, policy, batch = look_at(plan, model, processor)
+    for path in sorted(plan.folder.glob("look-*.pt")):
+        other = Look(**torch.load(path, weights_only=True))
+        note(**{path.stem.removeprefix("look-"): differences(seen, other)})
+    note(**read_adapters(plan, policy, batch, seen))
+
+
+def differences(one: Look, other: Look) -> dict[str, Any]:
+    """Of two looks at the same pairs. Norms are compared as other : one − 1, logits by the norm of their difference."""
+    agree = one.logits.argmax(-1) == other.logits.argmax(-1)
+    names = sorted(one.gradient.keys() & other.gradient.keys())
+    first, second = (torch.cat([look.gradient[name].flatten() for name in names]) for look in (one, other))
+    return {
+        "lora_names_equal": one.names == other.names,
+        "only_in_one": sorted(set(one.names) ^ set(other.names))[:4],
+        "logits_relative_error": float((one.logits - other.logits).norm() / one.logits.norm()),
+        "top1_agreement": dataclasses.asdict(proportion(int(agree.sum()), len(agree))),
+        "logps_differ_by": float((one.logps - other.logps).abs().max()),
+        "gradient_cosine": float(nn.functional.cosine_similarity(first, second, dim=0)),
+        "gradient_norm_difference": float(second.norm() / first.norm() - 1),
+        "n": len(agree),
+    }
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step, all of it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.last = now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(now() - self.last)
+        self.last += self.seconds[-1]
+
+
+def train_dpo(plan: "Plan", note: "Notes", backend: str, packed: bool | None = None) -> None:
+    """All steps, on so few pairs that the second half of them sees each once more."""
+    model, processor = load_model(plan)
+    settings, clock, peak = dpo_settings(plan), Clock(), Peak()
+    rows, folder = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)), plan.folder / f"dpo-{backend}-{packed}"
+    trainer = dpo.make_trainer(model, processor, rows, settings, output_dir=folder, packed=packed, callbacks=[clock])
+    note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
+    log = dpo.train(trainer).log
+    note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
+    note(**peak.figures(forecast(plan, "dpo", settings, processor)))
+    found = dtypes(trainer.model, trainer.optimizer)
+    note(dtypes=found, bf16_tensors=found.get("bfloat16", 0))
+
+
+def step_seconds(seconds: Sequence[float], epoch: int) -> dict[str, float]:
+    """Medians of all steps, those of the first epoch and all later ones; the first `WARM_UP` count only if there are no others."""
+    parts = {"": seconds, "_first_epoch": seconds[:epoch]}
+    parts = {name: part[WARM_UP:] or part[-1:] for name, part in parts.items()} | {"_later": seconds[epoch:]}
+    found = {f"seconds{name}": statistics.median(part) for name, part in parts.items() if part}
+    return found | {f"n{name}": len(part) for name, part in parts.items() if name}
+
+
+def losses(log: Sequence[dict[str, float]]) -> dict[str, float]:
+    """How far the first loss is from ln 2, what became of it, and how many steps had a gradient that is not finite."""
+    norms = [row["grad_norm"] for row in log if "grad_norm" in row]
+    return {
+        "loss_first": log[0]["loss"],
+        "loss_first_less_ln_2": log[0]["loss"] - math.log(2),
+        "loss_last": log[-1]["loss"],
+        "gradients": len(norms),
+        "non_finite_gradients": sum(not math.isfinite(norm) for norm in norms),
+        "non_finite_losses": sum(not math.isfinite(row["loss"]) for row in log),
+    }
+
+
+def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
+    """Iterations with the preset "t4" and short answers, whose score is their length."""
+    model, processor = load_model(plan)
+    settings, peak = ppo_settings(plan), Peak()
+    trainer = PolicyTrainer(model, processor, questions(plan, plan.iterations * settings.prompts), length, settings)
+    note(packs=trainer.packs)
+    log = trainer.train()
+    seconds = [row["seconds"] - before for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)]
+    norms = [row["grad_norm/adapter"] for row in log]
+    note(
+        seconds=statistics.median(seconds[1:] or seconds), seconds_first=seconds[0], n=len(log),
+        ratio_first=log[0]["ppo/ratio_first"], ratios=[row["ppo/ratio_first"] for row in log],
+        tokens_per_second=log[-1]["tokens_per_second"], score_first=log[0]["objective/scores"],
+        non_finite_gradients=sum(not math.isfinite(norm) for norm in norms), grad_norm_first=norms[0],
+    )  # fmt: skip
+    note(**peak.figures(forecast(plan, "ppo", settings, processor)))
+    found = dtypes(trainer.model, trainer.optimizer)
+    note(dtypes=found, bf16_tensors=found.get("bfloat16", 0))
+
+
+class Watch(TrainerCallback):
+    """Counts the steps of DPO, or the iterations of PPO; `kill` ends the process in the one after the first checkpoint."""
+
+    def __init__(self, kill: bool, checkpoint: Callable[[], Any]):
+        self.kill, self.checkpoint, self.steps = kill, checkpoint, 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self()
+
+    def __call__(self, *_: Any) -> None:
+        self.steps += 1
+        if self.kill and self.checkpoint():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def small_dpo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = False) -> tuple[Weights, int]:
+    """Final weights of 5 steps with a checkpoint after every second one, and how many steps were done here."""
+    model, processor = load_model(plan, "small")
+    settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
+    watch = Watch(kill, lambda: folder.is_dir() and get_last_checkpoint(str(folder)))
+    trainer = dpo.make_trainer(model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch])
+    dpo.train(trainer, resume)
+    return {name: p.detach().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}, watch.steps
+
+
+def small_ppo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = False) -> tuple[Weights, int]:
+    """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run finds by itself."""
+    model, processor = load_model(plan, "small")
+    sizes = {"prompts": 2, "group": 2, "mini_batch": 1, "max_new_tokens": 4}
+    rates = {"learning_rate": 1e-3, "critic_learning_rate": 1e-3}
+    settings = ppo_settings(plan, iterations=3, checkpoint_every=1, **sizes, **rates)
+    path = folder / "checkpoint.pt"
+    watch = Watch(kill, path.exists)
+    trainer = PolicyTrainer(model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch])
+    trainer.train()
+    return {name: weight.cpu() for name, weight in trainer._weights().items()}, watch.steps
+
+
+SMALL = {"dpo": small_dpo, "ppo": small_ppo}
+
+
+def killed(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
+    SMALL[stage](plan, plan.folder / f"resume-{stage}-{backend}", kill=True)
+
+
+def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
+    """A run that is killed and gone on with, and two whole ones: by how much do final weights differ at most?"""
+    train, folder = SMALL[stage], plan.folder / f"resume-{stage}-{backend}"
+    part = gpu.Part(f"killed_{stage}", backend, 0)
+    log = plan.folder / f"{part.name}.log"
+    process = gpu.in_process(gpu.work, (part, plan, None), log, leader=False)
+    process.join()
+    if process.exitcode != -signal.SIGKILL:
+        raise UsageError(f"the run to be killed ended with {process.exitcode}: {log.read_text()[-200:].strip()}")
+    kept = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("checkpoint*"))]
+    gone_on, left = train(plan, folder, resume=True)
+    (whole, steps), (again, _) = (train(plan, plan.folder / f"{folder.name}-{number}") for number in (1, 2))
+    note(checkpoints=kept, n=sum(p.numel() for p in whole.values()), steps=steps, steps_gone_on=left)
+    note(largest_lora_b=max(float(p.abs().max()) for name, p in whole.items() if "lora_B" in name))  # it began at 0
+    note(largest_difference=largest(whole, gone_on), largest_difference_unkilled=largest(whole, again))
+
+
+def largest(one: Weights, other: Weights) -> float:
+    """Largest difference of two sets of weights. Raises UsageError if they are not of the same names."""
+    if one.keys() != other.keys():
+        raise UsageError(f"weights of different names: {sorted(one.keys() ^ other.keys())[:4]}")
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+PARTS = {
+    "checkpoint": checkpoint, "load": load, "exchange": exchange,
+    "dpo": train_dpo, "trl": partial(train_dpo, packed=False), "ppo": train_ppo,
+    **{f"{name}_{stage}": partial(f, stage=stage) for name, f in (("killed", killed), ("resume", resume)) for stage in SMALL},
+}  # fmt: skip

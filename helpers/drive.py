@@ -1,0 +1,127 @@
+"""Copies of what is finished in a folder, kept in another one that may fail: artifacts on Google Drive.
+
+A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the local disk, and every
+minute what is finished is copied, under another name that is then changed. If that fails, training goes on.
+Simplification: what was deleted locally stays on Drive, except for checkpoints of DPO that newer ones have replaced.
+"""
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from math import inf
+from pathlib import Path
+from typing import Any
+
+STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+QUIET = 3.0  # seconds: a file that was changed later than that ago may not be finished
+COARSE = 2.0  # seconds: some file systems keep times no finer
+
+
+def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
+    """What Trainer wrote into the folder of a checkpoint; None if it was killed before it came to the end."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return state if (checkpoint / "optimizer.pt").stat().st_size else None
+    except (OSError, ValueError):
+        return None
+
+
+class Copies:
+    """What is finished in the folder `local`, kept in the folder `drive`; `start` does so every so many seconds."""
+
+    def __init__(self, drive: Path, local: Path, every: float = 60.0):
+        self.drive, self.local, self.every, self.failed = drive, local, every, False
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="copies", daemon=True)
+
+    def restore(self) -> int:
+        """Copy to `local` what is newer in `drive`, and count it. Raises OSError."""
+        return _copy_newer(self.drive, self.local)
+
+    def keep(self) -> int:
+        """Copy to `drive` what is newer in `local`, and count it; a failure is said once and raises nothing."""
+        try:
+            if not self.drive.is_dir():  # else a lost mount would be replaced by a folder of that name
+                raise OSError("it is not there any more")
+            count = _copy_newer(self.local, self.drive, time.time() - QUIET)
+            _drop_replaced(self.drive, self.local)
+        except OSError as error:
+            if not self.failed:
+                print(f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this machine only.")
+            self.failed = True
+            return 0
+        self.failed = False
+        return count
+
+    def start(self) -> None:
+        if not self.thread.ident:
+            self.thread.start()
+
+    def _run(self) -> None:
+        while not self.stop.wait(self.every):
+            self.keep()
+
+
+def _finished(folder: Path) -> Iterator[Path]:
+    """Files and whole checkpoints, without what is being written and what can be computed again."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "cache":
+            continue
+        if path.is_dir() and not CHECKPOINT.fullmatch(path.name):
+            yield from _finished(path)
+        elif path.is_file() or trainer_state(path):
+            yield path
+
+
+def _written(path: Path) -> float:
+    return (path / STATE if path.is_dir() else path).stat().st_mtime
+
+
+def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
+    """Copy what was written before `until` and is newer in `source`, or only there; how much that was."""
+    count = 0
+    for path in _finished(source):
+        copy = target / path.relative_to(source)
+        try:
+            if _written(path) <= until and (not copy.exists() or _written(path) > _written(copy) + COARSE):
+                _copy(path, copy)
+                count += 1
+        except OSError:
+            if path.exists() or not source.is_dir():
+                raise  # else the trainer has just removed this one, because it has newer ones
+    return count
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Copy a file or a folder with its times; under the name `copy` stands the old one or the new one, never a part."""
+    part = copy.with_name(f".{copy.name}.part")
+    _remove(part)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if path.is_dir() else shutil.copy2)(path, part)
+    if path.is_dir():
+        _remove(copy)  # a folder cannot take the place of another
+    part.replace(copy)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _drop_replaced(drive: Path, local: Path) -> None:
+    """Remove checkpoints whose originals the trainer has removed, because it has newer ones."""
+    for path in drive.glob("dpo/*/trainer/checkpoint-*"):
+        original = local / path.relative_to(drive)
+        newer = [p for p in original.parent.glob("checkpoint-*") if trainer_state(p) and _number(p) > _number(path)]
+        if newer and not original.exists():
+            _remove(path)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(CHECKPOINT.fullmatch(checkpoint.name)[1])

@@ -1,0 +1,304 @@
+"""From an adapter to a model that others can use: merged into its base, checked, and put on the hub.
+
+A merge writes W + (α / r) B A in place of W (Hu et al. 2021, arXiv 2106.09685, section 4.1; `peft`'s `merge_and_unload`).
+The base is loaded in fp16 or fp32, never in 4 bits: there the sum would be rounded to one of 16 values, and most of what
+was learnt is less than the distance between two. bf16 is not offered, since its 8 bits lose small changes too. An adapter
+that was trained on 4-bit weights meets other weights here, so that figures of notebook 07 are not the merged model's.
+Described in docs/export.md, used in notebook 07.
+
+Simplification: that the merged model says the same is tried on a few shipped images, along the greedy answers.
+"""
+
+import gc
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from helpers import loading, models  # before peft and transformers, since they may import unsloth
+
+# isort: split
+from huggingface_hub import HfApi, errors
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from helpers.actor_critic import CRITIC
+from helpers.install import on_colab
+from helpers.labels import read_yolo
+from helpers.model_card import _short, data_licences, model_card, versions
+from helpers.pairs import question_for
+from helpers.presets import config_of, preset_of, without_weights
+from helpers.prompts import render
+from helpers.report import read_sections
+from helpers.reward_model import REWARD
+from helpers.runtime import ROOT, UsageError, open_image, read_json, tensors_hash, write_json, write_text
+from helpers.shared_prefix import EQUAL, answer_logits, plain
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+LIMITS = {torch.float16: (EQUAL, 0.1), torch.float32: (1e-4, 0.0)}  # relative error of logits; nats that count as a tie
+BESIDE = 1.0  # GB that the checks take beside the weights
+LICENCES = {"Apache-2.0": "apache-2.0", "Llama 2 community licence": "llama2", "Llama 3 community licence": "llama3"}
+PUBLISHED = re.compile(
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(adapter_|generation_)?config\.json"
+    r"|about\.json|README\.md|((video_)?pre)?processor_config\.json|(tokenizer|tokenizer_config|vocab)\.json"
+    r"|(added_tokens|special_tokens_map)\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
+)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What base + adapter says, which the merged model must repeat."""
+
+    asked: tuple[list, list, list]  # prompts as the chat template writes them, images, greedy answers
+    logits: Tensor  # (tokens of all answers, vocab), before each token
+    effect: float  # how far the adapter moves them, relative to their norm
+
+
+def merge(
+    base: str | Path | None, adapter: Path, out: Path, dtype: torch.dtype = torch.float16, images: int = 4
+) -> Path:
+    """Base + adapter as one model in the folder `out`, which is there only after all checks.
+
+    base: preset, folder or hub id; None: what the adapter's about.json names. images: shipped ones to ask both about.
+    Beside weights (safetensors) and processor, with the training's image size, there are a card and about.json. Raises
+    UsageError if it is no policy's adapter, memory is short, or the merged model says other than base + adapter.
+    """
+    about, out = policy_facts(adapter, base), out.resolve()
+    if dtype not in LIMITS:
+        raise UsageError(f"a merge is in {' or '.join(DTYPES)}, not in {dtype}.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out}: exists and is not empty. Give another folder, or empty it.")
+    processor, place = loading.load_processor(about["base"]), room_for(about["base"], dtype)
+    model = _with_adapter(_load(about["base"], dtype, place), adapter)
+    spoken, part = speak(model, processor, images), out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        model = model.merge_and_unload()
+        weights = _finite_hash(model)
+        if not model.generation_config.do_sample:  # without it these say nothing, and transformers refuses to save them
+            model.generation_config.update(temperature=None, top_p=None, top_k=None)
+        model.save_pretrained(part, max_shard_size="5GB")
+        processor.save_pretrained(part)
+        del model
+        gc.collect()  # room for the one that is read back
+        about["merged"] = {"dtype": str(dtype).removeprefix("torch."), **verify(part, spoken, weights, dtype, place)}
+        _describe(part, about, out.name)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error}). Free space, or give another folder.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print(f"{out}: {about['merged']}")
+    return out
+
+
+def policy_facts(adapter: Path, base: str | Path | None = None) -> dict[str, Any]:
+    """The about.json of a policy's adapter, with `base` if it is given. Raises UsageError for anything else."""
+    if not (adapter / "adapter_model.safetensors").exists() or not (adapter / "adapter_config.json").exists():
+        raise UsageError(f"{adapter}: holds no adapter (adapter_config.json, adapter_model.safetensors).")
+    noted, kind = (adapter / "about.json").exists(), read_json(adapter / "adapter_config.json").get("peft_type")
+    about = read_json(adapter / "about.json") if noted else {}
+    if (adapter / "head.safetensors").exists() or "head" in about or (adapter.name in (REWARD, CRITIC) and not noted):
+        raise UsageError(f"{adapter}: of a reward model or critic, which answers nothing. Give a policy's adapter.")
+    if kind != "LORA":
+        raise UsageError(f"{adapter}: an adapter of the kind {kind} cannot be merged. Only LoRA's can.")
+    if not (base or about.get("base")):
+        raise UsageError(f"{adapter}: no about.json names its base. Give the base, or what `save_adapter` wrote.")
+    return about | {"base": str(base or about["base"])}
+
+
+def room_for(base: str, dtype: torch.dtype) -> torch.device:
+    """Where the weights go: the GPU if it has room, else the CPU. Raises UsageError with both figures if neither has."""
+    if getattr(config_of(base), "quantization_config", None):
+        raise UsageError(f"{base}: is quantised, and a merge would be rounded like it. Give the original as the base.")
+    number = sum(parameter.numel() for parameter in without_weights(base).parameters())
+    need, free = number * dtype.itemsize / 1e9 + BESIDE, psutil.virtual_memory().available / 1e9
+    print(f"{number:,} weights × {dtype.itemsize} bytes + {BESIDE:.0f} GB for the checks = {need:.1f} GB of memory")
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] / 1e9 > need:
+        return torch.device("cuda")
+    if free < need:
+        raise UsageError(f"{base}: the merge takes {need:.1f} GB, and {free:.1f} GB are free. Close other programs.")
+    return torch.device("cpu")
+
+
+def _load(base: str | Path, dtype: torch.dtype, place: torch.device) -> PreTrainedModel:
+    source = loading.original(base)
+    options = {"revision": source.revision, "dtype": dtype, "attn_implementation": "sdpa"}
+    with loading._told(base, source):
+        return AutoModelForImageTextToText.from_pretrained(source.location, **options).to(place).eval()
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Each tensor of the adapter on the model: peft leaves out with a warning what finds no layer of its name."""
+    try:
+        saved = load_file(adapter / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{adapter}: adapter_model.safetensors cannot be read ({error}). Save it again.") from error
+    model = models.load_adapter(model, adapter)
+    own = {name: value.cpu() for name, value in get_peft_model_state_dict(model).items()}
+    fits = {name for name in saved.keys() & own.keys() if torch.equal(saved[name].float(), own[name].float())}
+    if wrong := (saved.keys() | own.keys()) - fits:
+        raise UsageError(f"{adapter}: {len(wrong)} tensors do not fit this base ({min(wrong)} …). Give its own base.")
+    return model
+
+
+@torch.no_grad()
+def speak(model: PeftModel, processor: ProcessorMixin, number: int = 4) -> Spoken:
+    """Greedy answers to questions about the first shipped test images. Raises UsageError for logits that overflow."""
+    items = read_yolo(ROOT / "data" / "traffic", "test")[:number]
+    questions, pictures = [question_for(item, i) for i, item in enumerate(items)], [open_image(i.path) for i in items]
+    answers = models.generate_answers(model, processor, pictures, questions, max_new_tokens=32)
+    asked = [render(processor, q) for q in questions], [[picture] for picture in pictures], [[text] for text in answers]
+    logits = _logits(model, processor, asked)
+    if not logits.isfinite().all():
+        raise UsageError(f"in {model.dtype} this model's numbers overflow. Merge with --dtype fp32.")
+    with models.adapter_off(model):
+        return Spoken(asked, logits, _distance(_logits(model, processor, asked), logits))
+
+
+def _logits(model: torch.nn.Module, processor: ProcessorMixin, asked: tuple[list, list, list]) -> Tensor:
+    packed = plain(processor, *asked).to(model.device)
+    return answer_logits(model, packed)[:, :-1][packed.mask[:, 1:]].float().cpu()
+
+
+def _distance(logits: Tensor, others: Tensor) -> float:
+    """Largest over the tokens, relative to the norm of `others`; (tokens, vocab) each."""
+    return float(((logits - others).norm(dim=1) / others.norm(dim=1)).max())
+
+
+def _finite_hash(model: PreTrainedModel) -> str:
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise UsageError(f"{name}: not finite after the merge in {weight.dtype}. Merge with --dtype fp32.")
+    return tensors_hash(sorted(model.named_parameters()))
+
+
+@torch.no_grad()
+def verify(folder: Path, spoken: Spoken, weights: str, dtype: torch.dtype, place: torch.device) -> dict[str, Any]:
+    """Read a merged model back and ask it the same. Raises UsageError if weights, logits or greedy answers differ.
+
+    weights: hash of what was to be written. Along base + adapter's answers each likeliest token must be the same one; in
+    fp16 two may be exchanged if base + adapter prefers one of them by no more than the second of `LIMITS`.
+    """
+    model, processor = _load(folder, dtype, place), AutoProcessor.from_pretrained(folder)
+    if tensors_hash(sorted(model.named_parameters())) != weights:
+        raise UsageError(f"{folder}: the weights read back are not those written. Check the disk, merge again.")
+    logits, (limit, tie) = _logits(model, processor, spoken.asked), LIMITS[dtype]
+    error, choice = _distance(logits, spoken.logits), logits.argmax(1, keepdim=True)
+    if not error <= min(limit, spoken.effect / 2):  # not <=: NaN is no success
+        raise UsageError(
+            f"the merged model's logits are off by {error:.1e} of their norm; {limit:.0e} would be rounding, and the whole "
+            f"adapter moves them by {spoken.effect:.1e}. Merge with --dtype fp32; if it is as far off, do not merge."
+        )
+    behind = spoken.logits.max(1).values - spoken.logits.gather(1, choice)[:, 0]  # nats
+    if behind.max() > tie:
+        raise UsageError(f"the merged model's greedy answers are others, by {behind.max():.2f} nats: try --dtype fp32.")
+    return {"relative_error": error, "effect": spoken.effect, "tokens": len(behind), "ties": int((behind > 0).sum())}
+
+
+def _describe(folder: Path, about: dict[str, Any], name: str) -> None:
+    """README.md and about.json, with no path of this machine."""
+    write_text(folder / "README.md", card(about, name))
+    write_json(folder / "about.json", about | {key: _short(about[key]) for key in ("base", "data") if key in about})
+
+
+def card(about: dict[str, Any], name: str) -> str:
+    """README.md of a merged model or an adapter for the hub; with figures if notebook 07 has examined the adapter."""
+    merged, (base, licence) = about.get("merged"), _origin(about)
+    metadata = {
+        "license": LICENCES.get(licence, "other"), "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "image-text-to-text", "tags": ["preference-alignment", "merged" if merged else "lora"],
+    }  # fmt: skip
+    if not Path(base).is_absolute() and not (ROOT / base).exists():  # the hub takes only hub ids
+        metadata |= {"base_model": base, "base_model_relation": "merge" if merged else "adapter"}
+    reward, facts = about.get("reward"), {key: value for key, value in about.items() if key != "merged"}
+    text = f"A LoRA adapter of `{_short(base)}` (licence: {licence}), trained on "
+    text += f"the reward `{reward}`" if reward else "preference pairs"
+    if merged:
+        text += f", merged into its weights in {merged['dtype']}: logits are within {merged['relative_error']:.0e} of those "
+        text += "of base + adapter. Figures below are of the adapter on the base as notebook 07 loaded it, usually in 4 bits"
+    text += ".\n\n## "
+    examined = [item for section in read_sections() for item in section.examined.items() if item[1]["about"] == facts]
+    if examined:
+        text += model_card(*examined[0]).partition("\n## ")[2]
+    else:
+        text += f"Data\n`{_short(about.get('data', 'not noted'))}`, licence: {', '.join(data_licences(about))}.\n\n## Versions\n"
+        text += ", ".join(versions()) + ".\n\n## Figures\nNone: notebook 07 has not examined this adapter.\n"
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {name}\n\n{text}"
+
+
+def _origin(about: dict[str, Any]) -> tuple[str, str]:
+    """Hub id or folder of the base, and its licence."""
+    preset = preset_of(about["base"])
+    return (preset.location, preset.licence) if preset else (about["base"], "see the base's own card")
+
+
+def push(folder: Path, repository: str, private: bool = True) -> str:
+    """Upload a merged model or a policy's adapter, without checkpoints and logs; returns its address on the hub.
+
+    Raises UsageError for a bad name, no token, a public repository that should be private, or what the hub refuses.
+    """
+    token, adapter = push_token(repository), not (folder / "config.json").exists()
+    about = policy_facts(folder) if adapter else read_json(folder / "about.json")
+    base, licence = _origin(about)
+    data = ", ".join(data_licences(about))
+    print(f"Licence of the base: {licence}; of the data: {data}. What you publish must keep to both.")
+    files, api = [f for f in folder.iterdir() if f.is_file() and PUBLISHED.fullmatch(f.name)], HfApi(token=token)
+    with tempfile.TemporaryDirectory() as copy:
+        if adapter:  # its files name folders of this machine
+            for file in files:
+                shutil.copy(file, copy)
+            folder = Path(copy)
+            config = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": _short(base)}
+            write_json(folder / "adapter_config.json", config)
+            _describe(folder, about, repository.split("/")[1])
+        names = sorted({file.name for file in files} | {"README.md"})
+        try:
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            public = private and not api.repo_info(repository).private
+            if not public:
+                api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
+        except (errors.HTTPError, OSError) as error:
+            reason = str(error).splitlines()[0].replace(token, "HF_TOKEN")
+            raise UsageError(f"{repository}: not uploaded ({reason}). Check network and the token's rights.") from None
+    if public:
+        raise UsageError(f"{repository}: is there and public; nothing was uploaded. Give another name, or --public.")
+    return str(address)
+
+
+def push_token(repository: str) -> str:
+    """The token to push there with. Raises UsageError if there is none, or for a name that is not owner/name."""
+    try:
+        validate_repo_id(repository)
+    except errors.HFValidationError:
+        repository = ""
+    if repository.count("/") != 1:
+        raise UsageError("a repository on the hub is called owner/name, with letters, digits, '-', '_' and '.'.")
+    if not (token := os.environ.get("HF_TOKEN", "").strip() or _colab_secret()):
+        raise UsageError(
+            "no token for the hub. Make one that may write at https://huggingface.co/settings/tokens, then set HF_TOKEN to "
+            "it; on Colab, add it as the secret HF_TOKEN (the key on the left) and let this notebook read it."
+        )
+    return token
+
+
+def _colab_secret() -> str | None:
+    try:
+        from google.colab import userdata
+
+        return userdata.get("HF_TOKEN") if on_colab() else None
+    except Exception:  # none there, refused, nobody answers: errors of several kinds, and for us the same
+        return None

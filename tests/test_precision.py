@@ -1,0 +1,225 @@
+"""Which tensor is in which precision on a T4, whose 16-bit type is fp16: tried on a CPU that is told to take fp16.
+
+bf16 is only emulated there, and fp16 is too coarse for weights that are trained: a step of 1e-5 on a weight of 0.05 is
+less than the distance to the next number. Autocast to fp16 and the scaling of the loss, which accelerate only turns on
+for a GPU, are turned on here; how fast or how exact a GPU is, is not tried.
+"""
+
+import dataclasses
+import itertools
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from bitsandbytes.nn import Linear4bit
+from pictures import noise
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from trl import DPOTrainer
+
+from helpers import dpo, models, ppo, preflight, reward_model, reward_training
+from helpers.actor_critic import CRITIC, ActorCritic
+from helpers.config import DPO_PRESETS, PPO_PRESETS, REWARD_PRESETS, LoraSettings
+from helpers.losses import dpo_loss, token_logps
+from helpers.preferences import read_records
+from helpers.prompts import encode, render
+from helpers.rollout import tasks_of
+from helpers.runtime import ROOT
+from helpers.scoring import make_scorer
+from helpers.shared_prefix import answer_logps, plain
+
+PATH = ROOT / "data" / "traffic" / "preferences_train.jsonl"
+SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=2, batch_size=4)
+ADAPTER = LoraSettings(r=4)
+
+
+@pytest.fixture(autouse=True)
+def t4(monkeypatch):
+    """fp16 in every module that asks, and what accelerate does with it on a GPU."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("helpers.") and name != "helpers.runtime" and hasattr(module, "compute_dtype"):
+            monkeypatch.setattr(module, "compute_dtype", lambda: torch.float16)
+    start = Accelerator.__init__
+
+    def on_a_gpu(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        assert self.mixed_precision == "fp16" and self.scaler is None
+        self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    monkeypatch.setattr(Accelerator, "__init__", on_a_gpu)
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision of the tests before
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trained(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def dtypes(tensors):
+    return {tensor.dtype for tensor in tensors}
+
+
+def in_fp16(model):
+    """No bf16 in weights, buffers, or what 4-bit layers compute with; all that belongs to adapters in fp32."""
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 21 and {layer.compute_dtype for layer in layers} == {torch.float16}
+    assert {layer.weight.quant_state.dtype for layer in layers} == {torch.float16}
+    names = dict([*model.named_parameters(), *model.named_buffers()])
+    added = {name for name in names if "lora_" in name or name.startswith(("head.", "critic."))}
+    assert dtypes(names[name] for name in names.keys() - added) == {torch.float16, torch.uint8, torch.float32}
+    base = {name for name, p in model.named_parameters()} - added  # the fp32 ones are buffers: of rotary positions
+    assert dtypes(names[name] for name in base) == {torch.float16, torch.uint8}
+    assert dtypes(names[name] for name in added) <= {torch.float32}
+    return True
+
+
+def test_a_model_in_four_bits_is_in_fp16_and_its_adapter_in_fp32(tmp_path):
+    model, _ = models.load_model("tiny")
+    assert in_fp16(model)
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    assert {config._attn_implementation for config in configs} == {"sdpa"}
+    assert {type(config).__name__ for config in configs} >= {"Qwen2VLTextConfig", "Qwen2VLVisionConfig"}
+    model = models.add_adapter(model, ADAPTER)
+    assert len(trained(model)) == 42 and in_fp16(model)
+    folder = models.save_adapter(model, tmp_path, {})
+    assert dtypes(load_file(folder / "adapter_model.safetensors").values()) == {torch.float32}
+    again = models.load_adapter(models.load_model("tiny")[0], folder)
+    assert in_fp16(again) and in_fp16(models.load_adapter(again, folder, "second"))
+    assert sum("lora_" in name for name, _ in again.named_parameters()) == 84
+
+
+def test_the_arguments_of_dpo_ask_for_fp16(tmp_path):
+    config = dpo.dpo_config(SETTINGS, 0, tmp_path)
+    assert config.fp16 and not config.bf16
+
+
+def test_trl_casts_the_adapter_to_bf16_and_make_trainer_takes_it_back(tmp_path, pairs_dataset):
+    model, processor = models.load_model("tiny")
+    model = models.add_adapter(model, ADAPTER)
+    stock = {"train_dataset": pairs_dataset, "processing_class": processor}
+    DPOTrainer(model=model, args=dpo.dpo_config(SETTINGS, 0, tmp_path), **stock)
+    assert dtypes(trained(model).values()) == {torch.bfloat16}, (
+        "TRL no longer does this: helpers/dpo.py need not undo it"
+    )
+
+    first = dpo.make_trainer(models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    assert in_fp16(first.model) and preflight._dtypes(first, set(trained(first.model))).passed
+    dpo.train(first)
+    kept = {name: p.detach().clone() for name, p in trained(first.model).items()}
+    second = dpo.make_trainer(first.model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    copies = {name: p for name, p in second.model.named_parameters() if ".ref." in name}
+    assert in_fp16(second.model) and len(copies) == 42 and not any(p.requires_grad for p in copies.values())
+    for name, copy_ in copies.items():
+        assert torch.equal(copy_, kept[name.replace(".ref.", ".default.")]), "to the last bit, not rounded to bf16"
+
+
+def ready_for_adam(optimizer):
+    """fp32 weights and states, in which ε is more than 0: in fp16 it is not, and a gradient of 0 would divide 0 by 0."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert parameter.dtype == torch.float32 and torch.tensor(group["eps"], dtype=parameter.dtype) > 0
+            state = optimizer.state[parameter]
+            assert not state or dtypes([state["exp_avg"], state["exp_avg_sq"]]) == {torch.float32}
+    assert any(optimizer.state.values()) and torch.tensor(1e-8, dtype=torch.float16) == 0
+    return True
+
+
+def test_dpo_trains_in_fp32_on_logits_in_fp32(tmp_path, pairs_dataset, monkeypatch):
+    """TRL takes the log-softmax in the precision of the logits: accelerate has brought them to fp32."""
+    seen, call = [], dpo.AnswerForward.__call__
+
+    def watched(self, packed, input_ids, **given):
+        output = call(self, packed, input_ids, **given)
+        seen.append(output.logits.dtype)
+        return output
+
+    monkeypatch.setattr(dpo.AnswerForward, "__call__", watched)
+    model, processor = models.load_model("tiny")
+    trainer = dpo.make_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    run = dpo.train(trainer)
+    assert len(seen) == 4 and set(seen) == {torch.float32}  # two steps, and the reference before each
+    assert run.log[0]["loss"] > 0 and all(abs(row["grad_norm"]) < float("inf") for row in run.log)
+    assert ready_for_adam(trainer.optimizer) and in_fp16(trainer.model)
+
+
+def test_a_reward_model_is_trained_saved_and_loaded_in_fp32(tmp_path):
+    records = [record for record in read_records(PATH) if any(record.tier_pairs())][:8]
+    settings = dataclasses.replace(REWARD_PRESETS["tiny"], lora=ADAPTER, batch_size=4, epochs=1)
+    policy = models.add_adapter(models.load_model("tiny")[0], ADAPTER)
+    reward = reward_model.create(policy, models.load_model("tiny")[1], settings)
+    assert in_fp16(reward.backbone) and dtypes(reward.trainable().values()) == {torch.float32}
+    trainer = reward_training.RewardTrainer(reward, PATH, records, (PATH, records[:2]), settings)
+    run = trainer.train()
+    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in run.log) and ready_for_adam(trainer.optimizer)
+    with reward.active(), torch.no_grad():
+        scores = reward(trainer._batch(records[:2]))
+    assert scores.dtype == torch.float32
+    folder = reward_model.save(reward, tmp_path / "reward", settings)
+    again = reward_model.load(*models.load_model("tiny"), folder)
+    assert in_fp16(again.backbone) and dtypes(again.trainable().values()) == {torch.float32}
+    for name, value in again.trainable().items():
+        assert torch.equal(value, reward.trainable()[name])
+
+
+def test_ppo_trains_policy_and_critic_in_fp32():
+    records = read_records(PATH)[:4]
+    settings = dataclasses.replace(
+        PPO_PRESETS["tiny"], prompts=2, group=2, mini_batch=2, lora=ADAPTER, ratio_tolerance=5e-2
+    )
+    turns = itertools.cycle((0.0, 1.0))  # the tiny model's answers are all as good
+    score = make_scorer("turns", lambda *given: {"turns": next(turns)})
+    run = ppo.PolicyTrainer(*models.load_model("tiny"), tasks_of(PATH, records), score, settings)
+    row = run.iterate()
+    assert in_fp16(run.model) and dtypes(p for part in run.trained.values() for p in part) == {torch.float32}
+    assert {CRITIC, models.POLICY} == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
+    assert all(abs(value) < float("inf") for value in row.values())
+    figures = run.actor(run.packed(run.last.rollout))
+    assert dtypes(figures) == {torch.float32}
+
+
+def test_a_critics_head_and_adapter_are_made_in_fp32():
+    model, processor = models.load_model("tiny")
+    settings = dataclasses.replace(PPO_PRESETS["tiny"], lora=ADAPTER)
+    actor = ActorCritic(models.add_adapter(model, ADAPTER), processor, settings)
+    assert in_fp16(actor.policy) and dtypes(p for part in actor.trained().values() for p in part) == {torch.float32}
+
+
+def test_log_probabilities_of_logits_in_fp16_are_exact():
+    """As many words as Qwen2-VL has, and logits up to ±60: between 32 and 64, fp16 has steps of 1/32."""
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 9, 151_936) * 12).clamp(-60, 60).half()
+    ids, mask = torch.randint(0, 151_936, (2, 9)), torch.ones(2, 9)
+    exact = torch.log_softmax(logits[:, :-1].double(), -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    ours = token_logps(logits, ids, mask)
+    rounded = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None]).squeeze(-1).double()
+    assert ours.dtype == torch.float32 and exact.min() < -60
+    assert_close(ours.double(), exact, atol=1e-4, rtol=0)
+    assert (rounded - exact).abs().max() > 1e-2, "in fp16 they are not"
+    loss, _ = dpo_loss(*ours.sum(1)[:, None], *exact.float().sum(1)[:, None], beta=0.1)
+    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(0.6931, abs=1e-3)  # ln 2: the same model
+
+
+def test_log_probabilities_of_answers_come_in_fp32():
+    model, processor = models.load_model("tiny")
+    row = plain(processor, [render(processor, "How many cars?")], [[noise(112, 112)]], [["There are 2 cars."]])
+    with torch.no_grad():
+        assert model(**encode(processor, ["How many cars?"], [noise(112, 112)])).logits.dtype == torch.float16
+        logps = answer_logps(model, row)
+    assert logps.dtype == torch.float32 and bool(logps.isfinite().all()) and float(logps.sum()) < 0
+
+
+@pytest.mark.xfail(strict=True, reason="helpers/dpo.py: AnswerForward hands TRL the logits in 16 bits before training")
+def test_reference_figures_kept_before_training_are_in_fp32(tmp_path, pairs_dataset):
+    """Preflight fills the store before accelerate brings logits to fp32, and training reads what it finds there."""
+    model, processor = models.load_model("tiny")
+    trainer = dpo.make_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(8)]))
+    kept = trainer._reference(batch)
+    with torch.no_grad(), models.adapter_off(trainer.model):
+        logits = dpo.answer_logits(trainer.model, batch["packed"])
+    logps = torch.log_softmax(logits[:, :-1].double(), -1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    exact = (logps * batch["completion_mask"][:, 1:]).sum(1).view(2, -1).T
+    assert_close(kept.double(), exact, atol=1e-4, rtol=0)

@@ -169,20 +169,12 @@ def forecast_memory(args: argparse.Namespace) -> None:
 
 def _processor(name: str) -> tuple[Any, int]:
     """Processor of a model, without its weights, and how many tokens the model takes."""
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig
 
-    from helpers import models
-    from helpers.presets import locate, preset_of
+    from helpers.loading import load_processor, original
 
-    location = locate(name)
-    try:
-        processor = AutoProcessor.from_pretrained(location)
-        config = AutoConfig.from_pretrained(location).get_text_config()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"model {name!r} cannot be loaded from {location} ({reason}). Offline, use 'tiny'.") from error
-    if (preset := preset_of(name)) and preset.max_pixels:
-        models._limit_pixels(processor, preset.max_pixels)
+    processor, source = load_processor(name), original(name)
+    config = AutoConfig.from_pretrained(source.location, revision=source.revision).get_text_config()
     limit = processor.tokenizer.model_max_length
     return processor, min(limit, getattr(config, "max_position_embeddings", limit))
 

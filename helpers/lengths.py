@@ -13,7 +13,14 @@ from transformers import ProcessorMixin
 
 from helpers.findings import Problems
 from helpers.preferences import PreferenceRecord
-from helpers.prompts import count_image_tokens, encode, end_of_turn, image_token_id, render_conversation
+from helpers.prompts import (
+    added_begin,
+    answer_ids,
+    count_image_tokens,
+    encode,
+    image_token_id,
+    render_conversation,
+)
 
 
 class Lengths:
@@ -53,9 +60,9 @@ class Lengths:
 def text_tokens(processor: ProcessorMixin, record: PreferenceRecord) -> int:
     """Tokens of the prompt in its chat template and of the longest answer, without those of the images."""
     prompt = render_conversation(processor, [(m.role, m.content) for m in record.prompt], len(record.images))
-    answers = [answer.text + end_of_turn(processor) for answer in record.answers]
-    ids = processor.tokenizer([prompt, *answers], add_special_tokens=False)["input_ids"]
-    return len(ids[0]) - ids[0].count(image_token_id(processor)) + max(map(len, ids[1:]))
+    ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    own = len(ids) + bool(added_begin(processor)) - ids.count(image_token_id(processor))
+    return own + max(len(answer_ids(processor, answer.text)) for answer in record.answers)
 
 
 def image_tokens(processor: ProcessorMixin, size: tuple[int, int]) -> int:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import Cache, GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from helpers.config import LoraSettings
-from helpers.prompts import encode
+from helpers.prompts import answer_texts, encode
 from helpers.runtime import UsageError, compute_dtype, open_image, seed_everything, write_json
 
 POLICY = "default"  # peft's name for the first adapter, which TRL relies on
@@ -198,6 +198,6 @@ def generate_answers(
             inputs = encode(processor, prompts[rows], pictures).to(model.device)
             output = model.generate(**inputs, generation_config=config)
             completions = output[:, inputs["input_ids"].shape[1] :]
-            answers += processor.tokenizer.batch_decode(completions, skip_special_tokens=True)
+            answers += answer_texts(processor, completions)
     model.train(was_training)
     return answers

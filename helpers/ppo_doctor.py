@@ -22,6 +22,7 @@ from helpers import losses
 from helpers.config import PPOSettings
 from helpers.ppo import PolicyTrainer
 from helpers.ppo_figures import Row
+from helpers.prompts import answer_texts
 from helpers.run_doctor import panel
 from helpers.run_rules import Found, Mean, Verdict, mean_of
 from helpers.scoring import score_all
@@ -257,7 +258,7 @@ def _elsewhere(scores: Tensor, rewards: Tensor, penalty: Tensor, lengths: Tensor
 def _of_others(trainer: PolicyTrainer, ids: Sequence[Tensor]) -> str:
     """Score the tokens that are trained again; if that differs, twice, since some scorers do not repeat themselves."""
     rollout, stops = trainer.last.rollout, torch.tensor(trainer.model.generation_config.eos_token_id)
-    texts = trainer.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = answer_texts(trainer.processor, ids)
     pairs = [pair for pair in zip(trainer.asked, rollout.images, strict=True) for _ in range(rollout.group)]
     rows = [task.given(images, text) for (task, images), text in zip(pairs, texts, strict=True)]
     cut = torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float() * trainer.settings.missing_end

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.policies import BASE, Policies
-from helpers.prompts import render
+from helpers.prompts import answer_texts, render
 from helpers.rollout import sample_ids
 from helpers.scoring import Scorer
 from helpers.shared_prefix import Packed, answer_logits, plain
@@ -89,7 +89,7 @@ def _ask(
         own = _next_token(model, packed)
     with policies.speaking(BASE) as model:
         base = own if name == BASE else _next_token(model, packed)
-    text = processor.tokenizer.decode(ids, skip_special_tokens=True)
+    text = answer_texts(processor, [ids])[0]
     return Spoken(
         name, text, ids.tolist(), [processor.tokenizer.decode([i]) for i in ids],
         *(rows.gather(-1, ids.to(rows.device)[:, None]).squeeze(-1).tolist() for rows in (own, base)),

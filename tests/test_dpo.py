@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from architectures import BUILDERS, build
 from datasets import Dataset
 from torch.testing import assert_close
 from trl import DPOTrainer
@@ -133,36 +132,6 @@ def test_every_loss_of_trl_comes_out_the_same(make, loss):
         with torch.no_grad():
             values.append(float(trainer.compute_loss(trainer.model, batch_of(trainer, range(8)))))
     assert values[0] == pytest.approx(values[1], rel=1e-4)
-
-
-def break_before_turns(template):
-    """The same prompts, with the line break before the next turn instead of after the last one."""
-    template = template.replace("<|im_end|>\n{% endfor %}", "<|im_end|>{% endfor %}")
-    template = template.replace(
-        "messages %}<|im_start|>", "messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}<|im_start|>"
-    )
-    return template.replace(
-        "{% if add_generation_prompt %}<|im_start|>", "{% if add_generation_prompt %}{{ '\\n' }}<|im_start|>"
-    )
-
-
-@pytest.mark.parametrize("name", BUILDERS)
-def test_every_architecture_trains_packed_and_as_stock_trl(name, tmp_path, pairs_dataset):
-    losses, ends = [], []
-    for packed in (None, False):
-        model, processor = build(name)
-        tokenizer = processor.tokenizer
-        if packed is False:  # with a template that writes a line break after an answer, TRL trains on that, too
-            trainer = dpo.make_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, packed=False)
-            ends.append(tokenizer.decode(batch_of(trainer, [0])["input_ids"][0, -4:]))
-            model, processor = build(name)
-            processor.chat_template = break_before_turns(processor.chat_template)
-        settings = dataclasses.replace(SETTINGS, steps=3, batch_size=2, lora=LoraSettings(r=4), learning_rate=1e-2)
-        trainer = dpo.make_trainer(model, processor, pairs_dataset, settings, output_dir=tmp_path, packed=packed)
-        assert isinstance(trainer.data_collator, dpo.PairCollator) == (packed is None)
-        losses.append([row["loss"] for row in dpo.train(trainer).log])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3) and losses[0][0] != pytest.approx(losses[0][2], abs=1e-3)
-    assert ("<|im_end|>\n" in ends[0]) == ("llava" in name or name == "smolvlm")
 
 
 def test_the_pure_losses_are_trls(make):

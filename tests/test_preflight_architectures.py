@@ -27,6 +27,10 @@ def trainer_of(name, pairs_dataset, tmp_path, packed, **changes):
 def test_a_healthy_run_passes(name, packed, pairs_dataset, tmp_path):
     trainer = trainer_of(name, pairs_dataset, tmp_path, packed)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    if name == "llava" and not packed:  # TRL's layout ends an answer as its template does: not at all
+        with pytest.raises(UsageError, match="end of turn: 0 of 16 answers end in </s>"):
+            preflight(trainer)
+        return
     checks = preflight(trainer)
     assert len(checks) == 12 and all(check.passed for check in checks)
     for n, parameter in trainer.model.named_parameters():
@@ -39,10 +43,10 @@ def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_d
     """The processor writes another number of tokens than the model makes vectors; the count is not taken from it."""
     trainer = trainer_of(name, pairs_dataset, tmp_path, packed)
     processor = trainer.processing_class
-    expected = {"llava": "[16]", "llava_next": "[88]", "smolvlm": "[20]"}.get(name, "[16]")
+    expected = {"llava_next": "[88]", "smolvlm": "[20]", "idefics3": "[20]"}.get(name, "[16]")
     if name.startswith("qwen"):
         processor.image_processor.merge_size = 1
-    elif name == "smolvlm":
+    elif name in ("smolvlm", "idefics3"):
         processor.image_seq_len = 3
     else:
         processor.num_additional_image_tokens = 2
@@ -57,15 +61,15 @@ def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_d
     assert tokens != vectors and vectors == expected
 
 
-@pytest.mark.parametrize(("name", "packed"), [("qwen2_5_vl", True), ("llava", True), ("llava", False)])
+@pytest.mark.parametrize(("name", "packed"), [("qwen2_5_vl", True), ("llava", True), ("llava_next", False)])
 def test_a_trained_vision_tower(name, packed, pairs_dataset, tmp_path):
-    """Nothing is kept then. LLaVA never uses the last layer of its tower, with 6 adapters."""
+    """Nothing is kept then. LLaVA and LLaVA-NeXT never use the last layer of their tower, with 6 adapters."""
     trainer = trainer_of(name, pairs_dataset, tmp_path, packed, lora=LoraSettings(vision=True))
     assert not packed or trainer.data_collator.features is None
     checks = {check.name: check for check in preflight(trainer)}
     assert all(check.passed for check in checks.values())
     reached = checks["gradient"].found
-    assert reached.startswith("reaches 35 of 41" if name == "llava" else "reaches 33 of 33"), reached
+    assert reached.startswith("reaches 35 of 41" if name.startswith("llava") else "reaches 33 of 33"), reached
 
 
 def test_a_vision_tower_that_no_gradient_reaches_is_noticed(pairs_dataset, tmp_path):
@@ -86,6 +90,7 @@ def test_a_vision_tower_that_no_gradient_reaches_is_noticed(pairs_dataset, tmp_p
         ("llava", 56 * 56),  # one crop
         ("llava_next", 4 * 56 * 56),  # 2 × 2 tiles, not the small view of the whole
         ("smolvlm", 4 * 56 * 56),
+        ("idefics3", 4 * 56 * 56),
         ("qwen2_5_vl", 112 * 112),  # 64 patches of 14²
         ("qwen3_vl", 112 * 112),
     ],

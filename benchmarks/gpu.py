@@ -16,7 +16,8 @@ Each part runs in a process of its own, once with transformers' loading and once
 part alone and the rest goes on if one crashes: its row then ends in an `error`. A part has a time limit, and all of them
 share one. Simplification: one seed and one run a part, so that only what differs by much is news.
 
-Writes `benchmarks/gpu.json`. `--toy`, or no GPU: tiny widths and two steps, in fp32 on a CPU, to test the script itself.
+Writes `benchmarks/gpu.json` after each part. `--toy`, or no GPU: tiny widths and two steps, in fp32 on a CPU, to test the
+script itself; it writes only where `--out` says.
 """
 
 import argparse
@@ -140,10 +141,12 @@ def run_part(target: Callable[..., None], arguments: tuple, out: Path, limit: fl
     """What `target(*arguments, note)` noted within `limit` seconds; if it fails, with the `error`'s last line."""
     started, log = time.perf_counter(), out.with_suffix(".log")
     process = in_process(target, (*arguments, Notes(out)), log)
-    process.join(limit)
-    late = process.is_alive()
-    if late:
-        _kill(process)
+    try:
+        process.join(limit)
+    finally:  # also if this process is interrupted
+        late = process.is_alive()
+        if late:
+            _kill(process)
     row = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     row["process_seconds"] = time.perf_counter() - started
     if late:
@@ -170,8 +173,10 @@ def _last_line(log: Path, code: int) -> str:
     return (killed + lines[-1].strip())[:300]
 
 
-def run_parts(parts: Sequence[Part], plan: Plan, seconds: float = SECONDS) -> dict[str, Row]:
-    """Rows by part, in order; those for which nothing is there, or no time is left, say so."""
+def run_parts(
+    parts: Sequence[Part], plan: Plan, save: Callable[[dict[str, Row]], Any], seconds: float = SECONDS
+) -> dict[str, Row]:
+    """Rows by part, in order, saved after each; those for which nothing is there, or no time is left, say so."""
     rows, end = {}, time.perf_counter() + seconds
     for part in parts:
         left = end - time.perf_counter()
@@ -183,6 +188,7 @@ def run_parts(parts: Sequence[Part], plan: Plan, seconds: float = SECONDS) -> di
             out = plan.folder / f"{part.name}.json"
             rows[part.name] = run_part(work, (part, plan), out, min(part.limit, left))
         print(f"{part.name}: {in_short(rows[part.name])}", flush=True)
+        save(rows)
     return rows
 
 
@@ -253,26 +259,36 @@ def table(results: Row) -> str:
     return "\n".join([*lines, *(f"{name:<40}{value:.2f}" for name, value in results["comparisons"].items())])
 
 
-def read_plan(arguments: list[str] | None = None) -> tuple[Plan, Path]:
-    """The command line: what is to be done, and where the JSON goes. Raises UsageError for numbers that make no sense."""
+def read_plan(arguments: list[str] | None = None) -> tuple[Plan, Path | None]:
+    """The command line: what is to be done, and where the JSON goes, if anywhere. Raises UsageError."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="qwen2-vl-2b", help="of helpers/presets.toml, of the Qwen-VL family")
     parser.add_argument("--gigabytes", type=float, default=15, help="10⁹ bytes of GPU memory that may be used")
     parser.add_argument("--dtype", choices=("fp16", "bf16"), default="fp16")
     parser.add_argument("--steps", type=int, default=20, help="of DPO")
     parser.add_argument("--iterations", type=int, default=3, help="of PPO")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/gpu.json; as a toy, none")
     parser.add_argument("--folder", type=Path, help="keep checkpoint, adapters and logs here instead of nowhere")
     parser.add_argument("--toy", action="store_true", help="tiny widths, 2 steps, 1 iteration, no limit of memory")
     args = vars(parser.parse_args(arguments))
     out, folder = args.pop("out"), args.pop("folder")
     if min(args["steps"], args["iterations"], args["gigabytes"]) <= 0:
         raise UsageError("--steps, --iterations and --gigabytes must be more than 0.")
+    if folder and folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise UsageError(f"{folder}: holds something already. Give --folder an empty or a new one.")
     if not args["toy"] and not torch.cuda.is_available():
         print("No GPU: as with --toy.")
         args["toy"] = True
     small = {"steps": 2, "iterations": 1, "gigabytes": None} if args["toy"] else {}
-    return Plan(**(args | small), folder=folder), out
+    return Plan(**(args | small), folder=folder), out or (None if args["toy"] else OUT)
+
+
+def results_of(plan: Plan, rows: Mapping[str, Row]) -> Row:
+    """What the JSON holds: the machine is noted by the part that writes the checkpoint."""
+    settings = {name: value for name, value in asdict(plan).items() if name != "folder"} | {"seed": 0}
+    environment = rows.get("checkpoint", {}).get("environment", {})
+    parts = {part: {name: v for name, v in row.items() if name != "environment"} for part, row in rows.items()}
+    return {"environment": environment, "settings": settings, "parts": parts, "comparisons": comparisons(rows)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -285,12 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         plan = replace(plan, folder=(plan.folder or Path(temporary)).resolve())
         plan.folder.mkdir(parents=True, exist_ok=True)
-        rows = run_parts(PARTS, plan)
-    environment = rows.get("checkpoint", {}).pop("environment", {})
-    settings = {name: value for name, value in asdict(plan).items() if name != "folder"} | {"seed": 0}
-    results = {"environment": environment, "settings": settings, "parts": rows, "comparisons": comparisons(rows)}
-    write_json(out, tidy(results))
-    print(table(results))
+        rows = run_parts(PARTS, plan, lambda rows: out and write_json(out, tidy(results_of(plan, rows))))
+    print(table(results_of(plan, rows)))
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.notebook import NotebookProgressCallback
 from trl import DPOConfig, DPOTrainer
 
 from helpers import models
 from helpers.config import DPOSettings
+from helpers.drive import trainer_state
 from helpers.image_features import ImageFeatures, images_hash, is_frozen
 from helpers.losses import anchor_loss, completion_logps, dpo_loss
 from helpers.prompts import render_conversation
@@ -294,9 +294,11 @@ class ProgressBar(TrainerCallback):
 
 
 def train(trainer: DPOTrainer, resume: bool = False) -> DPORun:
-    """Run the training to its end and collect its log; `resume` goes on from its last checkpoint, if there is one."""
+    """Run the training to its end and collect its log; `resume` goes on from its last whole checkpoint, if there is one."""
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(trainer.args.output_dir) if resume else None)
+    whole = [path for path in Path(trainer.args.output_dir).glob("checkpoint-*") if resume and trainer_state(path)]
+    last = max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.model.eval()
     log = [{k: v for k, v in row.items()} for row in trainer.state.log_history if "loss" in row]
     args = trainer.args

@@ -169,7 +169,7 @@ def _disk_row(download: float, plan: Plan) -> tuple[str, str]:
     artifacts, cache = artifacts_dir(), Path(constants.HF_HUB_CACHE)
     cache = next(folder for folder in (cache, *cache.parents) if folder.exists())
     needs = {artifacts: SPARE, cache: download}
-    if artifacts.stat().st_dev == cache.stat().st_dev:
+    if _disk(artifacts) == _disk(cache):
         needs = {artifacts: sum(needs.values())}
     free = {folder: shutil.disk_usage(folder).free / 1e9 for folder in needs}
     for folder, need in needs.items():
@@ -177,6 +177,10 @@ def _disk_row(download: float, plan: Plan) -> tuple[str, str]:
             plan.warnings.append(f"disk: {free[folder]:.1f} GB free at {folder}, {need:.1f} GB are needed. Make room.")
     place = artifacts.relative_to(ROOT) if artifacts.is_relative_to(ROOT) else artifacts
     return "disk", f"{free[artifacts]:.1f} GB free at {place}, {sum(needs.values()):.1f} GB are needed"
+
+
+def _disk(folder: Path) -> int:
+    return folder.stat().st_dev
 
 
 def download_gb(name: str, quantised: bool) -> float:
@@ -256,13 +260,13 @@ def _sizes(stage: str, settings: Settings) -> list[int]:
 
 
 def _nothing_fits(name: str, stage: str, settings: Settings, gigabytes: float, options: dict) -> UsageError:
-    need = memory.forecast(name, stage, memory.with_batch(stage, settings, 1), **options)
-    fitting = [n for n in PRESETS if all(memory.largest_batch(n, s, None, gigabytes, **options) for s in BATCH)]
+    need, usable = memory.least(name, stage, settings, **options), USABLE * gigabytes
+    fitting = [n for n in PRESETS if all(memory.least(n, s, **options).total <= usable for s in BATCH)]
     lower = (
         " PPO's prompts and group decide that: lower them, or take another model." if need.phase != "training" else ""
     )
     return UsageError(
         f"{name} does not fit: stage {stage} takes {need.total:.1f} GB while {need.phase}, with the smallest batch, and "
-        f"{USABLE * gigabytes:.1f} GB can be used here.{lower if stage == 'ppo' else ''} "
+        f"{usable:.1f} GB can be used here.{lower if stage == 'ppo' else ''} "
         f"All stages fit with: {', '.join(fitting) or 'no preset'}."
     )

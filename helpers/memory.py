@@ -213,6 +213,11 @@ def with_batch(stage: str, settings: Settings, batch: int) -> Settings:
     return replace(settings, **{BATCH[stage]: batch})
 
 
+def least(name: str, stage: str, settings: Settings | None = None, **options: int | bool) -> Memory:
+    """The same with the smallest batch."""
+    return forecast(name, stage, with_batch(stage, settings or default_settings(stage), 1), **options)
+
+
 def largest_batch(
     name: str, stage: str, settings: Settings | None, gigabytes: float, **options: int | bool
 ) -> int | None:
@@ -233,7 +238,7 @@ def largest_batch(
 def smallest_card(name: str, **options: int | bool) -> int:
     """The smallest of `CARDS` on which all three trainings fit with the smallest batch; 0 for a model that hardly adds
     to what an empty program takes. Raises UsageError if it fits on none."""
-    needs = [forecast(name, s, with_batch(s, default_settings(s), 1), **options) for s in ("dpo", "reward", "ppo")]
+    needs = [least(name, stage, **options) for stage in ("dpo", "reward", "ppo")]
     if max(memory.total - OVERHEAD for memory in needs) < 0.1:
         return 0
     fitting = [card for card, size in CARDS.items() if max(memory.total for memory in needs) <= USABLE * size]
@@ -247,9 +252,8 @@ def table(names: list[str] | None = None, cards: tuple[int, ...] = (6, 8, 15, 24
     lines = [f"{'model':<21}{'stage':<8}{'GB':>6}" + "".join(f"{f'{card} GB':>8}" for card in cards)]
     for name in names or PRESETS:
         for stage in BATCH:
-            settings = default_settings(stage)
-            need = forecast(name, stage, with_batch(stage, settings, 1), **options).total
-            most = [largest_batch(name, stage, settings, CARDS.get(card, card), **options) for card in cards]
+            need = least(name, stage, **options).total
+            most = [largest_batch(name, stage, None, CARDS.get(card, card), **options) for card in cards]
             cells = ["–" if batch is None else f"≥ {MOST}" if batch == MOST else str(batch) for batch in most]
             lines.append(f"{name:<21}{stage:<8}{need:>6.1f}" + "".join(f"{cell:>8}" for cell in cells))
     return "\n".join(lines)

@@ -69,7 +69,7 @@ def found() -> None:
     folder = artifacts_dir()
     lines = [str(checkpoint) for checkpoint in last_checkpoints(folder)]
     cut_off = [path for path in folder.glob("dpo/*/trainer/checkpoint-*") if not trainer_state(path)]
-    lines += [f"⚠️  {path} was cut off while it was written: delete it before you resume." for path in sorted(cut_off)]
+    lines += [f"⚠️  {path} was cut off while it was written, and is passed over." for path in sorted(cut_off)]
     print("\n".join(lines) or f"No checkpoint in {folder}.")
 
 

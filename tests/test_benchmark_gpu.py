@@ -17,7 +17,7 @@ from helpers.runtime import ROOT, UsageError
 from helpers.shared_prefix import packing_error
 
 PLAN = gpu.Plan("qwen2-vl-2b", None, "fp16", 2, 1, True, None)
-RUN = [part.name for part in gpu.PARTS if part.backend == "transformers"]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,12 @@ def test_peaks_stand_beside_their_forecasts(results):
 # parts that go wrong
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes as they are begun without a GPU, which need nothing that can be pickled."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def crash(note):
     note(seconds=1.5, n=3)
     os.write(1, b"noise\n")
@@ -135,19 +141,19 @@ def fine(number, note):
     note(other=[1])
 
 
-def test_a_part_that_crashes_keeps_what_it_has_noted(tmp_path):
+def test_a_part_that_crashes_keeps_what_it_has_noted(tmp_path, forked):
     row = gpu.run_part(crash, (), tmp_path / "x.json", 30)
     assert row.pop("process_seconds") < 30
     assert row == {"seconds": 1.5, "n": 3, "error": "no such kernel"}
     assert "noise" in (tmp_path / "x.log").read_text()
 
 
-def test_a_part_that_the_system_kills_is_a_row_too(tmp_path):
+def test_a_part_that_the_system_kills_is_a_row_too(tmp_path, forked):
     row = gpu.run_part(be_killed, (), tmp_path / "x.json", 30)
     assert row["error"] == "killed by SIGKILL: what the driver said"
 
 
-def test_a_part_that_takes_too_long_is_ended_with_all_it_has_started(tmp_path):
+def test_a_part_that_takes_too_long_is_ended_with_all_it_has_started(tmp_path, forked):
     mark = tmp_path / "mark"
     row = gpu.run_part(lambda note: hang(note, mark), (), tmp_path / "x.json", 2)
     assert row["error"] == "not ready after 2 s" and row["n"] == 1 and 2 <= row["process_seconds"] < 10
@@ -156,14 +162,14 @@ def test_a_part_that_takes_too_long_is_ended_with_all_it_has_started(tmp_path):
     assert not mark.exists()
 
 
-def test_a_part_that_ends_well(tmp_path):
+def test_a_part_that_ends_well(tmp_path, forked):
     row = gpu.run_part(fine, (1.0,), tmp_path / "x.json", 30)
     assert row.pop("process_seconds") > 0 and row == {"value": 0.3333, "other": [1]}
 
 
 def test_parts_share_their_time_and_the_rest_goes_on(monkeypatch, tmp_path, capsys):
     """30 s in all: a has its own limit of 20, b the 30 − 12 that are left, c less than the least."""
-    clock, limits = [0.0], []
+    clock, limits, saved = [0.0], [], []
 
     def run_part(target, arguments, out, limit):
         limits.append(limit)
@@ -174,8 +180,13 @@ def test_parts_share_their_time_and_the_rest_goes_on(monkeypatch, tmp_path, caps
     monkeypatch.setattr(gpu.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     parts = [gpu.Part("a", "transformers", 20), gpu.Part("b", "transformers", 20), gpu.Part("u", "unsloth", 20)]
-    rows = gpu.run_parts([*parts, gpu.Part("c", "transformers", 20)], gpu.replace(PLAN, folder=tmp_path), 30)
-    assert limits == [20, 18]
+    rows = gpu.run_parts(
+        [*parts, gpu.Part("c", "transformers", 20)],
+        gpu.replace(PLAN, folder=tmp_path),
+        lambda r: saved.append(len(r)),
+        30,
+    )
+    assert limits == [20, 18] and saved == [1, 2, 3, 4]
     assert rows == {
         "a_transformers": {"error": "x"},
         "b_transformers": {"error": "x"},
@@ -224,8 +235,13 @@ def test_arguments(monkeypatch, capsys, tmp_path):
         gpu.read_plan(["--steps", "0"])
     with pytest.raises(SystemExit, match="Error: --steps"):
         gpu.main(["--gigabytes", "-1"])
+    (tmp_path / "old").touch()
+    with pytest.raises(UsageError, match="holds something already"):
+        gpu.read_plan(["--folder", str(tmp_path)])
+    assert gpu.read_plan(["--folder", str(tmp_path / "new")])[0].folder == tmp_path / "new"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    plan, _ = gpu.read_plan(["--steps", "7"])
+    plan, out = gpu.read_plan(["--steps", "7"])
+    assert out is None  # figures of a GPU are not written over
     assert (plan.toy, plan.steps, plan.iterations, plan.gigabytes, plan.side) == (True, 2, 1, None, 112)
     assert "No GPU" in capsys.readouterr().out
 

@@ -257,18 +257,18 @@ def fake_unsloth(from_pretrained):
     return SimpleNamespace(FastVisionModel=SimpleNamespace(from_pretrained=from_pretrained))
 
 
-def test_unsloth_is_asked_for_this_checkpoint_and_for_nothing_it_does_not_know(monkeypatch, gpu, tiny):
-    calls = []
+def test_unsloth_is_asked_for_this_checkpoint_and_for_nothing_it_does_not_know(monkeypatch, gpu):
+    calls, model = [], torch.nn.Linear(2, 2)
 
     def from_pretrained(name, **options):
         calls.append((name, options))
         if name == QWEN.four_bit:
             raise RuntimeError("Unsloth: Failed") from hub_error(hub_errors.RepositoryNotFoundError)
-        return tiny[0], "a tokenizer of its own"
+        return model, "a tokenizer of its own"
 
     monkeypatch.setattr(loading, "unsloth", fake_unsloth(from_pretrained), raising=False)
     monkeypatch.setattr(loading, "load_processor", lambda *_, **__: "processor")
-    assert loading.load_model("qwen2-vl-2b") == (tiny[0], "processor")
+    assert loading.load_model("qwen2-vl-2b") == (model, "processor")
     (copy, first), (name, options) = calls
     assert (copy, first["revision"]) == (QWEN.four_bit, None)
     assert (name, options["revision"]) == (QWEN.location, QWEN.revision)

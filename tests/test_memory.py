@@ -164,14 +164,15 @@ def half(monkeypatch):
     """Load and compute in 16 bits, as on a GPU, where autocast is on."""
     for module in (loading, image_features):
         monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)  # adapters on 4-bit layers ask for CUDA's
+    real = torch.is_autocast_enabled  # without an argument it means CUDA's, for which adapters on 4-bit layers ask
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *place: real(*place) if place else True)
 
 
 def packed_rows(folder, lora, four_bit):
     """A model in training mode, and 2 rows of image, prompt and 2 answers."""
     model, processor = models.load_model(folder, four_bit=four_bit)
     model = models.add_adapter(model, lora).train()
-    images = [[Image.effect_noise((448, 448), 80).convert("RGB")] for _ in range(2)]
+    images = [[Image.effect_noise((224, 224), 80).convert("RGB")] for _ in range(2)]
     prompts = [render(processor, "How many cars are there?")] * 2
     answers = [["there are many cars and many cars and 1"] * 2] * 2
     return model, pack(model, processor, prompts, images, answers, ImageFeatures(model, processor))
@@ -215,10 +216,10 @@ def peak_bytes(call):
 def expected(folder, lora, packed, *, checkpointing, four_bit=True, compute_bytes=4):
     """The forecast of activations and mask for those rows, and of the adapter's gradients."""
     length = int(packed.mask.sum(1).max())
-    prompt = packed.inputs["input_ids"].shape[1] - 2 * length - visual_tokens(folder, 448, 448)
+    prompt = packed.inputs["input_ids"].shape[1] - 2 * length - visual_tokens(folder, 224, 224)
     settings = replace(dpo_preset("t4"), lora=lora, gradient_checkpointing=checkpointing)
     found = phases(
-        folder, "dpo", settings, prompt_tokens=prompt, answer_tokens=length, four_bit=four_bit, compute_bytes=compute_bytes
+        folder, "dpo", settings, width=224, height=224, prompt_tokens=prompt, answer_tokens=length, four_bit=four_bit, compute_bytes=compute_bytes
     )[1]  # fmt: skip
     return 1e9 * (found.activations + found.mask), 4 * lora_weights(shapes(folder), lora)
 

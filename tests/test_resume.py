@@ -74,7 +74,7 @@ def test_a_checkpoint_that_was_cut_off_is_named_and_not_taken(artifacts, damage,
     first, second = capsys.readouterr().out.splitlines()
     assert first == "dpo/seed-1: step 50 of 400 → set RESUME = True"
     assert second.startswith("⚠️") and second.endswith(
-        "checkpoint-100 was cut off while it was written: delete it before you resume."
+        "checkpoint-100 was cut off while it was written, and is passed over."
     )
 
 

@@ -46,7 +46,8 @@ print(machine_summary())
 # ## Parameters
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` (those of a student project)
-# for a 2B model on a 16 GB card. Every combination of `HEADS` and `OBJECTIVES` is trained.
+# for a 2B model on a 16 GB card. Every combination of `HEADS` and `OBJECTIVES` is trained. With `RESUME = True` a
+# training that was cut off goes on from its last checkpoint.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -57,6 +58,7 @@ OBJECTIVES = ("bradley_terry", "listwise")
 CAPTION_PROMPT = "How many cars, motorcycles, buses and bicycles are in the image?"
 CAPTION_EPOCHS = 10
 SEED = 0
+RESUME = False
 
 # %%
 import dataclasses
@@ -231,7 +233,11 @@ def train_reward(head, objective, sees_images=True, seed=SEED):
     """A freshly loaded base with a fresh adapter and head, trained; the model and its run."""
     chosen_settings = dataclasses.replace(settings, head=head, objective=objective)
     reward = reward_model.create(*models.load_model(MODEL), chosen_settings, seed, sees_images)
-    trainer = RewardTrainer(reward, train_path, train, (valid_path, valid), chosen_settings, seed)
+    name = "-".join([head, objective, *([] if sees_images else ["text"]), str(seed)])
+    checkpoint = artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
+    if not RESUME:
+        checkpoint.unlink(missing_ok=True)
+    trainer = RewardTrainer(reward, train_path, train, (valid_path, valid), chosen_settings, seed, checkpoint)
     return reward, trainer.train()
 
 

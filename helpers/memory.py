@@ -84,7 +84,7 @@ def kept_by_a_layer(model: Shapes, lora: LoraSettings, *, four_bit: bool = True,
 def dpo_logit(tokens: int) -> float:
     """Bytes a logit in TRL's DPO: logits, a copy without the last column and three more of 128 tokens at a time for the
     entropy that it logs; later logits and two gradients."""
-    return max(4 + 4 + 3 * 4 * min(1, 128 / tokens), 3 * 4)
+    return max(4 + 4 + 3 * 4 * 128 / max(tokens, 128), 3 * 4)
 
 
 class _Stage:

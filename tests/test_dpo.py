@@ -14,7 +14,7 @@ from helpers.evaluation import evaluate_pairs, pair_logps
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
 from helpers.pairs import add_image_negatives
 from helpers.preferences import read_records, to_trl
-from helpers.runtime import UsageError
+from helpers.runtime import ROOT, UsageError
 
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=6, batch_size=8)
 
@@ -338,7 +338,7 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(make):
 @pytest.fixture(scope="module")
 def spoilt_dataset(tmp_path_factory):
     """Eight pairs with a blank image to compare with."""
-    source = dpo.models.ROOT / "data" / "traffic" / "preferences_train.jsonl"
+    source = ROOT / "data" / "traffic" / "preferences_train.jsonl"
     folder = tmp_path_factory.mktemp("spoilt")
     records = [
         r.model_copy(update={"images": [str(source.parent / i) for i in r.images]}) for r in read_records(source)[:6]

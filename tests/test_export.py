@@ -321,10 +321,18 @@ def test_adapters_that_are_broken_or_of_another_base_are_named(tmp_path):
     save_file(weights, renamed / "adapter_model.safetensors")
     with pytest.raises(UsageError, match=r"28 tensors do not fit this base .*layers\.0\."):  # 7 layers × A, B × 2 names
         export.merge(None, renamed, tmp_path / "merged")
-    large = random_adapter("tiny", tmp_path / "large", size=3e5)
-    with pytest.raises(UsageError, match=r"overflow|not finite"):
-        export.merge(None, large, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_what_overflows_in_fp16_is_told(tmp_path):
+    """First numbers on the way through the model, with finite weights, then a weight that its precision cannot hold."""
+    with pytest.raises(UsageError, match="this model's numbers overflow. Merge with --dtype fp32"):
+        export.merge(None, random_adapter("tiny", tmp_path / "large", size=3e3), tmp_path / "merged", images=1)
+    model = plain(TINY, torch.float16)
+    export._finite_hash(model)
+    model.lm_head.weight.data[5, 7] = 1e5
+    with pytest.raises(UsageError, match="not finite after the merge in torch.float16"):
+        export._finite_hash(model)
 
 
 class FakeApi:

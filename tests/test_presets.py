@@ -128,3 +128,7 @@ def test_a_preset_is_known_by_each_of_its_names(tmp_path):
     assert preset_of("owner/other") is None and preset_of(tmp_path) is None
     for preset in PRESETS.values():  # no two presets are the same checkpoint
         assert sum(preset.location in (other.location, other.four_bit) for other in PRESETS.values()) == 1
+
+
+def test_the_readme_has_the_table():
+    assert presets.table() in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -144,7 +144,7 @@ class AnswerForward:
         logits, pairs = answer_logits(self.model, packed), len(input_ids)
         if pairs < len(logits):
             self.spoilt_logps = completion_logps(logits[pairs:], packed.ids[pairs:], packed.mask[pairs:])
-        return CausalLMOutput(logits=logits[:pairs])
+        return CausalLMOutput(logits=logits[:pairs].float())  # else TRL takes log-softmax in 16 bits
 
 
 class VLMDPOTrainer(DPOTrainer):

@@ -137,8 +137,10 @@ def room_for(base: str, dtype: torch.dtype) -> torch.device:
 def _load(base: str | Path, dtype: torch.dtype, place: torch.device) -> PreTrainedModel:
     source = loading.original(base)
     options = {"revision": source.revision, "dtype": dtype, "attn_implementation": "sdpa"}
-    with loading._told(base, source):
-        return AutoModelForImageTextToText.from_pretrained(source.location, **options).to(place).eval()
+    if place.type != "cpu":  # straight there; with a CPU in it, transformers would take the model for offloaded
+        options["device_map"] = {"": place}
+    with loading.told(base, source):
+        return AutoModelForImageTextToText.from_pretrained(source.location, **options).eval()
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:

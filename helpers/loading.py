@@ -95,7 +95,7 @@ def load_model(
 def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -> ProcessorMixin:
     """The processor alone, with images limited as for `load_model`, of which it makes the inputs. Raises UsageError."""
     preset, source = preset_of(name_or_path), original(name_or_path)
-    with _told(name_or_path, source):
+    with told(name_or_path, source):
         processor = AutoProcessor.from_pretrained(source.location, revision=source.revision)
     if not hasattr(processor, "image_processor"):  # what comes of a model of text alone
         raise UsageError(f"{source.location} reads no images. Choose a vision-language model.")
@@ -135,7 +135,7 @@ def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
             if not (reason := _hub_error(error)[0]):
                 raise UsageError(_advice(name_or_path, copy, error)) from error
             print(f"⚠️  {copy.location}, the copy in 4 bits, is not to be had ({reason}): quantising {last.location}.")
-    with _told(name_or_path, last):
+    with told(name_or_path, last):
         return load(last, four_bit)
 
 
@@ -205,7 +205,7 @@ def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
 
 
 @contextlib.contextmanager
-def _told(name_or_path: str | Path, source: Source) -> Iterator[None]:
+def told(name_or_path: str | Path, source: Source) -> Iterator[None]:
     """What goes wrong with a checkpoint, in one line."""
     try:
         yield

@@ -301,6 +301,10 @@ def test_the_memory_of_a_large_model_is_known_without_its_weights(monkeypatch, c
     with pytest.raises(UsageError, match=r"the merge takes 5\.4 GB, and 5\.0 GB are free"):
         export.room_for("qwen2-vl-2b", torch.float16)  # 2,208,985,600 × 2 bytes = 4.42 GB, and 1 GB
     assert "2,208,985,600 weights × 2 bytes + 1 GB for the checks = 5.4 GB" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"takes 9\.8 GB"):  # × 4 bytes = 8.84 GB
+        export.room_for("qwen2-vl-2b", torch.float32)
+    monkeypatch.setattr(export.psutil, "virtual_memory", lambda: SimpleNamespace(available=6e9))
+    assert export.room_for("qwen2-vl-2b", torch.float16).type == "cpu"
 
 
 def test_a_base_in_4_bits_is_never_merged_into(tmp_path):
@@ -326,12 +330,12 @@ def test_adapters_that_are_broken_or_of_another_base_are_named(tmp_path):
 
 def test_what_overflows_in_fp16_is_told(tmp_path):
     """First numbers on the way through the model, with finite weights, then a weight that its precision cannot hold."""
-    with pytest.raises(UsageError, match="this model's numbers overflow. Merge with --dtype fp32"):
+    with pytest.raises(UsageError, match=r"this model's numbers overflow\. Merge with --dtype fp32"):
         export.merge(None, random_adapter("tiny", tmp_path / "large", size=3e3), tmp_path / "merged", images=1)
     model = plain(TINY, torch.float16)
     export._finite_hash(model)
     model.lm_head.weight.data[5, 7] = 1e5
-    with pytest.raises(UsageError, match="not finite after the merge in torch.float16"):
+    with pytest.raises(UsageError, match=r"not finite after the merge in torch\.float16"):
         export._finite_hash(model)
 
 

@@ -327,6 +327,13 @@ def test_the_phases_of_ppo_by_hand():
     assert forecast("qwen2-vl-2b", "ppo").phase == looking.phase and encoding.cache == 0
 
 
+def test_with_checkpointing_the_inputs_of_all_layers_are_kept_and_the_inside_of_one():
+    found = phases("qwen2-vl-2b", "dpo", dpo_preset("t4"))[1]
+    # 2 rows of 256 + 60 + 2 × 20 tokens: 28 inputs of 1536, a layer (as above), gradients of 8960 twice, the last norm
+    by_hand = 2 * 356 * (28 * 2 * 1536 + 102_672 + 2 * 2 * 8960 + 4 * 1536)
+    assert found.activations * 1e9 == pytest.approx(by_hand)
+
+
 def test_without_checkpointing_every_layer_has_a_mask():
     training = phases("qwen2-vl-2b", "reward")[1]
     assert training.mask * 1e9 == pytest.approx(356**2 * (1 + 2 * 28))  # one row of 256 + 60 + 2 × 20

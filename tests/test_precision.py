@@ -211,7 +211,6 @@ def test_log_probabilities_of_answers_come_in_fp32():
     assert logps.dtype == torch.float32 and bool(logps.isfinite().all()) and float(logps.sum()) < 0
 
 
-@pytest.mark.xfail(strict=True, reason="helpers/dpo.py: AnswerForward hands TRL the logits in 16 bits before training")
 def test_reference_figures_kept_before_training_are_in_fp32(tmp_path, pairs_dataset):
     """Preflight fills the store before accelerate brings logits to fp32, and training reads what it finds there."""
     model, processor = models.load_model("tiny")

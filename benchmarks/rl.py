@@ -96,7 +96,7 @@ class Side(dpo.Side):
             # ids of image marks are suppressed, so that no answer can end
             model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
             self.trainer = PolicyTrainer(model, processor, tasks, length, settings)
-            self.trainer.next_tasks = lambda: tasks[self.trainer.iteration * settings.prompts :][: settings.prompts]
+            self.trainer.next_tasks = lambda shard: tasks[self.trainer.iteration * settings.prompts :][: settings.prompts]
             self.weights = self.trainer.actor.adapter
             self._time("sample")
         self.trainer.optimizer.optimizer.register_step_post_hook(self._count_update)
@@ -146,7 +146,7 @@ class Side(dpo.Side):
         else:
             self.trainer.iterate()
             seconds = dpo._now() - started
-            self.asked = [(task.question, task.facts) for task in self.trainer.next_tasks()]
+            self.asked = [(task.question, task.facts) for task in self.trainer.next_tasks(0)]
             self.trainer.iteration += 1
             lengths = [len(ids) for ids in self.trainer.last.rollout.ids]
         self.counts |= {"answers": len(lengths), "generated": sum(lengths)}

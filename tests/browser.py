@@ -101,7 +101,7 @@ def chromium(width: int = 1400, height: int = 1000) -> Iterator:
 def open_notebook(page, address: str, path: str) -> str:
     """Open a notebook and wait for its kernel; gives the kernel's id."""
     page.goto(f"{address}/lab/tree/{path}?reset&token={TOKEN}")
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY, timeout=300_000)
     return page.evaluate(KERNEL)
 
 

@@ -18,7 +18,7 @@ from helpers.statistics import proportion
 from helpers.widgets.comparison import TOKENS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 240_000  # milliseconds
 NOTEBOOK = "06_compare_before_after.ipynb"
 
 
@@ -66,15 +66,15 @@ def test_a_reader_compares_votes_loses_the_kernel_and_goes_on(folder, tmp_path):
         open_notebook(page, address, f"notebooks/{NOTEBOOK}")
         running = time.monotonic()
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
-        page.locator(".compare-answers").first.wait_for(timeout=60_000)
+        page.locator(".compare-answers").first.wait_for(timeout=PATIENCE)
         page.wait_for_function(
-            "document.querySelector('.compare-answers').innerText.includes('truth')", timeout=120_000
+            "document.querySelector('.compare-answers').innerText.includes('truth')", timeout=PATIENCE
         )
         with page.expect_file_chooser() as chooser:
             page.locator("button.compare-upload").first.click()
         chooser.value.set_files(photo)
         page.wait_for_function(
-            "document.querySelector('.compare-answers').innerText.includes('not known for this image')", timeout=120_000
+            "document.querySelector('.compare-answers').innerText.includes('not known for this image')", timeout=PATIENCE
         )
         seconds = time.monotonic() - started
         print(

@@ -96,7 +96,9 @@ class Side(dpo.Side):
             # ids of image marks are suppressed, so that no answer can end
             model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
             self.trainer = PolicyTrainer(model, processor, tasks, length, settings)
-            self.trainer.next_tasks = lambda shard: tasks[self.trainer.iteration * settings.prompts :][: settings.prompts]
+            self.trainer.next_tasks = lambda shard: tasks[self.trainer.iteration * settings.prompts :][
+                : settings.prompts
+            ]
             self.weights = self.trainer.actor.adapter
             self._time("sample")
         self.trainer.optimizer.optimizer.register_step_post_hook(self._count_update)

@@ -74,7 +74,8 @@ def test_a_reader_compares_votes_loses_the_kernel_and_goes_on(folder, tmp_path):
             page.locator("button.compare-upload").first.click()
         chooser.value.set_files(photo)
         page.wait_for_function(
-            "document.querySelector('.compare-answers').innerText.includes('not known for this image')", timeout=PATIENCE
+            "document.querySelector('.compare-answers').innerText.includes('not known for this image')",
+            timeout=PATIENCE,
         )
         seconds = time.monotonic() - started
         print(

@@ -29,7 +29,7 @@ from trl import DPOConfig, DPOTrainer
 
 from helpers import models
 from helpers.config import DPOSettings
-from helpers.drive import trainer_state
+from helpers.drive import last_checkpoint
 from helpers.image_features import ImageFeatures, images_hash, is_frozen
 from helpers.losses import anchor_loss, completion_logps, dpo_loss
 from helpers.prompts import render_conversation
@@ -296,9 +296,8 @@ class ProgressBar(TrainerCallback):
 def train(trainer: DPOTrainer, resume: bool = False) -> DPORun:
     """Run the training to its end and collect its log; `resume` goes on from its last whole checkpoint, if there is one."""
     started = time.perf_counter()
-    whole = [path for path in Path(trainer.args.output_dir).glob("checkpoint-*") if resume and trainer_state(path)]
-    last = max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    last = last_checkpoint(Path(trainer.args.output_dir)) if resume else None
+    trainer.train(resume_from_checkpoint=str(last[1]) if last else None)
     trainer.model.eval()
     log = [{k: v for k, v in row.items()} for row in trainer.state.log_history if "loss" in row]
     args = trainer.args

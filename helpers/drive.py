@@ -30,6 +30,12 @@ def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
         return None
 
 
+def last_checkpoint(trainer: Path) -> tuple[int, Path, int] | None:
+    """Step, folder and number of all steps of the last whole checkpoint in a trainer's folder; None if there is none."""
+    found = [(p, trainer_state(p)) for p in trainer.glob("checkpoint-*")]
+    return max(((state["global_step"], path, state["max_steps"]) for path, state in found if state), default=None)
+
+
 class Copies:
     """What is finished in the folder `local`, kept in the folder `drive`; `start` does so every so many seconds."""
 

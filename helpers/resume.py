@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from helpers.drive import Copies, trainer_state
+from helpers.drive import Copies, last_checkpoint, trainer_state
 from helpers.install import on_colab
 from helpers.runtime import UsageError, artifacts_dir
 
@@ -37,7 +37,7 @@ class Checkpoint:
 def last_checkpoints(folder: Path) -> list[Checkpoint]:
     """The last whole checkpoint of every run in `folder`, as notebooks 03, 04 and 05 name them."""
     files = sorted([*folder.glob("reward*/**/checkpoint*.pt"), *folder.glob("ppo/*/checkpoint.pt")])
-    found = [(path.parent, _of_dpo(path)) for path in sorted(folder.glob("dpo/*/trainer"))]
+    found = [(path.parent, last_checkpoint(path)) for path in sorted(folder.glob("dpo/*/trainer"))]
     found += [(path.parent, _of_file(path)) for path in files]
     return [_checkpoint(folder, run, *last) for run, last in found if last]
 
@@ -46,11 +46,6 @@ def _checkpoint(folder: Path, run: Path, step: int, path: Path, steps: int | Non
     adapter = run / "adapter_config.json"
     saved = adapter.exists() and adapter.stat().st_mtime >= path.stat().st_mtime
     return Checkpoint(run.relative_to(folder).as_posix(), path, step, steps, step == steps or saved)
-
-
-def _of_dpo(trainer: Path) -> tuple[int, Path, int] | None:
-    whole = [(state["global_step"], p, state["max_steps"]) for p in trainer.iterdir() if (state := trainer_state(p))]
-    return max(whole, default=None)
 
 
 def _of_file(path: Path) -> tuple[int, Path, int | None] | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 # Before peft and transformers, since it may import unsloth
-from helpers.loading import _limit_pixels as _limit_pixels
 from helpers.loading import load_model as load_model
 
 # isort: split

@@ -164,7 +164,7 @@ def forecast_memory(args: argparse.Namespace) -> None:
     """Print what presets take in memory, by arithmetic."""
     from helpers.memory import table
 
-    print(table(args.model, width=args.width, height=args.height))
+    print(table(args.model, width=args.width, height=args.height, max_pixels=args.max_pixels))
 
 
 def _processor(name: str) -> tuple[Any, int]:
@@ -240,8 +240,9 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("memory", help="say what presets take in memory, and what fits on usual cards")
     command.description = "GB with the smallest batch, and the largest batch on cards of so many GB, by arithmetic."
     command.add_argument("--model", action="append", metavar="NAME", help="preset or folder (default: all presets)")
-    command.add_argument("--width", type=int, default=448, help="of an image in pixels (default: 448)")
-    command.add_argument("--height", type=int, default=448, help="of an image in pixels (default: 448)")
+    command.add_argument("--width", type=int, default=1024, help="of an image in pixels (default: 1024)")
+    command.add_argument("--height", type=int, default=1024, help="of an image in pixels (default: 1024)")
+    command.add_argument("--max-pixels", type=int, help="that images are reduced to (default: the model's own)")
     command.set_defaults(action=forecast_memory)
     command = commands.add_parser("schema", help="write the JSON Schema of a record to data/")
     command.set_defaults(action=schema)

@@ -70,7 +70,7 @@ class Seconds:
 
     def __init__(self, name: str, rates: Rates, options: dict[str, int]):
         self.model, self.rates, self.options = shapes(name), rates, options
-        tokens, self.patches = tokens_and_patches(name, options["width"], options["height"])
+        tokens, self.patches = tokens_and_patches(name, options["width"], options["height"], options.get("max_pixels"))
         self.prompt = tokens + options.get("prompt_tokens", 60)
         self.length, self.answers = options.get("answer_tokens", 20), options.get("answers", 2)
 

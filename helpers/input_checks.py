@@ -128,8 +128,8 @@ def image_size(looks: Sequence[Look], rows: int) -> Check:
         "image size",
         min(kept) >= KEPT,
         f"the model sees at least {min(kept):.0%} of an image's pixels ({len(looks)} of {rows} rows)",
-        f"Under {KEPT:.0%} small things are gone: give models.load_model a larger max_pixels in the cell of "
-        "new_trainer, or cut the images to what matters in the data of notebook 02.",
+        f"Under {KEPT:.0%} small things are gone: give check_machine, whose plan the model is loaded with, a larger "
+        "max_pixels, or cut the images to what matters in the data of notebook 02.",
         warns=True,
     )
 
@@ -143,8 +143,8 @@ def truncation(trainer: DPOTrainer, looks: Sequence[Look], rows: int) -> Check:
         "truncation",
         cut is None and longest <= limit,
         f"longest row {longest} tokens ({len(looks)} of {rows} rows), the model takes {limit}, max_length {cut}",
-        "Leave max_length at None in the trainer of the cell of new_trainer; if rows are too long, give "
-        "models.load_model there a smaller max_pixels, or remove the longest rows from the data of notebook 02.",
+        "Leave max_length at None in the trainer of the cell of new_trainer; if rows are too long, give check_machine, "
+        "whose plan the model is loaded with, a smaller max_pixels, or remove the longest rows from the data of notebook 02.",
     )
 
 

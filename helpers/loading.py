@@ -11,7 +11,6 @@ All else is pinned: processor and weights come from the commit that `helpers/pre
 import contextlib
 import errno
 import importlib.util
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers import (
 
 from helpers.presets import PRESETS, Preset, locate, preset_of
 from helpers.runtime import UsageError, compute_dtype, device
+from helpers.shapes import tile_edge
 
 NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
 SLOW_ON_A_CPU = 1e9  # parameters
@@ -190,16 +190,13 @@ def _compute_here(model: PreTrainedModel) -> None:
 
 
 def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
-    """Qwen-VL's `longest_edge` is a number of pixels; of processors that cut tiles (Idefics3, SmolVLM) it is a side.
-
-    The side is that of the largest square of whole tiles with at most `max_pixels`, of one tile at least.
-    """
+    """Qwen-VL's `longest_edge` is a number of pixels; of processors that cut tiles (Idefics3, SmolVLM) it is a side."""
     images = processor.image_processor
     if hasattr(images, "merge_size"):
         images.size["longest_edge"] = max_pixels
         images.size["shortest_edge"] = min(images.size["shortest_edge"], max_pixels)  # small images are enlarged to it
     elif tile := (getattr(images, "max_image_size", None) or {}).get("longest_edge"):
-        images.size["longest_edge"] = max(1, math.isqrt(max_pixels) // tile) * tile
+        images.size["longest_edge"] = tile_edge(max_pixels, tile)
     else:
         raise UsageError(f"{type(processor).__name__} has no limit of pixels. Leave max_pixels out for this model.")
 

@@ -2,7 +2,7 @@
 
 `check_machine` prints what the machine is, which packages differ from those that the suite is tested with, and, for each
 stage, the memory of `helpers/memory.py` and the minutes of `helpers/duration.py`, both arithmetic on the model's shapes. A
-batch that does not fit is made smaller, with as many pairs a step as before. The first cell of every notebook.
+batch that does not fit is made smaller, and then the images (`helpers/fitting.py`). The first cell of every notebook.
 
 Simplifications: a download that was begun counts as done; packages are compared by the first two numbers of their versions.
 """
@@ -12,7 +12,7 @@ import importlib.util
 import os
 import platform
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -23,10 +23,11 @@ from packaging.version import Version
 from helpers import memory
 from helpers.config import DPOSettings, PPOSettings, RewardSettings
 from helpers.duration import Seconds, measure_rates
+from helpers.fitting import changed, fit, fit_images, largest_image
 from helpers.memory import BATCH, USABLE, Generation, Memory, Settings
-from helpers.presets import PRESETS, preset_of
-from helpers.runtime import ROOT, UsageError, artifacts_dir, compute_dtype
-from helpers.shapes import is_known, shapes, weight_bytes
+from helpers.presets import preset_of
+from helpers.runtime import ROOT, artifacts_dir, compute_dtype
+from helpers.shapes import is_known, own_limit, shapes, visual_tokens, weight_bytes
 
 # Lowest and highest version that the suite is tested with: Colab's of August 2026 where it keeps its own, and those of
 # constraints.txt. Only the first two numbers count: a patch is taken to change nothing.
@@ -56,6 +57,7 @@ class Plan:
     dpo: DPOSettings | None = None
     reward: RewardSettings | None = None
     ppo: PPOSettings | None = None
+    max_pixels: int | None = None  # for `load_model`; None: the model's own limit, or none at all
     memory: dict[str, Memory] = field(default_factory=dict)  # by stage
     largest: dict[str, int] = field(default_factory=dict)  # batch that fits
     minutes: dict[str, float] = field(default_factory=dict)  # about, from arithmetic
@@ -65,7 +67,8 @@ class Plan:
 def check_machine(
     model: str | Path = "tiny",
     *,
-    image: tuple[int, int] = (448, 448),
+    image: tuple[int, int] = (1024, 1024),
+    max_pixels: int | None = None,
     load: Generation | None = None,
     dpo: DPOSettings | None = None,
     reward: RewardSettings | None = None,
@@ -76,17 +79,20 @@ def check_machine(
 ) -> Plan:
     """Print what this machine is and what the given stages will take on it; the plan holds settings that fit.
 
-    image: width and height in pixels. load: answers generated at once (default: `generate_answers`'s). examples: records
-    trained on. options: prompt_tokens, answer_tokens and answers of `memory.phases`. Raises UsageError naming the
-    presets that fit if the smallest batch of a stage does not.
+    image: width and height in pixels. max_pixels: that images are reduced to (default: the model's own limit); the plan's
+    is smaller if the smallest batch does not fit. load: answers generated at once (default: `generate_answers`'s).
+    examples: records trained on. options: prompt_tokens, answer_tokens and answers of `memory.phases`. Raises UsageError
+    naming the presets that fit if the smallest batch of a stage does not.
     """
     name, on_gpu = str(model), torch.cuda.is_available()
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
-    options |= {"width": image[0], "height": image[1], "four_bit": four_bit, "compute_bytes": 2 if on_gpu else 4}
-    plan = Plan(load or Generation(), dpo, reward, ppo)
+    options |= {"width": image[0], "height": image[1], "max_pixels": max_pixels}
+    options |= {"four_bit": four_bit, "compute_bytes": 2 if on_gpu else 4}
+    plan = Plan(load or Generation(), dpo, reward, ppo, max_pixels)
     rows = _machine_rows(plan)
     if is_known(name):
         rows.append(_disk_row(download_gb(name, four_bit and on_gpu), plan))
+        rows.append(_images_row(name, plan, options))
     else:
         plan.warnings.append(f"no forecast for {name}: only presets and checkpoints in a folder have one.")
     print("\n".join(f"{label:<12}{text}" for label, text in rows))
@@ -195,6 +201,26 @@ def download_gb(name: str, quantised: bool) -> float:
     return weight_bytes(shapes(name), four_bit=copy) / 1e9
 
 
+def _images_row(name: str, plan: Plan, options: dict) -> tuple[str, str]:
+    """Chooses `max_pixels`; larger ones that would fit are only told."""
+    stages = {stage: given for stage in BATCH if (given := getattr(plan, stage)) is not None}
+    asked, budget, size = options["max_pixels"], available_gb()[0], (options["width"], options["height"])
+    plan.max_pixels = options["max_pixels"] = fit_images(name, stages, budget, options)
+    tokens, limit = visual_tokens(name, *size, plan.max_pixels), plan.max_pixels or own_limit(name)
+    text = f"{size[0]} × {size[1]} pixels are {tokens:,} visual tokens"
+    if plan.max_pixels != asked:
+        before = asked or own_limit(name)
+        plan.warnings.append(
+            f"images are reduced to {limit:,} instead of {before:,} pixels, {tokens:,} visual tokens instead of "
+            f"{visual_tokens(name, *size, asked):,}, so that the smallest batch fits. Small things may be lost to sight."
+        )
+    if limit:
+        text += f" (max_pixels {limit:,})"
+    if limit and (most := largest_image(name, stages, budget, options)) > limit:
+        text += f"; up to {visual_tokens(name, 4096, 4096, most):,} would fit (max_pixels {most:,})"
+    return "images", text
+
+
 def _stage_table(name: str, plan: Plan, examples: int, options: dict) -> str:
     model, budget = shapes(name), available_gb()[0]
     seconds = Seconds(name, measure_rates(model.hidden, model.intermediate), options)
@@ -209,7 +235,7 @@ def _stage_table(name: str, plan: Plan, examples: int, options: dict) -> str:
         plan.largest[stage], plan.memory[stage] = largest, memory.forecast(name, stage, fitting, **options)
         plan.minutes[stage] = getattr(seconds, stage)(fitting, examples) / 60
         cells = f"{plan.memory[stage].total:>14.1f}{largest:>16}{plan.minutes[stage]:>10.1f}"
-        lines.append(f"{stage:<12}{cells}  {_changes(given, fitting) or '–'}")
+        lines.append(f"{stage:<12}{cells}  {_changes(given, fitting)}")
         if stage == "ppo" and (need := _long_answers(name, fitting, options)) > USABLE * budget:
             plan.warnings.append(
                 f"ppo: answers that use all of max_new_tokens = {fitting.max_new_tokens} would take {need:.1f} GB. "
@@ -223,50 +249,5 @@ def _long_answers(name: str, settings: PPOSettings, options: dict) -> float:
 
 
 def _changes(before: Settings, after: Settings) -> str:
-    old, new = asdict(before), asdict(after)
-    return ", ".join(f"{key} {old[key]} → {new[key]}" for key in old if old[key] != new[key])
-
-
-def fit(name: str, stage: str, settings: Settings, gigabytes: float, options: dict) -> tuple[Settings, int]:
-    """The settings, changed only if they do not fit into the usable share of `gigabytes`, and the largest batch.
-
-    A smaller batch of DPO or reward training is accumulated more often, so that a step has as many pairs. PPO gets
-    gradient checkpointing first, and then smaller mini-batches. Raises UsageError if nothing fits.
-    """
-    tries = [settings]
-    if stage == "ppo" and not settings.gradient_checkpointing:
-        tries.append(replace(settings, gradient_checkpointing=True))
-    for settings in tries:
-        largest = memory.largest_batch(name, stage, settings, gigabytes, **options) or 0
-        if memory.forecast(name, stage, settings, **options).total <= USABLE * gigabytes:
-            return settings, max(largest, getattr(settings, BATCH[stage]))
-    sizes = [size for size in _sizes(stage, settings) if size <= largest]
-    if not sizes:
-        raise _nothing_fits(name, stage, settings, gigabytes, options)
-    smaller = memory.with_batch(stage, settings, sizes[-1])
-    if stage in ("dpo", "reward"):
-        smaller = replace(smaller, accumulation=settings.batch_size * settings.accumulation // sizes[-1])
-    return smaller, largest
-
-
-def _sizes(stage: str, settings: Settings) -> list[int]:
-    """Batches that a step, or PPO's iteration, can be cut into without a rest, from the smallest."""
-    if stage == "load":
-        return [*range(1, settings.batch_size)]
-    if stage == "ppo":
-        return [n for n in range(settings.shards, settings.mini_batch, settings.shards) if settings.prompts % n == 0]
-    pairs = settings.batch_size * settings.accumulation
-    return [n for n in range(1, settings.batch_size) if pairs % n == 0]
-
-
-def _nothing_fits(name: str, stage: str, settings: Settings, gigabytes: float, options: dict) -> UsageError:
-    need, usable = memory.least(name, stage, settings, **options), USABLE * gigabytes
-    fitting = [n for n in PRESETS if all(memory.least(n, s, **options).total <= usable for s in BATCH)]
-    lower = (
-        " PPO's prompts and group decide that: lower them, or take another model." if need.phase != "training" else ""
-    )
-    return UsageError(
-        f"{name} does not fit: stage {stage} takes {need.total:.1f} GB while {need.phase}, with the smallest batch, and "
-        f"{usable:.1f} GB can be used here.{lower if stage == 'ppo' else ''} "
-        f"All stages fit with: {', '.join(fitting) or 'no preset'}."
-    )
+    rows = changed(before, after).items()
+    return ", ".join(f"{name} {getattr(before, name)} → {value}" for name, value in rows) or "–"

@@ -90,9 +90,11 @@ def dpo_logit(tokens: int) -> float:
 class _Stage:
     """The phases of a stage, each a `Memory`."""
 
-    def __init__(self, name: str, settings: Settings, size: tuple[int, int], prompt: int, four_bit: bool, c: int):
+    def __init__(
+        self, name: str, settings: Settings, image: tuple[int, int, int | None], prompt: int, four_bit: bool, c: int
+    ):
         self.model, self.settings, self.c, self.four_bit = shapes(name), settings, c, four_bit
-        self.visual, self.patches = tokens_and_patches(name, *size)
+        self.visual, self.patches = tokens_and_patches(name, *image)
         self.prompt = self.visual + prompt
         self.lora: LoraSettings | None = getattr(settings, "lora", None)
         self.trained = self._trained()
@@ -163,18 +165,19 @@ class _Stage:
 
 
 def phases(
-    name: str, stage: str, settings: Settings | None = None, *, width: int = 448, height: int = 448,
-    prompt_tokens: int = 60, answer_tokens: int = 20, four_bit: bool = True, answers: int = 2, compute_bytes: int = 2,
+    name: str, stage: str, settings: Settings | None = None, *, width: int = 1024, height: int = 1024,
+    max_pixels: int | None = None, prompt_tokens: int = 60, answer_tokens: int = 20, answers: int = 2,
+    four_bit: bool = True, compute_bytes: int = 2,
 ) -> list[Memory]:  # fmt: skip
     """Memory at the peak of each phase of a stage ("load", "dpo", "reward", "ppo").
 
-    settings: of that stage; None: its preset "t4". answers: to a record of reward training (pairs have 2, PPO its group).
-    compute_bytes: 2 on a GPU, 4 on a CPU, where fp32 is computed with. Raises UsageError for an unknown stage or model.
+    settings: of that stage; None: its preset "t4". max_pixels: as of `models.load_model`. answers: to a record of reward
+    training (pairs have 2, PPO its group). compute_bytes: 2 on a GPU, 4 on a CPU, where fp32 is computed with. Raises UsageError for an unknown stage or model.
     """
     if stage not in BATCH:
         raise UsageError(f"unknown stage {stage!r}: choose from {', '.join(BATCH)}.")
     settings = settings or default_settings(stage)
-    plan = _Stage(name, settings, (width, height), prompt_tokens, four_bit, compute_bytes)
+    plan = _Stage(name, settings, (width, height, max_pixels), prompt_tokens, four_bit, compute_bytes)
     batch, vocab = getattr(settings, BATCH[stage]), plan.model.vocab
     if stage == "load":
         return [plan.encoding(batch), plan.sampling(batch, 1, answer_tokens)]
@@ -200,7 +203,7 @@ def default_settings(stage: str) -> Settings:
     return Generation() if stage == "load" else presets[stage]("t4")
 
 
-def forecast(name: str, stage: str, settings: Settings | None = None, **options: int | bool) -> Memory:
+def forecast(name: str, stage: str, settings: Settings | None = None, **options: int | bool | None) -> Memory:
     """The phase that takes most; see `phases` for settings and options.
 
     >>> forecast("qwen2-vl-2b", "dpo", dpo_preset("t4")).phase
@@ -213,13 +216,13 @@ def with_batch(stage: str, settings: Settings, batch: int) -> Settings:
     return replace(settings, **{BATCH[stage]: batch})
 
 
-def least(name: str, stage: str, settings: Settings | None = None, **options: int | bool) -> Memory:
+def least(name: str, stage: str, settings: Settings | None = None, **options: int | bool | None) -> Memory:
     """The same with the smallest batch."""
     return forecast(name, stage, with_batch(stage, settings or default_settings(stage), 1), **options)
 
 
 def largest_batch(
-    name: str, stage: str, settings: Settings | None, gigabytes: float, **options: int | bool
+    name: str, stage: str, settings: Settings | None, gigabytes: float, **options: int | bool | None
 ) -> int | None:
     """Most pairs in a forward (records, for the reward model; prompts, for PPO; answers, for generation) that fit into
     the usable share of `gigabytes`, at most `MOST`; None if not even one does. Options as in `phases`."""
@@ -235,7 +238,7 @@ def largest_batch(
     return low or None
 
 
-def smallest_card(name: str, **options: int | bool) -> int:
+def smallest_card(name: str, **options: int | bool | None) -> int:
     """The smallest of `CARDS` on which all three trainings fit with the smallest batch; 0 for a model that hardly adds
     to what an empty program takes. Raises UsageError if it fits on none."""
     needs = [least(name, stage, **options) for stage in ("dpo", "reward", "ppo")]
@@ -247,7 +250,9 @@ def smallest_card(name: str, **options: int | bool) -> int:
     return fitting[0]
 
 
-def table(names: list[str] | None = None, cards: tuple[int, ...] = (6, 8, 15, 24, 40), **options: int | bool) -> str:
+def table(
+    names: list[str] | None = None, cards: tuple[int, ...] = (6, 8, 15, 24, 40), **options: int | bool | None
+) -> str:
     """Text: for every preset and stage the GB that the smallest batch takes, and the largest batch on each card."""
     lines = [f"{'model':<21}{'stage':<8}{'GB':>6}" + "".join(f"{f'{card} GB':>8}" for card in cards)]
     for name in names or PRESETS:

@@ -17,6 +17,7 @@ import torch
 from helpers.loading import load_model as load_model
 
 # isort: split
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from torch import Tensor
@@ -181,22 +182,44 @@ def generate_answers(
     """One answer to each (image, prompt): greedy at temperature 0, else sampled from the whole vocabulary.
 
     Images may be paths, opened when their turn comes. Prompts are left-padded; equal arguments give
-    equal answers. Image tokens are never generated.
+    equal answers. Image tokens are never generated. If a batch does not fit into memory, all starts anew with half of it.
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed")
     config = decoding(model, processor, temperature, top_p, max_new_tokens)
-    answers = []
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        torch.manual_seed(seed)
-        for start in tqdm(range(0, len(prompts), batch_size), desc=description, leave=False):
-            rows = slice(start, start + batch_size)
-            pictures = [open_image(image) if isinstance(image, Path) else image for image in images[rows]]
-            inputs = encode(processor, prompts[rows], pictures).to(model.device)
-            output = model.generate(**inputs, generation_config=config)
-            completions = output[:, inputs["input_ids"].shape[1] :]
-            answers += answer_texts(processor, completions)
-    model.train(was_training)
+    try:
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            torch.manual_seed(seed)
+            return _in_batches(model, processor, images, prompts, config, batch_size, description)
+    except RuntimeError as error:
+        if batch_size == 1 or not should_reduce_batch_size(error):
+            raise
+    finally:
+        model.train(was_training)
+    clear_device_cache(garbage_collection=True)
+    print(f"⚠️  {batch_size} answers at once do not fit into memory: starting again with {batch_size // 2}.")
+    again = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
+    return generate_answers(
+        model, processor, images, prompts, **again, batch_size=batch_size // 2, description=description
+    )
+
+
+def _in_batches(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    images: Sequence[Image.Image | Path],
+    prompts: Sequence[str],
+    config: GenerationConfig,
+    size: int,
+    description: str,
+) -> list[str]:
+    answers = []
+    for start in tqdm(range(0, len(prompts), size), desc=description, leave=False):
+        rows = slice(start, start + size)
+        pictures = [open_image(image) if isinstance(image, Path) else image for image in images[rows]]
+        inputs = encode(processor, prompts[rows], pictures).to(model.device)
+        output = model.generate(**inputs, generation_config=config)
+        answers += answer_texts(processor, output[:, inputs["input_ids"].shape[1] :])
     return answers

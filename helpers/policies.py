@@ -58,6 +58,16 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
     return found
 
 
+def image_limit(saved: Sequence[Saved], limit: int | None = None) -> int | None:
+    """`max_pixels` for `models.load_model`: `limit`, or the smallest that one of the policies was trained with."""
+    trained = {policy.name: pixels for policy in saved if (pixels := policy.about.get("max_pixels"))}
+    if not trained or (limit and limit <= min(trained.values())):
+        return limit
+    least = min(trained, key=trained.get)
+    print(f"images are reduced to {trained[least]:,} pixels, as when {least} was trained")
+    return trained[least]
+
+
 class Policies:
     """The base and its adapters under one roof; `names` begins with the base's.
 

@@ -63,7 +63,9 @@ class Run:
         print(f"{name:<34} {found if not isinstance(found, float) else f'{found:.4g}'}", flush=True)
 
     def about(self, **more: Any) -> dict[str, Any]:
-        return {"base": self.recipe.model, "seed": self.recipe.seed, "recipe": self.recipe.title} | more
+        recipe = self.recipe
+        own = {"base": recipe.model, "seed": recipe.seed, "recipe": recipe.title, "max_pixels": recipe.max_pixels}
+        return own | more
 
 
 def data(run: Run) -> None:

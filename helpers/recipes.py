@@ -14,7 +14,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, dpo_preset, ppo_preset, reward_preset
+from helpers.fitting import changed
 from helpers.formats import FORMATS
+from helpers.machine import check_machine
 from helpers.preferences import Strict, explain
 from helpers.runtime import ROOT, UsageError
 
@@ -151,6 +153,24 @@ def read_recipe(path: Path, *, laptop: bool = False, changes: Sequence[tuple[str
             f"{path}: unknown format {recipe.data.format!r}. Choose record, visual_genome, {', '.join(FORMATS)}."
         )
     return recipe
+
+
+def fitted(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
+    """The recipe with what had to be changed so that the stages (default: its own) fit this machine; says what it is.
+
+    Raises UsageError if one of them does not fit.
+    """
+    given = {"dpo": recipe.dpo_settings(), "ppo": recipe.ppo_settings(), "reward": recipe.reward_settings()}
+    heads = recipe.reward.heads
+    given["reward"] = dataclasses.replace(given["reward"], head="fusion" if "fusion" in heads else heads[0])
+    given = {stage: settings for stage, settings in given.items() if stage in (stages or recipe.stages)}
+    plan = check_machine(recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given)
+    parts: dict[str, Any] = {"max_pixels": plan.max_pixels}
+    for stage, settings in given.items():
+        part = getattr(recipe, stage)
+        own = part.settings | changed(settings, getattr(plan, stage))
+        parts[stage] = part.model_copy(update={"settings": own})
+    return recipe.model_copy(update=parts)
 
 
 def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

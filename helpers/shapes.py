@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from transformers import AutoImageProcessor
 
 from helpers.config import LoraSettings
 from helpers.presets import PRESETS, config_of, locate, preset_of, without_weights
 from helpers.runtime import UsageError
 
+QWEN, TILES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("idefics3", "smolvlm")
+FEWEST = 8  # visual tokens a side of the smallest square that a Qwen-VL is to see: 224 pixels for a Qwen2-VL
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64, an fp32 scale for 256 of those
 
 
@@ -110,6 +113,11 @@ def next_grid(width: int, height: int, pinpoints: list[list[int]], tile: int, si
     return (tile // side) ** 2 + rows * columns + rows, 1 + best[0] * best[1] // tile**2
 
 
+def tile_edge(max_pixels: int, tile: int) -> int:
+    """Side of the largest square of whole tiles with at most `max_pixels`, of one tile at least."""
+    return max(1, math.isqrt(max_pixels) // tile) * tile
+
+
 def idefics_tiles(width: int, height: int, longest_edge: int, tile: int) -> int:
     """Tiles of Idefics3 and SmolVLM: the image is resized to `longest_edge`, cut, and shown whole besides if it was cut."""
     long, short = max(width, height), min(width, height)
@@ -119,21 +127,46 @@ def idefics_tiles(width: int, height: int, longest_edge: int, tile: int) -> int:
     return number * across + 1 if number > 1 else 1
 
 
-def visual_tokens(name: str, width: int, height: int) -> int:
-    """Tokens that stand for an image of that many pixels in the prompt of a preset or a checkpoint in a folder."""
-    return tokens_and_patches(name, width, height)[0]
+@functools.cache
+def own_limit(name: str) -> int | None:
+    """Pixels that images are reduced to if nothing else is asked for: the preset's, of a folder its processor's. None
+    for a model that sees every image in sizes of its own (LLaVA)."""
+    preset, kind = preset_of(name), _config(name).model_type
+    if kind not in (*QWEN, *TILES):
+        return None
+    if preset and (preset.max_pixels or preset.longest_edge):
+        return preset.max_pixels or preset.longest_edge**2
+    edge = AutoImageProcessor.from_pretrained(name).size["longest_edge"]
+    return edge if kind in QWEN else edge**2
 
 
-def tokens_and_patches(name: str, width: int, height: int) -> tuple[int, int]:
+def limits_below(name: str, pixels: int) -> list[int]:
+    """Smaller limits than `pixels` that make a difference, the largest first: squares of whole visual tokens, `FEWEST` a
+    side or more (Qwen-VL), or of whole tiles (SmolVLM). None for a LLaVA."""
+    vision, kind = _config(name).vision_config, _config(name).model_type
+    if kind not in (*QWEN, *TILES):
+        return []
+    step = vision.patch_size * vision.spatial_merge_size if kind in QWEN else vision.image_size
+    fewest = FEWEST if kind in QWEN else 1
+    return [(n * step) ** 2 for n in range((math.isqrt(pixels - 1)) // step, fewest - 1, -1)]
+
+
+def visual_tokens(name: str, width: int, height: int, max_pixels: int | None = None) -> int:
+    """Tokens that stand for an image of that many pixels in the prompt of a preset or a checkpoint in a folder.
+    max_pixels: as of `models.load_model` (None: the model's own)."""
+    return tokens_and_patches(name, width, height, max_pixels)[0]
+
+
+def tokens_and_patches(name: str, width: int, height: int, max_pixels: int | None = None) -> tuple[int, int]:
     """Visual tokens of an image, and patches that the vision tower sees of it. Raises UsageError for a size of 0."""
     if min(width, height) < 1:
         raise UsageError(f"an image of {width} × {height} pixels: give both sides in whole pixels, from 1.")
-    config, preset = _config(name), preset_of(name)
+    config, limit = _config(name), max_pixels or own_limit(name)
     vision, kind = config.vision_config, config.model_type
-    if kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    if kind in QWEN:
         side = vision.patch_size * vision.spatial_merge_size
-        least, most = (256**2, 4096**2) if kind == "qwen3_vl" else (56**2, 128**2 * 28**2)  # of their checkpoints
-        columns, rows = qwen_grid(width, height, side, least, (preset and preset.max_pixels) or most)
+        least = min(limit, 256**2 if kind == "qwen3_vl" else 56**2)  # their checkpoints'
+        columns, rows = qwen_grid(width, height, side, least, limit)
         return columns * rows, columns * rows * vision.spatial_merge_size**2
     patches = (vision.image_size // vision.patch_size) ** 2
     if kind == "llava":
@@ -141,8 +174,8 @@ def tokens_and_patches(name: str, width: int, height: int) -> tuple[int, int]:
     if kind == "llava_next":
         tokens, tiles = next_grid(width, height, config.image_grid_pinpoints, vision.image_size, vision.patch_size)
         return tokens, tiles * (patches + 1)
-    if kind in ("idefics3", "smolvlm"):
-        edge = (preset and preset.longest_edge) or 4 * vision.image_size
+    if kind in TILES:
+        edge = tile_edge(max_pixels, vision.image_size) if max_pixels else math.isqrt(limit)
         tiles = idefics_tiles(width, height, edge, vision.image_size)
         return tiles * patches // config.scale_factor**2, tiles * patches
     raise UsageError(

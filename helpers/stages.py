@@ -25,6 +25,7 @@ from helpers.ppo_doctor import PolicyDoctor
 from helpers.preferences import PreferenceRecord, image_paths, to_trl
 from helpers.preflight import preflight
 from helpers.recipe_data import Run, data, named_scorer, rank
+from helpers.recipes import fitted
 from helpers.reward_model import hits, pair_gaps, score_records
 from helpers.reward_training import RewardTrainer
 from helpers.rollout import Task
@@ -36,7 +37,10 @@ from helpers.statistics import mcnemar_p, proportion
 
 
 def run_stages(run: Run, wanted: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """Run the recipe's stages in its order, or only those `wanted`; their figures go to `figures.json` in the folder."""
+    """Run the recipe's stages in its order, or only those `wanted`; their figures go to `figures.json` in the folder.
+
+    One process first changes what does not fit this machine, as the notebooks do; several take the recipe as it is.
+    """
     if unknown := set(wanted) - set(run.recipe.stages):
         raise UsageError(
             f"the recipe has no stage {', '.join(sorted(unknown))}: it has {', '.join(run.recipe.stages)}."
@@ -44,6 +48,8 @@ def run_stages(run: Run, wanted: Sequence[str] = ()) -> dict[str, dict[str, floa
     state, path = PartialState(cpu=not torch.cuda.is_available()), run.folder / "figures.json"
     if path.exists():
         run.figures = read_json(path)
+    if state.num_processes == 1:
+        run.recipe = fitted(run.recipe, wanted)
     for name in run.recipe.stages:
         if wanted and name not in wanted:
             continue

@@ -18,7 +18,8 @@ from packaging.version import Version
 from helpers import duration, machine, memory
 from helpers.config import dpo_preset, ppo_preset, reward_preset
 from helpers.duration import CALLS, CALLS_OUTSIDE, EFFICIENCY, Rates, Seconds, measure_rates
-from helpers.machine import OPTIONAL, PYTHON, TESTED, check_machine, download_gb, fit, versions_off
+from helpers.fitting import fit
+from helpers.machine import OPTIONAL, PYTHON, TESTED, check_machine, download_gb, versions_off
 from helpers.memory import USABLE, Generation, forecast
 from helpers.presets import PRESETS
 from helpers.runtime import ROOT, UsageError

@@ -29,7 +29,7 @@ LAYERS = [  # imports point to a lower line only
     {"counting", "losses", "heads", "notebooks", "prompts", "templates", "run_logs", "resume", "shapes"},
     {"labels", "counting_metrics", "memory"},
     {"scenes", "preferences", "heuristic", "scoring", "similarity", "duration"},
-    {"text_metrics", "hallucination", "rule_ranking", "machine"},
+    {"text_metrics", "hallucination", "rule_ranking", "fitting", "machine"},
     {"blind", "formats", "rows", "convert", "hub", "findings", "lengths", "data_doctor"},
     {"vote_file", "votes", "text_ranking", "arena"},
     {"official", "benchmarks", "judge", "image_features", "run_rules"},

@@ -325,7 +325,10 @@ def test_a_strongly_reduced_image_is_a_warning(make, capsys):
     assert not found.passed and found.warns
     assert found.found == "the model sees at least 4% of an image's pixels (8 of 8 rows)"
     printed = capsys.readouterr().out
-    assert "⚠️ image size" in printed and "larger max_pixels in the cell of new_trainer" in printed
+    assert (
+        "⚠️ image size" in printed
+        and "give check_machine, whose plan the model is loaded with, a larger max_pixels" in printed
+    )
 
 
 def test_the_share_of_pixels_is_that_of_the_processor(tiny):

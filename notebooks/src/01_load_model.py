@@ -71,10 +71,11 @@ section = Section("01_load_model", "The model before training")
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
+# that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-check_machine(MODEL)
+plan = check_machine(MODEL)
 
 # %% [markdown]
 # ## Load it in 4 bits
@@ -86,7 +87,7 @@ check_machine(MODEL)
 # (embeddings, vision) at two are about 2.5 GB instead of 4.4, so a 16 GB card has room to train.
 
 # %%
-model, processor = models.load_model(MODEL)
+model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 full, _ = models.load_model(MODEL, four_bit=False)
 print(
     f"{type(model).__name__}: {models.weight_megabytes(full):.2f} MB → {models.weight_megabytes(model):.2f} MB in 4 bits"
@@ -153,7 +154,8 @@ print(f"image tokens in the hand-written prompt: {ids.count(processor.image_toke
 # $$\text{visual tokens} = \frac{\text{height} \times \text{width}}{784}.$$
 #
 # The processor first rounds both sides to multiples of 28 and shrinks the image if it has more than
-# `max_pixels`. Visual tokens are what costs memory: a 448 × 448 image is 256 of them.
+# `max_pixels`. Visual tokens are what costs memory: a 448 × 448 image is 256 of them. The cell above says how many are used
+# here and how many would fit; for another limit, give it `max_pixels`.
 
 # %%
 inputs = encode(processor, [question], [image])

@@ -100,10 +100,11 @@ section = Section("02_build_preferences", "The preference data")
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
+# that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-check_machine(MODEL)
+plan = check_machine(MODEL)
 
 # %% [markdown]
 # ## Labels become counts
@@ -131,7 +132,7 @@ assert_no_photo_in_both(train, valid)
 # same thing four times; where it is torn, one of its own answers may well be right.
 
 # %%
-model, processor = models.load_model(MODEL)
+model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 own_answers = sample_own_answers(model, processor, train, ANSWERS, seed=SEED)
 
 # %%

@@ -90,7 +90,8 @@ settings
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
+# that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
 plan = check_machine(MODEL, reward=settings)
@@ -196,8 +197,14 @@ print({path.name: sum(len(r.pairs()) for r in rows) for path, rows in
 # has seen everything, goes through a small head: one number. The answers to one image share it and the
 # question, so all of them go through the model in one row, with a mask that hides them from each other:
 
+
 # %%
-model, processor = models.load_model(MODEL)
+def load():
+    """A fresh base and its processor, with images of the size that fits."""
+    return models.load_model(MODEL, max_pixels=plan.max_pixels)
+
+
+model, processor = load()
 record = train[0]
 pictures = [open_image(image) for image in image_paths(train_path, record)]
 prompt, answers = render(processor, record.prompt[-1].content, len(pictures)), [a.text for a in record.answers]
@@ -232,7 +239,7 @@ assert_close(*states, rtol=1e-2, atol=1e-2)
 def train_reward(head, objective, sees_images=True, seed=SEED):
     """A freshly loaded base with a fresh adapter and head, trained; the model and its run."""
     chosen_settings = dataclasses.replace(settings, head=head, objective=objective)
-    reward = reward_model.create(*models.load_model(MODEL), chosen_settings, seed, sees_images)
+    reward = reward_model.create(*load(), chosen_settings, seed, sees_images)
     name = "-".join([head, objective, *([] if sees_images else ["text"]), str(seed)])
     checkpoint = artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
     if not RESUME:
@@ -254,7 +261,7 @@ section.picture(
 # the same way, that is never shown an image. And the model itself, shown another image or none.
 
 # %%
-random_head = reward_model.create(*models.load_model(MODEL), settings, seed=SEED + 1)
+random_head = reward_model.create(*load(), settings, seed=SEED + 1)
 others = {}
 baselines = {"random head": score_records(random_head, test_path, test)}
 twin, _ = train_reward(HEADS[0], OBJECTIVES[0], sees_images=False)
@@ -384,7 +391,7 @@ random_hits = []
 for head in ("linear", "mlp"):
     for seed in (11, 12, 13):
         untrained = dataclasses.replace(settings, head=head)
-        one = reward_model.create(*models.load_model(MODEL), untrained, seed, sees_images=False)
+        one = reward_model.create(*load(), untrained, seed, sees_images=False)
         random_hits.append(hits(pair_gaps(test, score_records(one, test_path, test)))[:500])
 print("random heads:", ", ".join(f"{found.mean():.3f}" for found in random_hits))
 high, low = max(random_hits, key=lambda found: found.mean()), min(random_hits, key=lambda found: found.mean())
@@ -424,13 +431,14 @@ print(RewardReport("reward model", sorted_test, {"right": sorted_scores}).senten
 reached, head, objective = best
 winner, winner_run = trained[head, objective]
 chosen_settings = dataclasses.replace(settings, head=head, objective=objective)
-about = {"base": MODEL, "seed": SEED, "validation_accuracy": reached, "data": str(train_path)}
+about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED}
+about |= {"validation_accuracy": reached, "data": str(train_path)}
 folder = reward_model.save(winner, artifacts_dir() / "reward", chosen_settings, about)
 write_json(folder / "log.json", {"steps": winner_run.log, "evaluations": winner_run.evaluations})
 print(f"{head}, {objective}: validation {reached:.3f}, head {head_hash(winner)} → {folder}")
 
 # %%
-again = reward_model.load(*models.load_model(MODEL), folder)
+again = reward_model.load(*load(), folder)
 before, after = (score_records(one, valid_path, valid) for one in (winner, again))
 difference = max(abs(a - b) for row, other in zip(before, after, strict=True) for a, b in zip(row, other, strict=True))
 print(f"largest difference after loading: {difference:.1e}")

@@ -90,7 +90,8 @@ settings
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
+# that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
 plan = check_machine(MODEL, dpo=settings)
@@ -184,7 +185,7 @@ first["images"][0].resize((224, 224))
 # %%
 def new_trainer(seed=0, data=train_data, model=None, callbacks=(), name=None, **changes):
     """A freshly loaded base (or `model`) with a fresh adapter, in TRL's trainer; `changes` to the settings."""
-    base, reader = models.load_model(MODEL) if model is None else (model, processor)
+    base, reader = models.load_model(MODEL, max_pixels=plan.max_pixels) if model is None else (model, processor)
     return dpo.make_trainer(
         base, reader, data, dataclasses.replace(settings, **changes), seed=seed, callbacks=callbacks,
         output_dir=artifacts_dir() / "dpo" / (name or f"seed-{seed}") / "trainer", cache=artifacts_dir() / "cache",
@@ -193,7 +194,7 @@ def new_trainer(seed=0, data=train_data, model=None, callbacks=(), name=None, **
 
 valid_source = source.with_name(source.name.replace("train", "valid"))
 valid_records = read_records(valid_source)
-base, processor = models.load_model(MODEL)
+base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 held_out_exact = HeldOut(processor, valid_source, valid_records[:64])
 curves = plots.LiveCurves(held_out=held_out_exact.shares)
 
@@ -325,7 +326,8 @@ def save(trainer, run, seed):
     """Adapter, settings, log and reference answers → artifacts/dpo/seed-N."""
     folder = artifacts_dir() / "dpo" / f"seed-{seed}"
     answers = answer_records(trainer.model, processor, valid_source, valid_records)
-    about = {"base": MODEL, "seed": seed, "settings": dataclasses.asdict(settings), "data": str(source)}
+    about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": seed}
+    about |= {"settings": dataclasses.asdict(settings), "data": str(source)}
     models.save_adapter(trainer.model, folder, about)
     write_json(folder / "log.json", run.log)
     write_json(folder / "validation_answers.json", {"records": str(valid_source), "answers": answers})

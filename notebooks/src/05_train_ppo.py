@@ -98,7 +98,8 @@ settings
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
+# that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
 plan = check_machine(MODEL, ppo=settings)
@@ -204,7 +205,7 @@ def new_trainer(name, score, changes=None, questions=None, watch=(), truth=None,
     )  # fmt: skip
 
 
-base, processor = models.load_model(MODEL)
+base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 longest = max(settings.max_new_tokens, answer_budget(processor, items))
 settings = dataclasses.replace(settings, max_new_tokens=longest)
 held_out = HeldOut(processor, valid_source, valid_records[:64], every=2)
@@ -275,10 +276,9 @@ plots.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"t
 # %%
 def save(name, run):
     """The adapter → artifacts/ppo/NAME, with the reward that trained it: notebook 07 does not take that for a judge."""
-    about = {"base": MODEL, "seed": SEED, "reward": run.score.__name__, "data": str(source)}
-    models.save_adapter(
-        run.model, artifacts_dir() / "ppo" / name, about | {"settings": dataclasses.asdict(run.settings)}
-    )
+    about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED}
+    about |= {"reward": run.score.__name__, "data": str(source), "settings": dataclasses.asdict(run.settings)}
+    models.save_adapter(run.model, artifacts_dir() / "ppo" / name, about)
 
 
 def judge(name, run):

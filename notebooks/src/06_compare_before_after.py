@@ -71,7 +71,7 @@ from helpers.labels import held_out_items
 from helpers.machine import check_machine
 from helpers.pages import comparison_table, said
 from helpers.pairs import question_for
-from helpers.policies import Policies, find_policies
+from helpers.policies import Policies, find_policies, image_limit
 from helpers.preferences import read_records
 from helpers.prompts import render
 from helpers.report import Section
@@ -86,10 +86,11 @@ section = Section("06_compare_before_after", "Before and after, on held-out imag
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
+# that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-check_machine(MODEL)
+plan = check_machine(MODEL)
 
 # %% [markdown]
 # ## Held-out images, one base, several policies
@@ -101,7 +102,7 @@ check_machine(MODEL)
 # %%
 folder, split, items = held_out_items(DATA)
 saved = find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
-model, processor = models.load_model(MODEL)
+model, processor = models.load_model(MODEL, max_pixels=image_limit(saved, plan.max_pixels))
 judge, reward = artifacts_dir() / "reward", None
 if (judge / "about.json").exists() and read_json(judge / "about.json").get("base") == MODEL:
     loaded = reward_model.load(model, processor, judge)

@@ -76,7 +76,7 @@ from helpers.hallucination import chair
 from helpers.labels import held_out_items
 from helpers.machine import check_machine
 from helpers.pairs import one_class_question
-from helpers.policies import Policies, find_policies
+from helpers.policies import Policies, find_policies, image_limit
 from helpers.preferences import read_records
 from helpers.report import Section
 from helpers.runtime import artifacts_dir, open_image, read_json
@@ -88,10 +88,11 @@ section = Section("07_evaluate", "Does it help? Evaluation on held-out images")
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits; nothing is loaded for it.
+# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
+# that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-check_machine(MODEL)
+plan = check_machine(MODEL)
 
 # %% [markdown]
 # ## What is examined
@@ -104,7 +105,7 @@ if split == "valid":
     section.say(f"{folder.name} has no test split: these are its validation images, so read the figures with care.")
 saved = find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
 saved = [policy for policy in saved if any(fnmatch(policy.name, pattern) for pattern in POLICIES)]
-policies = Policies(*models.load_model(MODEL), saved)
+policies = Policies(*models.load_model(MODEL, max_pixels=image_limit(saved, plan.max_pixels)), saved)
 processor, names = policies.processor, policies.names
 print(f"{len(items)} images of {folder.name}/{split}; {', '.join(names)}")
 assert saved, f"no adapter fits {POLICIES}"

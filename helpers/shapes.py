@@ -128,16 +128,21 @@ def idefics_tiles(width: int, height: int, longest_edge: int, tile: int) -> int:
 
 
 @functools.cache
-def own_limit(name: str) -> int | None:
-    """Pixels that images are reduced to if nothing else is asked for: the preset's, of a folder its processor's. None
-    for a model that sees every image in sizes of its own (LLaVA)."""
+def _own_limits(name: str) -> tuple[int, int | None]:
+    """Least and most pixels that images are brought to: the preset's with its checkpoint's, of a folder its processor's."""
     preset, kind = preset_of(name), _config(name).model_type
     if kind not in (*QWEN, *TILES):
-        return None
+        return 0, None
     if preset and (preset.max_pixels or preset.longest_edge):
-        return preset.max_pixels or preset.longest_edge**2
-    edge = AutoImageProcessor.from_pretrained(name).size["longest_edge"]
-    return edge if kind in QWEN else edge**2
+        return 256**2 if kind == "qwen3_vl" else 56**2, preset.max_pixels or preset.longest_edge**2
+    size = AutoImageProcessor.from_pretrained(name).size
+    return (size["shortest_edge"], size["longest_edge"]) if kind in QWEN else (0, size["longest_edge"] ** 2)
+
+
+def own_limit(name: str) -> int | None:
+    """Pixels that images are reduced to if nothing else is asked for; None for a model that sees every image in sizes of
+    its own (LLaVA)."""
+    return _own_limits(name)[1]
 
 
 def limits_below(name: str, pixels: int) -> list[int]:
@@ -165,8 +170,7 @@ def tokens_and_patches(name: str, width: int, height: int, max_pixels: int | Non
     vision, kind = config.vision_config, config.model_type
     if kind in QWEN:
         side = vision.patch_size * vision.spatial_merge_size
-        least = min(limit, 256**2 if kind == "qwen3_vl" else 56**2)  # their checkpoints'
-        columns, rows = qwen_grid(width, height, side, least, limit)
+        columns, rows = qwen_grid(width, height, side, min(_own_limits(name)[0], limit), limit)
         return columns * rows, columns * rows * vision.spatial_merge_size**2
     patches = (vision.image_size // vision.patch_size) ** 2
     if kind == "llava":

@@ -20,7 +20,7 @@ from helpers.config import dpo_preset, ppo_preset, reward_preset
 from helpers.duration import CALLS, CALLS_OUTSIDE, EFFICIENCY, Rates, Seconds, measure_rates
 from helpers.fitting import fit
 from helpers.machine import OPTIONAL, PYTHON, TESTED, check_machine, download_gb, versions_off
-from helpers.memory import USABLE, Generation, forecast
+from helpers.memory import Generation, forecast
 from helpers.presets import PRESETS
 from helpers.runtime import ROOT, UsageError
 from helpers.shapes import shapes
@@ -87,36 +87,6 @@ def test_a_batch_that_does_not_fit_is_halved_and_accumulated_twice_as_often(monk
     assert plan.memory["reward"].total <= 0.9 * 15.8 < forecast("qwen2-vl-7b", "reward", settings, **CARD).total
 
 
-def test_pairs_a_step_stay_the_same_whatever_fits():
-    settings = replace(dpo_preset("t4"), batch_size=6, accumulation=5, gradient_checkpointing=False)
-    for batch, size in ((6, 6), (5, 5), (4, 3), (3, 3), (2, 2), (1, 1)):  # 4 does not divide 30
-        gigabytes = forecast("qwen2-vl-7b", "dpo", replace(settings, batch_size=batch), **CARD).total / USABLE + 1e-6
-        fitted, largest = fit("qwen2-vl-7b", "dpo", settings, gigabytes, CARD)
-        assert (largest, fitted.batch_size) == (batch, size) and fitted.batch_size * fitted.accumulation == 30
-
-
-def test_ppo_gets_checkpointing_first_and_then_smaller_mini_batches():
-    settings = replace(ppo_preset("t4"), prompts=12, mini_batch=12, gradient_checkpointing=False)
-
-    def fitted(batch, checkpointing, settings=settings):
-        like = replace(settings, mini_batch=batch, gradient_checkpointing=checkpointing)
-        return fit(
-            "qwen2-vl-7b", "ppo", settings, forecast("qwen2-vl-7b", "ppo", like, **CARD).total / USABLE + 1e-6, CARD
-        )
-
-    assert fitted(12, False)[0] is settings
-    assert fitted(12, True) == (replace(settings, gradient_checkpointing=True), 12)
-    found, largest = fitted(10, True)  # 10 would fit, but 12 prompts are cut into 6 and 6
-    assert largest == 10 and found == replace(settings, gradient_checkpointing=True, mini_batch=6)
-    quarters = replace(settings, shards=4)
-    assert fitted(10, True, quarters)[0] == replace(quarters, gradient_checkpointing=True, mini_batch=4)
-
-
-def test_a_large_batch_that_fits_is_not_made_smaller():
-    settings = replace(dpo_preset("tiny"), batch_size=memory.MOST + 100)
-    assert fit("tiny", "dpo", settings, 80, CARD) == (settings, memory.MOST + 100)
-
-
 def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
     gpu(monkeypatch, 6e9)
     with pytest.raises(UsageError) as error:
@@ -144,6 +114,39 @@ def test_generation_gets_smaller_batches(monkeypatch):
     plan = check_machine("llava-next-llama3-8b")
     assert 1 <= plan.load.batch_size == plan.largest["load"] < 64
     assert check_machine("qwen2-vl-2b").load == Generation()
+
+
+def test_images_are_made_smaller_where_the_smallest_batch_does_not_fit(monkeypatch, capsys):
+    gpu(monkeypatch, 6.5e9)  # 5.85 GB can be used
+    plan = check_machine("qwen2.5-vl-3b", reward=reward_preset("t4"))
+    out = capsys.readouterr().out
+    n = round(plan.max_pixels**0.5 / 28)
+    assert plan.max_pixels == (28 * n) ** 2 and 8 <= n < 16
+    square = CARD | {"width": 1024, "height": 1024}
+    needs = [
+        forecast("qwen2.5-vl-3b", "reward", plan.reward, **square, max_pixels=(28 * k) ** 2).total for k in (n, n + 1)
+    ]
+    assert needs[0] <= 0.9 * 6.5 < needs[1] and plan.memory["reward"].total == needs[0]
+    seen = 14 * 14  # transformers' rounding makes 14 of the 15 for which there is room
+    assert f"1024 × 1024 pixels are {seen} visual tokens (max_pixels {plan.max_pixels:,})\n" in out
+    assert plan.warnings == [
+        f"images are reduced to {plan.max_pixels:,} instead of 200,704 pixels, {seen} visual tokens instead of 256, so "
+        "that the smallest batch fits. Small things may be lost to sight."
+    ]
+
+
+def test_a_limit_that_is_asked_for_is_kept_if_it_fits_and_more_room_is_told(monkeypatch, capsys):
+    gpu(monkeypatch, T4)
+    assert check_machine("qwen2-vl-2b", dpo=dpo_preset("t4")).max_pixels is None
+    assert "256 visual tokens (max_pixels 200,704); up to " in capsys.readouterr().out
+    plan = check_machine("qwen2-vl-2b", dpo=dpo_preset("t4"), max_pixels=672**2)
+    assert plan.max_pixels == 672**2 and plan.warnings == []
+    assert "576 visual tokens (max_pixels 451,584)" in capsys.readouterr().out
+    assert plan.memory["dpo"] == forecast(
+        "qwen2-vl-2b", "dpo", plan.dpo, **CARD | {"width": 672, "height": 672}, max_pixels=672**2
+    )
+    assert check_machine("llava-1.5-7b").max_pixels is None
+    assert "576 visual tokens\n" in capsys.readouterr().out
 
 
 def test_on_a_cpu_ram_is_the_budget_and_fp32_is_computed_in(monkeypatch, capsys):

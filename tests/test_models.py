@@ -180,6 +180,53 @@ def test_sampling_follows_its_seed_and_leaves_the_generator_alone(tiny, valid_it
     assert first != models.generate_answers(*tiny, images, prompts, temperature=1.5, seed=2)
 
 
+class Cramped:
+    """`generate` of a model on a card that holds so many rows."""
+
+    def __init__(self, model, rows, error=None):
+        self.model, self.rows, self.sizes, self.own = model, rows, [], model.generate
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def __enter__(self):
+        self.model.generate = self
+        return self
+
+    def __exit__(self, *_):
+        del self.model.generate
+
+    def __call__(self, input_ids, **inputs):
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.rows:
+            torch.rand(7)  # what was drawn before memory ran out
+            raise self.error
+        return self.own(input_ids=input_ids, **inputs)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, capsys):
+    images, prompts = images_for(valid_items[:6]), [QUESTION] * 6
+    how = {"temperature": 1.5, "seed": 1}
+    expected = models.generate_answers(*tiny, images, prompts, **how, batch_size=2)
+    tiny[0].train()
+    with Cramped(tiny[0], rows=3) as cramped:
+        assert models.generate_answers(*tiny, images, prompts, **how, batch_size=8) == expected
+    assert cramped.sizes == [6, 4, 2, 2, 2] and tiny[0].training
+    tiny[0].eval()
+    assert [line for line in capsys.readouterr().out.splitlines() if "⚠️" in line] == [
+        "⚠️  8 answers at once do not fit into memory: starting again with 4.",
+        "⚠️  4 answers at once do not fit into memory: starting again with 2.",
+    ]
+
+
+def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_items):
+    images, prompts = images_for(valid_items[:2]), [QUESTION] * 2
+    with Cramped(tiny[0], rows=0) as cramped, pytest.raises(torch.OutOfMemoryError):
+        models.generate_answers(*tiny, images, prompts)
+    assert cramped.sizes == [2, 2, 2, 2, 2, 2, 1]  # 64, 32, …, 1 at once, of two
+    with Cramped(tiny[0], 0, RuntimeError("shapes differ")) as cramped, pytest.raises(RuntimeError, match="differ"):
+        models.generate_answers(*tiny, images, prompts)
+    assert cramped.sizes == [2]
+
+
 def test_one_image_a_prompt_is_needed(tiny, valid_items):
     with pytest.raises(ValueError, match="1 images but 2 prompts"):
         models.generate_answers(*tiny, images_for(valid_items[:1]), [QUESTION] * 2)

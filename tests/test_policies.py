@@ -9,7 +9,7 @@ from helpers import models
 from helpers.config import LoraSettings
 from helpers.evaluation import evaluate_counting
 from helpers.labels import read_yolo
-from helpers.policies import SHIPPED, Policies, find_policies
+from helpers.policies import SHIPPED, Policies, find_policies, image_limit
 from helpers.runtime import UsageError
 
 
@@ -43,6 +43,16 @@ def test_without_any_the_shipped_one_is_taken_and_said_to_be(tmp_path, capsys):
         find_policies("tiny", tmp_path, shipped=False)
     with pytest.raises(UsageError, match="no adapter of 'qwen2-vl-2b'"):
         find_policies("qwen2-vl-2b", tmp_path)
+
+
+def test_all_policies_see_images_as_small_as_any_was_trained_with(tmp_path, capsys):
+    for name, pixels in (("a", None), ("b", 90_000), ("c", 50_176)):
+        copy(tmp_path / name, max_pixels=pixels)
+    saved = find_policies("tiny", tmp_path)
+    assert image_limit(saved[:1]) is None and image_limit(saved[:1], 70_000) == 70_000
+    assert image_limit(saved, 40_000) == 40_000 and capsys.readouterr().out == ""
+    assert image_limit(saved) == 50_176 == image_limit(saved, 60_000)
+    assert capsys.readouterr().out == "images are reduced to 50,176 pixels, as when c was trained\n" * 2
 
 
 def test_the_shipped_adapter_names_no_path_of_a_machine():

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from helpers import cli, presets
+from helpers import cli, machine, presets
 from helpers.config import ALL_LINEAR, ATTENTION
-from helpers.recipes import RECIPES, find_recipe, overlaid, read_recipe
+from helpers.duration import Rates
+from helpers.recipe_data import Run
+from helpers.recipes import RECIPES, find_recipe, fitted, overlaid, read_recipe
 from helpers.runtime import UsageError, read_json
+from helpers.stages import run_stages
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 SHORT = {  # of each recipe, so that it takes seconds
@@ -122,6 +125,40 @@ def test_changes_are_laid_over_table_by_table():
     assert overlaid(under, over) == {"ppo": {"preset": "t4", "score": {"b": 2.0}, "settings": {"group": 8, "lam": 0.9}}}
     recipe = read_recipe(find_recipe("vehicles"), changes=[("dpo.settings.lora.r", 4), ("seed", 3)])
     assert recipe.dpo_settings().lora.r == 4 and recipe.dpo_settings().lora.alpha == 32 and recipe.seed == 3
+
+
+def card(monkeypatch, gigabytes):
+    """A GPU of that size with 16-bit numbers."""
+    monkeypatch.setattr(machine, "available_gb", lambda: (gigabytes, gigabytes))
+    monkeypatch.setattr(machine, "measure_rates", lambda *_: Rates(1e12, 1e11, 1e-5))
+
+
+def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
+    card(monkeypatch, 15.8)
+    recipe = read_recipe(
+        find_recipe("reward_models"), changes=[("reward.settings.batch_size", 16), ("reward.settings.accumulation", 1)]
+    )
+    changed = fitted(recipe)
+    settings = changed.reward_settings()
+    assert 1 <= settings.batch_size < 16 and settings.batch_size * settings.accumulation == 16
+    assert changed.model_copy(update={"reward": recipe.reward}) == recipe  # nothing else
+    assert f"batch_size 16 → {settings.batch_size}, accumulation 1 → {settings.accumulation}" in capsys.readouterr().out
+    card(monkeypatch, 400)
+    assert fitted(recipe) == recipe
+
+
+def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_path):
+    card(monkeypatch, 15.8)
+    recipe = read_recipe(find_recipe("captions"))
+    with pytest.raises(UsageError, match=r"llava-1\.5-7b does not fit: stage reward takes .* and 14.2 GB can be used"):
+        run_stages(Run(recipe, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert fitted(recipe, ["data"]) == recipe  # of which `captions` is no training
+    card(monkeypatch, 8.9)
+    small = read_recipe(
+        find_recipe("vehicles"), changes=[("dpo.settings.batch_size", 1), ("dpo.settings.accumulation", 8)]
+    )
+    assert fitted(small).max_pixels is None
 
 
 @pytest.mark.parametrize(

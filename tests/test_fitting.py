@@ -17,7 +17,7 @@ from helpers.runtime import UsageError
 from helpers.shapes import limits_below, own_limit, visual_tokens
 
 CARD = {"width": 448, "height": 448, "four_bit": True, "compute_bytes": 2}
-SIZES = [(640, 480), (480, 640), (112, 112), (1000, 300)]
+SIZES = [(640, 480), (480, 640), (112, 112), (1000, 300), (30, 31)]
 SIZES += [(random.Random(k).randint(40, 1500), random.Random(-k - 1).randint(40, 1500)) for k in range(12)]
 
 
@@ -66,7 +66,7 @@ def test_a_large_batch_that_fits_is_not_made_smaller():
 def test_the_images_of_the_forecast_are_those_that_the_processor_makes(name, tmp_path):
     folder = str(save_as_on_the_hub(name, tmp_path / name))
     own = own_limit(folder)
-    for limit in (None, own, 4 * own, own // 2, own // 7):
+    for limit in (None, own, 4 * own, own // 2, own // 7, 800):  # the last is less than the least
         processor = load_processor(folder, max_pixels=limit)
         for width, height in SIZES:
             inputs = encode(processor, ["How many?"], [Image.new("RGB", (width, height))])
@@ -96,6 +96,9 @@ def test_images_are_reduced_only_as_far_as_the_smallest_batch_needs():
     assert fit_images("qwen2.5-vl-3b", stages, gigabytes(need), CARD) is None  # as the preset has it
     asked = CARD | {"max_pixels": 336**2}
     assert fit_images("qwen2.5-vl-3b", stages, gigabytes(need), asked) == 336**2
+    large = CARD | {"width": 800, "height": 800}
+    need = least("qwen2.5-vl-3b", "reward", stages["reward"], **large, max_pixels=560**2)
+    assert fit_images("qwen2.5-vl-3b", stages, gigabytes(need), large | {"max_pixels": 672**2}) == 560**2
     assert fit_images("qwen2.5-vl-3b", stages, 3.0, CARD) == 224**2  # nothing fits: `fit` says so
     assert fit_images("llava-1.5-7b", stages, 3.0, CARD) is None
 

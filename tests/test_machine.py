@@ -270,8 +270,8 @@ def test_on_colab_it_says_whether_drive_is_there(monkeypatch, capsys):
 
 def test_a_model_on_the_hub_has_no_forecast_and_its_settings_stay(monkeypatch, capsys):
     cpu(monkeypatch, 10e9)
-    plan = check_machine("nobody/model", dpo=dpo_preset("t4"))
-    assert plan.dpo == dpo_preset("t4") and plan.memory == {}
+    plan = check_machine("nobody/model", dpo=dpo_preset("t4"), max_pixels=10**5)
+    assert plan.dpo == dpo_preset("t4") and plan.memory == {} and plan.max_pixels == 10**5
     assert "⚠️  no forecast for nobody/model" in capsys.readouterr().out
 
 
@@ -332,6 +332,11 @@ def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
     seconds = Seconds("qwen2-vl-7b", Rates(1e12, 1e11, 1e-5), CARD)
     assert plan.minutes["reward"] == pytest.approx(seconds.reward(plan.reward, 100) / 60)
     assert plan.minutes["load"] == pytest.approx(seconds.load(plan.load, 100) / 60)
+
+
+def test_smaller_images_take_less_time():
+    small = Seconds("qwen2-vl-2b", Rates(1e12, 1e11, 1e-5), CARD | {"max_pixels": 224**2})
+    assert small.prompt == 60 + 8 * 8 and small.patches == 16 * 16
 
 
 def test_rates_of_this_machine_are_sensible():

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from helpers import cli, machine, presets
+from helpers import cli, machine, presets, recipes, stages
 from helpers.config import ALL_LINEAR, ATTENTION
 from helpers.duration import Rates
+from helpers.memory import Generation
 from helpers.recipe_data import Run
 from helpers.recipes import RECIPES, find_recipe, fitted, overlaid, read_recipe
 from helpers.runtime import UsageError, read_json
@@ -96,14 +97,14 @@ def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys
 
 def test_what_the_projects_used():
     """From the projects' own reports; the arithmetic of the adapters is in the tests of the presets."""
-    recipes = {name: read_recipe(find_recipe(name)) for name in NAMES}
-    assert [recipes[name].model for name in NAMES] == [
+    found = {name: read_recipe(find_recipe(name)) for name in NAMES}
+    assert [found[name].model for name in NAMES] == [
         "llava-1.5-7b", "smolvlm-500m", "llava-next-llama3-8b", "qwen2-vl-2b", "qwen2-vl-2b",
     ]  # fmt: skip
-    assert all(recipe.model in presets.PRESETS for recipe in recipes.values())
-    assert recipes["vehicles"].dpo_settings().steps == 420 and recipes["captions"].data.limit == 150
-    assert recipes["heuristic"].rank.answers == 4 and recipes["heuristic"].ppo_settings().entropy_weight == 0.01
-    reward = recipes["reward_models"].reward_settings()
+    assert all(recipe.model in presets.PRESETS for recipe in found.values())
+    assert found["vehicles"].dpo_settings().steps == 420 and found["captions"].data.limit == 150
+    assert found["heuristic"].rank.answers == 4 and found["heuristic"].ppo_settings().entropy_weight == 0.01
+    reward = found["reward_models"].reward_settings()
     assert (reward.learning_rate, reward.epochs, reward.batch_size, reward.accumulation) == (5e-6, 3, 1, 16)
     assert (reward.lora.r, reward.lora.alpha, reward.lora.dropout, reward.lora.target_modules) == (
         8,
@@ -111,11 +112,11 @@ def test_what_the_projects_used():
         0.05,
         ATTENTION,
     )
-    ppo = recipes["questions"].ppo_settings()
+    ppo = found["questions"].ppo_settings()
     assert (ppo.learning_rate, ppo.critic_learning_rate, ppo.gamma, ppo.lam, ppo.clip) == (5e-6, 1e-5, 0.99, 0.95, 0.2)
     assert (ppo.lora.r, ppo.lora.alpha, ppo.lora.dropout, ppo.lora.target_modules) == (8, 32, 0.05, ALL_LINEAR)
     assert ppo.advantages == "rloo" and ppo.group == 4  # what is different: one answer alone teaches nothing
-    assert recipes["questions"].ppo.score == {"cosine": 0.7, "clip": 0.3}
+    assert found["questions"].ppo.score == {"cosine": 0.7, "clip": 0.3}
     assert 525 * 16 == 8_400  # questions, about the project's 8,379
 
 
@@ -145,6 +146,30 @@ def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
     assert f"batch_size 16 → {settings.batch_size}, accumulation 1 → {settings.accumulation}" in capsys.readouterr().out
     card(monkeypatch, 400)
     assert fitted(recipe) == recipe
+
+
+def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
+    recipe, asked = read_recipe(find_recipe("reward_models"), changes=[("max_pixels", 560**2)]), {}
+
+    def check(model, **given):
+        asked.update(given)
+        return machine.Plan(Generation(), reward=given["reward"], max_pixels=336**2)
+
+    monkeypatch.setattr(recipes, "check_machine", check)
+    found = fitted(recipe)
+    assert found.max_pixels == 336**2 and found.model_copy(update={"max_pixels": 560**2}) == recipe
+    assert asked.keys() == {"max_pixels", "four_bit", "reward"} and asked["max_pixels"] == 560**2
+    assert asked["reward"].head == "fusion"  # of linear, mlp and fusion, the one that keeps most
+
+
+def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
+    """The stage `data` loads nothing; several processes would take the recipe as it is."""
+    recipe = read_recipe(find_recipe("vehicles"), laptop=True, changes=[("data.limit", 4)])
+    monkeypatch.setattr(stages, "fitted", lambda recipe, _: recipe.model_copy(update={"max_pixels": 28**2}))
+    run = Run(recipe, tmp_path)
+    run_stages(run, ["data"])
+    assert run.about()["max_pixels"] == 28**2
+    assert run.load()[1].image_processor.size["longest_edge"] == 28**2
 
 
 def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ Simplifications: a download that was begun counts as done; packages are compared
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -217,7 +218,8 @@ def _images_row(name: str, plan: Plan, options: dict) -> tuple[str, str]:
     if limit:
         text += f" (max_pixels {limit:,})"
     if limit and (most := largest_image(name, stages, budget, options)) > limit:
-        text += f"; up to {visual_tokens(name, 4096, 4096, most):,} would fit (max_pixels {most:,})"
+        side = math.isqrt(most)
+        text += f"; up to {visual_tokens(name, side, side, most):,} would fit (max_pixels {most:,})"
     return "images", text
 
 
@@ -241,7 +243,9 @@ def _stage_table(name: str, plan: Plan, examples: int, options: dict) -> str:
                 f"ppo: answers that use all of max_new_tokens = {fitting.max_new_tokens} would take {need:.1f} GB. "
                 "Lower it, or prompts, if the model does not come to an end."
             )
-    return "\n".join([*lines, "* about, from arithmetic; load: one batch of answers"])
+    return "\n".join(
+        [*lines, "* about, from arithmetic; load: one batch of answers, halved again while running if it does not fit"]
+    )
 
 
 def _long_answers(name: str, settings: PPOSettings, options: dict) -> float:

@@ -172,7 +172,8 @@ def phases(
     """Memory at the peak of each phase of a stage ("load", "dpo", "reward", "ppo").
 
     settings: of that stage; None: its preset "t4". max_pixels: as of `models.load_model`. answers: to a record of reward
-    training (pairs have 2, PPO its group). compute_bytes: 2 on a GPU, 4 on a CPU, where fp32 is computed with. Raises UsageError for an unknown stage or model.
+    training (pairs have 2, PPO its group). compute_bytes: 2 on a GPU, 4 on a CPU, where fp32 is computed with. Raises
+    UsageError for an unknown stage or model.
     """
     if stage not in BATCH:
         raise UsageError(f"unknown stage {stage!r}: choose from {', '.join(BATCH)}.")

@@ -147,13 +147,13 @@ def own_limit(name: str) -> int | None:
 
 def limits_below(name: str, pixels: int) -> list[int]:
     """Smaller limits than `pixels` that make a difference, the largest first: squares of whole visual tokens, `FEWEST` a
-    side or more (Qwen-VL), or of whole tiles (SmolVLM). None for a LLaVA."""
+    side or more (Qwen-VL), or of whole tiles (SmolVLM). Empty for a LLaVA."""
     vision, kind = _config(name).vision_config, _config(name).model_type
     if kind not in (*QWEN, *TILES):
         return []
     step = vision.patch_size * vision.spatial_merge_size if kind in QWEN else vision.image_size
     fewest = FEWEST if kind in QWEN else 1
-    return [(n * step) ** 2 for n in range((math.isqrt(pixels - 1)) // step, fewest - 1, -1)]
+    return [(n * step) ** 2 for n in range(math.isqrt(pixels - 1) // step, fewest - 1, -1)]
 
 
 def visual_tokens(name: str, width: int, height: int, max_pixels: int | None = None) -> int:

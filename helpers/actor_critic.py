@@ -112,13 +112,14 @@ def warm_up(
     number: int,
     epochs: int,
     size: int,
+    at_once: int,
 ) -> list[float]:
     """Train a critic with an adapter of its own on answers whose scores are known; returns its losses.
 
     batch(numbers) gives the answers to some of the `number` prompts and their scores, (answers,). The value of every
     token is drawn to the score of the whole answer: nothing is bootstrapped. The learning rate falls linearly
-    from `critic_warm_up_rate` to 0. forward: `actor`, as several processes must call it; each of them sees all answers.
-    Raises UsageError without such a critic, whose states would soon be others.
+    from `critic_warm_up_rate` to 0. size: prompts of a step, of which `at_once` are in one pass. forward: `actor`, as several
+    processes must call it; each of them sees all answers. Raises UsageError without such a critic, whose states would soon be others.
     """
     if not actor.own_adapter:
         raise UsageError("only a critic with an adapter of its own can be warmed up: set critic_adapter=True.")
@@ -126,17 +127,18 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, 0.0, epochs * -(-number // size))
     optimizer = accelerator.prepare(adamw)
     rng, history = np.random.default_rng(0), []
-    actor.policy.eval()
     for _ in tqdm(range(epochs), desc="critic", unit="epoch", leave=False):
         for chosen in np.split(rng.permutation(number), range(size, number, size)):
-            packed, scores = batch(chosen)
-            actor.start_at(float(scores.mean()))
-            mask = packed.mask[:, 1:]
-            with actor.as_critic():
-                with accelerator.autocast():
-                    values = forward(packed, critic=True)
-                loss = 0.5 * losses.masked_mean((values - scores[:, None]) ** 2, mask)
-                accelerator.backward(loss)
+            parts = [batch(part) for part in np.split(chosen, range(at_once, len(chosen), at_once))]
+            actor.start_at(float(torch.cat([scores for _, scores in parts]).mean()))
+            tokens, total = sum(packed.mask[:, 1:].sum() for packed, _ in parts), 0.0
+            for packed, scores in parts:
+                with actor.as_critic():
+                    with accelerator.autocast():
+                        values = forward(packed, critic=True)
+                    loss = 0.5 * losses.masked_mean((values - scores[:, None]) ** 2, packed.mask[:, 1:], tokens)
+                    accelerator.backward(loss)
+                total += float(loss.detach())
             optimizer.step(), schedule.step(), optimizer.zero_grad()
-            history.append(float(loss.detach()))
+            history.append(total)
     return history

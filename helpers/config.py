@@ -94,6 +94,7 @@ class RewardSettings:
     warmup_share: float = 0.1
     patience: int = 3  # stop after so many evaluations without a better held-out accuracy
     evaluations: int = 6  # over the whole training
+    gradient_checkpointing: bool = False
     lora: LoraSettings = LoraSettings(r=8, alpha=16, dropout=0.05, target_modules=ATTENTION)
 
 
@@ -125,6 +126,7 @@ class PPOSettings:
     group: int = 4  # answers to each: 8 × 4 = 32 samples an iteration
     epochs: int = 2  # updates see each answer so often
     mini_batch: int = 4  # prompts in one update: 4 × 4 = 16 answers, 8 / 4 × 2 = 4 updates an iteration
+    at_once: int = 0  # prompts that are sampled, and looked at before the updates, together; 0: all of a shard
     learning_rate: float = 1e-5
     anneal: bool = True  # both learning rates fall linearly to 0
     critic_learning_rate: float = 1e-4
@@ -155,6 +157,22 @@ class PPOSettings:
     checkpoint_every: int = 5
     shards: int = 1  # an iteration is sampled in so many parts, or one a process: 1 process with 2 equals 2 processes
     lora: LoraSettings = LoraSettings()
+
+    def check(self, tasks: int, shards: int, processes: int) -> None:
+        """Raises UsageError for what cannot be trained with, on so many tasks and in so many processes."""
+        if self.advantages not in ("gae", "rloo", "grpo"):
+            raise UsageError(f"advantages={self.advantages!r}: choose gae, rloo or grpo.")
+        if self.advantages != "gae" and self.group < 2:
+            raise UsageError(f"{self.advantages} compares the answers to one prompt: set group to 2 or more.")
+        if self.temperature <= 0:
+            raise UsageError("temperature=0 gives one and the same answer each time: sample with a temperature over 0.")
+        if shards % processes or self.prompts % shards or self.mini_batch % shards:
+            raise UsageError(
+                f"{processes} processes share {shards} shards, and those prompts and mini_batch: make each a multiple of "
+                "the one before."
+            )
+        if tasks < self.prompts:
+            raise UsageError(f"{tasks} tasks, but an iteration asks {self.prompts}: lower prompts.")
 
 
 _TINY = PPOSettings(

@@ -112,7 +112,8 @@ class Seconds:
 
     def reward(self, settings: RewardSettings, examples: int) -> float:
         """Forwards and backwards of all epochs, and a forward for each evaluation."""
-        batches = (2 * settings.epochs + HELD_OUT * settings.evaluations) * examples / settings.batch_size
+        passes = 2 + settings.gradient_checkpointing
+        batches = (passes * settings.epochs + HELD_OUT * settings.evaluations) * examples / settings.batch_size
         return batches * self.packed(settings.batch_size, self.answers, False) + self.images((1 + HELD_OUT) * examples)
 
     def ppo(self, settings: PPOSettings, examples: int) -> float:
@@ -122,7 +123,8 @@ class Seconds:
         updates = settings.prompts / settings.mini_batch * settings.epochs
         passes = (1 + own) * (2 + settings.gradient_checkpointing)
         update = updates * passes * self.packed(settings.mini_batch, settings.group)
-        warm_up = own * WARM_UP * 2 * examples / settings.prompts * look
+        warm_up = own * WARM_UP * (2 + settings.gradient_checkpointing) * examples / settings.mini_batch
+        warm_up *= self.packed(settings.mini_batch, settings.group, False)
         iteration = self.sampling(settings.prompts, settings.group) + (2 + own) * look + update
         seen = examples if own else min(examples, settings.iterations * settings.prompts)
         return settings.iterations * iteration + warm_up + self.images(seen)

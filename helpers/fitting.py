@@ -1,7 +1,8 @@
 """Settings that fit into the memory there is, by the forecast of `helpers/memory.py`. Used by `helpers/machine.py`.
 
-What changes the result least goes first: gradient checkpointing (PPO), then a smaller batch with as many pairs a step as
-before. Only where not even the smallest batch fits are images reduced to fewer pixels, for all stages alike.
+What changes the result least goes first: fewer prompts at once where nothing is learnt (PPO), gradient checkpointing, then a
+smaller batch with as many pairs a step as before. Only where not even the smallest batch fits are images reduced to
+fewer pixels, for all stages alike.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from helpers import memory
+from helpers.config import PPOSettings
 from helpers.memory import BATCH, USABLE, Settings
 from helpers.presets import PRESETS
 from helpers.runtime import UsageError
@@ -44,7 +46,9 @@ def largest_image(name: str, stages: Mapping[str, Settings], gigabytes: float, o
 
 def _fits(name: str, stages: Mapping[str, Settings], gigabytes: float, options: dict, limit: int | None, as_set=False):
     needs = (
-        memory.forecast(name, stage, given if as_set else _smallest(stage, given), **options | {"max_pixels": limit})
+        memory.forecast(
+            name, stage, given if as_set else memory.smallest(stage, given), **options | {"max_pixels": limit}
+        )
         for stage, given in stages.items()
     )
     return all(need.total <= USABLE * gigabytes for need in needs)
@@ -53,11 +57,13 @@ def _fits(name: str, stages: Mapping[str, Settings], gigabytes: float, options: 
 def fit(name: str, stage: str, settings: Settings, gigabytes: float, options: dict) -> tuple[Settings, int]:
     """The settings, changed only if they do not fit into the usable share of `gigabytes`, and the largest batch.
 
-    A smaller batch of DPO or reward training is accumulated more often, so that a step has as many pairs. PPO gets
-    gradient checkpointing first, and then smaller mini-batches. Raises UsageError if nothing fits.
+    Gradient checkpointing comes before a smaller batch. That of DPO or reward training is accumulated more often, so that a
+    step has as many pairs; PPO also samples in slices. Raises UsageError if nothing fits.
     """
+    if stage == "ppo":
+        settings = _in_slices(name, settings, gigabytes, options)
     tries = [settings]
-    if stage == "ppo" and not settings.gradient_checkpointing:
+    if stage != "load" and not settings.gradient_checkpointing:
         tries.append(replace(settings, gradient_checkpointing=True))
     for settings in tries:
         largest = memory.largest_batch(name, stage, settings, gigabytes, **options) or 0
@@ -70,6 +76,17 @@ def fit(name: str, stage: str, settings: Settings, gigabytes: float, options: di
     if stage in ("dpo", "reward"):
         smaller = replace(smaller, accumulation=settings.batch_size * settings.accumulation // sizes[-1])
     return smaller, largest
+
+
+def _in_slices(name: str, settings: PPOSettings, gigabytes: float, options: dict) -> PPOSettings:
+    """As many prompts at once as fit where nothing is learnt, also if all answers are as long as they may be."""
+    most = settings.at_once or settings.prompts // settings.shards
+    options = options | {"answer_tokens": settings.max_new_tokens}
+    for size in sorted({-(-most // parts) for parts in range(1, most + 1)}, reverse=True):
+        *before, _ = memory.phases(name, "ppo", replace(settings, at_once=size), **options)
+        if all(phase.total <= USABLE * gigabytes for phase in before):
+            break
+    return settings if size == most else replace(settings, at_once=size)
 
 
 def changed(before: Settings, after: Settings) -> dict[str, Any]:
@@ -87,21 +104,12 @@ def _sizes(stage: str, settings: Settings) -> list[int]:
     return [n for n in range(1, settings.batch_size) if pairs % n == 0]
 
 
-def _smallest(stage: str, settings: Settings) -> Settings:
-    """What `fit` would come down to."""
-    if sizes := _sizes(stage, settings):
-        settings = memory.with_batch(stage, settings, sizes[0])
-    return replace(settings, gradient_checkpointing=True) if stage == "ppo" else settings
-
-
 def _nothing_fits(name: str, stage: str, settings: Settings, gigabytes: float, options: dict) -> UsageError:
-    need, usable = memory.forecast(name, stage, _smallest(stage, settings), **options), USABLE * gigabytes
+    need, usable = memory.forecast(name, stage, memory.smallest(stage, settings), **options), USABLE * gigabytes
     others = options | {"max_pixels": None}
     fitting = [n for n in PRESETS if all(memory.least(n, s, **others).total <= usable for s in BATCH)]
     tokens = visual_tokens(name, options["width"], options["height"], options.get("max_pixels"))
-    lower = (
-        " PPO's prompts and group decide that: lower them, or take another model." if need.phase != "training" else ""
-    )
+    lower = " PPO's group decides that: lower it, or take another model." if need.phase != "training" else ""
     return UsageError(
         f"{name} does not fit: stage {stage} takes {need.total:.1f} GB while {need.phase}, with the smallest batch and "
         f"images of {tokens:,} visual tokens, and {usable:.1f} GB can be used here.{lower if stage == 'ppo' else ''} "

@@ -241,7 +241,7 @@ def _stage_table(name: str, plan: Plan, examples: int, options: dict) -> str:
         if stage == "ppo" and (need := _long_answers(name, fitting, options)) > USABLE * budget:
             plan.warnings.append(
                 f"ppo: answers that use all of max_new_tokens = {fitting.max_new_tokens} would take {need:.1f} GB. "
-                "Lower it, or prompts, if the model does not come to an end."
+                "Lower it, or mini_batch, if the model does not come to an end."
             )
     return "\n".join(
         [*lines, "* about, from arithmetic; load: one batch of answers, halved again while running if it does not fit"]

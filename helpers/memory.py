@@ -149,7 +149,7 @@ class _Stage:
         kept = model.layers * inside
         if checkpointing:  # inputs of all layers; one layer's inside with the gradients that run through its MLP
             kept = model.layers * c * model.hidden + inside + 2 * c * model.intermediate
-        if getattr(self.settings, "head", "") == "fusion" and c == 2:  # in fp32 norms have kept them
+        if getattr(self.settings, "head", "") == "fusion" and c == 2 and not checkpointing:  # else they are kept anyway
             kept += model.layers * c * model.hidden
         masks = 1 + c * (1 if checkpointing else model.layers)  # as bool, and in each layer as numbers
         activations = tokens * (kept + 4 * model.hidden) + self._vision_training(rows, checkpointing)
@@ -188,12 +188,13 @@ def phases(
         logits = dpo_logit(tokens) * tokens * vocab
         return [plan.encoding(rows), plan.training(rows, 2, answer_tokens, logits, settings.gradient_checkpointing)]
     if stage == "reward":
-        return [plan.encoding(batch), plan.training(batch, answers, answer_tokens, 0, False)]
+        return [plan.encoding(batch), plan.training(batch, answers, answer_tokens, 0, settings.gradient_checkpointing)]
     sequence, tokens = plan.prompt + settings.group * answer_tokens, settings.group * answer_tokens
+    together = settings.at_once or settings.prompts // settings.shards
     return [
-        plan.encoding(settings.prompts),
-        plan.sampling(settings.prompts, settings.group, answer_tokens),
-        plan.inference("answers are looked at", settings.prompts, sequence, logits=LOGIT["look"] * settings.prompts * tokens * vocab),
+        plan.encoding(together),
+        plan.sampling(together, settings.group, answer_tokens),
+        plan.inference("answers are looked at", together, sequence, logits=LOGIT["look"] * together * tokens * vocab),
         plan.training(batch, settings.group, answer_tokens, LOGIT["ppo"] * batch * tokens * vocab, settings.gradient_checkpointing),
     ]  # fmt: skip
 
@@ -217,9 +218,17 @@ def with_batch(stage: str, settings: Settings, batch: int) -> Settings:
     return replace(settings, **{BATCH[stage]: batch})
 
 
+def smallest(stage: str, settings: Settings) -> Settings:
+    """The same with the smallest batch, gradient checkpointing, and one prompt sampled at once."""
+    if stage == "load":
+        return with_batch(stage, settings, 1)
+    settings = replace(with_batch(stage, settings, 1), gradient_checkpointing=True)
+    return replace(settings, mini_batch=settings.shards, at_once=1) if stage == "ppo" else settings
+
+
 def least(name: str, stage: str, settings: Settings | None = None, **options: int | bool | None) -> Memory:
-    """The same with the smallest batch."""
-    return forecast(name, stage, with_batch(stage, settings or default_settings(stage), 1), **options)
+    """The forecast for the `smallest` settings."""
+    return forecast(name, stage, smallest(stage, settings or default_settings(stage)), **options)
 
 
 def largest_batch(
@@ -259,7 +268,8 @@ def table(
     for name in names or PRESETS:
         for stage in BATCH:
             need = least(name, stage, **options).total
-            most = [largest_batch(name, stage, None, CARDS.get(card, card), **options) for card in cards]
+            given = smallest(stage, default_settings(stage))
+            most = [largest_batch(name, stage, given, CARDS.get(card, card), **options) for card in cards]
             cells = ["–" if batch is None else f"≥ {MOST}" if batch == MOST else str(batch) for batch in most]
             lines.append(f"{name:<21}{stage:<8}{need:>6.1f}" + "".join(f"{cell:>8}" for cell in cells))
     return "\n".join(lines)

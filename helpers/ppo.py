@@ -30,8 +30,8 @@ from helpers.actor_critic import ActorCritic, warm_up
 from helpers.config import PPOSettings
 from helpers.image_features import ImageFeatures, is_frozen
 from helpers.ppo_figures import Row, describe
-from helpers.rollout import Experience, Rollout, Task, roll_out, shown
-from helpers.runtime import UsageError, seed_everything
+from helpers.rollout import Experience, Rollout, Task, roll_out, shown, stacked
+from helpers.runtime import seed_everything
 from helpers.scoring import Scorer, score_all
 from helpers.shared_prefix import Packed, can_pack, pack, plain
 
@@ -67,7 +67,7 @@ class PolicyTrainer:
         # policy and critic have a pass each, in which the other one's weights are not used
         self.accelerator = processes.new_accelerator("PPO", unused=settings.critic_adapter)
         self.shards = max(settings.shards, self.accelerator.num_processes)
-        _check(settings, len(tasks), self.shards, self.accelerator.num_processes)
+        settings.check(len(tasks), self.shards, self.accelerator.num_processes)
         if not isinstance(model, PeftModel):
             model = models.add_adapter(model, settings.lora, seed)
         seed_everything(seed)
@@ -117,8 +117,10 @@ class PolicyTrainer:
     def warm_up_critic(
         self, tasks: Sequence[Task], answers: Sequence[Sequence[str]], epochs: int = 8, size: int = 16
     ) -> list[float]:
-        """Train the critic on answers to each task, whoever wrote them, and their scores: no sample is drawn."""
+        """Train the critic on answers to each task, whoever wrote them, and their scores: no sample is drawn.
 
+        size: tasks of a step, of which `mini_batch` are in memory at a time.
+        """
         known: dict[int, list[float]] = {}
 
         def batch(chosen: Sequence[int]) -> tuple[Packed, Tensor]:
@@ -130,7 +132,10 @@ class PolicyTrainer:
             scores = torch.tensor([value for i in chosen for value in known[i]])
             return self._inputs(prompts, images, [answers[i] for i in chosen]), scores.to(self.accelerator.device)
 
-        return warm_up(self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, size)
+        self.model.eval()
+        self._train_mode()
+        at_once = self.settings.mini_batch
+        return warm_up(self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, size, at_once)
 
     def iterate(self) -> Row:
         """One iteration: sample, score, compare, update."""
@@ -146,16 +151,22 @@ class PolicyTrainer:
         settings, parts, self.asked = self.settings, [], []
         self.model.eval()
         for shard in self.own_shards():
-            tasks = self.next_tasks(shard)
-            self.asked += tasks
-            parts.append(roll_out(
-                self.model, self.processor, tasks, self.score,
-                group=settings.group, temperature=settings.temperature, top_p=settings.top_p,
-                max_new_tokens=settings.max_new_tokens, missing_end=settings.missing_end,
-                seed=(self.seed * 1_000_003 + self.iteration) * 1_009 + shard,
-                features=self.features, truth=self.truth,
-            ))  # fmt: skip
+            seed = (self.seed * 1_000_003 + self.iteration) * 1_009 + shard
+            for number, tasks in enumerate(self._slices(self.next_tasks(shard))):
+                self.asked += tasks
+                parts.append(roll_out(
+                    self.model, self.processor, tasks, self.score,
+                    group=settings.group, temperature=settings.temperature, top_p=settings.top_p,
+                    max_new_tokens=settings.max_new_tokens, missing_end=settings.missing_end,
+                    seed=seed + number * 2_654_435_761,  # a prime; of seeds the last 32 bits count
+                    features=self.features, truth=self.truth,
+                ))  # fmt: skip
         return Rollout.joined(parts)
+
+    def _slices(self, tasks: Sequence) -> list[Sequence]:
+        """What fits into memory together where nothing is learnt."""
+        size = self.settings.at_once or self.settings.prompts // self.shards
+        return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
     def own_shards(self) -> range:
         return range(self.accelerator.process_index, self.shards, self.accelerator.num_processes)
@@ -170,17 +181,12 @@ class PolicyTrainer:
     @torch.no_grad()
     def experience(self, rollout: Rollout) -> Experience:
         """What old policy, reference and critic say of the answers, and what follows from their scores."""
-        settings = self.settings
-        packed = self.packed(rollout)
-        mask, scores = packed.mask[:, 1:], rollout.scores.to(self.accelerator.device)
+        settings, scores = self.settings, rollout.scores.to(self.accelerator.device)
         if self.iteration == 0:
             self.actor.start_at(float(processes.mean_share(self.accelerator, scores.mean())))
-        with self.accelerator.autocast():
-            old = self.actor(packed)
-            values = self.actor.values(packed, old)
-            with models.adapter_off(self.model):
-                reference = self.actor(packed).logps
-        kl = losses.KL_ESTIMATORS[settings.kl_estimator](old.logps - reference)
+        looks = [self._look(self.packed(rollout, part)) for part in self._slices(range(len(rollout.prompts)))]
+        mask, old, entropy, values, reference = map(stacked, zip(*looks, strict=True))
+        kl = losses.KL_ESTIMATORS[settings.kl_estimator](old - reference)
         in_loss = settings.advantages == "grpo"  # its KL is a term of the loss
         rewards = losses.token_rewards(scores, kl, mask, 0.0 if in_loss else self.kl.weight)
         totals = rewards.sum(1)
@@ -193,7 +199,16 @@ class PolicyTrainer:
             advantages = losses.rloo_advantages(totals, settings.group)[:, None] * mask
         elif settings.advantages == "grpo":
             advantages = losses.grpo_advantages(totals, settings.group, settings.whiten)[:, None] * mask
-        return Experience(rollout, mask, old.logps, reference, values, old.entropy, rewards, advantages, returns)
+        return Experience(rollout, mask, old, reference, values, entropy, rewards, advantages, returns)
+
+    def _look(self, packed: Packed) -> tuple[Tensor, ...]:
+        """Mask, the policy's log-probabilities and entropy, the critic's values, the reference's log-probabilities."""
+        with self.accelerator.autocast():
+            old = self.actor(packed)
+            values = self.actor.values(packed, old)
+            with models.adapter_off(self.model):
+                reference = self.actor(packed).logps
+        return packed.mask[:, 1:], old.logps, old.entropy, values, reference
 
     def update(self, experience: Experience) -> Row:
         """Epochs of clipped updates over mini-batches of tasks; figures are means over all of them."""
@@ -298,7 +313,7 @@ class PolicyTrainer:
 
     @torch.no_grad()
     def _resume(self, path: Path) -> None:
-        own = {"settings": replace(self.settings, checkpoint_every=0), "seed": self.seed}
+        own = {"settings": replace(self.settings, checkpoint_every=0, at_once=0), "seed": self.seed}
         own |= {"number of processes": self.accelerator.num_processes, "reward": self.score.__name__}
         self.identity = ppo_checkpoint.identity(self.model, self.processor, self.tasks, **own)
         if not path.exists():
@@ -312,19 +327,3 @@ class PolicyTrainer:
         self.iteration, self.log, self.seconds = state["iteration"], state["log"], state["seconds"]
         self.kl.weight = state["kl_weight"]
         print(f"Going on after iteration {self.iteration} of {self.settings.iterations} ({path}).")
-
-
-def _check(settings: PPOSettings, tasks: int, shards: int, processes: int) -> None:
-    if settings.advantages not in ("gae", "rloo", "grpo"):
-        raise UsageError(f"advantages={settings.advantages!r}: choose gae, rloo or grpo.")
-    if settings.advantages != "gae" and settings.group < 2:
-        raise UsageError(f"{settings.advantages} compares the answers to one prompt: set group to 2 or more.")
-    if settings.temperature <= 0:
-        raise UsageError("temperature=0 gives one and the same answer each time: sample with a temperature over 0.")
-    if shards % processes or settings.prompts % shards or settings.mini_batch % shards:
-        raise UsageError(
-            f"{processes} processes share {shards} shards, and those prompts and mini_batch: make each a multiple of the "
-            "one before."
-        )
-    if tasks < settings.prompts:
-        raise UsageError(f"{tasks} tasks, but an iteration asks {settings.prompts}: lower prompts.")

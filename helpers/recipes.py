@@ -160,10 +160,13 @@ def fitted(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
 
     Raises UsageError if one of them does not fit.
     """
+    stages = stages or recipe.stages
+    if set(stages) == {"data"}:  # needs no model
+        return recipe
     given = {"dpo": recipe.dpo_settings(), "ppo": recipe.ppo_settings(), "reward": recipe.reward_settings()}
     heads = recipe.reward.heads
     given["reward"] = dataclasses.replace(given["reward"], head="fusion" if "fusion" in heads else heads[0])
-    given = {stage: settings for stage, settings in given.items() if stage in (stages or recipe.stages)}
+    given = {stage: settings for stage, settings in given.items() if stage in stages}
     plan = check_machine(recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given)
     parts: dict[str, Any] = {"max_pixels": plan.max_pixels}
     for stage, settings in given.items():

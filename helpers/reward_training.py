@@ -111,6 +111,8 @@ class RewardTrainer:
         self.schedule = get_cosine_schedule_with_warmup(adamw, warmup, self.steps)
         self.best: dict[str, Tensor] = {}
         self.not_finite = 0  # steps in a row
+        if settings.gradient_checkpointing:
+            reward.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         with reward.active():
             for weight in self.weights.values():
                 weight.requires_grad_(True)

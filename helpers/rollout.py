@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, ProcessorMixin
 
 from helpers.heuristic import Facts
@@ -117,6 +118,12 @@ class Experience:
     def cut(self, name: str, answers: Sequence[int], longest: int) -> Tensor:
         """A tensor for some of the answers, none of which is longer than `longest`."""
         return getattr(self, name)[answers, :longest]
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """(answers, longest) of several slices as one, with 0 where the answers of a slice are shorter."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, longest - part.shape[1])) for part in parts])
 
 
 def roll_out(

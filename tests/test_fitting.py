@@ -11,7 +11,7 @@ from helpers import memory
 from helpers.config import dpo_preset, ppo_preset, reward_preset
 from helpers.fitting import LARGEST, changed, fit, fit_images, largest_image
 from helpers.loading import load_processor
-from helpers.memory import USABLE, Generation, forecast, least
+from helpers.memory import USABLE, Generation, forecast, least, phases
 from helpers.prompts import count_image_tokens, encode
 from helpers.runtime import UsageError
 from helpers.shapes import limits_below, own_limit, visual_tokens
@@ -30,15 +30,49 @@ def gigabytes(need):
 
 
 def test_pairs_a_step_stay_the_same_whatever_fits():
-    settings = replace(dpo_preset("t4"), batch_size=6, accumulation=5, gradient_checkpointing=False)
+    settings = replace(dpo_preset("t4"), batch_size=6, accumulation=5)
     for batch, size in ((6, 6), (5, 5), (4, 3), (3, 3), (2, 2), (1, 1)):  # 4 does not divide 30
         gigabytes = forecast("qwen2-vl-7b", "dpo", replace(settings, batch_size=batch), **CARD).total / USABLE + 1e-6
         fitted, largest = fit("qwen2-vl-7b", "dpo", settings, gigabytes, CARD)
         assert (largest, fitted.batch_size) == (batch, size) and fitted.batch_size * fitted.accumulation == 30
 
 
-def test_ppo_gets_checkpointing_first_and_then_smaller_mini_batches():
-    settings = replace(ppo_preset("t4"), prompts=12, mini_batch=12, gradient_checkpointing=False)
+@pytest.mark.parametrize(("stage", "preset"), [("dpo", dpo_preset("t4")), ("reward", reward_preset("t4"))])
+def test_checkpointing_comes_before_a_smaller_batch(stage, preset):
+    settings = replace(preset, batch_size=4, accumulation=4, gradient_checkpointing=False)
+    saving = replace(settings, gradient_checkpointing=True)
+    plain, saved, least = (
+        forecast("qwen2-vl-7b", stage, s, **CARD) for s in (settings, saving, memory.smallest(stage, settings))
+    )
+    assert plain.total > saved.total > least.total
+    assert fit("qwen2-vl-7b", stage, settings, gigabytes(plain), CARD)[0] is settings
+    assert fit("qwen2-vl-7b", stage, settings, gigabytes(saved), CARD) == (saving, 4)
+    assert fit("qwen2-vl-7b", stage, settings, gigabytes(least), CARD)[0] == replace(
+        saving, batch_size=1, accumulation=16
+    )
+
+
+def test_ppo_looks_at_fewer_prompts_at_once_before_all_else():
+    """Slices are as equal as can be, and fit also if all answers are as long as they may be; updates are left alone."""
+    settings = replace(ppo_preset("t4"), prompts=12, mini_batch=1, max_new_tokens=40)
+    for size, found in ((12, 0), (11, 6), (6, 6), (5, 4), (4, 4), (3, 3), (2, 2), (1, 1)):
+        *before, _ = phases("qwen2-vl-7b", "ppo", replace(settings, at_once=size), **CARD, answer_tokens=40)
+        card = gigabytes(max(before, key=lambda phase: phase.total))
+        fitted, _ = fit("qwen2-vl-7b", "ppo", settings, card, CARD)
+        assert fitted == replace(settings, at_once=found), size
+
+
+def test_the_sources_models_train_on_a_t4_with_fewer_prompts_at_once():
+    card = {"width": 1024, "height": 1024, "four_bit": True, "compute_bytes": 2}
+    for name in ("llava-1.5-7b", "llava-next-llama3-8b"):
+        settings = ppo_preset("t4")
+        assert forecast(name, "ppo", settings, **card).total > USABLE * 15.8
+        fitted, _ = fit(name, "ppo", settings, 15.8, card)
+        assert 1 <= fitted.at_once < 8 and forecast(name, "ppo", fitted, **card).total <= USABLE * 15.8
+
+
+def test_ppo_gets_checkpointing_and_then_smaller_mini_batches():
+    settings = replace(ppo_preset("t4"), prompts=12, mini_batch=12, at_once=1, gradient_checkpointing=False)
 
     def fitted(batch, checkpointing, settings=settings):
         like = replace(settings, mini_batch=batch, gradient_checkpointing=checkpointing)
@@ -104,8 +138,8 @@ def test_images_are_reduced_only_as_far_as_the_smallest_batch_needs():
 
 
 def test_the_stage_that_needs_most_decides():
-    stages = {"load": Generation(), "dpo": dpo_preset("t4"), "reward": reward_preset("t4")}
-    card = gigabytes(least("qwen2.5-vl-3b", "reward", stages["reward"], **CARD, max_pixels=336**2))
+    stages = {"load": Generation(), "dpo": dpo_preset("t4"), "ppo": ppo_preset("t4")}
+    card = gigabytes(least("qwen2.5-vl-3b", "ppo", stages["ppo"], **CARD, max_pixels=336**2))
     limit = fit_images("qwen2.5-vl-3b", stages, card, CARD)
     assert limit == 336**2
     assert fit_images("qwen2.5-vl-3b", {"load": Generation(), "dpo": stages["dpo"]}, card, CARD) is None
@@ -115,7 +149,7 @@ def test_the_stage_that_needs_most_decides():
 
 def test_checkpointing_and_shards_come_before_smaller_images():
     settings = replace(ppo_preset("t4"), prompts=8, mini_batch=8, shards=2, gradient_checkpointing=False)
-    like = replace(settings, mini_batch=2, gradient_checkpointing=True)
+    like = replace(settings, mini_batch=2, gradient_checkpointing=True, at_once=1)
     card = gigabytes(forecast("qwen2-vl-7b", "ppo", like, **CARD))
     assert fit_images("qwen2-vl-7b", {"ppo": settings}, card, CARD) is None
     assert fit("qwen2-vl-7b", "ppo", settings, card, CARD)[0].gradient_checkpointing

@@ -26,11 +26,13 @@ from helpers.memory import (
     LOGIT,
     USABLE,
     Generation,
+    default_settings,
     dpo_logit,
     forecast,
     kept_by_a_layer,
     largest_batch,
     phases,
+    smallest,
     with_batch,
 )
 from helpers.presets import PRESETS
@@ -327,6 +329,17 @@ def test_the_phases_of_ppo_by_hand():
     assert forecast("qwen2-vl-2b", "ppo").phase == looking.phase and encoding.cache == 0
 
 
+def test_prompts_that_are_not_looked_at_together_take_no_memory_together():
+    whole, sliced, sharded = (
+        phases("qwen2-vl-2b", "ppo", replace(ppo_preset("t4"), **how)) for how in ({}, {"at_once": 2}, {"shards": 2})
+    )
+    for part in ("cache", "logits", "features", "activations", "mask"):
+        for place in range(3):  # images are encoded, answers are sampled, and looked at
+            assert getattr(sliced[place], part) == pytest.approx(getattr(whole[place], part) / 4)
+            assert getattr(sharded[place], part) == pytest.approx(getattr(whole[place], part) / 2)
+    assert whole[3] == sliced[3] == sharded[3]  # updates
+
+
 def test_with_checkpointing_the_inputs_of_all_layers_are_kept_and_the_inside_of_one():
     found = phases("qwen2-vl-2b", "dpo", dpo_preset("t4"))[1]
     # 2 rows of 256 + 60 + 2 × 20 tokens: 28 inputs of 1536, a layer (as above), gradients of 8960 twice, the last norm
@@ -337,6 +350,8 @@ def test_with_checkpointing_the_inputs_of_all_layers_are_kept_and_the_inside_of_
 def test_without_checkpointing_every_layer_has_a_mask():
     training = phases("qwen2-vl-2b", "reward")[1]
     assert training.mask * 1e9 == pytest.approx(356**2 * (1 + 2 * 28))  # one row of 256 + 60 + 2 × 20
+    saved = phases("qwen2-vl-2b", "reward", replace(reward_preset("t4"), gradient_checkpointing=True))[1]
+    assert saved.mask * 1e9 == pytest.approx(356**2 * (1 + 2))
 
 
 def test_more_of_anything_takes_more():
@@ -395,7 +410,8 @@ def test_the_card_of_a_preset_is_the_smallest_on_which_all_trainings_fit(name):
     if card:
         smaller = [size for other, size in CARDS.items() if other < card]
         fits = [
-            [largest_batch(name, s, None, size) for s in ("dpo", "reward", "ppo")] for size in (*smaller, CARDS[card])
+            [largest_batch(name, s, smallest(s, default_settings(s)), size) for s in ("dpo", "reward", "ppo")]
+            for size in (*smaller, CARDS[card])
         ]
         assert all(fits[-1]) and all(None in row for row in fits[:-1])
 
@@ -412,7 +428,8 @@ def test_the_table_on_the_command_line(capsys):
     assert head.split() == ["model", "stage", "GB", "6", "GB", "8", "GB", "15", "GB", "24", "GB", "40", "GB"]
     assert Counter(row.split()[0] for row in rows) == {"llava-1.5-7b": 4, "tiny": 4}
     cells = next(row.split() for row in rows if "reward" in row)
-    assert cells[3:5] == ["–", "–"] and cells[5] == str(largest_batch("llava-1.5-7b", "reward", None, 15.8))
+    saving = replace(reward_preset("t4"), gradient_checkpointing=True)
+    assert cells[3:5] == ["–", "5"] and cells[5] == str(largest_batch("llava-1.5-7b", "reward", saving, 15.8))
     assert main(["memory", "--model", "tinny"]) == 1 and "Did you mean 'tiny'?" in capsys.readouterr().err
 
 

@@ -157,9 +157,9 @@ def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
     whole = run.packed
 
     def shifted(rollout, tasks=None):
-        changed = (
-            dataclasses.replace(rollout, ids=[ids.roll(1) for ids in rollout.ids]) if tasks is not None else rollout
-        )
+        """In an update, not in the look before."""
+        updates = torch.is_grad_enabled()
+        changed = dataclasses.replace(rollout, ids=[ids.roll(1) for ids in rollout.ids]) if updates else rollout
         return whole(changed, tasks)
 
     monkeypatch.setattr(run, "packed", shifted)
@@ -207,6 +207,67 @@ def test_gradient_checkpointing_changes_no_number():
     assert runs[1].model.is_gradient_checkpointing and not runs[0].model.is_gradient_checkpointing
     for name, value in weights(runs[0]).items():
         assert_close(weights(runs[1])[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_slices_change_no_figure_of_an_iteration():
+    """Old policy, reference, critic, advantages: 4 prompts looked at one by one and all at once."""
+    for own in (False, True):
+        run = trainer(dataclasses.replace(SMALL, critic_adapter=own))
+        run.iteration = 1
+        rollout = run.sample()
+        whole = run.experience(rollout)
+        for size in (1, 3):
+            run.settings = dataclasses.replace(run.settings, at_once=size)
+            sliced = run.experience(rollout)
+            for name in ("mask", "old", "reference", "values", "entropy", "rewards", "advantages", "returns"):
+                assert_close(getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_slices_ask_the_same_questions_and_are_drawn_apart(monkeypatch):
+    whole = trainer(dataclasses.replace(SMALL, temperature=3.0))
+    run = trainer(dataclasses.replace(SMALL, temperature=3.0, at_once=1))
+    same = [whole.tasks[0]] * len(whole.tasks)
+    assert whole.sample().prompts == run.sample().prompts and whole.asked == run.asked
+    run.tasks = same
+    rollout = run.sample()
+    groups = [tuple(rollout.texts[4 * n : 4 * n + 4]) for n in range(4)]
+    assert len(set(groups)) == 4  # equal questions, different answers
+    assert rollout.texts == run.sample().texts and len(rollout.scores) == 16
+    row = run.iterate()
+    assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5) and row["samples"] == 16
+
+
+def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
+    run = trainer(dataclasses.replace(SMALL, critic_adapter=True, at_once=1, mini_batch=2))
+    seen = {True: [], False: []}  # with and without gradients
+
+    def counted(forward):
+        def look(packed, *rest, **more):
+            seen[torch.is_grad_enabled()].append(packed.inputs["input_ids"].shape[0])
+            return forward(packed, *rest, **more)
+
+        return look
+
+    monkeypatch.setattr(run.actor, "forward", counted(run.actor.forward))
+    run.warm_up_critic(run.tasks[:6], [["A.", "B."]] * 6, epochs=1, size=6)
+    assert seen == {True: [2, 2, 2], False: []}
+    run.iterate()
+    assert set(seen[True]) == {2} and set(seen[False]) == {1}
+
+
+def test_a_critic_warms_up_in_parts_as_in_one():
+    yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
+    tasks, answers = tasks_of(PATH, RECORDS[:8]), [["Yes.", "No, not at all."], ["No."]] * 4
+    runs, histories = [], []
+    for parts, saving in ((4, False), (1, False), (2, True)):
+        settings = dataclasses.replace(SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving)
+        runs.append(trainer(settings, yes))
+        histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, size=4))
+    for run, history in zip(runs[1:], histories[1:], strict=True):
+        assert len(history) == 6 and history == pytest.approx(histories[0], rel=1e-3)
+        for name, value in weights(runs[0]).items():
+            assert_close(weights(run)[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert runs[2].model.is_gradient_checkpointing
 
 
 def test_a_short_run_learns():
@@ -347,6 +408,14 @@ def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match="cannot be read"):
         trainer(settings, checkpoint=path).train()
+
+
+def test_a_run_goes_on_where_fewer_prompts_fit_at_once(tmp_path, capsys):
+    finished(tmp_path, iterations=1)
+    settings = dataclasses.replace(SMALL, iterations=2, kl_target=1.0, critic_adapter=True, at_once=2)
+    run = trainer(dataclasses.replace(settings, iterations=1), checkpoint=tmp_path / "run.pt")
+    run.train()
+    assert run.iteration == 1 and "Going on after iteration 1 of 1" in capsys.readouterr().out
 
 
 def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):

@@ -137,13 +137,15 @@ def card(monkeypatch, gigabytes):
 def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
     card(monkeypatch, 15.8)
     recipe = read_recipe(
-        find_recipe("reward_models"), changes=[("reward.settings.batch_size", 16), ("reward.settings.accumulation", 1)]
+        find_recipe("reward_models"), changes=[("reward.settings.batch_size", 128), ("reward.settings.accumulation", 1)]
     )
     changed = fitted(recipe)
     settings = changed.reward_settings()
-    assert 1 <= settings.batch_size < 16 and settings.batch_size * settings.accumulation == 16
+    assert 1 <= settings.batch_size < 128 and settings.batch_size * settings.accumulation == 128
     assert changed.model_copy(update={"reward": recipe.reward}) == recipe  # nothing else
-    assert f"batch_size 16 → {settings.batch_size}, accumulation 1 → {settings.accumulation}" in capsys.readouterr().out
+    assert (
+        f"batch_size 128 → {settings.batch_size}, accumulation 1 → {settings.accumulation}" in capsys.readouterr().out
+    )
     card(monkeypatch, 400)
     assert fitted(recipe) == recipe
 
@@ -173,12 +175,12 @@ def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
 
 
 def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_path):
-    card(monkeypatch, 15.8)
+    card(monkeypatch, 8.0)  # of RAM: 32 bits for what is not quantised
     recipe = read_recipe(find_recipe("captions"))
-    with pytest.raises(UsageError, match=r"llava-1\.5-7b does not fit: stage reward takes .* and 14.2 GB can be used"):
+    with pytest.raises(UsageError, match=r"llava-1\.5-7b does not fit: stage \w+ takes .* and 7.2 GB can be used"):
         run_stages(Run(recipe, tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert fitted(recipe, ["data"]) == recipe  # of which `captions` is no training
+    assert fitted(recipe, ["data"]) == recipe  # needs no model
     card(monkeypatch, 8.9)
     small = read_recipe(
         find_recipe("vehicles"), changes=[("dpo.settings.batch_size", 1), ("dpo.settings.accumulation", 8)]

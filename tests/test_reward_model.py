@@ -207,6 +207,23 @@ def test_accumulated_gradients_are_those_of_the_full_batch(records):
             assert_close(gradient, found[0][1][name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("head", ["mlp", "fusion"])
+def test_gradient_checkpointing_changes_no_number(records, head):
+    """Nor does dropout: what is computed again is drawn again."""
+    found, settings = [], dataclasses.replace(QUICK, head=head, batch_size=4, epochs=1, evaluations=1)
+    settings = dataclasses.replace(settings, lora=dataclasses.replace(settings.lora, dropout=0.2))
+    for saving in (False, True):
+        run = trainer(
+            models.load_model("tiny"), records[:8], dataclasses.replace(settings, gradient_checkpointing=saving)
+        )
+        run.train()
+        assert run.reward.backbone.is_gradient_checkpointing == saving
+        found.append((run.run.log, weights(run.reward)))
+    assert [row["loss"] for row in found[1][0]] == pytest.approx([row["loss"] for row in found[0][0]], rel=1e-4)
+    for name, value in found[0][1].items():
+        assert_close(found[1][1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
 class Killed(Exception):
     pass
 

@@ -1,8 +1,10 @@
 """The five recipes: what they set, and each run whole, in a short form, on the embedded model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from helpers import cli, machine, presets, recipes, stages
 from helpers.config import ALL_LINEAR, ATTENTION
@@ -128,8 +130,12 @@ def test_changes_are_laid_over_table_by_table():
     assert recipe.dpo_settings().lora.r == 4 and recipe.dpo_settings().lora.alpha == 32 and recipe.seed == 3
 
 
-def card(monkeypatch, gigabytes):
-    """A GPU of that size with 16-bit numbers."""
+def card(monkeypatch, gigabytes, gpu=False):
+    """A machine with so much memory."""
+    if gpu:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name="Tesla T4"))
     monkeypatch.setattr(machine, "available_gb", lambda: (gigabytes, gigabytes))
     monkeypatch.setattr(machine, "measure_rates", lambda *_: Rates(1e12, 1e11, 1e-5))
 
@@ -148,6 +154,17 @@ def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
     )
     card(monkeypatch, 400)
     assert fitted(recipe) == recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_t4_every_recipe_fits_by_the_forecast(monkeypatch, capsys, name):
+    card(monkeypatch, 15.8, gpu=True)
+    before = read_recipe(find_recipe(name))
+    after = fitted(before)
+    assert after.max_pixels is None and after.model == before.model
+    assert after.dpo == before.dpo and after.reward_settings().batch_size == before.reward_settings().batch_size
+    assert after.ppo_settings().group == before.ppo_settings().group  # prompts at once, checkpointing, mini-batches
+    assert "changed to fit" in capsys.readouterr().out
 
 
 def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):

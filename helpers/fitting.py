@@ -44,7 +44,14 @@ def largest_image(name: str, stages: Mapping[str, Settings], gigabytes: float, o
     return ladder[low - 1] if low else 0
 
 
-def _fits(name: str, stages: Mapping[str, Settings], gigabytes: float, options: dict, limit: int | None, as_set=False):
+def _fits(
+    name: str,
+    stages: Mapping[str, Settings],
+    gigabytes: float,
+    options: dict,
+    limit: int | None,
+    as_set: bool = False,
+) -> bool:
     needs = (
         memory.forecast(
             name, stage, given if as_set else memory.smallest(stage, given), **options | {"max_pixels": limit}

@@ -237,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, a private one")
     command.add_argument("--public", action="store_true", help="with --push: everybody may see the repository")
     command.set_defaults(action=export)
-    command = commands.add_parser("memory", help="say what presets take in memory, and what fits on usual cards")
+    command = commands.add_parser("memory", help="say what presets take in memory, with gradient checkpointing")
     command.description = "GB with the smallest batch, and the largest batch on cards of so many GB, by arithmetic."
     command.add_argument("--model", action="append", metavar="NAME", help="preset or folder (default: all presets)")
     command.add_argument("--width", type=int, default=1024, help="of an image in pixels (default: 1024)")

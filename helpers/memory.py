@@ -263,7 +263,8 @@ def smallest_card(name: str, **options: int | bool | None) -> int:
 def table(
     names: list[str] | None = None, cards: tuple[int, ...] = (6, 8, 15, 24, 40), **options: int | bool | None
 ) -> str:
-    """Text: for every preset and stage the GB that the smallest batch takes, and the largest batch on each card."""
+    """Text: for every preset and stage the GB that the `smallest` settings take, and the largest batch with them on each
+    card: with gradient checkpointing, and in PPO one prompt sampled at once."""
     lines = [f"{'model':<21}{'stage':<8}{'GB':>6}" + "".join(f"{f'{card} GB':>8}" for card in cards)]
     for name in names or PRESETS:
         for stage in BATCH:

@@ -215,6 +215,7 @@ def test_slices_change_no_figure_of_an_iteration():
         run = trainer(dataclasses.replace(SMALL, critic_adapter=own))
         run.iteration = 1
         rollout = run.sample()
+        rollout = dataclasses.replace(rollout, ids=[ids[: 5 + 2 * (n // 4)] for n, ids in enumerate(rollout.ids)])
         whole = run.experience(rollout)
         for size in (1, 3):
             run.settings = dataclasses.replace(run.settings, at_once=size)

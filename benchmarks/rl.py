@@ -284,7 +284,7 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("proxy", "memory", "learning", "gpu"))
-    parser.add_argument("--case", help="only this one of the proxy and memory parts, for example proxy_grpo")
+    parser.add_argument("--case", help="only this one of a part, for example proxy_grpo, or ppo of the part learning")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=36, help="of each run of the learning part")
     parser.add_argument("--toy", action="store_true", help="tiny shapes and two of everything, as the test does")
@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif parts and (args.only is None or gpu == (args.only == "gpu")):
             figures |= run(case, parts, args.toy)
     if args.only in (None, "learning"):
-        figures |= learning(args.seeds, args.iterations, args.toy)
+        figures |= learning(args.seeds, args.iterations, args.toy, args.case)
     write_json(args.out, {"environment": machine_summary(), "figures": figures})
     chart(figures).savefig(args.out.with_suffix(".png"), dpi=90)
     tables = {"rl_speed": speed_table(figures), "rl_learning": learning_table(figures)}

@@ -158,15 +158,16 @@ def learn(method: str, seed: int, changes: dict, sets: dict, folder: Path) -> di
     return found
 
 
-def learning(seeds: int, iterations: int, toy: bool) -> dict[str, dict]:
-    """All entries of the learning part: `<method>_<what>_seed_<seed>`."""
+def learning(seeds: int, iterations: int, toy: bool, only: str | None = None) -> dict[str, dict]:
+    """Entries of the learning part, or `only` of one method: `<method>_<what>_seed_<seed>`."""
     records, figures, changes = read_records(TRAFFIC / "preferences_train.jsonl"), {}, {"iterations": iterations}
     changes |= {"prompts": 4, "group": 4, "mini_batch": 2} if toy else {}
     with tempfile.TemporaryDirectory() as name:
         write_split(Path(name), "validation", 8 if toy else 128)
         sets = {"tasks": tasks_of(TRAFFIC / "x.jsonl", records), "valid": read_yolo(Path(name), "valid")}
         sets["test"] = read_yolo(TRAFFIC, "test")[: 8 if toy else None]
-        for method, seed in tqdm([(method, seed) for method in METHODS for seed in range(seeds)], desc="runs"):
+        methods = [method for method in METHODS if only in (None, slug(method))]
+        for method, seed in tqdm([(method, seed) for method in methods for seed in range(seeds)], desc="runs"):
             for what, value in learn(method, seed, changes, sets, Path(name) / "run").items():
                 share = isinstance(value, Proportion)
                 found = dataclasses.asdict(value) if share else entry([value])

@@ -313,12 +313,16 @@ def test_seconds_of_calls_by_hand():
     # 2 epochs of 64 / 16 batches, 6 evaluations of an eighth
     reward = replace(reward_preset("tiny"), epochs=2, batch_size=16, evaluations=6)
     assert seconds.reward(reward, 64) == pytest.approx((2 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
+    again = replace(reward, gradient_checkpointing=True)
+    assert seconds.reward(again, 64) == pytest.approx((3 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
     # prefill and 20 tokens; policy and reference; 2 epochs of 4 updates of 2
     ppo = replace(ppo_preset("tiny"), iterations=3, prompts=8, mini_batch=2, epochs=2, critic_adapter=False)
     assert seconds.ppo(ppo, 100) == pytest.approx(3 * (21 + 2 + 8 * 2) * forward + 24 * tower)
     # a critic of its own looks too, is updated too, and is warmed up in 8 epochs
     own = replace(ppo, critic_adapter=True)
     assert seconds.ppo(own, 100) == pytest.approx((3 * (21 + 3 + 8 * 4) + 8 * 2 * 100 / 2) * forward + 100 * tower)
+    again = replace(own, gradient_checkpointing=True)
+    assert seconds.ppo(again, 100) == pytest.approx((3 * (21 + 3 + 8 * 6) + 8 * 3 * 100 / 2) * forward + 100 * tower)
 
 
 def test_seconds_of_copies_by_hand():

@@ -352,6 +352,8 @@ def test_without_checkpointing_every_layer_has_a_mask():
     assert training.mask * 1e9 == pytest.approx(356**2 * (1 + 2 * 28))  # one row of 256 + 60 + 2 × 20
     saved = phases("qwen2-vl-2b", "reward", replace(reward_preset("t4"), gradient_checkpointing=True))[1]
     assert saved.mask * 1e9 == pytest.approx(356**2 * (1 + 2))
+    fused = phases("qwen2-vl-2b", "reward", replace(reward_preset("t4"), gradient_checkpointing=True, head="fusion"))[1]
+    assert fused.activations == saved.activations  # the inputs of layers are kept anyway
 
 
 def test_more_of_anything_takes_more():

@@ -119,7 +119,8 @@ def warm_up(
     batch(numbers) gives the answers to some of the `number` prompts and their scores, (answers,). The value of every
     token is drawn to the score of the whole answer: nothing is bootstrapped. The learning rate falls linearly
     from `critic_warm_up_rate` to 0. size: prompts of a step, of which `at_once` are in one pass. forward: `actor`, as several
-    processes must call it; each of them sees all answers. Raises UsageError without such a critic, whose states would soon be others.
+    processes must call it; each of them sees all answers. Raises UsageError without such a critic, whose states would soon
+    be others.
     """
     if not actor.own_adapter:
         raise UsageError("only a critic with an adapter of its own can be warmed up: set critic_adapter=True.")

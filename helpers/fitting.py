@@ -26,9 +26,10 @@ def fit_images(name: str, stages: Mapping[str, Settings], gigabytes: float, opti
     It is `max_pixels` of the options (None: the model's own) if that fits, else the largest smaller one that does, else
     the smallest there is. For a LLaVA, whose images cannot be made smaller, what was asked for. Options as in `phases`.
     """
-    wish = options.get("max_pixels")
+    wish, least = options.get("max_pixels"), {stage: memory.smallest(stage, given) for stage, given in stages.items()}
     tries = [wish, *limits_below(name, wish or own_limit(name) or 0)]
-    return next((limit for limit in tries if _fits(name, stages, gigabytes, options, limit)), tries[-1])
+    fitting = (limit for limit in tries if _fits(name, least, gigabytes, options | {"max_pixels": limit}))
+    return next(fitting, tries[-1])
 
 
 def largest_image(name: str, stages: Mapping[str, Settings], gigabytes: float, options: dict) -> int:
@@ -38,26 +39,14 @@ def largest_image(name: str, stages: Mapping[str, Settings], gigabytes: float, o
     while low < high:
         middle = (low + high + 1) // 2
         side = math.isqrt(ladder[middle - 1])
-        square = options | {"width": side, "height": side}
-        fits = _fits(name, stages, gigabytes, square, ladder[middle - 1], as_set=True)
+        square = options | {"width": side, "height": side, "max_pixels": ladder[middle - 1]}
+        fits = _fits(name, stages, gigabytes, square)
         low, high = (middle, high) if fits else (low, middle - 1)
     return ladder[low - 1] if low else 0
 
 
-def _fits(
-    name: str,
-    stages: Mapping[str, Settings],
-    gigabytes: float,
-    options: dict,
-    limit: int | None,
-    as_set: bool = False,
-) -> bool:
-    needs = (
-        memory.forecast(
-            name, stage, given if as_set else memory.smallest(stage, given), **options | {"max_pixels": limit}
-        )
-        for stage, given in stages.items()
-    )
+def _fits(name: str, stages: Mapping[str, Settings], gigabytes: float, options: dict) -> bool:
+    needs = (memory.forecast(name, stage, settings, **options) for stage, settings in stages.items())
     return all(need.total <= USABLE * gigabytes for need in needs)
 
 

@@ -90,15 +90,16 @@ def check_machine(
     options |= {"width": image[0], "height": image[1], "max_pixels": max_pixels}
     options |= {"four_bit": four_bit, "compute_bytes": 2 if on_gpu else 4}
     plan = Plan(load or Generation(), dpo, reward, ppo, max_pixels)
-    rows = _machine_rows(plan)
+    free, total = available_gb()  # asked once: images and batches are to fit into the same
+    rows = _machine_rows(plan, free, total)
     if is_known(name):
         rows.append(_disk_row(download_gb(name, four_bit and on_gpu), plan))
-        rows.append(_images_row(name, plan, options))
+        rows.append(_images_row(name, plan, free, options))
     else:
         plan.warnings.append(f"no forecast for {name}: only presets and checkpoints in a folder have one.")
     print("\n".join(f"{label:<12}{text}" for label, text in rows))
     if is_known(name):
-        print(_stage_table(name, plan, examples, options))
+        print(_stage_table(name, plan, free, examples, options))
     print("".join(f"⚠️  {warning}\n" for warning in plan.warnings), end="")
     return plan
 
@@ -113,8 +114,7 @@ def available_gb() -> tuple[float, float]:
     return (ram.available + psutil.Process().memory_info().rss) / 1e9, ram.total / 1e9
 
 
-def _machine_rows(plan: Plan) -> list[tuple[str, str]]:
-    free, total = available_gb()
+def _machine_rows(plan: Plan, free: float, total: float) -> list[tuple[str, str]]:
     if torch.cuda.is_available():
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         place, kind = f"{torch.cuda.get_device_properties(0).name}, compute capability {capability}", "GPU memory"
@@ -202,10 +202,10 @@ def download_gb(name: str, quantised: bool) -> float:
     return weight_bytes(shapes(name), four_bit=copy) / 1e9
 
 
-def _images_row(name: str, plan: Plan, options: dict) -> tuple[str, str]:
+def _images_row(name: str, plan: Plan, budget: float, options: dict) -> tuple[str, str]:
     """Chooses `max_pixels`; larger ones that would fit are only told."""
     stages = {stage: given for stage in BATCH if (given := getattr(plan, stage)) is not None}
-    asked, budget, size = options["max_pixels"], available_gb()[0], (options["width"], options["height"])
+    asked, size = options["max_pixels"], (options["width"], options["height"])
     plan.max_pixels = options["max_pixels"] = fit_images(name, stages, budget, options)
     tokens, limit = visual_tokens(name, *size, plan.max_pixels), plan.max_pixels or own_limit(name)
     text = f"{size[0]} × {size[1]} pixels are {tokens:,} visual tokens"
@@ -223,8 +223,8 @@ def _images_row(name: str, plan: Plan, options: dict) -> tuple[str, str]:
     return "images", text
 
 
-def _stage_table(name: str, plan: Plan, examples: int, options: dict) -> str:
-    model, budget = shapes(name), available_gb()[0]
+def _stage_table(name: str, plan: Plan, budget: float, examples: int, options: dict) -> str:
+    model = shapes(name)
     seconds = Seconds(name, measure_rates(model.hidden, model.intermediate), options)
     most = f"GB of {USABLE * budget:.1f}"
     lines = [f"\n{name:<12}{most:>14}{'largest batch':>16}{'minutes*':>10}  changed to fit"]

@@ -224,7 +224,7 @@ def test_slices_change_no_figure_of_an_iteration():
                 assert_close(getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_slices_ask_the_same_questions_and_are_drawn_apart(monkeypatch):
+def test_slices_ask_the_same_questions_and_are_drawn_apart():
     whole = trainer(dataclasses.replace(SMALL, temperature=3.0))
     run = trainer(dataclasses.replace(SMALL, temperature=3.0, at_once=1))
     same = [whole.tasks[0]] * len(whole.tasks)

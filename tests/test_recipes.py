@@ -164,6 +164,7 @@ def test_on_a_t4_every_recipe_fits_by_the_forecast(monkeypatch, capsys, name):
     assert after.max_pixels is None and after.model == before.model
     assert after.dpo == before.dpo and after.reward_settings().batch_size == before.reward_settings().batch_size
     assert after.ppo_settings().group == before.ppo_settings().group  # prompts at once, checkpointing, mini-batches
+    assert after.ppo_settings().at_once == {"captions": 16, "questions": 3}.get(name, 0)  # as docs/recipes.md says
     assert "changed to fit" in capsys.readouterr().out
 
 

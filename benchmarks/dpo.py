@@ -43,12 +43,15 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import dpo, models, presets
+from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
-from helpers.plots import ACCENT, CHOSEN, NEUTRAL
-from helpers.preferences import read_records, to_trl
-from helpers.report import markdown_table, replace_block
-from helpers.runtime import UsageError, device, machine_summary, open_image, read_json, write_json, write_text
+from helpers.data.preferences import read_records, to_trl
+from helpers.files import UsageError, open_image, read_json, write_json, write_text
+from helpers.models import presets
+from helpers.report.page import markdown_table, replace_block
+from helpers.report.plots import ACCENT, CHOSEN, NEUTRAL
+from helpers.runtime import device, machine_summary
+from helpers.training import dpo
 
 TRAFFIC = ROOT / "data" / "traffic"
 TINY = ROOT / presets.PRESETS["tiny"].location

@@ -20,15 +20,18 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import dpo, models
+from helpers import models
 from helpers.config import DPO_PRESETS
-from helpers.evaluation import derangement, evaluate_counting, evaluate_pairs
-from helpers.labels import read_yolo
-from helpers.pairs import add_image_negatives, build_records, one_sided
-from helpers.preferences import read_records, to_trl
-from helpers.report import markdown_table, replace_block
-from helpers.runtime import machine_summary, write_json, write_text
-from helpers.statistics import Proportion
+from helpers.data.labels import read_yolo
+from helpers.data.pairs import add_image_negatives, build_records, one_sided
+from helpers.data.preferences import read_records, to_trl
+from helpers.evaluation.exactness import evaluate_counting
+from helpers.evaluation.pair_accuracy import evaluate_pairs
+from helpers.files import write_json, write_text
+from helpers.report.page import markdown_table, replace_block
+from helpers.runtime import machine_summary
+from helpers.statistics import Proportion, derangement
+from helpers.training import dpo
 
 TRAFFIC = ROOT / "data" / "traffic"
 PLAIN = dataclasses.replace(DPO_PRESETS["tiny"], steps=60, sft_weight=0.0)

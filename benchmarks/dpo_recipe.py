@@ -19,16 +19,18 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import dpo, models
+from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
-from helpers.evaluation import evaluate_counting
-from helpers.labels import read_yolo
-from helpers.pairs import build_records, sample_own_answers
-from helpers.plots import interval_chart
-from helpers.preferences import to_trl
-from helpers.report import markdown_table, replace_block
-from helpers.runtime import machine_summary, write_json, write_text
+from helpers.data.labels import read_yolo
+from helpers.data.pairs import build_records, counting_questions
+from helpers.data.preferences import to_trl
+from helpers.evaluation.exactness import evaluate_counting
+from helpers.files import write_json, write_text
+from helpers.report.page import markdown_table, replace_block
+from helpers.report.plots import interval_chart
+from helpers.runtime import machine_summary
 from helpers.statistics import Proportion, proportion
+from helpers.training import dpo
 
 TRAFFIC = ROOT / "data" / "traffic"
 PRESET = DPO_PRESETS["tiny"]
@@ -76,7 +78,9 @@ def main() -> None:
     datasets.disable_progress_bars()
     train_items, items = read_yolo(TRAFFIC, "train"), read_yolo(TRAFFIC, "test")
     model, processor = models.load_model("tiny")
-    own = sample_own_answers(model, processor, train_items)
+    asked = counting_questions(train_items)
+    budget = models.answer_budget(processor, asked.answers)
+    own = models.sample_answers(model, processor, asked.images, asked.questions, max_new_tokens=budget)
     figures, table = {}, {}
     runs = tqdm([(name, seed) for name in args.variants for seed in range(args.seeds)], desc="runs")
     for name, seed in runs:

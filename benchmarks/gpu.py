@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from helpers.runtime import UsageError, write_json
+from helpers.files import UsageError, write_json
 
 OUT = Path(__file__).with_suffix(".json")
 SECONDS = 560  # all parts together
@@ -262,7 +262,7 @@ def table(results: Row) -> str:
 def read_plan(arguments: list[str] | None = None) -> tuple[Plan, Path | None]:
     """The command line: what is to be done, and where the JSON goes, if anywhere. Raises UsageError."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="qwen2-vl-2b", help="of helpers/presets.toml, of the Qwen-VL family")
+    parser.add_argument("--preset", default="qwen2-vl-2b", help="of helpers/models/presets.toml, of the Qwen-VL family")
     parser.add_argument("--gigabytes", type=float, default=15, help="10⁹ bytes of GPU memory that may be used")
     parser.add_argument("--dtype", choices=("fp16", "bf16"), default="fp16")
     parser.add_argument("--steps", type=int, default=20, help="of DPO")

@@ -27,12 +27,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedC
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from benchmarks.dpo import TINY, TRAFFIC
-from helpers import memory, presets, runtime
+from helpers import runtime
 from helpers.config import DPO_PRESETS, PPO_PRESETS, DPOSettings, PPOSettings
-from helpers.preferences import PreferenceRecord, read_records, to_trl
-from helpers.prompts import answer_ids, render_conversation, tokenize
-from helpers.rollout import Task, tasks_of
-from helpers.runtime import UsageError, machine_summary, peak_memory_gb
+from helpers.data.preferences import PreferenceRecord, read_records, to_trl
+from helpers.files import UsageError
+from helpers.machine import memory
+from helpers.models import presets
+from helpers.models.prompts import answer_ids, render_conversation, tokenize
+from helpers.runtime import machine_summary, peak_memory_gb
+from helpers.training.rollout import Task, tasks_of
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Plan

@@ -3,7 +3,7 @@
 `backend` is who loads the model, decided before this module was imported (`gpu.import_parts`). Stock TRL is what it is in
 `benchmarks/dpo.py`: `dpo.make_trainer(packed=False)`. Seconds of a DPO step run from the end of one step to the end of
 the next: collator, forward, backward, optimizer, log. Peaks are what PyTorch allocated (on a CPU the memory of the
-process, since it began); forecasts are `helpers/memory.py`'s, on a GPU without its context.
+process, since it began); forecasts are `helpers/machine/memory.py`'s, on a GPU without its context.
 """
 
 import dataclasses
@@ -42,16 +42,18 @@ from benchmarks.gpu_model import (
     questions,
     write_model,
 )
-from helpers import dpo, memory, runtime
+from helpers import runtime
 from helpers.config import DPO_PRESETS
-from helpers.forecast import LOSS_SCALE, as_in_training, backward, collate, loss_of
+from helpers.doctor.dry_run import LOSS_SCALE, as_in_training, backward, collate, loss_of
+from helpers.files import UsageError
 from helpers.losses import completion_logps
-from helpers.ppo import PolicyTrainer
-from helpers.prompts import render_conversation
-from helpers.runtime import UsageError
-from helpers.scoring import make_scorer
-from helpers.shared_prefix import Packed, answer_logits, plain
+from helpers.machine import memory
+from helpers.models.prompts import render_conversation
+from helpers.models.shared_prefix import Packed, answer_logits, plain
+from helpers.rewards.scoring import make_scorer
 from helpers.statistics import proportion
+from helpers.training import dpo
+from helpers.training.ppo import PolicyTrainer
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Notes, Plan

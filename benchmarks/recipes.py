@@ -11,10 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helpers.recipe_data import Run
+from helpers.files import ROOT, artifacts_dir, read_json, write_json, write_text
+from helpers.recipe_run import Run
+from helpers.recipe_stages import run_stages
 from helpers.recipes import RECIPES, read_recipe
-from helpers.runtime import ROOT, artifacts_dir, machine_summary, read_json, write_json, write_text
-from helpers.stages import run_stages
+from helpers.runtime import machine_summary
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "recipes.md"

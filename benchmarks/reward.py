@@ -24,17 +24,19 @@ from transformers import AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGene
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import models, reward_model
+from helpers import models
 from helpers.config import RewardSettings, reward_preset
-from helpers.preferences import PreferenceRecord, read_records
-from helpers.prompts import render
-from helpers.report import markdown_table, replace_block
-from helpers.reward_model import score_records
-from helpers.reward_report import RewardReport, other_images
-from helpers.reward_training import RewardTrainer
-from helpers.runtime import machine_summary, read_json, write_json, write_text
-from helpers.shared_prefix import hidden_states, pack, plain
+from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.files import read_json, write_json, write_text
+from helpers.models.prompts import render
+from helpers.models.shared_prefix import hidden_states, pack, plain
+from helpers.report.page import markdown_table, replace_block
+from helpers.rewards import reward_model
+from helpers.rewards.reward_model import score_records
+from helpers.rewards.reward_report import RewardReport, other_images
+from helpers.runtime import machine_summary
 from helpers.statistics import Proportion
+from helpers.training.reward import RewardTrainer
 
 TRAFFIC = ROOT / "data" / "traffic"
 PRESET = reward_preset("tiny")

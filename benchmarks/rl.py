@@ -1,7 +1,7 @@
 """PPO, RLOO and GRPO as TRL runs them against this suite's loop: `python benchmarks/rl.py` (about an hour, 2 cores).
 
 Stock is `trl.GRPOTrainer` or `trl.RLOOTrainer` with nothing overridden; a fresh adapter's needless copy and cast
-to bf16 are gone, as in `benchmarks/dpo.py`. Ours is `helpers.ppo.PolicyTrainer`. Equal on both sides, and checked:
+to bf16 are gone, as in `benchmarks/dpo.py`. Ours is `helpers.training.ppo.PolicyTrainer`. Equal on both sides, and checked:
 adapter, questions and their order, answers to a question, optimizer steps and, where speed is measured, tokens of every
 answer (none can end early). Also equal: base, reward, learning rate, KL weight, clipping, temperature 1, the whole
 vocabulary but image marks. Not equal: TRL mixes the answers to all prompts in a mini-batch, ours keeps a prompt's
@@ -43,13 +43,14 @@ from benchmarks.dpo import QWEN2_VL_2B, THIRD, TOY, TRAFFIC
 from benchmarks.rl_learning import GOAL, METHODS, learning, learning_runs, learning_table, slug, stock_trainer
 from helpers import models
 from helpers.config import PPOSettings
-from helpers.plots import ACCENT, CHOSEN, NEUTRAL, REJECTED
-from helpers.ppo import PolicyTrainer
-from helpers.preferences import read_records
-from helpers.report import markdown_table, replace_block
-from helpers.rollout import tasks_of
-from helpers.runtime import UsageError, machine_summary, read_json, write_json, write_text
-from helpers.scoring import make_scorer
+from helpers.data.preferences import read_records
+from helpers.files import UsageError, read_json, write_json, write_text
+from helpers.report.page import markdown_table, replace_block
+from helpers.report.plots import ACCENT, CHOSEN, NEUTRAL, REJECTED
+from helpers.rewards.scoring import make_scorer
+from helpers.runtime import machine_summary
+from helpers.training.ppo import PolicyTrainer
+from helpers.training.rollout import tasks_of
 
 OUT = Path(__file__).with_suffix(".json")
 COLORS = (REJECTED, "#b7791f", NEUTRAL, ACCENT, CHOSEN, ACCENT, CHOSEN)  # of rl_learning.METHODS

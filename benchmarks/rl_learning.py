@@ -20,21 +20,21 @@ from benchmarks.dpo import TRAFFIC, _now, entry
 from benchmarks.dpo_recipe import pooled
 from helpers import models
 from helpers.config import PPO_PRESETS, PPOSettings
-from helpers.dpo import REFERENCE, _restore
-from helpers.evaluation import evaluate_counting
-from helpers.labels import read_yolo
-from helpers.pairs import true_and_wrong_answers
-from helpers.ppo import PolicyTrainer
-from helpers.ppo_figures import pooled_explained_variance
-from helpers.preferences import read_records
-from helpers.report import markdown_table
-from helpers.rollout import Task, tasks_of
+from helpers.data.labels import read_yolo
+from helpers.data.pairs import true_and_wrong_answers
+from helpers.data.preferences import read_records
+from helpers.data.scenes import write_split
+from helpers.evaluation.exactness import evaluate_counting
+from helpers.report.page import markdown_table
+from helpers.rewards.scoring import Scorer, count_exact, for_grpo
 from helpers.runtime import compute_dtype
-from helpers.scenes import write_split
-from helpers.scoring import Scorer, count_exact, for_grpo
 from helpers.statistics import Proportion
+from helpers.training.dpo import REFERENCE, _restore
+from helpers.training.ppo import PolicyTrainer
+from helpers.training.rollout import Task, tasks_of
+from helpers.training.watch import pooled_explained_variance
 
-STOCK = {  # what makes TRL's loss that of helpers/ppo.py: means over the tokens of a mini-batch, plain k3
+STOCK = {  # what makes TRL's loss that of helpers/training/ppo.py: means over the tokens of a mini-batch, plain k3
     "grpo": (GRPOTrainer, GRPOConfig, {"loss_type": "bnpo", "use_bias_correction_kl": False}),
     "rloo": (RLOOTrainer, RLOOConfig, {}),
 }

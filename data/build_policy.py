@@ -13,10 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers import dpo, models, presets
+from helpers import models
 from helpers.config import dpo_preset
-from helpers.preferences import read_records, to_trl
-from helpers.runtime import read_json, write_json, write_text
+from helpers.data.preferences import read_records, to_trl
+from helpers.files import read_json, write_json, write_text
+from helpers.models import presets
+from helpers.training import dpo
 
 BASE, SEED = "tiny", 0
 CARD = """# tiny-dpo

@@ -12,11 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers.labels import read_yolo
-from helpers.models import load_model
-from helpers.pairs import build_records, sample_own_answers
-from helpers.preferences import write_records
-from helpers.scenes import write_split
+from helpers import models
+from helpers.data.labels import read_yolo
+from helpers.data.pairs import build_records, counting_questions
+from helpers.data.preferences import write_records
+from helpers.data.scenes import write_split
+from helpers.models.loading import load_model
 
 NUMBERS = {"train": 512, "validation": 64, "test": 400}
 
@@ -30,7 +31,10 @@ def main() -> None:
     model, processor = load_model("tiny")
     for split in ("train", "valid", "test"):
         items = read_yolo(folder, split)
-        records = build_records(items, folder, sample_own_answers(model, processor, items))
+        asked = counting_questions(items)
+        budget = models.answer_budget(processor, asked.answers)
+        own = models.sample_answers(model, processor, asked.images, asked.questions, max_new_tokens=budget)
+        records = build_records(items, folder, own)
         about = {"source": "data/build_traffic.py", "licence": "Apache-2.0"}
         write_records(folder / f"preferences_{split}.jsonl", [r.model_copy(update=about) for r in records])
     print(f"{sum(NUMBERS.values())} scenes and their preferences → {folder}")

@@ -5,10 +5,13 @@ import ast
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers import notebooks
-from helpers.runtime import ROOT, UsageError, artifacts_dir, read_json, write_json
+from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
+
+if TYPE_CHECKING:
+    from helpers.doctor.lengths import Lengths
 
 DEMO = ("01", "02", "03", "04", "05", "06", "07")
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Run the suite on the embedded model, with three training seeds, and print what came out."""
-    from helpers.report import Section, read_sections, summary
+    from helpers.report.page import Section, read_sections, summary
 
     started = args.started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
@@ -80,9 +83,9 @@ def sync(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Run the stages of a recipe: in one process, or in each of those that torchrun or accelerate has started."""
-    from helpers.recipe_data import Run
+    from helpers.recipe_run import Run
+    from helpers.recipe_stages import run_stages
     from helpers.recipes import find_recipe, read_recipe
-    from helpers.stages import run_stages
 
     path = find_recipe(args.config)
     recipe = read_recipe(path, laptop=args.laptop, changes=[parse_setting(text) for text in args.set])
@@ -91,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Write the page and the model cards from what the notebooks found; run the evaluation if nobody has."""
-    from helpers.report import EVALUATION, build_report
+    from helpers.report.page import EVALUATION, build_report
 
     folder = artifacts_dir() / "report"
     if args.again or not (folder / "sections" / f"{EVALUATION}.json").exists():
@@ -103,7 +106,7 @@ def report(args: argparse.Namespace) -> None:
 
 def readme(args: argparse.Namespace) -> None:
     """Put the figures of the last run into README.md and docs/."""
-    from helpers.report import publish
+    from helpers.report.page import publish
 
     for path in publish(ROOT):
         print(path)
@@ -111,15 +114,16 @@ def readme(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Say what is wrong with files of preference records; an error in one of them is a failure."""
-    from helpers import data_doctor, findings
+    from helpers.data import data_doctor, findings
 
     if args.salvage and len(args.file) > 1:
         raise UsageError("--salvage takes one file at a time: check the others by themselves.")
-    processor, context = _processor(args.model) if args.model else (None, None)
-    options = {"root": args.root, "images": args.images, "processor": processor, "context": context}
+    options = {"root": args.root, "images": args.images, "lengths": None}
     others = [data_doctor.photos_of(path, images=args.images) for path in args.benchmark]
     reports = []
     for path in args.file:
+        if args.model:
+            options["lengths"] = _lengths(args.model)
         reports.append(data_doctor.check(path, **options, against=[*others, *reports]))
         print(reports[-1], end="\n\n")
     if args.json:
@@ -135,7 +139,7 @@ def check(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Convert a preference file of any known format."""
-    from helpers.convert import convert
+    from helpers.data.convert_files import convert
 
     print(convert(args.file, args.out, args.to, args.pairs))
 
@@ -155,28 +159,29 @@ def export(args: argparse.Namespace) -> None:
 
 def schema(args: argparse.Namespace) -> None:
     """Write the JSON Schema of a preference record."""
-    from helpers.preferences import json_schema
+    from helpers.data.preferences import json_schema
 
     print(write_json(ROOT / "data" / "preference_record.schema.json", json_schema()))
 
 
 def forecast_memory(args: argparse.Namespace) -> None:
     """Print what presets take in memory, by arithmetic."""
-    from helpers.memory import table
+    from helpers.machine.memory import table
 
     print(table(args.model, width=args.width, height=args.height, max_pixels=args.max_pixels))
 
 
-def _processor(name: str) -> tuple[Any, int]:
-    """Processor of a model, without its weights, and how many tokens the model takes."""
+def _lengths(name: str) -> "Lengths":
+    """What counts the tokens that a model sees; its weights are not loaded."""
     from transformers import AutoConfig
 
-    from helpers.loading import load_processor, original
+    from helpers.doctor.lengths import Lengths
+    from helpers.models.loading import load_processor, original
 
     processor, source = load_processor(name), original(name)
     config = AutoConfig.from_pretrained(source.location, revision=source.revision).get_text_config()
     limit = processor.tokenizer.model_max_length
-    return processor, min(limit, getattr(config, "max_position_embeddings", limit))
+    return Lengths(processor, min(limit, getattr(config, "max_position_embeddings", limit)))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ The comments do the arithmetic; the T4 figures are arithmetic too, not measureme
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from helpers.runtime import UsageError
+from helpers.files import UsageError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -79,7 +79,7 @@ def _preset(presets: dict, name: str, stage: str):
 
 @dataclass(frozen=True)
 class RewardSettings:
-    head: str = "mlp"  # linear, mlp, fusion: helpers/heads.py
+    head: str = "mlp"  # linear, mlp, fusion: helpers/models/heads.py
     objective: str = "bradley_terry"  # or listwise, focal
     learning_rate: float = 5e-6
     epochs: int = 3

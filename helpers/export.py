@@ -22,7 +22,8 @@ import psutil
 import torch
 import yaml
 
-from helpers import loading, models  # before peft and transformers, since they may import unsloth
+from helpers import models  # before peft and transformers, since they may import unsloth
+from helpers.models import loading  # before peft and transformers, since they may import unsloth
 
 # isort: split
 from huggingface_hub import HfApi, errors
@@ -33,17 +34,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from helpers.actor_critic import CRITIC
+from helpers.data.labels import read_yolo
+from helpers.data.pairs import question_for
+from helpers.files import ROOT, UsageError, open_image, read_json, write_json, write_text
 from helpers.install import on_colab
-from helpers.labels import read_yolo
-from helpers.model_card import _short, data_licences, model_card, versions
-from helpers.pairs import question_for
-from helpers.presets import config_of, preset_of, without_weights
-from helpers.prompts import render
-from helpers.report import read_sections
-from helpers.reward_model import REWARD
-from helpers.runtime import ROOT, UsageError, open_image, read_json, tensors_hash, write_json, write_text
-from helpers.shared_prefix import EQUAL, answer_logits, plain
+from helpers.models.presets import config_of, preset_of, without_weights
+from helpers.models.prompts import render
+from helpers.models.shared_prefix import EQUAL, answer_logits, plain
+from helpers.report.model_card import _short, data_licences, model_card, versions
+from helpers.report.page import read_sections
+from helpers.rewards.reward_model import REWARD
+from helpers.runtime import tensors_hash
+from helpers.training.actor_critic import CRITIC
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 LIMITS = {torch.float16: (EQUAL, 0.1), torch.float32: (1e-4, 0.0)}  # relative error of logits; nats that count as a tie

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from helpers.runtime import ROOT, UsageError, write_text
+from helpers.files import ROOT, UsageError, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 COLAB = "https://colab.research.google.com"

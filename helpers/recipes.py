@@ -2,7 +2,7 @@
 
 A recipe names a model, data, the order of stages, and for each stage a preset of `helpers/config.py` with what is changed
 in it. `[laptop]` holds what is different on a machine without a GPU; it is laid over the rest, and `--set` over that.
-What the stages do is in `helpers/stages.py`. Documented in docs/recipes.md.
+What the stages do is in `helpers/recipe_stages.py`. Documented in docs/recipes.md.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, dpo_preset, ppo_preset, reward_preset
-from helpers.fitting import changed
-from helpers.formats import FORMATS
-from helpers.machine import check_machine
-from helpers.preferences import Strict, explain
-from helpers.runtime import ROOT, UsageError
+from helpers.data.formats import FORMATS
+from helpers.data.preferences import Strict, explain
+from helpers.files import ROOT, UsageError
+from helpers.machine.fits import check_machine
+from helpers.machine.fitting import changed
 
 RECIPES = ROOT / "recipes"
 Stage = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]

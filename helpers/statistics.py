@@ -14,6 +14,16 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A random order of 0 … n−1 in which nothing keeps its place (one cycle; Sattolo 1986)."""
+    if n < 2:
+        raise ValueError(f"{n} item cannot be shuffled: at least 2 are needed")
+    cycle = np.random.default_rng(seed).permutation(n)
+    order = np.empty(n, dtype=int)
+    order[cycle] = np.roll(cycle, 1)
+    return order
+
+
 @dataclass(frozen=True)
 class Proportion:
     """A share of n with its 95 % Wilson interval."""

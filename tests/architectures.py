@@ -43,7 +43,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from helpers.runtime import ROOT
+from helpers.files import ROOT
 
 TINY = ROOT / "data" / "tiny-qwen2-vl"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from helpers.runtime import ROOT
+from helpers.files import ROOT
 
 TOKEN = "t0k"
 CHROMIUM = next(

@@ -6,20 +6,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from shipped import TRAFFIC
 
 from helpers import models
-from helpers.labels import read_yolo
-from helpers.preferences import read_records, to_trl
-from helpers.runtime import ROOT
-
-TRAFFIC = ROOT / "data" / "traffic"
-
+from helpers.data.labels import read_yolo
+from helpers.data.preferences import read_records, to_trl
 
 FIRST = ("test_notebooks_run", "test_browser", "test_colab_install", "test_processes")  # the longest, to share the work
 
 
 def pytest_collection_modifyitems(items):
-    names = [item.module.__name__ for item in items]
+    names = [item.path.stem for item in items]
     order = sorted(range(len(items)), key=lambda i: FIRST.index(names[i]) if names[i] in FIRST else len(FIRST))
     items[:] = [items[i] for i in order]
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from helpers.preferences import PreferenceRecord
+from helpers.data.preferences import PreferenceRecord
 
 # What breaks converters: marks, quotes, blanks at the ends, other scripts, separators, long numbers.
 WORDS = st.sampled_from(

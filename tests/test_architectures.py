@@ -9,20 +9,22 @@ import math
 import pytest
 import torch
 from architectures import BUILDERS, build, save_as_on_the_hub, template_for_trl
-from conftest import TRAFFIC
 from pictures import noise
+from shipped import TRAFFIC
 from torch.testing import assert_close
 
-from helpers import dpo, models, ppo, reward_model
+from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
-from helpers.image_features import core
-from helpers.ppo import PolicyTrainer
-from helpers.preferences import read_records
-from helpers.prompts import count_image_tokens, encode, render
-from helpers.reward_training import RewardTrainer
-from helpers.rollout import tasks_of
-from helpers.scoring import make_scorer
-from helpers.shared_prefix import answer_logps, plain
+from helpers.data.preferences import read_records
+from helpers.models.caches import core
+from helpers.models.prompts import count_image_tokens, encode, render
+from helpers.models.shared_prefix import answer_logps, plain
+from helpers.rewards import reward_model
+from helpers.rewards.scoring import make_scorer
+from helpers.training import dpo, ppo
+from helpers.training.ppo import PolicyTrainer
+from helpers.training.reward import RewardTrainer
+from helpers.training.rollout import tasks_of
 
 PATH = TRAFFIC / "preferences_train.jsonl"
 RECORDS = read_records(PATH)[:8]

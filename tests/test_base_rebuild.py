@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TRAFFIC
+from shipped import TRAFFIC
 
-from helpers.evaluation import evaluate_counting
-from helpers.labels import read_yolo
-from helpers.models import load_model
-from helpers.runtime import ROOT
+from helpers.data.labels import read_yolo
+from helpers.evaluation.exactness import evaluate_counting
+from helpers.files import ROOT
+from helpers.models.loading import load_model
 
 
 @pytest.mark.slow

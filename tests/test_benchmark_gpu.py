@@ -13,8 +13,8 @@ import torch
 
 from benchmarks import gpu, gpu_model, gpu_parts
 from helpers import runtime
-from helpers.runtime import ROOT, UsageError
-from helpers.shared_prefix import packing_error
+from helpers.files import ROOT, UsageError
+from helpers.models.shared_prefix import packing_error
 
 PLAN = gpu.Plan("qwen2-vl-2b", None, "fp16", 2, 1, True, None)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -11,9 +11,9 @@ import pytest
 from browser import CHROMIUM, RUN_ALL, WHY_NOT, chromium, jupyter_lab, kill_kernel, open_notebook, screenshot
 from pictures import noise
 
-from helpers.policies import SHIPPED
-from helpers.report import Section
-from helpers.runtime import ROOT, write_json
+from helpers.files import ROOT, write_json
+from helpers.models.policies import SHIPPED
+from helpers.report.page import Section
 from helpers.statistics import proportion
 from helpers.widgets.comparison import TOKENS
 

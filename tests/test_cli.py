@@ -2,8 +2,8 @@ import pytest
 
 from helpers import notebooks
 from helpers.cli import main, parse_setting
-from helpers.report import Section
-from helpers.runtime import UsageError, artifact, open_image, read_json
+from helpers.files import UsageError, artifact, open_image, read_json
+from helpers.report.page import Section
 
 
 def test_settings_are_python_literals_or_text():

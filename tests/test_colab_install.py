@@ -19,9 +19,9 @@ from colab import TABLE, VERSIONS, claim, claimed_environment, find_python, run_
 from packaging.utils import canonicalize_name
 
 from helpers import install, notebooks
+from helpers.files import ROOT, UsageError
 from helpers.install import Changes, ensure, pins, read_requirements, unmet
 from helpers.notebooks import NOTEBOOKS
-from helpers.runtime import ROOT, UsageError
 
 REQUIREMENTS = ROOT / "requirements.txt"
 FORK = 'repository = "https://github.com/someone/alignment"\ntag = "v1.0"'

@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.runtime import ROOT
+from helpers.files import ROOT
 
 COLAB = Path(sys.prefix) / "ipywidgets7"
-FILES = [str(Path(__file__).with_name(f"test_{name}.py")) for name in
-         ("ranking_widget", "comparison_widget", "arena", "explorer", "playground", "dashboard")]  # fmt: skip
+FILES = [str(path) for path in sorted(Path(__file__).with_name("widgets").glob("test_*.py"))]
 
 
 def test_all_widgets_with_the_ipywidgets_of_colab():

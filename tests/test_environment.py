@@ -14,7 +14,7 @@ from colab import uv
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from helpers.runtime import ROOT
+from helpers.files import ROOT
 
 FILE = ROOT / "environment.yml"
 ENVIRONMENT = yaml.safe_load(FILE.read_text(encoding="utf-8"))

@@ -20,10 +20,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from helpers import export, models
 from helpers.cli import main
 from helpers.config import LoraSettings
-from helpers.policies import SHIPPED
-from helpers.prompts import encode
-from helpers.report import Section
-from helpers.runtime import ROOT, UsageError, read_json, write_json
+from helpers.files import ROOT, UsageError, read_json, write_json
+from helpers.models.policies import SHIPPED
+from helpers.models.prompts import encode
+from helpers.report.page import Section
 
 TINY = ROOT / "data" / "tiny-qwen2-vl"
 DATA = "data/traffic/preferences_train.jsonl"

@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from helpers.files import ROOT
 from helpers.notebooks import NOTEBOOKS, from_source, set_up_cell
-from helpers.runtime import ROOT
 
 NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
 SKELETON = (

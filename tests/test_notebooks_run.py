@@ -6,7 +6,7 @@ import re
 import pytest
 
 from helpers import notebooks
-from helpers.runtime import UsageError
+from helpers.files import UsageError
 
 CHAIN = (
     "01_load_model",

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from trl import GRPOTrainer
 from trl.trainer.utils import entropy_from_logits, nanstd
 
-from helpers.heads import ValueHead
 from helpers.losses import (
     AdaptiveKL,
     clipped_policy_loss,
@@ -29,6 +28,7 @@ from helpers.losses import (
     token_rewards,
     whiten,
 )
+from helpers.models.heads import ValueHead
 
 
 def tensor(*values):

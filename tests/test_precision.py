@@ -19,16 +19,20 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from trl import DPOTrainer
 
-from helpers import dpo, models, ppo, preflight, reward_model, reward_training
-from helpers.actor_critic import CRITIC, ActorCritic
+from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, REWARD_PRESETS, LoraSettings
+from helpers.data.preferences import read_records
+from helpers.doctor import checks as preflight
+from helpers.files import ROOT
 from helpers.losses import dpo_loss, token_logps
-from helpers.preferences import read_records
-from helpers.prompts import encode, render
-from helpers.rollout import tasks_of
-from helpers.runtime import ROOT
-from helpers.scoring import make_scorer
-from helpers.shared_prefix import answer_logps, plain
+from helpers.models.prompts import encode, render
+from helpers.models.shared_prefix import answer_logps, plain
+from helpers.rewards import reward_model
+from helpers.rewards.scoring import make_scorer
+from helpers.training import dpo, ppo
+from helpers.training import reward as reward_training
+from helpers.training.actor_critic import CRITIC, ActorCritic
+from helpers.training.rollout import tasks_of
 
 PATH = ROOT / "data" / "traffic" / "preferences_train.jsonl"
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=2, batch_size=4)
@@ -102,7 +106,7 @@ def test_trl_casts_the_adapter_to_bf16_and_make_trainer_takes_it_back(tmp_path, 
     stock = {"train_dataset": pairs_dataset, "processing_class": processor}
     DPOTrainer(model=model, args=dpo.dpo_config(SETTINGS, 0, tmp_path), **stock)
     assert dtypes(trained(model).values()) == {torch.bfloat16}, (
-        "TRL no longer does this: helpers/dpo.py need not undo it"
+        "TRL no longer does this: helpers/training/dpo.py need not undo it"
     )
 
     first = dpo.make_trainer(models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS, output_dir=tmp_path)

@@ -6,14 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import cli, machine, presets, recipes, stages
+from helpers import cli, recipes
+from helpers import recipe_stages as stages
 from helpers.config import ALL_LINEAR, ATTENTION
-from helpers.duration import Rates
-from helpers.memory import Generation
-from helpers.recipe_data import Run
+from helpers.files import UsageError, read_json
+from helpers.machine import fits as machine
+from helpers.machine.duration import Rates
+from helpers.machine.memory import Generation
+from helpers.models import presets
+from helpers.recipe_run import Run
+from helpers.recipe_stages import run_stages
 from helpers.recipes import RECIPES, find_recipe, fitted, overlaid, read_recipe
-from helpers.runtime import UsageError, read_json
-from helpers.stages import run_stages
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 SHORT = {  # of each recipe, so that it takes seconds

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from helpers import arena
-from helpers.votes import Item, Votes
+from helpers.data.votes import Item, Votes
+from helpers.evaluation import arena
 from helpers.widgets.common import button, errors_shown, note, plain
 from helpers.widgets.ranking import Ranking
 

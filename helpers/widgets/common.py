@@ -15,7 +15,7 @@ import ipywidgets as w
 from IPython.display import display
 from PIL import Image, ImageOps
 
-from helpers.runtime import UsageError
+from helpers.files import UsageError
 
 ERROR = "#b42318"
 

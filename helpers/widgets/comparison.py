@@ -10,16 +10,15 @@ from pathlib import Path
 import ipywidgets as w
 from PIL import Image
 
-from helpers.counting import count_question, is_exact
-from helpers.gallery import keep, read_gallery
-from helpers.heuristic import stated_counts
-from helpers.labels import CountedImage
-from helpers.pages import colored_tokens, figures_of, mark_changes, png_bytes, said
-from helpers.pairs import question_for
-from helpers.policies import BASE, Policies
-from helpers.runtime import UsageError, artifacts_dir, open_image, read_json, replacing, write_json
-from helpers.scoring import Scorer
-from helpers.side_by_side import Decoding, Spoken, ask
+from helpers.data.counting import count_question, is_exact
+from helpers.data.labels import CountedImage
+from helpers.data.pairs import question_for
+from helpers.evaluation.side_by_side import Decoding, Spoken, ask, keep, read_gallery
+from helpers.files import UsageError, artifacts_dir, open_image, read_json, replacing, write_json
+from helpers.models.policies import BASE, Policies
+from helpers.report.html import colored_tokens, figures_of, mark_changes, png_bytes, said
+from helpers.rewards.heuristic import stated_counts
+from helpers.rewards.scoring import Scorer
 from helpers.widgets.common import button, errors_shown, note, show, uploaded_bytes
 
 SUGGESTED, WORDS, TOKENS = "suggested questions …", "changed words", "tokens that got likelier, or less"

@@ -11,8 +11,8 @@ from pathlib import Path
 import ipywidgets as w
 from matplotlib.figure import Figure
 
-from helpers import plots
-from helpers.run_logs import (
+from helpers.report import plots
+from helpers.report.run_logs import (
     HELD_OUT,
     STAGES,
     Run,

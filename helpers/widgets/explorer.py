@@ -21,10 +21,10 @@ import ipywidgets as w
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from helpers.counting import is_exact, is_well_formed, parse_counts
-from helpers.labels import CountedImage
-from helpers.pages import GONE, NEW, colors, mark_changes, said
-from helpers.runtime import UsageError, open_image
+from helpers.data.counting import is_exact, is_well_formed, parse_counts
+from helpers.data.labels import CountedImage
+from helpers.files import UsageError, open_image
+from helpers.report.html import GONE, NEW, colors, mark_changes, said
 from helpers.statistics import proportion
 from helpers.widgets.common import ERROR, button, errors_shown, listen_to_keys, note, show
 

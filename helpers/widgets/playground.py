@@ -1,4 +1,4 @@
-"""Weigh the rules of the heuristic and watch what becomes of its ranking, beside the truth (`helpers/rule_ranking.py`)."""
+"""Weigh the rules of the heuristic and watch what becomes of its ranking, beside the truth (`helpers/rewards/ranking.py`)."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,10 @@ import ipywidgets as w
 import numpy as np
 from scipy.stats import rankdata
 
-from helpers.heuristic import RULES
-from helpers.preferences import PreferenceRecord, image_paths, record_key
-from helpers.rule_ranking import (
+from helpers.data.preferences import PreferenceRecord, image_paths, record_key
+from helpers.files import UsageError, open_image, read_json, write_json
+from helpers.rewards.heuristic import RULES
+from helpers.rewards.ranking import (
     Correlation,
     agreement,
     correlate,
@@ -21,10 +22,9 @@ from helpers.rule_ranking import (
     weighted_sum,
     with_counts,
 )
-from helpers.runtime import UsageError, open_image, read_json, write_json
 from helpers.statistics import Proportion
-from helpers.text_ranking import prompt_text
 from helpers.widgets.common import button, errors_shown, jpeg_strip, note, plain, show
+from helpers.widgets.typed import prompt_text
 
 DEFAULTS = {rule.name: rule.weight for rule in RULES}
 LIMIT = 2.0  # of a weight, either way

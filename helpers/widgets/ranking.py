@@ -7,11 +7,11 @@ from functools import partial
 
 import ipywidgets as w
 
-from helpers.preferences import image_paths
-from helpers.runtime import UsageError, open_image
-from helpers.text_ranking import completed, prompt_text
-from helpers.votes import LABELS, Item, Tiers, Verdict, Votes
+from helpers.data.preferences import image_paths
+from helpers.data.votes import LABELS, Item, Tiers, Verdict, Votes
+from helpers.files import UsageError, open_image
 from helpers.widgets.common import button, jpeg_strip, listen_to_keys, note, plain, show
+from helpers.widgets.typed import completed, prompt_text
 
 
 def _room(texts: Iterable[str], columns: int) -> w.Layout:
@@ -59,7 +59,7 @@ class Ranking:
 
     def show(self) -> None:
         """Display the widget; where scripts run, its buttons have keys, too."""
-        print("If no buttons appear below: from helpers.text_ranking import rank_in_text; rank_in_text(votes)")
+        print("If no buttons appear below: widgets.rank_in_text(votes)")
         listen_to_keys(self.box)
         show(self.box)
 

@@ -37,8 +37,9 @@ sys.path.insert(0, str(ROOT))
 from helpers.install import ensure
 
 ensure()
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.resume import use_drive
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.runtime import machine_summary
 
 use_drive(DRIVE)
@@ -57,12 +58,13 @@ DATA = "data/traffic"
 # %%
 from collections import Counter
 
-from helpers import plots
 from helpers.counting import count_question
-from helpers.evaluation import chance_exact, evaluate_counting
 from helpers.labels import read_counts
-from helpers.machine import check_machine
 from helpers.prompts import count_image_tokens, encode, render
+
+from helpers import plots
+from helpers.evaluation import chance_exact, evaluate_counting
+from helpers.machine import check_machine
 from helpers.report import Section
 from helpers.runtime import open_image
 

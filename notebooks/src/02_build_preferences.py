@@ -37,8 +37,9 @@ sys.path.insert(0, str(ROOT))
 from helpers.install import ensure
 
 ensure()
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.resume import use_drive
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.runtime import machine_summary
 
 use_drive(DRIVE)
@@ -57,7 +58,7 @@ CLASSES = None  # count only these, for example ("car", "bus") of COCO's 80; Non
 ANSWERS = 4  # sampled from the model for each image
 PAIRS = "built"  # "built": true answer against worse ones; "ranked": the model's own answers, ranked by SCORER
 NEGATIVES = ("own", "other image")  # where the worse answers of built pairs come from; there is also "edit"
-SCORER = "count_graded"  # or count_per_class, count_exact, heuristic: see helpers/scoring.py
+SCORER = "count_graded"  # or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
 SEED = 0
 
 # %%
@@ -65,16 +66,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
-
-from helpers import plots
 from helpers.blind import best_rule, blind_rules, describe, more_detail
 from helpers.convert import scan_file, write_file
 from helpers.counting import count_answer, is_exact, is_well_formed
 from helpers.data_doctor import check
 from helpers.heuristic import RULES
 from helpers.labels import assert_no_photo_in_both, read_counts
-from helpers.machine import check_machine
 from helpers.pairs import (
     IMAGE_NEGATIVES,
     add_image_negatives,
@@ -86,11 +83,15 @@ from helpers.pairs import (
 )
 from helpers.pairs import NEGATIVES as ALL_KINDS
 from helpers.preferences import PreferenceRecord, image_paths, read_records, write_records
+from helpers.scoring import SCORERS
+from helpers.votes import Votes
+from scipy.stats import spearmanr
+
+from helpers import plots
+from helpers.machine import check_machine
 from helpers.report import Section
 from helpers.runtime import artifacts_dir, open_image, write_json
-from helpers.scoring import SCORERS
 from helpers.statistics import proportion
-from helpers.votes import Votes
 from helpers.widgets import Ranking
 
 folder = ROOT / DATA  # an absolute DATA stays as it is

@@ -35,8 +35,9 @@ sys.path.insert(0, str(ROOT))
 from helpers.install import ensure
 
 ensure()
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.resume import use_drive
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.runtime import machine_summary
 
 use_drive(DRIVE)
@@ -65,20 +66,20 @@ import dataclasses
 
 import matplotlib.pyplot as plt
 import torch
-from torch.testing import assert_close
-
-from helpers import plots, reward_model, shared_prefix
 from helpers.caption_reward import CaptionReward, tiny_text_reward, vlm_captioner
-from helpers.config import reward_preset
 from helpers.feature_reward import FeatureReward, target_scores
-from helpers.losses import bradley_terry, listwise
-from helpers.machine import check_machine
 from helpers.preferences import image_paths, read_records
 from helpers.prompts import render
-from helpers.report import Section
 from helpers.reward_model import head_hash, hits, pair_gaps, score_records
 from helpers.reward_report import RewardReport, calibration_error, other_images, paired_p, swapped
 from helpers.reward_training import RewardTrainer
+from torch.testing import assert_close
+
+from helpers import plots, reward_model, shared_prefix
+from helpers.config import reward_preset
+from helpers.losses import bradley_terry, listwise
+from helpers.machine import check_machine
+from helpers.report import Section
 from helpers.runtime import artifact, artifacts_dir, open_image, write_json
 from helpers.statistics import proportion
 
@@ -343,7 +344,7 @@ section.table(rows)
 #
 # **A small network on pooled features.** One student project took the mean of the visual tokens, of the
 # question's and of the answer's embeddings, and let a network of three layers regress its heuristic score
-# (`helpers/scoring.py`). It is trained in seconds. What it learns is the heuristic, and the heuristic knows
+# (`helpers/rewards/scoring.py`). It is trained in seconds. What it learns is the heuristic, and the heuristic knows
 # the image only through the true counts: without them it gives all these answers the same score.
 
 # %%

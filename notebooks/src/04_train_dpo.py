@@ -36,8 +36,9 @@ sys.path.insert(0, str(ROOT))
 from helpers.install import ensure
 
 ensure()
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.resume import use_drive
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.runtime import machine_summary
 
 use_drive(DRIVE)
@@ -65,21 +66,21 @@ ROUNDS = 2  # sample, score, pair, train
 import dataclasses
 
 import torch
+from helpers.counting import is_exact
+from helpers.pairs import counted, one_sided, rank_samples, sample_own_answers
+from helpers.preferences import image_paths, read_records, to_trl
+from helpers.preflight import preflight
+from helpers.run_doctor import RunDoctor
+from helpers.scoring import count_graded
 from torch.testing import assert_close
 
 from helpers import dpo, plots
 from helpers.config import dpo_preset
-from helpers.counting import is_exact
 from helpers.evaluation import HeldOut, answer_records, evaluate_counting, evaluate_pairs
 from helpers.losses import anchor_loss, dpo_loss
 from helpers.machine import check_machine
-from helpers.pairs import counted, one_sided, rank_samples, sample_own_answers
-from helpers.preferences import image_paths, read_records, to_trl
-from helpers.preflight import preflight
 from helpers.report import Section
-from helpers.run_doctor import RunDoctor
 from helpers.runtime import artifact, artifacts_dir, open_image, write_json
-from helpers.scoring import count_graded
 from helpers.statistics import proportion
 
 section = Section("04_train_dpo", "DPO training")

@@ -36,8 +36,9 @@ sys.path.insert(0, str(ROOT))
 from helpers.install import ensure
 
 ensure()
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.resume import use_drive
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.runtime import machine_summary
 
 use_drive(DRIVE)
@@ -70,6 +71,15 @@ import time
 
 import numpy as np
 import torch
+from helpers.pairs import answer_budget, counted, one_class_question, true_and_wrong_answers
+from helpers.ppo import PolicyTrainer
+from helpers.ppo_doctor import PolicyDoctor
+from helpers.preferences import image_paths, read_records
+from helpers.reward_training import RewardTrainer
+from helpers.rollout import Task, tasks_of
+from helpers.scenes import PLURAL
+from helpers.scoring import count_exact, exact_match, heuristic, make_scorer
+from helpers.similarity import cosine_scorer, tfidf_embedder
 from IPython.display import display
 from torch.testing import assert_close
 
@@ -77,17 +87,8 @@ from helpers import losses, plots, ppo_figures, reward_model
 from helpers.config import ppo_preset, reward_preset
 from helpers.evaluation import HeldOut, answer_records, evaluate_counting
 from helpers.machine import check_machine
-from helpers.pairs import answer_budget, counted, one_class_question, true_and_wrong_answers
-from helpers.ppo import PolicyTrainer
-from helpers.ppo_doctor import PolicyDoctor
-from helpers.preferences import image_paths, read_records
 from helpers.report import Section
-from helpers.reward_training import RewardTrainer
-from helpers.rollout import Task, tasks_of
 from helpers.runtime import UsageError, artifact, artifacts_dir, write_json
-from helpers.scenes import PLURAL
-from helpers.scoring import count_exact, exact_match, heuristic, make_scorer
-from helpers.similarity import cosine_scorer, tfidf_embedder
 from helpers.statistics import mcnemar_p, mean_interval, proportion
 
 section = Section("05_train_ppo", "PPO, RLOO and GRPO")
@@ -447,7 +448,7 @@ for score_there in (0.2, 1.0):
 #
 # Both runs below ask "Is there a bus in the image?", and have the project's reward and the same learning rate, that of
 # the tiny model: the project's own, 5·10⁻⁶, moves it by nothing. (It planned to mix the reward with CLIP:
-# `weighted({cosine: 0.7, load_clip(): 0.3})`, with `load_clip` of `helpers/similarity.py`, where a CLIP model can be had.)
+# `weighted({cosine: 0.7, load_clip(): 0.3})`, with `load_clip` of `helpers/rewards/similarity.py`, where a CLIP model can be had.)
 # The doctor stops the first, so the cure gets more answers; it is not for want of answers that the first one fell.
 
 

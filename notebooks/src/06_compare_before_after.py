@@ -35,8 +35,9 @@ sys.path.insert(0, str(ROOT))
 from helpers.install import ensure
 
 ensure()
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.resume import use_drive
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.runtime import machine_summary
 
 use_drive(DRIVE)
@@ -61,25 +62,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from IPython.display import HTML
-from torch.testing import assert_close
-
-from helpers import arena, reward_model, side_by_side, widgets
 from helpers.counting import count_question
-from helpers.evaluation import evaluate_counting
 from helpers.labels import held_out_items
-from helpers.machine import check_machine
 from helpers.pages import comparison_table, said
 from helpers.pairs import question_for
 from helpers.policies import Policies, find_policies, image_limit
 from helpers.preferences import read_records
 from helpers.prompts import render
-from helpers.report import Section
-from helpers.runtime import artifact, artifacts_dir, open_image, read_json
 from helpers.scenes import SPLIT_SEEDS, draw_scene, make_scene
 from helpers.shared_prefix import answer_logits, plain
 from helpers.vote_file import stable_hash
 from helpers.votes import Votes
+from IPython.display import HTML
+from torch.testing import assert_close
+
+from helpers import arena, reward_model, side_by_side, widgets
+from helpers.evaluation import evaluate_counting
+from helpers.machine import check_machine
+from helpers.report import Section
+from helpers.runtime import artifact, artifacts_dir, open_image, read_json
 
 section = Section("06_compare_before_after", "Before and after, on held-out images")
 

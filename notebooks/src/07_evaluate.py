@@ -36,8 +36,9 @@ sys.path.insert(0, str(ROOT))
 from helpers.install import ensure
 
 ensure()
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.resume import use_drive
+
+from helpers import models  # first of all imports: on a GPU it brings in unsloth
 from helpers.runtime import machine_summary
 
 use_drive(DRIVE)
@@ -65,23 +66,23 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
+from helpers.counting_metrics import count_metrics
+from helpers.hallucination import chair
+from helpers.labels import held_out_items
+from helpers.pairs import one_class_question
+from helpers.policies import Policies, find_policies, image_limit
+from helpers.preferences import read_records
+from helpers.text_metrics import text_metrics
 from IPython.display import display
 from scipy.stats import binom
 from torch.testing import assert_close
 
 from helpers import exam, official, paired, plots
-from helpers.counting_metrics import count_metrics
 from helpers.evaluation import answer_records, chance_exact
-from helpers.hallucination import chair
-from helpers.labels import held_out_items
 from helpers.machine import check_machine
-from helpers.pairs import one_class_question
-from helpers.policies import Policies, find_policies, image_limit
-from helpers.preferences import read_records
 from helpers.report import Section
 from helpers.runtime import artifacts_dir, open_image, read_json
 from helpers.statistics import proportion
-from helpers.text_metrics import text_metrics
 
 section = Section("07_evaluate", "Does it help? Evaluation on held-out images")
 

@@ -1,0 +1,160 @@
+"""Votes of people: a file of events that only grows, one JSON object a line, and what follows from it.
+
+    {"record": "7", "content": "5f0c…", "judgement": {"kind": "human", "annotator": "ana", "verdict": "tie", …}}
+    {"record": "7", "content": "5f0c…", "undo": "ana"}
+
+A vote counts once its line is on the disk. Nothing is rewritten: taking a vote back is an event too,
+and of several judgements of a record by one annotator the last one counts. What is done, what comes
+next and in which order answers are shown follow from the records and this file alone, so a killed
+kernel goes on where it was. `content` is a hash of what was shown: votes on answers that have changed
+since are refused. `widgets.Ranking` is the way to vote, `rank_in_text` the one without widgets.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError, model_validator
+
+from helpers.data.preferences import Judgement, PreferenceRecord, Strict, explain, record_key
+from helpers.files import UsageError, parse_json
+
+CUT = b" <cut off>"  # closes a half line, so that the next event has a line of its own; no JSON ends so
+
+
+class Event(Strict):
+    """One line of a vote file: a judgement of a record, or the undo of an annotator's judgement."""
+
+    record: str  # record_key of the record
+    content: str  # content_of the record, as it was shown
+    judgement: Judgement | None = None
+    undo: str | None = None  # the annotator who takes the judgement back
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> "Event":
+        if (self.judgement is None) == (self.undo is None):
+            raise ValueError("an event has either a judgement or an undo")
+        return self
+
+    @property
+    def annotator(self) -> str:
+        return self.judgement.annotator if self.judgement else self.undo
+
+
+def stable_hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def content_of(record: PreferenceRecord) -> str:
+    """Hash of what an annotator sees of a record: images, prompt, texts of the answers."""
+    return stable_hash([record.images, [[m.role, m.content] for m in record.prompt], [a.text for a in record.answers]])[
+        :16
+    ]
+
+
+def keyed(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceRecord]:
+    """Records by key. Raises UsageError if two have the same, for a vote could mean either."""
+    by_key: dict[str, PreferenceRecord] = {}
+    for record in records:
+        if by_key.setdefault(key := record_key(record), record) is not record:
+            raise UsageError(f"two records are called {key!r}. Give each an id of its own, or remove one.")
+    return by_key
+
+
+def read_events(path: Path) -> tuple[list[Event], bytes]:
+    """The events of a vote file, oldest first, and the half line at its end (b"" if there is none).
+
+    A half line is what a kernel left that was killed in mid-write: nobody was told that it counts, so
+    it does not. Raises UsageError naming file and line for a whole line that is not an event.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    tail = b"" if _is_whole(lines[-1]) else lines.pop()
+    numbered = [(number, raw.strip()) for number, raw in enumerate(lines, start=1)]
+    return [_parse_event(path, number, raw) for number, raw in numbered if raw and not raw.endswith(CUT)], tail
+
+
+def _is_whole(line: bytes) -> bool:
+    """True for a line that lacks only its newline: no beginning of a JSON object is itself one."""
+    try:
+        return isinstance(parse_json(line), dict)
+    except UsageError:
+        return False
+
+
+def _parse_event(path: Path, number: int, raw: bytes) -> Event:
+    try:
+        return Event.model_validate(parse_json(raw))
+    except (ValidationError, UsageError) as error:
+        reason = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise UsageError(f"{path}:{number}: {reason.rstrip('.')}. Correct the line, or restore the file.") from None
+
+
+def append(path: Path, event: Event) -> None:
+    """Add `event` to the file; when this returns, it is on the disk.
+
+    Raises OSError if that failed (disk full, no permission). The event then does not count, unless
+    only the confirmation failed; a later judgement of the record supersedes it either way.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    tail = before.rpartition(b"\n")[2]
+    start = b"" if not tail else b"\n" if _is_whole(tail) else CUT + b"\n"
+    line = start + event.model_dump_json(exclude_defaults=True).encode() + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        if os.write(descriptor, line) < len(line):  # one write: a kill leaves all of the line, or its beginning
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if not before and sys.platform != "win32":  # a new file's name must be on the disk, too
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some network drives cannot
+            os.fsync(descriptor)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other kernels on the same file out between looking and writing; a kill gives the lock up.
+
+    Where there are no locks (Windows, some network drives) two clicks in the same millisecond may
+    both be written; the last one counts, as always.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def standing(events: Iterable[Event]) -> dict[tuple[str, str], Judgement]:
+    """(key of the record, annotator) → the judgement that counts, in the order of voting."""
+    votes: dict[tuple[str, str], Judgement] = {}
+    for event in events:
+        votes.pop((event.record, event.annotator), None)
+        if event.judgement is not None:
+            votes[event.record, event.annotator] = event.judgement
+    return votes
+
+
+def events_on(path: Path, contents: Mapping[str, str]) -> tuple[list[Event], str]:
+    """The events on records whose contents (by key) are given, and a notice if the file ends in half a line."""
+    events, tail = read_events(path)
+    events = [event for event in events if event.record in contents]
+    for event in events:
+        if event.content != contents[event.record]:
+            raise UsageError(
+                f"{path}: record {event.record!r} has other images, prompt or answers than when it was judged. "
+                "Give the records that were judged, or start a new vote file."
+            )
+    notice = f"{path} ended in half a line ({len(tail)} bytes, from a kill or a full disk); that vote does not count."
+    return events, notice if tail else ""

@@ -1,0 +1,277 @@
+"""Checks that run before training, on the very trainer that will train.
+
+Each is a way in which preference training of a vision-language model has failed in silence: the
+image never inserted into the prompt, pictures blank or reduced beyond recognition, rows cut, weights in
+the wrong precision, pairs equal after tokenisation, a policy that does not start at the reference,
+gradients that reach nothing, answers that ignore the image, a loss that cannot fall. Those of the inputs are in
+`helpers/doctor/input_checks.py`, those of the model here, time and memory in `helpers/doctor/dry_run.py`. Taught in notebook 04.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import DPOTrainer
+
+from helpers.doctor.dry_run import (
+    USABLE,
+    Examples,
+    Forecast,
+    as_in_training,
+    backward,
+    collate,
+    forecast,
+    loss_of,
+    spread,
+    unchanged,
+)
+from helpers.doctor.input_checks import (
+    Batches,
+    Check,
+    different_answers,
+    end_of_turn,
+    image_size,
+    image_tokens,
+    look_at,
+    pixel_values,
+    truncation,
+)
+from helpers.files import UsageError
+from helpers.losses import completion_logps
+from helpers.models.caches import images_hash
+from helpers.runtime import compute_dtype
+
+LN2 = math.log(2)  # loss of a policy that equals its reference
+SAMPLE = 64  # rows that are tokenised and whose images are looked at
+LEARNT = 0.1  # preference loss of pairs that are known by heart
+# Learning rates of the updates: 1e-3 is usual for LoRA, and a pretrained model needs only a few updates with it.
+# A tiny one has fewer features that each update can use; it goes on with more.
+BY_HEART = (*[1e-3] * 10, *[4e-3] * 30)
+
+
+class Checks(list[Check]):
+    """The checks in their order, and what the run will take."""
+
+    forecast: Forecast
+
+
+def preflight(trainer: DPOTrainer, pairs: int = 8) -> Checks:
+    """Run all checks on `pairs` pairs spread over the data; leaves trainer and model as they were.
+
+    trainer: of `dpo.make_trainer`, in either layout. Prints a line for each check and the forecast.
+    Raises UsageError listing the failed checks with their remedies.
+    """
+    checks = Checks()
+    try:
+        with unchanged(trainer):
+            for check in _run(trainer, pairs, checks):
+                print(f"{'✓' if check.passed else '⚠️' if check.warns else '✗'} {check.name:<19}  {check.found}")
+                checks.append(check)
+    except torch.OutOfMemoryError:
+        size = trainer.args.per_device_train_batch_size
+        raise UsageError(
+            f"the GPU's memory is too small for {size} pairs in one forward: lower batch_size of `settings` in the "
+            "Parameters cell of notebook 04 and raise accumulation as much, or set gradient_checkpointing."
+        ) from None
+    failed = [f"{c.name}: {c.found}. {c.remedy}" for c in checks if not c.passed and not c.warns]
+    if failed:
+        raise UsageError("preflight failed, nothing was trained. " + " | ".join(failed))
+    for warning in (c for c in checks if not c.passed):
+        print(f"⚠️  {warning.name}: {warning.remedy}")
+    print(checks.forecast)
+    return checks
+
+
+def _run(trainer: DPOTrainer, pairs: int, checks: Checks) -> Iterator[Check]:
+    model, data = trainer.model, trainer.train_dataset
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    rows = spread(len(data), pairs)
+    examples = [data[row] for row in rows]
+    if "images" not in examples[0]:
+        raise UsageError(
+            f"the data has no column `images`, only {sorted(examples[0])}: make it with preferences.to_trl."
+        )
+    sample = [look_at(trainer.processing_class, data[row]) for row in sorted({*rows, *spread(len(data), SAMPLE)})]
+    yield image_tokens(trainer, examples)
+    yield pixel_values(sample)
+    yield image_size(sample, len(data))
+    yield truncation(trainer, sample, len(data))
+    yield _dtypes(trainer, trainable)
+    if not all(check.passed for check in checks if check.name in ("image tokens", "truncation")):
+        return  # the model cannot run, or would run on something else
+    batches = [collate(trainer, part) for part in _parts(trainer, examples)]
+    yield different_answers(batches)
+    yield end_of_turn(trainer, batches)
+    yield _ln2(trainer, batches)
+    yield _gradients(trainer, batches[0], trainable)
+    yield _image_matters(trainer, batches, examples)
+    yield _by_heart(trainer, _unlike(examples, 4), trainable)
+    checks.forecast = forecast(trainer, rows)
+    yield _memory(checks.forecast)
+
+
+def _parts(trainer: DPOTrainer, examples: Examples) -> list[Examples]:
+    """In batches of the size that training has, so that the checks need no more memory."""
+    size = trainer.args.per_device_train_batch_size
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
+
+
+def _dtypes(trainer: DPOTrainer, trainable: set[str]) -> Check:
+    """Trained weights in fp32; no bf16 at all where the GPU only emulates it."""
+    model = trainer.model
+    rounded = [name for name, p in model.named_parameters() if name in trainable and p.dtype != torch.float32]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    kinds = [(name, tensor.dtype) for name, tensor in tensors]
+    kinds += [(name, getattr(module, "compute_dtype", None)) for name, module in model.named_modules()]  # of 4 bits
+    emulated = [name for name, kind in kinds if kind == torch.bfloat16] if compute_dtype() == torch.float16 else []
+    return Check(
+        "dtypes",
+        not rounded and not emulated,
+        f"{len(trainable) - len(rounded)} of {len(trainable)} trained tensors in fp32"
+        + (f", {len(emulated)} in bf16, which this GPU only emulates ({emulated[0]})" if emulated else ""),
+        "Make the trainer with dpo.make_trainer and load the model with models.load_model, as in the cell of "
+        "new_trainer, and cast nothing afterwards.",
+    )
+
+
+@contextlib.contextmanager
+def _preference_only(trainer: DPOTrainer) -> Iterator[None]:
+    """The preference term alone, without SFT and image terms."""
+    alone = {"loss_types": ["sigmoid"], "loss_weights": [1.0]}
+    alone |= {name: 0.0 for name in ("image_weight", "anchor_weight") if hasattr(trainer, name)}
+    before = {name: getattr(trainer, name) for name in (*alone, "beta")}
+    vars(trainer).update(alone)
+    try:
+        yield
+    finally:
+        vars(trainer).update(before)
+
+
+@torch.no_grad()
+def _ln2(trainer: DPOTrainer, batches: Batches) -> Check:
+    with _preference_only(trainer):
+        losses = [float(loss_of(trainer, batch)) for batch in batches]
+    loss = max(losses, key=lambda value: math.inf if math.isnan(value) else abs(value - LN2))
+    return Check(
+        "first-step loss",
+        abs(loss - LN2) < 1e-3,
+        f"{loss:.4f}, ln 2 = {LN2:.4f}",
+        "Policy and reference differ before the first step: make a new trainer in the cell of new_trainer and change no "
+        "weights afterwards.",
+    )
+
+
+def _gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[str]) -> Check:
+    """One backward pass: every adapter matrix B gets a gradient (A's is zero while B = 0), nothing else does.
+
+    trainable: the weights that required a gradient before any pass. peft makes the whole adapter
+    trainable again whenever it is switched off and on, but an optimizer that exists by then does not
+    know the weights that were frozen. Fewer than half of the layers that see may be missed: LLaVA's vision tower
+    never uses its last ones.
+    """
+    model = trainer.model
+    with as_in_training(trainer):
+        backward(loss_of(trainer, batch))
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()} & trainable
+    model.zero_grad()
+    adapter = {n: p for n, p in model.named_parameters() if "lora_B" in n and f".{model.active_adapter}." in n}
+    language = {id(parameter) for parameter in model.get_base_model().get_decoder().parameters()}
+    vision = {name for name, p in adapter.items() if id(p) not in language}
+    missed = sorted(adapter.keys() - reached)
+    unseen = vision & set(missed)
+    needed = [name for name in missed if name not in vision or 2 * len(unseen) >= len(vision)]
+    foreign = sorted(name for name in trainable if "lora_" not in name)
+    return Check(
+        "gradient",
+        bool(adapter) and not foreign and not needed,
+        f"reaches {len(adapter) - len(missed)} of {len(adapter)} adapter layers and {len(foreign)} other weights",
+        "Train the whole adapter and nothing else: make the trainer with dpo.make_trainer in the cell of new_trainer "
+        f"and freeze or unfreeze nothing afterwards (first outside: {foreign[:1]}, first missed: {needed[:1]}).",
+    )
+
+
+def _exchanged(examples: Examples) -> Examples:
+    """The examples, each with the next images that are not its own."""
+    hashes, exchanged = [images_hash(example["images"]) for example in examples], []
+    for place, example in enumerate(examples):
+        following = [*range(place + 1, len(examples)), *range(place)]
+        other = next((other for other in following if hashes[other] != hashes[place]), place)
+        exchanged.append({**example, "images": examples[other]["images"]})
+    return exchanged
+
+
+def _image_matters(trainer: DPOTrainer, batches: Batches, examples: Examples) -> Check:
+    """Log-probs of the same answers to other images."""
+    changed = [collate(trainer, part) for part in _parts(trainer, _exchanged(examples))]
+    moves = [(_logps(trainer, a) - _logps(trainer, b)).abs() for a, b in zip(batches, changed, strict=True)]
+    change = float(torch.cat(moves).mean())
+    return Check(
+        "image matters",
+        change > 1e-3,
+        f"exchanging the images moves the log-probs by {change:.3f} on average",
+        "The answers do not depend on the image: see that the pictures in the data of notebook 02 differ, and that the "
+        "model loaded in the cell of new_trainer reads images.",
+    )
+
+
+@torch.no_grad()
+def _logps(trainer: DPOTrainer, batch: dict[str, Any]) -> Tensor:
+    with trainer.accelerator.autocast():
+        logits = trainer.forward(trainer.model, batch)
+    return completion_logps(logits, batch["input_ids"], batch["completion_mask"])
+
+
+def _unlike(examples: Examples, wanted: int) -> Examples:
+    """`wanted` examples, those whose images and chosen answer are new first."""
+    images, answers, new, rest = set(), set(), [], []
+    for example in examples:
+        image, answer = images_hash(example["images"]), example["chosen"][0]["content"]
+        (rest if image in images or answer in answers else new).append(example)
+        images.add(image), answers.add(answer)
+    return (new + rest)[:wanted]
+
+
+def _by_heart(trainer: DPOTrainer, examples: Examples, trainable: set[str]) -> Check:
+    """Can these pairs be learnt? Their preference term alone, at β = 1: how far to go is not the question here.
+
+    The weights stay trained; `unchanged` puts them back.
+    """
+    model, losses = trainer.model, []
+    weights = [p for name, p in model.named_parameters() if name in trainable]
+    optimizer = torch.optim.AdamW(weights or [torch.zeros(1)], weight_decay=0.0)
+    batches = [(collate(trainer, part), len(part) / len(examples)) for part in _parts(trainer, examples)]
+    with _preference_only(trainer), as_in_training(trainer):
+        trainer.beta = 1.0 if trainer.beta > 0 else trainer.beta
+        for rate in (*BY_HEART, 0.0):
+            model.zero_grad()
+            losses.append(0.0)
+            for batch, share in batches:
+                part = loss_of(trainer, batch) * share
+                backward(part)
+                losses[-1] += float(part.detach())
+            if not losses[-1] >= LEARNT or not weights:  # or NaN
+                break
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+    return Check(
+        "four pairs by heart",
+        losses[-1] < LEARNT,
+        f"preference loss {losses[0]:.2f} → {losses[-1]:.3f} after {len(losses) - 1} updates",
+        "What cannot learn four pairs learns nothing: see that the data of notebook 02 does not prefer A to B and B to "
+        "A for the same image and question, and that the adapter of new_trainer is trained.",
+    )
+
+
+def _memory(expected: Forecast) -> Check:
+    total = expected.total_gb
+    return Check(
+        "memory",
+        total is None or expected.peak_gb <= USABLE * total,
+        f"{expected.peak_gb:.1f} GB at the peak" + (f" of {total:.1f} GB" if total else ""),
+        f"Set batch_size of `settings` in the Parameters cell of notebook 04 to {max(expected.largest_batch or 1, 1)} "
+        "and raise accumulation as much, or set gradient_checkpointing.",
+        warns=True,
+    )

@@ -1,0 +1,296 @@
+"""What can be wrong with a DPO run, and the rules that say so.
+
+`diagnose(run)` is a pure function of what a run leaves: TRL's log, sampled answers and a census of the
+gradients; `replay` does the same to a saved log. `helpers/doctor/dpo_doctor.py` collects the three while a
+run goes on. What can be seen before the first step, `preflight` finds. Taught in notebook 04.
+
+A finding needs a difference that is large, not only one that is sure; most limits are multiples of
+the run's own start. Simplifications: steps count as independent, intervals are of 95 % at every look,
+and the figures do not tell causes apart, so that these are listed by how often they are to blame.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from helpers.doctor.verdicts import Found, Verdict
+from helpers.statistics import Mean, Proportion, mean_interval, proportion
+
+START, RECENT, WINDOW = 2, 5, 20  # rows of the log: before the first step can tell, a quick look, a long one
+REACH = 0.1  # a margin of 0.1 takes the loss from 0.693 to 0.644: less than that at the end is no training
+WORSE = 0.5  # a margin of −0.5 is a loss of 0.974, which no noise around ln 2 gives
+LOSS_GROWTH, GRADIENT_GROWTH = 2, 10  # times the start; healthy runs: under 1 and 2
+GRADIENT_LEFT = 0.02  # of the start: what is left moves nothing; healthy runs keep 0.045
+ENTROPY_GROWTH, ENTROPY_LEFT = 1.5, 0.05  # times the start; healthy runs: 0.5 to 1.05
+ENTROPY_FLOOR = 0.05  # nats a token: an answer of 20 tokens has then 1 nat in all, and is one of e
+SINK_NATS, SINK_SHARE = 1.0, 0.1  # chosen answers e times less likely, and by a tenth of their log-probability
+FOREIGN = 0.05  # token accuracy may not be so far under exp(−entropy), its least value if the model is calibrated
+OVERFLOWS = 8  # gradients in a row: an fp16 scaler halves itself each time, and needs a few at its start only
+CENSUS_STEPS = 5  # LoRA's A has no gradient while B = 0, which lasts for two steps with a warm-up
+LENGTH_GROWTH, REPETITION_GROWTH = 2, 0.25  # times the length, and more repeated 3-grams than, at the start
+SIGHT_NATS, SIGHT_LEFT = 0.1, 0.1  # an answer e^0.1 = 1.1 times likelier with its own image; share of the start
+CUT = 0.9  # of the token limit: an answer tokenised again may be a little shorter than it was sampled
+
+KINDS = {  # kind → severity; causes, the likeliest first; what to change. "stop": no use in going on
+    "not finite": ("stop",
+        ("the learning rate is too high", "numbers too large for fp16", "a pair with an empty answer or image"),
+        "Halve learning_rate in `settings` (Parameters) and make a fresh adapter with `new_trainer`."),
+    "diverging": ("stop",
+        ("the learning rate is too high", "the warm-up is too short", "β is too large for these margins"),
+        "Divide learning_rate in `settings` (Parameters) by 10 and start again from `new_trainer`."),
+    "no gradient": ("stop",
+        ("part of the adapter was frozen before the trainer was made", "a tower that the loss does not reach"),
+        "Make the trainer with `new_trainer` on a freshly loaded base, and freeze nothing of its adapter."),
+    "low precision": ("stop",
+        ("the adapter was cast after `new_trainer` made it in fp32", "TRL cast the adapter of a 4-bit model"),
+        "Leave the adapter of `new_trainer` in fp32: bf16 loses updates under 0.4 % of a weight, fp16 cannot be scaled."),
+    "gradient explodes": ("warning",
+        ("the learning rate is too high", "pairs with very long or very unlikely answers"),
+        "Divide learning_rate in `settings` (Parameters) by 3 and check the data with notebook 02."),
+    "too slow": ("warning",
+        ("the learning rate is too low", "too few steps", "β is too small"),
+        "Raise learning_rate in `settings` (Parameters)."),
+    "nothing learnt": ("warning",
+        ("chosen and rejected are swapped in about half of the pairs", "the images are not those of the answers",
+         "the adapter is not trained", "too few pairs so far to show a small difference"),
+        "Look at ten pairs with their images in the data of notebook 02, and run `preflight` on `new_trainer`."),
+    "chance accuracy": ("warning",
+        ("many pairs have the wrong label", "the images are not those of the answers", "the learning rate is too high"),
+        "Look at ten pairs with their images in the data of notebook 02."),
+    "foreign text": ("warning",
+        ("a chat template that the model was not trained with", "images that are not those of the answers",
+         "answers in a style or language new to the model"),
+        "Keep the processor's own chat template in `new_trainer`, and look at images and answers in notebook 02."),
+    "chosen sinks": ("warning",
+        ("no SFT term holds the chosen answers up", "the learning rate is too high", "β is too small"),
+        "Set sft_weight to 1 or more in `settings` (Parameters), or lower learning_rate."),
+    "saturated": ("warning",
+        ("too few pairs, learnt by heart", "pairs that can be told apart too easily", "more steps than needed"),
+        "Take fewer steps in `settings` (Parameters), or more and harder pairs from notebook 02."),
+    "entropy": ("warning",
+        ("growing: no SFT term keeps the language in place", "growing: the learning rate is too high",
+         "collapsing: the chosen answers are all alike"),
+        "Growing: set sft_weight in `settings` (Parameters) or lower learning_rate. Collapsing: take fewer steps."),
+    "answers do not end": ("warning",
+        ("the model stops at another token than its template writes", "answers without an end in the data",
+         "max_new_tokens is too small for these answers", "the learning rate is too high"),
+        "Compare `generation_config.eos_token_id` with the template in `new_trainer`, then raise max_new_tokens."),
+    "answers fall apart": ("warning",
+        ("no SFT term keeps the language in place", "the learning rate is too high",
+         "chosen and rejected answers differ in length above all"),
+        "Set sft_weight in `settings` (Parameters), lower learning_rate, and compare the lengths in notebook 02."),
+    "one answer": ("warning",
+        ("the chosen answers are all alike", "the learning rate is too high"),
+        "Look at the chosen answers in the data of notebook 02, and lower learning_rate in `settings` (Parameters)."),
+    "blind": ("warning",
+        ("the images are blank, all the same or dropped", "the pairs can be told apart without the image",
+         "the learning rate is too high"),
+        "Look at the images next to `new_trainer`, and at the blind rules of notebook 02."),
+}  # fmt: skip
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Answers sampled at temperature 1 to a fixed set of held-out images; sequences have one item an answer."""
+
+    step: int
+    answers: Sequence[str]
+    tokens: Sequence[int]  # in the text
+    repeated: Sequence[float]  # share of the 3-grams of tokens that were there before
+    sight: Sequence[float]  # log p(answer | its image) − log p(answer | the next image)
+    limit: int  # max_new_tokens
+
+    @property
+    def cut(self) -> Proportion:
+        """Answers that used up the limit instead of ending."""
+        return proportion(sum(n >= CUT * self.limit for n in self.tokens), len(self.tokens))
+
+
+class Tower(NamedTuple):
+    """Tensors of one part of the model that should be trained."""
+
+    tensors: int
+    reached: int  # that the optimizer knows and that had a gradient at some step so far
+    norm: float  # of the gradient at this step, after clipping
+    types: tuple[str, ...]
+
+
+class Census(NamedTuple):
+    step: int
+    towers: Mapping[str, Tower]  # "vision", "connector" and "language", as far as they should be trained
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run so far."""
+
+    log: Sequence[Row]  # as TRL writes it; rows of evaluations may be among them
+    pairs: int  # that one row of the log is a mean of: batch size × accumulation × processes
+    beta: float
+    steps: int | None = None  # planned; None: as many as were logged
+    samples: Sequence[Sample] = ()
+    census: Census | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for row in self.log if "rewards/margins" in row]
+
+    @property
+    def step(self) -> int:
+        return int(self.rows[-1].get("step", len(self.rows))) if self.rows else 0
+
+
+def mean_of(rows: Sequence[Row], key: str) -> Mean:
+    return mean_interval([row[key] for row in rows])
+
+
+def _start(rows: Sequence[Row], key: str) -> float:
+    """The highest value at the start, since two rows have no interval to speak of."""
+    return max((row[key] for row in rows[:START] if math.isfinite(row[key])), default=math.inf)
+
+
+def diagnose(run: Run) -> list[Verdict]:
+    """What is wrong with the run as it stands now, the worst first."""
+    with np.errstate(all="ignore"):
+        found = dict(not_finite(run)) or dict(problem for rule in RULES for problem in rule(run))
+    return [Verdict(kind, run.step, found[kind], *KINDS[kind]) for kind in KINDS if kind in found]
+
+
+def replay(run: Run) -> list[Verdict]:
+    """What was wrong at any time: each kind at the step at which it would first have been seen."""
+    first: dict[str, Verdict] = {}
+    for end in range(len(run.log) + 1):
+        past = replace(run, log=run.log[:end], census=run.census if end == len(run.log) else None)
+        past = replace(past, samples=[sample for sample in run.samples if sample.step <= past.step])
+        first = {verdict.kind: verdict for verdict in diagnose(past)} | first
+    return sorted(first.values(), key=lambda verdict: verdict.step)
+
+
+def not_finite(run: Run) -> Found:
+    """The trainer logs the mean of earlier losses in place of one that is not a number; TRL's metrics do not."""
+    keys = ("rewards/margins", "logps/chosen", "logps/rejected", "loss")
+    wrong = [f"{key} is {run.rows[-1][key]}" for key in keys if run.rows and not math.isfinite(run.rows[-1][key])]
+    norms = [row.get("grad_norm", 0.0) for row in run.rows[-OVERFLOWS:]]
+    if len(norms) == OVERFLOWS and not np.isfinite(norms).any():
+        wrong.append(f"the gradient norm was not finite for {OVERFLOWS} steps on end")
+    if wrong:
+        yield "not finite", f"{wrong[0]}."
+
+
+def _learning(run: Run) -> Found:
+    """Does the margin go anywhere, and does it come out on the right side?"""
+    rows, steps = run.rows, run.steps or run.step
+    if len(rows) < WINDOW or run.step < steps / 4:
+        return
+    recent = rows[-max(WINDOW, len(rows) // 4) :]
+    margin, spread = mean_of(recent, "rewards/margins"), np.var([row["rewards/margins"] for row in recent])
+    size = math.sqrt(margin.value**2 + run.pairs * spread)  # of one pair; the mean of several spreads less
+    moved = [row for row in recent if row["rewards/margins"] != 0]  # equal rewards are logged as wrong
+    right = (
+        proportion(run.pairs * sum(r["rewards/accuracies"] for r in moved), run.pairs * len(moved)) if moved else None
+    )
+    rates = [row.get("learning_rate", 0.0) for row in rows]
+    left = len(rows) * (steps / run.step - 1)  # rows to come; margins grow with the sum of learning rates at most
+    reach = size * (1 + left * max(rates) / sum(rates) if any(rates) else steps / run.step)
+    if not moved:
+        yield "nothing learnt", f"the margin was exactly 0 in all of the last {len(recent)} rows."
+    elif reach < REACH:
+        advice = f"; a learning rate of about {max(rates) / reach:.0e} would bring them to 1" if any(rates) else ""
+        yield "too slow", f"margins are about {size:.1g} and will be {reach:.1g} by step {steps}{advice}."
+    elif margin.low <= 0 <= margin.high:
+        yield "nothing learnt", f"the margin is {margin}, which may be 0; pairs preferred the right way: {right}."
+    elif right.low <= 0.5:
+        yield "chance accuracy", f"pairs preferred the right way: {right}, not above one half; the margin is {margin}."
+
+
+def _diverging(run: Run) -> Found:
+    recent = run.rows[-RECENT:]
+    if len(recent) < RECENT:
+        return
+    margin, loss, first = mean_of(recent, "rewards/margins"), mean_of(recent, "loss"), _start(run.rows, "loss")
+    if margin.high < -WORSE:
+        yield "diverging", f"the policy prefers the rejected answers, with a margin of {margin}."
+    elif loss.low > LOSS_GROWTH * first:
+        yield "diverging", f"the loss is {loss}, and was {first:.3g} at the start."
+
+
+def _gradient_norm(run: Run) -> Found:
+    """Medians, since single batches give single peaks."""
+    rows = [row for row in run.rows if math.isfinite(row.get("grad_norm", math.nan))]
+    start, norms = _start(rows, "grad_norm"), [row["grad_norm"] for row in rows[-WINDOW:]]
+    if len(norms) >= RECENT and (norm := np.median(norms[-RECENT:])) > GRADIENT_GROWTH * start:
+        yield "gradient explodes", f"its norm is {norm:.3g}, and was {start:.3g} at the start."
+    all_right = min((row["rewards/accuracies"] for row in rows[-WINDOW:]), default=0) == 1
+    if len(norms) == WINDOW and all_right and (norm := np.median(norms)) < GRADIENT_LEFT * start:
+        held_out = [row["eval_rewards/accuracies"] for row in run.log if "eval_rewards/accuracies" in row][-1:]
+        also = f"; of the held-out pairs {held_out[0]:.0%} are" if held_out else ""
+        pairs = f"all of the last {WINDOW * run.pairs} pairs are preferred the right way{also}"
+        yield "saturated", f"{pairs}, and the gradient is down to {norm / start:.1%} of the start."
+
+
+def _sinking(run: Run) -> Found:
+    """Likelihood displacement (Razin et al. 2024, arXiv 2410.08847), against the reference on the same pairs."""
+    recent = run.rows[-RECENT:]
+    if len(recent) < RECENT:
+        return
+    chosen, rejected = mean_of(recent, "rewards/chosen"), mean_of(recent, "rewards/rejected")
+    reference = mean_of(recent, "logps/chosen").value - chosen.value / run.beta
+    if chosen.high / run.beta < -max(SINK_NATS, SINK_SHARE * abs(reference)) and rejected.high < 0:
+        falls = f"chosen ones by {-chosen.value / run.beta:.1f} nats, rejected ones by {-rejected.value / run.beta:.1f}"
+        yield "chosen sinks", f"both answers get less likely than under the reference: {falls}."
+
+
+def _tokens(run: Run) -> Found:
+    """Entropy and accuracy of the next token, on the answers of the data."""
+    rows = [row for row in run.rows if "entropy" in row and "mean_token_accuracy" in row]
+    if len(rows) < RECENT:
+        return
+    first, now = _start(rows, "entropy"), mean_of(rows[-RECENT:], "entropy")
+    if now.low > max(ENTROPY_GROWTH * first, ENTROPY_FLOOR) or now.high < ENTROPY_LEFT * first:
+        yield "entropy", f"it is {now} nats a token, and was {first:.2g} at the start."
+    right, least = mean_of(rows[:RECENT], "mean_token_accuracy"), math.exp(-mean_of(rows[:RECENT], "entropy").value)
+    if right.high + FOREIGN < least:
+        yield (
+            "foreign text",
+            f"at first the model was {least:.0%} sure of a next token, and {right.value:.0%} were right.",
+        )
+
+
+def _answers(run: Run) -> Found:
+    """The last sample against the first, which is of the base if it was taken at step 0."""
+    if not run.samples:
+        return
+    first, last = run.samples[0], run.samples[-1]
+    sight, before = float(np.mean(last.sight)), float(np.mean(first.sight))
+    if last.cut.low > (0.5 if last is first else first.cut.high):
+        yield "answers do not end", f"share cut off at {last.limit} tokens: {last.cut}, e.g. {last.answers[0][:60]!r}."
+    if sight < max(SIGHT_NATS, 0 if last is first else SIGHT_LEFT * before):
+        yield "blind", f"its own image makes an answer {sight:.2g} nats likelier than another (first {before:.2g})."
+    if len(set(last.answers)) == 1 < len(last.answers) <= 2 * len(set(first.answers)):
+        yield "one answer", f"{last.answers[0][:60]!r} to all of {len(last.answers)} images."
+    length, usual = np.mean(last.tokens), np.mean(first.tokens)
+    repeats, usual_repeats = np.mean(last.repeated), np.mean(first.repeated)
+    if not usual / LENGTH_GROWTH <= length <= LENGTH_GROWTH * usual:
+        yield "answers fall apart", f"they have {length:.0f} tokens, and had {usual:.0f} at first."
+    elif repeats > usual_repeats + REPETITION_GROWTH:
+        yield (
+            "answers fall apart",
+            f"{repeats:.0%} of their 3-grams are repeats, and {usual_repeats:.0%} were at first.",
+        )
+
+
+def _gradients(run: Run) -> Found:
+    for name, tower in run.census.towers.items() if run.census else ():
+        if run.census.step >= CENSUS_STEPS and tower.reached < tower.tensors:
+            missed = f"{tower.tensors - tower.reached} of {tower.tensors}"
+            yield "no gradient", f"{missed} tensors of the {name} part get none, or are not the optimizer's."
+        if set(tower.types) != {"float32"}:
+            yield "low precision", f"weights of the {name} part are trained in {', '.join(tower.types)}."
+
+
+RULES = (_learning, _diverging, _gradient_norm, _sinking, _tokens, _answers, _gradients)

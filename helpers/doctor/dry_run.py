@@ -1,0 +1,158 @@
+"""What a training run will take: a dry step of the very trainer that will train, timed and weighed.
+
+Also what such trials need: `unchanged` puts everything back that a trial touches, `as_in_training` makes
+the model compute as it will in training. Used by `helpers/doctor/checks.py`, taught in notebook 04.
+
+Simplifications: the optimizer's own time is left out, and so is that steps of long rows are slower.
+"""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from trl import DPOTrainer
+
+from helpers.models.caches import ReferenceLogps
+from helpers.runtime import peak_memory_gb
+
+Examples = Sequence[dict[str, Any]]  # rows of the data set
+USABLE = 0.9  # share of a GPU's memory that can be filled before fragments get in the way
+# fp16 gradients vanish below 6e-8. A fixed scale, a power of two and so exact, does here what a GradScaler does
+# over a whole training: AdamW divides gradients by their own size, so that no scale has to be taken out again.
+LOSS_SCALE = 1024.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    first_epoch: float  # seconds a step while image features and reference log-probabilities are computed
+    later: float  # seconds a step when they are kept
+    minutes: float  # for all steps
+    peak_gb: float  # GPU memory with the optimizer's, or memory of the process (GB = 10⁹ bytes)
+    total_gb: float | None  # of the GPU
+    largest_batch: int | None  # pairs in one forward that are likely to fit into the GPU
+
+    def __str__(self) -> str:
+        seconds = f"{self.later:.1f} s a step"
+        if self.first_epoch > self.later:
+            seconds = f"{self.first_epoch:.1f} s a step in the first epoch, {self.later:.1f} s later"
+        memory = f"{self.peak_gb:.1f} GB" + (f" of {self.total_gb:.1f} GB" if self.total_gb else "")
+        fits = "" if self.largest_batch is None else f", batches of {self.largest_batch} pairs are likely to fit"
+        return f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}{fits}."
+
+
+def forecast(trainer: DPOTrainer, seen: Sequence[int] = ()) -> Forecast:
+    """Two passes over one batch of rows that are not among `seen`: the first fills the caches, the second uses them.
+
+    Run a pass of that size before: the first one on a GPU also loads kernels.
+    """
+    args, rows = trainer.args, len(trainer.train_dataset)
+    size, step = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    fresh = [row for row in range(rows) if row not in set(seen)]
+    fresh = fresh if len(fresh) >= size else range(rows)
+    examples = [trainer.train_dataset[fresh[place]] for place in spread(len(fresh), size)]
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if on_gpu else 0
+    with as_in_training(trainer):
+        first, later = (_seconds(trainer, examples) * step for _ in range(2))
+    first = first if "packed" in collate(trainer, examples[:1]) else later  # TRL's layout keeps nothing
+    epoch = min(args.max_steps, math.ceil(rows / (size * step)))
+    minutes = (epoch * first + (args.max_steps - epoch) * later) / 60
+    if not on_gpu:
+        return Forecast(first, later, minutes, peak_memory_gb(), None, None)
+    optimizer = 8 * sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)  # AdamW: two fp32 each
+    peak, total = peak_memory_gb() + optimizer / 1e9, torch.cuda.mem_get_info()[1] / 1e9
+    fixed = (before + optimizer) / 1e9
+    largest = int((USABLE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
+    return Forecast(first, later, minutes, peak, total, largest)
+
+
+def _seconds(trainer: DPOTrainer, examples: Examples) -> float:
+    started = time.perf_counter()
+    backward(loss_of(trainer, collate(trainer, examples)))
+    trainer.model.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def spread(rows: int, wanted: int) -> list[int]:
+    """At most `wanted` places in range(rows), evenly spread: neighbours often share an image."""
+    wanted = min(wanted, rows)
+    return [number * rows // wanted for number in range(wanted)]
+
+
+def collate(trainer: DPOTrainer, examples: Examples) -> dict[str, Any]:
+    """The batch that the trainer would make (TRL's collator changes the rows, so it gets copies)."""
+    batch = trainer.data_collator([dict(example) for example in examples])
+    return send_to_device(dict(batch), trainer.accelerator.device)
+
+
+def loss_of(trainer: DPOTrainer, batch: dict[str, Any]) -> Tensor:
+    """The trainer's loss, (). Autocast is entered anew each time, since it remembers the weights it has cast."""
+    with trainer.accelerator.autocast():
+        return trainer.compute_loss(trainer.model, batch)
+
+
+def backward(loss: Tensor) -> None:
+    if loss.requires_grad:
+        (loss * LOSS_SCALE).backward()
+
+
+@contextlib.contextmanager
+def as_in_training(trainer: DPOTrainer) -> Iterator[None]:
+    """Training mode with the gradient checkpointing that the run will have, but without dropout."""
+    model, args = trainer.model, trainer.args
+    checkpointing = args.gradient_checkpointing and not model.is_gradient_checkpointing
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    try:
+        yield
+    finally:
+        model.eval()
+        if checkpointing:
+            model.gradient_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def unchanged(trainer: DPOTrainer) -> Iterator[None]:
+    """Within it the model is in eval mode; afterwards weights, flags, modes, logs and random numbers are as before.
+
+    Reference log-probabilities that are computed within are not kept: a trial leaves nothing to a run.
+    """
+    model, collator = trainer.model, trainer.data_collator
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    tensors = [parameter for parameter, trained in flags if trained] + list(model.buffers())
+    values = [tensor.detach().clone() for tensor in tensors]
+    modes = [(module, module.training) for module in model.modules()]
+    logs, tokens = copy.deepcopy(trainer._metrics), trainer._total_train_tokens
+    reference = getattr(collator, "reference", None)
+    if reference is not None:
+        collator.reference = ReferenceLogps("trial")
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        model.zero_grad()
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.data.copy_(value)
+        for parameter, trained in flags:
+            parameter.requires_grad_(trained)
+        for module, training in modes:
+            module.training = training
+        trainer._metrics, trainer._total_train_tokens = logs, tokens
+        if reference is not None:
+            collator.reference = reference

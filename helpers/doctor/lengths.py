@@ -1,0 +1,73 @@
+"""How long each record is in tokens, once a model's chat template and image processor have seen it.
+
+Text is tokenised, images are not opened: their tokens follow from width and height. Taught in
+notebook 02.
+"""
+
+from array import array
+
+import numpy as np
+from jinja2 import TemplateError
+from PIL import Image
+from transformers import ProcessorMixin
+
+from helpers.data.findings import Problems
+from helpers.data.preferences import PreferenceRecord
+from helpers.models.prompts import (
+    added_begin,
+    answer_ids,
+    count_image_tokens,
+    encode,
+    image_token_id,
+    render_conversation,
+)
+
+
+class Lengths:
+    """Tokens of each record, as the model sees it."""
+
+    def __init__(self, processor: ProcessorMixin, context: int | None = None) -> None:
+        limit = processor.tokenizer.model_max_length
+        self.context = context or (limit if limit < 1e9 else None)  # transformers says 1e30 if it does not know
+        self.processor = processor
+        self.texts, self.images = array("L"), array("L")
+        self.known: dict[tuple[int, int], int] = {}  # size of an image → tokens
+
+    def problems(self, record: PreferenceRecord, sizes: list[tuple[int, int]]) -> Problems:
+        try:
+            text = text_tokens(self.processor, record)
+            for size in sizes:
+                self.known[size] = self.known.get(size) or image_tokens(self.processor, size)
+        except (ValueError, TemplateError) as error:  # a shape of image, or an order of roles
+            yield "unfit for the model", str(error).splitlines()[0]
+            return
+        images = sum(self.known[size] for size in sizes)
+        self.texts.append(text)
+        self.images.append(images)
+        if self.context and text + images > self.context:
+            yield "too long", f"{text + images:,} tokens, {images:,} of them images; the model takes {self.context:,}"
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Of each kind: median, 95 % and max. Images that were not opened are left out."""
+        rows = {"tokens of prompt and longest answer": self.texts, "tokens of images": self.images}
+        return {
+            what: dict(zip(("median", "95 %", "max"), np.percentile(row, (50, 95, 100)).tolist(), strict=True))
+            for what, row in rows.items()
+            if any(row)
+        }
+
+
+def text_tokens(processor: ProcessorMixin, record: PreferenceRecord) -> int:
+    """Tokens of the prompt in its chat template and of the longest answer, without those of the images."""
+    prompt = render_conversation(processor, [(m.role, m.content) for m in record.prompt], len(record.images))
+    ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    own = len(ids) + bool(added_begin(processor)) - ids.count(image_token_id(processor))
+    return own + max(len(answer_ids(processor, answer.text)) for answer in record.answers)
+
+
+def image_tokens(processor: ProcessorMixin, size: tuple[int, int]) -> int:
+    """Tokens of an image of this size (width, height): by arithmetic for Qwen-VL, else those of a blank one."""
+    rules = processor.image_processor
+    if hasattr(rules, "get_number_of_image_patches") and hasattr(rules, "merge_size"):
+        return rules.get_number_of_image_patches(size[1], size[0]) // rules.merge_size**2
+    return count_image_tokens(processor, encode(processor, [""], [Image.new("RGB", size)]))[0]

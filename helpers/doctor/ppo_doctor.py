@@ -1,0 +1,99 @@
+"""Watches a run of `helpers/training/ppo.py`, says once what is wrong, and stops it when there is no use in going on.
+
+`PolicyDoctor` examines the log after each iteration (the rules are in `helpers/doctor/ppo_rules.py`) and now and then
+the samples: tokens that are trained are decoded and scored again, and each score must be on the last of its answer's
+tokens. Taught in notebook 05.
+
+Simplifications: "one answer" is that of a single process, and a scorer that never says the same twice cannot be checked.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from helpers import losses
+from helpers.config import PPOSettings
+from helpers.doctor.ppo_rules import LOOSE, _verdicts, diagnose_policy
+from helpers.doctor.verdicts import panel
+from helpers.models.prompts import answer_texts
+from helpers.rewards.scoring import score_all
+from helpers.training.ppo import PolicyTrainer
+
+
+def misplaced(trainer: PolicyTrainer) -> str:
+    """What is wrong with the rewards of the last iteration: their places, or the tokens that they are for; or ""."""
+    seen, settings = trainer.last, trainer.settings
+    packed = trainer.packed(seen.rollout)
+    ids, mask = packed.ids[:, 1:], packed.mask[:, 1:]
+    names = ("old", "reference", "values", "entropy", "rewards", "advantages", "returns")
+    outside = [name for name in names if getattr(seen, name)[~seen.mask].any()]
+    if outside or not torch.equal(mask, seen.mask):
+        return f"{', '.join(outside) or 'the mask'}: not 0 outside of the tokens that are trained."
+    weight = 0.0 if settings.advantages == "grpo" else trainer.log[-1]["objective/kl_weight"]
+    penalty = weight * losses.KL_ESTIMATORS[settings.kl_estimator](seen.old - seen.reference)
+    wrong = _elsewhere(seen.rollout.scores.to(mask.device), seen.rewards, penalty, mask.sum(1))
+    return wrong or _of_others(trainer, [row[own] for row, own in zip(ids, mask, strict=True)])
+
+
+def _elsewhere(scores: Tensor, rewards: Tensor, penalty: Tensor, lengths: Tensor) -> str:
+    """Without the KL penalty, rewards (answers, longest) are the score at the last token."""
+    left = rewards + penalty
+    wanted = torch.zeros_like(left).scatter(1, lengths[:, None] - 1, scores[:, None])
+    wrong = ((left - wanted).abs() > LOOSE + 1e-5 * penalty.abs()).any(1).nonzero().flatten().tolist()
+    if not wrong:
+        return ""
+    row = wrong[0]
+    total, place = float(rewards[row].sum()), f"token {int(left[row].abs().argmax()) + 1} of {int(lengths[row])}"
+    due = f"and should to {float(scores[row] - penalty[row].sum()):.3g}, and the largest is at {place}"
+    return f"the rewards of answer {row + 1} sum to {total:.3g} {due} ({len(wrong)} so)."
+
+
+def _of_others(trainer: PolicyTrainer, ids: Sequence[Tensor]) -> str:
+    """Score the tokens that are trained again; if that differs, twice, since some scorers do not repeat themselves."""
+    rollout, stops = trainer.last.rollout, torch.tensor(trainer.model.generation_config.eos_token_id)
+    texts = answer_texts(trainer.processor, ids)
+    pairs = [pair for pair in zip(trainer.asked, rollout.images, strict=True) for _ in range(rollout.group)]
+    rows = [task.given(images, text) for (task, images), text in zip(pairs, texts, strict=True)]
+    cut = torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float() * trainer.settings.missing_end
+    found = torch.tensor([score.total for score in score_all(trainer.score, rows)]) - cut
+    wrong = (found - rollout.scores).abs().gt(LOOSE * (1 + rollout.scores.abs())).nonzero().flatten().tolist()
+    if not wrong or not np.allclose(found + cut, [s.total for s in score_all(trainer.score, rows)], LOOSE, LOOSE):
+        return ""
+    says = f"the tokens of answer {wrong[0] + 1} say {texts[wrong[0]][:60]!r}, worth {found[wrong[0]]:.3g}"
+    return f"{says}, and got {rollout.scores[wrong[0]]:.3g} ({len(wrong)} so)."
+
+
+class PolicyDoctor:
+    """For `PolicyTrainer(watch=[doctor])`; the samples are examined at its first iteration and at every `every`-th."""
+
+    def __init__(self, every: int = 10) -> None:
+        self.every, self.verdicts, self.settings, self.row = every, [], PPOSettings(), {}
+
+    @torch.no_grad()
+    def __call__(self, trainer: PolicyTrainer) -> None:
+        look, known = not self.row or trainer.iteration % self.every == 0, {verdict.kind for verdict in self.verdicts}
+        self.row, self.settings = trainer.log[-1], trainer.settings
+        groups = [name for name, part in trainer.trained.items() if not all(bool(p.isfinite().all()) for p in part)]
+        found = {"not finite": f"the last update broke weights of: {', '.join(groups)}."} if groups else {}
+        if look and not groups and (wrong := "".join(gather_object([misplaced(trainer)]))):
+            found["scores misplaced"] = wrong
+        verdicts = [*_verdicts(found, trainer.iteration), *diagnose_policy(trainer.log, trainer.settings)]
+        new = {verdict.kind: verdict for verdict in verdicts if verdict.kind not in known}.values()
+        self.verdicts += new
+        trainer.stopped |= any(verdict.severity == "stop" for verdict in new)
+        for verdict in new if trainer.accelerator.is_main_process else ():
+            print(f"⚠️  {verdict}")
+
+    def state(self) -> str:
+        """One line: how far the run is and how it does."""
+        if not (row := self.row):
+            return "No iteration yet."
+        kinds = ", ".join(verdict.kind for verdict in self.verdicts) or "healthy so far"
+        done = f"Iteration {row['iteration']:.0f} of {self.settings.iterations}, {kinds}"
+        return f"{done}: score {row['objective/scores']:.3g}, KL {row['objective/kl']:.2g} nats an answer."
+
+    def _repr_html_(self) -> str:
+        return panel(self.state(), self.verdicts)

@@ -1,0 +1,42 @@
+"""A verdict on a run: what was found, why that is likely, what to change. Both doctors speak in these.
+
+Taught in notebooks 04 and 05.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+Found = Iterator[tuple[str, str]]  # kind, what was measured
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One finding: what was measured at `step`, the likely causes in order, and what to change where."""
+
+    kind: str  # one of KINDS
+    step: int
+    found: str
+    severity: str
+    causes: tuple[str, ...]
+    change: str
+
+    def __str__(self) -> str:
+        causes = "; ".join(f"({number}) {cause}" for number, cause in enumerate(self.causes, 1))
+        head = f"{self.severity.upper()} at step {self.step}, {self.kind}: {self.found}"
+        return f"{head}\n  Likely: {causes}.\n  {self.change}"
+
+
+def panel(state: str, verdicts: Sequence[Verdict]) -> str:
+    """HTML for a notebook: the state of a run and what was found."""
+    items = ""
+    for verdict in verdicts:
+        color, ground = ("#b42318", "#fef3f2") if verdict.severity == "stop" else ("#8a4b00", "#fff8e6")
+        items += (
+            f"<div style='border-left:4px solid {color}; background:{ground}; color:#1f2328; margin:.5em 0; "
+            f"padding:.4em 1em'><b style='color:{color}'>{escape(verdict.severity)} at step {verdict.step}: "
+            f"{escape(verdict.kind)}</b><br>{escape(verdict.found)}<ol>"
+            + "".join(f"<li>{escape(cause)}</li>" for cause in verdict.causes)
+            + f"</ol>{escape(verdict.change)}</div>"
+        )
+    return f"<p><b>{escape(state)}</b></p>{items}"

@@ -1,0 +1,124 @@
+"""The same questions to every policy: all counts (greedy, sampled, with wrong images) and the count of one class.
+
+`examine` asks, `metrics` makes of the answers what `helpers/evaluation/paired.py` compares. Taught in notebook 07.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from helpers import models
+from helpers.data.labels import CountedImage
+from helpers.data.pairs import one_class_question
+from helpers.evaluation.counting_metrics import CountMetrics, count_metrics
+from helpers.evaluation.exactness import CountingResult, chance_exact, evaluate_counting
+from helpers.evaluation.paired import Compared, Metric, hacked, power_note, sight, table
+from helpers.models.policies import Policies
+from helpers.rewards.scoring import exact_match, heuristic
+from helpers.statistics import Estimate, sample_mean
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What one model said about the items, in their order."""
+
+    greedy: CountingResult
+    sampled: tuple[CountingResult, ...]  # at temperature 1, one for each seed
+    shuffled: CountingResult  # greedy, with the images of other items
+    blank: CountingResult  # greedy, with grey images
+    one_class: list[str]  # greedy answers to `pairs.one_class_question`
+    seconds: float
+
+    @property
+    def sampled_exact(self) -> Estimate:
+        """Mean share of exact sampled answers; the interval is over items, whose seeds are averaged first."""
+        return sample_mean(self.over_seeds("exact"))
+
+    @property
+    def sampled_well_formed(self) -> Estimate:
+        return sample_mean(self.over_seeds("well_formed"))
+
+    def over_seeds(self, name: str) -> np.ndarray:
+        """Share of the seeds whose sampled answer is `exact` or `well_formed`, (items,)."""
+        return np.mean([getattr(result, name) for result in self.sampled], axis=0)
+
+    def sight(self) -> str:
+        """Do the answers come from the image? In words."""
+        chance = chance_exact(self.greedy.items)
+        return sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
+
+
+def examine(policies: Policies, name: str, items: Sequence[CountedImage], seeds: Sequence[int] = SEEDS) -> Examined:
+    """Ask the policy `name` everything; two generations an item, `len(seeds)` sampled ones, and two with wrong images."""
+    started = time.monotonic()
+    with policies.speaking(name) as model:
+        asked = model, policies.processor, items
+        questions = [one_class_question(item.counts, number)[0] for number, item in enumerate(items)]
+        return Examined(
+            evaluate_counting(*asked),
+            tuple(evaluate_counting(*asked, temperature=1.0, seed=seed) for seed in seeds),
+            evaluate_counting(*asked, images="shuffled"),
+            evaluate_counting(*asked, images="blank"),
+            models.generate_answers(
+                model, policies.processor, [item.path for item in items], questions, description="one class"
+            ),
+            time.monotonic() - started,
+        )
+
+
+def metrics(examined: Mapping[str, Examined]) -> list[Metric]:
+    """What every model reached on every item; the first two and the last are rewards of this suite."""
+    items = next(iter(examined.values())).greedy.items
+    facts = [one_class_question(item.counts, number) for number, item in enumerate(items)]
+    rules, found = heuristic(), examined.items()
+
+    def scored(answers: Sequence[str]) -> np.ndarray:
+        return np.array([rules(None, question, text).total for text, (question, _) in zip(answers, facts, strict=True)])
+
+    def right(answers: Sequence[str]) -> np.ndarray:
+        rows = zip(answers, facts, strict=True)
+        return np.array([exact_match(None, question, text, truth).total > 0 for text, (question, truth) in rows])
+
+    return [
+        Metric("all counts right", {name: e.greedy.exact for name, e in found}, "count_exact", truth=True),
+        Metric(
+            "all counts right, sampled",
+            {name: e.over_seeds("exact") for name, e in found},
+            "count_exact",
+            truth=True,
+        ),
+        Metric("well formed, sampled", {name: e.over_seeds("well_formed") for name, e in found}),
+        Metric("one class: right", {name: right(e.one_class) for name, e in found}, truth=True),
+        Metric("one class: heuristic", {name: scored(e.one_class) for name, e in found}, "heuristic"),
+    ]
+
+
+def findings(
+    policies: Policies, examined: Mapping[str, Examined], rows: Sequence[Compared]
+) -> dict[str, dict[str, Any]]:
+    """What report and model cards need of every policy but the base, as JSON."""
+    found = {}
+    for name, saved in policies.saved.items():
+        if name in examined:
+            own, greedy = [row for row in rows if row.policy == name], examined[name].greedy
+            counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
+            found[name] = {
+                "about": saved.about, "n": len(greedy.items), "rows": table(own), "counting": counting.rows(),
+                "sight": examined[name].sight(), "failures": failures(own, counting),
+            }  # fmt: skip
+    return found
+
+
+def failures(rows: Sequence[Compared], counting: CountMetrics) -> list[str]:
+    """What went wrong with one policy, a sentence each; if nothing did, what these items could not have shown."""
+    found = hacked(rows) + [str(row) for row in rows if row.direction < 0]
+    rest = [row for row in rows if row.broken and row.direction >= 0]
+    found += [f"{row.broken} items that the base had right are wrong now ({row.metric})." for row in rest]
+    if counting.unparsed.value:
+        found.append(f"Answers without readable counts: {counting.unparsed}.")
+    return found or [f"None found by these questions. {power_note(rows[0].n, rows)}"]

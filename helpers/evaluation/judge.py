@@ -1,0 +1,106 @@
+"""A generative judge: a model that is asked which of two answers is better, in a random order, several times.
+
+What it says is graded as the scores of a reward model are (`benchmarks.grade`); what cannot be read, and
+what has no majority, is an abstention, counted and shown.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tqdm.auto import tqdm
+
+from helpers.data.preferences import PreferenceRecord, record_key
+from helpers.evaluation.reward_benchmarks import Benchmark, Grade, check_records, grade
+from helpers.files import UsageError
+from helpers.statistics import Proportion, proportion
+
+Ask = Callable[[PreferenceRecord, tuple[int, int]], Literal["first", "second"] | None]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge's votes come to; `grade` has abstentions as ties, and `scores` gives it again."""
+
+    grade: Grade
+    scores: dict[str, list[float]]  # 1 for the answer with the majority; two 0 for an abstention
+    first: Proportion | None  # of the readable votes for the answer shown first; ½ without a position bias
+    unreadable: int
+    votes: int
+
+    @property
+    def abstentions(self) -> int:
+        return self.grade.ties
+
+    def __str__(self) -> str:
+        biased = self.first is not None and not self.first.low <= 0.5 <= self.first.high
+        return (
+            f"{self.grade}\n  {self.abstentions} abstentions (a tie above); {self.unreadable} of {self.votes} votes "
+            f"unreadable; for the answer shown first {self.first or 'none'}{': POSITION BIAS' if biased else ''}"
+        )
+
+
+def judge(records: Sequence[PreferenceRecord], ask: Ask, benchmark: Benchmark, votes: int = 1, seed: int = 0) -> Judged:
+    """Ask `votes` times which of two answers is better, each time in an order drawn from seed, id and vote.
+
+    `ask(record, order)` shows `record.answers[order[0]]` first and says "first", "second", or None where the
+    reply is unclear (`parse_verdict` does). An answer wins with more than half of all votes, unreadable ones
+    included (as in `cal.py`); otherwise the judge abstains. Without a bias every vote for a place is a fair
+    coin, since the order is one; so the interval of `first` holds although a record's votes are alike.
+    """
+    if votes < 1:
+        raise UsageError(f"votes = {votes}: ask at least once, best an odd number of times.")
+    check_records(records, benchmark)
+    scores, places = {}, Counter()
+    for record in tqdm(records, desc="judge", unit="record", leave=False):
+        key, won = record_key(record), Counter()
+        for vote in range(votes):
+            order = (0, 1) if random.Random(f"{seed} {vote} {key}").random() < 0.5 else (1, 0)
+            verdict = ask(record, order)
+            if verdict not in ("first", "second", None):
+                raise UsageError(f"record {key}: ask gave {verdict!r}, which must be 'first', 'second' or None.")
+            places[verdict] += 1
+            won[None if verdict is None else order[verdict == "second"]] += 1
+        scores[key] = [float(won[place] > votes / 2) for place in (0, 1)]
+    readable = places["first"] + places["second"]
+    first = proportion(places["first"], readable) if readable else None
+    return Judged(grade(records, scores, benchmark), scores, first, places[None], places.total())
+
+
+_NAME = r"(?:answer|response|assistant|option)"
+_PLACES = {"1": "first", "a": "first", "first": "first", "2": "second", "b": "second", "second": "second"}
+_CONCLUSION = re.compile(r"overall judge?ment|verdict|therefore|</think>|<answer>", re.IGNORECASE)
+_BARE = re.compile(rf"(?:the )?(?:{_NAME}[\s:]*)?(1|2|a|b|first|second)(?: {_NAME})?", re.IGNORECASE)
+_BETTER = re.compile(  # A and B as capitals only, and not as articles
+    rf"(?i:{_NAME})\s*([12AB])(?:'s (?i:{_NAME}))?\s+(?i:is\s+(?:(?:the\s+)?(?:slightly\s+|clearly\s+|much\s+|significantly\s+)?"
+    rf"(?:better|superior)|the\s+best))\b|(?i:\b(?:better|best)\s+{_NAME}\s*(?:is|:)\s*(?:{_NAME}\s*)?)([12AB])(?![ \w])"
+)
+_HEDGE = re.compile(
+    r"\b(?:if|whether|unless|neither|cannot|can't|not (?:say|clear|sure|think|believe))\b", re.IGNORECASE
+)
+
+
+def parse_verdict(text: str) -> Literal["first", "second"] | None:
+    """The place that a judge's reply names as better; None where it is unclear, for both, or for none.
+
+    In this order: `[[A]]`/`[[B]]` (Multimodal RewardBench's format); a reply that is only a name ("B", "Answer 1");
+    "Answer 1 is better" (VL-RewardBench's). The last two are looked for behind the last "Overall judgment", verdict
+    or the like, if there is one. Verdicts that contradict each other and sentences with an "if" count as unclear.
+    """
+    plain = text.replace("*", "").replace("’", "'")
+    if marks := re.findall(r"\[\[\s*([^\[\]]*?)\s*\]\]", plain):
+        return _one_place(marks)
+    rest = _CONCLUSION.split(plain)[-1]
+    if bare := _BARE.fullmatch(rest.split("</answer>")[0].strip(" \n\t.:()[]\"'")):
+        return _one_place([bare[1]])
+    sentences = re.split(r"[.!?\n](?=\s|$)", rest)
+    found = [(sentence, match) for sentence in sentences for match in _BETTER.finditer(sentence)]
+    return None if any(map(_HEDGE.search, (s for s, _ in found))) else _one_place([m[1] or m[2] for _, m in found])
+
+
+def _one_place(names: Iterable[str]) -> Literal["first", "second"] | None:
+    places = {_PLACES.get(name.lower()) for name in names}
+    return places.pop() if len(places) == 1 else None

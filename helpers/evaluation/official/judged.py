@@ -1,0 +1,167 @@
+"""LLaVA-Bench (in the wild) and MMHal-Bench: a judge's reviews, read from files and counted as the authors' code does.
+
+* LLaVA-Bench (Liu et al. 2023, arXiv 2304.08485): `parse_score` of `llava/eval/eval_gpt_review_bench.py` and
+  `llava/eval/summarize_gpt_review.py` of github.com/haotian-liu/LLaVA. The first line must be two numbers with one blank
+  or one comma between them, the reference's first; "8, 7" already is none. What cannot be read is −1 for both and enters
+  the means: a file of nothing else has the relative score 100. Means are rounded to three digits before the ratio.
+* MMHal-Bench (Sun et al. 2023, arXiv 2309.14525): `MMHal-Bench-eval/eval_gpt4.py` of github.com/llava-rlhf/LLaVA-RLHF.
+  "rating: 0" … "rating: 6" are looked for in lower case; none or several different ones count as 0, which is a
+  hallucination; "rating: 4.5" is 4, "**Rating**: 5" none. Question types are taken from the file; the official code goes
+  by place modulo 8 and prints no names.
+
+No judge is called here. The official figures are of gpt-4-0314, another judge gives others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from helpers.data.formats import Row
+from helpers.evaluation.official.common import Figures, Rows, check_each, read_each, share
+from helpers.evaluation.official.questions import Question
+from helpers.files import UsageError
+from helpers.statistics import Proportion
+
+FAILED = (-1.0, -1.0)
+
+
+def read_reviews(path: Path, questions: Sequence[Question]) -> dict[str, str]:
+    """A judge's reviews of the answers to `questions`, each exactly once, from a JSON or JSONL file.
+
+    A row is `{"question_id" or "id": …, "review" or "content": …}` (LLaVA's file has `content`; in lmms-eval's that is
+    the prompt, and `review` the reply), or the API's own response without an id, `{"choices": [{"message": {"content":
+    …}}]}`, in the order of the questions, as `eval_gpt4.py` saves them. A stored `tuple` that the review does not say is
+    an error. Raises UsageError naming file and line.
+    """
+
+    def read(row: Row, place: int) -> tuple[str, str]:
+        if "choices" in row:
+            if place >= len(questions):
+                raise UsageError(f"more than {len(questions)} responses, and as many questions. Give all questions.")
+            return questions[place].id, _content_of(row)
+        key, text = row.get("question_id", row.get("id")), row.get("review", row.get("content"))
+        if type(key) not in (str, int) or not isinstance(text, str):
+            raise UsageError("a row needs question_id or id, and the judge's text in review or content.")
+        if "tuple" in row and row["tuple"] != list(parse_llava_scores(text)):
+            raise UsageError(f"tuple {row['tuple']} is not what the review's first line says. Judge it again.")
+        return str(key), text
+
+    return read_each([path], questions, "review", read)
+
+
+def _content_of(response: Row) -> str:
+    try:
+        content = response["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        content = None
+    if not isinstance(content, str):
+        raise UsageError("a response needs choices[0].message.content, a text.")
+    return content
+
+
+# --- LLaVA-Bench ----------------------------------------------------------------------------------
+
+
+def parse_llava_scores(review: str) -> tuple[float, float]:
+    """(reference, model) as `parse_score`; (−1, −1) if the first line is not two numbers.
+
+    >>> parse_llava_scores("8 7.5"), parse_llava_scores("8, 7.5")
+    ((8.0, 7.5), (-1.0, -1.0))
+    """
+    fields = review.split("\n")[0].replace(",", " ").split(" ")
+    try:
+        return (float(fields[0]), float(fields[1])) if len(fields) == 2 else FAILED
+    except ValueError:
+        return FAILED
+
+
+@dataclass(frozen=True)
+class LlavaGrade(Figures):
+    """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
+
+    relative: dict[str, float | None]  # "all" and the categories that occur
+    relative_parsed: dict[str, float | None]  # without reviews that cannot be read; None if none is left
+    unparsable: Proportion
+    title = "LLaVA-Bench (in the wild), relative score"
+
+    def rows(self) -> Rows:
+        parsed: Rows = [(f"{name} without unparsable", value) for name, value in self.relative_parsed.items()]
+        return [*self.relative.items(), ("unparsable", self.unparsable), *parsed]
+
+
+def grade_llava_bench(questions: Sequence[Question], reviews: Mapping[str, str]) -> LlavaGrade:
+    """The figures of `summarize_gpt_review.py`. Raises UsageError unless each question has one review."""
+    check_each(reviews, questions, "reviews", "review")
+    scores = {question.id: parse_llava_scores(reviews[question.id]) for question in questions}
+    groups = {"all": list(scores)}
+    for question in questions:
+        groups.setdefault(question.group, []).append(question.id)
+    pairs = {name: [scores[key] for key in keys] for name, keys in groups.items()}
+    parsed = {name: [pair for pair in group if pair != FAILED] for name, group in pairs.items()}
+    return LlavaGrade(
+        {name: _relative(group) for name, group in pairs.items()},
+        {name: _relative(group) for name, group in parsed.items()},
+        share(pair == FAILED for pair in pairs["all"]),
+    )
+
+
+def _relative(pairs: Sequence[tuple[float, float]]) -> float | None:
+    if not pairs:
+        return None
+    reference, model = (round(mean, 3) for mean in np.asarray(pairs).mean(axis=0).tolist())
+    return round(model / reference * 100, 1) if reference else None
+
+
+# --- MMHal-Bench ----------------------------------------------------------------------------------
+
+
+def parse_mmhal_rating(review: str) -> int | None:
+    """0 … 6, or None if "rating: N" stands there with no N or with several.
+
+    >>> parse_mmhal_rating("Rating: 5"), parse_mmhal_rating("rating: 2 … rating: 3"), parse_mmhal_rating("5")
+    (5, None, None)
+    """
+    found = [rating for rating in range(7) if f"rating: {rating}" in review.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class MmhalGrade(Figures):
+    average: float  # 0 … 6
+    hallucination_rate: Proportion  # ratings below 3
+    types: dict[str, float]  # average by question type
+    unparsable: Proportion  # official: rating 0
+    average_parsed: float | None
+    hallucination_rate_parsed: Proportion | None
+    title = "MMHal-Bench"
+
+    def rows(self) -> Rows:
+        return [
+            ("average score", self.average),
+            ("hallucination rate", self.hallucination_rate),
+            *((f"average score, {name}", value) for name, value in self.types.items()),
+            ("unparsable", self.unparsable),
+            ("average score without unparsable", self.average_parsed),
+            ("hallucination rate without unparsable", self.hallucination_rate_parsed),
+        ]
+
+
+def grade_mmhal_bench(questions: Sequence[Question], reviews: Mapping[str, str]) -> MmhalGrade:
+    """The figures of `eval_gpt4.py`. Raises UsageError unless each question has one review."""
+    check_each(reviews, questions, "reviews", "review")
+    ratings = {question.id: parse_mmhal_rating(reviews[question.id]) for question in questions}
+    parsed = [rating for rating in ratings.values() if rating is not None]
+    types: dict[str, list[int]] = {}
+    for question in questions:
+        types.setdefault(question.group, []).append(ratings[question.id] or 0)
+    every = [rating or 0 for rating in ratings.values()]
+    return MmhalGrade(
+        float(np.mean(every)),
+        share(rating < 3 for rating in every),
+        {name: float(np.mean(group)) for name, group in types.items()},
+        share(rating is None for rating in ratings.values()),
+        float(np.mean(parsed)) if parsed else None,
+        share(rating < 3 for rating in parsed),
+    )

@@ -1,0 +1,150 @@
+"""One question to several policies: what each answers, how likely each thinks its answer, how far from the base.
+
+Log-probabilities are of the tokens as they were generated, the end of turn included if it came, at temperature 1
+whatever the answer was sampled at. Examples that a reader keeps go to `artifacts/gallery`: one JSON file each,
+beside its image. Taught in notebook 06.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from helpers.data.counting import Counts
+from helpers.files import UsageError, read_json, replacing, stream_hash, write_json
+from helpers.models.generation import sample_ids
+from helpers.models.policies import BASE, Policies
+from helpers.models.prompts import answer_texts, render
+from helpers.models.shared_prefix import Packed, answer_logits, plain
+from helpers.rewards.scoring import Scorer
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is generated: greedily at temperature 0, else sampled (nucleus `top_p`; Holtzman et al. 2020)."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An answer of one policy; the lists have an entry for each token."""
+
+    policy: str
+    text: str
+    ids: list[int]  # the tokens as they were generated; reading the text again may give others
+    tokens: list[str]
+    logps: list[float]  # log-probability under the policy that spoke, nats
+    base_logps: list[float]  # the same tokens under the base
+    kl: list[float]  # exact KL(policy ‖ base) of the next token, over the whole vocabulary, nats
+    ended: bool  # False: cut at `max_new_tokens`
+    reward: float | None = None
+
+    @property
+    def logp(self) -> float:
+        return math.fsum(self.logps)
+
+    @property
+    def gains(self) -> list[float]:
+        """log p(policy) − log p(base) of every token: what training made more likely."""
+        return [own - base for own, base in zip(self.logps, self.base_logps, strict=True)]
+
+
+@torch.no_grad()
+def ask(
+    policies: Policies,
+    names: Sequence[str],
+    image: Image.Image,
+    question: str,
+    decoding: Decoding = Decoding(),
+    reward: Scorer | None = None,
+) -> list[Spoken]:
+    """The answers of the policies `names`, in their order; equal arguments give equal answers.
+
+    reward: scores (image, question, answer) without knowing a truth, for example `reward_model.as_scorer`.
+    """
+    prompt = [render(policies.processor, question)]
+    return [_ask(policies, name, image, question, prompt, decoding, reward) for name in names]
+
+
+def _ask(
+    policies: Policies,
+    name: str,
+    image: Image.Image,
+    question: str,
+    prompt: list[str],
+    decoding: Decoding,
+    reward: Scorer | None,
+) -> Spoken:
+    processor = policies.processor
+    with policies.speaking(name) as model:
+        (ids,), (ended,) = sample_ids(
+            model, processor, prompt, [[image]], temperature=decoding.temperature, top_p=decoding.top_p,
+            max_new_tokens=decoding.max_new_tokens, seed=decoding.seed,
+        )  # fmt: skip
+        packed = plain(processor, prompt, [[image]], [[ids]]).to(model.device)
+        own = _next_token(model, packed)
+    with policies.speaking(BASE) as model:
+        base = own if name == BASE else _next_token(model, packed)
+    text = answer_texts(processor, [ids])[0]
+    return Spoken(
+        name, text, ids.tolist(), [processor.tokenizer.decode([i]) for i in ids],
+        *(rows.gather(-1, ids.to(rows.device)[:, None]).squeeze(-1).tolist() for rows in (own, base)),
+        kl=(own.exp() * (own - base)).sum(-1).tolist(),
+        ended=ended,
+        reward=None if reward is None else reward(image, question, text, None).total,
+    )  # fmt: skip
+
+
+def _next_token(model: torch.nn.Module, packed: Packed) -> Tensor:
+    """Log-probabilities of the vocabulary before each token of the only answer, (tokens, vocab), in fp32."""
+    return answer_logits(model, packed)[0, :-1].float().log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was asked, how, and what every policy said; `image` lies in the folder of the gallery."""
+
+    image: str
+    question: str
+    decoding: Decoding
+    truth: Counts | None
+    spoken: list[Spoken]
+
+
+def keep(
+    folder: Path, image: Image.Image, question: str, decoding: Decoding, spoken: Sequence[Spoken], truth: Counts | None
+) -> Path:
+    """Write an example; the same one again is the same file."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    buffer.seek(0)
+    name = f"{stream_hash(buffer)[:16]}.png"
+    with replacing(folder / name) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    entry = asdict(Kept(name, question, decoding, truth, list(spoken)))
+    key = stream_hash(BytesIO(repr(entry).encode()))[:16]
+    return write_json(folder / f"{key}.json", entry)
+
+
+def read_gallery(folder: Path) -> list[Kept]:
+    """The examples of a folder, oldest first; none if there is no folder. Raises UsageError naming a broken file."""
+    return [_read(path) for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)]
+
+
+def _read(path: Path) -> Kept:
+    entry: dict[str, Any] = read_json(path)
+    try:
+        decoding, spoken = Decoding(**entry["decoding"]), [Spoken(**row) for row in entry["spoken"]]
+        return Kept(**entry | {"decoding": decoding, "spoken": spoken})
+    except (TypeError, KeyError, AttributeError):
+        raise UsageError(f"{path}: not an example of this gallery, or of another version. Delete or move it.") from None

@@ -1,0 +1,168 @@
+"""Files and what can be wrong with them: errors people can read, artifacts, JSON, atomic writes, hashes, images.
+
+`artifacts/` is how one notebook hands its work to the next. Files are written under a temporary
+name and renamed, so that a killed notebook leaves either the old file or the new one, never half.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class UsageError(ValueError):
+    """Something the reader can put right. The message says what is wrong, where, and what to do.
+
+    Notebooks show it as one line instead of a traceback; the command line prints it and exits with 1.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls this instead of formatting a traceback
+        return [f"Error: {self}"]
+
+
+def artifacts_dir() -> Path:
+    """Where notebooks leave what they make: `$VLM_ARTIFACTS`, else `artifacts/` in the repository."""
+    folder = Path(os.environ.get("VLM_ARTIFACTS", ROOT / "artifacts"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def artifact(name: str, made_by: str, fallback: Callable[[], Path]) -> Path:
+    """Path of what an earlier notebook made; if it is not there, say so loudly and use `fallback()`."""
+    path = artifacts_dir() / name
+    if path.exists():
+        print(f"Using {_short(path)}, made by {made_by}.")
+        return path
+    substitute = fallback()
+    print(
+        f"⚠️  FALLBACK: {_short(path)} does not exist, because {made_by} has not been run.\n"
+        f"⚠️  Using {_short(substitute)} instead. For your own data, run {made_by} first.",
+    )
+    return substitute
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file in one step: readers see the old content or the new, never a part."""
+    return _replace(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    """The same for lines made one at a time; if making one fails, the old file stays."""
+    return _replace(path, (line + "\n" for line in lines))
+
+
+def _replace(path: Path, parts: Iterable[str]) -> Path:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(parts)
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to, which takes its place at the end; if writing fails, the old file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> Path:
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value that `raw` spells in JSON (UTF-8), strictly: no NaN, no number beyond a float, no key twice.
+
+    Python's own parser lets these pass, and they would be lost on the way or when writing. Raises
+    UsageError in one sentence with the column; the caller adds the file and the line.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+        if "\\ud" in text.lower():  # half of a surrogate pair is no character and cannot be written
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    except UnicodeEncodeError:
+        raise UsageError("a \\ud… escape stands without its partner. Write the character itself.") from None
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"not JSON ({error.msg}, {place}).") from None
+    except RecursionError:
+        raise UsageError("nested too deeply.") from None
+    except ValueError as error:  # from the three functions below, or an integer of over 4,300 digits
+        raise UsageError(f"not JSON ({error}).") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value; leave the field out")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is too large")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UsageError naming file, line and column."""
+    try:
+        return parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file. Check the path, or run the notebook that makes it.") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's bytes (BLAKE2b, 128 bits), read in pieces. Raises UsageError if there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return stream_hash(file)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+
+
+def stream_hash(stream: BinaryIO) -> str:
+    """`file_hash` of a file that is open, at its start; leaves it at its end."""
+    return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
+    """The image at `path` as RGB, turned the way its camera was held.
+
+    Raises UsageError with `where` (a file and record) if it is missing or cannot be read.
+    """
+    where = where or str(path)
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise UsageError(f"{where}: image {path} does not exist. Paths are relative to the data file.") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{where}: image {path} cannot be read ({reason}). Replace or remove it.") from None

@@ -1,0 +1,231 @@
+"""Lost sessions: what is finished is kept on Google Drive, and which checkpoints there are to go on from.
+
+Colab ends a session after some hours, and its disk with it. `use_drive`, the set-up cell's, fetches what an earlier
+session left on Google Drive and keeps it up to date; `found` says how to go on.
+
+A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the local disk, and every
+minute what is finished is copied, under another name that is then changed. If that fails, training goes on.
+Simplification: what was deleted locally stays on Drive, except for checkpoints of DPO that newer ones have replaced.
+"""
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers.files import UsageError, artifacts_dir
+from helpers.install import on_colab
+
+STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+QUIET = 3.0  # seconds: a file that was changed later than that ago may not be finished
+
+COARSE = 2.0  # seconds: some file systems keep times no finer
+
+
+def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
+    """What Trainer wrote into the folder of a checkpoint; None if it was killed before it came to the end."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return state if (checkpoint / "optimizer.pt").stat().st_size else None
+    except (OSError, ValueError):
+        return None
+
+
+def last_checkpoint(trainer: Path) -> tuple[int, Path, int] | None:
+    """Step, folder and number of all steps of the last whole checkpoint in a trainer's folder; None if there is none."""
+    found = [(p, trainer_state(p)) for p in trainer.glob("checkpoint-*")]
+    return max(((state["global_step"], path, state["max_steps"]) for path, state in found if state), default=None)
+
+
+class Copies:
+    """What is finished in the folder `local`, kept in the folder `drive`; `start` does so every so many seconds."""
+
+    def __init__(self, drive: Path, local: Path, every: float = 60.0):
+        self.drive, self.local, self.every, self.failed = drive, local, every, False
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="copies", daemon=True)
+
+    def restore(self) -> int:
+        """Copy to `local` what is newer in `drive`, and count it. Raises OSError."""
+        return _copy_newer(self.drive, self.local)
+
+    def keep(self) -> int:
+        """Copy to `drive` what is newer in `local`, and count it; a failure is said once and raises nothing."""
+        try:
+            if not self.drive.is_dir():  # else a lost mount would be replaced by a folder of that name
+                raise OSError("it is not there any more")
+            count = _copy_newer(self.local, self.drive, time.time() - QUIET)
+            _drop_replaced(self.drive, self.local)
+        except OSError as error:
+            if not self.failed:
+                print(f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this machine only.")
+            self.failed = True
+            return 0
+        self.failed = False
+        return count
+
+    def start(self) -> None:
+        if not self.thread.ident:
+            self.thread.start()
+
+    def _run(self) -> None:
+        while not self.stop.wait(self.every):
+            self.keep()
+
+
+def _finished(folder: Path) -> Iterator[Path]:
+    """Files and whole checkpoints, without what is being written and what can be computed again."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "cache":
+            continue
+        if path.is_dir() and not CHECKPOINT.fullmatch(path.name):
+            yield from _finished(path)
+        elif path.is_file() or trainer_state(path):
+            yield path
+
+
+def _written(path: Path) -> float:
+    return (path / STATE if path.is_dir() else path).stat().st_mtime
+
+
+def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
+    """Copy what was written before `until` and is newer in `source`, or only there; how much that was."""
+    count = 0
+    for path in _finished(source):
+        copy = target / path.relative_to(source)
+        try:
+            if _written(path) <= until and (not copy.exists() or _written(path) > _written(copy) + COARSE):
+                _copy(path, copy)
+                count += 1
+        except OSError:
+            if path.exists() or not source.is_dir():
+                raise  # else the trainer has just removed this one, because it has newer ones
+    return count
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Copy a file or a folder with its times; under the name `copy` stands the old one or the new one, never a part."""
+    part = copy.with_name(f".{copy.name}.part")
+    _remove(part)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if path.is_dir() else shutil.copy2)(path, part)
+    if path.is_dir():
+        _remove(copy)  # a folder cannot take the place of another
+    part.replace(copy)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _drop_replaced(drive: Path, local: Path) -> None:
+    """Remove checkpoints whose originals the trainer has removed, because it has newer ones."""
+    for path in drive.glob("dpo/*/trainer/checkpoint-*"):
+        original = local / path.relative_to(drive)
+        newer = [p for p in original.parent.glob("checkpoint-*") if trainer_state(p) and _number(p) > _number(path)]
+        if newer and not original.exists():
+            _remove(path)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(CHECKPOINT.fullmatch(checkpoint.name)[1])
+
+
+MOUNT = Path("/content/drive")
+
+_running: dict[Path, Copies] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The last one of a run that is whole. step: updates of DPO and reward model, iterations of PPO."""
+
+    run: str  # its folder in artifacts/
+    path: Path
+    step: int
+    steps: int | None  # of the whole run, where the checkpoint knows
+    finished: bool  # the run came to its end, or its adapter was saved since
+
+    def __str__(self) -> str:
+        done = f"{self.run}: step {self.step}" + (f" of {self.steps}" if self.steps else "")
+        goes_on = "goes on by itself" if self.run.startswith("reward") else "set RESUME = True"
+        return f"{done}, finished" if self.finished else f"{done} → {goes_on}"
+
+
+def last_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The last whole checkpoint of every run in `folder`, as notebooks 03, 04 and 05 name them."""
+    files = sorted([*folder.glob("reward*/**/checkpoint*.pt"), *folder.glob("ppo/*/checkpoint.pt")])
+    found = [(path.parent, last_checkpoint(path)) for path in sorted(folder.glob("dpo/*/trainer"))]
+    found += [(path.parent, _of_file(path)) for path in files]
+    return [_checkpoint(folder, run, *last) for run, last in found if last]
+
+
+def _checkpoint(folder: Path, run: Path, step: int, path: Path, steps: int | None) -> Checkpoint:
+    adapter = run / "adapter_config.json"
+    saved = adapter.exists() and adapter.stat().st_mtime >= path.stat().st_mtime
+    return Checkpoint(run.relative_to(folder).as_posix(), path, step, steps, step == steps or saved)
+
+
+def _of_file(path: Path) -> tuple[int, Path, int | None] | None:
+    """The state that `RewardTrainer` or `PolicyTrainer` wrote in one step; None if it is none or damaged."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        step = state["iteration"] if "iteration" in state else state["step"]
+    except Exception:  # torch has no error of its own for a file that is none of its
+        return None
+    steps = re.search(r"\biterations=(\d+)", str(state.get("identity")))
+    return step, path, int(steps[1]) if steps else None
+
+
+def found() -> None:
+    """Print what a lost session left in artifacts/, and how to go on from it."""
+    folder = artifacts_dir()
+    lines = [str(checkpoint) for checkpoint in last_checkpoints(folder)]
+    cut_off = [path for path in folder.glob("dpo/*/trainer/checkpoint-*") if not trainer_state(path)]
+    lines += [f"⚠️  {path} was cut off while it was written, and is passed over." for path in sorted(cut_off)]
+    print("\n".join(lines) or f"No checkpoint in {folder}.")
+
+
+def use_drive(folder: str) -> None:
+    """Fetch what is newer in that folder of Google Drive, and keep it up to date from now on; "" does nothing.
+
+    An absolute path is taken as it is, also elsewhere than on Colab. Raises UsageError if Drive cannot be had.
+    """
+    if not folder:
+        return
+    drive = MOUNT / "MyDrive" / folder
+    if not Path(folder).is_absolute():
+        _mount()
+    try:
+        drive.mkdir(parents=True, exist_ok=True)
+        copies = _running.setdefault(drive, Copies(drive, artifacts_dir()))
+        print(f"{drive}: {copies.restore()} files and checkpoints fetched; from now on it is brought up to date.")
+    except OSError as error:
+        raise UsageError(f"{drive}: cannot be used ({error}). Run the cell again, or set DRIVE = ''.") from None
+    copies.start()
+    found()
+
+
+def _mount() -> None:
+    if not on_colab():
+        raise UsageError("DRIVE is for Google Colab. Elsewhere set DRIVE = '', or an absolute path.")
+    from google.colab import drive
+
+    try:
+        drive.mount(str(MOUNT))
+    except Exception as error:  # a refusal comes as errors of several kinds
+        raise UsageError(f"Google Drive is not mounted ({error}). Allow it, or set DRIVE = ''.") from None

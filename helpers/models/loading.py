@@ -1,0 +1,264 @@
+"""Checkpoints: processor and weights of a preset, a local folder or a hub id; the only module that knows unsloth and bitsandbytes.
+
+Weights are in 4-bit NF4 with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). Only the language model
+is quantised here; the vision tower keeps its precision, since it is small and the image features are what the answers
+depend on. A copy on the hub that was quantised before (`four_bit` of a preset) is a third of the download; which layers
+it quantised is its own.
+
+All else is pinned: processor and weights come from the commit that `helpers/models/presets.toml` names.
+"""
+
+import contextlib
+import errno
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# unsloth wants to be imported before peft and transformers
+if torch.cuda.is_available() and importlib.util.find_spec("unsloth"):
+    import unsloth
+
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from helpers.files import UsageError
+from helpers.models.presets import PRESETS, Preset, locate, preset_of
+from helpers.models.shapes import tile_edge
+from helpers.runtime import compute_dtype, device
+
+NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
+SLOW_ON_A_CPU = 1e9  # parameters
+UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, hub_errors.HTTPError)
+OFFLINE = "Check the network; offline, use the preset 'tiny' or a local folder."
+HUB_ERRORS = (  # the first of them that is among the causes: what is wrong, what to do
+    (
+        hub_errors.GatedRepoError,
+        "it is gated",
+        "Accept the licence at https://huggingface.co/{id}, set HF_TOKEN to a token of that account, and run this again.",
+    ),
+    (
+        hub_errors.RepositoryNotFoundError,
+        "the hub has no such repository, or it is private",
+        "Check the name; for a private repository, set HF_TOKEN.",
+    ),
+    (
+        hub_errors.RevisionNotFoundError,
+        "the hub no longer has this commit",
+        "Put the newest one into helpers/models/presets.toml.",
+    ),
+    (
+        (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, ConnectionError, TimeoutError),
+        "the hub does not answer, and it was not downloaded before",
+        OFFLINE,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    location: str  # folder or hub id
+    revision: str | None = None  # commit on the hub; None: the newest
+
+
+def load_model(
+    name_or_path: str | Path = "tiny", *, four_bit: bool = True, max_pixels: int | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model (eval mode, frozen) and processor of a preset, a local folder or a hub id.
+
+    On a GPU with unsloth installed, unsloth loads it; else transformers with bitsandbytes, on the CPU
+    too. `max_pixels` bounds the image size and so the number of visual tokens (default: the preset's).
+    Raises UsageError if the name is unknown, or the checkpoint cannot be had, read or held in memory.
+    """
+    processor = load_processor(name_or_path, max_pixels=max_pixels)
+    preset = preset_of(name_or_path)
+    if preset and (preset.parameters or 0) > SLOW_ON_A_CPU and not _on_gpu():
+        billions = f"{preset.parameters / 1e9:.1f}"
+        print(f"⚠️  No GPU: with {billions} billion weights, a stage takes hours. Take smolvlm-256m or tiny to try it.")
+    if four_bit and not importlib.util.find_spec("bitsandbytes"):
+        print("⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision.")
+        four_bit = False
+    model = _load_weights(name_or_path, four_bit)
+    _compute_here(model)
+    model.requires_grad_(False)
+    return model.eval(), processor
+
+
+def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -> ProcessorMixin:
+    """The processor alone, with images limited as for `load_model`, of which it makes the inputs. Raises UsageError."""
+    preset, source = preset_of(name_or_path), original(name_or_path)
+    with told(name_or_path, source):
+        processor = AutoProcessor.from_pretrained(source.location, revision=source.revision)
+    if not hasattr(processor, "image_processor"):  # what comes of a model of text alone
+        raise UsageError(f"{source.location} reads no images. Choose a vision-language model.")
+    if max_pixels or (preset and preset.max_pixels):
+        _limit_pixels(processor, max_pixels or preset.max_pixels)
+    elif preset and preset.longest_edge:
+        processor.image_processor.size["longest_edge"] = preset.longest_edge
+    return processor
+
+
+def original(name_or_path: str | Path) -> Source:
+    """Where the processor comes from, and weights in full precision: for a preset's copy, what it is a copy of."""
+    location, preset = locate(name_or_path), preset_of(name_or_path)
+    if preset and location in (preset.location, preset.four_bit):
+        return Source(preset.location, preset.revision)
+    return Source(location)
+
+
+def weight_sources(name_or_path: str | Path, four_bit: bool, on_gpu: bool) -> list[Source]:
+    """Where to look for the weights, one after the other: on a GPU first the preset's copy in 4 bits."""
+    preset, first = preset_of(name_or_path), original(name_or_path)
+    copies = four_bit and on_gpu and preset and preset.four_bit and first.location == preset.location
+    return [Source(preset.four_bit), first] if copies else [first]
+
+
+def _on_gpu() -> bool:
+    return device().type == "cuda"
+
+
+def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
+    load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers
+    *copies, last = weight_sources(name_or_path, four_bit, _on_gpu())
+    for copy in copies:
+        try:
+            return load(copy, four_bit)
+        except UNREADABLE as error:
+            if not (reason := _hub_error(error)[0]):
+                raise UsageError(_advice(name_or_path, copy, error)) from error
+            print(f"⚠️  {copy.location}, the copy in 4 bits, is not to be had ({reason}): quantising {last.location}.")
+    with told(name_or_path, last):
+        return load(last, four_bit)
+
+
+def _load_with_transformers(source: Source, four_bit: bool) -> PreTrainedModel:
+    return AutoModelForImageTextToText.from_pretrained(
+        source.location,
+        revision=source.revision,
+        dtype=compute_dtype(),
+        quantization_config=quantization() if four_bit else None,
+        device_map={"": device()},
+        attn_implementation="sdpa",
+    )
+
+
+def _load_with_unsloth(source: Source, four_bit: bool) -> PreTrainedModel:
+    model, _ = unsloth.FastVisionModel.from_pretrained(
+        source.location,
+        revision=source.revision,
+        load_in_4bit=four_bit,
+        dtype=compute_dtype(),
+        use_exact_model_name=True,  # else it maps names to copies of its own choice
+        use_gradient_checkpointing=False,
+        attn_implementation="sdpa",  # what takes the mask of packed answers
+    )
+    return model
+
+
+def quantization() -> BitsAndBytesConfig:
+    """4-bit NF4 of the language model's linear layers, without its head."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(),
+        llm_int8_skip_modules=[f".*{name}" for name in NOT_LANGUAGE],
+    )
+
+
+def _compute_here(model: PreTrainedModel) -> None:
+    """Let 4-bit layers compute in this machine's precision, with products that have a gradient.
+
+    A copy that was quantised before brings bf16 along, which a T4 only emulates. And on CPUs with AVX512-BF16,
+    bitsandbytes repacks the weights for inference at the first call in eval mode. The repacked product has no gradient
+    and rounds to bf16: training after sampling would go wrong without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            module.compute_dtype = state.dtype = compute_dtype()
+
+
+def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
+    """Qwen-VL's `longest_edge` is a number of pixels; of processors that cut tiles (Idefics3, SmolVLM) it is a side."""
+    images = processor.image_processor
+    if hasattr(images, "merge_size"):
+        images.size["longest_edge"] = max_pixels
+        images.size["shortest_edge"] = min(images.size["shortest_edge"], max_pixels)  # small images are enlarged to it
+    elif tile := (getattr(images, "max_image_size", None) or {}).get("longest_edge"):
+        images.size["longest_edge"] = tile_edge(max_pixels, tile)
+    else:
+        raise UsageError(f"{type(processor).__name__} has no limit of pixels. Leave max_pixels out for this model.")
+
+
+@contextlib.contextmanager
+def told(name_or_path: str | Path, source: Source) -> Iterator[None]:
+    """What goes wrong with a checkpoint, in one line."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UsageError(_advice(name_or_path, source, error)) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it: the libraries wrap the hub's errors in their own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _among(error: BaseException, kinds: type | tuple[type, ...]) -> bool:
+    return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RuntimeError) and error.__cause__:  # unsloth's, which says less
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def _hub_error(error: BaseException) -> tuple[str, str]:
+    """Why the hub does not hand a checkpoint out and what to do; empty if it is something else."""
+    for kinds, reason, advice in HUB_ERRORS:
+        if _among(error, kinds):
+            return reason, advice
+    return ("a file is missing", f"Check the name. {OFFLINE}") if "does not appear to have" in str(error) else ("", "")
+
+
+def _advice(name_or_path: str | Path, source: Source, error: Exception) -> str:
+    """What is wrong and what to do, in one line."""
+    if _among(error, torch.OutOfMemoryError) or "dispatched on the CPU or the disk" in str(error):
+        return (
+            f"model {str(name_or_path)!r} does not fit into the memory that is left on this GPU. Restart the kernels of "
+            f"other notebooks and this one, or take a smaller preset: {', '.join(smaller(preset_of(name_or_path)))}."
+        )
+    reason, advice = _hub_error(error)
+    if _among(error, ImportError):
+        advice = "Install what is missing: pip install -r requirements.txt."
+    elif any(getattr(cause, "errno", None) == errno.ENOSPC for cause in _causes(error)):
+        advice = "Free space, or set HF_HOME to a folder on another disk."
+    elif Path(source.location).is_dir():
+        reason, advice = "", "Give the folder of a whole checkpoint, as save_pretrained writes it."
+    place = source.location + (f" at {source.revision[:8]}" if source.revision else "")
+    reason, advice = reason or _reason(error), advice or f"Check the name. {OFFLINE}"
+    return f"model {str(name_or_path)!r} cannot be loaded from {place} ({reason}). {advice.format(id=source.location)}"
+
+
+def smaller(preset: Preset | None, number: int = 3) -> list[str]:
+    """Names of the presets with fewer parameters, the largest first; of the smallest ones if there is no preset."""
+    sizes = {name: other.parameters or 0 for name, other in PRESETS.items()}
+    if preset and preset.parameters:
+        sizes = {name: size for name, size in sizes.items() if size < preset.parameters}
+        return sorted(sizes, key=sizes.get, reverse=True)[:number]
+    return sorted(sizes, key=sizes.get)[:number]

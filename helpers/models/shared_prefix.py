@@ -1,0 +1,289 @@
+"""One forward for an image, a prompt and several answers to it.
+
+    [image + prompt | answer 0 | answer 1 | …]
+
+Answers see the image, the prompt and themselves, never each other: a block mask hides the others, and
+positions go on from the prompt for each of them. Log-probabilities and hidden states are those of one
+row per answer (`plain`), at the cost of one image and one prompt. Taught in notebooks 03 and 04.
+
+Simplification: attention is computed for the whole row and then masked, so that many long answers
+cost more than they must.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from helpers.losses import token_logps
+from helpers.models.caches import Features, ImageFeatures, core, given, is_frozen, joined
+from helpers.models.prompts import answer_ids, render, tokenize
+
+Conversation = str  # a prompt as `prompts.render_conversation` writes it
+Answer = str | Tensor  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
+EQUAL = 2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Model inputs, and where in them the answers are.
+
+    columns holds, for each answer, the last token of its prompt and then its own tokens, the last of
+    them the end of turn; shorter answers repeat it. mask is True on the answer's own tokens.
+    """
+
+    inputs: BatchFeature  # input_ids (rows, seq), attention_mask (rows, 1, seq, seq) or (rows, seq), images
+    rows: Tensor  # (answers,) row of each answer
+    columns: Tensor  # (answers, 1 + longest)
+    mask: Tensor  # (answers, 1 + longest) bool
+    features: Features = field(default_factory=dict)  # of the images, if they are kept
+    pooled: Tensor | None = None  # their mean for each answer, (answers, hidden)
+
+    @property
+    def ids(self) -> Tensor:
+        """Tokens at `columns`, (answers, 1 + longest)."""
+        return self.inputs["input_ids"][self.rows[:, None], self.columns]
+
+    def order(self, answers: Sequence[int]) -> "Packed":
+        """The same rows with the answers in another order."""
+        chosen = {name: getattr(self, name)[answers] for name in ("rows", "columns", "mask")}
+        return replace(self, **chosen, pooled=None if self.pooled is None else self.pooled[answers])
+
+    def to(self, device: torch.device | str, **kwargs) -> "Packed":
+        inputs = BatchFeature({name: value.to(device) for name, value in self.inputs.items()})
+        features = {name: value.to(device) for name, value in self.features.items()}
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return Packed(inputs, *(t.to(device) for t in (self.rows, self.columns, self.mask)), features, pooled)
+
+
+def pack(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    prompts: Sequence[Conversation],
+    images: Sequence[Sequence[Image.Image]],
+    answers: Sequence[Sequence[Answer]],
+    features: ImageFeatures | None = None,
+) -> Packed:
+    """All answers to a prompt in one row; prompts are left-padded. `answers` may be of different numbers.
+
+    With `features`, images that were seen before cost neither the processor nor the vision tower.
+    """
+    inputs, kept, pooled = prompt_inputs(processor, prompts, images, features)
+    width, padding = inputs["input_ids"].shape[1], processor.tokenizer.pad_token_id
+    tails, segments, columns = [], [], []
+    for row in answers:
+        parts = [_answer_ids(processor, answer) for answer in row]
+        tails.append(torch.cat(parts))
+        segments.append(torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts, 1)]))
+        start = width
+        for part in parts:
+            columns.append(torch.tensor([width - 1, *range(start, start + len(part))]))
+            start += len(part)
+    tail = pad_sequence(tails, batch_first=True, padding_value=padding)
+    after = pad_sequence(segments, batch_first=True, padding_value=-1)
+    segment = torch.cat([inputs["attention_mask"] - 1, after], 1)  # 0: prompt, k: answer k − 1, −1: nothing
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, tail.shape[1]))
+    inputs["position_ids"] = _positions(core(model), inputs, segment)
+    inputs["attention_mask"] = _block_mask(segment)
+    owners = torch.tensor([row for row, texts in enumerate(answers) for _ in texts])
+    return Packed(inputs, owners, *_columns(columns), kept, None if pooled is None else pooled[owners])
+
+
+def prompt_inputs(
+    processor: ProcessorMixin,
+    prompts: Sequence[Conversation],
+    images: Sequence[Sequence[Image.Image]],
+    features: ImageFeatures | None = None,
+) -> tuple[BatchFeature, Features, Tensor | None]:
+    """Model inputs of left-padded prompts; with `features` also those of the batch, and their mean, (prompts, hidden)."""
+    if features is None:
+        return tokenize(processor, prompts, images, "left"), {}, None
+    pairs = features.encode(prompts, images)
+    lengths = [inputs["input_ids"].shape[1] for inputs, _ in pairs]
+    paddings = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
+    together = BatchFeature()
+    for name in dict.fromkeys(name for inputs, _ in pairs for name in inputs):
+        rows = [inputs[name] for inputs, _ in pairs if name in inputs]
+        if name in paddings:
+            before = [max(lengths) - length for length in lengths]
+            rows = [pad(row, (n, 0), value=paddings[name]) for row, n in zip(rows, before, strict=True)]
+        together[name] = torch.cat(rows)
+    kept = joined([own for _, own in pairs])
+    if not kept:
+        return together, {}, None
+    together["pixel_values"] = torch.zeros(1)  # says that there are images; `given` says what they are
+    hidden = kept["pooled" if "pooled" in kept else "pooled.all"]
+    means = [
+        own["pooled" if "pooled" in own else "pooled.all"].flatten(0, -2).mean(0)
+        if own
+        else hidden.new_zeros(hidden.shape[-1])
+        for _, own in pairs
+    ]
+    return together, kept, torch.stack(means)
+
+
+def _columns(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Columns of each answer, the last one repeated up to the longest, and the mask of its own tokens."""
+    longest = max(len(c) for c in columns)
+    filled = torch.stack([torch.cat([c, c[-1:].expand(longest - len(c))]) for c in columns])
+    lengths = torch.tensor([len(c) for c in columns])
+    places = torch.arange(longest).expand_as(filled)
+    return filled, (places > 0) & (places < lengths[:, None])
+
+
+def plain(
+    processor: ProcessorMixin,
+    prompts: Sequence[Conversation],
+    images: Sequence[Sequence[Image.Image]],
+    answers: Sequence[Sequence[Answer]],
+    padding_side: str = "right",
+) -> Packed:
+    """One row for each answer: the same for any architecture, and the image as often."""
+    flat = [(number, answer) for number, row in enumerate(answers) for answer in row]
+    ids = [_answer_ids(processor, answer) for _, answer in flat]
+    inputs = tokenize(processor, [prompts[n] for n, _ in flat], [images[n] for n, _ in flat], "right")
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    tails = {"input_ids": ids, "attention_mask": [torch.ones_like(own) for own in ids]}
+    if "mm_token_type_ids" in inputs:
+        tails["mm_token_type_ids"] = [torch.zeros_like(own) for own in ids]
+    for name, tail in tails.items():
+        rows = [torch.cat([row[:n], own]) for row, n, own in zip(inputs[name], lengths, tail, strict=True)]
+        empty = processor.tokenizer.pad_token_id if name == "input_ids" else 0
+        inputs[name] = pad_sequence(rows, batch_first=True, padding_value=empty, padding_side=padding_side)
+    width = inputs["input_ids"].shape[1]
+    columns = []
+    for length, own in zip(lengths, ids, strict=True):
+        stop = width if padding_side == "left" else length + len(own)
+        columns.append(torch.arange(stop - len(own) - 1, stop))
+    return Packed(inputs, torch.arange(len(flat)), *_columns(columns))
+
+
+def _answer_ids(processor: ProcessorMixin, text: Answer) -> Tensor:
+    if isinstance(text, Tensor):
+        return text.cpu()
+    return torch.tensor(answer_ids(processor, text))
+
+
+def _block_mask(segment: Tensor) -> Tensor:
+    """(rows, seq) → (rows, 1, seq, seq), True where a token sees another; padding sees itself, lest rows be empty."""
+    sees, seen = segment[:, :, None], segment[:, None, :]
+    causal = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril()
+    own = torch.eye(segment.shape[1], dtype=torch.bool)
+    return ((causal & (seen >= 0) & ((seen == 0) | (seen == sees))) | own)[:, None]
+
+
+def _positions(model: torch.nn.Module, inputs: BatchFeature, segment: Tensor) -> Tensor:
+    """Positions (rows, seq), or (3, rows, seq) for M-RoPE, that start anew after the prompt for each answer."""
+    real = (segment >= 0).long()
+    if hasattr(model, "get_rope_index") and "image_grid_thw" in inputs:
+        positions, _ = model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+            attention_mask=real,
+        )
+    else:
+        positions = (real.cumsum(1) - 1).clamp(min=0)
+    earlier = torch.zeros_like(segment)  # tokens of the answers before this one
+    for k in range(2, int(segment.max()) + 1):
+        before = ((segment > 0) & (segment < k)).sum(1, keepdim=True)
+        earlier = torch.where(segment == k, before, earlier)
+    return positions - earlier
+
+
+def hidden_states(model: PreTrainedModel | PeftModel, packed: Packed, layers: Sequence[int] = ()) -> Tensor:
+    """Hidden state at the last token of each answer, (answers, hidden), after the last norm.
+
+    With `layers` (0: embeddings, 1: after the first layer, …) those, (answers, len(layers), hidden).
+    """
+    ends = packed.columns[:, -1]
+    with given(model, packed.features):
+        output = core(model)(**packed.inputs, use_cache=False, output_hidden_states=bool(layers))
+    if not layers:
+        return output.last_hidden_state[packed.rows, ends]
+    return torch.stack([output.hidden_states[layer][packed.rows, ends] for layer in layers], dim=1)
+
+
+def answer_logits(model: torch.nn.Module, packed: Packed) -> Tensor:
+    """Logits at `packed.columns`, (answers, 1 + longest, vocab): those at t predict token t + 1.
+
+    model: also one that accelerate has wrapped. The language head runs on answers only.
+    """
+    width, first = packed.inputs["input_ids"].shape[1], int(packed.columns.min())
+    with given(unwrapped(model), packed.features):
+        logits = model(**packed.inputs, use_cache=False, logits_to_keep=width - first).logits
+    logits = logits[:, first - width :]  # a loader's own forward may not know logits_to_keep
+    return _at(logits, packed.rows, packed.columns - first)
+
+
+def answer_states(model: PreTrainedModel | PeftModel, packed: Packed) -> Tensor:
+    """Hidden states before each token of the answers, after the last norm, (answers, longest, hidden)."""
+    with given(model, packed.features):
+        states = core(model)(**packed.inputs, use_cache=False).last_hidden_state
+    return _at(states, packed.rows, packed.columns[:, :-1])
+
+
+def _at(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(rows, seq, d) at rows (answers,) and columns (answers, n) → (answers, n, d)."""
+    places = rows[:, None] * values.shape[1] + columns
+    return values.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+
+
+def unwrapped(model: torch.nn.Module) -> PreTrainedModel | PeftModel:
+    """The model that a data-parallel wrapper holds."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+
+def answer_logps(model: PreTrainedModel | PeftModel, packed: Packed) -> Tensor:
+    """Log-probability of each answer's tokens, (answers, longest), in fp32; 0 after its end."""
+    return token_logps(answer_logits(model, packed), packed.ids, packed.mask)
+
+
+@torch.no_grad()
+def packing_error(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    prompt: Conversation,
+    images: Sequence[Image.Image],
+    answers: Sequence[str],
+) -> float:
+    """Largest difference of packed hidden states and logits from the plain ones, relative to their norm.
+
+    The packed ones are computed with kept image features if the vision tower is frozen.
+    """
+    was_training = model.training
+    model.eval()
+    batch = [prompt], [images], [answers]
+    features = ImageFeatures(model, processor) if images and is_frozen(model) else None
+    layouts = [p.to(model.device) for p in (pack(model, processor, *batch, features), plain(processor, *batch))]
+    states = [hidden_states(model, p).float() for p in layouts]
+    logits = [answer_logits(model, p)[:, -1].float() for p in layouts]
+    model.train(was_training)
+    return max(float(((a - b).norm(dim=1) / b.norm(dim=1)).max()) for a, b in (states, logits))
+
+
+def can_pack(model: PreTrainedModel | PeftModel, processor: ProcessorMixin) -> bool:
+    """Does this model give the same with all answers in one row? Tries it; says so if not.
+
+    Attention other than PyTorch's may not take a block mask, and a loader may replace the forward.
+    """
+    image = Image.effect_noise((224, 224), 80).convert("RGB")
+    try:
+        error = packing_error(model, processor, render(processor, "What is it?"), [image], ["No.", "It is a cat.", "A"])
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as problem:
+        error, reason = float("inf"), str(problem).splitlines()[0]
+    else:
+        reason = f"its figures differ by {error:.0%}"
+    if error > EQUAL:
+        print(
+            f"⚠️  One row per answer instead of one per image, which is slower: packing does not work here ({reason})."
+        )
+    return error <= EQUAL

@@ -1,0 +1,150 @@
+"""A run of a recipe: its folder and figures, and the stages that make its data.
+
+Data of any format becomes the run's own records (`data`); answers that the model itself has sampled, ranked by a
+scorer, may take the place of those in the data (`rank`). The other stages are in `helpers/recipe_stages.py`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, ProcessorMixin
+
+from helpers import models
+from helpers.data.convert_files import convert
+from helpers.data.labels import read_visual_genome
+from helpers.data.pairs import counted, counting_questions, one_class_question
+from helpers.data.preferences import PreferenceRecord, image_paths, read_records, write_records
+from helpers.files import ROOT, UsageError, open_image, read_json, write_json
+from helpers.recipes import Recipe
+from helpers.rewards.ranking import rank_samples
+from helpers.rewards.scoring import SCORERS, Scorer
+from helpers.statistics import Proportion
+from helpers.training.rollout import Task, tasks_of
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass
+class Run:
+    """A recipe, the folder of what it makes, and the figures that have been found."""
+
+    recipe: Recipe
+    folder: Path
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+        recipe = self.recipe
+        return models.load_model(recipe.model, four_bit=recipe.four_bit, max_pixels=recipe.max_pixels)
+
+    def records(self, split: str) -> tuple[Path, list[PreferenceRecord]]:
+        path = self.folder / "data" / f"{split}.jsonl"
+        return path, read_records(path)
+
+    def pairs(self, split: str) -> tuple[Path, list[PreferenceRecord]]:
+        """What reward models and DPO learn from: the records, or the model's own ranked answers if there are such."""
+        ranked = self.folder / "data" / f"{split}-ranked.jsonl"
+        return (ranked, read_records(ranked)) if ranked.exists() else self.records(split)
+
+    def tasks(self, split: str) -> list[Task]:
+        """The questions of a split, with what is true: all counts, or an answer."""
+        if self.recipe.data.format == "visual_genome":
+            rows = read_json(self.folder / "data" / f"{split}-questions.json")
+            return [Task((Path(row["image"]),), (("user", row["question"]),), row["answer"]) for row in rows]
+        return tasks_of(*self.records(split))
+
+    def note(self, name: str, found: Proportion | float) -> None:
+        """Keep a figure and print it with its interval."""
+        value = found if isinstance(found, float | int) else found.value
+        row = {"value": float(value), "seed": self.recipe.seed}
+        if not isinstance(found, float | int):
+            row |= {"low": found.low, "high": found.high, "n": found.n}
+        self.figures[name] = row
+        print(f"{name:<34} {found if not isinstance(found, float) else f'{found:.4g}'}", flush=True)
+
+    def about(self, **more: Any) -> dict[str, Any]:
+        recipe = self.recipe
+        own = {"base": recipe.model, "seed": recipe.seed, "recipe": recipe.title, "max_pixels": recipe.max_pixels}
+        return own | more
+
+
+def data(run: Run) -> None:
+    """Data of any format → the run's own records; our own files are first put into the format of the recipe."""
+    settings, target = run.recipe.data, run.folder / "data"
+    if settings.format == "visual_genome":
+        return _questions(run)
+    for split in SPLITS:
+        source = ROOT / getattr(settings, split)
+        if settings.format != "record":
+            between = target / f"{split}.{settings.format}.json"
+            print(convert(source, between, settings.format))
+            source = between
+        convert(source, target / f"{split}.jsonl")
+        path, records = run.records(split)
+        write_records(path, records[: settings.limit])
+    run.note("pairs", sum(len(record.pairs()) for record in run.records("train")[1]))
+
+
+def _questions(run: Run) -> None:
+    """Visual Genome's questions, split by image; without its images, such a file is made from the scenes."""
+    settings, target = run.recipe.data, run.folder / "data"
+    file, images = (ROOT / settings.train, ROOT / settings.images) if settings.images else _scenes_as_questions(run)
+    asked = read_visual_genome(file, images)
+    groups = list(dict.fromkeys(item.group for item in asked))
+    order = np.random.default_rng(run.recipe.seed).permutation(len(groups))
+    first = {groups[i] for i in order[: round(settings.train_share * len(groups))]}
+    for split, inside in (("train", True), ("test", False)):
+        rows = [item for item in asked if (item.group in first) == inside][: settings.limit]
+        rows = [{"image": str(item.path.resolve()), "question": item.question, "answer": item.answer} for item in rows]
+        write_json(target / f"{split}-questions.json", rows)
+        run.note(f"questions_{split}", len(rows))
+
+
+def _scenes_as_questions(run: Run) -> tuple[Path, Path]:
+    """Two questions with short answers about each of the shipped scenes, in Visual Genome's form."""
+    images, entries = run.folder / "data" / "images", []
+    images.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        path = ROOT / getattr(run.recipe.data, split)
+        for record in read_records(path):
+            number, kinds = len(entries), list(record.truth)
+            open_image(image_paths(path, record)[0]).save(images / f"{number}.jpg", quality=95)
+            kind = kinds[number % len(kinds)]
+            presence = f"Is there a {_singular(kind)} in the image?", "Yes." if record.truth[kind] else "No."
+            asked = [presence, one_class_question(record.truth, number)]
+            qas = [
+                {"qa_id": 2 * number + place, "image_id": number, "question": question, "answer": answer}
+                for place, (question, answer) in enumerate(asked)
+            ]
+            entries.append({"id": number, "qas": qas})
+    return write_json(images.parent / "question_answers.json", entries), images
+
+
+def _singular(plural: str) -> str:
+    return plural.removesuffix("es") if plural == "buses" else plural.removesuffix("s")
+
+
+def rank(run: Run) -> None:
+    """Answers sampled from the model and ranked by a scorer take the place of those in the data, as pairs.
+
+    The questions of PPO and of the evaluation stay all of them, also those whose sampled answers are all alike.
+    """
+    settings, (model, processor) = run.recipe.rank, run.load()
+    score = named_scorer(settings.scorer)
+    for place, split in enumerate(SPLITS):
+        path, records = run.records(split)
+        items = counted(path, records)
+        asked = counting_questions(items)
+        own = models.sample_answers(
+            model, processor, asked.images, asked.questions, settings.answers,
+            seed=run.recipe.seed + 1000 * place, max_new_tokens=models.answer_budget(processor, asked.answers),
+        )  # fmt: skip
+        write_records(path.with_stem(f"{split}-ranked"), rank_samples(items, path.parent, own, score))
+    run.note("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")[1]))
+
+
+def named_scorer(name: str) -> Scorer:
+    if name not in SCORERS:
+        raise UsageError(f"unknown scorer {name!r}: choose from {', '.join(SCORERS)}.")
+    return SCORERS[name]

@@ -1,0 +1,251 @@
+"""What the stages of a recipe (`helpers/recipes.py`) do: each reads what the one before has left in the run's folder.
+
+Reward models, DPO and PPO run in one process or in several (torchrun, accelerate launch). What is not training runs in
+the first process while the others wait. A stage that was cut off goes on from its last checkpoint.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, ProcessorMixin
+
+from helpers import models
+from helpers.data.blind import best_rule, blind_rules
+from helpers.data.pairs import counted, true_and_wrong_answers
+from helpers.data.preferences import PreferenceRecord, image_paths, to_trl
+from helpers.doctor.checks import preflight
+from helpers.doctor.dpo_doctor import RunDoctor
+from helpers.doctor.ppo_doctor import PolicyDoctor
+from helpers.evaluation.exactness import evaluate_counting
+from helpers.files import UsageError, read_json, write_json
+from helpers.recipe_run import Run, data, named_scorer, rank
+from helpers.recipes import fitted
+from helpers.rewards import reward_model
+from helpers.rewards.caption_reward import CaptionReward, load_text_reward, tiny_text_reward, vlm_captioner
+from helpers.rewards.feature_reward import FeatureReward, target_scores
+from helpers.rewards.reward_model import hits, pair_gaps, score_records
+from helpers.rewards.scoring import SCORERS, Scorer, exact_match, weighted
+from helpers.rewards.similarity import cosine_scorer, load_clip, text_embedder
+from helpers.statistics import derangement, mcnemar_p, proportion
+from helpers.training import dpo
+from helpers.training import watch as ppo_figures
+from helpers.training.ppo import PolicyTrainer
+from helpers.training.reward import RewardTrainer
+from helpers.training.rollout import Task
+
+
+def run_stages(run: Run, wanted: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Run the recipe's stages in its order, or only those `wanted`; their figures go to `figures.json` in the folder.
+
+    One process first changes what does not fit this machine, as the notebooks do; several take the recipe as it is.
+    """
+    if unknown := set(wanted) - set(run.recipe.stages):
+        raise UsageError(
+            f"the recipe has no stage {', '.join(sorted(unknown))}: it has {', '.join(run.recipe.stages)}."
+        )
+    state, path = PartialState(cpu=not torch.cuda.is_available()), run.folder / "figures.json"
+    if path.exists():
+        run.figures = read_json(path)
+    if state.num_processes == 1:
+        run.recipe = fitted(run.recipe, wanted)
+    for name in run.recipe.stages:
+        if wanted and name not in wanted:
+            continue
+        state.wait_for_everyone()
+        if name in TRAINING or state.is_main_process:
+            state.print(f"── {name} ──", flush=True)
+            STAGES[name](run)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            write_json(path, run.figures)
+    return run.figures
+
+
+def features(run: Run) -> None:
+    """The smallest reward model: a network on pooled features that regresses the heuristic."""
+    settings, (model, processor) = run.recipe.features, run.load()
+    reward, (path, records) = FeatureReward(model, processor), run.pairs("train")
+    fit = reward.fit(
+        path, records, target_scores(records),
+        epochs=settings.epochs, learning_rate=settings.learning_rate, seed=run.recipe.seed,
+    )  # fmt: skip
+    run.note("features_r2_held_out", fit.r2_held_out)
+    _judge(run, "features", reward.score_records)
+    reward.save(run.folder / "features")
+
+
+def captions(run: Run) -> None:
+    """A text-only reward model that reads a caption instead of the image, beside the same without captions."""
+    settings, (model, processor) = run.recipe.captions, run.load()
+    for name, captioner in (("captions", vlm_captioner(model, processor)), ("captions_none", None)):
+        seed = run.recipe.seed
+        text = (
+            load_text_reward(settings.text_model)
+            if settings.text_model
+            else (tiny_text_reward(processor.tokenizer, seed), processor.tokenizer)
+        )
+        reward, (path, records) = CaptionReward(*text, captioner), run.pairs("train")
+        reward.fit(path, records, epochs=settings.epochs, learning_rate=settings.learning_rate, seed=seed)
+        _judge(run, name, reward.score_records)
+        if captioner:
+            reward.save(run.folder / "captions")
+
+
+def _judge(run: Run, name: str, score: Callable[[Path, Sequence[PreferenceRecord]], list[list[float]]]) -> None:
+    """Accuracy on the pairs of the test split, beside the best rule that never sees the image."""
+    path, records = run.pairs("test")
+    records = [record for record in records if record.pairs()]
+    right = hits(pair_gaps(records, score(path, records)))
+    run.note(f"{name}_pair_accuracy", proportion(float(right.sum()), len(right)))
+    rule, share = best_rule(blind_rules(records))
+    run.note(f"blind_{rule.replace(' ', '_')}", share)
+
+
+def reward(run: Run) -> None:
+    """Reward models that see the image: all heads and objectives that are wanted; the best on validation is kept."""
+    recipe, found = run.recipe, {}
+    (path, records), held_out = run.pairs("train"), run.pairs("valid")
+    for head in recipe.reward.heads:
+        for objective in recipe.reward.objectives:
+            model, processor = run.load()
+            settings = dataclasses.replace(recipe.reward_settings(), head=head, objective=objective)
+            scored = reward_model.create(model, processor, settings, recipe.seed)
+            folder = run.folder / "reward" / f"{head}-{objective}"
+            trainer = RewardTrainer(
+                scored, path, records, held_out, settings, recipe.seed, folder / "checkpoint.pt"
+            )  # fmt: skip
+            log = trainer.train()
+            found[folder] = max(row["accuracy"] for row in log.evaluations)
+            if not trainer.accelerator.is_main_process:
+                continue
+            reward_model.save(scored, folder, settings, run.about())
+            _judge(run, f"reward_{head}_{objective}", lambda *given, scored=scored: score_records(scored, *given))
+            _judge_shuffled(run, f"reward_{head}_{objective}", scored)
+    if PartialState().is_main_process:
+        shutil.copytree(max(found, key=found.get), run.folder / "reward" / "best", dirs_exist_ok=True)
+
+
+def _judge_shuffled(run: Run, name: str, scored: reward_model.RewardModel) -> None:
+    path, records = run.pairs("test")
+    images = [image_paths(path, record) for record in records]
+    others = [images[i] for i in derangement(len(images), run.recipe.seed)]
+    right = hits(pair_gaps(records, score_records(scored, path, records, others)))
+    run.note(f"{name}_other_images", proportion(float(right.sum()), len(right)))
+
+
+def train_dpo(run: Run) -> None:
+    recipe, (model, processor) = run.recipe, run.load()
+    path, records = run.pairs("train")
+    folder, alone = run.folder / "dpo", PartialState().num_processes == 1
+    watched_path, watched = run.pairs("valid")
+    watched = watched[:8]
+    images = [image_paths(watched_path, record)[0] for record in watched]
+    doctor = RunDoctor(processor, images, [record.prompt[-1].content for record in watched])
+    trainer = dpo.make_trainer(
+        model, processor, to_trl(path, records), recipe.dpo_settings(), seed=recipe.seed,
+        output_dir=folder / "trainer", cache=run.folder / "cache", callbacks=[doctor] if alone else [],
+    )  # fmt: skip
+    if alone and recipe.dpo.preflight:
+        preflight(trainer)
+    done = dpo.train(trainer, resume=True)
+    if trainer.accelerator.is_main_process:
+        about = run.about(settings=dataclasses.asdict(recipe.dpo_settings()))
+        models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder, about)
+        write_json(folder / "log.json", done.log)
+        run.note("dpo_loss_last_10", float(np.mean([row["loss"] for row in done.log[-10:]])))
+
+
+def ppo(run: Run) -> None:
+    recipe, (model, processor) = run.recipe, run.load()
+    settings, tasks, folder = recipe.ppo_settings(), run.tasks("train"), run.folder / "ppo"
+    model, score = _scorer(run, model, processor, tasks)
+    main = PartialState().is_main_process
+    logs = [ppo_figures.JSONLog(folder / "log.jsonl"), ppo_figures.SampleLog(folder / "samples.jsonl")]
+    trainer = PolicyTrainer(
+        model, processor, tasks, score, settings, seed=recipe.seed, truth=_truth(tasks),
+        watch=[PolicyDoctor(), *(logs if main else [])], checkpoint=folder / "checkpoint.pt",
+        cache=run.folder / "cache" / "features",
+    )  # fmt: skip
+    if trainer.actor.own_adapter and recipe.ppo.warm_up and isinstance(tasks[0].facts, dict):
+        answers = true_and_wrong_answers([task.facts for task in tasks], recipe.seed)
+        trainer.warm_up_critic(tasks, answers, recipe.ppo.warm_up)
+    log = trainer.train()
+    if main:
+        about = run.about(reward=score.__name__, settings=dataclasses.asdict(settings))
+        models.save_adapter(trainer.model, folder, about)
+        for name in ("objective/scores", "objective/truth", "objective/kl"):
+            for when, rows in (("first", log[:3]), ("last", log[-3:])):
+                run.note(f"ppo_{name.split('/')[1]}_{when}", float(np.mean([row[name] for row in rows])))
+
+
+def _truth(tasks: Sequence[Task]) -> Scorer:
+    """What is only watched: are the counts, or is the answer, true?"""
+    return SCORERS["count_exact"] if isinstance(tasks[0].facts, dict) else exact_match
+
+
+def _scorer(
+    run: Run, model: PreTrainedModel, processor: ProcessorMixin, tasks: Sequence[Task]
+) -> tuple[torch.nn.Module, Scorer]:
+    """The scorers of the recipe with their weights, and the model, which a trained reward model shares."""
+    rows = []
+    for name, weight in run.recipe.ppo.score.items():
+        if name == "reward_model":
+            model, scorer = _learnt_scorer(run, model, processor)
+        elif name == "features":
+            scorer = FeatureReward.load(run.folder / "features", model, processor).as_scorer()
+        elif name == "cosine":
+            scorer = cosine_scorer(text_embedder([str(task.facts) for task in tasks]))
+        elif name == "clip":
+            scorer = load_clip(run.recipe.ppo.clip)
+        else:
+            scorer = named_scorer(name)
+        rows.append((name, scorer, weight))
+    return model, rows[0][1] if len(rows) == 1 and rows[0][2] == 1 else weighted(rows)
+
+
+def _learnt_scorer(run: Run, model: PreTrainedModel, processor: ProcessorMixin) -> tuple[torch.nn.Module, Scorer]:
+    """The stage `reward`'s model on the policy's base; its scores are standardised on the validation answers."""
+    policy = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
+    scored = reward_model.load(policy, processor, run.folder / "reward" / "best")
+    seen = torch.tensor([score for row in score_records(scored, *run.pairs("valid")) for score in row])
+    return scored.backbone, reward_model.as_scorer(scored, float(seen.mean()), float(seen.std()))
+
+
+def evaluate(run: Run) -> None:
+    """Base and policies on the test split: are the counts, or the answers, true?"""
+    model, processor = run.load()
+    tasks = run.tasks("test")
+    base = _right(run, "base", model, processor, tasks)
+    for name in ("dpo", "ppo"):
+        if (run.folder / name / "adapter_config.json").exists():
+            policy = models.load_adapter(run.load()[0], run.folder / name)
+            right = _right(run, name, policy, processor, tasks)
+            run.note(f"{name}_mcnemar_p", float(mcnemar_p(base, right)))
+
+
+def _right(run: Run, name: str, model: torch.nn.Module, processor: ProcessorMixin, tasks: Sequence[Task]) -> list[bool]:
+    """Which greedy answers are right, (tasks,). Counts are asked for in both wordings, sampled ones noted as well."""
+    if isinstance(tasks[0].facts, dict):
+        items = counted(*run.records("test"))
+        greedy, sampled = (evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0))
+        run.note(f"{name}_exact", greedy.exact_share)
+        run.note(f"{name}_exact_sampled", sampled.exact_share)
+        run.note(f"{name}_wellformed_sampled", sampled.well_formed_share)
+        return list(greedy.exact)
+    images, questions = [task.images[0] for task in tasks], [task.question for task in tasks]
+    said = models.generate_answers(model, processor, images, questions)
+    right = [bool(exact_match(None, t.question, text, t.facts).total) for t, text in zip(tasks, said, strict=True)]
+    run.note(f"{name}_right", proportion(sum(right), len(right)))
+    return right
+
+
+TRAINING = ("reward", "dpo", "ppo")
+STAGES: dict[str, Callable[[Run], None]] = {
+    "data": data, "rank": rank, "features": features, "captions": captions,
+    "reward": reward, "dpo": train_dpo, "ppo": ppo, "evaluate": evaluate,
+}  # fmt: skip

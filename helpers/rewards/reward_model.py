@@ -1,0 +1,238 @@
+"""A reward model that looks at the image: base + LoRA adapter `reward` + head → one score an answer.
+
+The score comes from the hidden state at the last token of (image, prompt, answer), as in InstructGPT
+(Ouyang et al. 2022, arXiv 2203.02155). All answers to one prompt go through the model in one row
+(`helpers/models/shared_prefix.py`). The base is shared with the policy; nothing of it is copied. Trained by
+`helpers/training/reward.py`, taught in notebook 03.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from helpers import models
+from helpers.config import RewardSettings
+from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.files import UsageError, open_image, read_json
+from helpers.models import shared_prefix
+from helpers.models.caches import ImageFeatures, is_frozen
+from helpers.models.heads import HEADS, fused_layers
+from helpers.models.prompts import render_conversation
+from helpers.models.shared_prefix import Packed
+from helpers.rewards.scoring import Given, Score, Scorer, make_scorer
+from helpers.runtime import seed_everything, tensors_hash
+
+REWARD = "reward"  # name of the adapter
+Scores = Sequence[Sequence[float]]  # for each record a score for each of its answers, in their order
+
+
+class RewardModel(nn.Module):
+    """`forward(packed)` gives the scores of packed answers, (answers,), in fp32.
+
+    With `sees_images=False` it is its own text-only twin: the same weights to train, no image.
+    """
+
+    def __init__(
+        self, backbone: PeftModel, processor: ProcessorMixin, head_name: str = "mlp", sees_images: bool = True
+    ):
+        super().__init__()
+        text = backbone.config.get_text_config()
+        if head_name not in HEADS:
+            raise UsageError(f"unknown head {head_name!r}: choose from {', '.join(HEADS)}.")
+        self.backbone, self.processor, self.head_name, self.sees_images = backbone, processor, head_name, sees_images
+        self.head = HEADS[head_name](text.hidden_size).to(backbone.device)
+        self.layers = fused_layers(text.num_hidden_layers, self.head.layers)
+        self.packs = shared_prefix.can_pack(backbone, processor)
+        self.features = ImageFeatures(backbone, processor) if self.packs and is_frozen(backbone) else None
+
+    def forward(self, packed: Packed) -> Tensor:
+        states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
+        return self.head(states if self.layers else states[:, None])
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What is trained and saved: the adapter and the head."""
+        adapter = {n: p for n, p in self.backbone.named_parameters() if f".{REWARD}." in n}
+        return adapter | {f"head.{n}": p for n, p in self.head.named_parameters()}
+
+    @contextmanager
+    def active(self) -> Iterator["RewardModel"]:
+        """Use the adapter `reward` for a while; afterwards the policy's is back."""
+        with models.using_adapter(self.backbone, REWARD):
+            yield self
+
+    def batch(self, records: Sequence[PreferenceRecord], images: Sequence[Sequence[Image.Image]]) -> Packed:
+        """Model inputs of all answers of `records`, in their order."""
+        turns = [[(m.role, m.content) for m in record.prompt] for record in records]
+        return self.pack(turns, images, [[answer.text for answer in record.answers] for record in records])
+
+    def pack(
+        self,
+        turns: Sequence[Sequence[tuple[str, str]]],
+        images: Sequence[Sequence[Image.Image]],
+        answers: Sequence[Sequence[str]],
+    ) -> Packed:
+        """Model inputs of all answers to each conversation of (role, text) turns, in their order."""
+        images = images if self.sees_images else [[] for _ in turns]
+        prompts = [
+            render_conversation(self.processor, row, len(pictures)) for row, pictures in zip(turns, images, strict=True)
+        ]
+        if self.packs:
+            packed = shared_prefix.pack(self.backbone, self.processor, prompts, images, answers, self.features)
+        else:
+            packed = shared_prefix.plain(self.processor, prompts, images, answers)
+        return packed.to(self.backbone.device)
+
+
+def create(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    settings: RewardSettings,
+    seed: int = 0,
+    sees_images: bool = True,
+) -> RewardModel:
+    """A reward model to be trained: a fresh adapter `reward` on `model`, and a random head.
+
+    An adapter `reward` that `model` has is replaced. With a policy on it, `model` is shared by both.
+    """
+    model = without_reward(model)
+    with _policy_kept(model):
+        backbone = models.add_adapter(model, settings.lora, seed, REWARD)
+    seed_everything(seed)
+    return RewardModel(backbone, processor, settings.head, sees_images)
+
+
+def _policy_kept(model: PreTrainedModel | PeftModel) -> AbstractContextManager:
+    """An adapter that is active stays so while another one is added."""
+    return models.using_adapter(model, model.active_adapter) if isinstance(model, PeftModel) else nullcontext()
+
+
+def without_reward(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """The model without an adapter `reward`; other adapters stay, and the first of them is active."""
+    if not isinstance(model, PeftModel) or REWARD not in model.peft_config:
+        return model
+    others = [name for name in model.peft_config if name != REWARD]
+    if not others:
+        return model.unload()
+    model.set_adapter(others[0])
+    model.delete_adapter(REWARD)
+    return model
+
+
+@torch.no_grad()
+def score_records(
+    reward: RewardModel,
+    path: Path,
+    records: Sequence[PreferenceRecord],
+    images: Sequence[Sequence[Path | Image.Image]] | None = None,
+    batch_size: int = 16,
+) -> list[list[float]]:
+    """Scores of all answers of `records` of the file `path`.
+
+    `images`: other ones than the records' own, for each record. Raises UsageError for one that cannot be read.
+    """
+    images = images if images is not None else [image_paths(path, record) for record in records]
+    reward.eval()
+    scores = []
+    with reward.active():
+        for start in tqdm(range(0, len(records), batch_size), desc="scores", leave=False):
+            rows = records[start : start + batch_size]
+            opened = [
+                [open_image(i) if isinstance(i, Path) else i for i in row] for row in images[start : start + batch_size]
+            ]
+            values = iter(reward(reward.batch(rows, opened)).tolist())
+            scores += [[next(values) for _ in record.answers] for record in rows]
+    return scores
+
+
+def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_size: int = 64) -> Scorer:
+    """(score − mean) / scale as a reward function (`helpers/rewards/scoring.py`); it needs no facts, and reads one image.
+
+    Only differences of scores mean something, so that their size must be set: with mean and deviation of
+    some answers' scores, a weight of KL speaks of deviations.
+    """
+
+    @torch.no_grad()
+    def batch(rows: Sequence[Given]) -> list[Score]:
+        reward.eval()
+        values = []
+        with reward.active():
+            for start in range(0, len(rows), batch_size):
+                values += reward(_grouped(reward, rows[start : start + batch_size])).tolist()
+        scaled = [(value - mean) / scale for value in values]
+        return [Score(value, {"reward_model": value}) for value in scaled]
+
+    score = make_scorer("reward_model", lambda *given: batch([given])[0].parts)
+    score.batch = batch
+    return score
+
+
+def _grouped(reward: RewardModel, rows: Sequence[Given]) -> Packed:
+    """Model inputs in the order of `rows`; answers to the same question about the same image share a row."""
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: (id(row[0]), row[1]))]
+    images = [[group[0][0]] if group[0][0] is not None else [] for group in groups]
+    return reward.pack([[("user", group[0][1])] for group in groups], images, [[row[2] for row in g] for g in groups])
+
+
+def pair_gaps(records: Sequence[PreferenceRecord], scores: Scores) -> np.ndarray:
+    """Score of the better minus score of the worse answer of each pair, (pairs,), in the order of the records."""
+    if [len(row) for row in scores] != [len(record.answers) for record in records]:
+        raise UsageError("the scores are not one for each answer of each record. Score the same records.")
+    rows = zip(scores, records, strict=True)
+    return np.array([row[b] - row[w] for row, record in rows for b, w in record.tier_pairs()], dtype=float)
+
+
+def hits(gaps: np.ndarray) -> np.ndarray:
+    """1 where the better answer has the higher score, ½ where both are equal, else 0; (pairs,)."""
+    return np.where(gaps == 0, 0.5, (gaps > 0).astype(float))
+
+
+def head_hash(reward: RewardModel) -> str:
+    """Hash of the head's weights: a head that was not saved, or not trained, shows."""
+    return tensors_hash(sorted(reward.head.state_dict().items()))
+
+
+def save(reward: RewardModel, folder: Path, settings: RewardSettings, about: dict[str, Any] | None = None) -> Path:
+    """Adapter, head and configuration in one folder: safetensors and JSON, no pickle."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in reward.head.state_dict().items()}
+    about = {
+        "head": reward.head_name,
+        "head_hash": head_hash(reward),
+        "sees_images": reward.sees_images,
+        "trained": sorted(reward.trainable()),
+        "settings": asdict(settings),
+        **(about or {}),
+    }
+    models.save_adapter(reward.backbone, folder, about, REWARD)
+    save_file(weights, folder / "head.safetensors")
+    return folder
+
+
+def load(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path) -> RewardModel:
+    """A saved reward model on `model`, which keeps the adapters it has. Raises UsageError if it does not fit."""
+    if not (folder / "head.safetensors").exists():
+        raise UsageError(
+            f"{folder}: holds no reward model (head.safetensors). Run notebook 03, or give another folder."
+        )
+    about = read_json(folder / "about.json")
+    model = without_reward(model)
+    with _policy_kept(model):
+        backbone = models.load_adapter(model, folder, REWARD)
+    reward = RewardModel(backbone, processor, about["head"], about["sees_images"])
+    reward.head.load_state_dict(load_file(folder / "head.safetensors"))
+    if head_hash(reward) != about["head_hash"]:
+        raise UsageError(f"{folder}: head.safetensors is not the head that about.json speaks of. Restore the folder.")
+    for parameter in reward.trainable().values():
+        parameter.requires_grad_(False)
+    return reward.eval()

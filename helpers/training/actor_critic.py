@@ -1,0 +1,145 @@
+"""Policy, reference and critic on one base: what PPO asks of a model about the tokens of an answer.
+
+The policy is base + adapter, the reference the base with the adapter off. The critic says before each token how the
+answer will end. It is a head on the policy's hidden states, or has an adapter of its own on the same base: the
+states of a policy that writes a wrong number do not say that it is wrong. Such a critic can be warmed up on any
+answers whose score is known, which costs no samples (InstructGPT started its critic from the reward model,
+arXiv 2203.02155, for the same reason). Used by `helpers/training/ppo.py`, taught in notebook 05.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import ProcessorMixin
+
+from helpers import losses, models
+from helpers.config import PPOSettings
+from helpers.files import UsageError
+from helpers.models.heads import ValueHead
+from helpers.models.shared_prefix import Packed, answer_states
+
+CRITIC = "critic"  # name of the critic's own adapter
+
+
+class Figures(NamedTuple):
+    """Of the answers' tokens, (answers, longest) each; 0 after their end."""
+
+    logps: Tensor
+    entropy: Tensor
+    values: Tensor  # of the state before each token; 0 if another pass has them
+
+
+class ActorCritic(nn.Module):
+    """`forward(packed)` gives `Figures` of the policy from one pass; `forward(packed, critic=True)` a critic's values.
+
+    The second is for a critic with its own adapter, within `as_critic()`.
+    """
+
+    def __init__(self, policy: PeftModel, processor: ProcessorMixin, settings: PPOSettings, seed: int = 0):
+        super().__init__()
+        self.policy, self.settings, self.banned = policy, settings, models.banned_tokens(processor)
+        self.adapter = [p for p in policy.parameters() if p.requires_grad]
+        self.critic, self.own_adapter, self.critic_adapter = None, False, []
+        if settings.advantages == "gae" and settings.critic_layers:
+            self._add_critic(seed)
+
+    def _add_critic(self, seed: int) -> None:
+        settings, hidden = self.settings, self.policy.config.get_text_config().hidden_size
+        torch.manual_seed(seed)
+        self.critic = ValueHead(hidden, settings.critic_layers, settings.critic_sees_image).to(self.policy.device)
+        self.own_adapter = settings.critic_adapter
+        if self.own_adapter:
+            if CRITIC in self.policy.peft_config:
+                self.policy.delete_adapter(CRITIC)
+            with models.using_adapter(self.policy, self.policy.active_adapter):
+                models.add_adapter(self.policy, settings.lora, seed, CRITIC)
+            self.critic_adapter = [p for name, p in self.policy.named_parameters() if f".{CRITIC}." in name]
+            for parameter in self.critic_adapter:  # as several processes must find them
+                parameter.requires_grad_(True)
+
+    @contextmanager
+    def as_critic(self) -> Iterator[None]:
+        """The critic's adapter in place of the policy's, also for the backward pass."""
+        with models.using_adapter(self.policy, CRITIC):
+            for parameter in self.critic_adapter:
+                parameter.requires_grad_(True)
+            yield
+
+    def forward(self, packed: Packed, critic: bool = False) -> Figures | Tensor:
+        mask, states = packed.mask[:, 1:], answer_states(self.policy, packed)
+        if critic:
+            return self.critic(states.float(), packed.pooled).where(mask, 0.0)
+        logits = self.policy.get_output_embeddings()(states).float() / self.settings.temperature
+        logits[..., self.banned] = -torch.inf  # they are never sampled
+        logps = torch.log_softmax(logits, -1).gather(-1, packed.ids[:, 1:, None]).squeeze(-1)
+        values = torch.zeros_like(logps)
+        if self.critic is not None and not self.own_adapter:
+            states = states.detach() if self.settings.critic_detached else states
+            values = self.critic(states.float(), packed.pooled)
+        return Figures(*(figure.where(mask, 0.0) for figure in (logps, losses.entropy(logits), values)))
+
+    @torch.no_grad()
+    def values(self, packed: Packed, found: Figures) -> Tensor:
+        """What the critic expects before each token, (answers, longest); `found` is the policy's."""
+        if not self.own_adapter:
+            return found.values
+        with self.as_critic():
+            return self(packed, critic=True)
+
+    @torch.no_grad()
+    def start_at(self, mean: float) -> None:
+        """A critic that knows nothing yet expects the mean."""
+        if self.critic is not None and not self.critic.value[-1].weight.any():
+            self.critic.value[-1].bias.fill_(mean)
+
+    def trained(self) -> dict[str, list[nn.Parameter]]:
+        head = [] if self.critic is None else [*self.critic.parameters()]
+        return {"adapter": self.adapter, "critic": head + self.critic_adapter}
+
+
+def warm_up(
+    actor: ActorCritic,
+    forward: nn.Module,
+    accelerator: Accelerator,
+    batch: Callable[[Sequence[int]], tuple[Packed, Tensor]],
+    number: int,
+    epochs: int,
+    size: int,
+    at_once: int,
+) -> list[float]:
+    """Train a critic with an adapter of its own on answers whose scores are known; returns its losses.
+
+    batch(numbers) gives the answers to some of the `number` prompts and their scores, (answers,). The value of every
+    token is drawn to the score of the whole answer: nothing is bootstrapped. The learning rate falls linearly
+    from `critic_warm_up_rate` to 0. size: prompts of a step, of which `at_once` are in one pass. forward: `actor`, as several
+    processes must call it; each of them sees all answers. Raises UsageError without such a critic, whose states would soon
+    be others.
+    """
+    if not actor.own_adapter:
+        raise UsageError("only a critic with an adapter of its own can be warmed up: set critic_adapter=True.")
+    adamw = torch.optim.AdamW(actor.trained()["critic"], lr=actor.settings.critic_warm_up_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, 0.0, epochs * -(-number // size))
+    optimizer = accelerator.prepare(adamw)
+    rng, history = np.random.default_rng(0), []
+    for _ in tqdm(range(epochs), desc="critic", unit="epoch", leave=False):
+        for chosen in np.split(rng.permutation(number), range(size, number, size)):
+            parts = [batch(part) for part in np.split(chosen, range(at_once, len(chosen), at_once))]
+            actor.start_at(float(torch.cat([scores for _, scores in parts]).mean()))
+            tokens, total = sum(packed.mask[:, 1:].sum() for packed, _ in parts), 0.0
+            for packed, scores in parts:
+                with actor.as_critic():
+                    with accelerator.autocast():
+                        values = forward(packed, critic=True)
+                    loss = 0.5 * losses.masked_mean((values - scores[:, None]) ** 2, packed.mask[:, 1:], tokens)
+                    accelerator.backward(loss)
+                total += float(loss.detach())
+            optimizer.step(), schedule.step(), optimizer.zero_grad()
+            history.append(total)
+    return history

@@ -1,0 +1,47 @@
+"""Checkpoints of a run of `helpers/training/ppo.py`: one file with its whole state, and what must be equal to go on from it.
+
+The file is written under another name and renamed, so that a run killed while writing has the one before. No path is
+in it: the folder may be moved, or mounted elsewhere. Taught in notebook 05.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import ProcessorMixin
+
+from helpers.files import UsageError, file_hash, replacing
+from helpers.models.caches import reference_hash
+from helpers.training.rollout import Task
+
+State = dict[str, Any]
+
+
+def identity(model: PeftModel, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any) -> dict[str, str]:
+    """What a run that goes on must have in common with its checkpoint; image features and reference hang on it, too."""
+    asked = [([file_hash(image) for image in task.images], task.turns, repr(task.facts)) for task in tasks]
+    return {name: repr(value) for name, value in settings.items()} | {
+        "data": hashlib.blake2b(repr(asked).encode(), digest_size=16).hexdigest(),
+        "base model or processor": reference_hash(model, processor, None),
+    }
+
+
+def save(path: Path, state: State) -> None:
+    """Write `state` to `path` in one step."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load(path: Path, own: dict[str, str]) -> State:
+    """The state in `path`. Raises UsageError if it is not of a run with this identity, naming what differs."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch has no error of its own for a file that is none of its
+        raise UsageError(f"{path}: cannot be read ({type(error).__name__}). Delete it to start afresh.") from None
+    differs = [name for name, value in own.items() if state["identity"].get(name) != value]
+    if differs:
+        raise UsageError(f"{path}: of a run with other {', '.join(differs)}. Put that back, or delete the file.")
+    return state

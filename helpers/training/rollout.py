@@ -1,0 +1,159 @@
+"""What one iteration of PPO, RLOO or GRPO learns from: answers that the policy sampled, and what they are worth.
+
+Several answers to a prompt are sampled together, with its image's features computed once. The tokens are kept
+as they were sampled: reading them again from the text may give others, and the ratio of new to old
+probability would then compare two different answers. Taught in notebook 05.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import ProcessorMixin
+
+from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.files import open_image
+from helpers.models.caches import ImageFeatures
+from helpers.models.generation import sample_ids
+from helpers.models.prompts import answer_texts, render_conversation
+from helpers.rewards.heuristic import Facts
+from helpers.rewards.scoring import Given, Scorer, score_all
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question that is answered again and again; images are opened when they are needed."""
+
+    images: tuple[Path, ...]
+    turns: tuple[tuple[str, str], ...]  # (role, text), the last one the question
+    facts: Facts  # the truth that the rewards need
+
+    @property
+    def question(self) -> str:
+        return self.turns[-1][1]
+
+    def given(self, images: Sequence[Image.Image], answer: str) -> Given:
+        """What a scorer is given: the first of the images, the question, the answer and the truth."""
+        return images[0] if images else None, self.question, answer, self.facts
+
+
+def tasks_of(path: Path, records: Sequence[PreferenceRecord]) -> list[Task]:
+    """The prompts of the records of the file `path`; their answers are not used, their truth is."""
+    return [
+        Task(tuple(image_paths(path, record)), tuple((m.role, m.content) for m in record.prompt), record.truth)
+        for record in records
+    ]
+
+
+def shown(processor: ProcessorMixin, tasks: Sequence[Task]) -> tuple[list[str], list[list[Image.Image]]]:
+    """The rendered prompts of tasks, and their images."""
+    images = [[open_image(image) for image in task.images] for task in tasks]
+    rows = zip(tasks, images, strict=True)
+    return [render_conversation(processor, list(task.turns), len(row)) for task, row in rows], images
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """`group` answers to each task, the answers to one task together."""
+
+    prompts: Sequence[str]  # of the tasks, rendered
+    images: Sequence[Sequence[Image.Image]]
+    group: int
+    ids: Sequence[Tensor]  # tokens of each answer, with the end of turn if it came
+    texts: Sequence[str]
+    ended: Tensor  # (answers,) bool
+    scores: Tensor  # (answers,), the penalty for a missing end included
+    parts: dict[str, Tensor]  # what the scores are made of, (answers,) each
+    truth: Tensor | None = None  # (answers,) score by another scorer, which is only watched
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rollout"]) -> "Rollout":
+        """The rollouts of several lists of tasks as one."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = {
+            name: [x for part in parts for x in getattr(part, name)] for name in ("prompts", "images", "ids", "texts")
+        }
+        names = dict.fromkeys(name for part in parts for name in part.parts)
+        return cls(
+            **rows,
+            group=parts[0].group,
+            ended=torch.cat([part.ended for part in parts]),
+            scores=torch.cat([part.scores for part in parts]),
+            parts={n: torch.cat([p.parts.get(n, torch.zeros(len(p.scores))) for p in parts]) for n in names},
+            truth=None if parts[0].truth is None else torch.cat([part.truth for part in parts]),
+        )
+
+    def answers(self, task: int) -> Sequence[Tensor]:
+        return self.ids[task * self.group : (task + 1) * self.group]
+
+    def numbers(self, tasks: Sequence[int]) -> list[int]:
+        """Of the answers to some tasks, in their order."""
+        return [task * self.group + k for task in tasks for k in range(self.group)]
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with what is known of its tokens; tensors are (answers, longest), 0 where `mask` is 0.
+
+    Of the three log-probabilities two are here: `old`, of the policy that sampled, and `reference`. The third,
+    of the policy that is being updated, is computed anew in each update.
+    """
+
+    rollout: Rollout
+    mask: Tensor  # 1 on an answer's own tokens
+    old: Tensor
+    reference: Tensor
+    values: Tensor  # what the critic expects before each token
+    entropy: Tensor
+    rewards: Tensor  # of each token: the score on the last one, and the KL penalty
+    advantages: Tensor
+    returns: Tensor  # what the critic should have expected
+
+    def cut(self, name: str, answers: Sequence[int], longest: int) -> Tensor:
+        """A tensor for some of the answers, none of which is longer than `longest`."""
+        return getattr(self, name)[answers, :longest]
+
+
+def stacked(parts: Sequence[Tensor]) -> Tensor:
+    """(answers, longest) of several slices as one, with 0 where the answers of a slice are shorter."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, longest - part.shape[1])) for part in parts])
+
+
+def roll_out(
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
+    tasks: Sequence[Task],
+    score: Scorer,
+    *,
+    group: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    missing_end: float,
+    seed: int,
+    features: ImageFeatures | None = None,
+    truth: Scorer | None = None,
+) -> Rollout:
+    """Sample `group` answers to each task and score them; one that does not end loses `missing_end`."""
+    prompts, images = shown(processor, tasks)
+    repeated = [number for number in range(len(tasks)) for _ in range(group)]
+    ids, ended = sample_ids(
+        model, processor, prompts, images, group=group,
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, features=features,
+    )  # fmt: skip
+    texts = answer_texts(processor, ids)
+    rows = [tasks[i].given(images[i], text) for i, text in zip(repeated, texts, strict=True)]
+    found, ends = score_all(score, rows), torch.tensor(ended)
+    names = dict.fromkeys(name for result in found for name in result.parts)
+    return Rollout(
+        prompts, images, group, ids, texts, ends,
+        scores=torch.tensor([result.total for result in found]) - missing_end * (~ends).float(),
+        parts={name: torch.tensor([result.parts.get(name, 0.0) for result in found]) for name in names},
+        truth=torch.tensor([result.total for result in score_all(truth, rows)]) if truth else None,
+    )  # fmt: skip

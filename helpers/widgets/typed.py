@@ -1,0 +1,87 @@
+"""Rank answers by typing, where widgets do not appear; and what typing and clicking have in common."""
+
+import itertools
+import re
+import time
+from collections.abc import Callable
+
+from IPython.display import display
+
+from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.votes import LABELS, Item, Tiers, Verdict, Votes
+from helpers.files import UsageError, open_image
+
+
+def completed(tiers: Tiers, n: int, joined: bool = False) -> Tiers | None:
+    """Tiers of `n` answers with the only one left put last (`joined`: level with the last); None while more are.
+
+    completed([[1]], 2) → [[1], [0]];  completed([[1], [0]], 3, joined=True) → [[1], [0, 2]]
+    """
+    left = [k for k in range(n) if not any(k in tier for tier in tiers)]
+    if len(left) > 1:
+        return None
+    if left and joined:
+        return [*tiers[:-1], [*tiers[-1], *left]]
+    return [*tiers, left] if left else tiers
+
+
+def prompt_text(record: PreferenceRecord) -> str:
+    """The only message, or a longer conversation with its roles."""
+    if len(record.prompt) == 1:
+        return record.prompt[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in record.prompt)
+
+
+def rank_in_text(votes: Votes, ask: Callable[[str], str] = input) -> None:
+    """Rank by typing, where widgets do not appear: the same votes, in the same order, in the same file.
+
+    `ask` gets the question and gives the reply. Stops at the end, and at "q".
+    """
+    item = votes.next()
+    while item is not None:
+        _print(item, votes)
+        started = time.monotonic()
+        reply = ask("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ").strip().lower()
+        if reply == "q":
+            return
+        try:
+            if reply == "u":
+                item = votes.undo() or item
+                continue
+            votes.vote(item, *parse_reply(reply, len(item.order)), seconds=round(time.monotonic() - started, 2))
+            item = votes.next()
+        except (UsageError, OSError) as error:
+            print(f"Not counted: {error}")
+            item = votes.again(item)
+    print(f"{votes.progress()}: all are judged.")
+
+
+def _print(item: Item, votes: Votes) -> None:
+    print(f"\n{votes.progress()}\n{votes.notice}")
+    for path in image_paths(votes.records_path, item.record):
+        print(path)
+        try:
+            image = open_image(path)
+            image.thumbnail((640, 480))
+            display(image)
+        except UsageError as error:
+            print(f"{error} Skip it (s).")
+    answers = [f"[{label}] {text}" for label, text in zip(LABELS, item.texts, strict=False)]
+    print("\n\n".join([prompt_text(item.record), *answers]))
+
+
+def parse_reply(reply: str, n: int) -> tuple[Verdict, Tiers]:
+    """A typed vote on `n` answers: "b>a=c" → ("ranked", [[1], [0, 2]]); a single answer left out comes last.
+
+    Raises UsageError for anything but letters in order of preference, t, x or s.
+    """
+    if reply in ("t", "x", "s"):
+        return {"t": "tie", "x": "all bad", "s": "skip"}[reply], []
+    clean = re.sub("[ >,]", "", reply)
+    tiers = [
+        [LABELS.lower().find(letter) for letter in re.sub("=", "", tier)] for tier in re.findall(".(?:=.)*", clean)
+    ]
+    ranking = completed(tiers, n)
+    if not re.fullmatch("[a-f](=?[a-f])*", clean) or sorted(itertools.chain(*(ranking or []))) != list(range(n)):
+        raise UsageError(f"{reply!r} is no vote. Type the letters, best first, = between equals: b>a=c.")
+    return "ranked", ranking

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+from made_up import made_up_items, wrong_downwards
+from PIL import Image
+from shipped import TRAFFIC
+
+from helpers.data.blind import blind_rules
+from helpers.data.counting import count_answer, is_exact, parse_counts
+from helpers.data.labels import CountedImage, read_yolo
+from helpers.data.pairs import (
+    IMAGE_NEGATIVES,
+    add_image_negatives,
+    build_records,
+    counting_questions,
+    one_sided,
+    question_for,
+    spoil_image,
+    true_and_wrong_answers,
+)
+from helpers.data.preferences import image_paths, read_records
+from helpers.models.generation import answer_budget, sample_answers
+from helpers.rewards.ranking import rank_samples
+from helpers.rewards.scoring import SCORERS
+
+CLASSES = ["cars", "buses"]
+
+
+def test_the_true_answer_is_preferred_and_every_other_is_wrong():
+    items = made_up_items()
+    records = build_records(items, TRAFFIC, wrong_downwards(items), ("own", "edit", "other image"))
+    for record, item in zip(records, items, strict=True):
+        (best,) = record.ranking[0]
+        assert record.answers[best].text == count_answer(item.counts) and record.answers[best].origin == "truth"
+        assert all(not is_exact(p.rejected.text, item.counts) for p in record.pairs())
+        assert record.truth == item.counts and record.group == item.group
+        assert image_paths(TRAFFIC / "x.jsonl", record) == [item.path]
+    positions = [record.ranking[0][0] for record in records]
+    assert 0 < np.mean([p == 0 for p in positions]) < 0.6, "the position of the true answer is drawn"
+
+
+def test_an_image_whose_samples_are_all_right_has_no_own_answer(capsys):
+    items = made_up_items(3)
+    right = [[count_answer(item.counts)] for item in items]
+    records = build_records(items, TRAFFIC, right, ("own", "other image"))
+    assert {a.origin for r in records for a in r.answers} == {"truth", "other image"}
+    assert build_records(items, TRAFFIC, right, ("own",)) == []
+    assert "3 of 3 images give no pair" in capsys.readouterr().out
+
+
+def test_a_well_formed_wrong_answer_is_taken_before_a_garbled_one():
+    (item, other) = made_up_items(2)
+    wrong = count_answer({**item.counts, "cars": item.counts["cars"] + 1})
+    (record, _) = build_records([item, other], TRAFFIC, [["garble", wrong], ["garble"]], ("own",))
+    assert [a.text for a in record.answers if a.origin == "own"] == [wrong]
+
+
+def test_kinds_that_do_not_exist_and_data_without_variety_are_errors():
+    items = made_up_items(3)
+    with pytest.raises(ValueError, match="unknown kinds of negatives"):
+        build_records(items, TRAFFIC, [[]] * 3, ("other",))
+    same = [CountedImage(i.path, {"cars": 1, "buses": 1}, i.group) for i in items]
+    with pytest.raises(ValueError, match="all images have the same counts"):
+        build_records(same, TRAFFIC, [[]] * 3, ("other image",))
+
+
+def test_samples_are_ranked_by_a_score_with_margins(capsys):
+    (item, same) = made_up_items(2)
+    cars, buses = item.counts.values()
+    right, off_by_one = count_answer(item.counts), count_answer({"cars": cars + 1, "buses": buses})
+    both_off = count_answer({"cars": cars + 1, "buses": buses + 1})
+    samples = [[off_by_one, right, off_by_one, " ", both_off], [right, right]]
+    (record,) = rank_samples([item, same], TRAFFIC, samples, SCORERS["count_per_class"])
+    assert [a.text for a in record.answers] == [off_by_one, right, both_off]  # as sampled, each once
+    assert [a.score for a in record.answers] == [0.5, 1.0, 0.0] and record.ranking == [[1], [0], [2]]
+    assert [pair.margin for pair in record.pairs()] == [0.5, 1.0, 0.5]
+    (extreme,) = record.pairs("extremes")
+    assert extreme.margin == 1.0 and extreme.chosen.text == right and extreme.rejected.text == both_off
+    assert "1 of 2 images give no record" in capsys.readouterr().out
+    (tie,) = rank_samples([item], TRAFFIC, [[off_by_one, both_off]], SCORERS["count_exact"])
+    assert tie.ranking == [[0, 1]] and tie.pairs() == []
+
+
+def test_spoilt_images_keep_their_size_and_lose_their_content():
+    image = Image.open(TRAFFIC / "train" / "images" / "scene-000001.png").convert("RGB")
+    pixels = np.asarray(image, dtype=float)
+    rng = np.random.default_rng(0)
+    spoilt = {k: np.asarray(spoil_image(image, k, rng), dtype=float) for k in ("blank", "blurred", "crop")}
+    assert all(values.shape == pixels.shape for values in spoilt.values())
+    assert spoilt["blank"].std() == 0
+    detail = {k: np.diff(values, axis=1).std() for k, values in spoilt.items()}
+    assert detail["blurred"] < 0.2 * np.diff(pixels, axis=1).std()
+    assert 0.2 * np.diff(pixels, axis=1).std() < detail["crop"]  # enlarged, not blurred away
+    with pytest.raises(ValueError, match="unknown kind 'dark'"):
+        spoil_image(image, "dark", rng)
+
+
+def test_image_negatives_are_written_beside_the_records(tmp_path):
+    items = read_yolo(TRAFFIC, "train")[:6]
+    records = build_records(items, tmp_path, [[]] * 6, ("other image",))
+    path = tmp_path / "train.jsonl"
+    spoilt = add_image_negatives(path, records, IMAGE_NEGATIVES)
+    truths = {record.images[0]: record.truth for record in records}
+    for record in spoilt:
+        blank, crop, shuffled, blurred = record.negative_images
+        assert blank == f"negatives/{record.id}-blank.png" and crop != blurred
+        assert truths[shuffled] != record.truth, "with an equal truth the answer would be right there"
+        assert Image.open(tmp_path / blurred).size == (112, 112)
+    assert spoilt == add_image_negatives(path, records, IMAGE_NEGATIVES), "the seed decides"
+    same = [record.model_copy(update={"truth": {"cars": 1}}) for record in records]
+    with pytest.raises(ValueError, match="all records have the same truth"):
+        add_image_negatives(path, same, ("shuffled",))
+
+
+def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
+    asked = counting_questions(valid_items[:5])
+    budget = answer_budget(tiny[1], asked.answers)
+    answers = sample_answers(*tiny, asked.images, asked.questions, 3, max_new_tokens=budget)
+    assert len(answers) == 5 and all(len(texts) == 3 for texts in answers)
+    stated = [parse_counts(t, list(valid_items[0].counts)) for texts in answers for t in texts]
+    near = [s and abs(s["cars"] - valid_items[i // 3].counts["cars"]) <= 1 for i, s in enumerate(stated)]
+    assert np.mean([bool(n) for n in near]) > 0.8, "answers belong to their images"
+
+
+def test_shipped_preferences_are_built_from_the_shipped_scenes():
+    items = {f"train-{i.path.stem}": i for i in read_yolo(TRAFFIC, "train")}
+    path = TRAFFIC / "preferences_train.jsonl"
+    records = read_records(path)
+    assert len(records) == 512
+    for number, record in enumerate(records):
+        item = items[record.id]
+        assert record.truth == item.counts and image_paths(path, record) == [item.path]
+        assert record.prompt[0].content == question_for(item, number)
+    rules = blind_rules(records)
+    assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())
+
+
+def test_one_sided_answers_only_ever_count_too_high():
+    records = read_records(TRAFFIC / "preferences_train.jsonl")
+    made = one_sided(records)
+    assert len(made) > 500
+    for record in made:
+        best, worse = (parse_counts(answer.text, list(record.truth)) for answer in record.answers)
+        assert best == record.truth != worse and record.ranking == [[0], [1]]
+        assert all(best[cls] <= worse[cls] <= 3 for cls in best) and sum(best.values()) < sum(worse.values())
+    assert [r.answers for r in one_sided(records)] == [r.answers for r in made]
+    full = records[0].model_copy(update={"truth": dict.fromkeys(records[0].truth, 9)})
+    assert len(one_sided([*records[:2], full])) == 2
+
+
+def test_answers_for_a_critic_are_true_edited_and_of_other_images():
+    truths = [{"cars": 1, "buses": 2}, {"cars": 0, "buses": 2}, {"cars": 3, "buses": 0}]
+    for truth, row in zip(truths, true_and_wrong_answers(truths, seed=3), strict=True):
+        first, second, edited, other = (parse_counts(text, list(truth)) for text in row)
+        assert first == second == truth != edited and other in truths and other != truth
+        assert sum(abs(edited[cls] - truth[cls]) for cls in truth) == 1
+    assert true_and_wrong_answers(truths, seed=3) == true_and_wrong_answers(truths, seed=3)
+    with pytest.raises(ValueError, match="all images have the same counts"):
+        true_and_wrong_answers([{"cars": 1}, {"cars": 1}])

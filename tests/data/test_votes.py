@@ -1,0 +1,489 @@
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from helpers.data import vote_log as module
+from helpers.data.preferences import Judgement, PreferenceRecord, read_records, write_records
+from helpers.data.vote_log import Event, append, read_events
+from helpers.data.votes import Votes, agreement, apply
+from helpers.files import UsageError
+from helpers.statistics import binomial_p
+from helpers.widgets.typed import completed, parse_reply, rank_in_text
+
+
+def record(name="r0", n=2, **fields):
+    answers = [{"text": f"{name} answer {place}", "model": f"model {place}"} for place in range(n)]
+    return PreferenceRecord(image="photo.png", prompt="How many?", answers=answers, id=name, **fields)
+
+
+def records(count, n=2):
+    return [record(f"r{number}", n) for number in range(count)]
+
+
+def event(name="r0", annotator="ana", verdict="tie", ranking=((0, 1),), **fields):
+    ranking = ranking and [list(tier) for tier in ranking]
+    judgement = Judgement(kind="human", annotator=annotator, verdict=verdict, ranking=ranking, **fields)
+    return Event(record=name, content=module.content_of(record(name)), judgement=judgement)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "votes.jsonl"
+
+
+# The file
+
+
+def test_a_line_is_an_event_and_reads_back(path):
+    first, second = event("r0", seconds=1.5, order=[1, 0]), event("r1", "ben", "ranked", [[1], [0]])
+    append(path, first)
+    append(path, second)
+    assert read_events(path) == ([first, second], b"")
+    line = json.loads(path.read_text().splitlines()[0])
+    assert line["record"] == "r0" and line["judgement"]["verdict"] == "tie" and line["judgement"]["order"] == [1, 0]
+
+
+def test_every_half_line_is_ignored_and_damages_no_later_vote(path):
+    first, second, third = event("r0"), event("r1", annotator="zoë"), event("r2")
+    append(path, first)
+    start = path.stat().st_size
+    append(path, second)
+    whole = path.read_bytes()
+    for end in range(start, len(whole)):
+        path.write_bytes(whole[:end])
+        complete = end == len(whole) - 1  # only the newline is missing: nothing of the vote is lost
+        kept = [first, second] if complete else [first]
+        assert read_events(path) == (kept, b"" if complete else whole[start:end])
+        append(path, third)
+        assert read_events(path) == ([*kept, third], b""), f"cut after {end - start} bytes"
+        assert path.read_bytes().startswith(whole[:end]), "what was there stays"
+
+
+@given(cuts=st.lists(st.integers(1, 400), min_size=1, max_size=5), name=st.text(min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_half_lines_one_after_the_other(tmp_path_factory, cuts, name):
+    """Killed in the line that closes a half line, and again."""
+    path = tmp_path_factory.mktemp("cuts") / "votes.jsonl"
+    last = Event(record=name, content="0", undo="ana")
+    append(path, last)
+    for cut in cuts:
+        before = path.read_bytes()
+        append(path, last)
+        path.write_bytes(path.read_bytes()[: len(before) + cut])
+    append(path, last)
+    events, tail = read_events(path)
+    assert tail == b"" and set(map(str, events)) == {str(last)} and 2 <= len(events) <= len(cuts) + 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"record": "r0", "content": "0"}', "an event has either a judgement or an undo"),
+        ('{"record": "r0", "content": "0", "undo": 5}', "undo: Input should be a valid string"),
+        ('{"record": "r0", ', "not JSON"),
+        ("[1]", "valid dictionary"),
+        ('{"record": "r0", "content": "0", "undo": "a", "undo": "b"}', "stands twice"),
+    ],
+)
+def test_a_whole_line_that_is_no_event_is_an_error_with_its_place(path, line, reason):
+    append(path, event())
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UsageError, match=rf"votes\.jsonl:2: .*{reason}.*Correct the line"):
+        read_events(path)
+
+
+def test_a_vote_counts_only_after_write_and_sync(path, monkeypatch):
+    calls = []
+    write, sync = os.write, os.fsync
+    monkeypatch.setattr(module.os, "write", lambda fd, data: calls.append(("write", data)) or write(fd, data))
+    monkeypatch.setattr(module.os, "fsync", lambda fd: calls.append(("sync", os.fstat(fd).st_ino)) or sync(fd))
+    append(path, event())
+    file, folder = path.stat().st_ino, path.parent.stat().st_ino
+    assert calls == [("write", path.read_bytes()), ("sync", file), ("sync", folder)], "one write, then both syncs"
+    calls.clear()
+    append(path, event("r1"))
+    assert [call[0] for call in calls] == ["write", "sync"], "the folder only when the file is new"
+
+
+def test_a_disk_that_fills_up_in_mid_line(path, monkeypatch):
+    votes = Votes(path, records(3), "ana")
+    item = votes.next()
+    write = os.write
+    monkeypatch.setattr(module.os, "write", lambda fd, data: write(fd, data[:40]))
+    with pytest.raises(OSError, match="No space left"):
+        votes.vote(item, "tie")
+    monkeypatch.undo()
+    assert (
+        not Votes(path, records(3), "ana").judged and "half a line (40 bytes" in Votes(path, records(3), "ana").notice
+    )
+    assert votes.vote(votes.again(item), "skip")
+    assert {key: vote.verdict for key, vote in votes.judged.items()} == {item.key: "skip"} and not votes.notice
+
+
+def test_after_a_failed_sync_the_next_click_supersedes(path, monkeypatch):
+    """The line may be in the file all the same; the annotator was told that it does not count."""
+    votes = Votes(path, records(3), "ana")
+    item = votes.next()
+
+    def fail(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module.os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        votes.vote(item, "tie")
+    monkeypatch.undo()
+    assert votes.vote(votes.again(item), "ranked", [[1], [0]])
+    assert votes.judged[item.key].verdict == "ranked" and len(votes.judged) == 1
+
+
+# What follows from it
+
+
+def test_two_records_with_one_key(path):
+    with pytest.raises(UsageError, match="two records are called 'r0'"):
+        Votes(path, [record(), record()], "ana")
+    nameless = [r.model_copy(update={"id": None}) for r in records(2)]
+    assert len(Votes(path, nameless, "ana").keys) == 2
+    with pytest.raises(UsageError, match="two records are called"):
+        Votes(path, [nameless[0], nameless[0].model_copy()], "ana")
+
+
+def test_orders_differ_by_seed_and_annotator_and_survive_a_restart(path):
+    def shown(annotator, seed):
+        votes, orders = Votes(path, records(40, n=3), annotator, seed), {}
+        for key in votes.keys:
+            orders[key] = votes._item(key).order
+        return votes.keys, orders
+
+    assert shown("ana", 0) == shown("ana", 0)
+    for other in (shown("ana", 1), shown("ben", 0)):
+        assert other[0] != shown("ana", 0)[0] and other[1] != shown("ana", 0)[1]
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_each_place_is_shown_first_equally_often(path, n):
+    votes = Votes(path, records(1000, n), "ana")
+    first = [votes._item(key).order[0] for key in votes.keys]
+    for place in range(n):
+        # six places in three runs: none of 11 exact tests below .001 unless the draw is crooked
+        assert binomial_p(first.count(place), 1000, 1 / n) > 0.001
+
+
+def test_ranking_and_criteria_are_stored_by_place(path):
+    votes = Votes(path, [record(n=3)], "ana", seed=next(s for s in range(99) if order_of(path, s) == [2, 0, 1]))
+    item = votes.next()
+    assert item.order == [2, 0, 1] and item.texts == ["r0 answer 2", "r0 answer 0", "r0 answer 1"]
+    # shown: B first, then A and C together; "concise" for A, "helpful" for none
+    assert votes.vote(item, "ranked", [[1], [0, 2]], {"concise": [1, 0, 0], "helpful": [0, 0, 0]}, seconds=2.5)
+    judgement = Votes(path, [record(n=3)], "ana").judged["r0"]
+    assert judgement.ranking == [[0], [1, 2]] and judgement.order == [2, 0, 1]
+    assert judgement.criteria == {"concise": [0, 0, 1]} and judgement.seconds == 2.5 and judgement.kind == "human"
+
+
+def order_of(path, seed):
+    return Votes(path, [record(n=3)], "ana", seed).next().order
+
+
+def test_verdicts(path):
+    votes = Votes(path, records(5, n=3), "ana")
+    for verdict, tiers in [
+        ("tie", ()),
+        ("all bad", ()),
+        ("skip", ()),
+        ("ranked", [[0, 1, 2]]),
+        ("ranked", [[0], [1], [2]]),
+    ]:
+        votes.vote(votes.next(), verdict, tiers, {"concise": [0, 0, 0]})
+    all_of_them = [(vote.verdict, vote.ranking and len(vote.ranking)) for vote in votes.judged.values()]
+    assert all_of_them == [("tie", 1), ("all bad", 1), ("skip", None), ("tie", 1), ("ranked", 3)]
+    assert not any(vote.criteria for vote in votes.judged.values()) and votes.next() is None
+
+
+def test_equal_answers_must_be_equal(path):
+    twins = record(n=3)
+    twins.answers[2].text = twins.answers[0].text
+    votes = Votes(path, [twins], "ana")
+    item = votes.next()
+    a, c = sorted(item.order.index(place) for place in (0, 2))
+    b = item.order.index(1)
+    with pytest.raises(UsageError, match=f"{'ABC'[a]} and {'ABC'[c]} are the same"):
+        votes.vote(item, "ranked", [[a], [b], [c]])
+    assert votes.vote(item, "ranked", [[a, c], [b]])
+    assert apply([twins], path)[0].ranking == [[0, 2], [1]]
+
+
+def test_a_second_click_on_what_was_shown_once_does_nothing(path):
+    """Two kernels on one file, or a click that was queued twice."""
+    here, there = Votes(path, records(3), "ana"), Votes(path, records(3), "ana")
+    item, same = here.next(), there.next()
+    assert here.vote(item, "tie") and not here.vote(item, "skip") and not there.vote(same, "all bad")
+    assert len(read_events(path)[0]) == 1 and there.judged[item.key].verdict == "tie"
+    assert there.next().key != item.key
+    here.undo()
+    assert not there.vote(same, "skip"), "it was shown before the vote that was taken back"
+    assert there.vote(there.next(), "skip") and there.judged[item.key].verdict == "skip"
+
+
+def test_undo_goes_back_one_by_one_over_restarts(path):
+    votes = Votes(path, records(4), "ana")
+    keys = [votes.next().key for _ in range(3) if votes.vote(votes.next(), "tie")]
+    for key in reversed([key for key in votes.keys[:3]]):
+        votes = Votes(path, records(4), "ana")
+        assert votes.undo().key == key and votes.next().key == key
+    assert Votes(path, records(4), "ana").undo() is None and len(keys) == 3
+    assert len(read_events(path)[0]) == 6, "an undo is an event"
+    assert votes.vote(votes.next(), "skip") and votes.progress() == "1 of 4 · 1 skipped"
+
+
+def test_undo_takes_back_only_the_own_vote(path):
+    ana, ben = Votes(path, records(2), "ana"), Votes(path, records(2), "ben")
+    ana.vote(ana.next(), "tie")
+    item = ben.next()
+    ben.vote(item, "skip")
+    ana.undo()
+    assert not Votes(path, records(2), "ana").judged and set(Votes(path, records(2), "ben").judged) == {item.key}
+
+
+def test_progress_and_median(path):
+    votes = Votes(path, records(4), "ana")
+    assert votes.progress() == "0 of 4" and votes.median_seconds is None
+    for seconds in (1.0, 9.0, 2.0):
+        votes.vote(votes.next(), "tie", seconds=seconds)
+    assert votes.progress() == "3 of 4 · 2.0 s each" and votes.median_seconds == 2
+
+
+def test_votes_on_answers_that_have_changed_since_are_refused(path):
+    votes = Votes(path, [record()], "ana")
+    votes.vote(votes.next(), "ranked", [[0], [1]])
+    changed = record()
+    changed.answers[0].text = "another text"
+    changed.answers[1].model = "another model"  # not shown, so it may change
+    for use in (lambda: Votes(path, [changed], "ben"), lambda: apply([changed], path)):
+        with pytest.raises(UsageError, match="'r0' has other images, prompt or answers"):
+            use()
+
+
+def test_more_answers_than_letters_and_no_name(path):
+    with pytest.raises(UsageError, match="7 answers"):
+        Votes(path, [record(n=7)], "ana")
+    with pytest.raises(UsageError, match="annotator is empty"):
+        Votes(path, records(1), " ")
+
+
+# Export
+
+
+def test_apply_attaches_and_ranks(path):
+    before = [
+        record("r0", truth="2", ranking=[[0], [1]]),
+        record("r1", extra={"x": 1}),
+        record("r2", ranking=[[1], [0]]),
+    ]
+    model = Judgement(kind="model", annotator="ana", verdict="ranked", ranking=[[1], [0]])
+    before[0].judgements = [model]
+    for event_ in (
+        event("r0", "ana", "ranked", [[1], [0]]),
+        event("r1", "ana", "all bad"),
+        event("r2", "ana", "skip", None),
+        event("r0", "ben", "skip", None),
+        event("elsewhere"),
+    ):
+        append(path, event_)
+    after = apply(before, path)
+    assert after[0].ranking == [[1], [0]] and after[0].extra == {"ranking_before": [[0], [1]]}, "ben's skip is no vote"
+    assert [(j.kind, j.annotator) for j in after[0].judgements] == [
+        ("model", "ana"),
+        ("human", "ana"),
+        ("human", "ben"),
+    ]
+    assert after[1].ranking == [[0, 1]] and after[1].pairs() == [] and after[1].extra == {"x": 1}
+    assert after[2].ranking == [[1], [0]] and after[2].extra == {}, "without a vote the ranking stays"
+    assert before[0].ranking == [[0], [1]] and before[0].judgements == [model], "the records given are not changed"
+    for old, new in zip(before, after, strict=True):
+        rest = {"judgements", "ranking", "extra"}
+        assert old.model_dump(exclude=rest) == new.model_dump(exclude=rest)
+    assert apply(after, path) == after, "once more changes nothing"
+    assert read_records(write_records(path.with_name("ranked.jsonl"), after)) == after
+
+
+def test_two_annotators_who_disagree_make_a_tie(path):
+    append(path, event("r0", "ana", "ranked", [[1], [0]]))
+    append(path, event("r0", "ben", "ranked", [[0], [1]]))
+    assert apply([record()], path)[0].ranking == [[0, 1]]
+    append(path, event("r0", "ben", "ranked", [[1], [0]]))
+    assert apply([record()], path)[0].ranking == [[1], [0]], "ben's last judgement counts"
+
+
+def test_apply_needs_votes_on_these_records(path):
+    with pytest.raises(UsageError, match="no vote on any of these 1 records"):
+        apply([record()], path)
+    append(path, event("elsewhere"))
+    with pytest.raises(UsageError, match="no vote on any"):
+        apply([record()], path)
+    append(path, event("r0", ranking=[[0, 1, 2]]))
+    with pytest.raises(UsageError, match=r"'r0': ranking of a judgement .* must name each of the 2 answers"):
+        apply([record()], path)
+
+
+def test_apply_tells_of_a_half_line(path, capsys):
+    append(path, event())
+    path.write_bytes(path.read_bytes() + b'{"rec')
+    apply([record()], path)
+    assert "half a line (5 bytes" in capsys.readouterr().out
+
+
+# Agreement
+
+
+def test_kappa_by_hand(path):
+    # 4 pairs with the same winner, 1 with opposite winners, 1 called a tie by both. Both ways round:
+    # observed 5/6; ties 1/6 each, either winner 5/12 each: chance 1/36 + 2 · 25/144 = 3/8; (5/6 − 3/8) / (5/8) = 11/15
+    for number, (ana, ben) in enumerate([((0, 1), (0, 1))] * 4 + [((0, 1), (1, 0)), (None, None)]):
+        for name, places in (("ana", ana), ("ben", ben)):
+            tiers = [[place] for place in places] if places else [[0, 1]]
+            append(path, event(f"r{number}", name, "ranked" if places else "tie", tiers))
+    append(path, event("r6", "ana", "skip", None))
+    append(path, event("r6", "ben"))
+    kappa = agreement(records(7), path)
+    assert kappa.value == pytest.approx(11 / 15) and kappa.same == pytest.approx(5 / 6)
+    assert (kappa.n, kappa.groups) == (6, 6) and kappa.low < 11 / 15 < kappa.high
+    assert agreement(records(7), path) == kappa and agreement(records(7), path, ("ben", "ana")).value == kappa.value
+
+
+@given(flips=st.lists(st.booleans(), min_size=6, max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_kappa_does_not_depend_on_how_the_file_lists_answers(tmp_path_factory, flips):
+    path = tmp_path_factory.mktemp("flips") / "votes.jsonl"
+    for number, flip in enumerate(flips):
+        for name, places in (("ana", (0, 1)), ("ben", (0, 1) if number else (1, 0))):
+            tiers = [[1 - place if flip else place] for place in places]
+            append(path, event(f"r{number}", name, "ranked", tiers))
+    assert agreement(records(6), path).value == pytest.approx(2 * 5 / 6 - 1)  # two labels: 2 · observed − 1
+
+
+def test_kappa_of_longer_rankings_counts_pairs_and_records(path):
+    three = records(2, n=3)
+    ana, ben = Votes(path, three, "ana"), Votes(path, three, "ben")
+    for votes in (ana, ben):
+        while item := votes.next():
+            votes.vote(item, "ranked", [[item.order.index(place)] for place in (2, 0, 1)])
+    kappa = agreement(three, path)
+    assert (kappa.value, kappa.n, kappa.groups) == (1, 6, 2)
+
+
+def test_agreement_where_there_is_none_to_state(path):
+    append(path, event("r0", "ana"))
+    with pytest.raises(UsageError, match=r"two annotators, and here are \['ana'\]"):
+        agreement(records(2), path)
+    append(path, event("r1", "ben"))
+    with pytest.raises(UsageError, match="ana and ben judged no record both"):
+        agreement(records(2), path)
+    append(path, event("r0", "ben", "all bad"))
+    kappa = agreement(records(2), path)
+    assert kappa.value is None and "not defined" in str(kappa) and "nan" not in str(kappa)
+    append(path, event("r0", "eva"))
+    with pytest.raises(UsageError, match="Name two of them"):
+        agreement(records(2), path)
+    assert agreement(records(2), path, ("ana", "eva")).n == 1
+
+
+# Without widgets
+
+
+def test_the_last_answer_places_itself():
+    assert completed([], 2) is None and completed([[1]], 2) == [[1], [0]]
+    assert completed([[1]], 3) is None and completed([[1], [0]], 3) == [[1], [0], [2]]
+    assert completed([[1], [0]], 3, joined=True) == [[1], [0, 2]] and completed([[0, 1], [2]], 3) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("reply", "n", "vote"),
+    [
+        ("b", 2, ("ranked", [[1], [0]])),
+        ("a>b", 2, ("ranked", [[0], [1]])),
+        ("a = b", 2, ("ranked", [[0, 1]])),
+        ("b>a=c", 3, ("ranked", [[1], [0, 2]])),
+        ("c a", 3, ("ranked", [[2], [0], [1]])),
+        ("c=a=b, d", 4, ("ranked", [[2, 0, 1], [3]])),
+        ("t", 2, ("tie", [])),
+        ("x", 3, ("all bad", [])),
+        ("s", 2, ("skip", [])),
+    ],
+)
+def test_replies(reply, n, vote):
+    assert parse_reply(reply, n) == vote
+
+
+@pytest.mark.parametrize("reply", ["", "c", "aa", "a=", "=a", "a==b", "better", "ab=", "1", "ba?", "aba"])
+def test_replies_that_are_no_vote(reply):
+    with pytest.raises(UsageError, match="is no vote"):
+        parse_reply(reply, 2)
+
+
+def test_ranking_by_typing(tmp_path, path, capsys):
+    Image.new("RGB", (20, 10)).save(tmp_path / "photo.png")
+    votes = Votes(path, records(4), "ana")
+    replies = ["a", "u", "B", "nonsense", "t", "q"]
+    rank_in_text(votes, lambda _: replies.pop(0))
+    shown = capsys.readouterr().out
+    assert [v.verdict for v in Votes(path, records(4), "ana").judged.values()] == ["ranked", "tie"] and not replies
+    item = votes._item(votes.keys[0])
+    assert votes.judged[item.key].ranking == [[item.order[1]], [item.order[0]]] and "'nonsense' is no vote" in shown
+    assert f"[A] {item.texts[0]}" in shown and "How many?" in shown and "photo.png" in shown and "model" not in shown
+    (tmp_path / "photo.png").unlink()
+    rank_in_text(votes, lambda _: "s")
+    assert "Skip it" in (end := capsys.readouterr().out) and end.endswith("all are judged.\n")
+    assert votes.progress().startswith("4 of 4 · 2 skipped")
+
+
+# Two kernels at once
+
+
+def _vote_to_the_end(path, verdict, counted):
+    votes = Votes(path, records(30), "ana")
+    while item := votes.next():
+        if votes.vote(item, verdict):
+            counted.send(item.key)
+    counted.close()
+
+
+def test_two_kernels_on_one_file_count_each_record_once(path):
+    context = multiprocessing.get_context("fork")
+    readers, processes = [], []
+    for verdict in ("tie", "skip"):
+        reader, writer = context.Pipe(duplex=False)
+        processes.append(context.Process(target=_vote_to_the_end, args=(path, verdict, writer)))
+        processes[-1].start()
+        writer.close()
+        readers.append(reader)
+    counted = []
+    for reader, process in zip(readers, processes, strict=True):
+        with contextlib.suppress(EOFError):
+            while True:
+                counted.append(reader.recv())
+        process.join(30)
+        assert process.exitcode == 0
+    assert len(counted) == 30 == len(set(counted)) == len(read_events(path)[0])
+
+
+def test_random_events_leave_what_a_plain_account_says(path):
+    """Against a dictionary that is kept by hand: 120 votes and undos of two annotators in turn."""
+    random_, held = random.Random(0), {"ana": [], "ben": []}
+    votes = {name: Votes(path, records(60), name) for name in held}
+    for _ in range(120):
+        name = random_.choice(["ana", "ben"])
+        if random_.random() < 0.4:
+            item = votes[name].undo()
+            assert (item and item.key) == (held[name].pop() if held[name] else None)
+        elif item := votes[name].next():
+            votes[name].vote(item, "tie")
+            held[name].append(item.key)
+    for name, keys in held.items():
+        assert list(Votes(path, records(60), name).judged) == keys

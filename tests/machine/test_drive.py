@@ -1,0 +1,303 @@
+"""Lost sessions: checkpoints that were cut off are not taken, and copies on a drive that fails do no harm."""
+
+import errno
+import json
+import os
+import shutil
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+
+from helpers.files import UsageError
+from helpers.machine import drive
+from helpers.machine import drive as resume
+from helpers.machine.drive import Copies, last_checkpoints
+
+
+def written(path, text="x", age=100.0):
+    """A file whose last change was `age` seconds ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
+def checkpoint(trainer, step, steps=400, whole=True, age=100.0):
+    """What TRL leaves in a checkpoint, in the order of writing; trainer_state.json is the last."""
+    folder = trainer / f"checkpoint-{step}"
+    written(folder / "adapter_model.safetensors", "weights", age)
+    written(folder / "optimizer.pt", "moments", age)
+    if whole:
+        written(folder / "trainer_state.json", json.dumps({"global_step": step, "max_steps": steps}), age)
+    return folder
+
+
+def ppo_checkpoint(folder, iteration, iterations=36):
+    folder.mkdir(parents=True)
+    state = {"identity": {"settings": f"PPOSettings(seed=0, iterations={iterations}, x=1)"}, "iteration": iteration}
+    torch.save(state | {"weights": {"lora": torch.ones(2)}}, folder / "checkpoint.pt")
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """local/ and drive/, both there and empty."""
+    for name in ("local", "drive"):
+        (tmp_path / name).mkdir()
+    return Copies(tmp_path / "drive", tmp_path / "local")
+
+
+# What there is to go on from
+
+
+def test_the_newest_whole_checkpoint_wins(artifacts):
+    trainer = artifacts / "dpo" / "seed-0" / "trainer"
+    for step in (50, 100, 200):
+        checkpoint(trainer, step, whole=step < 200)
+    (found,) = last_checkpoints(artifacts)
+    assert (found.run, found.step, found.steps, found.path) == ("dpo/seed-0", 100, 400, trainer / "checkpoint-100")
+    assert str(found) == "dpo/seed-0: step 100 of 400 → set RESUME = True"
+
+
+@pytest.mark.parametrize("damage", ["trainer_state.json", "optimizer.pt"])
+def test_a_checkpoint_that_was_cut_off_is_named_and_not_taken(artifacts, damage, capsys):
+    """transformers' `get_last_checkpoint` goes by the number alone and would take it."""
+    trainer = artifacts / "dpo" / "seed-1" / "trainer"
+    checkpoint(trainer, 50)
+    text = (checkpoint(trainer, 100) / damage).read_text()
+    (trainer / "checkpoint-100" / damage).write_text(text[:5] if damage.endswith("json") else "")
+    assert get_last_checkpoint(str(trainer)).endswith("checkpoint-100")
+    resume.found()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "dpo/seed-1: step 50 of 400 → set RESUME = True"
+    assert second.startswith("⚠️") and second.endswith(
+        "checkpoint-100 was cut off while it was written, and is passed over."
+    )
+
+
+def test_runs_of_all_stages_are_found(artifacts, capsys):
+    checkpoint(artifacts / "dpo" / "seed-0" / "trainer", 400)
+    ppo_checkpoint(artifacts / "ppo" / "grpo", 35)
+    ppo_checkpoint(artifacts / "ppo" / "rloo", 20)
+    written(artifacts / "ppo" / "ppo" / "checkpoint.pt", "half of a zip file")
+    written(artifacts / "ppo" / "grpo" / "adapter_config.json", age=-5)  # saved after its last checkpoint
+    (artifacts / "reward").mkdir()
+    torch.save({"settings": "", "step": 30}, artifacts / "reward" / "checkpoint.pt")
+    resume.found()
+    assert capsys.readouterr().out.splitlines() == [
+        "dpo/seed-0: step 400 of 400, finished",
+        "ppo/grpo: step 35 of 36, finished",
+        "ppo/rloo: step 20 of 36 → set RESUME = True",
+        "reward: step 30 → goes on by itself",
+    ]
+
+
+def test_no_checkpoint_is_said(artifacts, capsys):
+    resume.found()
+    assert capsys.readouterr().out == f"No checkpoint in {artifacts}.\n"
+
+
+def test_real_checkpoints_are_read(artifacts):
+    """A file as `ppo_checkpoint.save` writes it, with the settings that `PolicyTrainer` compares."""
+    from helpers.config import ppo_preset
+    from helpers.training import checkpoint as real
+
+    identity = {"settings": repr(ppo_preset("tiny")), "seed": "0"}
+    real.save(artifacts / "ppo" / "ppo" / "checkpoint.pt", {"identity": identity, "iteration": 5, "weights": {}})
+    (found,) = last_checkpoints(artifacts)
+    assert (found.step, found.steps) == (5, ppo_preset("tiny").iterations)
+
+
+# Copies
+
+
+def test_what_is_finished_is_copied_and_what_is_not_is_left(copies):
+    written(copies.local / "preferences" / "train.jsonl", "new")
+    written(copies.local / "ppo" / "ppo" / ".checkpoint.pt.7.tmp")
+    written(copies.local / "cache" / "features" / "a.pt")
+    written(copies.local / "log.jsonl", age=-5)  # may still be written
+    trainer = copies.local / "dpo" / "seed-0" / "trainer"
+    checkpoint(trainer, 50)
+    checkpoint(trainer, 100, whole=False)
+    assert copies.keep() == 2
+    there = sorted(str(p.relative_to(copies.drive)) for p in copies.drive.rglob("*") if p.is_file())
+    place = os.path.join("dpo", "seed-0", "trainer", "checkpoint-50", "")
+    assert there == [
+        *(place + name for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json")),
+        os.path.join("preferences", "train.jsonl"),
+    ]
+    assert copies.keep() == 0
+    written(copies.local / "preferences" / "train.jsonl", "newer", age=50)
+    assert copies.keep() == 1 and (copies.drive / "preferences" / "train.jsonl").read_text() == "newer"
+
+
+def test_restore_fetches_what_is_newer_and_leaves_newer_local_files_alone(copies):
+    for place, ages in ((copies.local, (10, 500, 100)), (copies.drive, (50, 50, 100))):
+        for name, age in zip(("local_newer", "drive_newer", "same"), ages, strict=True):
+            written(place / name, place.name, age)
+    written(copies.drive / "only" / "there", "drive")
+    checkpoint(copies.drive / "dpo" / "seed-0" / "trainer", 50)
+    checkpoint(copies.drive / "dpo" / "seed-0" / "trainer", 100, whole=False)  # Drive writes late
+    assert copies.restore() == 3
+    read = {name: (copies.local / name).read_text() for name in ("local_newer", "drive_newer", "same")}
+    assert read == {"local_newer": "local", "drive_newer": "drive", "same": "local"}
+    assert (copies.local / "only" / "there").exists()
+    assert [found.step for found in last_checkpoints(copies.local)] == [50]
+    assert copies.restore() == 0
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_copy_is_whole_or_not_there(copies, what, monkeypatch):
+    """Killed in the middle of copying: the old copy is left as it was, and the next attempt ends well."""
+    if what == "file":
+        old = written(copies.drive / "adapter", "old", age=500)
+        written(copies.local / "adapter", "new")
+    else:
+        old = checkpoint(copies.drive / "dpo" / "a" / "trainer", 50, age=500) / "optimizer.pt"
+        (checkpoint(copies.local / "dpo" / "a" / "trainer", 50) / "optimizer.pt").write_text("new")
+    before = old.read_text()
+
+    def killed(source, target):
+        if source.is_dir():
+            target.mkdir()
+            source, target = source / "optimizer.pt", target / "optimizer.pt"
+        target.write_text(source.read_text()[:1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", killed)
+        patch.setattr(shutil, "copytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            copies.keep()
+    assert old.read_text() == before
+    assert copies.keep() == 1 and old.read_text() == "new"
+    assert not [path for path in copies.drive.rglob("*") if path.name.endswith(".part")]
+
+
+def test_a_drive_that_fails_is_said_once_and_stops_nothing(copies, monkeypatch, capsys):
+    written(copies.local / "adapter")
+
+    def dropped(*_):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy2", dropped)
+        assert copies.keep() == copies.keep() == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "Transport endpoint is not connected" in said and "Work goes on" in said
+    assert copies.keep() == 1  # it is there again
+
+
+def test_a_mount_that_is_lost_is_not_replaced_by_a_folder_of_its_name(copies, capsys):
+    written(copies.local / "adapter")
+    copies.drive.rmdir()
+    assert copies.keep() == 0 and not copies.drive.exists()
+    assert "it is not there any more" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_the_trainer_removes_meanwhile_is_no_failure(copies, monkeypatch, capsys):
+    gone = checkpoint(copies.local / "dpo" / "a" / "trainer", 50)
+    written(copies.local / "zebra")
+    copytree = shutil.copytree
+
+    def removed(source, target):
+        shutil.rmtree(gone)
+        copytree(source, target)
+
+    monkeypatch.setattr(shutil, "copytree", removed)
+    assert copies.keep() == 1 and capsys.readouterr().out == ""
+    assert (copies.drive / "zebra").exists()
+
+
+def test_checkpoints_that_newer_ones_have_replaced_do_not_pile_up(copies):
+    trainer = copies.local / "dpo" / "a" / "trainer"
+    for step in (50, 100, 150):
+        checkpoint(trainer, step)
+        if step > 100:
+            shutil.rmtree(trainer / f"checkpoint-{step - 100}")  # save_total_limit=2
+        copies.keep()
+    there = copies.drive / "dpo" / "a" / "trainer"
+    assert sorted(path.name for path in there.iterdir()) == ["checkpoint-100", "checkpoint-150"]
+    shutil.rmtree(copies.local / "dpo")  # a session was lost: nothing is removed
+    copies.keep()
+    assert len(list(there.iterdir())) == 2
+
+
+def test_it_runs_by_itself(copies):
+    written(copies.local / "adapter")
+    copies.every = 0.01
+    copies.start()
+    copies.start()  # the set-up cell a second time
+    for _ in range(500):
+        if (copies.drive / "adapter").exists():
+            break
+        time.sleep(0.01)
+    copies.stop.set()
+    copies.thread.join(5)
+    assert (copies.drive / "adapter").exists() and not copies.thread.is_alive()
+
+
+# The line of the set-up cell
+
+
+@pytest.fixture
+def colab(artifacts, tmp_path, monkeypatch):
+    """Colab with a Drive; `mounted` counts, `error` is raised."""
+    state = SimpleNamespace(mounted=0, error=None, folder=tmp_path / "mount" / "MyDrive" / "vlm")
+
+    def mount(path):
+        state.mounted += 1
+        if state.error:
+            raise state.error
+
+    google = ModuleType("google.colab")
+    google.drive = SimpleNamespace(mount=mount)
+    monkeypatch.setitem(sys.modules, "google.colab", google)
+    monkeypatch.setattr(resume, "MOUNT", tmp_path / "mount")
+    monkeypatch.setattr(resume, "_running", {})
+    monkeypatch.setattr(Copies, "start", lambda self: None)
+    return state
+
+
+def test_use_drive_restores_and_says_how_to_go_on(colab, artifacts, capsys):
+    checkpoint(colab.folder / "dpo" / "seed-0" / "trainer", 50)
+    resume.use_drive("vlm")
+    resume.use_drive("vlm")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("vlm: 1 files and checkpoints fetched; from now on it is brought up to date.")
+    assert said[1] == "dpo/seed-0: step 50 of 400 → set RESUME = True" and ": 0 files" in said[2]
+    assert (artifacts / "dpo" / "seed-0" / "trainer" / "checkpoint-50").is_dir()
+    assert len(resume._running) == 1 and colab.mounted == 2
+
+
+def test_use_drive_does_nothing_unless_asked(colab, capsys):
+    resume.use_drive("")
+    assert (colab.mounted, capsys.readouterr().out, resume._running) == (0, "", {})
+
+
+def test_use_drive_refuses_in_one_line(colab, monkeypatch):
+    colab.error = ValueError("mount failed")
+    with pytest.raises(UsageError, match=r"not mounted \(mount failed\). Allow it, or set DRIVE = ''"):
+        resume.use_drive("vlm")
+    colab.error = None
+    colab.folder.parent.mkdir(parents=True)
+    colab.folder.write_text("a file of that name")
+    with pytest.raises(UsageError, match="cannot be used"):
+        resume.use_drive("vlm")
+    monkeypatch.delitem(sys.modules, "google.colab")
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    with pytest.raises(UsageError, match="DRIVE is for Google Colab"):
+        resume.use_drive("vlm")
+
+
+def test_any_folder_will_do_if_its_path_is_absolute(colab, artifacts, tmp_path):
+    written(tmp_path / "disk" / "arena" / "votes.jsonl")
+    resume.use_drive(str(tmp_path / "disk"))
+    assert (artifacts / "arena" / "votes.jsonl").exists() and colab.mounted == 0
+
+
+def test_times_of_drive_may_be_coarse():
+    assert drive.QUIET > drive.COARSE, "else a file written to within that time would never be copied again"

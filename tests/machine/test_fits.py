@@ -1,0 +1,353 @@
+"""The machine check on machines that are made up: a T4, small cards, a CPU, Colab, other versions, little disk."""
+
+import importlib.metadata
+import os
+import shutil
+import socket
+from collections import namedtuple
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from huggingface_hub import constants
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from helpers.config import dpo_preset, ppo_preset, reward_preset
+from helpers.files import ROOT, UsageError
+from helpers.machine import duration, memory
+from helpers.machine import fits as machine
+from helpers.machine.duration import CALLS, CALLS_OUTSIDE, EFFICIENCY, Rates, Seconds, measure_rates
+from helpers.machine.fits import OPTIONAL, PYTHON, TESTED, check_machine, download_gb, versions_off
+from helpers.machine.fitting import fit
+from helpers.machine.memory import Generation, forecast
+from helpers.models.presets import PRESETS
+from helpers.models.shapes import shapes, visual_tokens
+
+CARD = {"width": 448, "height": 448, "four_bit": True, "compute_bytes": 2}
+Disk = namedtuple("Disk", "total used free")
+T4 = 15.8e9  # bytes
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch, artifacts, tmp_path):
+    """No cache of the hub, versions as tested, 100 GB of disk, no Colab, fixed rates, no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(machine, "_version", lambda package: TESTED[package][1] + ".0")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(200 * 10**9, 0, 100 * 10**9))
+    monkeypatch.setattr(machine, "measure_rates", lambda *_: Rates(1e12, 1e11, 1e-5))
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+
+
+def gpu(monkeypatch, total, free=None, reserved=0, capability=(7, 5), name="Tesla T4"):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name=name))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (total if free is None else free, total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: reserved)
+
+
+def cpu(monkeypatch, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=available * 2))
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))
+
+
+def test_a_t4_computes_in_fp16_and_what_fits_stays_as_it_is(monkeypatch, capsys):
+    gpu(monkeypatch, T4)
+    given = {"dpo": dpo_preset("t4"), "reward": reward_preset("t4"), "ppo": ppo_preset("t4")}
+    plan = check_machine("qwen2-vl-2b", **given)
+    out = capsys.readouterr().out
+    assert plan.dpo is given["dpo"] and plan.reward is given["reward"] and plan.ppo is given["ppo"]
+    assert "Tesla T4, compute capability 7.5" in out and "15.8 GB of 15.8 GB GPU memory are free" in out
+    assert "float16: this GPU only emulates bfloat16 (its compute capability is below 8.0)" in out
+    assert "versions    as tested, Python" in out and plan.warnings == [] and "⚠️" not in out
+    # 0.9 × 15.8 = 14.2 GB; all stages have a row, and none a change
+    rows = [line.split() for line in out.split("GB of 14.2")[1].splitlines()[1:5]]
+    assert [row[0] for row in rows] == ["load", "dpo", "reward", "ppo"] and all(row[-1] == "–" for row in rows)
+    assert [float(row[1]) for row in rows] == [round(plan.memory[row[0]].total, 1) for row in rows]
+
+
+def test_a_card_of_capability_8_computes_in_bf16(monkeypatch, capsys):
+    gpu(monkeypatch, 23.7e9, capability=(8, 9), name="NVIDIA L4")
+    check_machine("tiny")
+    assert "bfloat16: this GPU has it in hardware" in capsys.readouterr().out
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_accumulated_twice_as_often(monkeypatch, capsys):
+    gpu(monkeypatch, T4)
+    settings = replace(reward_preset("t4"), batch_size=4, accumulation=4, gradient_checkpointing=True)
+    plan = check_machine("llava-next-llama3-8b", reward=settings)
+    # weights 6.35, adapter 0.24, overhead 0.95, and 1.68 for each record: (14.22 − 7.54) / 1.68 = 3.98
+    assert plan.largest["reward"] == 3
+    assert plan.reward == replace(settings, batch_size=2, accumulation=8)  # 4 × 4 = 2 × 8 = 16 records a step
+    assert "batch_size 4 → 2, accumulation 4 → 8" in capsys.readouterr().out
+    assert (
+        plan.memory["reward"].total <= 0.9 * 15.8 < forecast("llava-next-llama3-8b", "reward", settings, **CARD).total
+    )
+
+
+def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
+    gpu(monkeypatch, 6e9)
+    with pytest.raises(UsageError) as error:
+        check_machine("llava-next-llama3-8b", reward=reward_preset("t4"))
+    text = str(error.value)
+    assert (
+        text.startswith("llava-next-llama3-8b does not fit: stage load takes 8.1 GB") and "5.4 GB can be used" in text
+    )
+    named = text.rsplit("with: ", 1)[1].rstrip(".").split(", ")
+    assert named == [name for name in PRESETS if PRESETS[name].gpu_gb <= 6] and "\n" not in text
+    with pytest.raises(UsageError, match=r"stage reward takes 9\.2 GB while training, with the smallest batch"):
+        fit("llava-next-llama3-8b", "reward", reward_preset("t4"), 9.0, CARD)
+    with pytest.raises(UsageError, match=r"while answers are sampled.*PPO's group decides that"):
+        fit("llava-next-llama3-8b", "ppo", ppo_preset("t4"), 11.0, CARD)
+
+
+def test_what_this_process_holds_counts_as_free_and_what_others_hold_does_not(monkeypatch, capsys):
+    gpu(monkeypatch, T4, free=3e9, reserved=2e9)
+    with pytest.raises(UsageError, match=r"4\.5 GB can be used"):  # 0.9 × (3 + 2)
+        check_machine("qwen2-vl-7b")
+
+
+def test_generation_gets_smaller_batches(monkeypatch):
+    gpu(monkeypatch, T4)
+    plan = check_machine("llava-next-llama3-8b")
+    assert 1 <= plan.load.batch_size == plan.largest["load"] < 64
+    assert check_machine("qwen2-vl-2b").load == Generation()
+
+
+def test_images_are_made_smaller_where_the_smallest_batch_does_not_fit(monkeypatch, capsys):
+    gpu(monkeypatch, 6.5e9)  # 5.85 GB can be used
+    plan = check_machine("qwen2.5-vl-3b", reward=reward_preset("t4"), image=(4000, 4000), max_pixels=2240**2)
+    out = capsys.readouterr().out
+    n = round(plan.max_pixels**0.5 / 28)
+    assert plan.max_pixels == (28 * n) ** 2 and 30 < n < 80
+    square = CARD | {"width": 4000, "height": 4000}
+    needs = [
+        forecast("qwen2.5-vl-3b", "reward", plan.reward, **square, max_pixels=(28 * k) ** 2).total for k in (n, n + 1)
+    ]
+    assert needs[0] <= 0.9 * 6.5 < needs[1] and plan.memory["reward"].total == needs[0]
+    seen = visual_tokens("qwen2.5-vl-3b", 4000, 4000, plan.max_pixels)
+    assert (n - 1) ** 2 <= seen <= n**2  # rounding in transformers can make it one less
+    assert f"4000 × 4000 pixels are {seen:,} visual tokens (max_pixels {plan.max_pixels:,})\n" in out
+    assert plan.warnings == [
+        f"images are reduced to {plan.max_pixels:,} instead of 5,017,600 pixels, {seen:,} visual tokens instead of 6,400, so "
+        "that the smallest batch fits. Small things may be lost to sight."
+    ]
+
+
+def test_a_limit_that_is_asked_for_is_kept_if_it_fits_and_more_room_is_told(monkeypatch, capsys):
+    gpu(monkeypatch, T4)
+    assert check_machine("qwen2-vl-2b", dpo=dpo_preset("t4")).max_pixels is None
+    assert "256 visual tokens (max_pixels 200,704); up to " in capsys.readouterr().out
+    plan = check_machine("qwen2-vl-2b", dpo=dpo_preset("t4"), max_pixels=672**2)
+    assert plan.max_pixels == 672**2 and plan.warnings == []
+    assert "576 visual tokens (max_pixels 451,584)" in capsys.readouterr().out
+    assert plan.memory["dpo"] == forecast(
+        "qwen2-vl-2b", "dpo", plan.dpo, **CARD | {"width": 672, "height": 672}, max_pixels=672**2
+    )
+    assert check_machine("llava-1.5-7b").max_pixels is None
+    assert "576 visual tokens\n" in capsys.readouterr().out
+
+
+def test_on_a_cpu_ram_is_the_budget_and_fp32_is_computed_in(monkeypatch, capsys):
+    cpu(monkeypatch, 10e9)
+    plan = check_machine("qwen2-vl-2b", dpo=dpo_preset("t4"))
+    out = capsys.readouterr().out
+    assert "10.0 GB of 20.0 GB RAM are free" in out and "float32: there is no GPU" in out and "GB of 9.0" in out
+    options = CARD | {"compute_bytes": 4}
+    assert plan.memory["dpo"] == forecast("qwen2-vl-2b", "dpo", plan.dpo, **options)
+    # 1,310,195,712 weights as stored, 898,789,888 in fp32
+    assert plan.memory["dpo"].weights == pytest.approx((1_310_195_712 * 0.5159 + 898_789_888 * 4) / 1e9, rel=1e-3)
+    assert plan.load.batch_size < 64 and plan.dpo == dpo_preset("t4")
+
+
+def test_without_bitsandbytes_weights_are_whole(monkeypatch):
+    cpu(monkeypatch, 60e9)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    found = check_machine("qwen2-vl-2b").memory["load"].weights
+    assert found == pytest.approx(2_208_985_600 * 4 / 1e9, rel=1e-3)
+
+
+def test_long_answers_are_warned_of(monkeypatch):
+    gpu(monkeypatch, T4)
+    assert check_machine("qwen2-vl-2b", ppo=ppo_preset("t4", max_new_tokens=256)).ppo.at_once == 3  # no warning
+    settings = ppo_preset("t4", max_new_tokens=256, mini_batch=8, at_once=1)
+    warning = check_machine("qwen2-vl-2b", ppo=settings).warnings[0]
+    need = forecast("qwen2-vl-2b", "ppo", settings, answer_tokens=256, **CARD).total
+    assert f"max_new_tokens = 256 would take {need:.1f} GB" in warning and need > 0.9 * 15.8
+
+
+# --- versions, disk, Colab ---
+
+
+def pinned():
+    lines = [line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    return [line.split("==") for line in lines if "==" in line]
+
+
+def test_tested_versions_are_the_pinned_ones_and_the_lowest_that_are_admitted():
+    pins, required = {}, {}
+    for name, version in pinned():  # some have two, for several versions of Python
+        pins[name] = max(pins.get(name, Version("0")), Version(version))
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line.split("#")[0].strip())
+            required[requirement.name] = requirement.specifier
+    for package, (low, high) in TESTED.items():
+        assert Version(high).release == pins[package].release[:2], package
+        if low != high:
+            assert required[package].contains(low), package
+    assert PYTHON == ("3.11", "3.13")
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "said"),
+    [
+        ("torch", "2.15.0", "torch 2.15.0: tested is 2.11 to 2.14."),
+        ("torch", "2.10.1+cu128", "torch 2.10.1+cu128: tested is 2.11 to 2.14."),
+        ("trl", "1.15.0", "trl 1.15.0: tested is 1.14."),
+        ("peft", None, "peft is not installed: run the set-up cell again."),
+    ],
+)
+def test_versions_that_are_off_are_named(monkeypatch, capsys, package, version, said):
+    cpu(monkeypatch, 10e9)
+    monkeypatch.setattr(machine, "_version", lambda name: version if name == package else TESTED[name][0])
+    plan = check_machine("tiny")
+    assert len(plan.warnings) == 1 and plan.warnings[0].startswith(said)
+    assert f"⚠️  {said}" in (out := capsys.readouterr().out) and "1 not as tested, see below" in out
+
+
+def test_patches_and_local_builds_are_as_tested_and_what_is_optional_may_be_missing(monkeypatch):
+    builds = {"torch": "2.14.9+cu130", "numpy": "2.1.3"} | dict.fromkeys(OPTIONAL)
+    monkeypatch.setattr(machine, "_version", lambda name: builds.get(name, TESTED[name][1]))
+    assert versions_off() == []
+    monkeypatch.setattr(machine.platform, "python_version", lambda: "3.14.0")
+    assert versions_off() == ["Python 3.14.0: tested is 3.11 to 3.13. If something fails, install that first."]
+
+
+def test_a_package_that_is_not_there_has_no_version(monkeypatch):
+    monkeypatch.undo()
+    assert machine._version("no-such-package") is None
+    assert machine._version("torch") == importlib.metadata.version("torch")
+
+
+def test_a_download_is_the_copy_in_4_bits_on_a_gpu_and_16_bits_else(tmp_path):
+    # 1,310,195,712 × 0.516 + 898,789,888 × 2 bytes; 2,208,985,600 × 2 bytes; LLaVA has no such copy; tiny is here
+    assert download_gb("qwen2-vl-2b", True) == pytest.approx(2.47, abs=0.01)
+    assert download_gb("qwen2-vl-2b", False) == pytest.approx(4.42, abs=0.01)
+    assert download_gb("llava-1.5-7b", True) == pytest.approx(7.063 * 2, abs=0.01)
+    assert download_gb("tiny", True) == 0
+    (tmp_path / "hub" / "models--unsloth--Qwen2-VL-2B-Instruct-bnb-4bit").mkdir(parents=True)
+    assert download_gb("qwen2-vl-2b", True) == 0 and download_gb("qwen2-vl-2b", False) > 4
+
+
+def test_little_disk_is_warned_of(monkeypatch, capsys):
+    gpu(monkeypatch, T4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10**11, 0, 4 * 10**9))
+    assert check_machine("tiny").warnings == []  # 2 GB for artifacts
+    (warning,) = check_machine("qwen2-vl-2b").warnings  # and 2.5 for the model
+    assert warning.startswith("disk: 4.0 GB free at") and "4.5 GB are needed" in warning
+    assert "4.0 GB free at" in capsys.readouterr().out
+
+
+def test_two_disks_are_told_apart(monkeypatch, tmp_path, artifacts):
+    gpu(monkeypatch, T4)
+    monkeypatch.setattr(machine, "_disk", lambda folder: folder == artifacts)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Disk(0, 0, 3e9 if folder == artifacts else 1e9))
+    (warning,) = check_machine("qwen2-vl-2b").warnings  # 2 of 3 GB for artifacts, and 2.5 of 1 for the model
+    assert warning.startswith(f"disk: 1.0 GB free at {tmp_path}, 2.5 GB are needed")
+
+
+def test_on_colab_it_says_whether_drive_is_there(monkeypatch, capsys):
+    cpu(monkeypatch, 10e9)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-2026.08")
+    assert check_machine("tiny").warnings == [
+        "Drive is not mounted: artifacts and checkpoints are lost with this session."
+    ]
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == "/content/drive")
+    assert check_machine("tiny").warnings == []
+    assert "release-2026.08, Drive is mounted" in capsys.readouterr().out
+
+
+def test_a_model_on_the_hub_has_no_forecast_and_its_settings_stay(monkeypatch, capsys):
+    cpu(monkeypatch, 10e9)
+    plan = check_machine("nobody/model", dpo=dpo_preset("t4"), max_pixels=10**5)
+    assert plan.dpo == dpo_preset("t4") and plan.memory == {} and plan.max_pixels == 10**5
+    assert "⚠️  no forecast for nobody/model" in capsys.readouterr().out
+
+
+def test_a_checkpoint_in_a_folder_has_one(monkeypatch):
+    cpu(monkeypatch, 10e9)
+    assert check_machine(ROOT / "data" / "tiny-qwen2-vl").largest["load"] == memory.MOST
+
+
+# --- minutes ---
+
+HERE = CARD | {"width": 112, "height": 112, "prompt_tokens": 24}  # 16 visual tokens, prompts of 40
+NEVER = float("inf")
+
+
+def test_seconds_of_products_by_hand():
+    seconds = Seconds("tiny", Rates(1e9, NEVER, 0.0), HERE)
+    # 3 layers: q and o 128², k and v 128 × 64, 3 of 128 × 384 = 589,824 weights; rows of 40 tokens, 10 predictions of 402
+    flop = 2 * 589_824 * 80 + 4 * 80 * 40 * 128 * 3 + 2 * 128 * 402 * 10
+    assert shapes("tiny").quantised == 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 384) == 589_824
+    assert seconds.forward(2, 40, 0, 10) == pytest.approx(flop / (EFFICIENCY * 1e9))
+    # a token of 2 rows that sees 5 earlier ones and itself
+    flop = 2 * 589_824 * 2 + 4 * 2 * 6 * 128 * 3
+    assert seconds.forward(2, 1, 5) == pytest.approx(flop / (EFFICIENCY * 1e9))
+
+
+def test_seconds_of_calls_by_hand():
+    seconds = Seconds("tiny", Rates(NEVER, NEVER, 1.0), HERE)
+    forward, tower = CALLS_OUTSIDE + 3 * CALLS, 2 * CALLS
+    dpo = replace(dpo_preset("tiny"), steps=10, batch_size=4, accumulation=2)
+    # 20 forwards and backwards; the reference and the tower for 40 examples
+    assert seconds.dpo(dpo, 40) == pytest.approx((2 * 20 + 40 / 4) * forward + 40 * tower)
+    # with checkpointing one more; 20 examples are seen twice, and computed once
+    again = replace(dpo, gradient_checkpointing=True)
+    assert seconds.dpo(again, 20) == pytest.approx((3 * 20 + 20 / 4) * forward + 20 * tower)
+    # 2 epochs of 64 / 16 batches, 6 evaluations of an eighth
+    reward = replace(reward_preset("tiny"), epochs=2, batch_size=16, evaluations=6)
+    assert seconds.reward(reward, 64) == pytest.approx((2 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
+    again = replace(reward, gradient_checkpointing=True)
+    assert seconds.reward(again, 64) == pytest.approx((3 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
+    # prefill and 20 tokens; policy and reference; 2 epochs of 4 updates of 2
+    ppo = replace(ppo_preset("tiny"), iterations=3, prompts=8, mini_batch=2, epochs=2, critic_adapter=False)
+    assert seconds.ppo(ppo, 100) == pytest.approx(3 * (21 + 2 + 8 * 2) * forward + 24 * tower)
+    # a critic of its own looks too, is updated too, and is warmed up in 8 epochs
+    own = replace(ppo, critic_adapter=True)
+    assert seconds.ppo(own, 100) == pytest.approx((3 * (21 + 3 + 8 * 4) + 8 * 2 * 100 / 2) * forward + 100 * tower)
+    again = replace(own, gradient_checkpointing=True)
+    assert seconds.ppo(again, 100) == pytest.approx((3 * (21 + 3 + 8 * 6) + 8 * 3 * 100 / 2) * forward + 100 * tower)
+
+
+def test_seconds_of_copies_by_hand():
+    model, seconds = shapes("tiny"), Seconds("tiny", Rates(NEVER, 1.0, 0.0), HERE)
+    weights = model.quantised * (duration.NF4 + 4)  # unpacked to 2 bytes, and read again
+    between = 3 * 2 * 2 * (10 * 128 + 5 * 384)
+    assert seconds.forward(1, 1) == pytest.approx(weights + between)
+    # 5 earlier tokens of 2 rows: keys and values of 64 numbers, spread to 128
+    assert seconds.forward(2, 1, 5) == pytest.approx(weights + 2 * between + 2 * 5 * 3 * 2 * (64 + 128) * 2)
+
+
+def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
+    gpu(monkeypatch, T4)
+    plan = check_machine("qwen2-vl-7b", reward=replace(reward_preset("t4"), batch_size=4), examples=100)
+    seconds = Seconds("qwen2-vl-7b", Rates(1e12, 1e11, 1e-5), CARD)
+    assert plan.minutes["reward"] == pytest.approx(seconds.reward(plan.reward, 100) / 60)
+    assert plan.minutes["load"] == pytest.approx(seconds.load(plan.load, 100) / 60)
+
+
+def test_smaller_images_take_less_time():
+    small = Seconds("qwen2-vl-2b", Rates(1e12, 1e11, 1e-5), CARD | {"max_pixels": 224**2})
+    assert small.prompt == 60 + 8 * 8 and small.patches == 16 * 16
+
+
+def test_rates_of_this_machine_are_sensible():
+    rates = measure_rates(128, 384)
+    assert 1e8 < rates.flops < 1e15 and 1e8 < rates.bytes < 1e13 and 1e-7 < rates.call < 1e-2

@@ -1,0 +1,255 @@
+"""The chat formats of the checkpoints on the hub, written out by hand, and what becomes of them as tokens.
+
+They were compared with the chat_template.json, tokenizer_config.json and special_tokens_map.json of the presets' repositories.
+"""
+
+import pytest
+import torch
+from architectures import TEMPLATES, build
+from pictures import noise
+from shipped import TRAFFIC
+
+from helpers.data.preferences import read_records
+from helpers.doctor import input_checks
+from helpers.models.caches import ImageFeatures, processor_settings
+from helpers.models.prompts import (
+    added_begin,
+    answer_ids,
+    answer_texts,
+    encode,
+    end_of_turn,
+    render,
+    render_conversation,
+    tokenize,
+)
+from helpers.models.shared_prefix import pack, plain
+from helpers.rewards.scoring import make_scorer
+from helpers.training import rollout
+
+_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+_CHATML = f"<|im_start|>user\n{_IMAGE}Q<|im_end|>\n<|im_start|>assistant\n"
+_LLAMA3 = "<|start_header_id|>{}<|end_header_id|>\n\n"
+ONE = {
+    "qwen2_vl": _SYSTEM + _CHATML,
+    "qwen2_5_vl": _SYSTEM + _CHATML,
+    "qwen3_vl": _CHATML,
+    "llava": "USER: <image>\nQ ASSISTANT:",
+    "llava_next": f"{_LLAMA3.format('user')}<image>\nQ<|eot_id|>{_LLAMA3.format('assistant')}",
+    "smolvlm": "<|im_start|>User:<image>Q<end_of_utterance>\nAssistant:",
+    "idefics3": "<|im_start|>User:<image>Q<end_of_utterance>\nAssistant:",
+}
+TURNS = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R")]
+_CHATML = (
+    f"<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n{_IMAGE}Q<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
+    "<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n"
+)
+_SMOL = (
+    "<|im_start|>System: S<end_of_utterance>\nUser:<image>Q<end_of_utterance>\nAssistant: A<end_of_utterance>\n"
+    "User: R<end_of_utterance>\nAssistant:"
+)
+MANY = {
+    "qwen2_vl": _CHATML,
+    "qwen2_5_vl": _CHATML,
+    "qwen3_vl": _CHATML,
+    "llava": "S USER: <image>\nQ ASSISTANT: A USER: R ASSISTANT:",
+    "llava_next": (  # this template has a line break before every text
+        f"{_LLAMA3.format('system')}\nS<|eot_id|>{_LLAMA3.format('user')}<image>\nQ<|eot_id|>"
+        f"{_LLAMA3.format('assistant')}\nA<|eot_id|>{_LLAMA3.format('user')}\nR<|eot_id|>{_LLAMA3.format('assistant')}"
+    ),
+    "smolvlm": _SMOL,
+    "idefics3": _SMOL,
+}
+#             first token, added by the tokenizer, end of turn
+MARKS = {
+    "qwen2_vl": (None, "", "<|im_end|>"),
+    "qwen2_5_vl": (None, "", "<|im_end|>"),
+    "qwen3_vl": (None, "", "<|im_end|>"),
+    "llava": ("<s>", "<s>", "</s>"),
+    "llava_next": ("<|begin_of_text|>", "<|begin_of_text|>", "<|eot_id|>"),
+    "smolvlm": ("<|im_start|>", "", "<end_of_utterance>"),
+    "idefics3": ("<|im_start|>", "", "<end_of_utterance>"),
+}
+IMAGES = [noise(112, 112), noise(84, 140, seed=1)]
+ANSWERS = ["There are 2 cars.", "No", "2", "", "Two lines.\nAnd a third: ½", "\nLate"]
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def family(request):
+    """(name, model, processor)."""
+    return request.param, *build(request.param)
+
+
+def test_a_prompt_as_the_checkpoint_knows_it(family):
+    name, _, processor = family
+    assert render(processor, "Q") == ONE[name]
+    mark = "<image>\n" if name == "llava" else _IMAGE if name.startswith("qwen") else "<image>"
+    without = {"llava_next": ONE[name].replace("<image>", ""), "smolvlm": ONE[name].replace("<image>", " ")}
+    without["idefics3"] = without["smolvlm"]
+    assert render(processor, "Q", images=0) == without.get(name, ONE[name].replace(mark, ""))
+    assert render(processor, "Q", images=2) == ONE[name].replace(mark, mark * 2)
+
+
+def test_a_conversation_as_the_checkpoint_knows_it(family):
+    """The image belongs to the first question; a turn of the system takes the place of the default one."""
+    name, _, processor = family
+    assert render_conversation(processor, TURNS, 1) == MANY[name]
+    assert render_conversation(processor, [("user", "Q")], 1) == ONE[name]
+
+
+def test_the_first_token_is_there_once(family):
+    """LLaVA's templates leave "<s>" to the tokenizer, which was told not to add any: the model was asked without."""
+    name, model, processor = family
+    first, added, _ = MARKS[name]
+    tokenizer = processor.tokenizer
+    assert tokenizer.bos_token == first and added_begin(processor) == added
+    texts = [render(processor, "Q"), render_conversation(processor, TURNS, 1)]
+    pictures, answers = [[image] for image in IMAGES], [["No."], ["2", "Yes."]]
+    features = ImageFeatures(model, processor)
+    every = {
+        "left": tokenize(processor, texts, pictures),
+        "right": tokenize(processor, texts, pictures, "right"),
+        "encode": encode(processor, ["Q", "A longer one?"], IMAGES),
+        "no image": tokenize(processor, [render(processor, "Q", images=0)], [[]]),
+        "packed": pack(model, processor, texts, pictures, answers).inputs,
+        "kept": pack(model, processor, texts, pictures, answers, features).inputs,
+        "plain": plain(processor, texts, pictures, answers).inputs,
+    }
+    for layout, inputs in every.items():
+        for row in inputs["input_ids"]:
+            tokens = tokenizer.convert_ids_to_tokens(row[row != tokenizer.pad_token_id].tolist())
+            assert first is None or (tokens[0] == first and tokens.count(first) == 1), layout
+
+
+def test_tokens_are_those_that_the_processor_makes_by_itself(family):
+    _, _, processor = family
+    text = render(processor, "How many cars?")
+    alone = processor(text=[text], images=[[IMAGES[0]]], return_tensors="pt")
+    ours = tokenize(processor, [text], [[IMAGES[0]]])
+    assert torch.equal(ours["input_ids"], alone["input_ids"])
+    assert torch.equal(ours["pixel_values"], alone["pixel_values"])
+
+
+def test_a_first_token_in_the_text_would_not_do_for_llama_2():
+    """Its tokenizer puts "▁" before the first word of a text, but not behind a token that is written out."""
+    _, processor = build("llava")
+    written = processor.tokenizer("<s>" + ONE["llava"], add_special_tokens=False)["input_ids"]
+    assert written != processor.tokenizer(ONE["llava"])["input_ids"]
+
+
+def test_a_template_that_writes_the_first_token_is_left_alone():
+    _, processor = build("llava_next")
+    processor.chat_template = "{{ bos_token }}" + processor.chat_template
+    ids = encode(processor, ["Q"], IMAGES[:1])["input_ids"][0]
+    assert ids[0] == processor.tokenizer.bos_token_id and (ids == processor.tokenizer.bos_token_id).sum() == 1
+
+
+def test_a_tokenizer_that_also_ends_texts_does_not_end_prompts():
+    _, processor = build("llava")
+    processor.tokenizer.add_eos_token = True
+    assert processor.tokenizer("Q")["input_ids"][-1] == processor.tokenizer.eos_token_id
+    assert added_begin(processor) == ""
+    assert processor.tokenizer.eos_token_id not in encode(processor, ["Q"], IMAGES[:1])["input_ids"]
+
+
+def test_kept_features_know_of_the_first_token():
+    """Prompts and reference log-probabilities that were kept without it are not those with it."""
+    settings = []
+    for begins in (True, False):
+        _, processor = build("llava")
+        processor.tokenizer.add_bos_token = begins
+        settings.append(processor_settings(processor))
+    assert settings[0] != settings[1]
+
+
+def test_padding_on_either_side(family):
+    _, _, processor = family
+    texts = [render(processor, "Q"), render(processor, "How many cars are in the image?")]
+    left, right = (tokenize(processor, texts, [[IMAGES[0]]] * 2, side) for side in ("left", "right"))
+    alone = [tokenize(processor, [text], [[IMAGES[0]]])["input_ids"][0] for text in texts]
+    missing = len(alone[1]) - len(alone[0])
+    assert missing > 0
+    for inputs, mask in ((left, [0] * missing + [1] * len(alone[0])), (right, [1] * len(alone[0]) + [0] * missing)):
+        assert inputs["attention_mask"].tolist() == [mask, [1] * len(alone[1])]
+        for row, kept, ids in zip(inputs["input_ids"], inputs["attention_mask"].bool(), alone, strict=True):
+            assert torch.equal(row[kept], ids) and (row[~kept] == processor.tokenizer.pad_token_id).all()
+
+
+def test_an_answer_ends_in_the_end_of_turn_and_nowhere_else(family):
+    name, _, processor = family
+    end = MARKS[name][2]
+    assert end_of_turn(processor) == end
+    for answer in ANSWERS:
+        tokens = processor.tokenizer.convert_ids_to_tokens(answer_ids(processor, answer))
+        assert tokens[-1] == end and tokens.count(end) == 1
+
+
+def test_an_answer_has_the_tokens_that_it_has_in_a_conversation(family):
+    """SmolVLM's and LLaVA's prompts end in "Assistant:", and a space is before the first word."""
+    name, _, processor = family
+    turns = [("user", "Q"), ("assistant", "There are 2."), ("user", "R")]
+    whole = processor.tokenizer(render_conversation(processor, turns, 0), add_special_tokens=False)["input_ids"]
+    prompt = processor.tokenizer(render(processor, "Q", images=0), add_special_tokens=False)["input_ids"]
+    answer = answer_ids(processor, "There are 2.")
+    if name == "llava_next":  # but for the line break of its template
+        prompt = prompt + processor.tokenizer("\n")["input_ids"][1:]
+    if name == "llava":  # whose template ends no turn
+        answer = answer[:-1]
+    assert whole[: len(prompt) + len(answer)] == prompt + answer
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_is_read_as_it_was_written(family, answer):
+    _, _, processor = family
+    assert answer_texts(processor, [answer_ids(processor, answer)]) == [answer]
+
+
+def test_a_space_is_written_once():
+    """An answer that was sampled may bring its space along."""
+    _, processor = build("idefics3")
+    assert answer_ids(processor, " Two.") == answer_ids(processor, "Two.")
+    assert processor.tokenizer.decode(answer_ids(processor, "Two.")) == " Two.<end_of_utterance>"
+
+
+def test_the_embedded_models_answers_are_tokens_of_their_text(tiny):
+    _, processor = tiny
+    records = read_records(TRAFFIC / "preferences_train.jsonl")
+    texts = list(dict.fromkeys(answer.text for record in records for answer in record.answers))
+    assert len(texts) > 200
+    for text in texts:
+        expected = processor.tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        assert answer_ids(processor, text) == expected
+
+
+def test_a_template_that_goes_on_otherwise_than_its_prompt():
+    """As of models that think first: what is written before the answer is then not known."""
+    _, processor = build("qwen3_vl")
+    processor.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
+    assert answer_ids(processor, "2") == processor.tokenizer("2<|im_end|>")["input_ids"]
+
+
+def test_an_answer_that_would_melt_into_the_prompts_last_token():
+    """The prompt ends in a line break and has its tokens already; the answer keeps its own."""
+    _, processor = build("qwen3_vl")
+    processor.tokenizer.add_tokens(["\n\n"])
+    alone = processor.tokenizer("\nLate<|im_end|>")["input_ids"]
+    assert answer_ids(processor, "\nLate") == alone and answer_texts(processor, [alone]) == ["\nLate"]
+
+
+def test_sampled_answers_are_scored_without_the_space(monkeypatch):
+    model, processor = build("idefics3")
+    ids = [torch.tensor(answer_ids(processor, text)) for text in ("Two cars.", "No.")]
+    monkeypatch.setattr(rollout, "sample_ids", lambda *_, **__: (ids, [True, True]))
+    seen = []
+    score = make_scorer("watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0})
+    how = {"group": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "missing_end": 1.0, "seed": 0}
+    tasks = [rollout.Task((), (("user", "Q"),), {})]
+    assert rollout.roll_out(model, processor, tasks, score, **how).texts == ["Two cars.", "No."] == seen
+
+
+def test_the_look_before_training_counts_prompt_and_answer(family):
+    _, _, processor = family
+    row = {"images": IMAGES[:1], "prompt": [{"role": "user", "content": "Q"}]}
+    row |= {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "2"), ("rejected", "2 or 3"))}
+    prompt = encode(processor, ["Q"], IMAGES[:1])["input_ids"].shape[1]
+    assert input_checks.look_at(processor, row).tokens == prompt + len(answer_ids(processor, "2 or 3"))

@@ -1,0 +1,139 @@
+import pytest
+import torch
+from architectures import BUILDERS, build
+from pictures import noise
+from torch.testing import assert_close
+
+from helpers import models
+from helpers.config import LoraSettings
+from helpers.models import shared_prefix
+from helpers.models.caches import ImageFeatures
+from helpers.models.prompts import render
+from helpers.models.shared_prefix import answer_logits, answer_logps, can_pack, hidden_states, pack, plain
+
+QUESTIONS = ["How many cars?", "How many buses are in the image, and of which color are they?"]
+ANSWERS = [["There are 2.", "No."], ["There are 2 cars, 0 buses.", "x", "Green. Yes"]]
+IMAGES = [
+    [noise(112, 112)],
+    [noise(84, 140, seed=1).point(lambda value: value // 2)],
+]
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def batch(request):
+    model, processor = build(request.param)
+    return model, processor, [render(processor, question) for question in QUESTIONS]
+
+
+def test_answers_in_one_row_have_the_states_of_a_row_each(batch):
+    model, processor, prompts = batch
+    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    assert packed.inputs["input_ids"].shape[0] == 2 and len(packed.rows) == 5
+    states = hidden_states(model, packed)
+    right, left = (plain(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left"))
+    assert_close(states, hidden_states(model, right), rtol=1e-4, atol=1e-5)
+    assert_close(hidden_states(model, left), hidden_states(model, right), rtol=1e-4, atol=1e-5)
+    layers = hidden_states(model, packed, (1, 2, 3))
+    assert_close(layers, hidden_states(model, right, (1, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert_close(layers[:, 2], states)
+
+
+def test_an_answer_does_not_see_the_others_but_sees_the_image(batch):
+    model, processor, prompts = batch
+    before = hidden_states(model, pack(model, processor, prompts, IMAGES, ANSWERS))
+    other_answers = [["There are 2.", "Seven of them, at least."], ANSWERS[1]]
+    after = hidden_states(model, pack(model, processor, prompts, IMAGES, other_answers))
+    assert_close(after[[0, 2, 3, 4]], before[[0, 2, 3, 4]], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after[1], before[1], atol=1e-3)
+    other_image = hidden_states(model, pack(model, processor, prompts, [IMAGES[0], IMAGES[0]], ANSWERS))
+    changed = (other_image - before).norm(dim=1)
+    assert (changed[2:] > 1e-4).all() and (changed[:2] < 1e-4).all()
+
+
+def test_gradients_are_equal(batch):
+    model, processor, prompts = batch
+    weight = model.get_decoder().layers[0].mlp.up_proj.weight
+    gradients = []
+    for inputs in (pack(model, processor, prompts, IMAGES, ANSWERS), plain(processor, prompts, IMAGES, ANSWERS)):
+        weight.requires_grad_(True)
+        gradients.append(torch.autograd.grad(hidden_states(model, inputs).square().sum(), weight)[0])
+        weight.requires_grad_(False)
+    assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("answers", [[["There are 2.", "No."]] * 2, ANSWERS, [["No.", "A", "There are 2.", "x y"]] * 2])
+def test_log_probabilities_are_equal_token_by_token(batch, answers):
+    """N = 2 and 4 and unequal numbers, against a row each with padding on either side, with and without kept features."""
+    model, processor, prompts = batch
+    kept = ImageFeatures(model, processor)
+    packed = pack(model, processor, prompts, IMAGES, answers)
+    ours = answer_logps(model, packed)
+    assert ours.shape == packed.mask[:, 1:].shape and (ours[packed.mask[:, 1:]] < 0).all()
+    assert (ours[~packed.mask[:, 1:]] == 0).all() and ours.dtype == torch.float32
+    with_kept = pack(model, processor, prompts, IMAGES, answers, kept)
+    assert_close(answer_logps(model, with_kept), ours, rtol=1e-4, atol=1e-5)
+    for side in ("right", "left"):
+        alone = plain(processor, prompts, IMAGES, answers, side)
+        assert torch.equal(alone.ids[alone.mask], packed.ids[packed.mask])
+        assert_close(answer_logps(model, alone), ours, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapters_gradients_are_equal(batch):
+    """A DPO-like loss on the packed and the plain layout, with a LoRA adapter that has left zero."""
+    model, processor, prompts = batch
+    policy = models.add_adapter(model, LoraSettings(r=4))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    weights = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    kept = ImageFeatures(policy, processor)
+    gradients = []
+    for inputs in (
+        pack(policy, processor, prompts, IMAGES, ANSWERS, kept),
+        pack(policy, processor, prompts, IMAGES, ANSWERS),
+        *(plain(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left")),
+    ):
+        sums = answer_logps(policy, inputs).sum(1)
+        loss = -torch.nn.functional.logsigmoid(sums[0] - sums[1] + sums[2] - sums[3]) - 0.1 * sums[4]
+        gradients.append(torch.autograd.grad(loss, weights))
+    policy.unload()
+    for other in gradients[1:]:
+        for ours, theirs in zip(gradients[0], other, strict=True):
+            assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.norm()) + 1e-7)
+
+
+def test_the_language_head_runs_on_answers_only(batch):
+    model, processor, prompts = batch
+    sizes = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda m, inputs, output: sizes.append(output.shape[1]))
+    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    logits = answer_logits(model, packed)
+    hook.remove()
+    longest_row = max(int(packed.mask[:2].sum()), int(packed.mask[2:].sum()))
+    assert sizes == [longest_row + 1] and logits.shape[:2] == packed.columns.shape
+
+
+def test_without_images_too(batch):
+    model, processor, _ = batch
+    prompts = [render(processor, question, images=0) for question in QUESTIONS]
+    packed, rows = pack(model, processor, prompts, [[], []], ANSWERS), plain(processor, prompts, [[], []], ANSWERS)
+    assert_close(hidden_states(model, packed), hidden_states(model, rows), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_cannot_pack_is_found_and_said(batch, monkeypatch, capsys):
+    model, processor, _ = batch
+    assert can_pack(model, processor) and capsys.readouterr().out == ""
+    # a model that takes the mask for causal: answers see each other
+    monkeypatch.setattr(shared_prefix, "_block_mask", lambda segment: (segment >= 0).long())
+    assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out
+
+
+def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, capsys):
+    model, processor, prompts = batch
+    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    expected, forward = answer_logits(model, packed), model.forward
+    monkeypatch.setattr(model, "forward", lambda logits_to_keep=0, **inputs: forward(**inputs))
+    assert_close(answer_logits(model, packed), expected)
+    monkeypatch.setattr(model, "forward", lambda **inputs: type("Output", (), {"logits": torch.empty(0)}))
+    assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out

@@ -1,0 +1,134 @@
+"""Two processes (gloo, CPU) train DPO, reward model and PPO as one does at the same number of pairs or answers a step."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from helpers.files import ROOT, UsageError, read_json
+from helpers.training import distributed as processes
+
+RECIPE = """
+title = "One process or two"
+model = "tiny"
+stages = ["data", "reward", "dpo", "ppo"]
+[data]
+limit = 24
+[reward]
+preset = "tiny"
+heads = ["linear"]  # the others have dropout, which each process draws for itself
+settings = { epochs = 2, batch_size = 4, evaluations = 2, lora = { r = 4 } }
+[dpo]
+preset = "tiny"
+settings = { steps = 3, batch_size = 4, sft_weight = 0.0, warmup_share = 0.0, checkpoint_steps = 2 }
+[ppo]
+preset = "tiny"
+warm_up = 1
+score = { count_graded = 1.0 }
+settings = { iterations = 2, prompts = 8, group = 2, mini_batch = 4, shards = 2, checkpoint_every = 2, max_new_tokens = 24 }
+"""
+REPORT = 'import torch.distributed as d; print("processes", d.get_world_size() if d.is_initialized() else 1)'
+
+
+def train(folder, number, *settings):
+    """Run the recipe in `number` processes; returns what they printed."""
+    recipe = folder.parent / "recipe.toml"
+    recipe.write_text(RECIPE)
+    script = folder.parent / "train.py"
+    script.write_text(f"from helpers.cli import main\ncode = main()\n{REPORT}\nraise SystemExit(code)\n")
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"] if number > 1 else []
+    changes = [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, *launch, str(script), "train", "--config", str(recipe), "--out", str(folder), *changes]
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Folders of one process, with batches twice as large, and of two."""
+    folder = tmp_path_factory.mktemp("processes")
+    one = train(folder / "one", 1, "dpo.settings.batch_size=8", "reward.settings.accumulation=2")
+    two = train(folder / "two", 2)
+    assert one.count("processes 1") == 1 and two.count("processes 2") == 2  # a launcher may start one, without a word
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["reward/linear-bradley_terry/adapter_model.safetensors", "reward/linear-bradley_terry/head.safetensors",
+     "dpo/adapter_model.safetensors", "ppo/adapter_model.safetensors"],
+)  # fmt: skip
+def test_two_processes_get_the_weights_of_one(both, file):
+    one, two = (load_file(folder / file) for folder in both)
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert_close(two[name], weight, atol=1e-4, rtol=0)
+    assert any(weight.abs().max() > 1e-4 for name, weight in one.items() if "lora_B" in name or "lora" not in name)
+
+
+def test_the_critic_of_two_processes_is_that_of_one(both):
+    one, two = (torch.load(folder / "ppo" / "checkpoint.pt", weights_only=True) for folder in both)
+    critic = [name for name in one["weights"] if "critic" in name]
+    assert len(critic) > 40 and one["iteration"] == two["iteration"] == 2
+    for name in critic:
+        assert_close(two["weights"][name], one["weights"][name], atol=1e-4, rtol=0)
+
+
+def test_their_logs_agree(both):
+    dpo = [read_json(folder / "dpo" / "log.json") for folder in both]
+    for key in ("loss", "rewards/margins", "logps/chosen"):
+        assert [row[key] for row in dpo[1]] == pytest.approx([row[key] for row in dpo[0]], abs=1e-4)
+    one, two = (read_json(folder / "figures.json") for folder in both)
+    assert one.keys() == two.keys() and "reward_linear_bradley_terry_pair_accuracy" in one
+    for name in one:
+        assert two[name]["value"] == pytest.approx(one[name]["value"], abs=1e-3), name
+    samples = [(folder / "ppo" / "log.jsonl").read_text().count('"samples"') for folder in both]
+    assert samples == [2, 2]
+
+
+def test_every_item_has_one_owner_and_comes_back_in_order():
+    class Process:
+        num_processes = 3
+
+        def __init__(self, index):
+            self.process_index = index
+
+    items = list("abcdefgh")
+    shares = [processes.own_share(Process(index), items) for index in range(3)]
+    assert shares == [["a", "d", "g"], ["b", "e", "h"], ["c", "f"]]
+
+
+def test_what_is_put_together_is_in_the_order_of_the_items(monkeypatch):
+    class Process:
+        num_processes, process_index = 2, 0
+
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, (1, "b"), (3, "d")])
+    assert processes.put_together(Process(), ["a", "c"]) == ["a", "b", "c", "d"]
+
+
+def test_split_weights_are_refused_where_the_whole_model_is_needed(monkeypatch):
+    class Sharded:
+        def __init__(self, **_):
+            self.distributed_type = processes.DistributedType.FSDP
+
+    monkeypatch.setattr(processes, "Accelerator", Sharded)
+    with pytest.raises(UsageError, match="PPO runs with a whole model in each process, not with FSDP"):
+        processes.new_accelerator("PPO")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")])
+def test_the_shipped_configurations_are_what_accelerate_reads(name, kind):
+    path = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind and config.num_processes == 2
+    command = path.read_text(encoding="utf-8").split("accelerate launch ")[1].splitlines()[0]
+    assert (
+        f"--config_file recipes/accelerate/{name}.yaml" in command and "-m helpers train --config vehicles" in command
+    )

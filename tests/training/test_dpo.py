@@ -1,0 +1,433 @@
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.testing import assert_close
+from trl import DPOTrainer
+
+from helpers import models
+from helpers.config import DPO_PRESETS, LoraSettings, dpo_preset
+from helpers.data.pairs import add_image_negatives
+from helpers.data.preferences import read_records, to_trl
+from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
+from helpers.files import ROOT, UsageError
+from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
+from helpers.training import dpo
+
+SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=6, batch_size=8)
+
+
+@pytest.fixture
+def make(pairs_dataset, tmp_path):
+    """Trainer of a fresh adapter (or of `model`), with changed settings."""
+
+    def build(model=None, dataset=None, **changes):
+        options = {name: changes.pop(name) for name in ("packed", "cache", "output_dir") if name in changes}
+        base, processor = models.load_model("tiny")
+        settings = dataclasses.replace(SETTINGS, **changes)
+        options = {"output_dir": tmp_path} | options
+        return dpo.make_trainer(model or base, processor, dataset or pairs_dataset, settings, **options)
+
+    return build
+
+
+def batch_of(trainer, rows):
+    examples = [trainer.train_dataset[i] for i in rows]
+    return trainer._prepare_inputs(trainer.data_collator(copy.deepcopy(examples)))
+
+
+def off_zero(model, seed=0):
+    """Leave the start, where the adapter is nothing and policy and reference agree."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B.default" in name:
+                parameter.normal_(0, 0.05)
+
+
+def state(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_an_unknown_preset_is_a_one_line_error():
+    with pytest.raises(UsageError, match="unknown DPO preset 'tyni': choose tiny or t4 or"):
+        dpo_preset("tyni")
+
+
+def test_training_moves_the_adapter_and_nothing_else(make):
+    trainer = make()
+    before = state(trainer.model)
+    run = dpo.train(trainer)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
+        assert not parameter.requires_grad or parameter.dtype == torch.float32
+    assert len(run.log) == 6 and run.trained_pairs == 48 and run.seconds > 0
+    assert {"loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"} <= run.log[0].keys()
+
+
+def test_the_reference_is_the_base_and_no_second_adapter_is_kept(make):
+    trainer = make()
+    assert list(trainer.model.peft_config) == [models.POLICY] and trainer.ref_model is None
+    assert not any(".ref." in name for name, _ in trainer.model.named_parameters())
+
+
+def test_going_on_with_an_adapter_keeps_its_weights_and_makes_them_the_reference(make):
+    """TRL rounds the adapter of a quantised model to bf16; a second round would start from a rounded first."""
+    first = make()
+    dpo.train(first)
+    trained = state(first.model)
+    second = make(model=first.model)
+    after = state(second.model)
+    assert_close({name: after[name] for name in trained}, trained, atol=0, rtol=0)
+    copies = {n: p for n, p in second.model.named_parameters() if ".ref." in n}
+    assert len(copies) == 42 and not any(p.requires_grad for p in copies.values())
+    for name, copy_ in copies.items():
+        assert torch.equal(copy_, trained[name.replace(".ref.", ".default.")])
+    second.model.eval()
+    margins = second.compute_loss(second.model, batch_of(second, range(4)))
+    assert margins.item() != 0 and second._metrics["eval"]["rewards/margins"][-1] == pytest.approx(0, abs=1e-5)
+    run = dpo.train(second)
+    assert abs(run.log[-1]["rewards/margins"]) > 0
+    for name, copy_ in second.model.named_parameters():
+        assert ".ref." not in name or torch.equal(copy_, trained[name.replace(".ref.", ".default.")])
+    third = make(model=second.model)
+    assert sum(".ref." in name for name, _ in third.model.named_parameters()) == 42
+
+
+def test_ten_steps_log_what_stock_trl_logs(make):
+    """The same pairs, seed and adapter in TRL's own layout, which is TRL's own code from batch to loss.
+
+    This is the test that fails when a new TRL asks something else of model or batch.
+    """
+    changes = {"steps": 10, "batch_size": 4, "losses": ("sigmoid", "bco_pair"), "loss_weights": (0.8, 0.2)}
+    stock, ours = make(packed=False, **changes), make(**changes)
+    assert type(stock.data_collator).__module__.startswith("trl.") and not stock.precompute_ref_logps
+    calls = {"stock": 0, "ours": 0}
+    for name, trainer in (("stock", stock), ("ours", ours)):
+        layer = trainer.model.get_base_model().get_decoder().layers[0]
+        layer.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    logs = [dpo.train(trainer).log for trainer in (stock, ours)]
+    same = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected",
+            "rewards/accuracies", "entropy", "mean_token_accuracy", "logits/chosen", "grad_norm")  # fmt: skip
+    for step, (theirs, own) in enumerate(zip(*logs, strict=True)):
+        for key in same:
+            assert own[key] == pytest.approx(theirs[key], abs=1e-3, rel=1e-3), (step, key)
+    assert calls == {"stock": 20, "ours": 10 + 8}  # 32 pairs: ten steps, and the reference of eight batches, once
+    assert logs[0][-1]["rewards/margins"] > 0.1
+    weights = [state(trainer.model) for trainer in (stock, ours)]
+    for name, weight in weights[0].items():
+        assert_close(weights[1][name], weight, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "sppo_hard", "aot"])
+def test_every_loss_of_trl_comes_out_the_same(make, loss):
+    """Packed against TRL's layout, with an adapter that has left zero."""
+    values = []
+    for packed in (True, False):
+        trainer = make(packed=packed, losses=(loss,), label_smoothing=0.1, beta=0.3)
+        off_zero(trainer.model)
+        trainer.model.eval()
+        with torch.no_grad():
+            values.append(float(trainer.compute_loss(trainer.model, batch_of(trainer, range(8)))))
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_the_pure_losses_are_trls(make):
+    """Our formulas on our log-probabilities against TRL's on TRL's batch, with an adapter that is not zero."""
+    trainer = make(packed=False)
+    off_zero(trainer.model)
+    trainer.model.eval()
+    batch = batch_of(trainer, range(8))
+    inputs = {k: v for k, v in batch.items() if k != "completion_mask"}
+    with torch.no_grad():
+        logits = trainer.model(**inputs).logits
+        policy = completion_logps(logits, batch["input_ids"], batch["completion_mask"]).chunk(2)
+        with models.adapter_off(trainer.model):
+            other = trainer.model(**inputs).logits
+            reference = completion_logps(other, batch["input_ids"], batch["completion_mask"]).chunk(2)
+    lengths = batch["completion_mask"].sum(1).chunk(2)
+    means = [[side / length for side, length in zip(pair, lengths, strict=True)] for pair in (policy, reference)]
+    chosen = token_logps(logits, batch["input_ids"], batch["completion_mask"])[:8]
+    assert dpo_loss(*policy, *reference, beta=0.3)[1].abs().min() > 1e-3, "policy and reference must differ"
+    for loss, ours in {
+        "sigmoid": dpo_loss(*policy, *reference, beta=0.3)[0],
+        "sigmoid_norm": dpo_loss(*means[0], *means[1], beta=0.3)[0],
+        "robust": dpo_loss(*policy, *reference, beta=0.3, label_smoothing=0.1)[0],
+        "bco_pair": bco_loss(*policy, *reference, beta=0.3),
+        "sft": sft_loss(chosen, batch["completion_mask"][:8, 1:]),
+    }.items():
+        trainer.loss_types, trainer.loss_weights, trainer.beta, trainer.label_smoothing = [loss], [1.0], 0.3, 0.1
+        with torch.no_grad():
+            assert_close(ours, trainer.compute_loss(trainer.model, batch), atol=1e-5, rtol=1e-5)
+
+
+def test_our_log_probabilities_are_those_of_trls_batch(make, pairs_dataset):
+    trainer = make(packed=False)
+    trainer.model.eval()
+    batch = batch_of(trainer, range(8))
+    inputs = {k: v for k, v in batch.items() if k != "completion_mask"}
+    with torch.no_grad():
+        theirs = completion_logps(trainer.model(**inputs).logits, batch["input_ids"], batch["completion_mask"])
+    ours = pair_logps(trainer.model, trainer.processing_class, pairs_dataset.select(range(8)), batch_size=3)
+    assert_close(torch.tensor([*ours[0], *ours[1]]), theirs.cpu(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_vision_tower_runs_once_an_image_and_the_reference_once_a_pair(make, tmp_path):
+    trainer = make(steps=12, cache=tmp_path / "cache")
+    images = len({row["images"][0].tobytes() for row in trainer.train_dataset})
+    dpo.train(trainer)
+    store, features = trainer.data_collator.reference, trainer.data_collator.features
+    assert features.computed == images < len(trainer.train_dataset) == len(store) == 32
+    again = make(cache=tmp_path / "cache")
+    again._reference = None  # TRL's trainer must find all it needs in the files
+    store = again.data_collator.reference
+    assert len(store) == 32
+    batch = batch_of(again, range(32))
+    assert again.data_collator.features.computed == 0 and store.get(batch["keys"]).shape == (32, 2)
+
+
+def test_kept_figures_are_those_of_the_reference(make):
+    trainer = make()
+    off_zero(trainer.model)
+    batch = batch_of(trainer, range(8))
+    kept = trainer._reference(batch)
+    with torch.no_grad(), models.adapter_off(trainer.model):
+        logits = trainer.forward(trainer.model, batch)
+    assert_close(kept.T.flatten(), completion_logps(logits, batch["input_ids"], batch["completion_mask"]))
+    assert torch.equal(trainer._reference(batch), kept)
+
+
+def test_a_stale_cache_is_never_read(make, tmp_path, pairs_dataset):
+    """Each thing the figures depend on is changed alone: nothing that was kept before is found."""
+    cache = tmp_path / "cache"
+    first = make(cache=cache)
+    first._reference(batch_of(first, range(8)))
+
+    def found(trainer, **columns):
+        rows = [
+            {**pairs_dataset[i], **{name: change(pairs_dataset[i]) for name, change in columns.items()}}
+            for i in range(8)
+        ]
+        return trainer.data_collator.reference.get(trainer.data_collator(rows)["keys"]) is not None
+
+    assert found(make(cache=cache))
+    text = lambda row: [{"role": "assistant", "content": "There are 9 cars."}]  # noqa: E731
+    assert not found(make(cache=cache), chosen=text) and not found(make(cache=cache), rejected=text)
+    assert not found(make(cache=cache), prompt=lambda row: [{"role": "user", "content": "How many?"}])
+    assert not found(make(cache=cache), images=lambda row: [row["images"][0].rotate(90)])
+    swapped = {"chosen": lambda row: row["rejected"], "rejected": lambda row: row["chosen"]}
+    assert not found(make(cache=cache), **swapped)
+
+    base, processor = models.load_model("tiny")
+    processor.image_processor.size["longest_edge"] //= 4
+    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    base, processor = models.load_model("tiny")
+    processor.chat_template = processor.chat_template.replace("You are", "You were").replace("user", "user ")
+    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    base, processor = models.load_model("tiny")
+    base.get_decoder().norm.weight.data[0] += 1e-3
+    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    base, processor = models.load_model("tiny", four_bit=False)
+    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    trained = make(cache=cache)
+    off_zero(trained.model)
+    assert not found(make(model=trained.model, cache=cache))
+
+
+def test_a_reference_file_that_a_kill_cut_short_is_gone_on_with(make, tmp_path):
+    cache = tmp_path / "cache"
+    first = make(cache=cache)
+    batch = batch_of(first, range(8))
+    kept = first._reference(batch)
+    file = next(cache.glob("reference-*.jsonl"))
+    file.write_text(file.read_text()[:-20])
+    second = make(cache=cache)
+    assert len(second.data_collator.reference) == 7
+    assert_close(second._reference(batch), kept)
+    keys = [json.loads(line)[0] for line in file.read_text().splitlines()[1:] if line.endswith("]")]
+    assert sorted(keys) == sorted(batch["keys"]) and len(make(cache=cache).data_collator.reference) == 8
+
+
+def test_features_of_other_weights_or_sizes_are_not_read(tiny, tmp_path, pairs_dataset):
+    model, processor = models.load_model("tiny")
+    image = pairs_dataset[0]["images"][0]
+    features = dpo.ImageFeatures(model, processor, tmp_path)
+    _, first = features.encode(["x"], [[image]])[0]
+    _, again = dpo.ImageFeatures(model, processor, tmp_path).encode(["y"], [[image]])[0]
+    assert_close(dict(again), dict(first), rtol=0, atol=0) and len(list(tmp_path.iterdir())) == 1
+    next(p for n, p in model.named_parameters() if "merger" in n).data[0] += 0.1
+    changed = dpo.ImageFeatures(model, processor, tmp_path)
+    assert changed.key([image]) != features.key([image]) and changed.key([image, image]) != changed.key([image])
+    _, other = changed.encode(["x"], [[image]])[0]
+    assert changed.computed == 1 and not torch.equal(other["pooled.all"], first["pooled.all"])
+    processor.image_processor.size["longest_edge"] //= 4
+    smaller = dpo.ImageFeatures(model, processor, tmp_path)
+    assert smaller.key([image]) != changed.key([image])
+    assert len(smaller.encode(["x"], [[image]])[0][1]["pooled.all"]) == 4 < len(other["pooled.all"])
+
+
+def test_a_trained_vision_tower_is_not_cached_and_gets_gradients(make, capsys):
+    trainer, stock = (
+        make(lora=LoraSettings(vision=True), packed=p, gradient_checkpointing=True) for p in (None, False)
+    )
+    assert "vision tower is trained" in capsys.readouterr().out and trainer.data_collator.features is None
+    gradients = []
+    for t in (trainer, stock):
+        t.model.eval()
+        off_zero(t.model)
+        t.compute_loss(t.model, batch_of(t, range(4))).backward()
+        gradients.append({n: p.grad for n, p in t.model.named_parameters() if p.grad is not None})
+    assert any("visual" in name for name in gradients[0])
+    for name, gradient in gradients[1].items():
+        assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.norm()) + 1e-7)
+
+
+def test_dropout_of_the_adapter_is_kept_and_stays_out_of_the_reference(make):
+    """TRL switches dropout off unless it is told not to; a second round's reference is an adapter with dropout."""
+    first = make(lora=LoraSettings(dropout=0.5))
+    off_zero(first.model)
+    trainer = make(model=first.model)
+    batch = batch_of(trainer, range(8))
+    trainer.model.train()
+    kept = trainer._reference(batch)
+    assert trainer.model.training
+    trainer.model.eval()
+    trainer.compute_loss(trainer.model, batch)
+    assert trainer._metrics["eval"]["rewards/margins"] == [pytest.approx(0, abs=1e-4)]
+    trainer.model.train()
+    losses = {float(trainer.compute_loss(trainer.model, batch).detach()) for _ in range(3)}
+    assert len(losses) == 3 and torch.equal(trainer._reference(batch), kept)
+
+
+def test_gradient_checkpointing_changes_nothing(make):
+    weights = []
+    for checkpointing in (True, False):
+        trainer = make(gradient_checkpointing=checkpointing, steps=2)
+        dpo.train(trainer)
+        assert trainer.model.get_base_model().model.is_gradient_checkpointing == checkpointing
+        weights.append(state(trainer.model))
+    assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(make, tmp_path):
+    whole = dpo.train(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "whole"))
+
+    class Killed(Exception):
+        pass
+
+    class Kill(dpo.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise Killed
+
+    trainer = make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed")
+    trainer.add_callback(Kill())
+    with pytest.raises(Killed):
+        dpo.train(trainer)
+    (tmp_path / "killed" / "checkpoint-6").mkdir()  # of a run that was killed while it wrote
+    resumed = dpo.train(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed"), resume=True)
+    assert [row["loss"] for row in resumed.log] == [row["loss"] for row in whole.log]
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(make):
+    assert len(dpo.train(make(steps=2), resume=True).log) == 2
+
+
+@pytest.fixture(scope="module")
+def spoilt_dataset(tmp_path_factory):
+    """Eight pairs with a blank image to compare with."""
+    source = ROOT / "data" / "traffic" / "preferences_train.jsonl"
+    folder = tmp_path_factory.mktemp("spoilt")
+    records = [
+        r.model_copy(update={"images": [str(source.parent / i) for i in r.images]}) for r in read_records(source)[:6]
+    ]
+    return to_trl(folder / "x.jsonl", add_image_negatives(folder / "x.jsonl", records, ("blank",)))
+
+
+def test_mdpo_is_the_sum_of_its_three_terms(make, spoilt_dataset):
+    """Against the terms computed with a plain forward of the spoilt images."""
+    trainer = make(
+        dataset=spoilt_dataset, losses=("sigmoid",), sft_weight=0.0, image_weight=0.7, anchor_weight=0.3, beta=0.3
+    )
+    off_zero(trainer.model)
+    trainer.model.eval()
+    rows = trainer.train_dataset.select(range(6))
+    spoilt = rows.map(lambda row: {"images": row["negative_images"]})
+    with torch.no_grad():
+        loss = float(trainer.compute_loss(trainer.model, batch_of(trainer, range(6))))
+    right = evaluate_pairs(trainer.model, trainer.processing_class, rows)
+    wrong = evaluate_pairs(trainer.model, trainer.processing_class, spoilt)
+    pairs, blank = ({n: torch.tensor(v) for n, v in vars(result).items()} for result in (right, wrong))
+    text, _ = dpo_loss(pairs["chosen"], pairs["rejected"], pairs["reference_chosen"], pairs["reference_rejected"], 0.3)
+    image, margin = dpo_loss(
+        pairs["chosen"], blank["chosen"], pairs["reference_chosen"], blank["reference_chosen"], 0.3
+    )
+    expected = text + 0.7 * image + 0.3 * anchor_loss(pairs["chosen"], pairs["reference_chosen"], 0.3)
+    assert loss == pytest.approx(float(expected), rel=1e-4)
+    metrics = trainer._metrics["eval"]
+    assert metrics["image/accuracies"] == [pytest.approx(float((margin > 0).float().mean()))]
+    assert metrics["rewards/margins"][-1] == pytest.approx(
+        0.3 * float((right.chosen - right.reference_chosen - right.rejected + right.reference_rejected).mean()),
+        rel=1e-3,
+    )
+
+
+def test_mdpo_trains_and_logs_the_image_terms(make, spoilt_dataset):
+    trainer = make(dataset=spoilt_dataset, image_weight=1.0, anchor_weight=1.0, steps=10, batch_size=4)
+    log = dpo.train(trainer).log
+    assert log[-1]["image/margins"] > log[0]["image/margins"] == pytest.approx(0, abs=1e-5)
+
+
+def test_mdpo_without_spoilt_images_is_refused(make):
+    trainer = make(image_weight=1.0)
+    with pytest.raises(UsageError, match=r"negative_images.*add_image_negatives"):
+        dpo.train(trainer)
+    with pytest.raises(UsageError, match="image_weight and anchor_weight need one row per image"):
+        make(image_weight=1.0, packed=False)
+
+
+def test_presets_are_configurations_that_trl_takes(tmp_path):
+    for name, settings in DPO_PRESETS.items():
+        config = dpo.dpo_config(settings, 0, tmp_path)
+        assert len(config.loss_type) == len(config.loss_weights) and config.max_length is None, name
+    assert dpo.dpo_config(dpo_preset("mpo"), 0, tmp_path).loss_type == ["sigmoid", "bco_pair", "sft"]
+    assert issubclass(dpo.VLMDPOTrainer, DPOTrainer)
+
+
+def test_pairs_may_have_several_images_and_turns(tiny, pairs_dataset, monkeypatch):
+    """Packed against a row for each answer."""
+    row = pairs_dataset[0]
+    turns = [{"role": "system", "content": "Be short."}, *row["prompt"], {"role": "assistant", "content": "Two."}]
+    rows = [
+        row,
+        {**row, "images": [*row["images"], *pairs_dataset[5]["images"]]},
+        {**row, "prompt": turns + row["prompt"]},
+    ]
+    several = Dataset.from_list([{**r, "images": [str(len(r["images"]))]} for r in rows])
+    several = several.map(lambda r, i: {"images": [str(i)]}, with_indices=True).with_transform(
+        lambda batch: {**batch, "images": [rows[int(i[0])]["images"] for i in batch["images"]]}
+    )
+    packed = pair_logps(*tiny, several)
+    monkeypatch.setattr("helpers.evaluation.can_pack", lambda *_: False)
+    apart = pair_logps(*tiny, several)
+    assert_close(torch.tensor([*packed]), torch.tensor([*apart]), rtol=1e-4, atol=1e-4)
+    assert len({round(float(value), 3) for value in packed[0]}) == 3
+
+
+def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):
+    """The smallest proof that gradients point the right way: loss far under ln 2, every pair preferred."""
+    model, processor = models.load_model("tiny")
+    settings = dataclasses.replace(SETTINGS, steps=25, batch_size=4, sft_weight=0.0, learning_rate=1e-3)
+    four = pairs_dataset.select(range(4))
+    trainer = dpo.make_trainer(model, processor, four, settings, output_dir=tmp_path)
+    run = dpo.train(trainer)
+    assert run.log[-1]["loss"] < 0.1
+    assert evaluate_pairs(trainer.model, processor, four).accuracy.value == 1
+
+
+def test_the_same_seed_gives_the_same_run(make):
+    first, second = (dpo.train(make()).log for _ in range(2))
+    assert [row["loss"] for row in first] == pytest.approx([row["loss"] for row in second], abs=1e-6)

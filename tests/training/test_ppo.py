@@ -1,0 +1,501 @@
+"""The loop of PPO, RLOO and GRPO: what moves and what stays, the three log-probabilities, going on after a kill."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from shipped import TRAFFIC
+from torch.testing import assert_close
+
+from helpers import losses, models
+from helpers.config import PPO_PRESETS, RewardSettings, ppo_preset
+from helpers.data.preferences import read_records
+from helpers.files import ROOT, UsageError
+from helpers.models.shared_prefix import answer_logps
+from helpers.rewards import reward_model
+from helpers.rewards.scoring import count_exact, count_graded, make_scorer, weighted
+from helpers.training import checkpoint as ppo_checkpoint
+from helpers.training.actor_critic import CRITIC
+from helpers.training.ppo import PolicyTrainer
+from helpers.training.rollout import shown, tasks_of
+
+PATH = TRAFFIC / "preferences_train.jsonl"
+RECORDS = read_records(PATH)[:32]
+SMALL = dataclasses.replace(
+    PPO_PRESETS["tiny"], prompts=4, group=4, mini_batch=2, iterations=4, checkpoint_every=1, critic_adapter=False
+)
+constant = make_scorer("constant", lambda *given: {"constant": 0.5})
+
+
+def trainer(settings=SMALL, score=count_graded, model=None, **options) -> PolicyTrainer:
+    base, processor = models.load_model("tiny")
+    return PolicyTrainer(model or base, processor, tasks_of(PATH, RECORDS), score, settings, **options)
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in run.actor.named_parameters()}
+
+
+def moved(run, before) -> set[str]:
+    return {name for name, p in run.actor.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["head", "adapter"])
+def test_adapter_and_critic_move_and_the_base_stays(own):
+    run = trainer(dataclasses.replace(SMALL, critic_adapter=own))
+    before = weights(run)
+    row = run.iterate()
+    changed = moved(run, before)
+    assert any(".default." in name for name in changed) and any(name.startswith("critic.") for name in changed)
+    assert own == any(f".{CRITIC}." in name for name in changed)
+    assert all(name.startswith("critic.") or "lora_" in name for name in changed)
+    assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5) and row["grad_norm/critic"] > 0
+
+
+def test_a_critic_with_its_own_adapter_leaves_the_policy_alone():
+    """Its loss reaches its adapter and head only; one on the policy's states reaches the policy unless detached."""
+    reached = {}
+    for name, how in {
+        "own": {"critic_adapter": True},
+        "detached": {"critic_detached": True},
+        "joint": {"critic_detached": False},
+    }.items():
+        run = trainer(dataclasses.replace(SMALL, learning_rate=0.0, **how))
+        run.actor.critic.value[-1].weight.data.fill_(0.1)
+        experience = run.experience(run.sample())
+        experience = dataclasses.replace(experience, advantages=torch.zeros_like(experience.advantages))
+        reached[name] = run.step(experience, [0, 1])["grad_norm/adapter"]
+    assert reached["own"] == reached["detached"] == 0 < reached["joint"]
+
+
+def test_one_base_serves_all_roles():
+    """No second copy: the frozen weights that policy, reference, critic and reward model use are the same storage."""
+    base, processor = models.load_model("tiny")
+    before = {p.data_ptr() for p in base.parameters()}
+    policy = models.add_adapter(base, SMALL.lora)
+    reward = reward_model.create(policy, processor, RewardSettings())
+    settings = dataclasses.replace(SMALL, critic_adapter=True)
+    run = PolicyTrainer(policy, processor, tasks_of(PATH, RECORDS), reward_model.as_scorer(reward), settings)
+    assert run.actor.policy is run.model is reward.backbone is policy
+    frozen = {name: p for name, p in policy.named_parameters() if "lora_" not in name}
+    assert {p.data_ptr() for p in frozen.values()} == before
+    kept = {name: p.detach().clone() for name, p in policy.named_parameters() if f".{reward_model.REWARD}." in name}
+    kept |= {name: p.detach().clone() for name, p in frozen.items()}
+    run.iterate()
+    assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters() if name in kept)
+    assert policy.active_adapter == models.POLICY
+
+
+@pytest.mark.parametrize("advantages", ["gae", "rloo", "grpo"])
+def test_without_advantages_the_weights_stay_bit_for_bit(advantages):
+    """Equal scores, no KL, no entropy, no critic: also after a step that gave Adam momentum."""
+    how = {"advantages": advantages, "kl_weight": 0.0, "critic_layers": 0}
+    run = trainer(dataclasses.replace(SMALL, **how))
+    start = weights(run)
+    run.iterate()
+    assert moved(run, start)
+    run.score, run.iteration = constant, 1
+    before = weights(run)
+    row = run.iterate()
+    assert not moved(run, before) and row["ppo/advantages/size"] == 0 == row["grad_norm/adapter"]
+    assert row["groups/zero_variance"] == 1
+
+
+def test_three_log_probabilities():
+    """old = new before the update; the reference is the base; afterwards all three differ."""
+    run = trainer(dataclasses.replace(SMALL, learning_rate=5e-3))
+    run.iterate()
+    run.iteration = 1
+    experience = run.experience(run.sample())
+    packed = run.packed(experience.rollout)
+    with torch.no_grad(), models.adapter_off(run.model):
+        base = answer_logps(run.model, packed)
+    assert_close(experience.reference, base, rtol=1e-4, atol=1e-4)  # image tokens are left out of ours: 1e-5
+    assert (experience.old - experience.reference).abs().max() > 0.01
+    with torch.no_grad():
+        assert_close(run.actor(packed).logps, experience.old)
+    run.update(experience)
+    with torch.no_grad():
+        new = run.actor(packed).logps
+    assert (new - experience.old).abs().max() > 0.01 and (new - experience.reference).abs().max() > 0.01
+
+
+def test_rewards_and_advantages_of_an_iteration():
+    """As the formulas say, from the scores and log-probabilities of the iteration."""
+    for advantages in ("gae", "rloo", "grpo"):
+        run = trainer(dataclasses.replace(SMALL, advantages=advantages, kl_weight=0.1, learning_rate=3e-3))
+        run.iterate()
+        run.iteration = 1
+        e = run.experience(run.sample())
+        kl = (e.old - e.reference) * e.mask
+        weight = 0.0 if advantages == "grpo" else 0.1
+        totals = e.rollout.scores - weight * kl.sum(1)
+        assert_close(e.rewards.sum(1), totals)
+        last = e.mask.sum(1) - 1
+        at_end = e.rewards.gather(1, last[:, None]).squeeze(1)
+        assert_close(at_end, e.rollout.scores - weight * kl.gather(1, last[:, None]).squeeze(1))
+        if advantages == "gae":
+            expected, returns = losses.gae(e.rewards, e.values, e.mask, 1.0, 0.95)
+            expected = losses.whiten(expected, e.mask)
+            assert_close(e.returns, returns)
+        else:
+            groups = totals.view(-1, 4)
+            centred = groups - groups.mean(1, keepdim=True)
+            each = centred * 4 / 3 if advantages == "rloo" else centred / (groups.std(1, keepdim=True) + 1e-4)
+            expected = each.flatten()[:, None] * e.mask
+        assert_close(e.advantages, expected)
+
+
+def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
+    run = trainer()
+    whole = run.packed
+
+    def shifted(rollout, tasks=None):
+        """In an update, not in the look before."""
+        updates = torch.is_grad_enabled()
+        changed = dataclasses.replace(rollout, ids=[ids.roll(1) for ids in rollout.ids]) if updates else rollout
+        return whole(changed, tasks)
+
+    monkeypatch.setattr(run, "packed", shifted)
+    with pytest.raises(RuntimeError, match="before any update"):
+        run.iterate()
+
+
+def test_temperature_and_top_p_keep_the_ratio():
+    row = trainer(dataclasses.replace(SMALL, temperature=0.7, top_p=0.9)).iterate()
+    assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_questions_answers_of_one_word_have_nothing_to_learn_from():
+    """A project trained on one answer of a word or two at a time: whitening takes the score out of the advantages."""
+    settings = dataclasses.replace(PPO_PRESETS["vqa"], iterations=1, max_new_tokens=40)
+    one, two = (
+        trainer(settings, make_scorer("score", lambda *given, size=size: {"score": size})) for size in (0.2, 1.0)
+    )
+    pair = [run.experience(run.sample()) for run in (one, two)]
+    assert pair[0].rollout.texts == pair[1].rollout.texts
+    assert pair[0].rollout.scores.tolist() != pair[1].rollout.scores.tolist()
+    assert_close(pair[0].advantages, pair[1].advantages, rtol=1e-4, atol=1e-4)
+
+
+def test_without_packing_an_iteration_is_the_same():
+    """One row an answer: another way to the same numbers."""
+    runs = [trainer(dataclasses.replace(SMALL, critic_layers=0)) for _ in range(2)]
+    runs[1].packs, runs[1].features = False, None
+    packed, rows = (run.iterate() for run in runs)
+    assert packed.keys() == rows.keys()
+    for key in (
+        "objective/scores",
+        "objective/entropy",
+        "ppo/advantages/size",
+        "ppo/loss/policy",
+        "ppo/policy/approxkl",
+    ):
+        assert packed[key] == pytest.approx(rows[key], rel=2e-2, abs=1e-4), key
+
+
+def test_gradient_checkpointing_changes_no_number():
+    runs = [trainer(dataclasses.replace(SMALL, critic_adapter=True, gradient_checkpointing=on)) for on in (False, True)]
+    for run in runs:
+        run.iterate()
+    assert runs[1].model.is_gradient_checkpointing and not runs[0].model.is_gradient_checkpointing
+    for name, value in weights(runs[0]).items():
+        assert_close(weights(runs[1])[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_slices_change_no_figure_of_an_iteration():
+    """Old policy, reference, critic, advantages: 4 prompts looked at one by one and all at once."""
+    for own in (False, True):
+        run = trainer(dataclasses.replace(SMALL, critic_adapter=own))
+        run.iteration = 1
+        rollout = run.sample()
+        rollout = dataclasses.replace(rollout, ids=[ids[: 5 + 2 * (n // 4)] for n, ids in enumerate(rollout.ids)])
+        whole = run.experience(rollout)
+        for size in (1, 3):
+            run.settings = dataclasses.replace(run.settings, at_once=size)
+            sliced = run.experience(rollout)
+            for name in ("mask", "old", "reference", "values", "entropy", "rewards", "advantages", "returns"):
+                assert_close(getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_slices_ask_the_same_questions_and_are_drawn_apart():
+    whole = trainer(dataclasses.replace(SMALL, temperature=3.0))
+    run = trainer(dataclasses.replace(SMALL, temperature=3.0, at_once=1))
+    same = [whole.tasks[0]] * len(whole.tasks)
+    assert whole.sample().prompts == run.sample().prompts and whole.asked == run.asked
+    run.tasks = same
+    rollout = run.sample()
+    groups = [tuple(rollout.texts[4 * n : 4 * n + 4]) for n in range(4)]
+    assert len(set(groups)) == 4  # equal questions, different answers
+    assert rollout.texts == run.sample().texts and len(rollout.scores) == 16
+    row = run.iterate()
+    assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5) and row["samples"] == 16
+
+
+def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
+    run = trainer(dataclasses.replace(SMALL, critic_adapter=True, at_once=1, mini_batch=2))
+    seen = {True: [], False: []}  # with and without gradients
+
+    def counted(forward):
+        def look(packed, *rest, **more):
+            seen[torch.is_grad_enabled()].append(packed.inputs["input_ids"].shape[0])
+            return forward(packed, *rest, **more)
+
+        return look
+
+    monkeypatch.setattr(run.actor, "forward", counted(run.actor.forward))
+    run.warm_up_critic(run.tasks[:6], [["A.", "B."]] * 6, epochs=1, size=6)
+    assert seen == {True: [2, 2, 2], False: []}
+    run.iterate()
+    assert set(seen[True]) == {2} and set(seen[False]) == {1}
+
+
+def test_a_critic_warms_up_in_parts_as_in_one():
+    yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
+    tasks, answers = tasks_of(PATH, RECORDS[:8]), [["Yes.", "No, not at all."], ["No."]] * 4
+    runs, histories = [], []
+    for parts, saving in ((4, False), (1, False), (2, True)):
+        settings = dataclasses.replace(SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving)
+        runs.append(trainer(settings, yes))
+        histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, size=4))
+    for run, history in zip(runs[1:], histories[1:], strict=True):
+        assert len(history) == 6 and history == pytest.approx(histories[0], rel=1e-3)
+        for name, value in weights(runs[0]).items():
+            assert_close(weights(run)[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert runs[2].model.is_gradient_checkpointing
+
+
+def test_a_short_run_learns():
+    """From .43 exact answers when sampled."""
+    settings = dataclasses.replace(SMALL, prompts=16, mini_batch=8, iterations=8)
+    log = trainer(settings, count_exact).train()
+    scores = [row["objective/scores"] for row in log]
+    assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.15
+    assert [row["samples"] for row in log] == [64 * n for n in range(1, 9)]
+
+
+def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
+    yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
+    run = trainer(dataclasses.replace(SMALL, critic_adapter=True), yes)
+    before, tasks = weights(run), tasks_of(PATH, RECORDS[:8])
+    history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, size=4)
+    assert len(history) == 40 and np.mean(history[-4:]) < 0.7 * np.mean(history[:4])
+    assert all(name.startswith("critic.") or f".{CRITIC}." in name for name in moved(run, before))
+    with pytest.raises(UsageError, match="critic_adapter=True"):
+        trainer().warm_up_critic(tasks, [["No."]] * 8)
+
+
+def test_losses_may_be_scaled_as_for_fp16():
+    """A scaler refuses to unscale twice, or again before a step was tried: after an iteration without advantages, too."""
+    how = {"advantages": "grpo", "kl_weight": 0.0, "critic_layers": 0}
+    plain, scaled = (trainer(dataclasses.replace(SMALL, **how)) for _ in range(2))
+    scaler = scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaled.optimizer = AcceleratedOptimizer(scaled.optimizer.optimizer, scaler=scaler)
+    scaled.accelerator.unscale_gradients = lambda _: scaler.unscale_(scaled.optimizer.optimizer)  # as in fp16
+    for run in (plain, scaled):
+        run.iterate()
+        run.iteration, score, run.score = 1, run.score, constant
+        before = weights(run)
+        run.iterate()
+        assert not moved(run, before)
+        run.iteration, run.score = 2, score
+        run.iterate()
+        assert moved(run, before)
+    for name, value in weights(plain).items():
+        assert_close(weights(scaled)[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_kl_controller_follows_its_target():
+    """KL is 0 in the first iteration (policy = reference), and over the target in the second: × 0.8, × 1.2."""
+    how = {"kl_target": 1e-6, "kl_horizon": 16, "kl_weight": 0.1, "learning_rate": 5e-3, "iterations": 2}
+    run = trainer(dataclasses.replace(SMALL, **how))
+    run.train()
+    assert [row["objective/kl_weight"] for row in run.log] == pytest.approx([0.1, 0.08])
+    assert run.log[0]["objective/kl"] == pytest.approx(0, abs=1e-5) and run.kl.weight == pytest.approx(0.096)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"advantages": "dpo"}, "choose gae, rloo or grpo"),
+        ({"advantages": "rloo", "group": 1}, "set group to 2"),
+        ({"temperature": 0.0}, "temperature over 0"),
+        ({"prompts": 64}, "32 tasks"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, words, tiny):
+    with pytest.raises(UsageError, match=words):
+        PolicyTrainer(*tiny, tasks_of(PATH, RECORDS), count_exact, dataclasses.replace(SMALL, **change))
+
+
+def test_a_reward_model_scores_as_it_does_on_records(tiny):
+    """In batches, one by one, scaled, and within a sum."""
+    base, processor = models.load_model("tiny")
+    reward = reward_model.create(base, processor, RewardSettings())
+    records = RECORDS[:3]
+    expected = [score for row in reward_model.score_records(reward, PATH, records) for score in row]
+    tasks = tasks_of(PATH, records)
+    _, images = shown(processor, tasks)
+    rows = [
+        task.given(pictures, answer.text)
+        for task, pictures, record in zip(tasks, images, records, strict=True)
+        for answer in record.answers
+    ]
+    score = reward_model.as_scorer(reward, mean=1.0, scale=2.0)
+    scaled = [(value - 1) / 2 for value in expected]
+    assert [result.total for result in score.batch(rows)] == pytest.approx(scaled, abs=1e-4)
+    assert [score(*row).total for row in rows] == pytest.approx(scaled, abs=1e-4)
+    both = weighted({score: 0.5, count_exact: 1.0}).batch(rows)
+    assert both[0].total == pytest.approx(0.5 * scaled[0] + count_exact(*rows[0]).total, abs=1e-4)
+    assert both[0].parts.keys() == {"reward_model", "count_exact"}
+
+
+# --- Going on after a kill ---
+
+
+def finished(folder, iterations=4, **options):
+    settings = dataclasses.replace(SMALL, iterations=iterations, kl_target=1.0, critic_adapter=True)
+    run = trainer(settings, checkpoint=folder / "run.pt", **options)
+    run.train()
+    return run
+
+
+def same(first, second) -> None:
+    ours = weights(second)
+    assert all(torch.equal(value, ours[name]) for name, value in weights(first).items())
+    timed = {"seconds", "tokens_per_second"}
+    rows = [[{k: v for k, v in row.items() if k not in timed} for row in run.log] for run in (first, second)]
+    assert repr(rows[0]) == repr(rows[1])  # NaN is equal to itself here
+    assert first.kl == second.kl
+
+
+def test_a_stopped_run_goes_on_bit_for_bit_from_another_folder(tmp_path):
+    whole = finished(tmp_path / "whole")
+
+    def stop(run):
+        run.stopped = run.iteration == 2
+
+    settings = whole.settings
+    first = trainer(settings, checkpoint=tmp_path / "first" / "run.pt", watch=[stop])
+    first.train()
+    assert first.iteration == 2
+    shutil.move(tmp_path / "first", tmp_path / "drive")
+    second = trainer(settings, checkpoint=tmp_path / "drive" / "run.pt")
+    second.train()
+    same(whole, second)
+
+
+def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
+    finished(tmp_path, iterations=1)
+    settings = dataclasses.replace(SMALL, iterations=1, kl_target=1.0, critic_adapter=True)
+    path = tmp_path / "run.pt"
+    for change in ({"seed": 1}, {"score": count_exact}):
+        with pytest.raises(UsageError, match="of a run with other seed" if "seed" in change else "other reward"):
+            trainer(settings, checkpoint=path, **change).train()
+    with pytest.raises(UsageError, match="other settings"):
+        trainer(dataclasses.replace(settings, clip=0.1), checkpoint=path).train()
+    base, processor = models.load_model("tiny")
+    with pytest.raises(UsageError, match="other data"):
+        PolicyTrainer(base, processor, tasks_of(PATH, RECORDS[:-1]), count_graded, settings, checkpoint=path).train()
+    base, processor = models.load_model("tiny", four_bit=False)
+    with pytest.raises(UsageError, match="base model"):
+        PolicyTrainer(base, processor, tasks_of(PATH, RECORDS), count_graded, settings, checkpoint=path).train()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="cannot be read"):
+        trainer(settings, checkpoint=path).train()
+
+
+def test_a_run_goes_on_where_fewer_prompts_fit_at_once(tmp_path, capsys):
+    finished(tmp_path, iterations=1)
+    settings = dataclasses.replace(SMALL, iterations=2, kl_target=1.0, critic_adapter=True, at_once=2)
+    run = trainer(dataclasses.replace(settings, iterations=1), checkpoint=tmp_path / "run.pt")
+    run.train()
+    assert run.iteration == 1 and "Going on after iteration 1 of 1" in capsys.readouterr().out
+
+
+def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    ppo_checkpoint.save(path, {"identity": {}, "iteration": 1})
+
+    def broken(state, file):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        ppo_checkpoint.save(path, {"identity": {}, "iteration": 2})
+    assert ppo_checkpoint.load(path, {})["iteration"] == 1 and [*tmp_path.iterdir()] == [path]
+
+
+SCRIPT = """
+import dataclasses, sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_ppo
+run = test_ppo.finished(Path({folder!r}))
+if run.accelerator.is_main_process:
+    torch.save(({{n: p for n, p in test_ppo.weights(run).items() if "lora_" in n}}, run.log), {folder!r} + "/end.pt")
+"""
+
+
+def command(folder) -> tuple[list[str], dict[str, str]]:
+    folder.mkdir(exist_ok=True)
+    script = folder / "run.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), folder=str(folder)))
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return [sys.executable, str(script)], os.environ | environment
+
+
+def test_a_run_killed_twice_ends_as_one_that_was_not(tmp_path):
+    """SIGKILL as soon as the first checkpoint is there, and again in the middle of what comes next."""
+    call, environment = command(tmp_path / "killed")
+    for wait in (0.0, 1.0):
+        process = subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        path, seen = tmp_path / "killed" / "run.pt", None
+        seen = path.stat().st_mtime_ns if path.exists() else None
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if path.exists() and path.stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.02)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert path.exists()
+    subprocess.run(call, env=environment, check=True, capture_output=True, timeout=300)
+    trained, log = torch.load(tmp_path / "killed" / "end.pt", weights_only=True)
+    whole = weights(finished(tmp_path / "whole"))
+    assert len(log) == 4 and trained.keys() == {name for name in whole if "lora_" in name}
+    assert all(torch.equal(value, whole[name]) for name, value in trained.items())
+
+
+def test_old_names_of_settings():
+    settings = ppo_preset(
+        "captions", ppo_epochs=2, clip_range=0.1, batch_size=16, mini_batch_size=4, gamma=0.9, lam=0.8
+    )
+    assert (settings.epochs, settings.clip, settings.prompts, settings.mini_batch) == (2, 0.1, 16, 4)
+    assert (settings.gamma, settings.lam) == (0.9, 0.8)
+    assert ppo_preset("t4", batch_size=64, mini_batch_size=16).prompts == 16  # × group 4
+    with pytest.raises(UsageError, match="no PPO setting is called clip_rang"):
+        ppo_preset("tiny", clip_rang=0.1)
+    with pytest.raises(UsageError, match="choose tiny or"):
+        ppo_preset("small")
+
+
+def test_the_question_answering_projects_numbers():
+    vqa = ppo_preset("vqa")
+    assert (vqa.learning_rate, vqa.critic_learning_rate, vqa.critic_layers) == (5e-6, 1e-5, 3)
+    assert (vqa.gamma, vqa.lam, vqa.clip, vqa.value_weight, vqa.entropy_weight) == (0.99, 0.95, 0.2, 0.5, 0.01)
+    assert (vqa.max_grad_norm, vqa.prompts, vqa.group, vqa.epochs, vqa.kl_weight) == (0.5, 1, 1, 1, 0.0)
+    assert (vqa.lora.r, vqa.lora.alpha, vqa.lora.dropout, len(vqa.lora.target_modules)) == (8, 32, 0.05, 7)
+    # LLaVA-NeXT's language model: 32 layers, 4,096 wide, 1,024 for keys and values, 14,336 in the MLP
+    wide = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096)]
+    assert 32 * vqa.lora.r * sum(map(sum, wide)) == 20_971_520

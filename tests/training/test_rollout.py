@@ -1,0 +1,139 @@
+"""Sampled answers: their tokens, their order, their scores."""
+
+import pytest
+import torch
+from architectures import BUILDERS, build
+from pictures import noise
+from shipped import TRAFFIC
+from torch.testing import assert_close
+
+from helpers import models
+from helpers.data.preferences import read_records
+from helpers.files import UsageError
+from helpers.models.caches import ImageFeatures
+from helpers.models.generation import sample_ids
+from helpers.models.prompts import render
+from helpers.models.shared_prefix import answer_logps, pack, plain
+from helpers.rewards.scoring import Score, count_exact, make_scorer
+from helpers.training.rollout import Task, roll_out, tasks_of
+
+PATH = TRAFFIC / "preferences_train.jsonl"
+IMAGES = [[noise(112, 112)], [noise(84, 140, 60, seed=1)]]
+QUESTIONS = ["How many cars?", "How many buses are in the image, and of which color are they?"]
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return tasks_of(PATH, read_records(PATH)[:4])
+
+
+def rolled(tiny, tasks, score=count_exact, **options):
+    defaults = {"group": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40, "missing_end": 1.0, "seed": 0}
+    return roll_out(*tiny, tasks, score, **defaults | options)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_kept_features_give_the_answers_that_pixels_give(name):
+    model, processor = build(name)
+    prompts = [render(processor, question) for question in QUESTIONS]
+    rows = [prompts[0], prompts[0], prompts[1]], [IMAGES[0], IMAGES[0], IMAGES[1]]
+    how = {"max_new_tokens": 6, "seed": 3}
+    features = ImageFeatures(model, processor)
+    kept, pixels = (
+        sample_ids(model, processor, *rows, features=features, **how),
+        sample_ids(model, processor, *rows, **how),
+    )
+    assert [row.tolist() for row in kept[0]] == [row.tolist() for row in pixels[0]] and kept[1] == pixels[1]
+    assert features.computed == 2  # images, not answers
+    assert kept[0][0].tolist() != kept[0][1].tolist()  # answers to one prompt differ
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_sampled_tokens_have_the_same_log_probabilities_in_both_layouts(name):
+    model, processor = build(name)
+    prompts = [render(processor, question) for question in QUESTIONS]
+    ids = [torch.tensor([5, 9, 300, 9]), torch.tensor([7]), torch.tensor([11, 12])]
+    answers = [ids[:2], ids[2:]]
+    packed = pack(model, processor, prompts, IMAGES, answers, ImageFeatures(model, processor))
+    for side in ("right", "left"):
+        rows = plain(processor, prompts, IMAGES, answers, side)
+        assert [row[1:][mask[1:]].tolist() for row, mask in zip(rows.ids, rows.mask, strict=True)] == [
+            i.tolist() for i in ids
+        ]
+        assert_close(answer_logps(model, packed), answer_logps(model, rows), rtol=1e-4, atol=1e-4)
+    assert packed.pooled.shape == (3, model.config.get_text_config().hidden_size)
+    assert_close(packed.pooled[0], packed.pooled[1])  # of the same image
+    assert not torch.allclose(packed.pooled[0], packed.pooled[2])
+
+
+def test_tokens_are_those_that_were_sampled(tiny, tasks):
+    """The probabilities that generation had for them are those of the packed forward: nothing is shifted."""
+    model, processor = tiny
+    rollout = rolled(tiny, tasks, temperature=0.7)
+    packed = pack(model, processor, rollout.prompts, rollout.images, [rollout.answers(i) for i in range(4)])
+    for row, mask, ids in zip(packed.ids, packed.mask, rollout.ids, strict=True):
+        assert row[1:][mask[1:]].tolist() == ids.tolist()
+    shifted = [[ids.roll(1) for ids in rollout.answers(i)] for i in range(4)]
+    wrong = pack(model, processor, rollout.prompts, rollout.images, shifted)
+    with torch.no_grad():
+        own, other = (answer_logps(model, inputs).sum(1) for inputs in (packed, wrong))
+    assert own.min() > -8 and (other < own - 8).all()
+
+
+def test_equal_seeds_give_equal_answers_and_leave_the_callers_random_numbers_alone(tiny, tasks):
+    torch.manual_seed(5)
+    first = rolled(tiny, tasks, seed=1)
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(3))
+    assert rolled(tiny, tasks, seed=1).texts == first.texts != rolled(tiny, tasks, seed=2).texts
+
+
+def test_answers_to_one_task_stand_together(tiny, tasks):
+    """Scored by a scorer that says which task an answer belongs to."""
+    known = {id(task.facts): float(number) for number, task in enumerate(tasks)}
+    seen = []
+    whose = make_scorer(
+        "whose", lambda image, question, answer, facts: seen.append(image.size) or {"task": known[id(facts)]}
+    )
+    rollout = rolled(tiny, tasks, whose, truth=count_exact)
+    assert rollout.scores.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and seen == [(112, 112)] * 12
+    assert rollout.numbers([2, 0]) == [6, 7, 8, 0, 1, 2]
+    exact = [count_exact(None, "", text, tasks[n // 3].facts).total for n, text in enumerate(rollout.texts)]
+    assert rollout.truth.tolist() == exact and 0 < sum(exact) < 12
+
+
+def test_an_answer_that_does_not_end_loses_the_penalty(tiny, tasks):
+    one = make_scorer("one", lambda *given: {"one": 1.0})
+    cut = rolled(tiny, tasks, one, max_new_tokens=5, missing_end=0.25)
+    assert not cut.ended.any() and {len(ids) for ids in cut.ids} == {5}
+    assert cut.scores.tolist() == [0.75] * 12 and cut.parts["one"].tolist() == [1.0] * 12
+    whole = rolled(tiny, tasks, one)
+    end = tiny[1].tokenizer.eos_token_id
+    assert whole.ended.all() and all(ids[-1] == end and end not in ids[:-1] for ids in whole.ids)
+    assert whole.scores.tolist() == [1.0] * 12 and "<|im_end|>" not in "".join(whole.texts)
+
+
+def test_a_scorer_with_a_model_gets_all_answers_at_once(tiny, tasks):
+    calls = []
+
+    def batch(rows):
+        calls.append(len(rows))
+        return [Score(float(number), {"part": float(number)}) for number in range(len(rows))]
+
+    score = make_scorer("model", lambda *given: {"part": -1.0})
+    score.batch = batch
+    rollout = rolled(tiny, tasks, score)
+    assert calls == [12] and rollout.scores.tolist() == list(range(12))
+
+
+def test_image_tokens_are_never_sampled(tiny, tasks):
+    model, processor = tiny
+    config = models.decoding(model, processor, 1.0)
+    assert processor.image_token_id in config.suppress_tokens and config.top_k == 0 and config.top_p == 1.0
+
+
+def test_a_missing_image_is_named(tiny, tmp_path):
+    lost = Task((tmp_path / "lost.png",), (("user", "How many?"),), {"cars": 1})
+    with pytest.raises(UsageError, match=r"lost\.png"):
+        rolled(tiny, [lost])

@@ -1,0 +1,206 @@
+"""The comparison widget, on the shipped adapter; the browser tests move the same controls by hand."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from shipped import TRAFFIC
+
+from helpers import models
+from helpers.data.labels import read_yolo
+from helpers.data.pairs import question_for
+from helpers.evaluation.side_by_side import Spoken, read_gallery
+from helpers.files import UsageError
+from helpers.models.policies import SHIPPED, Policies, find_policies
+from helpers.report.html import colored_tokens, comparison_table, gallery_html, mark_changes
+from helpers.rewards.scoring import make_scorer
+from helpers.widgets.comparison import TOKENS, Comparison, verdict
+
+TRUTH = {"cars": 2, "motorcycles": 3, "buses": 0, "bicycles": 1}
+
+
+@pytest.fixture(scope="module")
+def policies():
+    return Policies(*models.load_model("tiny"), find_policies("tiny", TRAFFIC))
+
+
+@pytest.fixture(scope="module")
+def items():
+    return read_yolo(TRAFFIC, "test")[:8]
+
+
+@pytest.fixture
+def comparison(policies, items, artifacts):
+    return Comparison(policies, items, questions=["Is there a car in the image?"])
+
+
+def upload(comparison, content, name="a.jpg"):
+    """What FileUpload holds in either version."""
+
+    class Upload:
+        value = (
+            {name: {"content": content}}
+            if isinstance(comparison.upload.value, dict)
+            else ({"content": memoryview(content)},)
+        )
+
+    comparison.upload = Upload()
+    comparison._take_upload()
+
+
+def photo(size=(200, 100)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (90, 90, 90)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, items):
+    assert list(comparison.state["answers"]) == ["base", "dpo/shipped"] and comparison.state["right"]["dpo/shipped"]
+    assert "truth</b> " in comparison.answers.value and bytes(comparison.picture.value).startswith(b"\x89PNG")
+    picture = comparison.picture.value
+    comparison.item.value = 3
+    assert comparison.picture.value != picture and comparison.question.value == question_for(items[3], 3)
+    comparison.suggestion.value = "Is there a car in the image?"
+    assert comparison.state["answers"]["base"] in ("Yes.", "No.") and comparison.state["right"]["base"] is None
+    comparison.item.value = 5
+    assert comparison.question.value == question_for(items[5], 5), "the next image brings its own question"
+
+
+def test_switching_the_policies_asks_those(comparison):
+    comparison.names.value = ["dpo/shipped"]
+    assert list(comparison.state["answers"]) == ["dpo/shipped"] and "base</b>" not in comparison.answers.value
+    comparison.names.value = []
+    assert list(comparison.state["answers"]) == ["base"], "without a choice the base speaks"
+
+
+def test_every_decoding_control_changes_what_is_asked(comparison):
+    comparison.max_new_tokens.value = 3
+    assert (
+        all(len(s.tokens) == 3 for s in comparison.state["spoken"]) and "cut after 3 tokens" in comparison.answers.value
+    )
+    comparison.max_new_tokens.value = 64
+    comparison.temperature.value = 2.0
+    texts = set()
+    for seed in range(5):
+        comparison.seed.value = seed
+        texts.add(comparison.state["answers"]["base"])
+    assert len(texts) > 1
+    comparison.top_p.value = 0.05
+    narrow = comparison.state["answers"]["base"]
+    comparison.temperature.value, comparison.top_p.value = 0.0, 1.0
+    assert comparison.state["answers"]["base"] == narrow, "a narrow nucleus is greedy"
+
+
+def test_figures_and_token_colours_are_those_of_the_answers(comparison):
+    spoken = comparison.state["spoken"][1]
+    assert f"log p {spoken.logp:.2f}" in comparison.answers.value and "KL to it" in comparison.answers.value
+    comparison.marks.value = TOKENS
+    assert comparison.answers.value.count("<span title='log p") == sum(
+        len(s.tokens) for s in comparison.state["spoken"]
+    )
+
+
+def test_a_reward_is_shown_where_there_is_one(policies, items, artifacts):
+    reward = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
+    comparison = Comparison(policies, items, reward=reward)
+    assert f"reward {len(comparison.state['answers']['base'])}.00" in comparison.answers.value
+
+
+def test_an_upload_is_asked_about_and_has_no_known_truth(comparison):
+    upload(comparison, photo())
+    assert "not known for this image" in comparison.answers.value and comparison.state["right"]["base"] is None
+    comparison.item.value = 2
+    assert comparison.state["right"]["base"] is not None, "a held-out image again"
+
+
+def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_question_works(comparison):
+    upload(comparison, b"<html>", "page.html")
+    assert "cannot be read" in comparison.state["error"] and "Error:" in comparison.message.value
+    comparison.item.value = 1
+    assert "answers" in comparison.state and "Error" not in comparison.message.value
+
+
+def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, items):
+    comparison.item.value, comparison.temperature.value, comparison.seed.value = 4, 0.8, 7
+    comparison.question.value = "How many buses?"
+    upload(comparison, photo((64, 64)))
+    again = Comparison(policies, items)
+    assert (again.item.value, again.temperature.value, again.seed.value) == (4, 0.8, 7)
+    assert again.question.value == "How many buses?" and again.state["answers"] == comparison.state["answers"]
+    assert "not known for this image" in again.answers.value
+    fewer = Comparison(policies, items[:2])
+    assert fewer.item.value == 1, "a setting that no longer fits is brought into range"
+
+
+def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifacts):
+    comparison.keep.click()
+    comparison.keep.click()
+    comparison.item.value = 1
+    comparison.keep.click()
+    first, second = read_gallery(artifacts / "gallery")
+    assert second.spoken == comparison.state["spoken"] and first.truth == comparison.items[0].counts
+    assert "2 in" in comparison.message.value
+    page = gallery_html(artifacts / "gallery", [first, second])
+    assert page.count("<img") == 2 and "dpo/shipped" in page
+    (artifacts / "gallery" / "broken.json").write_text(json.dumps({"image": "x"}))
+    with pytest.raises(UsageError, match=r"broken\.json: not an example"):
+        read_gallery(artifacts / "gallery")
+
+
+def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(policies, items, artifacts, tmp_path):
+    lost = [replace(items[0], path=tmp_path / "gone.png"), items[1]]
+    comparison = Comparison(policies, lost)
+    assert "gone.png does not exist" in comparison.state["error"]
+    comparison.marks.value = TOKENS
+    comparison.keep.click()
+    assert "no answer to keep" in comparison.message.value and not read_gallery(artifacts / "gallery")
+    comparison.item.value = 1
+    assert list(comparison.state["answers"]) == ["base", "dpo/shipped"]
+
+
+def test_adapters_of_another_folder_join(comparison, tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "more" / "ppo" / "mine")
+    before = comparison.state["answers"]
+    comparison.folder.value = str(tmp_path / "more")
+    assert "ppo/mine" in comparison.names.options and comparison.state["answers"] == before, "the choice stays"
+    comparison.names.value = ["base", "ppo/mine"]
+    assert list(comparison.state["answers"]) == ["base", "ppo/mine"]
+    comparison.folder.value = str(tmp_path / "nowhere")
+    assert "no adapter" in comparison.state["error"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "question", "expected"),
+    [
+        ("There are 2 cars, 3 motorcycles, 0 buses, 1 bicycles in the image.", "all", True),
+        ("There are 2 cars.", "all", False),
+        ("There are 2 cars.", "How many cars are there?", True),
+        ("There are 3 cars.", "How many cars are there?", False),
+        ("Yes.", "Is there a car?", None),
+    ],
+)
+def test_verdicts(answer, question, expected):
+    question = "Please count the cars, motorcycles, buses and bicycles you see." if question == "all" else question
+    assert verdict(answer, question, TRUTH) is expected
+    assert verdict(answer, question, None) is None
+
+
+def test_changed_words_are_marked_and_markup_is_escaped():
+    before, after = mark_changes("There are 2 <b>cars</b>", "There are 3 <b>cars</b>")
+    assert before == "There are <mark style='background:#ffd7d5;color:#1f2328'>2</mark> &lt;b&gt;cars&lt;/b&gt;"
+    assert after == "There are <mark style='background:#c8f0d3;color:#1f2328'>3</mark> &lt;b&gt;cars&lt;/b&gt;"
+
+
+def test_token_colours_grow_with_the_gain_and_do_not_speak_alone():
+    """+3 nats: full green, 255 − 0.6·(255 − 46) = 130; −0.5 nats: a sixth of red, underlined."""
+    page = colored_tokens(Spoken("p", "a<b", [1, 2], ["a", "<b"], [-1, -1], [-4, -0.5], [0.1, 0.2], True))
+    assert "background:rgb(130,198,142);color:#1f2328;text-decoration:none" in page
+    assert "text-decoration:underline dotted" in page and "&lt;b</span>" in page and "-0.50 against the base" in page
+
+
+def test_the_static_table_holds_pictures_and_both_answers(items):
+    page = comparison_table(items, ["one", "two"], ["one", "three"], [1])
+    assert "✗" in page and "two" in page and "three" in page and page.count("<img") == 1 and "one" not in page

@@ -1,0 +1,271 @@
+"""The explorer: what the filters keep, worked by hand, and what is on the screen."""
+
+import html
+import itertools
+import re
+
+import pytest
+from PIL import Image
+
+from helpers.data.counting import count_answer
+from helpers.data.labels import CountedImage
+from helpers.files import UsageError
+from helpers.statistics import proportion
+from helpers.widgets import Explorer
+from helpers.widgets import explorer as module
+from helpers.widgets.explorer import PER_PAGE, changed_counts, error_kinds, outcome_of, select, tabulate
+
+TRUTH = {"cars": 2, "buses": 1}
+
+
+def says(cars, buses):
+    return count_answer({"cars": cars, "buses": buses})
+
+
+RIGHT, MORE, LESS, BOTH = says(2, 1), says(3, 1), says(2, 0), says(3, 0)
+
+# Pure functions
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (RIGHT, {"right"}),
+        (RIGHT.removesuffix("."), {"right", "not well formed"}),
+        (MORE, {"wrong count", "too many cars"}),
+        (BOTH, {"wrong count", "too many cars", "too few buses"}),
+        (
+            "There are 3 cars, 0 buses in the image",
+            {"wrong count", "too many cars", "too few buses", "not well formed"},
+        ),
+        ("I see 2 cars.", {"not parsed", "not well formed"}),
+        ("", {"not parsed", "not well formed"}),
+    ],
+)
+def test_error_kinds(text, kinds):
+    assert error_kinds(text, TRUTH) == kinds
+    assert kinds <= set(module.all_kinds(list(TRUTH))), "each has its place in the menu"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(RIGHT, MORE, "broken"), (RIGHT, "?", "broken"), ("?", RIGHT, "fixed"), (MORE, LESS, "both wrong"), (RIGHT, RIGHT[:-1], "both right")],
+)  # fmt: skip
+def test_outcomes(before, after, expected):
+    assert outcome_of(before, after, TRUTH) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "number"),
+    [(RIGHT, RIGHT, 0), (RIGHT, MORE, 1), (RIGHT, BOTH, 2), (MORE, LESS, 2), (RIGHT, "?", 2), ("?", RIGHT, 2), ("?", "!", 0)],
+)  # fmt: skip
+def test_changed_counts(before, after, number):
+    assert changed_counts(before, after, list(TRUTH)) == number
+
+
+def items(folder, number, picture=True):
+    if picture:
+        for i in range(number):
+            Image.new("RGB", (64, 48), (i % 256, 120, 90)).save(folder / f"{i}.png")
+    return [CountedImage(folder / f"{i}.png", TRUTH, f"photo {i // 2}") for i in range(number)]
+
+
+BEFORE = [RIGHT, MORE, MORE, RIGHT, "?", RIGHT]
+AFTER = [RIGHT, RIGHT, LESS, MORE, RIGHT, "?"]
+# outcome: both right, fixed, both wrong, broken, fixed, broken; counts changed: 0 1 2 1 2 2
+
+
+def numbers(rows):
+    return [row.number for row in rows]
+
+
+def test_filters_and_orders_by_hand(tmp_path):
+    rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER)
+    assert [row.change for row in rows] == [0, 1, 2, 1, 2, 2]
+    assert numbers(select(rows)) == [5, 3, 4, 1, 2, 0], "broken, fixed, both wrong, both right; most changed first"
+    assert numbers(select(rows, order="change")) == [2, 4, 5, 1, 3, 0]
+    assert numbers(select(rows, order="number")) == [0, 1, 2, 3, 4, 5]
+    assert numbers(select(rows, outcome="fixed")) == [4, 1]
+    assert numbers(select(rows, group="photo 1")) == [3, 2]
+    assert numbers(select(rows, kind="too many cars")) == [3]
+    assert numbers(select(rows, kind="not parsed")) == [5]
+    assert numbers(select(rows, kind="right", order="number")) == [0, 1, 4]
+    assert numbers(select(rows, group="photo 1", kind="too few buses", outcome="both wrong")) == [2]
+    assert select(rows, group="photo 0", outcome="broken") == []
+
+
+def test_a_change_of_ones_own_goes_by_size_not_sign(tmp_path):
+    rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER, [0.1, -5, 3, 0, -0.2, 0.3])
+    assert numbers(select(rows, order="change")) == [1, 2, 5, 4, 0, 3]
+    assert numbers(select(rows)) == [5, 3, 1, 4, 2, 0]
+    answers = {"base": BEFORE, "policy": AFTER, "other": AFTER}
+    shown = Explorer(items(tmp_path, 6), answers, change={"policy": [0.1, -5, 3, 0, -0.2, 0.3]})
+    shown.order.value = "change"
+    assert (
+        shown.state["shown"] == [1, 2, 5, 4, 0, 3]
+        and "change -5" in shown.grid.value
+        and "as given" in shown.message.value
+    )
+    shown.policy.value = "other"
+    assert shown.state["shown"] == [2, 4, 5, 1, 3, 0] and "counts that differ" in shown.message.value
+
+
+def test_selecting_loses_and_doubles_nothing(tmp_path):
+    rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER)
+    for order in ("outcome", "change", "number"):
+        parts = [numbers(select(rows, outcome=name, order=order)) for name in module.OUTCOMES]
+        assert sorted(itertools.chain(*parts)) == list(range(6))
+
+
+# The widget
+
+
+@pytest.fixture
+def explorer(tmp_path):
+    return Explorer(items(tmp_path, 6), {"base": BEFORE, "policy": AFTER, "other": BEFORE, "perfect": [RIGHT] * 6})
+
+
+def test_broken_comes_first_and_the_header_counts(explorer):
+    assert explorer.state["shown"] == [5, 3, 4, 1, 2, 0]
+    assert explorer.state["counts"] == {"broken": 2, "fixed": 2, "both wrong": 1, "both right": 1}
+    assert "<b>broken</b> 2 · <b>fixed</b> 2 · <b>both wrong</b> 1 · <b>both right</b> 1" in explorer.header.value
+    # before: both right and broken, 3 of 6; after: both right and fixed, 3 of 6
+    assert explorer.header.value.count(proportion(3, 6).short()) == 2 and "n = 6" in explorer.header.value
+    explorer.policy.value = "perfect"
+    assert f"base {proportion(3, 6).short()}, perfect {proportion(6, 6)}" in explorer.header.value
+    explorer.policy.value = "policy"
+    first = explorer.grid.value.split("role='group'")[1]
+    assert "item 5" in first and "broken" in first and "2 cars, 1 buses" in first and "not parsed" in first
+    assert "background:#ffd7d5" in first and "data:image/jpeg;base64," in first
+
+
+def test_the_words_that_changed_are_marked(explorer):
+    explorer.outcome.value = "both wrong"
+    marked = re.findall(r"<mark[^>]*>([^<]*)</mark>", explorer.grid.value)
+    assert explorer.state["shown"] == [2] and marked == ["3", "1", "2", "0"]  # MORE → LESS
+
+
+def test_menus_filter(explorer):
+    explorer.kind.value = "right"
+    assert explorer.state["shown"] == [4, 1, 0]
+    explorer.group.value = "photo 0"
+    assert explorer.state["shown"] == [1, 0] and "2 of 6 items" in explorer.message.value
+    explorer.outcome.value = "broken"
+    assert explorer.state["shown"] == [] and "Nothing fits" in explorer.message.value
+    explorer.kind.value = explorer.group.value = explorer.outcome.value = ""
+    explorer.order.value = "number"
+    explorer.policy.value = "other"
+    assert explorer.state["shown"] == [0, 1, 2, 3, 4, 5] and explorer.state["counts"]["broken"] == 0
+    assert explorer.state["policy"] == "other" and "other" in explorer.header.value
+
+
+def test_pages(tmp_path):
+    n = 2 * PER_PAGE + 1
+    shown = Explorer(items(tmp_path, n), {"base": [RIGHT] * n, "policy": [RIGHT] * n})
+    seen, sizes = [], set()
+    for page in range(3):
+        assert (shown.state["page"], shown.state["pages"]) == (
+            page,
+            3,
+        ) and f"page {page + 1} of 3" in shown.message.value
+        seen.append(shown.state["shown"])
+        sizes.add((shown.grid.value.count("height:360px"), shown.header.layout.height, shown.message.layout.height))
+        shown.turns["Next"].click()
+    assert list(itertools.chain(*seen)) == list(range(n)) and [len(page) for page in seen] == [12, 12, 1]
+    assert sizes == {(12, "56px", "28px")}, "a page with less is as high"
+    assert shown.state["page"] == 2, "there is nothing after the last page"
+    shown.turns["First page"].click()
+    shown.turns["Previous"].click()
+    assert shown.state["page"] == 0
+    shown.turns["Last page"].click()
+    shown.outcome.value = "both right"
+    assert shown.state["page"] == 0, "another choice starts at the first page"
+
+
+def test_a_picture_that_is_missing_is_told_in_its_place(tmp_path):
+    photos = items(tmp_path, 3)
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "2.png").write_text("no picture")
+    shown = Explorer(photos, {"base": [RIGHT] * 3, "policy": [RIGHT] * 3})
+    assert [error.split(":")[0] for error in shown.state["errors"]] == ["item 1", "item 2"]
+    cards = shown.grid.value.split("role='group'")[1:]
+    assert "<img" in cards[0] and "1.png does not exist" in cards[1] and "2.png cannot be read" in cards[2]
+    assert "<img" not in cards[1] + cards[2] and all("2 cars, 1 buses" in card for card in cards)
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.png")
+    shown.turns["First page"].click()
+    assert [error.split(":")[0] for error in shown.state["errors"]] == ["item 2"]
+
+
+def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
+    photos, opened = items(tmp_path, 5), []
+    original = module.open_image
+    monkeypatch.setattr(module, "open_image", lambda path, where: opened.append(path) or original(path, where))
+    for _ in range(2):
+        first = Explorer(photos, {"base": BEFORE[:5], "policy": AFTER[:5]})
+    assert sorted(opened) == sorted(item.path for item in photos)
+    Image.new("RGB", (64, 48), "white").save(photos[3].path)
+    again = Explorer(photos, {"base": BEFORE[:5], "policy": AFTER[:5]})
+    assert opened[5:] == [photos[3].path] and again.grid.value != first.grid.value
+
+
+def test_slow_pictures_show_progress(tmp_path, monkeypatch, capsys):
+    original = module.open_image
+    monkeypatch.setattr(module, "open_image", lambda path, where: module.time.sleep(0.4) or original(path, where))
+    Explorer(items(tmp_path, 3), {"base": [RIGHT] * 3, "policy": [RIGHT] * 3})
+    assert "pictures:" in capsys.readouterr().err, "before the widget is there to say it"
+    clock, said = iter(range(1000)), []
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    shown = Explorer(items(tmp_path, 3), {"base": [RIGHT] * 3, "policy": [RIGHT] * 3})
+    shown.message.observe(lambda change: said.append(change["new"]), "value")
+    shown.turns["Next"].click()
+    assert [re.search(r"\d of 3", text)[0] for text in said[:3]] == ["0 of 3", "1 of 3", "2 of 3"]
+    assert "3 of 3 items; page 1 of 1" in said[-1]
+
+
+def test_markup_is_shown_not_run(tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    photo = tmp_path / f"{'a'}'b.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    item = CountedImage(photo, {f"{evil}cars": 1}, evil)
+    shown = Explorer([item], {evil: [f"{evil} one"], f"p{evil}": [f"{evil} two"]}, base=evil)
+    for value in (shown.grid.value, shown.header.value):
+        assert "<img src=x" not in value and html.escape(evil) in value
+    assert f"alt='{html.escape(photo.name)}'" in shown.grid.value, "a quote does not end the attribute"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"answers": {"policy": BEFORE}}, "give 'base' and a policy"),
+        ({"answers": {"base": BEFORE}}, "give 'base' and a policy"),
+        ({"answers": {"base": BEFORE, "policy": AFTER[:5]}}, "5 answers of policy for 6 items"),
+        ({"change": {"policy": [1.0]}}, "1 changes of policy for 6 items"),
+        ({"change": {"unknown": [1.0] * 6}}, "change has unknown"),
+        ({"change": {"policy": [0, 1, float("nan"), 3, 4, 5]}}, "change of policy for item 2 is nan"),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path, options, told):
+    with pytest.raises(UsageError, match=told):
+        Explorer(items(tmp_path, 6, picture=False), **({"answers": {"base": BEFORE, "policy": AFTER}} | options))
+    with pytest.raises(UsageError, match="for 0 items"):
+        Explorer([], {"base": [], "policy": []})
+
+
+def test_controls_have_labels_and_keys(explorer, capsys):
+    explorer.show()
+    assert "button.key-" in capsys.readouterr().out and any(
+        name.startswith("keys-") for name in explorer.box._dom_classes
+    )
+    assert [menu.description for menu in explorer._menus()] == ["policy", "outcome", "policy's answer", "group", "sort"]
+    keys = {"First page": "f", "Previous": "p", "Next": "n", "Last page": "l"}
+    for text, made in explorer.turns.items():
+        assert made.description == f"{text} ({keys[text]})" and f"key-{keys[text]}" in made._dom_classes
+    assert explorer.grid.value.count("tabindex='0'") == 6, "what scrolls can be reached"
+
+
+def test_it_works_on_the_shipped_scenes(valid_items):
+    answers = [count_answer(item.counts) for item in valid_items]
+    worse = [answers[0], *(answers[1:][::-1])]
+    shown = Explorer(valid_items, {"base": answers, "policy": worse}, change={"policy": list(range(len(worse)))})
+    assert shown.state["counts"]["fixed"] == 0 < shown.state["counts"]["broken"] and not shown.state["errors"]
+    assert len(shown.grid.value) < 400_000

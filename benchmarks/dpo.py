@@ -2,7 +2,7 @@
 
 Two trainers with the same weights, adapters, data and optimizer take the same batches in turn, in one
 process and in an order that changes each time. Stock is `trl.DPOTrainer` with its own collator and forward:
-`dpo.make_trainer(packed=False)`, in which nothing of TRL's step is overridden; only the needless copy of a
+`dpo.dpo_trainer(packed=False)`, in which nothing of TRL's step is overridden; only the needless copy of a
 fresh adapter is gone, as with TRL's own `peft_config`. Ours shows image and prompt of a pair once, keeps
 image features and asks the reference once. Each batch comes twice: in the first epoch our caches are
 filled, from the second on they are warm. A step is all of it: decoding of images, collator, forward,
@@ -49,7 +49,7 @@ from helpers.data.preferences import read_records, to_trl
 from helpers.files import UsageError, open_image, read_json, write_json, write_text
 from helpers.models import presets
 from helpers.report.page import markdown_table, replace_block
-from helpers.report.plots import ACCENT, CHOSEN, NEUTRAL
+from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR
 from helpers.runtime import device, machine_summary
 from helpers.training import dpo
 
@@ -159,7 +159,7 @@ class Side:
         location = folder / "model" if case.shape else TINY
         model, processor = models.load_model(location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1])
         started = time.perf_counter()
-        self.trainer = dpo.make_trainer(
+        self.trainer = dpo.dpo_trainer(
             model, processor, dataset, case.settings, output_dir=folder / "run", packed=None if packed else False
         )
         self.setup_seconds = time.perf_counter() - started
@@ -343,7 +343,7 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
     figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], found, strict=True):
         stock = figures[f"{name}_stock_seconds"]["value"]
-        for place, (phase, color) in enumerate(zip(PHASES, (NEUTRAL, ACCENT, CHOSEN), strict=True)):
+        for place, (phase, color) in enumerate(zip(PHASES, (NEUTRAL_COLOR, ACCENT_COLOR, CHOSEN_COLOR), strict=True)):
             time_ = figures[f"{name}_{phase}_seconds"]
             spread = [[time_["value"] - time_["low"]], [time_["high"] - time_["value"]]]
             axis.bar(place, time_["value"], 0.6, color=color, yerr=spread, error_kw={"alpha": 0.5})

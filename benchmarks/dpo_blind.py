@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from helpers import models
 from helpers.config import DPO_PRESETS
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import add_image_negatives, build_records, one_sided
+from helpers.data.pairs import add_image_negatives, build_records, make_one_sided
 from helpers.data.preferences import read_records, to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.evaluation.pair_accuracy import evaluate_pairs
@@ -45,7 +45,9 @@ VARIANTS = {
 def training_pairs(folder: Path) -> datasets.Dataset:
     """One-sided pairs, each with the image of another scene as its spoilt image."""
     source = TRAFFIC / "preferences_train.jsonl"
-    records = [r.model_copy(update={"images": [str(TRAFFIC / r.images[0])]}) for r in one_sided(read_records(source))]
+    records = [
+        r.model_copy(update={"images": [str(TRAFFIC / r.images[0])]}) for r in make_one_sided(read_records(source))
+    ]
     return to_trl(folder / "x.jsonl", add_image_negatives(folder / "x.jsonl", records, ("shuffled",)))
 
 
@@ -61,8 +63,8 @@ def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
 def train_and_measure(data, settings, seed, items, pairs) -> dict[str, Proportion]:
     model, processor = models.load_model("tiny")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.make_trainer(model, processor, data, settings, seed=seed, output_dir=Path(folder))
-        dpo.train(trainer)
+        trainer = dpo.dpo_trainer(model, processor, data, settings, seed=seed, output_dir=Path(folder))
+        dpo.train_dpo(trainer)
     policy = trainer.model
     sampled = evaluate_counting(policy, processor, items, temperature=1.0, seed=seed)
     return {

@@ -54,8 +54,8 @@ def train_and_measure(dataset, settings: DPOSettings, seed: int, items) -> tuple
     """Shares of exact and well-formed answers after one training run, and its seconds."""
     model, processor = models.load_model("tiny")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.make_trainer(model, processor, dataset, settings, seed=seed, output_dir=Path(folder))
-        seconds = dpo.train(trainer).seconds
+        trainer = dpo.dpo_trainer(model, processor, dataset, settings, seed=seed, output_dir=Path(folder))
+        seconds = dpo.train_dpo(trainer).seconds
     results = {
         name: evaluate_counting(trainer.model, processor, items, seed=seed, **how) for name, how in CONDITIONS.items()
     }

@@ -73,12 +73,12 @@ class Peak:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
-    def figures(self, forecast: memory.Memory | None = None) -> dict[str, float]:
+    def figures(self, forecast: memory.PhaseMemory | None = None) -> dict[str, float]:
         found = {"peak_gb": peak_memory_gb()}
         if torch.cuda.is_available():
             found["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
         if forecast:
-            found["forecast_gb"] = forecast.total - (memory.OVERHEAD if torch.cuda.is_available() else 0)
+            found["forecast_gb"] = forecast.total - (memory.OVERHEAD_GB if torch.cuda.is_available() else 0)
             found["forecast_ratio"] = found["peak_gb"] / found["forecast_gb"]
         return found
 
@@ -206,13 +206,13 @@ def ppo_settings(plan: "Plan", **changes: Any) -> PPOSettings:
     return dataclasses.replace(PPO_PRESETS["t4"], **changes)
 
 
-def forecast(plan: "Plan", stage: str, settings: memory.Settings, processor: ProcessorMixin) -> memory.Memory:
+def forecast(plan: "Plan", stage: str, settings: memory.StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:
     """Of the checkpoint that was written, with the lengths that its prompts and answers have."""
     tasks, rows = questions(plan, ASKED), dataset_of(plan, ASKED)
     texts = [render_conversation(processor, list(task.turns), 0) for task in tasks]
     prompt = tokenize(processor, texts, [[] for _ in texts])["input_ids"].shape[1] + 2  # marks around the image
     answers = [len(answer_ids(processor, row[side][0]["content"])) for row in rows for side in ("chosen", "rejected")]
-    return memory.forecast(
+    return memory.forecast_memory(
         str(plan.folder / "model"), stage, settings, width=plan.side, height=plan.side, prompt_tokens=prompt,
         answer_tokens=getattr(settings, "max_new_tokens", max(answers)),
         compute_bytes=2 if torch.cuda.is_available() else 4,

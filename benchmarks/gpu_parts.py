@@ -1,7 +1,7 @@
 """The parts of `benchmarks/gpu.py`, each a function (plan, note, backend) that runs in a process of its own.
 
 `backend` is who loads the model, decided before this module was imported (`gpu.import_parts`). Stock TRL is what it is in
-`benchmarks/dpo.py`: `dpo.make_trainer(packed=False)`. Seconds of a DPO step run from the end of one step to the end of
+`benchmarks/dpo.py`: `dpo.dpo_trainer(packed=False)`. Seconds of a DPO step run from the end of one step to the end of
 the next: collator, forward, backward, optimizer, log. Peaks are what PyTorch allocated (on a CPU the memory of the
 process, since it began); forecasts are `helpers/machine/memory.py`'s, on a GPU without its context.
 """
@@ -44,16 +44,16 @@ from benchmarks.gpu_model import (
 )
 from helpers import runtime
 from helpers.config import DPO_PRESETS
-from helpers.doctor.dry_run import LOSS_SCALE, as_in_training, backward, collate, loss_of
+from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
 from helpers.machine import memory
 from helpers.models.prompts import render_conversation
-from helpers.models.shared_prefix import Packed, answer_logits, plain
+from helpers.models.shared_prefix import PackedAnswers, answer_logits, pack_separately
 from helpers.rewards.scoring import make_scorer
 from helpers.statistics import proportion
 from helpers.training import dpo
-from helpers.training.ppo import PolicyTrainer
+from helpers.training.ppo import PPOTrainer
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Notes, Plan
@@ -97,7 +97,7 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
     note(lora_weights=len(seen.names), **read_adapters(plan, policy, batch, seen))
     base = policy.unload()  # the adapters would count as memory
     gc.collect()
-    settings, tasks = memory.Generation(ASKED, 4 if plan.toy else 20), questions(plan, ASKED)
+    settings, tasks = memory.GenerationSettings(ASKED, 4 if plan.toy else 20), questions(plan, ASKED)
     expected, peak, started = forecast(plan, "load", settings, processor), Peak(), now()
     said = models.generate_answers(
         base, processor, [task.images[0] for task in tasks], [task.question for task in tasks],
@@ -107,18 +107,18 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
     note(weights_forecast_gb=expected.weights, **peak.figures(expected))
 
 
-def look_at(plan: "Plan", model: nn.Module, processor: ProcessorMixin) -> tuple[Look, nn.Module, Packed]:
+def look_at(plan: "Plan", model: nn.Module, processor: ProcessorMixin) -> tuple[Look, nn.Module, PackedAnswers]:
     """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang on their names."""
     rows = dataset_of(plan, 2 * BATCH)
     prompts = [render_conversation(processor, [(t["role"], t["content"]) for t in row["prompt"]], 1) for row in rows]
     answers = [[row["chosen"][0]["content"], row["rejected"][0]["content"]] for row in rows]
-    batch = plain(processor, prompts, [row["images"] for row in rows], answers).to(runtime.device())
+    batch = pack_separately(processor, prompts, [row["images"] for row in rows], answers).to(runtime.device())
     logits = say(model, batch)[batch.mask.roll(-1, 1)].float().cpu()
-    trainer = dpo.make_trainer(model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look")
+    trainer = dpo.dpo_trainer(model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look")
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     fill(trained)
     logps = completion_logps(say(trainer.model, batch), batch.ids, batch.mask).cpu()
-    with as_in_training(trainer):
+    with training_mode(trainer):
         backward(loss_of(trainer, collate(trainer, [rows[place] for place in range(BATCH)])))
     gradient = {name: p.grad.float().cpu() / LOSS_SCALE for name, p in trained.items() if p.grad is not None}
     trainer.model.zero_grad()
@@ -126,7 +126,7 @@ def look_at(plan: "Plan", model: nn.Module, processor: ProcessorMixin) -> tuple[
 
 
 @torch.no_grad()
-def say(model: nn.Module, batch: Packed) -> Tensor:
+def say(model: nn.Module, batch: PackedAnswers) -> Tensor:
     device = runtime.device().type
     with torch.autocast(device, runtime.compute_dtype(), enabled=device == "cuda"):
         return answer_logits(model.eval(), batch)
@@ -141,7 +141,7 @@ def fill(weights: Weights) -> None:
         weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
 
 
-def read_adapters(plan: "Plan", policy: nn.Module, batch: Packed, seen: Look) -> dict[str, float]:
+def read_adapters(plan: "Plan", policy: nn.Module, batch: PackedAnswers, seen: Look) -> dict[str, float]:
     """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from those of our own, nats."""
     found = {}
     for folder in sorted(plan.folder.glob("adapter-*")):
@@ -198,9 +198,9 @@ def train_dpo(plan: "Plan", note: "Notes", backend: str, packed: bool | None = N
     model, processor = load_model(plan)
     settings, clock, peak = dpo_settings(plan), Clock(), Peak()
     rows, folder = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)), plan.folder / f"dpo-{backend}-{packed}"
-    trainer = dpo.make_trainer(model, processor, rows, settings, output_dir=folder, packed=packed, callbacks=[clock])
+    trainer = dpo.dpo_trainer(model, processor, rows, settings, output_dir=folder, packed=packed, callbacks=[clock])
     note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
-    log = dpo.train(trainer).log
+    log = dpo.train_dpo(trainer).log
     note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
     note(**peak.figures(forecast(plan, "dpo", settings, processor)))
     found = dtypes(trainer.model, trainer.optimizer)
@@ -232,7 +232,7 @@ def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
     """Iterations with the preset "t4" and short answers, whose score is their length."""
     model, processor = load_model(plan)
     settings, peak = ppo_settings(plan), Peak()
-    trainer = PolicyTrainer(model, processor, questions(plan, plan.iterations * settings.prompts), length, settings)
+    trainer = PPOTrainer(model, processor, questions(plan, plan.iterations * settings.prompts), length, settings)
     note(packs=trainer.packs)
     log = trainer.train()
     seconds = [row["seconds"] - before for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)]
@@ -268,8 +268,8 @@ def small_dpo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = Fal
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
     watch = Watch(kill, lambda: folder.is_dir() and get_last_checkpoint(str(folder)))
-    trainer = dpo.make_trainer(model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch])
-    dpo.train(trainer, resume)
+    trainer = dpo.dpo_trainer(model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch])
+    dpo.train_dpo(trainer, resume)
     return {name: p.detach().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}, watch.steps
 
 
@@ -281,7 +281,7 @@ def small_ppo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = Fal
     settings = ppo_settings(plan, iterations=3, checkpoint_every=1, **sizes, **rates)
     path = folder / "checkpoint.pt"
     watch = Watch(kill, path.exists)
-    trainer = PolicyTrainer(model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch])
+    trainer = PPOTrainer(model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch])
     trainer.train()
     return {name: weight.cpu() for name, weight in trainer._weights().items()}, watch.steps
 

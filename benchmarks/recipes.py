@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.files import ROOT, artifacts_dir, read_json, write_json, write_text
-from helpers.recipe_run import Run
+from helpers.recipe_run import RecipeRun
 from helpers.recipe_stages import run_stages
 from helpers.recipes import RECIPES, read_recipe
 from helpers.runtime import machine_summary
@@ -31,7 +31,7 @@ def main() -> None:
     for name in args.only:
         recipe = read_recipe(RECIPES / f"{name}.toml", laptop=True, changes=[("seed", args.seed)])
         folder, started = artifacts_dir() / "recipes" / f"{name}-{args.seed}", time.perf_counter()
-        figures = run_stages(Run(recipe, folder))
+        figures = run_stages(RecipeRun(recipe, folder))
         results[name] = {"title": recipe.title, "seconds": time.perf_counter() - started, "figures": figures}
         write_json(RESULTS, {"environment": machine_summary(), "recipes": results})
         write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), results))

@@ -29,7 +29,7 @@ from helpers.config import RewardSettings, reward_preset
 from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.files import read_json, write_json, write_text
 from helpers.models.prompts import render
-from helpers.models.shared_prefix import hidden_states, pack, plain
+from helpers.models.shared_prefix import hidden_states, pack, pack_separately
 from helpers.report.page import markdown_table, replace_block
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import score_records
@@ -68,7 +68,7 @@ def measure(
 ) -> dict[str, Proportion | float]:
     """Accuracies on the test pairs after one training run, and its seconds."""
     (path, train), held_out, (test_path, test) = map(records_of, ("train", "valid", "test"))
-    reward = reward_model.create(*models.load_model("tiny"), settings, seed, sees_images)
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), settings, seed, sees_images)
     if shuffle_labels:  # of the validation pairs too: the best of several models of noise may be right by chance
         train, held_out = random_labels(train, seed), (held_out[0], random_labels(held_out[1], seed + 100))
     run = RewardTrainer(reward, path, train, held_out, settings, seed).train()
@@ -125,7 +125,7 @@ def speed(repeats: int = 15) -> dict[str, dict]:
     prompt = render(processor, "How many cars, motorcycles, buses and bicycles are in the image?")
     answers = [f"There are {n} cars, {n} motorcycles, 0 buses, 0 bicycles in the image." for n in range(4)]
     packed = pack(model, processor, [prompt], [[image]], [answers])
-    singles = [plain(processor, [prompt], [[image]], [[answer]]) for answer in answers]
+    singles = [pack_separately(processor, [prompt], [[image]], [[answer]]) for answer in answers]
     visual = int((packed.inputs["input_ids"] == processor.image_token_id).sum())
     together, apart = hidden_states(model, packed), torch.cat([hidden_states(model, single) for single in singles])
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)

@@ -1,7 +1,7 @@
 """PPO, RLOO and GRPO as TRL runs them against this suite's loop: `python benchmarks/rl.py` (about an hour, 2 cores).
 
 Stock is `trl.GRPOTrainer` or `trl.RLOOTrainer` with nothing overridden; a fresh adapter's needless copy and cast
-to bf16 are gone, as in `benchmarks/dpo.py`. Ours is `helpers.training.ppo.PolicyTrainer`. Equal on both sides, and checked:
+to bf16 are gone, as in `benchmarks/dpo.py`. Ours is `helpers.training.ppo.PPOTrainer`. Equal on both sides, and checked:
 adapter, questions and their order, answers to a question, optimizer steps and, where speed is measured, tokens of every
 answer (none can end early). Also equal: base, reward, learning rate, KL weight, clipping, temperature 1, the whole
 vocabulary but image marks. Not equal: TRL mixes the answers to all prompts in a mini-batch, ours keeps a prompt's
@@ -46,14 +46,22 @@ from helpers.config import PPOSettings
 from helpers.data.preferences import read_records
 from helpers.files import UsageError, read_json, write_json, write_text
 from helpers.report.page import markdown_table, replace_block
-from helpers.report.plots import ACCENT, CHOSEN, NEUTRAL, REJECTED
+from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR, REJECTED_COLOR
 from helpers.rewards.scoring import make_scorer
 from helpers.runtime import machine_summary
-from helpers.training.ppo import PolicyTrainer
+from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
 OUT = Path(__file__).with_suffix(".json")
-COLORS = (REJECTED, "#b7791f", NEUTRAL, ACCENT, CHOSEN, ACCENT, CHOSEN)  # of rl_learning.METHODS
+COLORS = (
+    REJECTED_COLOR,
+    "#b7791f",
+    NEUTRAL_COLOR,
+    ACCENT_COLOR,
+    CHOSEN_COLOR,
+    ACCENT_COLOR,
+    CHOSEN_COLOR,
+)  # of rl_learning.METHODS
 SIDES = ("stock", "ours")
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 100})
 
@@ -96,7 +104,7 @@ class Side(dpo.Side):
         else:
             # ids of image marks are suppressed, so that no answer can end
             model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
-            self.trainer = PolicyTrainer(model, processor, tasks, length, settings)
+            self.trainer = PPOTrainer(model, processor, tasks, length, settings)
             self.trainer.next_tasks = lambda shard: tasks[self.trainer.iteration * settings.prompts :][
                 : settings.prompts
             ]
@@ -258,7 +266,7 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
     """Seconds an iteration, sampling below and the rest above; held-out exact share against samples."""
     figure, (bars, curves) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for number, name in enumerate(dpo.names(figures)):
-        for side, offset, color in zip(SIDES, (-0.2, 0.2), (NEUTRAL, ACCENT), strict=True):
+        for side, offset, color in zip(SIDES, (-0.2, 0.2), (NEUTRAL_COLOR, ACCENT_COLOR), strict=True):
             sampling, rest = (figures[f"{name}_{side}_{what}_seconds"]["value"] for what in ("sampling", "rest"))
             bars.bar(number + offset, sampling, 0.38, color=color, label=None if number else f"{side}: sampling")
             label = None if number else f"{side}: the rest"
@@ -273,7 +281,7 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
         places = sorted({int(key.removeprefix(start).partition("_")[0]) for key in figures if key.startswith(start)})
         means = [np.mean([e["value"] for e in learning_runs(figures, method, f"held_out_after_{n}")]) for n in places]
         curves.plot(places, means, ".:" if METHODS[method][1] else ".-", color=color, label=method)
-    curves.axhline(GOAL, color=NEUTRAL, linewidth=0.5)
+    curves.axhline(GOAL, color=NEUTRAL_COLOR, linewidth=0.5)
     curves.set(title="held-out exact, greedy, mean of the seeds", xlabel="samples", ylim=(0, 1.02))
     for axis in (bars, curves):
         axis.legend(frameon=False, fontsize=8)

@@ -26,11 +26,11 @@ from helpers.data.preferences import read_records
 from helpers.data.scenes import write_split
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.report.page import markdown_table
-from helpers.rewards.scoring import Scorer, count_exact, for_grpo
+from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
 from helpers.runtime import compute_dtype
 from helpers.statistics import Proportion
-from helpers.training.dpo import REFERENCE, _restore
-from helpers.training.ppo import PolicyTrainer
+from helpers.training.dpo import REFERENCE_ADAPTER, _restore
+from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import Task, tasks_of
 from helpers.training.watch import pooled_explained_variance
 
@@ -58,7 +58,7 @@ def stock_reward(score: Scorer, settings: PPOSettings, end: int):
         totals = zip(inner(**columns), completion_ids, strict=True)
         return [total - settings.missing_end * (end not in ids) for total, ids in totals]
 
-    inner, reward.__name__ = for_grpo(score), score.__name__
+    inner, reward.__name__ = grpo_reward_function(score), score.__name__
     return reward
 
 
@@ -95,7 +95,7 @@ def stock_trainer(model, processor, tasks: list[Task], score: Scorer, settings: 
         reward_funcs=stock_reward(score, settings, processor.tokenizer.eos_token_id),
         train_dataset=datasets.Dataset.from_list(rows).cast_column("images", images),
     )  # fmt: skip
-    model.delete_adapter(REFERENCE)  # without the copy, TRL switches the adapter off
+    model.delete_adapter(REFERENCE_ADAPTER)  # without the copy, TRL switches the adapter off
     _restore(model, weights)
     for callback in (PrinterCallback, ProgressCallback):
         made.remove_callback(callback)
@@ -136,7 +136,7 @@ def learn(method: str, seed: int, changes: dict, sets: dict, folder: Path) -> di
         seconds = _now() - started - held_out.watching
     else:
         watch = [lambda trainer: held_out.look(trainer.model, trainer.iteration)]
-        trainer = PolicyTrainer(model, processor, sets["tasks"], count_exact, settings, seed=seed, watch=watch)
+        trainer = PPOTrainer(model, processor, sets["tasks"], count_exact, settings, seed=seed, watch=watch)
         started = _now()
         if trainer.actor.own_adapter:
             answers = true_and_wrong_answers([task.facts for task in sets["tasks"]], seed=seed)

@@ -39,12 +39,12 @@ from helpers.data.labels import read_yolo
 from helpers.data.scenes import (
     COLORS,
     GRID,
-    KINDS,
-    SIZE,
+    IMAGE_SIZE,
     SPLIT_SEEDS,
-    ask,
+    VEHICLE_KINDS,
     careless_counts,
     draw_scene,
+    make_question,
     make_scene,
     write_split,
 )
@@ -95,9 +95,9 @@ def make_example(seed: int):
     scene, rng = make_scene(seed), np.random.default_rng([seed, 2])
     counts = careless_counts(scene.counts, rng)
     if rng.random() >= EASY_SHARE:
-        return scene, ask(scene, "count_all", rng, counts)
+        return scene, make_question(scene, "count_all", rng, counts)
     families = EASY_FAMILIES if 1 in scene.counts.values() else EASY_FAMILIES[:-1]
-    return scene, ask(scene, str(rng.choice(families)), rng, counts)
+    return scene, make_question(scene, str(rng.choice(families)), rng, counts)
 
 
 def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
@@ -128,7 +128,7 @@ def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
 
 
 def build_processor() -> Qwen2VLProcessor:
-    sizes = {"shortest_edge": 56 * 56, "longest_edge": SIZE * SIZE}
+    sizes = {"shortest_edge": 56 * 56, "longest_edge": IMAGE_SIZE * IMAGE_SIZE}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=sizes),
         tokenizer=build_tokenizer(),
@@ -197,7 +197,7 @@ class BaseBatches(IterableDataset):
         colors = torch.full_like(kinds, -100)
         for row, (scene, _) in enumerate(examples):
             for vehicle in scene.vehicles:
-                kinds[row, vehicle.cell] = KINDS.index(vehicle.kind) + 1
+                kinds[row, vehicle.cell] = VEHICLE_KINDS.index(vehicle.kind) + 1
                 colors[row, vehicle.cell] = list(COLORS).index(vehicle.color)
         return {**batch, "labels": labels, "kinds": kinds.flatten(), "colors": colors.flatten()}
 
@@ -206,7 +206,7 @@ def train(model, processor, steps: int, batch_size: int, learning_rate: float, w
     """Train in place; returns seconds taken."""
     seen = {}
     hook = model.model.visual.merger.register_forward_hook(lambda _m, _i, out: seen.update(cells=out))
-    heads = torch.nn.ModuleList([torch.nn.Linear(128, len(KINDS) + 1), torch.nn.Linear(128, len(COLORS))])
+    heads = torch.nn.ModuleList([torch.nn.Linear(128, len(VEHICLE_KINDS) + 1), torch.nn.Linear(128, len(COLORS))])
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, steps // 20)

@@ -37,7 +37,7 @@ def main() -> None:
     model, processor = models.load_model(BASE)
     with tempfile.TemporaryDirectory() as output:
         pairs = to_trl(source, read_records(source))
-        trainer = dpo.make_trainer(model, processor, pairs, settings, seed=SEED, output_dir=Path(output))
+        trainer = dpo.dpo_trainer(model, processor, pairs, settings, seed=SEED, output_dir=Path(output))
         trainer.train()
     about = {"base": BASE, "seed": SEED, "settings": asdict(settings), "data": source.relative_to(ROOT).as_posix()}
     models.save_adapter(trainer.model, folder, about)

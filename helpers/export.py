@@ -37,21 +37,28 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import question_for
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json, write_text
-from helpers.install import on_colab
-from helpers.models.presets import config_of, preset_of, without_weights
+from helpers.install import is_on_colab
+from helpers.models.presets import config_of, model_without_weights, preset_of
 from helpers.models.prompts import render
-from helpers.models.shared_prefix import EQUAL, answer_logits, plain
-from helpers.report.model_card import _short, data_licences, model_card, versions
+from helpers.models.shared_prefix import PACKING_TOLERANCE, answer_logits, pack_separately
+from helpers.report.model_card import _shorten_path, data_licences, package_versions, render_model_card
 from helpers.report.page import read_sections
-from helpers.rewards.reward_model import REWARD
+from helpers.rewards.reward_model import REWARD_ADAPTER
 from helpers.runtime import tensors_hash
-from helpers.training.actor_critic import CRITIC
+from helpers.training.actor_critic import CRITIC_ADAPTER
 
-DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-LIMITS = {torch.float16: (EQUAL, 0.1), torch.float32: (1e-4, 0.0)}  # relative error of logits; nats that count as a tie
-BESIDE = 1.0  # GB that the checks take beside the weights
-LICENCES = {"Apache-2.0": "apache-2.0", "Llama 2 community licence": "llama2", "Llama 3 community licence": "llama3"}
-PUBLISHED = re.compile(
+EXPORT_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+EXPORT_TOLERANCES = {
+    torch.float16: (PACKING_TOLERANCE, 0.1),
+    torch.float32: (1e-4, 0.0),
+}  # relative error of logits; nats that count as a tie
+CHECK_MEMORY_GB = 1.0  # GB that the checks take beside the weights
+HUB_LICENCES = {
+    "Apache-2.0": "apache-2.0",
+    "Llama 2 community licence": "llama2",
+    "Llama 3 community licence": "llama3",
+}
+PUBLISHED_FILES = re.compile(
     r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(adapter_|generation_)?config\.json"
     r"|about\.json|README\.md|((video_)?pre)?processor_config\.json|(tokenizer|tokenizer_config|vocab)\.json"
     r"|(added_tokens|special_tokens_map)\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
@@ -59,8 +66,8 @@ PUBLISHED = re.compile(
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """What base + adapter says, which the merged model must repeat."""
+class ReferenceOutput:
+    """The output of base + adapter, which the merged model must repeat."""
 
     asked: tuple[list, list, list]  # prompts as the chat template writes them, images, greedy answers
     logits: Tensor  # (tokens of all answers, vocab), before each token
@@ -77,13 +84,13 @@ def merge(
     UsageError if it is no policy's adapter, memory is short, or the merged model says other than base + adapter.
     """
     about, out = policy_facts(adapter, base), out.resolve()
-    if dtype not in LIMITS:
-        raise UsageError(f"a merge is in {' or '.join(DTYPES)}, not in {dtype}.")
+    if dtype not in EXPORT_TOLERANCES:
+        raise UsageError(f"a merge is in {' or '.join(EXPORT_DTYPES)}, not in {dtype}.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not empty. Give another folder, or empty it.")
-    processor, place = loading.load_processor(about["base"]), room_for(about["base"], dtype)
-    model = _with_adapter(_load(about["base"], dtype, place), adapter)
-    spoken, part = speak(model, processor, images), out.with_name(f".{out.name}.part")
+    processor, place = loading.load_processor(about["base"]), device_with_room(about["base"], dtype)
+    model = _attach_adapter(_load(about["base"], dtype, place), adapter)
+    spoken, part = reference_output(model, processor, images), out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         model = model.merge_and_unload()
@@ -95,7 +102,7 @@ def merge(
         del model
         gc.collect()  # room for the one that is read back
         about["merged"] = {"dtype": str(dtype).removeprefix("torch."), **verify(part, spoken, weights, dtype, place)}
-        _describe(part, about, out.name)
+        _write_card(part, about, out.name)
         if out.exists():
             out.rmdir()
         part.rename(out)
@@ -113,7 +120,11 @@ def policy_facts(adapter: Path, base: str | Path | None = None) -> dict[str, Any
         raise UsageError(f"{adapter}: holds no adapter (adapter_config.json, adapter_model.safetensors).")
     noted, kind = (adapter / "about.json").exists(), read_json(adapter / "adapter_config.json").get("peft_type")
     about = read_json(adapter / "about.json") if noted else {}
-    if (adapter / "head.safetensors").exists() or "head" in about or (adapter.name in (REWARD, CRITIC) and not noted):
+    if (
+        (adapter / "head.safetensors").exists()
+        or "head" in about
+        or (adapter.name in (REWARD_ADAPTER, CRITIC_ADAPTER) and not noted)
+    ):
         raise UsageError(f"{adapter}: of a reward model or critic, which answers nothing. Give a policy's adapter.")
     if kind != "LORA":
         raise UsageError(f"{adapter}: an adapter of the kind {kind} cannot be merged. Only LoRA's can.")
@@ -122,13 +133,15 @@ def policy_facts(adapter: Path, base: str | Path | None = None) -> dict[str, Any
     return about | {"base": str(base or about["base"])}
 
 
-def room_for(base: str, dtype: torch.dtype) -> torch.device:
-    """Where the weights go: the GPU if it has room, else the CPU. Raises UsageError with both figures if neither has."""
+def device_with_room(base: str, dtype: torch.dtype) -> torch.device:
+    """Choose the GPU if the weights fit, else the CPU. Raises UsageError with both figures if neither has room."""
     if getattr(config_of(base), "quantization_config", None):
         raise UsageError(f"{base}: is quantised, and a merge would be rounded like it. Give the original as the base.")
-    number = sum(parameter.numel() for parameter in without_weights(base).parameters())
-    need, free = number * dtype.itemsize / 1e9 + BESIDE, psutil.virtual_memory().available / 1e9
-    print(f"{number:,} weights × {dtype.itemsize} bytes + {BESIDE:.0f} GB for the checks = {need:.1f} GB of memory")
+    number = sum(parameter.numel() for parameter in model_without_weights(base).parameters())
+    need, free = number * dtype.itemsize / 1e9 + CHECK_MEMORY_GB, psutil.virtual_memory().available / 1e9
+    print(
+        f"{number:,} weights × {dtype.itemsize} bytes + {CHECK_MEMORY_GB:.0f} GB for the checks = {need:.1f} GB of memory"
+    )
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] / 1e9 > need:
         return torch.device("cuda")
     if free < need:
@@ -137,15 +150,15 @@ def room_for(base: str, dtype: torch.dtype) -> torch.device:
 
 
 def _load(base: str | Path, dtype: torch.dtype, place: torch.device) -> PreTrainedModel:
-    source = loading.original(base)
+    source = loading.original_source(base)
     options = {"revision": source.revision, "dtype": dtype, "attn_implementation": "sdpa"}
     if place.type != "cpu":  # straight there; with a CPU in it, transformers would take the model for offloaded
         options["device_map"] = {"": place}
-    with loading.told(base, source):
+    with loading.explain_load_errors(base, source):
         return AutoModelForImageTextToText.from_pretrained(source.location, **options).eval()
 
 
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """Each tensor of the adapter on the model: peft leaves out with a warning what finds no layer of its name."""
     try:
         saved = load_file(adapter / "adapter_model.safetensors")
@@ -160,7 +173,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 @torch.no_grad()
-def speak(model: PeftModel, processor: ProcessorMixin, number: int = 4) -> Spoken:
+def reference_output(model: PeftModel, processor: ProcessorMixin, number: int = 4) -> ReferenceOutput:
     """Greedy answers to questions about the first shipped test images. Raises UsageError for logits that overflow."""
     items = read_yolo(ROOT / "data" / "traffic", "test")[:number]
     questions, pictures = [question_for(item, i) for i, item in enumerate(items)], [open_image(i.path) for i in items]
@@ -169,12 +182,12 @@ def speak(model: PeftModel, processor: ProcessorMixin, number: int = 4) -> Spoke
     logits = _logits(model, processor, asked)
     if not logits.isfinite().all():
         raise UsageError(f"in {model.dtype} this model's numbers overflow. Merge with --dtype fp32.")
-    with models.adapter_off(model):
-        return Spoken(asked, logits, _distance(_logits(model, processor, asked), logits))
+    with models.disable_adapters(model):
+        return ReferenceOutput(asked, logits, _distance(_logits(model, processor, asked), logits))
 
 
 def _logits(model: torch.nn.Module, processor: ProcessorMixin, asked: tuple[list, list, list]) -> Tensor:
-    packed = plain(processor, *asked).to(model.device)
+    packed = pack_separately(processor, *asked).to(model.device)
     return answer_logits(model, packed)[:, :-1][packed.mask[:, 1:]].float().cpu()
 
 
@@ -191,7 +204,9 @@ def _finite_hash(model: PreTrainedModel) -> str:
 
 
 @torch.no_grad()
-def verify(folder: Path, spoken: Spoken, weights: str, dtype: torch.dtype, place: torch.device) -> dict[str, Any]:
+def verify(
+    folder: Path, spoken: ReferenceOutput, weights: str, dtype: torch.dtype, place: torch.device
+) -> dict[str, Any]:
     """Read a merged model back and ask it the same. Raises UsageError if weights, logits or greedy answers differ.
 
     weights: hash of what was to be written. Along base + adapter's answers each likeliest token must be the same one; in
@@ -200,7 +215,7 @@ def verify(folder: Path, spoken: Spoken, weights: str, dtype: torch.dtype, place
     model, processor = _load(folder, dtype, place), AutoProcessor.from_pretrained(folder)
     if tensors_hash(sorted(model.named_parameters())) != weights:
         raise UsageError(f"{folder}: the weights read back are not those written. Check the disk, merge again.")
-    logits, (limit, tie) = _logits(model, processor, spoken.asked), LIMITS[dtype]
+    logits, (limit, tie) = _logits(model, processor, spoken.asked), EXPORT_TOLERANCES[dtype]
     error, choice = _distance(logits, spoken.logits), logits.argmax(1, keepdim=True)
     if not error <= min(limit, spoken.effect / 2):  # not <=: NaN is no success
         raise UsageError(
@@ -213,23 +228,25 @@ def verify(folder: Path, spoken: Spoken, weights: str, dtype: torch.dtype, place
     return {"relative_error": error, "effect": spoken.effect, "tokens": len(behind), "ties": int((behind > 0).sum())}
 
 
-def _describe(folder: Path, about: dict[str, Any], name: str) -> None:
+def _write_card(folder: Path, about: dict[str, Any], name: str) -> None:
     """README.md and about.json, with no path of this machine."""
-    write_text(folder / "README.md", card(about, name))
-    write_json(folder / "about.json", about | {key: _short(about[key]) for key in ("base", "data") if key in about})
+    write_text(folder / "README.md", hub_card(about, name))
+    write_json(
+        folder / "about.json", about | {key: _shorten_path(about[key]) for key in ("base", "data") if key in about}
+    )
 
 
-def card(about: dict[str, Any], name: str) -> str:
+def hub_card(about: dict[str, Any], name: str) -> str:
     """README.md of a merged model or an adapter for the hub; with figures if notebook 07 has examined the adapter."""
     merged, (base, licence) = about.get("merged"), _origin(about)
     metadata = {
-        "license": LICENCES.get(licence, "other"), "library_name": "transformers" if merged else "peft",
+        "license": HUB_LICENCES.get(licence, "other"), "library_name": "transformers" if merged else "peft",
         "pipeline_tag": "image-text-to-text", "tags": ["preference-alignment", "merged" if merged else "lora"],
     }  # fmt: skip
     if not Path(base).is_absolute() and not (ROOT / base).exists():  # the hub takes only hub ids
         metadata |= {"base_model": base, "base_model_relation": "merge" if merged else "adapter"}
     reward, facts = about.get("reward"), {key: value for key, value in about.items() if key != "merged"}
-    text = f"A LoRA adapter of `{_short(base)}` (licence: {licence}), trained on "
+    text = f"A LoRA adapter of `{_shorten_path(base)}` (licence: {licence}), trained on "
     text += f"the reward `{reward}`" if reward else "preference pairs"
     if merged:
         text += f", merged into its weights in {merged['dtype']}: logits are within {merged['relative_error']:.0e} of those "
@@ -237,10 +254,10 @@ def card(about: dict[str, Any], name: str) -> str:
     text += ".\n\n## "
     examined = [item for section in read_sections() for item in section.examined.items() if item[1]["about"] == facts]
     if examined:
-        text += model_card(*examined[0]).partition("\n## ")[2]
+        text += render_model_card(*examined[0]).partition("\n## ")[2]
     else:
-        text += f"Data\n`{_short(about.get('data', 'not noted'))}`, licence: {', '.join(data_licences(about))}.\n\n## Versions\n"
-        text += ", ".join(versions()) + ".\n\n## Figures\nNone: notebook 07 has not examined this adapter.\n"
+        text += f"Data\n`{_shorten_path(about.get('data', 'not noted'))}`, licence: {', '.join(data_licences(about))}.\n\n## Versions\n"
+        text += ", ".join(package_versions()) + ".\n\n## Figures\nNone: notebook 07 has not examined this adapter.\n"
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {name}\n\n{text}"
 
 
@@ -260,15 +277,15 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     base, licence = _origin(about)
     data = ", ".join(data_licences(about))
     print(f"Licence of the base: {licence}; of the data: {data}. What you publish must keep to both.")
-    files, api = [f for f in folder.iterdir() if f.is_file() and PUBLISHED.fullmatch(f.name)], HfApi(token=token)
+    files, api = [f for f in folder.iterdir() if f.is_file() and PUBLISHED_FILES.fullmatch(f.name)], HfApi(token=token)
     with tempfile.TemporaryDirectory() as copy:
         if adapter:  # its files name folders of this machine
             for file in files:
                 shutil.copy(file, copy)
             folder = Path(copy)
-            config = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": _short(base)}
+            config = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": _shorten_path(base)}
             write_json(folder / "adapter_config.json", config)
-            _describe(folder, about, repository.split("/")[1])
+            _write_card(folder, about, repository.split("/")[1])
         names = sorted({file.name for file in files} | {"README.md"})
         try:
             address = api.create_repo(repository, private=private, exist_ok=True)
@@ -303,6 +320,6 @@ def _colab_secret() -> str | None:
     try:
         from google.colab import userdata
 
-        return userdata.get("HF_TOKEN") if on_colab() else None
+        return userdata.get("HF_TOKEN") if is_on_colab() else None
     except Exception:  # none there, refused, nobody answers: errors of several kinds, and for us the same
         return None

@@ -39,17 +39,17 @@ def artifact(name: str, made_by: str, fallback: Callable[[], Path]) -> Path:
     """Path of what an earlier notebook made; if it is not there, say so loudly and use `fallback()`."""
     path = artifacts_dir() / name
     if path.exists():
-        print(f"Using {_short(path)}, made by {made_by}.")
+        print(f"Using {_shorten_path(path)}, made by {made_by}.")
         return path
     substitute = fallback()
     print(
-        f"⚠️  FALLBACK: {_short(path)} does not exist, because {made_by} has not been run.\n"
-        f"⚠️  Using {_short(substitute)} instead. For your own data, run {made_by} first.",
+        f"⚠️  FALLBACK: {_shorten_path(path)} does not exist, because {made_by} has not been run.\n"
+        f"⚠️  Using {_shorten_path(substitute)} instead. For your own data, run {made_by} first.",
     )
     return substitute
 
 
-def _short(path: Path) -> str:
+def _shorten_path(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
@@ -64,13 +64,13 @@ def write_lines(path: Path, lines: Iterable[str]) -> Path:
 
 
 def _replace(path: Path, parts: Iterable[str]) -> Path:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(parts)
     return path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to, which takes its place at the end; if writing fails, the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -93,7 +93,9 @@ def parse_json(raw: bytes) -> Any:
     """
     try:
         text = raw.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_parse_finite, object_pairs_hook=_refuse_duplicate_keys
+        )
         if "\\ud" in text.lower():  # half of a surrogate pair is no character and cannot be written
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -114,13 +116,13 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value; leave the field out")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is too large")
     return number
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -22,14 +22,16 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-COMMAND = f'"{sys.executable}" -m pip install -r "{ROOT / "requirements.txt"}"'
+_ROOT = Path(__file__).resolve().parent.parent
+INSTALL_COMMAND = f'"{sys.executable}" -m pip install -r "{_ROOT / "requirements.txt"}"'
 
 try:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 except ImportError:
-    raise SystemExit(f"The packages of the notebooks are not installed here. Run in a terminal: {COMMAND}") from None
+    raise SystemExit(
+        f"The packages of the notebooks are not installed here. Run in a terminal: {INSTALL_COMMAND}"
+    ) from None
 
 PROTECTED = (
     # built for each other and for the GPU driver
@@ -50,7 +52,7 @@ _stale: list[str] = []  # replaced though this kernel had loaded them: until it 
 
 
 @dataclass(frozen=True)
-class Lack:
+class UnmetRequirement:
     """A requirement that is not satisfied, and the version that is there instead, if any."""
 
     requirement: Requirement
@@ -65,7 +67,7 @@ class Lack:
 
 
 @dataclass(frozen=True)
-class Changes:
+class VersionChanges:
     """What an installation did: versions of what was added, and (old, new) of what was replaced."""
 
     added: dict[str, str]
@@ -77,7 +79,7 @@ class Changes:
         return f"replaced: {', '.join(replaced) or 'nothing'}\nadded: {', '.join(added) or 'nothing'}"
 
 
-def on_colab() -> bool:
+def is_on_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules
 
 
@@ -99,23 +101,23 @@ def read_requirements(path: Path, gpu: bool) -> list[Requirement]:
     return [requirement for requirement in wanted if gpu or canonicalize_name(requirement.name) not in GPU_ONLY]
 
 
-def unmet(wanted: Iterable[Requirement]) -> list[Lack]:
-    """Which of `wanted` is not satisfied, and which requirement of the packages that are there for it, in turn.
+def unmet_requirements(wanted: Iterable[Requirement]) -> list[UnmetRequirement]:
+    """Find the requirements that are not satisfied, also those of the installed packages, and so on.
 
     The latter matter when an installation was cut off: the package is there, something that it needs is not. Protected
     packages are not asked what they need: Colab leaves jedi out, which its IPython requires, and must stay as it is.
     """
-    lacking: dict[str, Lack] = {}
+    lacking: dict[str, UnmetRequirement] = {}
     todo, seen = list(wanted), set()
     while todo:
         requirement = todo.pop()
         try:
             found = metadata.distribution(requirement.name)
         except metadata.PackageNotFoundError:
-            lacking[str(requirement)] = Lack(requirement, None)
+            lacking[str(requirement)] = UnmetRequirement(requirement, None)
             continue
         if not requirement.specifier.contains(found.version, prereleases=True):
-            lacking[str(requirement)] = Lack(requirement, found.version)
+            lacking[str(requirement)] = UnmetRequirement(requirement, found.version)
         elif (key := (canonicalize_name(requirement.name), frozenset(requirement.extras))) not in seen:
             seen.add(key)
             todo += [] if key[0] in PROTECTED else _needs(found, requirement.extras)
@@ -129,7 +131,7 @@ def _needs(found: metadata.Distribution, extras: Iterable[str]) -> list[Requirem
     return [need for need in needs if not need.marker or any(need.marker.evaluate(extra) for extra in chosen)]
 
 
-def installed() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Versions of all installed packages; of a package found twice the one that an import would take."""
     versions: dict[str, str] = {}
     for found in metadata.distributions():
@@ -143,7 +145,7 @@ def pins(versions: dict[str, str]) -> list[str]:
     return [f"{name}=={versions[name]}" for name in PROTECTED if name in versions]
 
 
-def ensure(root: Path = ROOT) -> Changes:
+def ensure(root: Path = _ROOT) -> VersionChanges:
     """On Colab: install what `requirements.txt` asks for and is not there. Elsewhere: say what is not there.
 
     Raises SystemExit with one message for the reader: what is wrong, and what to do.
@@ -151,34 +153,39 @@ def ensure(root: Path = ROOT) -> Changes:
     if _stale:
         raise SystemExit(_restart(_stale))
     wanted = read_requirements(root / "requirements.txt", has_gpu())
-    lacking = unmet(wanted)
-    if lacking and not on_colab():
+    lacking = unmet_requirements(wanted)
+    if lacking and not is_on_colab():
         _advise(lacking)
-    if not lacking or not on_colab():
-        return Changes({}, {})
+    if not lacking or not is_on_colab():
+        return VersionChanges({}, {})
     _refuse_protected(lacking)
     print(f"Installing for {', '.join(sorted({lack.name for lack in lacking}))} … (about a minute)", flush=True)
-    before = installed()
-    _install([line for line in wanted if canonicalize_name(line.name) not in PROTECTED or unmet([line])], pins(before))
+    before = installed_versions()
+    _install(
+        [line for line in wanted if canonicalize_name(line.name) not in PROTECTED or unmet_requirements([line])],
+        pins(before),
+    )
     importlib.invalidate_caches()
-    changes = compare(before, installed())
-    _verify(changes, unmet(wanted))
+    changes = compare_versions(before, installed_versions())
+    _verify(changes, unmet_requirements(wanted))
     print(changes)
-    _stale.extend(loaded(changes.replaced))
+    _stale.extend(loaded_packages(changes.replaced))
     if _stale:
         raise SystemExit(_restart(_stale))
     return changes
 
 
-def _advise(lacking: Sequence[Lack]) -> None:
-    """Not our environment: another version is the owner's decision, but without a package nothing runs."""
+def _advise(lacking: Sequence[UnmetRequirement]) -> None:
+    """Outside Colab, only print advice: versions are the owner's decision. Stop if a package is missing."""
     text = "; ".join(map(str, lacking))
     if any(lack.version is None for lack in lacking):
-        raise SystemExit(f"Packages are missing: {text}. Run in a terminal: {COMMAND}")
-    print(f"⚠️  Other versions than the notebooks were tested with: {text}. To get those, run in a terminal: {COMMAND}")
+        raise SystemExit(f"Packages are missing: {text}. Run in a terminal: {INSTALL_COMMAND}")
+    print(
+        f"⚠️  Other versions than the notebooks were tested with: {text}. To get those, run in a terminal: {INSTALL_COMMAND}"
+    )
 
 
-def _refuse_protected(lacking: Sequence[Lack]) -> None:
+def _refuse_protected(lacking: Sequence[UnmetRequirement]) -> None:
     fixed = [lack for lack in lacking if lack.version and lack.name in PROTECTED]
     if fixed:
         raise SystemExit(
@@ -202,10 +209,10 @@ def _install(wanted: Sequence[Requirement], constraints: Sequence[str]) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if run.returncode:
-        raise SystemExit(explain(run.stdout + run.stderr))
+        raise SystemExit(explain_failure(run.stdout + run.stderr))
 
 
-def explain(output: str) -> str:
+def explain_failure(output: str) -> str:
     """One message out of what pip or uv printed before it failed."""
     if NO_NETWORK.search(output):
         return "There is no network: the packages cannot be fetched. Check the connection, then run this cell again."
@@ -218,14 +225,14 @@ def explain(output: str) -> str:
     )
 
 
-def compare(before: dict[str, str], after: dict[str, str]) -> Changes:
-    """What is new in `after`, and what has another version there (or none)."""
+def compare_versions(before: dict[str, str], after: dict[str, str]) -> VersionChanges:
+    """Compare two lists of versions: what was added, and what has another version (or none) in `after`."""
     added = {name: version for name, version in sorted(after.items()) if name not in before}
     moved = {name: (old, after.get(name, "removed")) for name, old in sorted(before.items()) if after.get(name) != old}
-    return Changes(added, moved)
+    return VersionChanges(added, moved)
 
 
-def _verify(changes: Changes, lacking: Sequence[Lack]) -> None:
+def _verify(changes: VersionChanges, lacking: Sequence[UnmetRequirement]) -> None:
     moved = [f"{name} {old} → {new}" for name, (old, new) in changes.replaced.items() if name in PROTECTED]
     if moved or lacking:
         wrong = [*(f"replaced against the rule: {text}" for text in moved), *(f"not satisfied: {x}" for x in lacking)]
@@ -235,8 +242,8 @@ def _verify(changes: Changes, lacking: Sequence[Lack]) -> None:
         )
 
 
-def loaded(names: Iterable[str]) -> list[str]:
-    """Those of the packages of which this kernel has a module loaded."""
+def loaded_packages(names: Iterable[str]) -> list[str]:
+    """Choose the packages that this kernel has already imported a module of."""
     names, modules = set(names), metadata.packages_distributions()
     owners = {canonicalize_name(owner) for module, all_ in modules.items() if module in sys.modules for owner in all_}
     return sorted(names & owners)

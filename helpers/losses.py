@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 TokenMean = Callable[[Tensor, Tensor], Tensor]  # of values and their mask
 
-SMALL = 1e-8
+EPSILON = 1e-8
 
 
 def token_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def sft_loss(logps: Tensor, completion_mask: Tensor) -> Tensor:
     return -(logps * completion_mask).sum() / completion_mask.sum()
 
 
-def bradley_terry(
+def bradley_terry_loss(
     better: Tensor,
     worse: Tensor,
     margin: Tensor | float = 0.0,
@@ -109,20 +109,20 @@ def bradley_terry(
     return loss + centring * (better + worse) ** 2
 
 
-def focal_bradley_terry(better: Tensor, worse: Tensor, gamma: float = 2.0) -> Tensor:
+def focal_bradley_terry_loss(better: Tensor, worse: Tensor, gamma: float = 2.0) -> Tensor:
     """−(1 − p)^γ · log p with p = σ(better − worse): pairs that are already right count less.
 
-    Scores (pairs,) → (pairs,). The focal loss of Lin et al. 2017 (arXiv 1708.02002); γ = 0 is `bradley_terry`.
+    Scores (pairs,) → (pairs,). The focal loss of Lin et al. 2017 (arXiv 1708.02002); γ = 0 is `bradley_terry_loss`.
     """
     gap = better - worse
     return -(torch.sigmoid(-gap) ** gamma) * logsigmoid(gap)
 
 
-def listwise(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
+def listwise_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
     """−log softmax of each answer among itself and all that are ranked worse (Plackett 1975), ties apart.
 
     scores: of the answers to one prompt, (answers,); tiers: places in `scores`, best first, ties
-    together. Returns one loss for every answer that has a worse one. With two answers it is `bradley_terry`.
+    together. Returns one loss for every answer that has a worse one. With two answers it is `bradley_terry_loss`.
     """
     losses, worse = [], torch.empty(0, dtype=torch.long, device=scores.device)
     for tier in reversed(tiers):
@@ -144,8 +144,8 @@ def masked_var(values: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
 
 
-def _spread(values: Tensor, mask: Tensor, mean: TokenMean = masked_mean) -> Tensor:
-    """Standard deviation, (), and exactly 0 where it is but rounding: the fp32 mean of 7 × 0.2 is not quite 0.2."""
+def _standard_deviation(values: Tensor, mask: Tensor, mean: TokenMean = masked_mean) -> Tensor:
+    """Standard deviation, (), and exactly 0 where it is only rounding: the fp32 mean of 7 × 0.2 is not quite 0.2."""
     spread = mean((values - mean(values, mask)) ** 2, mask).sqrt()
     return spread * (spread > 1e-6 * (values * mask).abs().max().clamp(min=1))
 
@@ -155,8 +155,8 @@ def whiten(values: Tensor, mask: Tensor, mean: TokenMean = masked_mean) -> Tenso
 
     Values that are all equal become 0: they say nothing about which answer was better.
     """
-    spread = _spread(values, mask, mean)
-    return (values - mean(values, mask)) / (spread + SMALL) * mask * (spread > 0)
+    spread = _standard_deviation(values, mask, mean)
+    return (values - mean(values, mask)) / (spread + EPSILON) * mask * (spread > 0)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) -> Tensor:
@@ -248,7 +248,7 @@ def clipped_value_loss(
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 − Var(returns − V) / Var(returns) over tokens: 1 perfect, 0 no better than a constant; NaN if all are equal."""
-    total = _spread(returns, mask) ** 2
+    total = _standard_deviation(returns, mask) ** 2
     return float(1 - masked_var(returns - values, mask) / total) if total > 0 else float("nan")
 
 

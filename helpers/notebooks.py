@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from helpers.files import ROOT, UsageError, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
-COLAB = "https://colab.research.google.com"
+COLAB_URL = "https://colab.research.google.com"
 
 
 def find_notebook(name: str) -> Path:
@@ -94,7 +94,7 @@ def _save_html(notebook, path: Path) -> Path:
     return write_text(path, page)
 
 
-def from_source(source: Path):
+def notebook_from_source(source: Path):
     """The notebook that a percent-format file stands for: stripped, with stable cell ids."""
     import jupytext
 
@@ -110,7 +110,7 @@ def from_source(source: Path):
     return notebook
 
 
-def _shared() -> dict[str, str]:
+def _read_shared_parts() -> dict[str, str]:
     """`notebooks/setup.toml`. Raises UsageError if the repository has an address and no tag: a badge needs both."""
     path = NOTEBOOKS / "setup.toml"
     try:
@@ -126,18 +126,18 @@ def _shared() -> dict[str, str]:
 
 def set_up_cell() -> str:
     """The set-up cell of all notebooks, with address and tag of the repository."""
-    shared = _shared()
+    shared = _read_shared_parts()
     return shared["cell"].strip().replace("@REPOSITORY@", shared["repository"]).replace("@TAG@", shared["tag"])
 
 
 def badge(file: str) -> str:
     """Markdown of a badge that opens `notebooks/FILE` in Colab; empty if the repository is nowhere on GitHub."""
-    shared = _shared()
+    shared = _read_shared_parts()
     github = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)(\.git)?/?", shared["repository"])
     if not github:
         return ""
-    address = f"{COLAB}/github/{github[1]}/blob/{shared['tag']}/notebooks/{file}"
-    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({address})"
+    address = f"{COLAB_URL}/github/{github[1]}/blob/{shared['tag']}/notebooks/{file}"
+    return f"[![Open in Colab]({COLAB_URL}/assets/colab-badge.svg)]({address})"
 
 
 def badges() -> str:
@@ -149,7 +149,7 @@ def badges() -> str:
     return "\n".join(f"{text} {badge(file)}".rstrip() for file, text in entries)
 
 
-def with_shared_parts(text: str, file: str) -> str:
+def add_shared_parts(text: str, file: str) -> str:
     """A percent-format source with the set-up cell and, under its title, the badge of `FILE` or none.
 
     Raises UsageError if the source has not one cell tagged `setup`, or no title.
@@ -165,7 +165,7 @@ def with_shared_parts(text: str, file: str) -> str:
     return text
 
 
-def sync() -> list[Path]:
+def sync_notebooks() -> list[Path]:
     """Write what is shared into every `notebooks/src/*.py`, and each as its stripped `.ipynb`; returns the notebooks."""
     import nbformat
 
@@ -173,7 +173,7 @@ def sync() -> list[Path]:
     for source in sorted((NOTEBOOKS / "src").glob("*.py")):
         target = NOTEBOOKS / f"{source.stem}.ipynb"
         text = source.read_text(encoding="utf-8")
-        if (shared := with_shared_parts(text, target.name)) != text:
+        if (shared := add_shared_parts(text, target.name)) != text:
             write_text(source, shared)
-        written.append(write_text(target, nbformat.writes(from_source(source)) + "\n"))
+        written.append(write_text(target, nbformat.writes(notebook_from_source(source)) + "\n"))
     return written

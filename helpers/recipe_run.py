@@ -12,9 +12,9 @@ import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
-from helpers.data.convert_files import convert
+from helpers.data.convert_files import convert_file
 from helpers.data.labels import read_visual_genome
-from helpers.data.pairs import counted, counting_questions, one_class_question
+from helpers.data.pairs import as_counted_images, counting_questions, one_class_question
 from helpers.data.preferences import PreferenceRecord, image_paths, read_records, write_records
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json
 from helpers.recipes import Recipe
@@ -27,7 +27,7 @@ SPLITS = ("train", "valid", "test")
 
 
 @dataclass
-class Run:
+class RecipeRun:
     """A recipe, the folder of what it makes, and the figures that have been found."""
 
     recipe: Recipe
@@ -43,7 +43,7 @@ class Run:
         return path, read_records(path)
 
     def pairs(self, split: str) -> tuple[Path, list[PreferenceRecord]]:
-        """What reward models and DPO learn from: the records, or the model's own ranked answers if there are such."""
+        """Training pairs of reward models and DPO: the model's own ranked answers if there are any, else the data."""
         ranked = self.folder / "data" / f"{split}-ranked.jsonl"
         return (ranked, read_records(ranked)) if ranked.exists() else self.records(split)
 
@@ -69,27 +69,27 @@ class Run:
         return own | more
 
 
-def data(run: Run) -> None:
+def prepare_data(run: RecipeRun) -> None:
     """Data of any format → the run's own records; our own files are first put into the format of the recipe."""
     settings, target = run.recipe.data, run.folder / "data"
     if settings.format == "visual_genome":
-        return _questions(run)
+        return _prepare_questions(run)
     for split in SPLITS:
         source = ROOT / getattr(settings, split)
         if settings.format != "record":
             between = target / f"{split}.{settings.format}.json"
-            print(convert(source, between, settings.format))
+            print(convert_file(source, between, settings.format))
             source = between
-        convert(source, target / f"{split}.jsonl")
+        convert_file(source, target / f"{split}.jsonl")
         path, records = run.records(split)
         write_records(path, records[: settings.limit])
     run.note("pairs", sum(len(record.pairs()) for record in run.records("train")[1]))
 
 
-def _questions(run: Run) -> None:
+def _prepare_questions(run: RecipeRun) -> None:
     """Visual Genome's questions, split by image; without its images, such a file is made from the scenes."""
     settings, target = run.recipe.data, run.folder / "data"
-    file, images = (ROOT / settings.train, ROOT / settings.images) if settings.images else _scenes_as_questions(run)
+    file, images = (ROOT / settings.train, ROOT / settings.images) if settings.images else _write_scene_questions(run)
     asked = read_visual_genome(file, images)
     groups = list(dict.fromkeys(item.group for item in asked))
     order = np.random.default_rng(run.recipe.seed).permutation(len(groups))
@@ -101,7 +101,7 @@ def _questions(run: Run) -> None:
         run.note(f"questions_{split}", len(rows))
 
 
-def _scenes_as_questions(run: Run) -> tuple[Path, Path]:
+def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
     """Two questions with short answers about each of the shipped scenes, in Visual Genome's form."""
     images, entries = run.folder / "data" / "images", []
     images.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _scenes_as_questions(run: Run) -> tuple[Path, Path]:
             number, kinds = len(entries), list(record.truth)
             open_image(image_paths(path, record)[0]).save(images / f"{number}.jpg", quality=95)
             kind = kinds[number % len(kinds)]
-            presence = f"Is there a {_singular(kind)} in the image?", "Yes." if record.truth[kind] else "No."
+            presence = f"Is there a {_to_singular(kind)} in the image?", "Yes." if record.truth[kind] else "No."
             asked = [presence, one_class_question(record.truth, number)]
             qas = [
                 {"qa_id": 2 * number + place, "image_id": number, "question": question, "answer": answer}
@@ -121,20 +121,20 @@ def _scenes_as_questions(run: Run) -> tuple[Path, Path]:
     return write_json(images.parent / "question_answers.json", entries), images
 
 
-def _singular(plural: str) -> str:
+def _to_singular(plural: str) -> str:
     return plural.removesuffix("es") if plural == "buses" else plural.removesuffix("s")
 
 
-def rank(run: Run) -> None:
+def rank_answers(run: RecipeRun) -> None:
     """Answers sampled from the model and ranked by a scorer take the place of those in the data, as pairs.
 
     The questions of PPO and of the evaluation stay all of them, also those whose sampled answers are all alike.
     """
     settings, (model, processor) = run.recipe.rank, run.load()
-    score = named_scorer(settings.scorer)
+    score = get_scorer(settings.scorer)
     for place, split in enumerate(SPLITS):
         path, records = run.records(split)
-        items = counted(path, records)
+        items = as_counted_images(path, records)
         asked = counting_questions(items)
         own = models.sample_answers(
             model, processor, asked.images, asked.questions, settings.answers,
@@ -144,7 +144,7 @@ def rank(run: Run) -> None:
     run.note("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")[1]))
 
 
-def named_scorer(name: str) -> Scorer:
+def get_scorer(name: str) -> Scorer:
     if name not in SCORERS:
         raise UsageError(f"unknown scorer {name!r}: choose from {', '.join(SCORERS)}.")
     return SCORERS[name]

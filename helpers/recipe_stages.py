@@ -16,30 +16,30 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.data.blind import best_rule, blind_rules
-from helpers.data.pairs import counted, true_and_wrong_answers
+from helpers.data.pairs import as_counted_images, true_and_wrong_answers
 from helpers.data.preferences import PreferenceRecord, image_paths, to_trl
 from helpers.doctor.checks import preflight
-from helpers.doctor.dpo_doctor import RunDoctor
-from helpers.doctor.ppo_doctor import PolicyDoctor
+from helpers.doctor.dpo_doctor import DPODoctor
+from helpers.doctor.ppo_doctor import PPODoctor
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import UsageError, read_json, write_json
-from helpers.recipe_run import Run, data, named_scorer, rank
-from helpers.recipes import fitted
+from helpers.recipe_run import RecipeRun, get_scorer, prepare_data, rank_answers
+from helpers.recipes import fit_recipe
 from helpers.rewards import reward_model
 from helpers.rewards.caption_reward import CaptionReward, load_text_reward, tiny_text_reward, vlm_captioner
 from helpers.rewards.feature_reward import FeatureReward, target_scores
-from helpers.rewards.reward_model import hits, pair_gaps, score_records
-from helpers.rewards.scoring import SCORERS, Scorer, exact_match, weighted
+from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
+from helpers.rewards.scoring import SCORERS, Scorer, exact_match, weighted_scorer
 from helpers.rewards.similarity import cosine_scorer, load_clip, text_embedder
 from helpers.statistics import derangement, mcnemar_p, proportion
 from helpers.training import dpo
 from helpers.training import watch as ppo_figures
-from helpers.training.ppo import PolicyTrainer
+from helpers.training.ppo import PPOTrainer
 from helpers.training.reward import RewardTrainer
 from helpers.training.rollout import Task
 
 
-def run_stages(run: Run, wanted: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+def run_stages(run: RecipeRun, wanted: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """Run the recipe's stages in its order, or only those `wanted`; their figures go to `figures.json` in the folder.
 
     One process first changes what does not fit this machine, as the notebooks do; several take the recipe as it is.
@@ -52,21 +52,21 @@ def run_stages(run: Run, wanted: Sequence[str] = ()) -> dict[str, dict[str, floa
     if path.exists():
         run.figures = read_json(path)
     if state.num_processes == 1:
-        run.recipe = fitted(run.recipe, wanted)
+        run.recipe = fit_recipe(run.recipe, wanted)
     for name in run.recipe.stages:
         if wanted and name not in wanted:
             continue
         state.wait_for_everyone()
-        if name in TRAINING or state.is_main_process:
+        if name in TRAINING_STAGES or state.is_main_process:
             state.print(f"── {name} ──", flush=True)
-            STAGES[name](run)
+            RECIPE_STAGES[name](run)
         state.wait_for_everyone()
         if state.is_main_process:
             write_json(path, run.figures)
     return run.figures
 
 
-def features(run: Run) -> None:
+def train_feature_reward(run: RecipeRun) -> None:
     """The smallest reward model: a network on pooled features that regresses the heuristic."""
     settings, (model, processor) = run.recipe.features, run.load()
     reward, (path, records) = FeatureReward(model, processor), run.pairs("train")
@@ -79,7 +79,7 @@ def features(run: Run) -> None:
     reward.save(run.folder / "features")
 
 
-def captions(run: Run) -> None:
+def train_caption_rewards(run: RecipeRun) -> None:
     """A text-only reward model that reads a caption instead of the image, beside the same without captions."""
     settings, (model, processor) = run.recipe.captions, run.load()
     for name, captioner in (("captions", vlm_captioner(model, processor)), ("captions_none", None)):
@@ -96,17 +96,17 @@ def captions(run: Run) -> None:
             reward.save(run.folder / "captions")
 
 
-def _judge(run: Run, name: str, score: Callable[[Path, Sequence[PreferenceRecord]], list[list[float]]]) -> None:
+def _judge(run: RecipeRun, name: str, score: Callable[[Path, Sequence[PreferenceRecord]], list[list[float]]]) -> None:
     """Accuracy on the pairs of the test split, beside the best rule that never sees the image."""
     path, records = run.pairs("test")
     records = [record for record in records if record.pairs()]
-    right = hits(pair_gaps(records, score(path, records)))
+    right = pair_hits(pair_gaps(records, score(path, records)))
     run.note(f"{name}_pair_accuracy", proportion(float(right.sum()), len(right)))
     rule, share = best_rule(blind_rules(records))
     run.note(f"blind_{rule.replace(' ', '_')}", share)
 
 
-def reward(run: Run) -> None:
+def train_reward_models(run: RecipeRun) -> None:
     """Reward models that see the image: all heads and objectives that are wanted; the best on validation is kept."""
     recipe, found = run.recipe, {}
     (path, records), held_out = run.pairs("train"), run.pairs("valid")
@@ -114,7 +114,7 @@ def reward(run: Run) -> None:
         for objective in recipe.reward.objectives:
             model, processor = run.load()
             settings = dataclasses.replace(recipe.reward_settings(), head=head, objective=objective)
-            scored = reward_model.create(model, processor, settings, recipe.seed)
+            scored = reward_model.new_reward_model(model, processor, settings, recipe.seed)
             folder = run.folder / "reward" / f"{head}-{objective}"
             trainer = RewardTrainer(
                 scored, path, records, held_out, settings, recipe.seed, folder / "checkpoint.pt"
@@ -123,36 +123,36 @@ def reward(run: Run) -> None:
             found[folder] = max(row["accuracy"] for row in log.evaluations)
             if not trainer.accelerator.is_main_process:
                 continue
-            reward_model.save(scored, folder, settings, run.about())
+            reward_model.save_reward_model(scored, folder, settings, run.about())
             _judge(run, f"reward_{head}_{objective}", lambda *given, scored=scored: score_records(scored, *given))
-            _judge_shuffled(run, f"reward_{head}_{objective}", scored)
+            _judge_with_shuffled_images(run, f"reward_{head}_{objective}", scored)
     if PartialState().is_main_process:
         shutil.copytree(max(found, key=found.get), run.folder / "reward" / "best", dirs_exist_ok=True)
 
 
-def _judge_shuffled(run: Run, name: str, scored: reward_model.RewardModel) -> None:
+def _judge_with_shuffled_images(run: RecipeRun, name: str, scored: reward_model.RewardModel) -> None:
     path, records = run.pairs("test")
     images = [image_paths(path, record) for record in records]
     others = [images[i] for i in derangement(len(images), run.recipe.seed)]
-    right = hits(pair_gaps(records, score_records(scored, path, records, others)))
+    right = pair_hits(pair_gaps(records, score_records(scored, path, records, others)))
     run.note(f"{name}_other_images", proportion(float(right.sum()), len(right)))
 
 
-def train_dpo(run: Run) -> None:
+def train_dpo_policy(run: RecipeRun) -> None:
     recipe, (model, processor) = run.recipe, run.load()
     path, records = run.pairs("train")
     folder, alone = run.folder / "dpo", PartialState().num_processes == 1
     watched_path, watched = run.pairs("valid")
     watched = watched[:8]
     images = [image_paths(watched_path, record)[0] for record in watched]
-    doctor = RunDoctor(processor, images, [record.prompt[-1].content for record in watched])
-    trainer = dpo.make_trainer(
+    doctor = DPODoctor(processor, images, [record.prompt[-1].content for record in watched])
+    trainer = dpo.dpo_trainer(
         model, processor, to_trl(path, records), recipe.dpo_settings(), seed=recipe.seed,
         output_dir=folder / "trainer", cache=run.folder / "cache", callbacks=[doctor] if alone else [],
     )  # fmt: skip
     if alone and recipe.dpo.preflight:
         preflight(trainer)
-    done = dpo.train(trainer, resume=True)
+    done = dpo.train_dpo(trainer, resume=True)
     if trainer.accelerator.is_main_process:
         about = run.about(settings=dataclasses.asdict(recipe.dpo_settings()))
         models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder, about)
@@ -160,15 +160,15 @@ def train_dpo(run: Run) -> None:
         run.note("dpo_loss_last_10", float(np.mean([row["loss"] for row in done.log[-10:]])))
 
 
-def ppo(run: Run) -> None:
+def train_ppo_policy(run: RecipeRun) -> None:
     recipe, (model, processor) = run.recipe, run.load()
     settings, tasks, folder = recipe.ppo_settings(), run.tasks("train"), run.folder / "ppo"
-    model, score = _scorer(run, model, processor, tasks)
+    model, score = _weighted_scorer(run, model, processor, tasks)
     main = PartialState().is_main_process
     logs = [ppo_figures.JSONLog(folder / "log.jsonl"), ppo_figures.SampleLog(folder / "samples.jsonl")]
-    trainer = PolicyTrainer(
-        model, processor, tasks, score, settings, seed=recipe.seed, truth=_truth(tasks),
-        watch=[PolicyDoctor(), *(logs if main else [])], checkpoint=folder / "checkpoint.pt",
+    trainer = PPOTrainer(
+        model, processor, tasks, score, settings, seed=recipe.seed, truth=_truth_scorer(tasks),
+        watch=[PPODoctor(), *(logs if main else [])], checkpoint=folder / "checkpoint.pt",
         cache=run.folder / "cache" / "features",
     )  # fmt: skip
     if trainer.actor.own_adapter and recipe.ppo.warm_up and isinstance(tasks[0].facts, dict):
@@ -183,13 +183,13 @@ def ppo(run: Run) -> None:
                 run.note(f"ppo_{name.split('/')[1]}_{when}", float(np.mean([row[name] for row in rows])))
 
 
-def _truth(tasks: Sequence[Task]) -> Scorer:
-    """What is only watched: are the counts, or is the answer, true?"""
+def _truth_scorer(tasks: Sequence[Task]) -> Scorer:
+    """Scorer that is only watched, not trained on: are the counts, or is the answer, true?"""
     return SCORERS["count_exact"] if isinstance(tasks[0].facts, dict) else exact_match
 
 
-def _scorer(
-    run: Run, model: PreTrainedModel, processor: ProcessorMixin, tasks: Sequence[Task]
+def _weighted_scorer(
+    run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin, tasks: Sequence[Task]
 ) -> tuple[torch.nn.Module, Scorer]:
     """The scorers of the recipe with their weights, and the model, which a trained reward model shares."""
     rows = []
@@ -203,35 +203,37 @@ def _scorer(
         elif name == "clip":
             scorer = load_clip(run.recipe.ppo.clip)
         else:
-            scorer = named_scorer(name)
+            scorer = get_scorer(name)
         rows.append((name, scorer, weight))
-    return model, rows[0][1] if len(rows) == 1 and rows[0][2] == 1 else weighted(rows)
+    return model, rows[0][1] if len(rows) == 1 and rows[0][2] == 1 else weighted_scorer(rows)
 
 
-def _learnt_scorer(run: Run, model: PreTrainedModel, processor: ProcessorMixin) -> tuple[torch.nn.Module, Scorer]:
+def _learnt_scorer(run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin) -> tuple[torch.nn.Module, Scorer]:
     """The stage `reward`'s model on the policy's base; its scores are standardised on the validation answers."""
     policy = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
-    scored = reward_model.load(policy, processor, run.folder / "reward" / "best")
+    scored = reward_model.load_reward_model(policy, processor, run.folder / "reward" / "best")
     seen = torch.tensor([score for row in score_records(scored, *run.pairs("valid")) for score in row])
     return scored.backbone, reward_model.as_scorer(scored, float(seen.mean()), float(seen.std()))
 
 
-def evaluate(run: Run) -> None:
+def evaluate_policies(run: RecipeRun) -> None:
     """Base and policies on the test split: are the counts, or the answers, true?"""
     model, processor = run.load()
     tasks = run.tasks("test")
-    base = _right(run, "base", model, processor, tasks)
+    base = _right_answers(run, "base", model, processor, tasks)
     for name in ("dpo", "ppo"):
         if (run.folder / name / "adapter_config.json").exists():
             policy = models.load_adapter(run.load()[0], run.folder / name)
-            right = _right(run, name, policy, processor, tasks)
+            right = _right_answers(run, name, policy, processor, tasks)
             run.note(f"{name}_mcnemar_p", float(mcnemar_p(base, right)))
 
 
-def _right(run: Run, name: str, model: torch.nn.Module, processor: ProcessorMixin, tasks: Sequence[Task]) -> list[bool]:
+def _right_answers(
+    run: RecipeRun, name: str, model: torch.nn.Module, processor: ProcessorMixin, tasks: Sequence[Task]
+) -> list[bool]:
     """Which greedy answers are right, (tasks,). Counts are asked for in both wordings, sampled ones noted as well."""
     if isinstance(tasks[0].facts, dict):
-        items = counted(*run.records("test"))
+        items = as_counted_images(*run.records("test"))
         greedy, sampled = (evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0))
         run.note(f"{name}_exact", greedy.exact_share)
         run.note(f"{name}_exact_sampled", sampled.exact_share)
@@ -244,8 +246,8 @@ def _right(run: Run, name: str, model: torch.nn.Module, processor: ProcessorMixi
     return right
 
 
-TRAINING = ("reward", "dpo", "ppo")
-STAGES: dict[str, Callable[[Run], None]] = {
-    "data": data, "rank": rank, "features": features, "captions": captions,
-    "reward": reward, "dpo": train_dpo, "ppo": ppo, "evaluate": evaluate,
+TRAINING_STAGES = ("reward", "dpo", "ppo")
+RECIPE_STAGES: dict[str, Callable[[RecipeRun], None]] = {
+    "data": prepare_data, "rank": rank_answers, "features": train_feature_reward, "captions": train_caption_rewards,
+    "reward": train_reward_models, "dpo": train_dpo_policy, "ppo": train_ppo_policy, "evaluate": evaluate_policies,
 }  # fmt: skip

@@ -15,16 +15,16 @@ from pydantic import Field, ValidationError
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, dpo_preset, ppo_preset, reward_preset
 from helpers.data.formats import FORMATS
-from helpers.data.preferences import Strict, explain
+from helpers.data.preferences import StrictModel, explain_validation_error
 from helpers.files import ROOT, UsageError
 from helpers.machine.fits import check_machine
-from helpers.machine.fitting import changed
+from helpers.machine.fitting import changed_fields
 
 RECIPES = ROOT / "recipes"
-Stage = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
+StageName = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
 
 
-class Data(Strict):
+class RecipeData(StrictModel):
     """Files of preferences in any known format, or Visual Genome's questions with their folder of images."""
 
     train: str = "data/traffic/preferences_train.jsonl"
@@ -36,35 +36,35 @@ class Data(Strict):
     limit: int | None = None  # of each file, from its start
 
 
-class Rank(Strict):
+class RecipeRank(StrictModel):
     """The model's own answers, ranked by a scorer, take the place of the answers in the data."""
 
     answers: int = 4
     scorer: str = "heuristic"
 
 
-class Fit(Strict):
-    """Of the small reward models: the network on pooled features, the text-only model behind a caption."""
+class SmallRewardSettings(StrictModel):
+    """Settings of the small reward models: the network on pooled features, and the text-only model behind a caption."""
 
     epochs: int = 20
     learning_rate: float = 1e-3
     text_model: str | None = None  # captions: a folder or hub id; None builds a tiny one
 
 
-class Reward(Strict):
+class RecipeReward(StrictModel):
     preset: str = "t4"
     heads: tuple[str, ...] = ("mlp",)
     objectives: tuple[str, ...] = ("bradley_terry",)
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class DPO(Strict):
+class RecipeDPO(StrictModel):
     preset: str = "t4"
     settings: dict[str, Any] = Field(default_factory=dict)
     preflight: bool = True
 
 
-class PPO(Strict):
+class RecipePPO(StrictModel):
     preset: str = "t4"
     score: dict[str, float] = Field(default={"count_exact": 1.0})  # scorers and their weights
     clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
@@ -72,7 +72,7 @@ class PPO(Strict):
     warm_up: int = 8  # epochs of a critic that has an adapter of its own
 
 
-class Recipe(Strict):
+class Recipe(StrictModel):
     """One file of recipes/; lists become tuples, everything else is what it is."""
 
     title: str
@@ -80,38 +80,38 @@ class Recipe(Strict):
     seed: int = 0
     four_bit: bool = True
     max_pixels: int | None = None
-    stages: tuple[Stage, ...] = Field(min_length=1)
-    data: Data = Data()
-    rank: Rank = Rank()
-    features: Fit = Fit()
-    captions: Fit = Fit(epochs=10, learning_rate=5e-4)
-    reward: Reward = Reward()
-    dpo: DPO = DPO()
-    ppo: PPO = PPO()
+    stages: tuple[StageName, ...] = Field(min_length=1)
+    data: RecipeData = RecipeData()
+    rank: RecipeRank = RecipeRank()
+    features: SmallRewardSettings = SmallRewardSettings()
+    captions: SmallRewardSettings = SmallRewardSettings(epochs=10, learning_rate=5e-4)
+    reward: RecipeReward = RecipeReward()
+    dpo: RecipeDPO = RecipeDPO()
+    ppo: RecipePPO = RecipePPO()
 
     def reward_settings(self) -> RewardSettings:
-        return _changed(reward_preset(self.reward.preset), self.reward.settings, "reward")
+        return _change_fields(reward_preset(self.reward.preset), self.reward.settings, "reward")
 
     def dpo_settings(self) -> DPOSettings:
-        return _changed(dpo_preset(self.dpo.preset), self.dpo.settings, "dpo")
+        return _change_fields(dpo_preset(self.dpo.preset), self.dpo.settings, "dpo")
 
     def ppo_settings(self) -> PPOSettings:
-        return ppo_preset(self.ppo.preset, **_lora(ppo_preset(self.ppo.preset), self.ppo.settings))
+        return ppo_preset(self.ppo.preset, **_merge_lora(ppo_preset(self.ppo.preset), self.ppo.settings))
 
 
-def _lora(settings: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes`, with those of LoRA laid over the preset's own."""
+def _merge_lora(settings: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `changes`; its LoRA settings replace only those of the preset that they name."""
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.get("lora", {}).items()}
-    return dict(changes) | ({"lora": _changed(settings.lora, own, "lora")} if own else {})
+    return dict(changes) | ({"lora": _change_fields(settings.lora, own, "lora")} if own else {})
 
 
-def _changed(settings: Any, changes: Mapping[str, Any], stage: str) -> Any:
+def _change_fields(settings: Any, changes: Mapping[str, Any], stage: str) -> Any:
     """A dataclass with some fields changed. Raises UsageError for a name that it has not."""
     known = [field.name for field in dataclasses.fields(settings)]
     if unknown := sorted(set(changes) - set(known)):
         raise UsageError(f"{stage}: no setting is called {', '.join(unknown)}. Choose from {', '.join(known)}.")
     if "lora" in changes:
-        changes = _lora(settings, changes)
+        changes = _merge_lora(settings, changes)
     return dataclasses.replace(settings, **changes)
 
 
@@ -136,16 +136,16 @@ def read_recipe(path: Path, *, laptop: bool = False, changes: Sequence[tuple[str
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error}).") from None
     smaller = values.pop("laptop", {})
-    values = overlaid(values, smaller) if laptop else values
+    values = deep_merge(values, smaller) if laptop else values
     for name, value in changes:
         for part in reversed(name.split(".")):
             value = {part: value}
-        values = overlaid(values, value)
+        values = deep_merge(values, value)
     try:
-        recipe = Recipe.model_validate(_tuples(values))
+        recipe = Recipe.model_validate(_lists_to_tuples(values))
         recipe.reward_settings(), recipe.dpo_settings(), recipe.ppo_settings()
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain(error)}") from None
+        raise UsageError(f"{path}: {explain_validation_error(error)}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if recipe.data.format not in ("record", "visual_genome", *FORMATS):
@@ -155,7 +155,7 @@ def read_recipe(path: Path, *, laptop: bool = False, changes: Sequence[tuple[str
     return recipe
 
 
-def fitted(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
+def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     """The recipe with what had to be changed so that the stages (default: its own) fit this machine; says what it is.
 
     Raises UsageError if one of them does not fit.
@@ -171,22 +171,22 @@ def fitted(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     parts: dict[str, Any] = {"max_pixels": plan.max_pixels}
     for stage, settings in given.items():
         part = getattr(recipe, stage)
-        own = part.settings | changed(settings, getattr(plan, stage))
+        own = part.settings | changed_fields(settings, getattr(plan, stage))
         parts[stage] = part.model_copy(update={"settings": own})
     return recipe.model_copy(update=parts)
 
 
-def overlaid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid over `under`, table by table; a table of weights (`score`) is replaced whole."""
     both = dict(under)
     for name, value in over.items():
         deeper = isinstance(value, Mapping) and isinstance(both.get(name), Mapping) and name != "score"
-        both[name] = overlaid(both[name], value) if deeper else value
+        both[name] = deep_merge(both[name], value) if deeper else value
     return both
 
 
-def _tuples(value: Any) -> Any:
+def _lists_to_tuples(value: Any) -> Any:
     """TOML has lists where the settings, which never change, have tuples."""
     if isinstance(value, Mapping):
-        return {name: _tuples(part) for name, part in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {name: _lists_to_tuples(part) for name, part in value.items()}
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value

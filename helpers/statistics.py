@@ -48,7 +48,7 @@ def proportion(hits: float, n: int) -> Proportion:
 
 
 class Mean(NamedTuple):
-    """With its 95 % interval (Student 1908)."""
+    """A mean with its 95 % interval (Student 1908)."""
 
     value: float
     low: float
@@ -149,7 +149,7 @@ def binomial_p(hits: int, n: int, chance: float) -> float:
     return float(binomtest(hits, n, chance).pvalue)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm_adjust(p_values: Mapping[str, float]) -> dict[str, float]:
     """The p of each test when all of them were tried, adjusted by Holm 1979: no false alarm in 95 % of such families.
 
     Raises ValueError for NaN and numbers outside 0 … 1: a test that was not made belongs left out.
@@ -173,10 +173,10 @@ def win_rate(wins: int, losses: int, ties: int = 0) -> Proportion:
 
 # --- How many items show what difference, by the exact tests above ---
 
-DISAGREE = 0.25  # share of the items on which two models are assumed to disagree where nobody has measured it
+DISAGREEMENT = 0.25  # share of the items on which two models are assumed to disagree where nobody has measured it
 
 
-def mcnemar_power(n: int, difference: float, disagree: float = DISAGREE, alpha: float = 0.05) -> float:
+def mcnemar_power(n: int, difference: float, disagree: float = DISAGREEMENT, alpha: float = 0.05) -> float:
     """Probability that `mcnemar_p` of n paired items is at most `alpha`, with the right sign.
 
     difference: the true difference of the two shares. disagree: the probability that one model is right
@@ -203,7 +203,7 @@ def detectable_difference(n: int, disagree: float | None = None, power: float = 
     difference above `disagree` is taken to come with no disagreement but itself. Raises ValueError if n
     items can show nothing (fewer than 6 at 5 %).
     """
-    share = DISAGREE if disagree is None else disagree
+    share = DISAGREEMENT if disagree is None else disagree
 
     def reached(difference: float) -> bool:
         return mcnemar_power(n, difference, max(share, difference), alpha) >= power
@@ -217,7 +217,7 @@ def detectable_difference(n: int, disagree: float | None = None, power: float = 
     return high
 
 
-def items_needed(difference: float, disagree: float = DISAGREE, power: float = 0.8, alpha: float = 0.05) -> int:
+def items_needed(difference: float, disagree: float = DISAGREEMENT, power: float = 0.8, alpha: float = 0.05) -> int:
     """Smallest number of paired items in which `mcnemar_p` detects `difference` with probability `power`.
 
     The inverse of `detectable_difference`. Exact tests have steps: some larger numbers can fall short by
@@ -225,11 +225,11 @@ def items_needed(difference: float, disagree: float = DISAGREE, power: float = 0
     """
     if not 0 < power < 1:
         raise ValueError(f"power {power} must be between 0 and 1")
-    return _smallest(lambda n: mcnemar_power(n, difference, disagree, alpha) >= power)
+    return _smallest_where(lambda n: mcnemar_power(n, difference, disagree, alpha) >= power)
 
 
-def _smallest(reached: Callable[[int], bool]) -> int:
-    """Where `reached` begins to hold, if its steps up and down are within 2 √n."""
+def _smallest_where(reached: Callable[[int], bool]) -> int:
+    """Smallest n for which `reached(n)` is true; near that place it may switch back within 2 √n."""
     high = 1
     while not reached(high):
         high *= 2
@@ -300,7 +300,7 @@ def _kappa(table: np.ndarray) -> float | None:
     return float(cohens_kappa(table, return_results=False))
 
 
-def repeated(ids: Sequence[int]) -> float:
+def repeated_share(ids: Sequence[int]) -> float:
     """Share of 3-grams that were there before.
 
     >>> repeated([1, 2, 3, 1, 2, 3, 1])  # 123 231 312 123 231

@@ -16,13 +16,13 @@ from torch.testing import assert_close
 from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
 from helpers.data.preferences import read_records
-from helpers.models.caches import core
+from helpers.models.caches import backbone_of
 from helpers.models.prompts import count_image_tokens, encode, render
-from helpers.models.shared_prefix import answer_logps, plain
+from helpers.models.shared_prefix import answer_logps, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training import dpo, ppo
-from helpers.training.ppo import PolicyTrainer
+from helpers.training.ppo import PPOTrainer
 from helpers.training.reward import RewardTrainer
 from helpers.training.rollout import tasks_of
 
@@ -106,7 +106,7 @@ def test_the_prompt_has_a_place_for_each_vector_of_the_image(checkpoint):
     inputs = encode(processor, QUESTIONS, IMAGES)
     known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"} & inputs.keys()
     with torch.no_grad():
-        vectors = core(model).get_image_features(**{key: inputs[key] for key in known}).pooler_output
+        vectors = backbone_of(model).get_image_features(**{key: inputs[key] for key in known}).pooler_output
     vectors = vectors if isinstance(vectors, torch.Tensor) else torch.cat(list(vectors))
     assert sum(count_image_tokens(processor, inputs)) == vectors.numel() // vectors.shape[-1] > 0
 
@@ -123,9 +123,9 @@ def test_lora_reaches_every_layer_of_the_language_model_and_nothing_else(checkpo
 def trained_by_dpo(folder, pairs, output_dir, **how):
     model, processor = models.load_model(folder, four_bit=how.pop("four_bit", True))
     processor.chat_template = how.pop("template", processor.chat_template)
-    trainer = dpo.make_trainer(model, processor, pairs, DPO, output_dir=output_dir, **how)
+    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, output_dir=output_dir, **how)
     before = weights(trainer.model)
-    return trainer, before, dpo.train(trainer)
+    return trainer, before, dpo.train_dpo(trainer)
 
 
 def test_dpo(checkpoint, pairs, tmp_path, capsys):
@@ -140,7 +140,7 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
     prompts = [render(processor, question) for question in QUESTIONS]
     with torch.no_grad():
         own, other = (
-            answer_logps(model, plain(processor, prompts, [[image] for image in images], answers)).sum(1)
+            answer_logps(model, pack_separately(processor, prompts, [[image] for image in images], answers)).sum(1)
             for images in (IMAGES, IMAGES[::-1])
         )
     assert ((own - other).abs() > 1e-3).all()
@@ -172,7 +172,7 @@ def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pair
     """Why the fallback is only that: LLaVA is not asked as it was trained and never learns to end an answer."""
     name, folder = checkpoint
     model, processor = models.load_model(folder)
-    trainer = dpo.make_trainer(model, processor, pairs, DPO, output_dir=tmp_path, packed=False)
+    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, output_dir=tmp_path, packed=False)
     batch, decode = trainer.data_collator([trainer.train_dataset[0]]), processor.tokenizer.decode
     row, mask = batch["input_ids"][0], batch["completion_mask"][0].bool()
     begin = {"llava": "USER:", "llava_next": "<|start_header_id|>", "qwen3_vl": "<|im_start|>user"}
@@ -186,16 +186,16 @@ def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pair
 
 def test_a_reward_model(checkpoint, tmp_path):
     _, folder = checkpoint
-    reward = reward_model.create(*models.load_model(folder), REWARD)
+    reward = reward_model.new_reward_model(*models.load_model(folder), REWARD)
     assert reward.packs
     before = weights(reward)
     run = RewardTrainer(reward, PATH, RECORDS, (PATH, RECORDS[:2]), REWARD).train()
     assert len(run.log) == 2 and all(math.isfinite(row["loss"]) for row in run.log)
     changed = moved(reward, before)
-    assert changed and all(name.startswith("head.") or f".{reward_model.REWARD}." in name for name in changed)
+    assert changed and all(name.startswith("head.") or f".{reward_model.REWARD_ADAPTER}." in name for name in changed)
     scores = reward_model.score_records(reward, PATH, RECORDS[:3])
-    saved = reward_model.save(reward, tmp_path / "reward", REWARD)
-    loaded = reward_model.load(*models.load_model(folder), saved)
+    saved = reward_model.save_reward_model(reward, tmp_path / "reward", REWARD)
+    loaded = reward_model.load_reward_model(*models.load_model(folder), saved)
     again = reward_model.score_records(loaded, PATH, RECORDS[:3])
     loaded.packs, loaded.features = False, None
     rows = reward_model.score_records(loaded, PATH, RECORDS[:3])
@@ -208,7 +208,7 @@ def test_a_reward_model_learns_without_packing(checkpoint, monkeypatch):
     logs = []
     for packs in (True, False):
         monkeypatch.setattr(reward_model.shared_prefix, "can_pack", lambda *_, packs=packs: packs)
-        reward = reward_model.create(*models.load_model(folder, four_bit=False), REWARD)
+        reward = reward_model.new_reward_model(*models.load_model(folder, four_bit=False), REWARD)
         assert (reward.features is None) != packs
         logs.append(RewardTrainer(reward, PATH, RECORDS, (PATH, RECORDS[:2]), REWARD).train().log)
     for packed, rows in zip(*logs, strict=True):
@@ -226,7 +226,7 @@ def test_ppo(checkpoint, advantages, packs, monkeypatch):
     if not packs:
         monkeypatch.setattr(ppo, "can_pack", lambda *_: False)
     settings = dataclasses.replace(PPO, advantages=advantages, critic_sees_image=packs)  # from kept features
-    run = PolicyTrainer(model, processor, tasks_of(PATH, RECORDS), length, settings)
+    run = PPOTrainer(model, processor, tasks_of(PATH, RECORDS), length, settings)
     assert run.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
     before = weights(run.actor)
     row = run.train()[-1]

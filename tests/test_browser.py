@@ -12,10 +12,10 @@ from browser import CHROMIUM, RUN_ALL, WHY_NOT, chromium, jupyter_lab, kill_kern
 from pictures import noise
 
 from helpers.files import ROOT, write_json
-from helpers.models.policies import SHIPPED
+from helpers.models.policies import SHIPPED_POLICIES
 from helpers.report.page import Section
 from helpers.statistics import proportion
-from helpers.widgets.comparison import TOKENS
+from helpers.widgets.comparison import LIKELIER_TOKENS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
 PATIENCE = 240_000  # milliseconds
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     for name in ("helpers", "data"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("dpo/seed-0", "ppo/mine"):
-        shutil.copytree(SHIPPED, folder / "artifacts" / name)
+        shutil.copytree(SHIPPED_POLICIES, folder / "artifacts" / name)
     log = [{"step": step, "loss": 0.69 / step, "rewards/margins": 0.1 * step} for step in range(1, 21)]
     write_json(folder / "artifacts" / "dpo" / "seed-0" / "log.json", log)
     return folder
@@ -121,7 +121,7 @@ def _compares(page):
     page.locator(".compare-names select").first.select_option(["base", "ppo/mine"])
     wait_until_changed(page, "answers", before)
     assert "ppo/mine" in text(page, "answers") and "dpo/seed-0" not in text(page, "answers")
-    page.locator(".compare-marks select").first.select_option(TOKENS)
+    page.locator(".compare-marks select").first.select_option(LIKELIER_TOKENS)
     page.wait_for_function("document.querySelector('.compare-answers span[title]') !== null", timeout=PATIENCE)
     screenshot(page, "3_tokens")
     before = text(page, "answers")

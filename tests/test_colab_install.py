@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from helpers import install, notebooks
 from helpers.files import ROOT, UsageError
-from helpers.install import Changes, ensure, pins, read_requirements, unmet
+from helpers.install import VersionChanges, ensure, pins, read_requirements, unmet_requirements
 from helpers.notebooks import NOTEBOOKS
 
 REQUIREMENTS = ROOT / "requirements.txt"
@@ -47,12 +47,12 @@ def asked_for(folder: Path, gpu: bool) -> Path:
     return path
 
 
-def changes_by_uv(python: Path, *arguments: str | Path) -> Changes:
+def changes_by_uv(python: Path, *arguments: str | Path) -> VersionChanges:
     text = uv("pip", "install", "--dry-run", "--output-format", "json", "--python", python, *arguments).stdout
     rows = json.loads(text)["changes"]
     old = {row["name"]: row["version"] for row in rows if row["action"] == "uninstalled"}
     new = {row["name"]: row["version"] for row in rows if row["action"] == "installed"}
-    return install.compare(old, new)
+    return install.compare_versions(old, new)
 
 
 def megabytes(url: str) -> float:
@@ -104,7 +104,7 @@ def test_the_pinned_versions_satisfy_the_requirements(tmp_path):
     pinned = {r.name: next(iter(r.specifier)).version for r in read_requirements(ROOT / "constraints.txt", gpu=True)}
     python = claimed_environment(tmp_path / "venv", pinned)
     files = ["-r", REQUIREMENTS, "-r", ROOT / "requirements-dev.txt"]
-    assert changes_by_uv(python, *files) == Changes({}, {})
+    assert changes_by_uv(python, *files) == VersionChanges({}, {})
 
 
 def test_the_table_has_all_that_is_protected():
@@ -192,7 +192,7 @@ def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_pat
     lines = first.stdout.splitlines()
     assert lines[0].startswith("Installing for") and lines[-2].startswith(("CPU, ", "NVIDIA", "Tesla"))
     assert (content / "alignment" / "helpers" / "models.py").exists()
-    changes = install.compare(before, json.loads(lines[-1]))
+    changes = install.compare_versions(before, json.loads(lines[-1]))
     assert changes.replaced.keys() == {"datasets", "pyarrow", "torchao"} and changes.added["trl"] == "1.14.2"
     assert not {"jedi", "unsloth"} & changes.added.keys()
     clock = "\nimport time; print(time.process_time())"  # seconds of CPU: other tests may keep it waiting
@@ -227,12 +227,12 @@ def test_without_an_address_the_cell_says_what_to_set(shared_notebooks, tmp_path
 
 def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_again(shared_notebooks):
     copy = shared_notebooks(EMPTY)
-    notebooks.sync()
+    notebooks.sync_notebooks()
     bare = {path: path.read_text(encoding="utf-8") for path in (copy / "src").glob("*.py")}
     assert not any("colab-badge" in text for text in bare.values()) and "Colab" not in notebooks.badges()
     shared_notebooks(FORK)
     for _ in range(2):  # the second time nothing changes
-        notebooks.sync()
+        notebooks.sync_notebooks()
         for path in bare:
             text = path.read_text(encoding="utf-8")
             assert text.count('REPOSITORY, TAG = "https://github.com/someone/alignment", "v1.0"') == 1
@@ -245,7 +245,7 @@ def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_aga
             assert "".join(first["source"]).splitlines()[1:3] == ["", badge]
     assert badge in notebooks.badges() and notebooks.badges().count("colab-badge.svg") == 7
     shared_notebooks(EMPTY)
-    notebooks.sync()
+    notebooks.sync_notebooks()
     assert {path: path.read_text(encoding="utf-8") for path in bare} == bare
 
 
@@ -261,14 +261,14 @@ def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_aga
 def test_a_bad_address_is_refused(shared_notebooks, address, message):
     shared_notebooks(address)
     with pytest.raises(UsageError, match=message):
-        notebooks.sync()
+        notebooks.sync_notebooks()
 
 
 def test_a_source_without_a_set_up_cell_or_a_title_is_refused():
     text = (NOTEBOOKS / "src" / "01_load_model.py").read_text(encoding="utf-8")
     for broken in (text.replace('tags=["setup"]', ""), text.replace("# # 01", "# 01")):
         with pytest.raises(UsageError, match="needs a title in its first cell and one cell tagged 'setup'"):
-            notebooks.with_shared_parts(broken, "01_load_model.ipynb")
+            notebooks.add_shared_parts(broken, "01_load_model.ipynb")
 
 
 # helpers/install.py, on packages that are only claimed
@@ -325,7 +325,7 @@ def replace_with(site, *packages):
 
 
 def lacks(site, *lines):
-    return [str(lack) for lack in unmet([install.Requirement(line) for line in lines])]
+    return [str(lack) for lack in unmet_requirements([install.Requirement(line) for line in lines])]
 
 
 def test_what_is_missing_or_outside_the_range_is_lacking(site):
@@ -369,14 +369,14 @@ def test_on_colab_it_installs_with_the_protected_pinned_and_a_second_call_nothin
     claim(site, "datasets", "4.0.0")
     pip.does = replace_with(site, ("datasets", "4.8.5"), ("trl", "1.14.2"))
     changes = ensure(tmp_path)
-    assert changes == Changes({"trl": "1.14.2"}, {"datasets": ("4.0.0", "4.8.5")})
+    assert changes == VersionChanges({"trl": "1.14.2"}, {"datasets": ("4.0.0", "4.8.5")})
     ((command, requirements, constraints),) = pip.calls
     assert command[:4] == [sys.executable, "-m", "pip", "install"]
     assert requirements == ["datasets<5,>=4.7", "trl==1.14.2"]  # torch is there; no GPU: no unsloth
     assert constraints == ["torch==2.11.0+cu128", "numpy==2.1.3"]
     said = capsys.readouterr().out
     assert said.startswith("Installing for datasets, trl …") and "replaced: datasets 4.0.0 → 4.8.5\nadded: trl" in said
-    assert ensure(tmp_path) == Changes({}, {}) and len(pip.calls) == 1 and capsys.readouterr().out == ""
+    assert ensure(tmp_path) == VersionChanges({}, {}) and len(pip.calls) == 1 and capsys.readouterr().out == ""
 
 
 def test_uv_is_taken_where_python_has_it(site, pip, tmp_path, monkeypatch):
@@ -425,12 +425,12 @@ def test_a_replaced_package_that_was_loaded_asks_for_a_restart_until_there_is_on
             ensure(tmp_path)
     assert len(pip.calls) == 1
     monkeypatch.setattr(install, "_stale", [])  # a new kernel
-    assert ensure(tmp_path) == Changes({}, {})
+    assert ensure(tmp_path) == VersionChanges({}, {})
 
 
 def test_a_replaced_package_that_was_not_loaded_needs_no_restart(site):
     claim(site, "datasets", "4.8.5", modules=("datasets_of_test",))
-    assert install.loaded(["datasets"]) == []
+    assert install.loaded_packages(["datasets"]) == []
 
 
 def test_what_pip_says_when_it_fails_is_shown_from_its_error_on(site, pip, tmp_path):
@@ -458,7 +458,9 @@ def test_no_network_is_one_sentence(tool, tmp_path):
         env=os.environ | {"UV_HTTP_RETRIES": "0"},
     )
     assert run.returncode
-    assert install.explain(run.stdout + run.stderr).startswith("There is no network: the packages cannot be fetched.")
+    assert install.explain_failure(run.stdout + run.stderr).startswith(
+        "There is no network: the packages cannot be fetched."
+    )
 
 
 def test_elsewhere_than_on_colab_nothing_is_installed(site, pip, tmp_path, monkeypatch, capsys):
@@ -470,7 +472,7 @@ def test_elsewhere_than_on_colab_nothing_is_installed(site, pip, tmp_path, monke
     ):
         ensure(tmp_path)
     claim(site, "trl", "1.14.2")
-    assert ensure(tmp_path) == Changes({}, {}) and pip.calls == []  # another version is the owner's decision
+    assert ensure(tmp_path) == VersionChanges({}, {}) and pip.calls == []  # another version is the owner's decision
     assert (
         "Other versions than the notebooks were tested with: torch<2.15,>=2.11 (there is 2.15.0)"
         in capsys.readouterr().out

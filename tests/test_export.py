@@ -21,7 +21,7 @@ from helpers import export, models
 from helpers.cli import main
 from helpers.config import LoraSettings
 from helpers.files import ROOT, UsageError, read_json, write_json
-from helpers.models.policies import SHIPPED
+from helpers.models.policies import SHIPPED_POLICIES
 from helpers.models.prompts import encode
 from helpers.report.page import Section
 
@@ -40,7 +40,7 @@ def no_figures(artifacts):
     """Cards look for figures in the artifacts: those of this machine are none of theirs."""
 
 
-def random_adapter(base, folder, vision=False, size=0.1, name=models.POLICY, **about):
+def random_adapter(base, folder, vision=False, size=0.1, name=models.POLICY_ADAPTER, **about):
     """An adapter that does something, saved in `folder`."""
     model, _ = models.load_model(base, four_bit=False)
     model = models.add_adapter(model, LoraSettings(r=4, alpha=8, vision=vision), name=name)
@@ -65,7 +65,7 @@ def shipped(tmp_path_factory):
 
 
 def merge_of(case, folder):
-    (name, dtype, vision, tied), base, adapter = CASES[case], TINY, SHIPPED
+    (name, dtype, vision, tied), base, adapter = CASES[case], TINY, SHIPPED_POLICIES
     if name:
         base = folder / "base"
         for part in build(name):
@@ -174,14 +174,14 @@ def test_the_card_of_a_preset_links_to_it_and_brings_the_figures(artifacts):
     section.examined = {"ppo/ppo": found, "ppo/other": found | {"about": about | {"seed": 2}, "failures": ["no"]}}
     section.save()
     how = {"dtype": "float16", "relative_error": 1e-3}
-    card = export.card(about | {"merged": how}, "mine")
+    card = export.hub_card(about | {"merged": how}, "mine")
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct" and metadata["base_model_relation"] == "merge"
     assert metadata["license"] == "other" and "not for commercial use" in card
     assert "* it lies" in card and "400 held-out items" in card and "usually in 4 bits" in card
     assert card.count("\n# ") == 1 and "the reward `count_exact`" in card
-    assert "None: notebook 07" in export.card(about | {"seed": 9, "merged": how}, "mine")
-    adapter = yaml.safe_load(export.card(about, "mine").split("---")[1])
+    assert "None: notebook 07" in export.hub_card(about | {"seed": 9, "merged": how}, "mine")
+    adapter = yaml.safe_load(export.hub_card(about, "mine").split("---")[1])
     assert adapter["base_model_relation"] == "adapter" and adapter["library_name"] == "peft"
 
 
@@ -198,7 +198,7 @@ REAL_VERIFY = export.verify
 def test_one_number_that_was_changed_on_the_disk_is_seen(monkeypatch, tmp_path):
     monkeypatch.setattr(export, "verify", change_one_number)
     with pytest.raises(UsageError, match="the weights read back are not those written"):
-        export.merge(None, SHIPPED, tmp_path / "merged", images=1)
+        export.merge(None, SHIPPED_POLICIES, tmp_path / "merged", images=1)
     assert list(tmp_path.glob("*merged*")) == [], "nothing is left that looks like a model"
 
 
@@ -239,8 +239,8 @@ def test_an_adapter_on_a_head_that_is_the_embedding_too_is_refused(tmp_path):
 def test_two_tokens_may_be_exchanged_in_fp16_if_they_are_as_good_as_tied(shipped):
     folder = shipped.folder
     model, processor = plain(folder, torch.float16), AutoProcessor.from_pretrained(folder)
-    both = PeftModel.from_pretrained(plain(TINY, torch.float16), SHIPPED).eval()
-    spoken = export.speak(both, processor, 1)
+    both = PeftModel.from_pretrained(plain(TINY, torch.float16), SHIPPED_POLICIES).eval()
+    spoken = export.reference_output(both, processor, 1)
     weights = export._finite_hash(model)
     own = export._logits(model, processor, spoken.asked)
     first, other = own[0].argmax(), int(own[0].argmin())
@@ -253,15 +253,18 @@ def test_two_tokens_may_be_exchanged_in_fp16_if_they_are_as_good_as_tied(shipped
         return REAL_VERIFY(folder, changed, weights, dtype, torch.device("cpu"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(export.LIMITS, torch.float16, (1.0, 0.1))
+        patch.setitem(export.EXPORT_TOLERANCES, torch.float16, (1.0, 0.1))
         assert said(0.05)["ties"] == 1
         with pytest.raises(UsageError, match=r"greedy answers are others, by 0\.30 nats"):
             said(0.3)
-    assert export.LIMITS[torch.float32] == (1e-4, 0.0) and export.LIMITS[torch.float16] == (2e-2, 0.1)
+    assert export.EXPORT_TOLERANCES[torch.float32] == (1e-4, 0.0) and export.EXPORT_TOLERANCES[torch.float16] == (
+        2e-2,
+        0.1,
+    )
 
 
 def copied(folder, **config):
-    shutil.copytree(SHIPPED, folder)
+    shutil.copytree(SHIPPED_POLICIES, folder)
     write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | config)
     return folder
 
@@ -285,13 +288,15 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, mo
     (trainer / "about.json").unlink()
     refused(trainer, "no about.json names its base")
     refused(copied(tmp_path / "prompt", peft_type="PROMPT_TUNING"), "kind PROMPT_TUNING cannot be merged")
-    refused(SHIPPED, "unknown model 'tinny'. Did you mean 'tiny'", base="tinny")
-    refused(SHIPPED, "a merge is in fp16 or fp32", dtype=torch.bfloat16)
-    refused(SHIPPED, "exists and is not empty", out=tmp_path)
-    refused(SHIPPED, "exists and is not empty", out=SHIPPED / "about.json")
+    refused(SHIPPED_POLICIES, "unknown model 'tinny'. Did you mean 'tiny'", base="tinny")
+    refused(SHIPPED_POLICIES, "a merge is in fp16 or fp32", dtype=torch.bfloat16)
+    refused(SHIPPED_POLICIES, "exists and is not empty", out=tmp_path)
+    refused(SHIPPED_POLICIES, "exists and is not empty", out=SHIPPED_POLICIES / "about.json")
     monkeypatch.setattr(export.psutil, "virtual_memory", lambda: SimpleNamespace(available=0.25e9))
     monkeypatch.setattr(export.torch.cuda, "is_available", lambda: False)
-    refused(SHIPPED, r"the merge takes 1\.0 GB, and 0\.2 GB are free")  # 1,176,832 × 2 bytes = 0.002 GB, and 1 GB
+    refused(
+        SHIPPED_POLICIES, r"the merge takes 1\.0 GB, and 0\.2 GB are free"
+    )  # 1,176,832 × 2 bytes = 0.002 GB, and 1 GB
     assert not out.exists()
 
 
@@ -299,19 +304,19 @@ def test_the_memory_of_a_large_model_is_known_without_its_weights(monkeypatch, c
     monkeypatch.setattr(export.psutil, "virtual_memory", lambda: SimpleNamespace(available=5e9))
     monkeypatch.setattr(export.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=r"the merge takes 5\.4 GB, and 5\.0 GB are free"):
-        export.room_for("qwen2-vl-2b", torch.float16)  # 2,208,985,600 × 2 bytes = 4.42 GB, and 1 GB
+        export.device_with_room("qwen2-vl-2b", torch.float16)  # 2,208,985,600 × 2 bytes = 4.42 GB, and 1 GB
     assert "2,208,985,600 weights × 2 bytes + 1 GB for the checks = 5.4 GB" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"takes 9\.8 GB"):  # × 4 bytes = 8.84 GB
-        export.room_for("qwen2-vl-2b", torch.float32)
+        export.device_with_room("qwen2-vl-2b", torch.float32)
     monkeypatch.setattr(export.psutil, "virtual_memory", lambda: SimpleNamespace(available=6e9))
-    assert export.room_for("qwen2-vl-2b", torch.float16).type == "cpu"
+    assert export.device_with_room("qwen2-vl-2b", torch.float16).type == "cpu"
 
 
 def test_a_base_in_4_bits_is_never_merged_into(tmp_path):
     for part in models.load_model("tiny"):
         part.save_pretrained(tmp_path / "quantised")
     with pytest.raises(UsageError, match="is quantised"):
-        export.merge(tmp_path / "quantised", SHIPPED, tmp_path / "merged")
+        export.merge(tmp_path / "quantised", SHIPPED_POLICIES, tmp_path / "merged")
 
 
 def test_adapters_that_are_broken_or_of_another_base_are_named(tmp_path):
@@ -389,7 +394,7 @@ def test_an_adapter_is_pushed_privately_without_checkpoints_or_paths(hub, tmp_pa
     assert export.push(folder, "me/counter") == "https://huggingface.co/me/counter"
     assert hub.uploaded.keys() == {"README.md", "about.json", "adapter_config.json", "adapter_model.safetensors"}
     assert hub.there == {"me/counter": True} and hub.token == "hf_secret"
-    assert hub.uploaded["adapter_model.safetensors"] == (SHIPPED / "adapter_model.safetensors").read_bytes()
+    assert hub.uploaded["adapter_model.safetensors"] == (SHIPPED_POLICIES / "adapter_model.safetensors").read_bytes()
     assert not any(b"somebody" in content for content in hub.uploaded.values())
     assert json.loads(hub.uploaded["about.json"])["data"] == "pairs.jsonl"
     assert yaml.safe_load(hub.uploaded["README.md"].decode().split("---")[1])["library_name"] == "peft"
@@ -405,15 +410,15 @@ def test_a_merged_model_is_pushed_with_all_that_loading_it_takes(shipped, hub, t
         "me/counter": False
     }
     for shard in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "preprocessor_config.json"):
-        assert export.PUBLISHED.fullmatch(shard)
+        assert export.PUBLISHED_FILES.fullmatch(shard)
 
 
 def test_what_is_meant_to_be_private_does_not_go_into_a_public_repository(hub):
     hub.there["me/known"] = False
     with pytest.raises(UsageError, match="is there and public; nothing was uploaded"):
-        export.push(SHIPPED, "me/known")
+        export.push(SHIPPED_POLICIES, "me/known")
     assert hub.uploaded is None
-    export.push(SHIPPED, "me/known", private=False)
+    export.push(SHIPPED_POLICIES, "me/known", private=False)
     assert hub.uploaded
 
 
@@ -421,7 +426,7 @@ def test_a_refusal_is_told_in_one_line_without_the_token(hub):
     for error in (errors.OfflineModeIsEnabled("offline with hf_secret\nmore"), ConnectionError("hf_secret\n")):
         hub.error = error
         with pytest.raises(UsageError, match="me/counter: not uploaded") as told:
-            export.push(SHIPPED, "me/counter")
+            export.push(SHIPPED_POLICIES, "me/counter")
         assert "hf_secret" not in str(told.value) and "\n" not in str(told.value)
 
 
@@ -430,7 +435,7 @@ def test_a_refusal_is_told_in_one_line_without_the_token(hub):
 )
 def test_names_that_are_not_owner_and_name_are_refused(name, hub):
     with pytest.raises(UsageError, match="owner/name"):
-        export.push(SHIPPED, name)
+        export.push(SHIPPED_POLICIES, name)
 
 
 def test_a_reward_model_or_any_folder_is_not_pushed(hub, tmp_path):
@@ -446,7 +451,7 @@ def test_a_reward_model_or_any_folder_is_not_pushed(hub, tmp_path):
 def test_the_token_comes_from_the_environment_or_colab_and_is_asked_for_only_there(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", " \n")
     with pytest.raises(UsageError, match=r"https://huggingface\.co/settings/tokens, then set HF_TOKEN"):
-        export.push(SHIPPED, "me/counter")
+        export.push(SHIPPED_POLICIES, "me/counter")
     colab, userdata = ModuleType("google.colab"), ModuleType("google.colab.userdata")
     colab.userdata = userdata
     monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
@@ -467,11 +472,11 @@ def test_the_token_comes_from_the_environment_or_colab_and_is_asked_for_only_the
 
 def test_the_command_line_merges_and_pushes(hub, tmp_path, monkeypatch, capsys):
     out = tmp_path / "merged"
-    assert main(["export", str(SHIPPED), str(out), "--dtype", "fp32", "--push", "me/counter"]) == 0
+    assert main(["export", str(SHIPPED_POLICIES), str(out), "--dtype", "fp32", "--push", "me/counter"]) == 0
     assert read_json(out / "config.json")["dtype"] == "float32" and hub.there == {"me/counter": True}
     assert capsys.readouterr().out.splitlines()[-1] == "https://huggingface.co/me/counter"
-    assert main(["export", str(SHIPPED), str(out)]) == 1 and "is not empty" in capsys.readouterr().err
+    assert main(["export", str(SHIPPED_POLICIES), str(out)]) == 1 and "is not empty" in capsys.readouterr().err
     monkeypatch.setattr(export, "merge", lambda *_: pytest.fail("merged before the name was read"))
-    assert main(["export", str(SHIPPED), str(tmp_path / "b"), "--push", "counter"]) == 1
-    assert main(["export", str(SHIPPED), str(tmp_path / "b"), "--public"]) == 1
+    assert main(["export", str(SHIPPED_POLICIES), str(tmp_path / "b"), "--push", "counter"]) == 1
+    assert main(["export", str(SHIPPED_POLICIES), str(tmp_path / "b"), "--public"]) == 1
     assert "give --push OWNER/NAME" in capsys.readouterr().err

@@ -6,11 +6,11 @@ from torch.testing import assert_close
 from helpers.losses import (
     anchor_loss,
     bco_loss,
-    bradley_terry,
+    bradley_terry_loss,
     completion_logps,
     dpo_loss,
-    focal_bradley_terry,
-    listwise,
+    focal_bradley_terry_loss,
+    listwise_loss,
     sft_loss,
     token_logps,
 )
@@ -93,32 +93,34 @@ def test_masked_tokens_have_no_gradient():
 def test_bradley_terry_by_hand():
     better, worse = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
     # −log σ(2) = 0.1269, −log σ(0) = ln 2
-    assert_close(bradley_terry(better, worse), torch.tensor([0.1269280, 0.6931472]))
+    assert_close(bradley_terry_loss(better, worse), torch.tensor([0.1269280, 0.6931472]))
     # a margin of 2 leaves a gap of 0
-    assert_close(bradley_terry(better, worse, margin=torch.tensor([2.0, 0.0])), torch.full((2,), 0.6931472))
+    assert_close(bradley_terry_loss(better, worse, margin=torch.tensor([2.0, 0.0])), torch.full((2,), 0.6931472))
     # ε = 0.1: 0.9 · 0.1269 + 0.1 · −log σ(−2) = 0.9 · 0.1269 + 0.1 · 2.1269 = 0.3269
-    assert_close(bradley_terry(better, worse, label_smoothing=0.1)[0], torch.tensor(0.3269280))
+    assert_close(bradley_terry_loss(better, worse, label_smoothing=0.1)[0], torch.tensor(0.3269280))
     # centring 0.01 · (2 + 0)² = 0.04
-    assert_close(bradley_terry(better, worse, centring=0.01)[0], torch.tensor(0.1669280))
-    assert bradley_terry(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000, "log(sigmoid(x)) would be −inf"
+    assert_close(bradley_terry_loss(better, worse, centring=0.01)[0], torch.tensor(0.1669280))
+    assert bradley_terry_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000, (
+        "log(sigmoid(x)) would be −inf"
+    )
 
 
 def test_focal_by_hand():
     better, worse = torch.tensor([2.0, -1.0]), torch.tensor([0.0, 1.0])
-    assert_close(focal_bradley_terry(better, worse, 0.0), bradley_terry(better, worse))
+    assert_close(focal_bradley_terry_loss(better, worse, 0.0), bradley_terry_loss(better, worse))
     # σ(2) = 0.8808: (0.1192)² · 0.1269 = 0.001804; σ(−2) = 0.1192: 0.8808² · 2.1269 = 1.6500
-    assert_close(focal_bradley_terry(better, worse), torch.tensor([0.0018038, 1.6500466]), rtol=1e-4, atol=1e-6)
+    assert_close(focal_bradley_terry_loss(better, worse), torch.tensor([0.0018038, 1.6500466]), rtol=1e-4, atol=1e-6)
 
 
 def test_listwise_by_hand():
     scores = torch.tensor([1.0, 3.0, 0.0])
     # best answer 1: log(e³ + e¹ + e⁰) − 3 = 0.1698; then 0 against 2: log(e¹ + e⁰) − 1 = 0.3133
-    assert_close(listwise(scores, [[1], [0], [2]]), torch.tensor([0.1698460, 0.3132617]))
+    assert_close(listwise_loss(scores, [[1], [0], [2]]), torch.tensor([0.1698460, 0.3132617]))
     # two answers tied at the top, each against the third only: log(1 + e^−1), log(1 + e^−3)
-    assert_close(listwise(scores, [[0, 1], [2]]), torch.tensor([0.3132617, 0.0485874]))
-    assert listwise(scores, [[0, 1, 2]]).shape == (0,)
+    assert_close(listwise_loss(scores, [[0, 1], [2]]), torch.tensor([0.3132617, 0.0485874]))
+    assert listwise_loss(scores, [[0, 1, 2]]).shape == (0,)
     two = torch.tensor([0.3, -0.9])
-    assert_close(listwise(two, [[0], [1]]), bradley_terry(two[:1], two[1:]))
+    assert_close(listwise_loss(two, [[0], [1]]), bradley_terry_loss(two[:1], two[1:]))
 
 
 def source_contrastive(better, worse, temperature=0.5):
@@ -135,7 +137,7 @@ def test_the_direction_matters():
     """A source project's contrastive loss is the same with chosen and rejected exchanged; ours are not."""
     better, worse = torch.tensor([2.0, 1.0]), torch.tensor([0.5, -1.0])
     assert_close(source_contrastive(better, worse), source_contrastive(worse, better))
-    for loss in (bradley_terry, focal_bradley_terry):
+    for loss in (bradley_terry_loss, focal_bradley_terry_loss):
         assert (loss(better, worse) < loss(worse, better)).all()
     scores = torch.stack([better[0], worse[0]])
-    assert listwise(scores, [[0], [1]]) < listwise(scores, [[1], [0]])
+    assert listwise_loss(scores, [[0], [1]]) < listwise_loss(scores, [[1], [0]])

@@ -26,12 +26,12 @@ from helpers.doctor import checks as preflight
 from helpers.files import ROOT
 from helpers.losses import dpo_loss, token_logps
 from helpers.models.prompts import encode, render
-from helpers.models.shared_prefix import answer_logps, plain
+from helpers.models.shared_prefix import answer_logps, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training import dpo, ppo
 from helpers.training import reward as reward_training
-from helpers.training.actor_critic import CRITIC, ActorCritic
+from helpers.training.actor_critic import CRITIC_ADAPTER, ActorCritic
 from helpers.training.rollout import tasks_of
 
 PATH = ROOT / "data" / "traffic" / "preferences_train.jsonl"
@@ -109,11 +109,11 @@ def test_trl_casts_the_adapter_to_bf16_and_make_trainer_takes_it_back(tmp_path, 
         "TRL no longer does this: helpers/training/dpo.py need not undo it"
     )
 
-    first = dpo.make_trainer(models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
-    assert in_fp16(first.model) and preflight._dtypes(first, set(trained(first.model))).passed
-    dpo.train(first)
+    first = dpo.dpo_trainer(models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    assert in_fp16(first.model) and preflight._check_dtypes(first, set(trained(first.model))).passed
+    dpo.train_dpo(first)
     kept = {name: p.detach().clone() for name, p in trained(first.model).items()}
-    second = dpo.make_trainer(first.model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    second = dpo.dpo_trainer(first.model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
     copies = {name: p for name, p in second.model.named_parameters() if ".ref." in name}
     assert in_fp16(second.model) and len(copies) == 42 and not any(p.requires_grad for p in copies.values())
     for name, copy_ in copies.items():
@@ -142,8 +142,8 @@ def test_dpo_trains_in_fp32_on_logits_in_fp32(tmp_path, pairs_dataset, monkeypat
 
     monkeypatch.setattr(dpo.AnswerForward, "__call__", watched)
     model, processor = models.load_model("tiny")
-    trainer = dpo.make_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
-    run = dpo.train(trainer)
+    trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    run = dpo.train_dpo(trainer)
     assert len(seen) == 4 and set(seen) == {torch.float32}  # two steps, and the reference before each
     assert run.log[0]["loss"] > 0 and all(abs(row["grad_norm"]) < float("inf") for row in run.log)
     assert ready_for_adam(trainer.optimizer) and in_fp16(trainer.model)
@@ -153,7 +153,7 @@ def test_a_reward_model_is_trained_saved_and_loaded_in_fp32(tmp_path):
     records = [record for record in read_records(PATH) if any(record.tier_pairs())][:8]
     settings = dataclasses.replace(REWARD_PRESETS["tiny"], lora=ADAPTER, batch_size=4, epochs=1)
     policy = models.add_adapter(models.load_model("tiny")[0], ADAPTER)
-    reward = reward_model.create(policy, models.load_model("tiny")[1], settings)
+    reward = reward_model.new_reward_model(policy, models.load_model("tiny")[1], settings)
     assert in_fp16(reward.backbone) and dtypes(reward.trainable().values()) == {torch.float32}
     trainer = reward_training.RewardTrainer(reward, PATH, records, (PATH, records[:2]), settings)
     run = trainer.train()
@@ -161,8 +161,8 @@ def test_a_reward_model_is_trained_saved_and_loaded_in_fp32(tmp_path):
     with reward.active(), torch.no_grad():
         scores = reward(trainer._batch(records[:2]))
     assert scores.dtype == torch.float32
-    folder = reward_model.save(reward, tmp_path / "reward", settings)
-    again = reward_model.load(*models.load_model("tiny"), folder)
+    folder = reward_model.save_reward_model(reward, tmp_path / "reward", settings)
+    again = reward_model.load_reward_model(*models.load_model("tiny"), folder)
     assert in_fp16(again.backbone) and dtypes(again.trainable().values()) == {torch.float32}
     for name, value in again.trainable().items():
         assert torch.equal(value, reward.trainable()[name])
@@ -175,10 +175,10 @@ def test_ppo_trains_policy_and_critic_in_fp32():
     )
     turns = itertools.cycle((0.0, 1.0))  # the tiny model's answers are all as good
     score = make_scorer("turns", lambda *given: {"turns": next(turns)})
-    run = ppo.PolicyTrainer(*models.load_model("tiny"), tasks_of(PATH, records), score, settings)
+    run = ppo.PPOTrainer(*models.load_model("tiny"), tasks_of(PATH, records), score, settings)
     row = run.iterate()
     assert in_fp16(run.model) and dtypes(p for part in run.trained.values() for p in part) == {torch.float32}
-    assert {CRITIC, models.POLICY} == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
+    assert {CRITIC_ADAPTER, models.POLICY_ADAPTER} == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
     assert all(abs(value) < float("inf") for value in row.values())
     figures = run.actor(run.packed(run.last.rollout))
     assert dtypes(figures) == {torch.float32}
@@ -208,7 +208,9 @@ def test_log_probabilities_of_logits_in_fp16_are_exact():
 
 def test_log_probabilities_of_answers_come_in_fp32():
     model, processor = models.load_model("tiny")
-    row = plain(processor, [render(processor, "How many cars?")], [[noise(112, 112)]], [["There are 2 cars."]])
+    row = pack_separately(
+        processor, [render(processor, "How many cars?")], [[noise(112, 112)]], [["There are 2 cars."]]
+    )
     with torch.no_grad():
         assert model(**encode(processor, ["How many cars?"], [noise(112, 112)])).logits.dtype == torch.float16
         logps = answer_logps(model, row)
@@ -218,10 +220,10 @@ def test_log_probabilities_of_answers_come_in_fp32():
 def test_reference_figures_kept_before_training_are_in_fp32(tmp_path, pairs_dataset):
     """Preflight fills the store before accelerate brings logits to fp32, and training reads what it finds there."""
     model, processor = models.load_model("tiny")
-    trainer = dpo.make_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(8)]))
     kept = trainer._reference(batch)
-    with torch.no_grad(), models.adapter_off(trainer.model):
+    with torch.no_grad(), models.disable_adapters(trainer.model):
         logits = dpo.answer_logits(trainer.model, batch["packed"])
     logps = torch.log_softmax(logits[:, :-1].double(), -1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
     exact = (logps * batch["completion_mask"][:, 1:]).sum(1).view(2, -1).T

@@ -11,12 +11,12 @@ from helpers import recipe_stages as stages
 from helpers.config import ALL_LINEAR, ATTENTION
 from helpers.files import UsageError, read_json
 from helpers.machine import fits as machine
-from helpers.machine.duration import Rates
-from helpers.machine.memory import Generation
+from helpers.machine.duration import MachineRates
+from helpers.machine.memory import GenerationSettings
 from helpers.models import presets
-from helpers.recipe_run import Run
+from helpers.recipe_run import RecipeRun
 from helpers.recipe_stages import run_stages
-from helpers.recipes import RECIPES, find_recipe, fitted, overlaid, read_recipe
+from helpers.recipes import RECIPES, deep_merge, find_recipe, fit_recipe, read_recipe
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 SHORT = {  # of each recipe, so that it takes seconds
@@ -128,7 +128,9 @@ def test_what_the_projects_used():
 def test_changes_are_laid_over_table_by_table():
     under = {"ppo": {"preset": "t4", "score": {"a": 1.0}, "settings": {"group": 4, "lam": 0.9}}}
     over = {"ppo": {"score": {"b": 2.0}, "settings": {"group": 8}}}
-    assert overlaid(under, over) == {"ppo": {"preset": "t4", "score": {"b": 2.0}, "settings": {"group": 8, "lam": 0.9}}}
+    assert deep_merge(under, over) == {
+        "ppo": {"preset": "t4", "score": {"b": 2.0}, "settings": {"group": 8, "lam": 0.9}}
+    }
     recipe = read_recipe(find_recipe("vehicles"), changes=[("dpo.settings.lora.r", 4), ("seed", 3)])
     assert recipe.dpo_settings().lora.r == 4 and recipe.dpo_settings().lora.alpha == 32 and recipe.seed == 3
 
@@ -140,7 +142,7 @@ def card(monkeypatch, gigabytes, gpu=False):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name="Tesla T4"))
     monkeypatch.setattr(machine, "available_gb", lambda: (gigabytes, gigabytes))
-    monkeypatch.setattr(machine, "measure_rates", lambda *_: Rates(1e12, 1e11, 1e-5))
+    monkeypatch.setattr(machine, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
 
 
 def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
@@ -148,7 +150,7 @@ def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
     recipe = read_recipe(
         find_recipe("reward_models"), changes=[("reward.settings.batch_size", 128), ("reward.settings.accumulation", 1)]
     )
-    changed = fitted(recipe)
+    changed = fit_recipe(recipe)
     settings = changed.reward_settings()
     assert 1 <= settings.batch_size < 128 and settings.batch_size * settings.accumulation == 128
     assert changed.model_copy(update={"reward": recipe.reward}) == recipe  # nothing else
@@ -156,14 +158,14 @@ def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
         f"batch_size 128 → {settings.batch_size}, accumulation 1 → {settings.accumulation}" in capsys.readouterr().out
     )
     card(monkeypatch, 400)
-    assert fitted(recipe) == recipe
+    assert fit_recipe(recipe) == recipe
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_on_a_t4_every_recipe_fits_by_the_forecast(monkeypatch, capsys, name):
     card(monkeypatch, 15.8, gpu=True)
     before = read_recipe(find_recipe(name))
-    after = fitted(before)
+    after = fit_recipe(before)
     assert after.max_pixels is None and after.model == before.model
     assert after.dpo == before.dpo and after.reward_settings().batch_size == before.reward_settings().batch_size
     assert after.ppo_settings().group == before.ppo_settings().group  # prompts at once, checkpointing, mini-batches
@@ -176,10 +178,10 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
 
     def check(model, **given):
         asked.update(given)
-        return machine.Plan(Generation(), reward=given["reward"], max_pixels=336**2)
+        return machine.MachinePlan(GenerationSettings(), reward=given["reward"], max_pixels=336**2)
 
     monkeypatch.setattr(recipes, "check_machine", check)
-    found = fitted(recipe)
+    found = fit_recipe(recipe)
     assert found.max_pixels == 336**2 and found.model_copy(update={"max_pixels": 560**2}) == recipe
     assert asked.keys() == {"max_pixels", "four_bit", "reward"} and asked["max_pixels"] == 560**2
     assert asked["reward"].head == "fusion"  # of linear, mlp and fusion, the one that keeps most
@@ -189,7 +191,7 @@ def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
     """The stage `data` loads nothing; several processes would take the recipe as it is."""
     recipe = read_recipe(find_recipe("vehicles"), laptop=True, changes=[("data.limit", 4)])
     monkeypatch.setattr(stages, "fitted", lambda recipe, _: recipe.model_copy(update={"max_pixels": 28**2}))
-    run = Run(recipe, tmp_path)
+    run = RecipeRun(recipe, tmp_path)
     run_stages(run, ["data"])
     assert run.about()["max_pixels"] == 28**2
     assert run.load()[1].image_processor.size["longest_edge"] == 28**2
@@ -199,14 +201,14 @@ def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_
     card(monkeypatch, 8.0)  # of RAM: 32 bits for what is not quantised
     recipe = read_recipe(find_recipe("captions"))
     with pytest.raises(UsageError, match=r"llava-1\.5-7b does not fit: stage \w+ takes .* and 7.2 GB can be used"):
-        run_stages(Run(recipe, tmp_path))
+        run_stages(RecipeRun(recipe, tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert fitted(recipe, ["data"]) == recipe  # needs no model
+    assert fit_recipe(recipe, ["data"]) == recipe  # needs no model
     card(monkeypatch, 8.9)
     small = read_recipe(
         find_recipe("vehicles"), changes=[("dpo.settings.batch_size", 1), ("dpo.settings.accumulation", 8)]
     )
-    assert fitted(small).max_pixels is None
+    assert fit_recipe(small).max_pixels is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from helpers.statistics import (
     binomial_p,
     cluster_bootstrap,
     detectable_difference,
-    holm,
+    holm_adjust,
     items_needed,
     mcnemar_p,
     mcnemar_power,
@@ -111,11 +111,15 @@ def test_clusters_that_give_no_interval_and_input_that_is_refused():
 
 def test_holm_by_hand():
     # .01 · 3, .03 · 2, then .04 · 1 is under the one before and is lifted to it
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    assert holm({"a": 0.6, "b": 0.9}) == {"a": 1, "b": 1} and holm({"a": 0.2}) == {"a": 0.2} and holm({}) == {}
+    assert holm_adjust({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert (
+        holm_adjust({"a": 0.6, "b": 0.9}) == {"a": 1, "b": 1}
+        and holm_adjust({"a": 0.2}) == {"a": 0.2}
+        and holm_adjust({}) == {}
+    )
     for p in (math.nan, -0.1, 1.1):
         with pytest.raises(ValueError, match="p of b is"):
-            holm({"a": 0.5, "b": p})
+            holm_adjust({"a": 0.5, "b": p})
 
 
 def test_a_tie_is_half_a_win():

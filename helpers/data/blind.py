@@ -18,19 +18,19 @@ from helpers.files import open_image
 from helpers.statistics import Proportion, proportion
 
 # What a rule sees of an answer: its text, the counts it states (none if unparsable), its place.
-Rule = Callable[[str, Sequence[int], int], float]
-RULES: dict[str, Rule] = {
+BlindRule = Callable[[str, Sequence[int], int], float]
+BLIND_RULES: dict[str, BlindRule] = {
     "shorter": lambda text, counts, place: -len(text),
     "longer": lambda text, counts, place: len(text),
     "shown first": lambda text, counts, place: -place,
     "shown last": lambda text, counts, place: place,
 }
-COUNT_RULES: dict[str, Rule] = {
+BLIND_COUNT_RULES: dict[str, BlindRule] = {
     "smaller total": lambda text, counts, place: -sum(counts),
     "larger total": lambda text, counts, place: sum(counts),
     "more zeros": lambda text, counts, place: list(counts).count(0),
 }
-Table = dict[str, dict[str, Proportion]]  # kind of rejected answer → rule → share of pairs it gets right
+BlindTable = dict[str, dict[str, Proportion]]  # kind of rejected answer → rule → share of pairs it gets right
 
 
 class BlindRules:
@@ -55,9 +55,9 @@ class BlindRules:
                     other = values[worse][rule]
                     self._hits[kind][rule] += 0.5 if value == other else float(value > other)
 
-    def table(self) -> Table:
+    def table(self) -> BlindTable:
         """Kind of rejected answer ("all" first) → rule → accuracy. Counting rules only where there are counts."""
-        rules = [*COUNT_RULES, *RULES] if self._counting else list(RULES)
+        rules = [*BLIND_COUNT_RULES, *BLIND_RULES] if self._counting else list(BLIND_RULES)
         return {
             kind: {rule: proportion(self._hits[kind][rule], n) for rule in rules} for kind, n in self._pairs.items()
         }
@@ -65,10 +65,10 @@ class BlindRules:
 
 def _values(answer: Answer, place: int, classes: Sequence[str]) -> dict[str, float]:
     counts = list((parse_counts(answer.text, classes) or {}).values()) if classes else []
-    return {name: rule(answer.text, counts, place) for name, rule in (RULES | COUNT_RULES).items()}
+    return {name: rule(answer.text, counts, place) for name, rule in (BLIND_RULES | BLIND_COUNT_RULES).items()}
 
 
-def blind_rules(records: Iterable[PreferenceRecord]) -> Table:
+def blind_rules(records: Iterable[PreferenceRecord]) -> BlindTable:
     """Accuracy of every blind rule on the pairs of `records`, by the origin of the rejected answer."""
     rules = BlindRules()
     for record in records:
@@ -76,8 +76,10 @@ def blind_rules(records: Iterable[PreferenceRecord]) -> Table:
     return rules.table()
 
 
-def more_detail(path: Path, records: Sequence[PreferenceRecord], kinds: Sequence[str]) -> dict[str, Proportion]:
-    """How often the true image has more detail than the spoilt one, by kind of `negative_images`.
+def true_image_detail_shares(
+    path: Path, records: Sequence[PreferenceRecord], kinds: Sequence[str]
+) -> dict[str, Proportion]:
+    """Compute how often the true image has more detail than the spoilt one, for each kind of `negative_images`.
 
     Detail is the standard deviation of the differences between neighbouring pixels. A share near 1 means
     that "prefer the sharper picture" solves the pairs without reading what is in it; only an image as
@@ -85,24 +87,24 @@ def more_detail(path: Path, records: Sequence[PreferenceRecord], kinds: Sequence
     """
     wins = {kind: [] for kind in kinds}
     for record in records:
-        true = _detail(image_paths(path, record)[0])
+        true = _image_detail(image_paths(path, record)[0])
         for kind, name in zip(kinds, record.negative_images, strict=True):
-            spoilt = _detail(path.parent / name)
+            spoilt = _image_detail(path.parent / name)
             wins[kind].append(0.5 if true == spoilt else float(true > spoilt))
     return {kind: proportion(sum(results), len(results)) for kind, results in wins.items()}
 
 
-def _detail(path: Path) -> float:
+def _image_detail(path: Path) -> float:
     pixels = np.asarray(open_image(path).convert("L"), dtype=float)
     return float(np.diff(pixels, axis=0).std() + np.diff(pixels, axis=1).std())
 
 
-def best_rule(table: Table, kind: str = "all") -> tuple[str, Proportion]:
+def best_rule(table: BlindTable, kind: str = "all") -> tuple[str, Proportion]:
     """The rule that gets furthest, and how far."""
     return max(table[kind].items(), key=lambda entry: entry[1].value)
 
 
-def describe(table: Table) -> str:
+def render_blind_table(table: BlindTable) -> str:
     """The table as text: one line a rule, one column a kind of rejected answer."""
     width = 34
     lines = [f"{'blind rule':<15}" + "".join(f"{kind:>{width}}" for kind in table)]

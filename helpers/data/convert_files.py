@@ -13,16 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from helpers.data.convert_rows import from_row, mention, to_rows
-from helpers.data.formats import FORMATS, Row
-from helpers.data.preferences import Line, PreferenceRecord, scan_line, scan_records, write_records
+from helpers.data.convert_rows import from_row, read_mention, to_rows
+from helpers.data.formats import FORMATS, DatasetRow
+from helpers.data.preferences import PreferenceRecord, RecordLine, scan_line, scan_records, write_records
 from helpers.files import UsageError, parse_json, write_lines, write_text
 
-BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before the first character
+LEADING_BLANKS = b"\xef\xbb\xbf \t\r\n"  # what may stand before the first character
 _DECODER = json.JSONDecoder()  # finds where an item ends; `parse_json` reads it
 
 
-def detect(row: Any) -> str:
+def detect_format(row: Any) -> str:
     """Name of the format of a row: "record" for this project's own. Raises UsageError if none fits."""
     if isinstance(row, dict):
         known = [name for name, form in FORMATS.items() if form.known(row)]
@@ -36,7 +36,7 @@ def detect(row: Any) -> str:
     )
 
 
-def scan_file(path: Path) -> Iterator[Line]:
+def scan_file(path: Path) -> Iterator[RecordLine]:
     """Every record of a file of any format, with line numbers (item numbers in a JSON array), as `scan_records`.
 
     The format is that of the first row in which one is recognised; without any, every line is an error.
@@ -47,17 +47,17 @@ def scan_file(path: Path) -> Iterator[Line]:
         yield from (scan_line(*row[:2]) for row in _rows(path, array)) if array else scan_records(path)
         return
     rows = list(_rows(path, array))  # pairs of one record may stand apart
-    whole = {key for _, _, row, _ in rows if (key := mention(row, "key"))}
+    whole = {key for _, _, row, _ in rows if (key := read_mention(row, "key"))}
     for number, raw, row, error in rows:
-        if error is None and name and mention(row, "pair_of") in whole:
+        if error is None and name and read_mention(row, "pair_of") in whole:
             continue  # one more pair of a record that another row holds whole
         try:
             if name is None:
                 raise UsageError(error or reason)
             record, change = from_row(name, _row_or_error(row, error))
-            yield Line(number, raw, record, None, change)
+            yield RecordLine(number, raw, record, None, change)
         except UsageError as problem:
-            yield Line(number, raw, None, str(problem))
+            yield RecordLine(number, raw, None, str(problem))
 
 
 def _format_of(rows: Iterable[tuple[int, bytes, Any, str | None]]) -> tuple[str | None, str]:
@@ -66,7 +66,7 @@ def _format_of(rows: Iterable[tuple[int, bytes, Any, str | None]]) -> tuple[str 
     for _, _, row, error in rows:
         if error is None:
             try:
-                return detect(row), ""
+                return detect_format(row), ""
             except UsageError as problem:
                 reason = reason or str(problem)
     return None, reason
@@ -93,7 +93,7 @@ def is_array(path: Path) -> bool:
     if not path.is_file():
         raise UsageError(f"{path}: no such file. Run notebook 02 to make one, or give another path.")
     with path.open("rb") as file:
-        if not file.read(100).lstrip(BLANK).startswith(b"["):
+        if not file.read(100).lstrip(LEADING_BLANKS).startswith(b"["):
             return False
         file.seek(0)
         errors = [error for *_, error in _array_items(file.read())]
@@ -135,7 +135,7 @@ def _json_lines(file: BinaryIO) -> Iterator[tuple[int, bytes, Any, str | None]]:
                 yield number, raw, None, f"{error} Each line must be one whole object."
 
 
-def _row_or_error(row: Any, error: str | None) -> Row:
+def _row_or_error(row: Any, error: str | None) -> DatasetRow:
     if error:
         raise UsageError(error)
     if not isinstance(row, dict):
@@ -165,7 +165,7 @@ def write_file(
     return left_out
 
 
-def rebased(record: PreferenceRecord, old: Path, new: Path) -> PreferenceRecord:
+def rebase_images(record: PreferenceRecord, old: Path, new: Path) -> PreferenceRecord:
     """The record with image paths relative to folder `new` instead of `old`; absolute ones and addresses stay."""
 
     def move(name: str) -> str:
@@ -176,7 +176,7 @@ def rebased(record: PreferenceRecord, old: Path, new: Path) -> PreferenceRecord:
     return record.model_copy(update=images)
 
 
-def convert(source: Path, target: Path, to: str = "record", which: Literal["all", "extremes"] = "all") -> str:
+def convert_file(source: Path, target: Path, to: str = "record", which: Literal["all", "extremes"] = "all") -> str:
     """Convert a file, and say what was read, changed and left out. Raises UsageError if a row is bad."""
     if to != "record" and to not in FORMATS:
         raise UsageError(f"unknown format {to!r}: choose from record, {', '.join(FORMATS)}.")
@@ -189,7 +189,7 @@ def convert(source: Path, target: Path, to: str = "record", which: Literal["all"
             + more
             + f"\nCorrect them, or sort them out: python -m helpers check {source} --salvage OUT"
         )
-    records = [rebased(line.record, source.parent.resolve(), target.parent.resolve()) for line in lines]
+    records = [rebase_images(line.record, source.parent.resolve(), target.parent.resolve()) for line in lines]
     left_out = write_file(target, records, to, which)
     summary = [f"{len(records) - len(left_out)} records → {target} ({to})"]
     changes = Counter(line.change for line in lines if line.change)

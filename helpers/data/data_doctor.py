@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 
 from helpers.data.blind import BlindRules
 from helpers.data.convert_files import scan_file
-from helpers.data.findings import KINDS, SAME, Finding, Place, Problems, Report
+from helpers.data.findings import FINDING_KINDS, SAME_PHOTO, DataReport, Finding, Place, Problems
 from helpers.data.labels import IMAGE_SUFFIXES, photo_group
-from helpers.data.preferences import Line, PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord, RecordLine, image_paths
 from helpers.data.templates import CHAT_MARK, END_MARK, count_placeholders
 from helpers.files import UsageError, file_hash, stream_hash
 from helpers.statistics import Proportion
@@ -29,47 +29,47 @@ from helpers.statistics import Proportion
 HUGE_MEGAPIXELS, HUGE_MEGABYTES = 20, 20  # 20 megapixels take 60 MB once decoded; models look at less than 1
 BLIND_LIMIT, BLIND_PAIRS = 0.6, 20  # a rule counts if its whole interval is above .6, and not on fewer pairs
 
-ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")  # on Windows too
+ABSOLUTE_PATH = re.compile(r"[/\\]|[A-Za-z]:[/\\]")  # on Windows too
 
 
 class TokenLengths(Protocol):
-    """What `check` asks about tokens; `doctor.Lengths` answers it, with transformers, which other checks do without."""
+    """What `check` asks about tokens; `doctor.RecordLengths` answers it, with transformers, which other checks do without."""
 
     def problems(self, record: PreferenceRecord, sizes: list[tuple[int, int]]) -> Problems: ...
 
     def summary(self) -> dict[str, dict[str, float]]: ...
 
 
-def check(
+def check_file(
     path: Path | str,
     *,
     root: Path | str | None = None,
     images: bool = True,
     lengths: TokenLengths | None = None,
-    against: Sequence[Report | Path | str] = (),
-) -> Report:
+    against: Sequence[DataReport | Path | str] = (),
+) -> DataReport:
     """Check a file of preferences, of this project's records or of any format that `helpers/data/convert_files.py` reads.
 
     `root`: the data folder, which image paths may not leave (default: the folder of the file).
     `images=False` opens no image. `lengths`: also count the tokens that a model sees
-    (`doctor.Lengths`). `against`: reports, files of records or folders of
+    (`doctor.RecordLengths`). `against`: reports, files of records or folders of
     images; a photo that is there too is a leak. Raises UsageError if a file does not exist, or is a
     JSON array that is cut off.
     """
     path = Path(path)
-    doctor = _Doctor(path, Path(root or path.parent), images, lengths)
+    doctor = _DataDoctor(path, Path(root or path.parent), images, lengths)
     for line in tqdm(scan_file(path), desc=path.name, unit=" records", leave=False, disable=not images):
         doctor.see(line)
     for other in against:
-        doctor.compare(other if isinstance(other, Report) else photos_of(other, images=images))
+        doctor.compare(other if isinstance(other, DataReport) else find_photos(other, images=images))
     return doctor.finish()
 
 
-def photos_of(path: Path | str, *, images: bool = True) -> Report:
-    """What to compare with: the photos of a file of records, or of a folder and its subfolders."""
+def find_photos(path: Path | str, *, images: bool = True) -> DataReport:
+    """Collect the photos of a file of records, or of a folder and its subfolders, to compare another file with."""
     if not Path(path).is_dir():
-        return check(path, images=images)
-    report = Report(Path(os.path.abspath(path)))
+        return check_file(path, images=images)
+    report = DataReport(Path(os.path.abspath(path)))
     files = sorted(file for file in report.path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise UsageError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Give another folder.")
@@ -79,15 +79,15 @@ def photos_of(path: Path | str, *, images: bool = True) -> Report:
     return report
 
 
-class _Look(NamedTuple):
-    """What an image file turned out to be."""
+class _ImageFile(NamedTuple):
+    """The content hash and size of an image file, or why it cannot be read."""
 
     content: str | None = None  # hash of its bytes
     size: tuple[int, int] = (0, 0)  # width, height
     problem: tuple[str, str] | None = None  # kind, message
 
 
-def _look_at(file: Path) -> _Look:
+def _look_at(file: Path) -> _ImageFile:
     """Read an image whole, opening the file once."""
     try:
         with file.open("rb") as stream:
@@ -96,19 +96,19 @@ def _look_at(file: Path) -> _Look:
             with Image.open(stream) as image:
                 image.convert("RGB")  # as training will; the header alone is sound even if the rest was cut off
     except FileNotFoundError:
-        return _Look(problem=("missing image", f"{file} does not exist"))
+        return _ImageFile(problem=("missing image", f"{file} does not exist"))
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError among them
         unknown = isinstance(error, UnidentifiedImageError)  # whose message speaks of an _io.BufferedReader
         reason = "no image of a known kind" if unknown else str(error).split("\n")[0] or type(error).__name__
-        return _Look(problem=("unreadable image", f"{file} cannot be read ({reason})"))
+        return _ImageFile(problem=("unreadable image", f"{file} cannot be read ({reason})"))
     megapixels = image.width * image.height / 1e6
     if megapixels <= HUGE_MEGAPIXELS and megabytes <= HUGE_MEGABYTES:
-        return _Look(content, image.size)
-    return _Look(content, image.size, ("huge image", f"{file}: {megapixels:.1f} megapixels, {megabytes:.1f} MB"))
+        return _ImageFile(content, image.size)
+    return _ImageFile(content, image.size, ("huge image", f"{file}: {megapixels:.1f} megapixels, {megabytes:.1f} MB"))
 
 
 def _photo_keys(file: Path, content: str | None) -> Iterator[tuple[str, int]]:
-    """How a photo is known elsewhere: key of SAME and hash."""
+    """Yield the ways to recognise this photo elsewhere: (key of SAME_PHOTO, hash)."""
     yield "path", hash(str(file))
     if (name := photo_group(file)) != file.stem:  # a stem alone, such as 0001, names many photos
         yield "name", hash(name)
@@ -117,7 +117,7 @@ def _photo_keys(file: Path, content: str | None) -> Iterator[tuple[str, int]]:
 
 
 def _text_problems(record: PreferenceRecord) -> Problems:
-    """What the texts, scores and ranks of the record itself show."""
+    """Find the problems in the texts, scores and ranks of one record."""
     prompt, answers = "\n".join(message.content for message in record.prompt), [a.text for a in record.answers]
     if n := count_placeholders(prompt):
         kind = "placeholder text" if n == len(record.images) else "image placeholders"
@@ -164,20 +164,20 @@ def _hashes(record: PreferenceRecord, files: list[Path], contents: list[str | No
     return _Hashes(hash(tuple(ranked)), pairs, photos)
 
 
-class _Doctor:
+class _DataDoctor:
     """Takes lines one at a time and remembers, as hashes, what later ones are compared with."""
 
     def __init__(self, path: Path, root: Path, images: bool, lengths: TokenLengths | None) -> None:
-        self.report = Report(path, counts=dict.fromkeys(("lines", "records", "pairs", "images"), 0))
+        self.report = DataReport(path, counts=dict.fromkeys(("lines", "records", "pairs", "images"), 0))
         self.path, self.root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
         self.images, self.lengths = images, lengths
-        self.looks: dict[Path, _Look] = {}
+        self.looks: dict[Path, _ImageFile] = {}
         self.ids: dict[str, int] = {}  # → line where it was first, as below
         self.records: dict[int, int] = {}
         self.pairs: dict[int, int] = {}
         self.rules = BlindRules()
 
-    def see(self, line: Line) -> None:
+    def see(self, line: RecordLine) -> None:
         self.report.counts["lines"] += 1
         record, place = line.record, Place(f"{self.report.path}:{line.number}", line.number)
         if record is None:
@@ -187,23 +187,23 @@ class _Doctor:
         files = image_paths(self.path, record)
         found = [("altered", line.change)] if line.change else []
         found += [*_text_problems(record), *self._image_problems(record, files)]
-        looks = [self.looks.get(file, _Look()) for file in files]
+        looks = [self.looks.get(file, _ImageFile()) for file in files]
         hashes = _hashes(record, files, [look.content for look in looks])
         found += self._conflicts(place, hashes)
         if self.lengths:
             found += self.lengths.problems(record, [look.size for look in looks if look.content])
         for problem in found:
             self._add(*problem, place)
-        if not any(KINDS[kind][0] == "error" for kind, _ in found):
+        if not any(FINDING_KINDS[kind][0] == "error" for kind, _ in found):
             self._remember(record, place, hashes)
 
     def _add(self, kind: str, message: str, place: Place) -> None:
-        self.report.findings.append(Finding(KINDS[kind][0], kind, place.line, place.record_id, message))
+        self.report.findings.append(Finding(FINDING_KINDS[kind][0], kind, place.line, place.record_id, message))
 
     def _image_problems(self, record: PreferenceRecord, files: list[Path]) -> Problems:
         files = files + [Path(os.path.normpath(self.path.parent / name)) for name in record.negative_images]
         for name, file in zip(record.images + record.negative_images, files, strict=True):
-            if ABSOLUTE.match(name):
+            if ABSOLUTE_PATH.match(name):
                 yield "path", f"{name} is an absolute path"
             elif not file.is_relative_to(self.root):
                 yield "path", f"{name} leaves the data folder {self.root}"
@@ -214,7 +214,7 @@ class _Doctor:
                     yield look.problem
 
     def _conflicts(self, place: Place, hashes: _Hashes) -> Problems:
-        """What does not go with the records before, as far as those had no errors."""
+        """Find contradictions to earlier records that had no errors."""
         if place.record_id in self.ids:
             yield "duplicate id", f"line {self.ids[place.record_id]} has this id too"
         opposite = [self.pairs[reverse] for _, reverse in hashes.pairs if reverse in self.pairs]
@@ -225,7 +225,10 @@ class _Doctor:
         for how, key in hashes.photos:
             first = self.report.photos[how].get(key, place)
             if first.group and place.group and first.group != place.group:
-                yield "photo in two groups", f"in {place.group}, but line {first.line} in {first.group} has {SAME[how]}"
+                yield (
+                    "photo in two groups",
+                    f"in {place.group}, but line {first.line} in {first.group} has {SAME_PHOTO[how]}",
+                )
                 break
 
     def _remember(self, record: PreferenceRecord, place: Place, hashes: _Hashes) -> None:
@@ -243,18 +246,18 @@ class _Doctor:
         self.report.counts["pairs"] += len(hashes.pairs)
         self.rules.add(record)
 
-    def compare(self, other: Report) -> None:
+    def compare(self, other: DataReport) -> None:
         """Find photos that are in the other file or folder too, each told once."""
         told: set[Place] = set()
         for how, photos in self.report.photos.items():
             for key, place in photos.items():
                 if key in other.photos[how] and place not in told:
                     told.add(place)
-                    self._add("leak", f"{other.photos[how][key].where} has {SAME[how]}", place)
+                    self._add("leak", f"{other.photos[how][key].where} has {SAME_PHOTO[how]}", place)
         if other.errors:
             self._add("not compared", f"{len(other.errors):,} errors in {other.path}", Place(""))
 
-    def finish(self) -> Report:
+    def finish(self) -> DataReport:
         self.report.counts["images"] = len(self.report.photos["path"])
         self.report.blind = self.rules.table()
         if not self.report.counts["lines"]:

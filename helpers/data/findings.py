@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from helpers.data.blind import Table, describe
+from helpers.data.blind import BlindTable, render_blind_table
 from helpers.data.convert_files import is_array, raw_rows
 from helpers.files import UsageError, write_lines, write_text
 
 PLACES_SHOWN = 5
 Problems = Iterator[tuple[str, str]]  # kind, message
 Severity = Literal["error", "warning", "note"]
-KINDS: dict[str, tuple[Severity, str]] = {  # kind → how bad it is; what it means and what to do
+FINDING_KINDS: dict[str, tuple[Severity, str]] = {  # kind → how bad it is; what it means and what to do
     "no records": ("error", "There is nothing to train on. Give another file, or make one with notebook 02."),
     "bad line": ("error", "These lines are no valid records. Correct or remove them (--salvage sorts them out)."),
     "missing image": ("error", "Put the image there or correct its path, which is relative to the file of records."),
@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[Severity, str]] = {  # kind → how bad it is; what it me
     "altered": ("note", "To make a record of a row of another format, this was changed."),
     "not compared": ("note", "Records with errors were left out of the comparison. Check that file too."),
 }
-SAME = {  # how two photos are known to be one
+SAME_PHOTO = {  # how two photos are known to be one
     "group": "the same group",
     "path": "the same image file",
     "name": "a copy of the photo, to go by its name",
@@ -81,15 +81,15 @@ class Place(NamedTuple):
 
 
 @dataclass(repr=False)
-class Report:
-    """What was found in one file. Shows itself as text grouped by kind, the worst first."""
+class DataReport:
+    """The findings in one file. Prints as text grouped by kind, the worst first."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # lines, records, pairs, images
-    blind: Table = field(default_factory=dict)  # every blind rule, see helpers/data/blind.py
+    blind: BlindTable = field(default_factory=dict)  # every blind rule, see helpers/data/blind.py
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)  # of what → median, 95 %, max in tokens
-    photos: dict[str, dict[int, Place]] = field(default_factory=lambda: {how: {} for how in SAME})  # by hash
+    photos: dict[str, dict[int, Place]] = field(default_factory=lambda: {how: {} for how in SAME_PHOTO})  # by hash
 
     @property
     def errors(self) -> list[Finding]:
@@ -103,16 +103,18 @@ class Report:
         n = self.counts | dict.fromkeys(("errors", "warnings", "notes"), 0)
         n |= Counter(f"{finding.severity}s" for finding in self.findings)
         parts = [f"{self.path}: " + ", ".join(f"{n[k]:,} {k.removesuffix('s') if n[k] == 1 else k}" for k in n) + "."]
-        parts += [self._section(kind) for kind in KINDS if any(finding.kind == kind for finding in self.findings)]
+        parts += [
+            self._section(kind) for kind in FINDING_KINDS if any(finding.kind == kind for finding in self.findings)
+        ]
         if self.blind:
             title = "Share of the pairs in which a rule that never sees the image picks the chosen answer:"
-            parts.append(f"{title}\n{describe(self.blind)}")
+            parts.append(f"{title}\n{render_blind_table(self.blind)}")
         for what, row in self.lengths.items():
             parts.append(f"{what}: " + ", ".join(f"{name} {tokens:,.0f}" for name, tokens in row.items()))
         return "\n\n".join(parts)
 
     def _section(self, kind: str) -> str:
-        severity, advice = KINDS[kind]
+        severity, advice = FINDING_KINDS[kind]
         found = [finding for finding in self.findings if finding.kind == kind]
         lines = [f"{severity.upper()}: {kind} ({len(found):,})", f"  {advice}"]
         for finding in found[:PLACES_SHOWN]:
@@ -132,7 +134,7 @@ def _one_line(text: str, longest: int = 300) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def salvage(path: Path, report: Report, out: Path) -> tuple[int, int]:
+def salvage(path: Path, report: DataReport, out: Path) -> tuple[int, int]:
     """Write what has no errors to `out` as it was, and the rest to `out` with suffix .bad.jsonl.
 
     Lines stay as they are, byte for byte; of a JSON array the good items make an array again. Each bad

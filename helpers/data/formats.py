@@ -18,7 +18,7 @@ from helpers.data.preferences import PreferenceRecord
 from helpers.data.templates import IMAGE_MARK, repair_prompt, strip_image_marks
 from helpers.files import UsageError, parse_json
 
-Row = dict[str, Any]
+DatasetRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Format:
     """One way to write preferences down."""
 
     title: str
-    known: Callable[[Row], bool]  # is this row of this format?
-    parse: Callable[[Row], Row]  # fields of a record; raises UsageError, KeyError or TypeError
-    show: Callable[[PreferenceRecord], Row] | None = None  # None: this format is only read
+    known: Callable[[DatasetRow], bool]  # is this row of this format?
+    parse: Callable[[DatasetRow], DatasetRow]  # fields of a record; raises UsageError, KeyError or TypeError
+    show: Callable[[PreferenceRecord], DatasetRow] | None = None  # None: this format is only read
     ordered: bool = False  # does a row say in which order the answers were shown?
     ties: bool = False  # can a row say that the two are equally good, or not judged?
     array: bool = False  # files are one JSON array instead of lines
 
 
-def _question(text: str, images: list[str]) -> Row:
+def _question(text: str, images: list[str]) -> DatasetRow:
     """Fields of a record whose prompt is one text, with or without `<image>` marks."""
     _check_marks([text], images)
     messages, change = repair_prompt(text)
     return {"images": images, "prompt": messages, "change": change}
 
 
-def _conversation(turns: list[Row], images: list[str], role: str = "from", content: str = "value") -> Row:
+def _conversation(turns: list[DatasetRow], images: list[str], role: str = "from", content: str = "value") -> DatasetRow:
     """Fields of a record from chat turns; `<image>` marks are taken out of the texts."""
     names = {"human": "user", "gpt": "assistant"}
     texts = [_text(turn[content]) for turn in turns]
@@ -67,7 +67,7 @@ def _text(content: Any) -> str:
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _marked(record: PreferenceRecord) -> list[tuple[str, str]]:
+def _marked_messages(record: PreferenceRecord) -> list[tuple[str, str]]:
     """(role, text) of every message, one `<image>` mark an image before the first of the user."""
     marks = IMAGE_MARK * len(record.images)
     first = next(place for place, message in enumerate(record.prompt) if message.role == "user")
@@ -89,13 +89,13 @@ def _one_image(record: PreferenceRecord) -> str:
 # --- answers ------------------------------------------------------------------------------------
 
 
-def _two(first: str, second: str, ranking: list[list[int]] | None = None, **fields: Any) -> Row:
+def _two_answers(first: str, second: str, ranking: list[list[int]] | None = None, **fields: Any) -> DatasetRow:
     """Fields of a record with two answers, the first better unless `ranking` says otherwise."""
     return {"answers": [{"text": _text(first)}, {"text": _text(second)}], "ranking": ranking, **fields}
 
 
-def _chosen(chosen: Any, rejected: Any) -> Row:
-    return _two(chosen, rejected, [[0], [1]])
+def _chosen_first(chosen: Any, rejected: Any) -> DatasetRow:
+    return _two_answers(chosen, rejected, [[0], [1]])
 
 
 def _sides(record: PreferenceRecord) -> tuple[str, str]:
@@ -103,7 +103,7 @@ def _sides(record: PreferenceRecord) -> tuple[str, str]:
     return tuple(record.answers[tier[0]].text for tier in record.ranking)
 
 
-def _listed(images: Any) -> list[str]:
+def _image_list(images: Any) -> list[str]:
     """Paths of one image or several; each a path or `{"path": …}`."""
     images = images if isinstance(images, list) else [images]
     return [image["path"] if isinstance(image, dict) else image for image in images]
@@ -112,15 +112,15 @@ def _listed(images: Any) -> list[str]:
 _VERDICTS = {"response_a": [[0], [1]], "response_b": [[1], [0]], "tie": [[0, 1]], None: None}
 
 
-def _parse_ab(row: Row) -> Row:
+def _parse_ab(row: DatasetRow) -> DatasetRow:
     verdict = row["preference"]
     if not isinstance(verdict, str | None) or verdict not in _VERDICTS:
         raise UsageError(f"unknown preference {verdict!r}: write response_a, response_b or tie")
-    answers = _two(row["response_a"], row["response_b"], _VERDICTS[verdict])
+    answers = _two_answers(row["response_a"], row["response_b"], _VERDICTS[verdict])
     return _question(row["instruction"], [row["image_path"]]) | answers
 
 
-def _show_ab(record: PreferenceRecord) -> Row:
+def _show_ab(record: PreferenceRecord) -> DatasetRow:
     ranking = [sorted(tier) for tier in record.ranking] if record.ranking else None
     verdict = next(name for name, known in _VERDICTS.items() if known == ranking)
     responses = {f"response_{letter}": answer.text for letter, answer in zip("ab", record.answers, strict=True)}
@@ -132,28 +132,30 @@ def _show_ab(record: PreferenceRecord) -> Row:
     }
 
 
-def _flat(image: str, question: str) -> tuple[Callable[[Row], Row], Callable[[PreferenceRecord], Row]]:
+def _flat_format(
+    image: str, question: str
+) -> tuple[Callable[[DatasetRow], DatasetRow], Callable[[PreferenceRecord], DatasetRow]]:
     """parse and show of formats with one column each for image, question, chosen and rejected."""
 
-    def parse(row: Row) -> Row:
-        fields = _question(row[question], _listed(row[image])) | _chosen(row["chosen"], row["rejected"])
-        return _with_model(fields, row)
+    def parse(row: DatasetRow) -> DatasetRow:
+        fields = _question(row[question], _image_list(row[image])) | _chosen_first(row["chosen"], row["rejected"])
+        return _add_model(fields, row)
 
-    def show(record: PreferenceRecord) -> Row:
+    def show(record: PreferenceRecord) -> DatasetRow:
         chosen, rejected = _sides(record)
         return {image: _one_image(record), question: _one_question(record), "chosen": chosen, "rejected": rejected}
 
     return parse, show
 
 
-def _parse_rlhf_v(row: Row) -> Row:
+def _parse_rlhf_v(row: DatasetRow) -> DatasetRow:
     """RLHF-V, and any set that has question and answers as JSON in the string `text`."""
     text = parse_json(row["text"].encode()) if isinstance(row["text"], str) else row["text"]
     image = row["image"] if isinstance(row.get("image"), str) else row["image_path"]
-    return _with_model(_question(text["question"], [image]) | _chosen(text["chosen"], text["rejected"]), row)
+    return _add_model(_question(text["question"], [image]) | _chosen_first(text["chosen"], text["rejected"]), row)
 
 
-def _with_model(fields: Row, row: Row) -> Row:
+def _add_model(fields: DatasetRow, row: DatasetRow) -> DatasetRow:
     """`origin_split` names the model that wrote the answers (in RLHF-V the rejected one), as JSON in a string."""
     origin = row.get("origin_split")
     try:
@@ -166,13 +168,13 @@ def _with_model(fields: Row, row: Row) -> Row:
     return fields
 
 
-def _show_rlhf_v(record: PreferenceRecord) -> Row:
+def _show_rlhf_v(record: PreferenceRecord) -> DatasetRow:
     chosen, rejected = _sides(record)
     text = {"question": _one_question(record), "chosen": chosen, "rejected": rejected}
     return {"image": _one_image(record), "text": json.dumps(text, ensure_ascii=False)}
 
 
-def _parse_vlfeedback(row: Row) -> Row:
+def _parse_vlfeedback(row: DatasetRow) -> DatasetRow:
     """Ratings of several criteria, 1–5 as text, for each of several models; ranked by their mean, ties together."""
     completions = row["completions"]
     if isinstance(completions, dict):  # a sequence of structs comes out of Arrow as a struct of sequences
@@ -198,7 +200,7 @@ def _parse_vlfeedback(row: Row) -> Row:
     return fields | {"id": row["id"], "answers": answers, "ranking": _join_equal_texts(answers, ranking)}
 
 
-def _join_equal_texts(answers: list[Row], ranking: list[list[int]]) -> list[list[int]]:
+def _join_equal_texts(answers: list[DatasetRow], ranking: list[list[int]]) -> list[list[int]]:
     """Equal texts with different ratings contradict each other: their tiers, and those between, become one."""
     merged: list[list[int]] = []
     for tier in ranking:
@@ -211,7 +213,7 @@ def _join_equal_texts(answers: list[Row], ranking: list[list[int]]) -> list[list
     return merged
 
 
-def _parse_llava_rlhf(row: Row) -> Row:
+def _parse_llava_rlhf(row: DatasetRow) -> DatasetRow:
     turns = row["conversations"]
     turns = turns[0] if turns and isinstance(turns[0], list) else turns
     if turns[-1]["from"] == "gpt":  # stands for the answer, and is replaced by output_1 and output_2
@@ -219,29 +221,31 @@ def _parse_llava_rlhf(row: Row) -> Row:
     if row["preference"] not in (1, 2):
         raise UsageError(f"unknown preference {row['preference']!r}: 1 or 2")
     better = row["preference"] - 1
-    answers = _two(row["output_1"]["value"], row["output_2"]["value"], [[better], [1 - better]])
+    answers = _two_answers(row["output_1"]["value"], row["output_2"]["value"], [[better], [1 - better]])
     return _conversation(turns, [row["image"]]) | answers
 
 
-def _show_llava_rlhf(record: PreferenceRecord) -> Row:
+def _show_llava_rlhf(record: PreferenceRecord) -> DatasetRow:
     image, names = _one_image(record), {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": names[role], "value": text} for role, text in _marked(record)] + [{"from": "gpt", "value": ""}]
+    turns = [{"from": names[role], "value": text} for role, text in _marked_messages(record)] + [
+        {"from": "gpt", "value": ""}
+    ]
     outputs = {f"output_{k + 1}": {"from": "llava", "value": answer.text} for k, answer in enumerate(record.answers)}
     return {"image": image, "conversations": turns, **outputs, "preference": record.ranking[0][0] + 1}
 
 
-def _parse_vl_rewardbench(row: Row) -> Row:
+def _parse_vl_rewardbench(row: DatasetRow) -> DatasetRow:
     """`human_ranking[i]` is the rank of response i, 0 is better (Li et al. 2024, arXiv 2411.17451)."""
     if sorted(row["human_ranking"]) != [0, 1]:
         raise UsageError(f"human_ranking {row['human_ranking']} must be [0, 1] or [1, 0]")
     better = row["human_ranking"].index(0)
-    fields = _question(row["query"], [row["image"]]) | _two(*row["response"], [[better], [1 - better]])
+    fields = _question(row["query"], [row["image"]]) | _two_answers(*row["response"], [[better], [1 - better]])
     for answer, model in zip(fields["answers"], row.get("models") or [], strict=False):
         answer["model"] = model
     return fields | {"id": row.get("id")}
 
 
-def _show_vl_rewardbench(record: PreferenceRecord) -> Row:
+def _show_vl_rewardbench(record: PreferenceRecord) -> DatasetRow:
     row = {"id": record.id} if record.id is not None else {}
     ranks = [0, 1] if record.ranking[0] == [0] else [1, 0]
     responses = [answer.text for answer in record.answers]
@@ -254,69 +258,78 @@ def _show_vl_rewardbench(record: PreferenceRecord) -> Row:
     }
 
 
-def _parse_trl(row: Row) -> Row:
-    images = _listed(row["images"] if "images" in row else row["image"])
+def _parse_trl(row: DatasetRow) -> DatasetRow:
+    images = _image_list(row["images"] if "images" in row else row["image"])
     prompt = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
     sides = [row[side] if isinstance(row[side], str) else row[side][0]["content"] for side in ("chosen", "rejected")]
-    return _conversation(prompt, images, "role", "content") | _chosen(*sides)
+    return _conversation(prompt, images, "role", "content") | _chosen_first(*sides)
 
 
-def _show_trl(record: PreferenceRecord) -> Row:
+def _show_trl(record: PreferenceRecord) -> DatasetRow:
     prompt = [{"role": message.role, "content": message.content} for message in record.prompt]
     sides = [[{"role": "assistant", "content": text}] for text in _sides(record)]
     return {"images": record.images, "prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
 
 
-def _parse_llama_factory(row: Row) -> Row:
+def _parse_llama_factory(row: DatasetRow) -> DatasetRow:
     system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-    fields = _conversation(system + row["conversations"], _listed(row["images"]))
-    return fields | _chosen(row["chosen"]["value"], row["rejected"]["value"])
+    fields = _conversation(system + row["conversations"], _image_list(row["images"]))
+    return fields | _chosen_first(row["chosen"]["value"], row["rejected"]["value"])
 
 
-def _show_llama_factory(record: PreferenceRecord) -> Row:
+def _show_llama_factory(record: PreferenceRecord) -> DatasetRow:
     names = {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": names[role], "value": text} for role, text in _marked(record)]
+    turns = [{"from": names[role], "value": text} for role, text in _marked_messages(record)]
     chosen, rejected = ({"from": "gpt", "value": text} for text in _sides(record))
     return {"conversations": turns, "chosen": chosen, "rejected": rejected, "images": record.images}
 
 
-def _parse_ms_swift(row: Row) -> Row:
+def _parse_ms_swift(row: DatasetRow) -> DatasetRow:
     *prompt, answer = row["messages"]
     rejected = row["rejected_response"] if "rejected_response" in row else row["rejected_messages"][-1]["content"]
-    return _conversation(prompt, _listed(row["images"]), "role", "content") | _chosen(answer["content"], rejected)
+    return _conversation(prompt, _image_list(row["images"]), "role", "content") | _chosen_first(
+        answer["content"], rejected
+    )
 
 
-def _show_ms_swift(record: PreferenceRecord) -> Row:
+def _show_ms_swift(record: PreferenceRecord) -> DatasetRow:
     chosen, rejected = _sides(record)
-    messages = [{"role": role, "content": text} for role, text in [*_marked(record), ("assistant", chosen)]]
+    messages = [{"role": role, "content": text} for role, text in [*_marked_messages(record), ("assistant", chosen)]]
     return {"messages": messages, "rejected_response": rejected, "images": record.images}
 
 
-def _has(*names: str, without: str = "") -> Callable[[Row], bool]:
+def _has_columns(*names: str, without: str = "") -> Callable[[DatasetRow], bool]:
     return lambda row: row.keys() >= set(names) and without not in row
 
 
-def _is_trl(row: Row) -> bool:
-    return _has("prompt", "chosen", "rejected")(row) and isinstance(row["chosen"], list)
+def _is_trl(row: DatasetRow) -> bool:
+    return _has_columns("prompt", "chosen", "rejected")(row) and isinstance(row["chosen"], list)
 
 
 FORMATS = {
     "ab": Format(
-        "A/B votes", _has("response_a", "response_b", "preference"), _parse_ab, _show_ab, ordered=True, ties=True
+        "A/B votes",
+        _has_columns("response_a", "response_b", "preference"),
+        _parse_ab,
+        _show_ab,
+        ordered=True,
+        ties=True,
     ),
     "chosen_rejected": Format(
         "chosen and rejected of an image_path",
-        _has("image_path", "prompt", "chosen", "rejected"),
-        *_flat("image_path", "prompt"),
+        _has_columns("image_path", "prompt", "chosen", "rejected"),
+        *_flat_format("image_path", "prompt"),
         array=True,
     ),
-    "rlhf_v": Format("RLHF-V, JSON in a string", _has("text", without="question"), _parse_rlhf_v, _show_rlhf_v),
-    "rlaif_v": Format("RLAIF-V", _has("origin_split", "question", "chosen", "rejected"), *_flat("image", "question")),
-    "mmpr": Format("MMPR", _has("image", "question", "chosen", "rejected"), *_flat("image", "question")),
-    "vlfeedback": Format("VLFeedback", _has("prompt", "completions"), _parse_vlfeedback, ordered=True),
+    "rlhf_v": Format("RLHF-V, JSON in a string", _has_columns("text", without="question"), _parse_rlhf_v, _show_rlhf_v),
+    "rlaif_v": Format(
+        "RLAIF-V", _has_columns("origin_split", "question", "chosen", "rejected"), *_flat_format("image", "question")
+    ),
+    "mmpr": Format("MMPR", _has_columns("image", "question", "chosen", "rejected"), *_flat_format("image", "question")),
+    "vlfeedback": Format("VLFeedback", _has_columns("prompt", "completions"), _parse_vlfeedback, ordered=True),
     "llava_rlhf": Format(
         "LLaVA-RLHF",
-        _has("conversations", "output_1", "output_2"),
+        _has_columns("conversations", "output_1", "output_2"),
         _parse_llava_rlhf,
         _show_llava_rlhf,
         ordered=True,
@@ -324,7 +337,7 @@ FORMATS = {
     ),
     "vl_rewardbench": Format(
         "VL-RewardBench",
-        _has("query", "response", "human_ranking"),
+        _has_columns("query", "response", "human_ranking"),
         _parse_vl_rewardbench,
         _show_vl_rewardbench,
         ordered=True,
@@ -332,7 +345,7 @@ FORMATS = {
     "trl": Format("TRL vision preference", _is_trl, _parse_trl, _show_trl),
     "llama_factory": Format(
         "LLaMA-Factory sharegpt ranking",
-        _has("conversations", "chosen", "rejected"),
+        _has_columns("conversations", "chosen", "rejected"),
         _parse_llama_factory,
         _show_llama_factory,
         array=True,

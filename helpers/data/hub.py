@@ -18,9 +18,9 @@ from typing import Any
 from datasets import Dataset, Image, List, load_dataset
 from tqdm.auto import tqdm
 
-from helpers.data.convert_files import detect
+from helpers.data.convert_files import detect_format
 from helpers.data.convert_rows import from_row
-from helpers.data.formats import Row
+from helpers.data.formats import DatasetRow
 from helpers.data.preferences import PreferenceRecord, write_records
 from helpers.files import UsageError, write_lines
 
@@ -34,10 +34,12 @@ class HubSet:
     split: str = "train"
     file: str | None = None  # the file to read, if the repository holds several things
     licence: str = "see the data set's page"
-    reshape: Callable[[Row], Row] | None = None  # into a known format, for a set whose own format is none of them
+    reshape: Callable[[DatasetRow], DatasetRow] | None = (
+        None  # into a known format, for a set whose own format is none of them
+    )
 
 
-HUB = {
+HUB_SETS = {
     "rlhf_v": HubSet("openbmb/RLHF-V-Dataset", "5b59b49cea78face616294336369cd8ab81b970e", licence="CC BY-NC 4.0"),
     "rlaif_v": HubSet("openbmb/RLAIF-V-Dataset", "07932ffc61a31e8e8b3685442a509c66275cb774", licence="CC BY-NC 4.0"),
     "rlaif_v_first": HubSet("openbmb/RLAIF-V-Dataset", "afeec44778bba57243a18831b38cf70b3a01644f", licence="CC BY-NC 4.0"),
@@ -47,7 +49,7 @@ HUB = {
 }  # fmt: skip
 
 
-def fetch(
+def fetch_hub_set(
     name: str,
     folder: Path,
     *,
@@ -63,10 +65,10 @@ def fetch(
     cannot be read go to `NAME.bad.jsonl` with the reason, and their number is printed. source: of a set
     that is not in `HUB`. Raises UsageError.
     """
-    source = source or HUB.get(name)
+    source = source or HUB_SETS.get(name)
     if source is None:
-        raise UsageError(f"unknown data set {name!r}: choose from {', '.join(HUB)}.")
-    data = undecoded(load_rows(source, file))
+        raise UsageError(f"unknown data set {name!r}: choose from {', '.join(HUB_SETS)}.")
+    data = disable_decoding(load_rows(source, file))
     data = data.select(range(min(rows, len(data)))) if rows else data
     good, bad, changes = [], [], Counter()
     for number, row in enumerate(tqdm(data, desc=name, unit="row"), start=1):
@@ -99,7 +101,7 @@ def load_rows(source: HubSet, file: Path | None) -> Dataset:
         ) from error
 
 
-def undecoded(data: Dataset) -> Dataset:
+def disable_decoding(data: Dataset) -> Dataset:
     """Images as the bytes they are stored as: written to disk, they stay what they are."""
     for column, feature in data.features.items():
         if isinstance(feature, Image):
@@ -109,10 +111,10 @@ def undecoded(data: Dataset) -> Dataset:
     return data
 
 
-def _record(source: HubSet, row: Row, folder: Path, images: Path | None) -> tuple[PreferenceRecord, str | None]:
+def _record(source: HubSet, row: DatasetRow, folder: Path, images: Path | None) -> tuple[PreferenceRecord, str | None]:
     row = source.reshape(row) if source.reshape else row
     stored = {key: store_images(value, folder) for key, value in row.items()}
-    record, change = from_row(detect(stored), stored)
+    record, change = from_row(detect_format(stored), stored)
     if images is not None and stored == row:  # no image came with the row: the names are of files elsewhere
         record.images = [(images.resolve() / name).as_posix() for name in record.images]
     about = {"source": f"{source.repository}@{source.revision}", "licence": source.licence}

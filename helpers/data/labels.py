@@ -82,10 +82,10 @@ def read_counts(folder: Path, split: str, classes: Sequence[str] | None = None) 
             f"{folder}: no labels of a split {split!r}. Expected YOLO (data.yaml), COCO "
             f"({split}/_annotations.coco.json) or Pascal VOC ({split}/*.xml); see helpers/data/labels.py."
         )
-    return [_only(item, classes, folder) for item in items] if classes else items
+    return [_keep_classes(item, classes, folder) for item in items] if classes else items
 
 
-def _only(item: CountedImage, classes: Sequence[str], folder: Path) -> CountedImage:
+def _keep_classes(item: CountedImage, classes: Sequence[str], folder: Path) -> CountedImage:
     unknown = [cls for cls in classes if cls not in item.counts]
     if unknown:
         raise UsageError(f"{folder}: no class {', '.join(unknown)}. The labels name {', '.join(item.counts)}.")

@@ -40,7 +40,7 @@ def question_for(item: CountedImage, number: int) -> str:
 
 
 def one_class_question(counts: Counts, number: int) -> tuple[str, str]:
-    """How many of one class there are, and the true answer; the classes take turns with the item's number."""
+    """Ask for the count of one class, and give the true answer; the item's number chooses the class."""
     name = list(counts)[number % len(counts)]
     return f"How many {name} are there?", f"There are {counts[name]} {name}."
 
@@ -64,7 +64,7 @@ def counting_questions(items: Sequence[CountedImage]) -> CountingQuestions:
     return CountingQuestions(questions, [item.path for item in items], [count_answer(item.counts) for item in items])
 
 
-def counted(path: Path, records: Sequence[PreferenceRecord]) -> list[CountedImage]:
+def as_counted_images(path: Path, records: Sequence[PreferenceRecord]) -> list[CountedImage]:
     """The first images of records of the file `path`, with their true counts."""
     return [CountedImage(image_paths(path, record)[0], record.truth, record.group) for record in records]
 
@@ -166,7 +166,7 @@ def record_of_item(
     )
 
 
-def one_sided(records: Sequence[PreferenceRecord], seed: int = 0) -> list[PreferenceRecord]:
+def make_one_sided(records: Sequence[PreferenceRecord], seed: int = 0) -> list[PreferenceRecord]:
     """The records with one worse answer each, whose counts are only ever too high: for showing what such data does.
 
     "The smaller total is right" solves every pair without looking. Records whose counts cannot be

@@ -38,7 +38,7 @@ from helpers.files import UsageError, open_image, parse_json, write_lines
 
 EMPTY_ANSWER = "the answer is empty: write its text or remove the record"
 Ranking = list[list[int]]  # places in `answers`: tiers, best first, ties together
-Number = Annotated[float, Field(allow_inf_nan=False)]
+FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _kind_of_truth(value: Any) -> str:
@@ -53,24 +53,24 @@ Truth = Annotated[  # told apart by type, so that an error speaks of the one tha
 ]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """Unknown fields are errors, and nothing is converted in silence: "2" is not 2."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Message(Strict):
+class Message(StrictModel):
     role: Literal["system", "user", "assistant"]
     content: str = Field(min_length=1)
 
 
-class Answer(Strict):
+class Answer(StrictModel):
     text: str
     id: str | None = None
     model: str | None = None  # who wrote it, if a model did
     origin: str | None = None  # how it came about: "truth", "own", "edit", "other image", …
-    score: Number | None = None  # by which it was ranked
-    scores: dict[str, Number] = Field(default_factory=dict)  # parts of the score, or ratings by criterion
+    score: FiniteNumber | None = None  # by which it was ranked
+    scores: dict[str, FiniteNumber] = Field(default_factory=dict)  # parts of the score, or ratings by criterion
 
     @field_validator("text")
     @classmethod
@@ -80,7 +80,7 @@ class Answer(Strict):
         return text
 
 
-class Judgement(Strict):
+class Judgement(StrictModel):
     """What one annotator said about the answers of one record."""
 
     kind: Literal["human", "model", "rule"]
@@ -88,7 +88,7 @@ class Judgement(Strict):
     verdict: Literal["ranked", "tie", "all bad", "skip"]
     ranking: Ranking | None = None  # one tier for "tie" and "all bad", none for "skip"
     order: list[int] | None = None  # order[k]: place in `answers` of the answer shown k-th
-    criteria: dict[str, list[Number]] = Field(default_factory=dict)  # criterion → a score for each answer
+    criteria: dict[str, list[FiniteNumber]] = Field(default_factory=dict)  # criterion → a score for each answer
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     time: str | None = None  # ISO 8601
 
@@ -107,7 +107,7 @@ class Judgement(Strict):
         return self
 
 
-class Pair(Strict):
+class Pair(StrictModel):
     """Two answers of one record, the better one first; `margin` is the difference of their scores."""
 
     chosen: Answer
@@ -115,8 +115,8 @@ class Pair(Strict):
     margin: float | None = None
 
 
-def shown_second(first: Any, second: Any) -> bool:
-    """Where a file does not say in which order two answers were shown: is the first put second?
+def is_first_shown_second(first: Any, second: Any) -> bool:
+    """Decide whether to put the first answer second, for files that do not say in which order answers were shown.
 
     A coin that only the texts decide (their hashes), so that the place of an answer does not say how
     good it is, and reading the same line twice gives the same record.
@@ -125,7 +125,7 @@ def shown_second(first: Any, second: Any) -> bool:
     return digests[1] < digests[0]
 
 
-class PreferenceRecord(Strict):
+class PreferenceRecord(StrictModel):
     images: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # relative to the record's file
     prompt: list[Message] = Field(min_length=1)
     answers: list[Answer] = Field(min_length=2)
@@ -155,7 +155,7 @@ class PreferenceRecord(Strict):
             sides = [data.pop("chosen"), data.pop("rejected")]
             data["answers"] = [{"text": side} if isinstance(side, str) else side for side in sides]
             data["ranking"] = [[0], [1]]
-            if shown_second(
+            if is_first_shown_second(
                 *(answer.get("text") if isinstance(answer, dict) else answer for answer in data["answers"])
             ):
                 data["answers"], data["ranking"] = data["answers"][::-1], [[1], [0]]
@@ -222,7 +222,7 @@ def _pair(chosen: Answer, rejected: Answer) -> Pair:
 
 
 def record_key(record: PreferenceRecord) -> str:
-    """What a record is known by: its id, else a hash of its images, prompt and answers."""
+    """Key of a record: its id, else a hash of its images, prompt and answers."""
     if record.id is not None:
         return record.id
     content = record.model_dump_json(include={"images", "prompt", "answers"})
@@ -266,7 +266,7 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def explain(error: ValidationError) -> str:
+def explain_validation_error(error: ValidationError) -> str:
     """pydantic's findings as one line of plain words."""
     findings = []
     for item in error.errors():
@@ -277,7 +277,7 @@ def explain(error: ValidationError) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class RecordLine:
     """One line of a file of records: the record, or why there is none."""
 
     number: int  # counted from 1
@@ -287,7 +287,7 @@ class Line:
     change: str | None = None  # what was altered to make the record, if another format was read
 
 
-def scan_records(path: Path) -> Iterator[Line]:
+def scan_records(path: Path) -> Iterator[RecordLine]:
     """Every line of a JSONL file that is not blank, one at a time; a bad one does not stop the rest."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file. Run notebook 02 to make one, or give another path.")
@@ -297,15 +297,15 @@ def scan_records(path: Path) -> Iterator[Line]:
                 yield scan_line(number, raw)
 
 
-def scan_line(number: int, raw: bytes) -> Line:
+def scan_line(number: int, raw: bytes) -> RecordLine:
     """The record in one line, or what is wrong with it."""
     try:
         record = PreferenceRecord.model_validate(parse_json(raw))
     except ValidationError as error:
-        return Line(number, raw, None, f"{explain(error)}. Correct the line or remove it.")
+        return RecordLine(number, raw, None, f"{explain_validation_error(error)}. Correct the line or remove it.")
     except UsageError as error:
-        return Line(number, raw, None, f"{error} Each line must be one whole object.")
-    return Line(number, raw, record, None)
+        return RecordLine(number, raw, None, f"{error} Each line must be one whole object.")
+    return RecordLine(number, raw, record, None)
 
 
 def read_records(path: Path) -> list[PreferenceRecord]:
@@ -327,7 +327,7 @@ def read_records(path: Path) -> list[PreferenceRecord]:
 def image_paths(
     path: Path, record: PreferenceRecord, which: Literal["images", "negative_images"] = "images"
 ) -> list[Path]:
-    """Where the images of a record of the file `path` are."""
+    """Paths of the images of a record that was read from the file `path`."""
     return [Path(os.path.normpath(path.parent / name)) for name in getattr(record, which)]
 
 

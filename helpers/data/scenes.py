@@ -20,7 +20,7 @@ from helpers.data.counting import Counts, count_answer, count_question
 from helpers.data.labels import write_yolo
 from helpers.files import write_text
 
-KINDS = ("car", "motorcycle", "bus", "bicycle")
+VEHICLE_KINDS = ("car", "motorcycle", "bus", "bicycle")
 PLURAL = {"car": "cars", "motorcycle": "motorcycles", "bus": "buses", "bicycle": "bicycles"}
 CLASSES = tuple(PLURAL.values())
 COLORS = {
@@ -31,7 +31,7 @@ COLORS = {
     "white": (244, 244, 244),
     "black": (22, 22, 26),
 }
-SIZE, CELL, GRID = 112, 28, 4
+IMAGE_SIZE, CELL, GRID = 112, 28, 4
 MOST_PER_KIND = 3
 COUNT_WEIGHTS = (0.30, 0.30, 0.25, 0.15)  # P(0), P(1), P(2), P(3) of each kind
 SPLIT_SEEDS = {
@@ -59,11 +59,11 @@ class Scene:
     @property
     def counts(self) -> Counts:
         """Exact number of vehicles of each class, in the order of `CLASSES`."""
-        return {PLURAL[kind]: sum(v.kind == kind for v in self.vehicles) for kind in KINDS}
+        return {PLURAL[kind]: sum(v.kind == kind for v in self.vehicles) for kind in VEHICLE_KINDS}
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     family: str  # count_all, count_one, color, presence or reason
     prompt: str
     answer: str
@@ -72,8 +72,8 @@ class Question:
 def make_scene(seed: int) -> Scene:
     """The scene of `seed`: which vehicles, which colours, where."""
     rng = np.random.default_rng(seed)
-    numbers = rng.choice(MOST_PER_KIND + 1, size=len(KINDS), p=COUNT_WEIGHTS)
-    kinds = np.repeat(KINDS, numbers)
+    numbers = rng.choice(MOST_PER_KIND + 1, size=len(VEHICLE_KINDS), p=COUNT_WEIGHTS)
+    kinds = np.repeat(VEHICLE_KINDS, numbers)
     cells = rng.choice(GRID * GRID, size=len(kinds), replace=False)
     vehicles = []
     for kind, cell in zip(kinds, cells, strict=True):
@@ -89,15 +89,15 @@ def draw_scene(scene: Scene) -> Image.Image:
     """The picture of a scene: (112, 112) RGB."""
     rng = np.random.default_rng([scene.seed, 1])
     asphalt = np.clip(rng.integers(95, 150) + rng.normal(0, 5, 3), 0, 255).astype(int)
-    image = Image.new("RGB", (SIZE, SIZE), tuple(asphalt.tolist()))
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(asphalt.tolist()))
     draw = ImageDraw.Draw(image)
     for _ in range(3):  # mended patches: something to look at that is not a vehicle
-        x, y, width, height = (int(n) for n in rng.integers((-10, -10, 12, 8), (SIZE, SIZE, 40, 30)))
+        x, y, width, height = (int(n) for n in rng.integers((-10, -10, 12, 8), (IMAGE_SIZE, IMAGE_SIZE, 40, 30)))
         shade = tuple((asphalt + int(rng.integers(-14, 15))).tolist())
         draw.rectangle((x, y, x + width, y + height), fill=shade)
     offset = int(rng.integers(0, 16))
     for lane in range(1, GRID):
-        for x in range(-offset, SIZE, 16):
+        for x in range(-offset, IMAGE_SIZE, 16):
             draw.line((x, lane * CELL, x + 7, lane * CELL), fill=(205, 205, 190))
     for vehicle in scene.vehicles:
         sprite = _sprite(vehicle.kind, vehicle.color)
@@ -182,32 +182,32 @@ def careless_counts(counts: Counts, rng: np.random.Generator) -> Counts:
     return noted
 
 
-def ask(scene: Scene, family: str, rng: np.random.Generator, counts: Counts | None = None) -> Question:
+def make_question(scene: Scene, family: str, rng: np.random.Generator, counts: Counts | None = None) -> SceneQuestion:
     """A question of one family about a scene, answered from `counts` (default: the truth).
 
     Raises ValueError for a family that does not exist or, for "color", a scene without a kind
     that occurs exactly once.
     """
     counts = counts or scene.counts
-    kind = str(rng.choice(KINDS))
+    kind = str(rng.choice(VEHICLE_KINDS))
     plural = PLURAL[kind]
     if family == "count_all":
-        return Question(family, count_question(CLASSES, int(rng.integers(2))), count_answer(counts))
+        return SceneQuestion(family, count_question(CLASSES, int(rng.integers(2))), count_answer(counts))
     if family == "count_one":
-        return Question(family, f"How many {plural} are there?", f"There are {counts[plural]} {plural}.")
+        return SceneQuestion(family, f"How many {plural} are there?", f"There are {counts[plural]} {plural}.")
     if family == "presence":
-        return Question(family, f"Is there a {kind} in the image?", "Yes." if scene.counts[plural] else "No.")
+        return SceneQuestion(family, f"Is there a {kind} in the image?", "Yes." if scene.counts[plural] else "No.")
     if family == "reason":
         total = sum(counts.values())
         busy = "busy" if total >= 5 else "quiet"
         answer = f"Because there are {total} vehicles, so the road is {busy}."
-        return Question(family, f"Why is the road {busy}?", answer)
+        return SceneQuestion(family, f"Why is the road {busy}?", answer)
     if family == "color":
         single = [v for v in scene.vehicles if scene.counts[PLURAL[v.kind]] == 1]
         if not single:
             raise ValueError(f"scene {scene.seed} has no kind that occurs exactly once, so no color question")
         vehicle = single[int(rng.integers(len(single)))]
-        return Question(family, f"What color is the {vehicle.kind}?", f"{vehicle.color.capitalize()}.")
+        return SceneQuestion(family, f"What color is the {vehicle.kind}?", f"{vehicle.color.capitalize()}.")
     raise ValueError(f"unknown question family {family!r}: choose count_all, count_one, color, presence or reason")
 
 
@@ -221,6 +221,6 @@ def write_split(folder: Path, split: str, number: int) -> None:
     """Draw the first `number` scenes of a split into a YOLO folder (`valid` for validation, as Roboflow has it)."""
     for seed in SPLIT_SEEDS[split][:number]:
         scene = make_scene(seed)
-        boxes = [(KINDS.index(v.kind), v.box) for v in scene.vehicles]
+        boxes = [(VEHICLE_KINDS.index(v.kind), v.box) for v in scene.vehicles]
         write_yolo(folder, "valid" if split == "validation" else split, f"scene-{seed:06d}", draw_scene(scene), boxes)
     write_text(folder / "data.yaml", f"names: [{', '.join(CLASSES)}]\n")

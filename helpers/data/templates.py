@@ -1,4 +1,4 @@
-"""Marks of chat templates that stand in texts: found, counted, and prompts made of them repaired.
+"""Marks of chat templates inside texts: finds and counts them, and repairs prompts that contain them.
 
 A prompt that was written with the marks of one model's template is poison for another, which reads
 them as words. `helpers/models/prompts.py` writes the marks that the model at hand understands.

@@ -7,7 +7,7 @@ A vote counts once its line is on the disk. Nothing is rewritten: taking a vote 
 and of several judgements of a record by one annotator the last one counts. What is done, what comes
 next and in which order answers are shown follow from the records and this file alone, so a killed
 kernel goes on where it was. `content` is a hash of what was shown: votes on answers that have changed
-since are refused. `widgets.Ranking` is the way to vote, `rank_in_text` the one without widgets.
+since are refused. `widgets.AnswerRanker` is the way to vote, `rank_in_text` the one without widgets.
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from pathlib import Path
 
 from pydantic import ValidationError, model_validator
 
-from helpers.data.preferences import Judgement, PreferenceRecord, Strict, explain, record_key
+from helpers.data.preferences import Judgement, PreferenceRecord, StrictModel, explain_validation_error, record_key
 from helpers.files import UsageError, parse_json
 
-CUT = b" <cut off>"  # closes a half line, so that the next event has a line of its own; no JSON ends so
+CUT_MARK = b" <cut off>"  # closes a half line, so that the next event has a line of its own; no JSON ends so
 
 
-class Event(Strict):
+class VoteEvent(StrictModel):
     """One line of a vote file: a judgement of a record, or the undo of an annotator's judgement."""
 
     record: str  # record_key of the record
-    content: str  # content_of the record, as it was shown
+    content: str  # content of the record, as it was shown
     judgement: Judgement | None = None
     undo: str | None = None  # the annotator who takes the judgement back
 
     @model_validator(mode="after")
-    def _is_one_of_two(self) -> "Event":
+    def _is_one_of_two(self) -> "VoteEvent":
         if (self.judgement is None) == (self.undo is None):
             raise ValueError("an event has either a judgement or an undo")
         return self
@@ -50,14 +50,14 @@ def stable_hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def content_of(record: PreferenceRecord) -> str:
+def content_hash(record: PreferenceRecord) -> str:
     """Hash of what an annotator sees of a record: images, prompt, texts of the answers."""
     return stable_hash([record.images, [[m.role, m.content] for m in record.prompt], [a.text for a in record.answers]])[
         :16
     ]
 
 
-def keyed(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceRecord]:
+def records_by_key(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceRecord]:
     """Records by key. Raises UsageError if two have the same, for a vote could mean either."""
     by_key: dict[str, PreferenceRecord] = {}
     for record in records:
@@ -66,7 +66,7 @@ def keyed(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceRecord]:
     return by_key
 
 
-def read_events(path: Path) -> tuple[list[Event], bytes]:
+def read_events(path: Path) -> tuple[list[VoteEvent], bytes]:
     """The events of a vote file, oldest first, and the half line at its end (b"" if there is none).
 
     A half line is what a kernel left that was killed in mid-write: nobody was told that it counts, so
@@ -75,7 +75,7 @@ def read_events(path: Path) -> tuple[list[Event], bytes]:
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     tail = b"" if _is_whole(lines[-1]) else lines.pop()
     numbered = [(number, raw.strip()) for number, raw in enumerate(lines, start=1)]
-    return [_parse_event(path, number, raw) for number, raw in numbered if raw and not raw.endswith(CUT)], tail
+    return [_parse_event(path, number, raw) for number, raw in numbered if raw and not raw.endswith(CUT_MARK)], tail
 
 
 def _is_whole(line: bytes) -> bool:
@@ -86,15 +86,15 @@ def _is_whole(line: bytes) -> bool:
         return False
 
 
-def _parse_event(path: Path, number: int, raw: bytes) -> Event:
+def _parse_event(path: Path, number: int, raw: bytes) -> VoteEvent:
     try:
-        return Event.model_validate(parse_json(raw))
+        return VoteEvent.model_validate(parse_json(raw))
     except (ValidationError, UsageError) as error:
-        reason = explain(error) if isinstance(error, ValidationError) else str(error)
+        reason = explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
         raise UsageError(f"{path}:{number}: {reason.rstrip('.')}. Correct the line, or restore the file.") from None
 
 
-def append(path: Path, event: Event) -> None:
+def append_event(path: Path, event: VoteEvent) -> None:
     """Add `event` to the file; when this returns, it is on the disk.
 
     Raises OSError if that failed (disk full, no permission). The event then does not count, unless
@@ -103,7 +103,7 @@ def append(path: Path, event: Event) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_bytes() if path.exists() else b""
     tail = before.rpartition(b"\n")[2]
-    start = b"" if not tail else b"\n" if _is_whole(tail) else CUT + b"\n"
+    start = b"" if not tail else b"\n" if _is_whole(tail) else CUT_MARK + b"\n"
     line = start + event.model_dump_json(exclude_defaults=True).encode() + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     try:
@@ -120,7 +120,7 @@ def append(path: Path, event: Event) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> Iterator[None]:
     """Keep other kernels on the same file out between looking and writing; a kill gives the lock up.
 
     Where there are no locks (Windows, some network drives) two clicks in the same millisecond may
@@ -136,7 +136,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def standing(events: Iterable[Event]) -> dict[tuple[str, str], Judgement]:
+def current_judgements(events: Iterable[VoteEvent]) -> dict[tuple[str, str], Judgement]:
     """(key of the record, annotator) → the judgement that counts, in the order of voting."""
     votes: dict[tuple[str, str], Judgement] = {}
     for event in events:
@@ -146,7 +146,7 @@ def standing(events: Iterable[Event]) -> dict[tuple[str, str], Judgement]:
     return votes
 
 
-def events_on(path: Path, contents: Mapping[str, str]) -> tuple[list[Event], str]:
+def events_on(path: Path, contents: Mapping[str, str]) -> tuple[list[VoteEvent], str]:
     """The events on records whose contents (by key) are given, and a notice if the file ends in half a line."""
     events, tail = read_events(path)
     events = [event for event in events if event.record in contents]

@@ -1,6 +1,6 @@
 """What one annotator still has to judge and in which order; what the votes of all of them say.
 
-The records and the vote file (`helpers/data/vote_log.py`) are all the state there is. `widgets.Ranking` is
+The records and the vote file (`helpers/data/vote_log.py`) are all the state there is. `widgets.AnswerRanker` is
 the way to vote, `text_ranking.rank_in_text` the one without widgets.
 """
 
@@ -16,18 +16,27 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
-from helpers.data.preferences import Judgement, PreferenceRecord, consensus, explain, record_key
-from helpers.data.vote_log import Event, append, content_of, events_on, keyed, locked, stable_hash, standing
+from helpers.data.preferences import Judgement, PreferenceRecord, consensus, explain_validation_error, record_key
+from helpers.data.vote_log import (
+    VoteEvent,
+    append_event,
+    content_hash,
+    current_judgements,
+    events_on,
+    lock_file,
+    records_by_key,
+    stable_hash,
+)
 from helpers.files import UsageError
 from helpers.statistics import Kappa, cohen_kappa
 
-LABELS = "ABCDEF"  # the answers as they are shown; nobody ranks more than six at a time
+ANSWER_LABELS = "ABCDEF"  # the answers as they are shown; nobody ranks more than six at a time
 Tiers = Sequence[Sequence[int]]  # best first, ties together, in the order of showing
-Verdict = Literal["ranked", "tie", "all bad", "skip"]
+VoteVerdict = Literal["ranked", "tie", "all bad", "skip"]
 
 
 @dataclass(frozen=True)
-class Item:
+class VotingItem:
     """A record as it is shown to one annotator."""
 
     key: str
@@ -40,7 +49,7 @@ class Item:
         """The answers as they are shown: "A", "B", …"""
         return [self.record.answers[place].text for place in self.order]
 
-    def judge(self, verdict: Verdict, tiers: Tiers, criteria: Mapping[str, Sequence[int]]) -> dict[str, object]:
+    def judge(self, verdict: VoteVerdict, tiers: Tiers, criteria: Mapping[str, Sequence[int]]) -> dict[str, object]:
         """Fields of a Judgement, by place in `answers`, from what was said in the order of showing.
 
         Criteria without a 1 were not used and are left out. Raises UsageError for answers of one text
@@ -49,7 +58,7 @@ class Item:
         shown = {"ranked": tiers, "skip": []}.get(verdict, [range(len(self.order))])
         for one, other in itertools.combinations(shown, 2):
             if same := {self.texts[k] for k in one} & {self.texts[k] for k in other}:
-                labels = [LABELS[k] for k, text in enumerate(self.texts) if text in same]
+                labels = [ANSWER_LABELS[k] for k, text in enumerate(self.texts) if text in same]
                 raise UsageError(f"answers {' and '.join(labels)} are the same: give them the same rank.")
         marks = {name: [row[self.order.index(place)] for place in range(len(row))] for name, row in criteria.items()}
         return {
@@ -79,11 +88,13 @@ class Votes:
         self.path, self.annotator, self.seed, self.records_path = path, annotator, seed, records_path or path
         if not annotator.strip():
             raise UsageError("annotator is empty. Give your name, or any other word that stays the same.")
-        self.records = keyed(records)
+        self.records = records_by_key(records)
         for key, record in self.records.items():
-            if len(record.answers) > len(LABELS):
-                raise UsageError(f"record {key!r} has {len(record.answers)} answers. Keep at most {len(LABELS)}.")
-        self._contents = {key: content_of(record) for key, record in self.records.items()}
+            if len(record.answers) > len(ANSWER_LABELS):
+                raise UsageError(
+                    f"record {key!r} has {len(record.answers)} answers. Keep at most {len(ANSWER_LABELS)}."
+                )
+        self._contents = {key: content_hash(record) for key, record in self.records.items()}
         self.keys = sorted(self.records, key=self._draw)  # in the order of showing
         self.refresh()
 
@@ -95,7 +106,9 @@ class Votes:
         events, self.notice = events_on(self.path, self._contents)
         own = [event for event in events if event.annotator == self.annotator]
         self._versions = Counter(event.record for event in own)
-        self.judged = {key: judgement for (key, _), judgement in standing(own).items()}  # in the order of voting
+        self.judged = {
+            key: judgement for (key, _), judgement in current_judgements(own).items()
+        }  # in the order of voting
 
     @property
     def median_seconds(self) -> float | None:
@@ -109,20 +122,20 @@ class Votes:
         line = f"{len(self.judged)} of {len(self.keys)}" + (f" · {skipped} skipped" if skipped else "")
         return line + (f" · {self.median_seconds:.1f} s each" if self.median_seconds is not None else "")
 
-    def next(self) -> Item | None:
+    def next(self) -> VotingItem | None:
         """The first record in the order of showing that this annotator has not judged; None at the end."""
         self.refresh()
         return next((self._item(key) for key in self.keys if key not in self.judged), None)
 
-    def _item(self, key: str) -> Item:
+    def _item(self, key: str) -> VotingItem:
         record = self.records[key]
         order = sorted(range(len(record.answers)), key=lambda place: self._draw(key, place))
-        return Item(key, record, order, self._versions[key])
+        return VotingItem(key, record, order, self._versions[key])
 
     def vote(
         self,
-        item: Item,
-        verdict: Verdict,
+        item: VotingItem,
+        verdict: VoteVerdict,
         tiers: Tiers = (),
         criteria: Mapping[str, Sequence[int]] | None = None,
         seconds: float | None = None,
@@ -136,34 +149,34 @@ class Votes:
             kind="human", annotator=self.annotator, **item.judge(verdict, tiers, criteria or {}),
             seconds=seconds, time=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
-        return self._add(item, Event(record=item.key, content=self._contents[item.key], judgement=judgement))
+        return self._add(item, VoteEvent(record=item.key, content=self._contents[item.key], judgement=judgement))
 
-    def undo(self) -> Item | None:
+    def undo(self) -> VotingItem | None:
         """Take back the last judgement of this annotator and give its item again; None if there is none."""
         self.refresh()
         if not self.judged:
             return None
         item = self._item(next(reversed(self.judged)))
-        self._add(item, Event(record=item.key, content=self._contents[item.key], undo=self.annotator))
+        self._add(item, VoteEvent(record=item.key, content=self._contents[item.key], undo=self.annotator))
         return self._item(item.key)
 
-    def again(self, item: Item) -> Item:
+    def again(self, item: VotingItem) -> VotingItem:
         """The item after an error, to be judged afresh: what may have got into the file is superseded."""
         with contextlib.suppress(OSError, UsageError):  # the vote to come meets the same trouble and tells of it
             self.refresh()
         return self._item(item.key)
 
-    def _add(self, item: Item, event: Event) -> bool:
-        with locked(self.path):
+    def _add(self, item: VotingItem, event: VoteEvent) -> bool:
+        with lock_file(self.path):
             self.refresh()
             fresh = self._versions[item.key] == item.version
             if fresh:
-                append(self.path, event)
+                append_event(self.path, event)
         self.refresh()
         return fresh
 
 
-def apply(records: Sequence[PreferenceRecord], path: Path) -> list[PreferenceRecord]:
+def apply_votes(records: Sequence[PreferenceRecord], path: Path) -> list[PreferenceRecord]:
     """The records with the judgements of the vote file, ranked by the consensus of the annotators.
 
     Only the votes of this file make the ranking. Skips do not count; a record without a vote keeps the
@@ -171,30 +184,32 @@ def apply(records: Sequence[PreferenceRecord], path: Path) -> list[PreferenceRec
     that a record had before stay, except those of the same people. Raises UsageError for votes that do
     not belong to these records.
     """
-    by_key = keyed(records)
+    by_key = records_by_key(records)
     votes: dict[str, list[Judgement]] = {key: [] for key in by_key}
-    for (key, _), judgement in _standing_on(by_key, path).items():
+    for (key, _), judgement in _current_judgements_of(by_key, path).items():
         votes[key].append(judgement)
-    return [_judged(path, record, votes[key]) for key, record in by_key.items()]
+    return [_add_judgements(path, record, votes[key]) for key, record in by_key.items()]
 
 
-def _standing_on(by_key: Mapping[str, PreferenceRecord], path: Path) -> dict[tuple[str, str], Judgement]:
-    events, notice = events_on(path, {key: content_of(record) for key, record in by_key.items()})
+def _current_judgements_of(by_key: Mapping[str, PreferenceRecord], path: Path) -> dict[tuple[str, str], Judgement]:
+    events, notice = events_on(path, {key: content_hash(record) for key, record in by_key.items()})
     if not events:
         raise UsageError(f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote.")
     if notice:
         print(notice)
-    return standing(events)
+    return current_judgements(events)
 
 
-def _judged(path: Path, record: PreferenceRecord, votes: list[Judgement]) -> PreferenceRecord:
+def _add_judgements(path: Path, record: PreferenceRecord, votes: list[Judgement]) -> PreferenceRecord:
     names = {vote.annotator for vote in votes}
     kept = [old for old in record.judgements if old.kind != "human" or old.annotator not in names]
     try:
         judgements = {"judgements": [judgement.model_dump() for judgement in kept + votes]}
         judged = PreferenceRecord.model_validate(record.model_dump() | judgements)
     except ValidationError as error:
-        raise UsageError(f"{path}: record {record_key(record)!r}: {explain(error)}. Correct its lines.") from None
+        raise UsageError(
+            f"{path}: record {record_key(record)!r}: {explain_validation_error(error)}. Correct its lines."
+        ) from None
     ranking = consensus(votes, len(record.answers))
     if ranking is not None and record.ranking not in (None, ranking):
         judged.extra.setdefault("ranking_before", record.ranking)
@@ -202,7 +217,7 @@ def _judged(path: Path, record: PreferenceRecord, votes: list[Judgement]) -> Pre
     return judged
 
 
-def agreement(records: Sequence[PreferenceRecord], path: Path, annotators: Sequence[str] = ()) -> Kappa:
+def annotator_agreement(records: Sequence[PreferenceRecord], path: Path, annotators: Sequence[str] = ()) -> Kappa:
     """Cohen's kappa of two annotators over the records that both judged and neither skipped.
 
     Each pair of answers of a record has a label from each annotator: first better, second better, or
@@ -212,8 +227,8 @@ def agreement(records: Sequence[PreferenceRecord], path: Path, annotators: Seque
     `annotators` may be left out if the file has just two. Raises UsageError if there are not two, or
     if they have no record in common.
     """
-    by_key = keyed(records)
-    votes = _standing_on(by_key, path)
+    by_key = records_by_key(records)
+    votes = _current_judgements_of(by_key, path)
     names = sorted({annotator for _, annotator in votes})
     pair = list(annotators) or names
     if len(set(pair)) != 2 or not set(pair) <= set(names):

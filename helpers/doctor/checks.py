@@ -17,27 +17,27 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from helpers.doctor.dry_run import (
-    USABLE,
+    USABLE_GPU_SHARE,
     Examples,
     Forecast,
-    as_in_training,
     backward,
     collate,
-    forecast,
+    evenly_spaced,
+    forecast_run,
     loss_of,
-    spread,
-    unchanged,
+    restoring_state,
+    training_mode,
 )
 from helpers.doctor.input_checks import (
     Batches,
     Check,
-    different_answers,
-    end_of_turn,
-    image_size,
-    image_tokens,
-    look_at,
-    pixel_values,
-    truncation,
+    check_different_answers,
+    check_end_of_turn,
+    check_image_size,
+    check_image_tokens,
+    check_pixel_values,
+    check_truncation,
+    row_inputs,
 )
 from helpers.files import UsageError
 from helpers.losses import completion_logps
@@ -45,28 +45,28 @@ from helpers.models.caches import images_hash
 from helpers.runtime import compute_dtype
 
 LN2 = math.log(2)  # loss of a policy that equals its reference
-SAMPLE = 64  # rows that are tokenised and whose images are looked at
-LEARNT = 0.1  # preference loss of pairs that are known by heart
+SAMPLED_ROWS = 64  # rows that are tokenised and whose images are looked at
+LEARNT_LOSS = 0.1  # preference loss of pairs that are known by heart
 # Learning rates of the updates: 1e-3 is usual for LoRA, and a pretrained model needs only a few updates with it.
 # A tiny one has fewer features that each update can use; it goes on with more.
-BY_HEART = (*[1e-3] * 10, *[4e-3] * 30)
+BY_HEART_RATES = (*[1e-3] * 10, *[4e-3] * 30)
 
 
-class Checks(list[Check]):
+class PreflightChecks(list[Check]):
     """The checks in their order, and what the run will take."""
 
     forecast: Forecast
 
 
-def preflight(trainer: DPOTrainer, pairs: int = 8) -> Checks:
+def preflight(trainer: DPOTrainer, pairs: int = 8) -> PreflightChecks:
     """Run all checks on `pairs` pairs spread over the data; leaves trainer and model as they were.
 
-    trainer: of `dpo.make_trainer`, in either layout. Prints a line for each check and the forecast.
+    trainer: of `dpo.dpo_trainer`, in either layout. Prints a line for each check and the forecast.
     Raises UsageError listing the failed checks with their remedies.
     """
-    checks = Checks()
+    checks = PreflightChecks()
     try:
-        with unchanged(trainer):
+        with restoring_state(trainer):
             for check in _run(trainer, pairs, checks):
                 print(f"{'✓' if check.passed else '⚠️' if check.warns else '✗'} {check.name:<19}  {check.found}")
                 checks.append(check)
@@ -85,41 +85,44 @@ def preflight(trainer: DPOTrainer, pairs: int = 8) -> Checks:
     return checks
 
 
-def _run(trainer: DPOTrainer, pairs: int, checks: Checks) -> Iterator[Check]:
+def _run(trainer: DPOTrainer, pairs: int, checks: PreflightChecks) -> Iterator[Check]:
     model, data = trainer.model, trainer.train_dataset
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    rows = spread(len(data), pairs)
+    rows = evenly_spaced(len(data), pairs)
     examples = [data[row] for row in rows]
     if "images" not in examples[0]:
         raise UsageError(
             f"the data has no column `images`, only {sorted(examples[0])}: make it with preferences.to_trl."
         )
-    sample = [look_at(trainer.processing_class, data[row]) for row in sorted({*rows, *spread(len(data), SAMPLE)})]
-    yield image_tokens(trainer, examples)
-    yield pixel_values(sample)
-    yield image_size(sample, len(data))
-    yield truncation(trainer, sample, len(data))
-    yield _dtypes(trainer, trainable)
+    sample = [
+        row_inputs(trainer.processing_class, data[row])
+        for row in sorted({*rows, *evenly_spaced(len(data), SAMPLED_ROWS)})
+    ]
+    yield check_image_tokens(trainer, examples)
+    yield check_pixel_values(sample)
+    yield check_image_size(sample, len(data))
+    yield check_truncation(trainer, sample, len(data))
+    yield _check_dtypes(trainer, trainable)
     if not all(check.passed for check in checks if check.name in ("image tokens", "truncation")):
         return  # the model cannot run, or would run on something else
     batches = [collate(trainer, part) for part in _parts(trainer, examples)]
-    yield different_answers(batches)
-    yield end_of_turn(trainer, batches)
-    yield _ln2(trainer, batches)
-    yield _gradients(trainer, batches[0], trainable)
-    yield _image_matters(trainer, batches, examples)
-    yield _by_heart(trainer, _unlike(examples, 4), trainable)
-    checks.forecast = forecast(trainer, rows)
-    yield _memory(checks.forecast)
+    yield check_different_answers(batches)
+    yield check_end_of_turn(trainer, batches)
+    yield _check_ln2(trainer, batches)
+    yield _check_gradients(trainer, batches[0], trainable)
+    yield _check_image_matters(trainer, batches, examples)
+    yield _check_learning_by_heart(trainer, _choose_different(examples, 4), trainable)
+    checks.forecast = forecast_run(trainer, rows)
+    yield _check_memory(checks.forecast)
 
 
 def _parts(trainer: DPOTrainer, examples: Examples) -> list[Examples]:
-    """In batches of the size that training has, so that the checks need no more memory."""
+    """Split the examples into batches of the training's size, so that the checks need no more memory."""
     size = trainer.args.per_device_train_batch_size
     return [examples[start : start + size] for start in range(0, len(examples), size)]
 
 
-def _dtypes(trainer: DPOTrainer, trainable: set[str]) -> Check:
+def _check_dtypes(trainer: DPOTrainer, trainable: set[str]) -> Check:
     """Trained weights in fp32; no bf16 at all where the GPU only emulates it."""
     model = trainer.model
     rounded = [name for name, p in model.named_parameters() if name in trainable and p.dtype != torch.float32]
@@ -132,7 +135,7 @@ def _dtypes(trainer: DPOTrainer, trainable: set[str]) -> Check:
         not rounded and not emulated,
         f"{len(trainable) - len(rounded)} of {len(trainable)} trained tensors in fp32"
         + (f", {len(emulated)} in bf16, which this GPU only emulates ({emulated[0]})" if emulated else ""),
-        "Make the trainer with dpo.make_trainer and load the model with models.load_model, as in the cell of "
+        "Make the trainer with dpo.dpo_trainer and load the model with models.load_model, as in the cell of "
         "new_trainer, and cast nothing afterwards.",
     )
 
@@ -151,7 +154,7 @@ def _preference_only(trainer: DPOTrainer) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _ln2(trainer: DPOTrainer, batches: Batches) -> Check:
+def _check_ln2(trainer: DPOTrainer, batches: Batches) -> Check:
     with _preference_only(trainer):
         losses = [float(loss_of(trainer, batch)) for batch in batches]
     loss = max(losses, key=lambda value: math.inf if math.isnan(value) else abs(value - LN2))
@@ -164,7 +167,7 @@ def _ln2(trainer: DPOTrainer, batches: Batches) -> Check:
     )
 
 
-def _gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[str]) -> Check:
+def _check_gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[str]) -> Check:
     """One backward pass: every adapter matrix B gets a gradient (A's is zero while B = 0), nothing else does.
 
     trainable: the weights that required a gradient before any pass. peft makes the whole adapter
@@ -173,7 +176,7 @@ def _gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[str]) 
     never uses its last ones.
     """
     model = trainer.model
-    with as_in_training(trainer):
+    with training_mode(trainer):
         backward(loss_of(trainer, batch))
     reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()} & trainable
     model.zero_grad()
@@ -188,12 +191,12 @@ def _gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[str]) 
         "gradient",
         bool(adapter) and not foreign and not needed,
         f"reaches {len(adapter) - len(missed)} of {len(adapter)} adapter layers and {len(foreign)} other weights",
-        "Train the whole adapter and nothing else: make the trainer with dpo.make_trainer in the cell of new_trainer "
+        "Train the whole adapter and nothing else: make the trainer with dpo.dpo_trainer in the cell of new_trainer "
         f"and freeze or unfreeze nothing afterwards (first outside: {foreign[:1]}, first missed: {needed[:1]}).",
     )
 
 
-def _exchanged(examples: Examples) -> Examples:
+def _exchange_images(examples: Examples) -> Examples:
     """The examples, each with the next images that are not its own."""
     hashes, exchanged = [images_hash(example["images"]) for example in examples], []
     for place, example in enumerate(examples):
@@ -203,9 +206,9 @@ def _exchanged(examples: Examples) -> Examples:
     return exchanged
 
 
-def _image_matters(trainer: DPOTrainer, batches: Batches, examples: Examples) -> Check:
+def _check_image_matters(trainer: DPOTrainer, batches: Batches, examples: Examples) -> Check:
     """Log-probs of the same answers to other images."""
-    changed = [collate(trainer, part) for part in _parts(trainer, _exchanged(examples))]
+    changed = [collate(trainer, part) for part in _parts(trainer, _exchange_images(examples))]
     moves = [(_logps(trainer, a) - _logps(trainer, b)).abs() for a, b in zip(batches, changed, strict=True)]
     change = float(torch.cat(moves).mean())
     return Check(
@@ -224,7 +227,7 @@ def _logps(trainer: DPOTrainer, batch: dict[str, Any]) -> Tensor:
     return completion_logps(logits, batch["input_ids"], batch["completion_mask"])
 
 
-def _unlike(examples: Examples, wanted: int) -> Examples:
+def _choose_different(examples: Examples, wanted: int) -> Examples:
     """`wanted` examples, those whose images and chosen answer are new first."""
     images, answers, new, rest = set(), set(), [], []
     for example in examples:
@@ -234,7 +237,7 @@ def _unlike(examples: Examples, wanted: int) -> Examples:
     return (new + rest)[:wanted]
 
 
-def _by_heart(trainer: DPOTrainer, examples: Examples, trainable: set[str]) -> Check:
+def _check_learning_by_heart(trainer: DPOTrainer, examples: Examples, trainable: set[str]) -> Check:
     """Can these pairs be learnt? Their preference term alone, at β = 1: how far to go is not the question here.
 
     The weights stay trained; `unchanged` puts them back.
@@ -243,33 +246,33 @@ def _by_heart(trainer: DPOTrainer, examples: Examples, trainable: set[str]) -> C
     weights = [p for name, p in model.named_parameters() if name in trainable]
     optimizer = torch.optim.AdamW(weights or [torch.zeros(1)], weight_decay=0.0)
     batches = [(collate(trainer, part), len(part) / len(examples)) for part in _parts(trainer, examples)]
-    with _preference_only(trainer), as_in_training(trainer):
+    with _preference_only(trainer), training_mode(trainer):
         trainer.beta = 1.0 if trainer.beta > 0 else trainer.beta
-        for rate in (*BY_HEART, 0.0):
+        for rate in (*BY_HEART_RATES, 0.0):
             model.zero_grad()
             losses.append(0.0)
             for batch, share in batches:
                 part = loss_of(trainer, batch) * share
                 backward(part)
                 losses[-1] += float(part.detach())
-            if not losses[-1] >= LEARNT or not weights:  # or NaN
+            if not losses[-1] >= LEARNT_LOSS or not weights:  # or NaN
                 break
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
     return Check(
         "four pairs by heart",
-        losses[-1] < LEARNT,
+        losses[-1] < LEARNT_LOSS,
         f"preference loss {losses[0]:.2f} → {losses[-1]:.3f} after {len(losses) - 1} updates",
         "What cannot learn four pairs learns nothing: see that the data of notebook 02 does not prefer A to B and B to "
         "A for the same image and question, and that the adapter of new_trainer is trained.",
     )
 
 
-def _memory(expected: Forecast) -> Check:
+def _check_memory(expected: Forecast) -> Check:
     total = expected.total_gb
     return Check(
         "memory",
-        total is None or expected.peak_gb <= USABLE * total,
+        total is None or expected.peak_gb <= USABLE_GPU_SHARE * total,
         f"{expected.peak_gb:.1f} GB at the peak" + (f" of {total:.1f} GB" if total else ""),
         f"Set batch_size of `settings` in the Parameters cell of notebook 04 to {max(expected.largest_batch or 1, 1)} "
         "and raise accumulation as much, or set gradient_checkpointing.",

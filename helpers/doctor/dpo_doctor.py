@@ -15,18 +15,18 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
-from helpers.doctor.dpo_rules import Census, Run, Sample, Tower, diagnose, not_finite
-from helpers.doctor.verdicts import panel
+from helpers.doctor.dpo_rules import AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, non_finite_values
+from helpers.doctor.verdicts import panel_html
 from helpers.files import open_image
 from helpers.models.generation import generate_answers
 from helpers.models.prompts import render
-from helpers.models.shared_prefix import answer_logps, plain
-from helpers.statistics import repeated
+from helpers.models.shared_prefix import answer_logps, pack_separately
+from helpers.statistics import repeated_share
 
 KEEP_EVERY = 5  # steps between two copies of the weights
 
 
-class RunDoctor(TrainerCallback):
+class DPODoctor(TrainerCallback):
     """Examines a run at each log, and samples answers every `every` steps, the first before training.
 
     images, prompts: held out, fixed and all different, about 8; max_new_tokens: well over the longest
@@ -43,18 +43,18 @@ class RunDoctor(TrainerCallback):
     ) -> None:
         self.processor, self.prompts, self.every, self.max_new_tokens = processor, prompts, every, max_new_tokens
         self.images = [open_image(image) if isinstance(image, Path) else image for image in images]
-        self.run, self.verdicts, self.watching = Run([], pairs=0, beta=1.0), [], 0.0
+        self.run, self.verdicts, self.watching = DPOHistory([], pairs=0, beta=1.0), [], 0.0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * int(state.logging_steps)
-        self.run, self.verdicts, self.reached = Run([], pairs, args.beta, state.max_steps), [], set()
+        self.run, self.verdicts, self.reached = DPOHistory([], pairs, args.beta, state.max_steps), [], set()
         self.copy, self.good = None, None  # (step, weights): not yet tried, and known to give finite numbers
         self._sample(model, 0)
         self._examine()
 
     def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if state.global_step % KEEP_EVERY == 0:
-            weights = {n: p.detach().to("cpu", copy=True) for n, p in _trained(model, optimizer).items()}
+            weights = {n: p.detach().to("cpu", copy=True) for n, p in _trained_parameters(model, optimizer).items()}
             self.copy = (state.global_step, weights)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -64,7 +64,7 @@ class RunDoctor(TrainerCallback):
         self.run.log.append({**logs, "step": state.global_step})
         if "rewards/margins" not in logs:  # an evaluation
             return
-        broken = any(not_finite(self.run))
+        broken = any(non_finite_values(self.run))
         if not broken and self.copy:
             self.copy, self.good = None, self.copy
         if not broken and state.global_step >= self.run.samples[-1].step + self.every:
@@ -76,13 +76,13 @@ class RunDoctor(TrainerCallback):
 
     def _sample(self, model: PreTrainedModel, step: int) -> None:
         started = time.monotonic()
-        sample = sample_answers(model, self.processor, self.images, self.prompts, step, self.max_new_tokens)
+        sample = sight_sample(model, self.processor, self.images, self.prompts, step, self.max_new_tokens)
         self.run = replace(self.run, samples=[*self.run.samples, sample])
         self.watching += time.monotonic() - started
 
     def _examine(self) -> None:
         known = {verdict.kind for verdict in self.verdicts}
-        new = [verdict for verdict in diagnose(self.run) if verdict.kind not in known]
+        new = [verdict for verdict in diagnose_dpo(self.run) if verdict.kind not in known]
         self.verdicts += new
         for verdict in new:
             print(f"⚠️  {verdict}")
@@ -108,10 +108,10 @@ class RunDoctor(TrainerCallback):
         )
 
     def _repr_html_(self) -> str:
-        return panel(self.state(), self.verdicts)
+        return panel_html(self.state(), self.verdicts)
 
 
-def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+def _trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in known}
 
@@ -122,7 +122,7 @@ def _census(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, reach
     reached: names of those that had a gradient so far; this step's are added. peft makes a frozen
     adapter trainable again when it is switched off and on, so that a gradient alone proves nothing.
     """
-    trained, adapter = _trained(model, optimizer), f".{getattr(model, 'active_adapter', None)}."
+    trained, adapter = _trained_parameters(model, optimizer), f".{getattr(model, 'active_adapter', None)}."
     norms = {name: parameter.grad.norm() for name, parameter in trained.items() if parameter.grad is not None}
     norms = dict(zip(norms, torch.stack([*norms.values()]).tolist() if norms else [], strict=True))
     reached |= {name for name, norm in norms.items() if norm != 0}
@@ -146,14 +146,14 @@ def _count(members: Mapping[str, nn.Parameter], norms: Mapping[str, float], reac
 
 
 @torch.no_grad()
-def sample_answers(
+def sight_sample(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     step: int,
     max_new_tokens: int,
-) -> Sample:
+) -> AnswerSample:
     """One answer to each image, and how much likelier it is with this image than with the next one."""
     how = {"temperature": 1.0, "max_new_tokens": max_new_tokens, "description": f"answers at step {step}"}
     answers = generate_answers(model, processor, images, prompts, **how)
@@ -165,10 +165,12 @@ def sample_answers(
     ]
     model.train(was_training)
     ids = [processor.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    return Sample(step, answers, [len(row) for row in ids], [repeated(row) for row in ids], sight, max_new_tokens)
+    return AnswerSample(
+        step, answers, [len(row) for row in ids], [repeated_share(row) for row in ids], sight, max_new_tokens
+    )
 
 
 def _logp(model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, prompt: str, answer: str) -> float:
-    """Alone, since the logits of several answers of a large vocabulary would fill a small GPU."""
-    row = plain(processor, [render(processor, prompt)], [[image]], [[answer]])
+    """Log-probability of one answer; one at a time, because logits of a large vocabulary would fill a small GPU."""
+    row = pack_separately(processor, [render(processor, prompt)], [[image]], [[answer]])
     return float(answer_logps(model, row.to(model.device)).sum())

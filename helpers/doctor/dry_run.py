@@ -1,6 +1,6 @@
 """What a training run will take: a dry step of the very trainer that will train, timed and weighed.
 
-Also what such trials need: `unchanged` puts everything back that a trial touches, `as_in_training` makes
+Also what such trials need: `unchanged` puts everything back that a trial touches, `training_mode` makes
 the model compute as it will in training. Used by `helpers/doctor/checks.py`, taught in notebook 04.
 
 Simplifications: the optimizer's own time is left out, and so is that steps of long rows are slower.
@@ -23,7 +23,7 @@ from helpers.models.caches import ReferenceLogps
 from helpers.runtime import peak_memory_gb
 
 Examples = Sequence[dict[str, Any]]  # rows of the data set
-USABLE = 0.9  # share of a GPU's memory that can be filled before fragments get in the way
+USABLE_GPU_SHARE = 0.9  # share of a GPU's memory that can be filled before fragments get in the way
 # fp16 gradients vanish below 6e-8. A fixed scale, a power of two and so exact, does here what a GradScaler does
 # over a whole training: AdamW divides gradients by their own size, so that no scale has to be taken out again.
 LOSS_SCALE = 1024.0
@@ -47,7 +47,7 @@ class Forecast:
         return f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}{fits}."
 
 
-def forecast(trainer: DPOTrainer, seen: Sequence[int] = ()) -> Forecast:
+def forecast_run(trainer: DPOTrainer, seen: Sequence[int] = ()) -> Forecast:
     """Two passes over one batch of rows that are not among `seen`: the first fills the caches, the second uses them.
 
     Run a pass of that size before: the first one on a GPU also loads kernels.
@@ -56,12 +56,12 @@ def forecast(trainer: DPOTrainer, seen: Sequence[int] = ()) -> Forecast:
     size, step = args.per_device_train_batch_size, args.gradient_accumulation_steps
     fresh = [row for row in range(rows) if row not in set(seen)]
     fresh = fresh if len(fresh) >= size else range(rows)
-    examples = [trainer.train_dataset[fresh[place]] for place in spread(len(fresh), size)]
+    examples = [trainer.train_dataset[fresh[place]] for place in evenly_spaced(len(fresh), size)]
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if on_gpu else 0
-    with as_in_training(trainer):
+    with training_mode(trainer):
         first, later = (_seconds(trainer, examples) * step for _ in range(2))
     first = first if "packed" in collate(trainer, examples[:1]) else later  # TRL's layout keeps nothing
     epoch = min(args.max_steps, math.ceil(rows / (size * step)))
@@ -71,7 +71,7 @@ def forecast(trainer: DPOTrainer, seen: Sequence[int] = ()) -> Forecast:
     optimizer = 8 * sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)  # AdamW: two fp32 each
     peak, total = peak_memory_gb() + optimizer / 1e9, torch.cuda.mem_get_info()[1] / 1e9
     fixed = (before + optimizer) / 1e9
-    largest = int((USABLE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
+    largest = int((USABLE_GPU_SHARE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
     return Forecast(first, later, minutes, peak, total, largest)
 
 
@@ -84,8 +84,8 @@ def _seconds(trainer: DPOTrainer, examples: Examples) -> float:
     return time.perf_counter() - started
 
 
-def spread(rows: int, wanted: int) -> list[int]:
-    """At most `wanted` places in range(rows), evenly spread: neighbours often share an image."""
+def evenly_spaced(rows: int, wanted: int) -> list[int]:
+    """Choose at most `limit` places in range(rows), evenly spread, because neighbours often share an image."""
     wanted = min(wanted, rows)
     return [number * rows // wanted for number in range(wanted)]
 
@@ -108,7 +108,7 @@ def backward(loss: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def as_in_training(trainer: DPOTrainer) -> Iterator[None]:
+def training_mode(trainer: DPOTrainer) -> Iterator[None]:
     """Training mode with the gradient checkpointing that the run will have, but without dropout."""
     model, args = trainer.model, trainer.args
     checkpointing = args.gradient_checkpointing and not model.is_gradient_checkpointing
@@ -127,8 +127,8 @@ def as_in_training(trainer: DPOTrainer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unchanged(trainer: DPOTrainer) -> Iterator[None]:
-    """Within it the model is in eval mode; afterwards weights, flags, modes, logs and random numbers are as before.
+def restoring_state(trainer: DPOTrainer) -> Iterator[None]:
+    """Use eval mode inside; restore weights, flags, modes, logs and random states afterwards.
 
     Reference log-probabilities that are computed within are not kept: a trial leaves nothing to a run.
     """

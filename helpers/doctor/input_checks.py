@@ -17,10 +17,10 @@ from trl import DPOTrainer
 from helpers.doctor.dry_run import Examples, collate
 from helpers.files import UsageError
 from helpers.models import prompts
-from helpers.models.caches import core
+from helpers.models.caches import backbone_of
 
 Batches = Sequence[dict[str, Any]]
-KEPT = 0.05  # share of an image's pixels under which small things are gone
+MIN_KEPT_PIXELS = 0.05  # share of an image's pixels under which small things are gone
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,25 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the processor makes of a row."""
+class RowInputs:
+    """Tokens, contrast and kept pixels of a row after the processor."""
 
     tokens: int  # image, prompt and the longer answer
     contrast: float | None  # largest standard deviation of a colour in the flattest image, 0–255; None: no image
     kept: float | None  # smallest share of pixels, at most 1
 
 
-def look_at(processor: ProcessorMixin, row: dict[str, Any]) -> Look:
+def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
     images = list(row["images"])
     prompt = prompts.render_conversation(processor, [(t["role"], t["content"]) for t in row["prompt"]], len(images))
     inputs = prompts.tokenize(processor, [prompt], [images])
     longer = max(len(prompts.answer_ids(processor, row[side][0]["content"])) for side in ("chosen", "rejected"))
     tokens = inputs["input_ids"].shape[1] + longer
     if not images or "pixel_values" not in inputs:
-        return Look(tokens, None, None)
+        return RowInputs(tokens, None, None)
     contrast = min(max(ImageStat.Stat(image.convert("RGB")).stddev) for image in images)
     pixels = sum(image.width * image.height for image in images)
-    return Look(tokens, contrast, min(1.0, _pixels(processor, inputs, len(images)) / pixels))
+    return RowInputs(tokens, contrast, min(1.0, _pixels(processor, inputs, len(images)) / pixels))
 
 
 def _pixels(processor: ProcessorMixin, inputs: BatchFeature, images: int) -> int:
@@ -63,7 +63,7 @@ def _pixels(processor: ProcessorMixin, inputs: BatchFeature, images: int) -> int
     return (tiles if tiles == images else tiles - images) * height * width
 
 
-def image_tokens(trainer: DPOTrainer, examples: Examples) -> Check:
+def check_image_tokens(trainer: DPOTrainer, examples: Examples) -> Check:
     """Image tokens of each pair = vectors that the vision tower makes of its images."""
     remedy = (
         "The image is not in the prompt as the model expects it: keep the column name `images` in the data of "
@@ -91,7 +91,7 @@ def image_tokens(trainer: DPOTrainer, examples: Examples) -> Check:
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """What the model is called with, in either layout."""
+    """The keyword arguments for the model, from a batch of either layout."""
     return batch["packed"].inputs if "packed" in batch else batch
 
 
@@ -104,13 +104,13 @@ def _vectors(trainer: DPOTrainer, batch: dict[str, Any]) -> int:
         if not arguments:
             return 0
         with trainer.accelerator.autocast():
-            output = core(trainer.model).get_image_features(**arguments).pooler_output
+            output = backbone_of(trainer.model).get_image_features(**arguments).pooler_output
         kept = {"pooled": output if isinstance(output, Tensor) else torch.cat(list(output))}
     vectors = kept["pooled" if "pooled" in kept else "pooled.all"]
     return vectors.numel() // vectors.shape[-1]
 
 
-def pixel_values(looks: Sequence[Look]) -> Check:
+def check_pixel_values(looks: Sequence[RowInputs]) -> Check:
     missing = sum(look.contrast is None for look in looks)
     flattest = min((look.contrast for look in looks if look.contrast is not None), default=0.0)
     blank = sum(look.contrast == 0 for look in looks)
@@ -122,19 +122,19 @@ def pixel_values(looks: Sequence[Look]) -> Check:
     )
 
 
-def image_size(looks: Sequence[Look], rows: int) -> Check:
+def check_image_size(looks: Sequence[RowInputs], rows: int) -> Check:
     kept = [look.kept for look in looks if look.kept is not None] or [0.0]
     return Check(
         "image size",
-        min(kept) >= KEPT,
+        min(kept) >= MIN_KEPT_PIXELS,
         f"the model sees at least {min(kept):.0%} of an image's pixels ({len(looks)} of {rows} rows)",
-        f"Under {KEPT:.0%} small things are gone: give check_machine, whose plan the model is loaded with, a larger "
+        f"Under {MIN_KEPT_PIXELS:.0%} small things are gone: give check_machine, whose plan the model is loaded with, a larger "
         "max_pixels, or cut the images to what matters in the data of notebook 02.",
         warns=True,
     )
 
 
-def truncation(trainer: DPOTrainer, looks: Sequence[Look], rows: int) -> Check:
+def check_truncation(trainer: DPOTrainer, looks: Sequence[RowInputs], rows: int) -> Check:
     cut = trainer.args.max_length or getattr(trainer.data_collator, "max_length", None)
     positions = trainer.model.config.get_text_config().max_position_embeddings
     limit = min(positions, trainer.processing_class.tokenizer.model_max_length)
@@ -158,7 +158,7 @@ def _completions(batches: Batches) -> list[tuple[list[int], list[int]]]:
     return pairs
 
 
-def different_answers(batches: Batches) -> Check:
+def check_different_answers(batches: Batches) -> Check:
     pairs = _completions(batches)
     different = sum(chosen != rejected for chosen, rejected in pairs)
     return Check(
@@ -169,7 +169,7 @@ def different_answers(batches: Batches) -> Check:
     )
 
 
-def end_of_turn(trainer: DPOTrainer, batches: Batches) -> Check:
+def check_end_of_turn(trainer: DPOTrainer, batches: Batches) -> Check:
     """Every answer ends in the token that ends a turn in the chat template and at which sampling stops.
 
     White space may follow it (Qwen2-VL's template has a newline). A template that ends no turn

@@ -14,8 +14,8 @@ from transformers import ProcessorMixin
 from helpers.data.findings import Problems
 from helpers.data.preferences import PreferenceRecord
 from helpers.models.prompts import (
-    added_begin,
     answer_ids,
+    bos_text,
     count_image_tokens,
     encode,
     image_token_id,
@@ -23,7 +23,7 @@ from helpers.models.prompts import (
 )
 
 
-class Lengths:
+class RecordLengths:
     """Tokens of each record, as the model sees it."""
 
     def __init__(self, processor: ProcessorMixin, context: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Lengths:
             yield "too long", f"{text + images:,} tokens, {images:,} of them images; the model takes {self.context:,}"
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Of each kind: median, 95 % and max. Images that were not opened are left out."""
+        """Median, 95 % quantile and maximum of each kind of length. Images that were not opened are left out."""
         rows = {"tokens of prompt and longest answer": self.texts, "tokens of images": self.images}
         return {
             what: dict(zip(("median", "95 %", "max"), np.percentile(row, (50, 95, 100)).tolist(), strict=True))
@@ -61,12 +61,12 @@ def text_tokens(processor: ProcessorMixin, record: PreferenceRecord) -> int:
     """Tokens of the prompt in its chat template and of the longest answer, without those of the images."""
     prompt = render_conversation(processor, [(m.role, m.content) for m in record.prompt], len(record.images))
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    own = len(ids) + bool(added_begin(processor)) - ids.count(image_token_id(processor))
+    own = len(ids) + bool(bos_text(processor)) - ids.count(image_token_id(processor))
     return own + max(len(answer_ids(processor, answer.text)) for answer in record.answers)
 
 
 def image_tokens(processor: ProcessorMixin, size: tuple[int, int]) -> int:
-    """Tokens of an image of this size (width, height): by arithmetic for Qwen-VL, else those of a blank one."""
+    """Tokens of an image of this size (width, height): calculated for Qwen-VL, else counted on a blank image."""
     rules = processor.image_processor
     if hasattr(rules, "get_number_of_image_patches") and hasattr(rules, "merge_size"):
         return rules.get_number_of_image_patches(size[1], size[0]) // rules.merge_size**2

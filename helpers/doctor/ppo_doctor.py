@@ -1,6 +1,6 @@
 """Watches a run of `helpers/training/ppo.py`, says once what is wrong, and stops it when there is no use in going on.
 
-`PolicyDoctor` examines the log after each iteration (the rules are in `helpers/doctor/ppo_rules.py`) and now and then
+`PPODoctor` examines the log after each iteration (the rules are in `helpers/doctor/ppo_rules.py`) and now and then
 the samples: tokens that are trained are decoded and scored again, and each score must be on the last of its answer's
 tokens. Taught in notebook 05.
 
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.config import PPOSettings
-from helpers.doctor.ppo_rules import LOOSE, _verdicts, diagnose_policy
-from helpers.doctor.verdicts import panel
+from helpers.doctor.ppo_rules import SCORE_TOLERANCE, _verdicts, diagnose_ppo
+from helpers.doctor.verdicts import panel_html
 from helpers.models.prompts import answer_texts
 from helpers.rewards.scoring import score_all
-from helpers.training.ppo import PolicyTrainer
+from helpers.training.ppo import PPOTrainer
 
 
-def misplaced(trainer: PolicyTrainer) -> str:
-    """What is wrong with the rewards of the last iteration: their places, or the tokens that they are for; or ""."""
+def find_misplaced_rewards(trainer: PPOTrainer) -> str:
+    """Find rewards of the last iteration that are at the wrong place or for the wrong tokens; "" if there are none."""
     seen, settings = trainer.last, trainer.settings
     packed = trainer.packed(seen.rollout)
     ids, mask = packed.ids[:, 1:], packed.mask[:, 1:]
@@ -34,15 +34,15 @@ def misplaced(trainer: PolicyTrainer) -> str:
         return f"{', '.join(outside) or 'the mask'}: not 0 outside of the tokens that are trained."
     weight = 0.0 if settings.advantages == "grpo" else trainer.log[-1]["objective/kl_weight"]
     penalty = weight * losses.KL_ESTIMATORS[settings.kl_estimator](seen.old - seen.reference)
-    wrong = _elsewhere(seen.rollout.scores.to(mask.device), seen.rewards, penalty, mask.sum(1))
-    return wrong or _of_others(trainer, [row[own] for row, own in zip(ids, mask, strict=True)])
+    wrong = _check_reward_places(seen.rollout.scores.to(mask.device), seen.rewards, penalty, mask.sum(1))
+    return wrong or _check_trained_tokens(trainer, [row[own] for row, own in zip(ids, mask, strict=True)])
 
 
-def _elsewhere(scores: Tensor, rewards: Tensor, penalty: Tensor, lengths: Tensor) -> str:
-    """Without the KL penalty, rewards (answers, longest) are the score at the last token."""
+def _check_reward_places(scores: Tensor, rewards: Tensor, penalty: Tensor, lengths: Tensor) -> str:
+    """Check that rewards (answers, longest) without the KL penalty are the score at the last token and 0 elsewhere."""
     left = rewards + penalty
     wanted = torch.zeros_like(left).scatter(1, lengths[:, None] - 1, scores[:, None])
-    wrong = ((left - wanted).abs() > LOOSE + 1e-5 * penalty.abs()).any(1).nonzero().flatten().tolist()
+    wrong = ((left - wanted).abs() > SCORE_TOLERANCE + 1e-5 * penalty.abs()).any(1).nonzero().flatten().tolist()
     if not wrong:
         return ""
     row = wrong[0]
@@ -51,7 +51,7 @@ def _elsewhere(scores: Tensor, rewards: Tensor, penalty: Tensor, lengths: Tensor
     return f"the rewards of answer {row + 1} sum to {total:.3g} {due} ({len(wrong)} so)."
 
 
-def _of_others(trainer: PolicyTrainer, ids: Sequence[Tensor]) -> str:
+def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
     """Score the tokens that are trained again; if that differs, twice, since some scorers do not repeat themselves."""
     rollout, stops = trainer.last.rollout, torch.tensor(trainer.model.generation_config.eos_token_id)
     texts = answer_texts(trainer.processor, ids)
@@ -59,28 +59,30 @@ def _of_others(trainer: PolicyTrainer, ids: Sequence[Tensor]) -> str:
     rows = [task.given(images, text) for (task, images), text in zip(pairs, texts, strict=True)]
     cut = torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float() * trainer.settings.missing_end
     found = torch.tensor([score.total for score in score_all(trainer.score, rows)]) - cut
-    wrong = (found - rollout.scores).abs().gt(LOOSE * (1 + rollout.scores.abs())).nonzero().flatten().tolist()
-    if not wrong or not np.allclose(found + cut, [s.total for s in score_all(trainer.score, rows)], LOOSE, LOOSE):
+    wrong = (found - rollout.scores).abs().gt(SCORE_TOLERANCE * (1 + rollout.scores.abs())).nonzero().flatten().tolist()
+    if not wrong or not np.allclose(
+        found + cut, [s.total for s in score_all(trainer.score, rows)], SCORE_TOLERANCE, SCORE_TOLERANCE
+    ):
         return ""
     says = f"the tokens of answer {wrong[0] + 1} say {texts[wrong[0]][:60]!r}, worth {found[wrong[0]]:.3g}"
     return f"{says}, and got {rollout.scores[wrong[0]]:.3g} ({len(wrong)} so)."
 
 
-class PolicyDoctor:
-    """For `PolicyTrainer(watch=[doctor])`; the samples are examined at its first iteration and at every `every`-th."""
+class PPODoctor:
+    """For `PPOTrainer(watch=[doctor])`; the samples are examined at its first iteration and at every `every`-th."""
 
     def __init__(self, every: int = 10) -> None:
         self.every, self.verdicts, self.settings, self.row = every, [], PPOSettings(), {}
 
     @torch.no_grad()
-    def __call__(self, trainer: PolicyTrainer) -> None:
+    def __call__(self, trainer: PPOTrainer) -> None:
         look, known = not self.row or trainer.iteration % self.every == 0, {verdict.kind for verdict in self.verdicts}
         self.row, self.settings = trainer.log[-1], trainer.settings
         groups = [name for name, part in trainer.trained.items() if not all(bool(p.isfinite().all()) for p in part)]
         found = {"not finite": f"the last update broke weights of: {', '.join(groups)}."} if groups else {}
-        if look and not groups and (wrong := "".join(gather_object([misplaced(trainer)]))):
+        if look and not groups and (wrong := "".join(gather_object([find_misplaced_rewards(trainer)]))):
             found["scores misplaced"] = wrong
-        verdicts = [*_verdicts(found, trainer.iteration), *diagnose_policy(trainer.log, trainer.settings)]
+        verdicts = [*_verdicts(found, trainer.iteration), *diagnose_ppo(trainer.log, trainer.settings)]
         new = {verdict.kind: verdict for verdict in verdicts if verdict.kind not in known}.values()
         self.verdicts += new
         trainer.stopped |= any(verdict.severity == "stop" for verdict in new)
@@ -96,4 +98,4 @@ class PolicyDoctor:
         return f"{done}: score {row['objective/scores']:.3g}, KL {row['objective/kl']:.2g} nats an answer."
 
     def _repr_html_(self) -> str:
-        return panel(self.state(), self.verdicts)
+        return panel_html(self.state(), self.verdicts)

@@ -1,6 +1,6 @@
 """What can be wrong with a run of PPO, RLOO or GRPO, and the rules that say so.
 
-`diagnose_policy(log, settings)` is a pure function of what a run logs, and `replay_policy` does the same to a saved
+`diagnose_ppo(log, settings)` is a pure function of what a run logs, and `replay_ppo` does the same to a saved
 log. `helpers/doctor/ppo_doctor.py` calls them while a run goes on. Taught in notebook 05.
 
 Most limits are against the run's own start, since rewards have no scale. The `step` of a finding is an iteration.
@@ -15,29 +15,40 @@ import numpy as np
 
 from helpers.config import PPOSettings
 from helpers.doctor.dpo_rules import Mean, mean_of
-from helpers.doctor.verdicts import Found, Verdict
+from helpers.doctor.verdicts import Symptoms, Verdict
 from helpers.statistics import proportion
-from helpers.training.watch import Row
+from helpers.training.watch import IterationRow
 
-START, RECENT, WINDOW = (1, 16), (3, 48), (10, 160)  # iterations, and answers in them, at least; 1 is before any update
+START_SPAN, RECENT_SPAN, WINDOW_SPAN = (
+    (1, 16),
+    (3, 48),
+    (10, 160),
+)  # iterations, and answers in them, at least; 1 is before any update
 
-FALL, FALL_NOISE = 0.5, 4  # of the score at the start, and times the change from one iteration to the next
+SCORE_FALL, FALL_NOISE = 0.5, 4  # of the score at the start, and times the change from one iteration to the next
 
-REPETITION_GROWTH, ENTROPY_LEFT = 0.25, 0.05  # against the start; healthy runs: under 0.02, and 0.3
+PPO_REPETITION_GROWTH, PPO_ENTROPY_LEFT = 0.25, 0.05  # against the start; healthy runs: under 0.02, and 0.3
 
 KL_NATS, KL_GROWTH, KL_TARGETS = 50, 3, 3  # an answer; times the start or the target. Healthy: 16 at one peak, else 7
 
 STILL_KL, STILL_STEP = 0.01, 1e-6  # nats an answer from the reference, and nats a token from the iteration before
 
-NO_ADVANTAGE, ALL_EQUAL, CUT = 1e-6, 0.95, 0.1  # mean size; share of prompts with equal scores, of answers cut off
+NO_ADVANTAGE, ALL_EQUAL, CUT_SHARE = (
+    1e-6,
+    0.95,
+    0.1,
+)  # mean size; share of prompts with equal scores, of answers cut off
 
-EXPLAINED = 0.05  # a critic that explains less than a twentieth of the returns is as good as a constant
+EXPLAINED_FLOOR = 0.05  # a critic that explains less than a twentieth of the returns is as good as a constant
 
 NEAR_TOP = 0.85  # of the best iteration: with a score of 0 or 1 there is little left to learn from
 
-NORMS, LOOSE = 3, 1e-3  # iterations, since an fp16 scaler halves itself first; of a score that is computed twice
+NORM_ITERATIONS, SCORE_TOLERANCE = (
+    3,
+    1e-3,
+)  # iterations, since an fp16 scaler halves itself first; of a score that is computed twice
 
-KINDS = {  # kind → severity; causes, the likeliest first; what to change. "stop": no use in going on
+PPO_KINDS = {  # kind → severity; causes, the likeliest first; what to change. "stop": no use in going on
     "not finite": ("stop", ("the learning rate is too high", "numbers too large for fp16", "a scorer that returns NaN"),
         "Divide learning_rate in `settings` (Parameters) by 3, look at `score`, and make a fresh `trainer`."),
     "scores misplaced": ("stop",
@@ -68,19 +79,24 @@ KINDS = {  # kind → severity; causes, the likeliest first; what to change. "st
         "Raise learning_rate or group in `settings` (Parameters), lower kl_weight, and look at `score` of ten answers."),
 }  # fmt: skip
 
-CHAIN = ("fixed advantages", "advantages zero", "KL flat zero", "nothing learnt")  # each explains those after it
+EXPLAINED_BY_CHAIN = (
+    "fixed advantages",
+    "advantages zero",
+    "KL flat zero",
+    "nothing learnt",
+)  # each explains those after it
 
 
-class Seen(NamedTuple):
+class PPOHistory(NamedTuple):
     """A log by its parts; one that is not there yet is empty."""
 
-    log: Sequence[Row]
+    log: Sequence[IterationRow]
     settings: PPOSettings
     answers: int  # in an iteration
-    start: Sequence[Row]  # before the policy has moved
-    recent: Sequence[Row]  # a quick look
-    first: Sequence[Row]  # two long looks that do not overlap
-    last: Sequence[Row]
+    start: Sequence[IterationRow]  # before the policy has moved
+    recent: Sequence[IterationRow]  # a quick look
+    first: Sequence[IterationRow]  # two long looks that do not overlap
+    last: Sequence[IterationRow]
     whole: bool  # are both as long as they should be?
 
     def then_and_now(self, key: str) -> tuple[float, float]:
@@ -90,80 +106,86 @@ class Seen(NamedTuple):
         return all(low < row[key] < high for row in self.recent)
 
 
-def _mean(rows: Sequence[Row], key: str) -> float:
+def _mean(rows: Sequence[IterationRow], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
 
 
-def _seen(log: Sequence[Row], settings: PPOSettings) -> Seen:
+def _history(log: Sequence[IterationRow], settings: PPOSettings) -> PPOHistory:
     size, n = settings.prompts * settings.group, len(log)
-    start, recent, window = (max(rows, math.ceil(answers / size)) for rows, answers in (START, RECENT, WINDOW))
+    start, recent, window = (
+        max(rows, math.ceil(answers / size)) for rows, answers in (START_SPAN, RECENT_SPAN, WINDOW_SPAN)
+    )
     half = min(window, n // 2) if n >= window else 0
     parts = (log[: start * (n >= start)], log[n - recent * (n >= recent) :], log[:half], log[n - half :])
-    return Seen(log, settings, size, *parts, whole=half == window)
+    return PPOHistory(log, settings, size, *parts, whole=half == window)
 
 
-def diagnose_policy(log: Sequence[Row], settings: PPOSettings) -> list[Verdict]:
-    """What is wrong with the run as it stands now, the worst first; `log` as the trainer or its JSON file has it."""
+def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
+    """Find what is wrong with the run now, the worst first; `log` comes from the trainer or its JSON file."""
     if not log:
         return []
     log = [{name: math.nan if value is None else value for name, value in row.items()} for row in log]
-    seen = _seen(log, settings)
-    found = dict(_not_finite(seen)) or dict(problem for rule in RULES for problem in rule(seen))
+    seen = _history(log, settings)
+    found = dict(_non_finite_values(seen)) or dict(problem for rule in PPO_RULES for problem in rule(seen))
     return _verdicts(found, int(log[-1].get("iteration", len(log))))
 
 
 def _verdicts(found: Mapping[str, str], step: int) -> list[Verdict]:
-    explained = [kind for kind in CHAIN if kind in found][1:]
-    return [Verdict(kind, step, found[kind], *KINDS[kind]) for kind in KINDS if kind in found and kind not in explained]
+    explained = [kind for kind in EXPLAINED_BY_CHAIN if kind in found][1:]
+    return [
+        Verdict(kind, step, found[kind], *PPO_KINDS[kind])
+        for kind in PPO_KINDS
+        if kind in found and kind not in explained
+    ]
 
 
-def replay_policy(log: Sequence[Row], settings: PPOSettings) -> list[Verdict]:
-    """What was wrong at any time: each kind at the iteration at which it would first have been seen."""
+def replay_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
+    """Find what was wrong at any time: each kind at the first iteration at which it would have been seen."""
     first: dict[str, Verdict] = {}
     for end in range(1, len(log) + 1):
-        first = {verdict.kind: verdict for verdict in diagnose_policy(log[:end], settings)} | first
+        first = {verdict.kind: verdict for verdict in diagnose_ppo(log[:end], settings)} | first
     return sorted(first.values(), key=lambda verdict: verdict.step)
 
 
-def _not_finite(seen: Seen) -> Found:
+def _non_finite_values(seen: PPOHistory) -> Symptoms:
     """Explained variance is left out: it is NaN where all returns are equal."""
     row, parts = seen.log[-1], ("objective/", "ppo/loss/", "ppo/policy/", "ppo/advantages/")
     wrong = [f"{name} is {row[name]}" for name in row if name.startswith(parts) and not math.isfinite(row[name])]
-    norms = [row["grad_norm/adapter"] + row["grad_norm/critic"] for row in seen.log[-NORMS:]]
-    if len(norms) == NORMS and not np.isfinite(norms).any():
-        wrong.append(f"the gradient norm was not finite in {NORMS} iterations on end")
+    norms = [row["grad_norm/adapter"] + row["grad_norm/critic"] for row in seen.log[-NORM_ITERATIONS:]]
+    if len(norms) == NORM_ITERATIONS and not np.isfinite(norms).any():
+        wrong.append(f"the gradient norm was not finite in {NORM_ITERATIONS} iterations in a row")
     if wrong:
         yield "not finite", f"{wrong[0]}."
 
 
-def _collapse(seen: Seen) -> Found:
+def _collapse(seen: PPOHistory) -> Symptoms:
     if not seen.recent:
         return
     names = ("objective/scores", "answers/repeated", "answers/distinct", "objective/entropy")
     (start, score), (few, repeats), (many, distinct), (usual, entropy) = map(seen.then_and_now, names)
     noise = np.median(np.abs(np.diff([row["objective/scores"] for row in seen.log])))
     prompts, many = seen.settings.prompts, many * seen.answers
-    if score < start - max(FALL * abs(start), FALL_NOISE * noise):
+    if score < start - max(SCORE_FALL * abs(start), FALL_NOISE * noise):
         yield "collapse", f"the score is {score:.3g}, and was {start:.3g} at the start."
-    elif repeats > few + REPETITION_GROWTH:
+    elif repeats > few + PPO_REPETITION_GROWTH:
         yield "collapse", f"{repeats:.0%} of the answers' 3-grams are repeats, and {few:.0%} were at the start."
     elif prompts > 1 and distinct * seen.answers < 1.5 and many >= max(3, prompts / 2):
         yield "collapse", f"one answer to all of {prompts} prompts, where {many:.0f} differed at the start."
-    elif entropy < ENTROPY_LEFT * usual and score <= start:
+    elif entropy < PPO_ENTROPY_LEFT * usual and score <= start:
         yield "collapse", f"the entropy is {entropy:.2g} nats a token, and was {usual:.2g}; the score has not risen."
 
 
-def _ends(seen: Seen) -> Found:
-    """More than at the start, or more than half."""
+def _ends(seen: PPOHistory) -> Symptoms:
+    """Report answers that do not end: more than at the start, or more than half."""
     if not (rows := seen.recent or seen.start):
         return
     sizes = [(_mean(part, "answers/not_ended"), len(part) * seen.answers) for part in (seen.start, rows)]
     first, now = (proportion(share * n, n) for share, n in sizes)
-    if now.low > min(0.5, max(first.high, CUT)):
+    if now.low > min(0.5, max(first.high, CUT_SHARE)):
         yield "answers do not end", f"share that is cut off: {now}; at the start {first.value:.0%}."
 
 
-def _kl(seen: Seen) -> Found:
+def _kl(seen: PPOHistory) -> Symptoms:
     if not seen.recent:
         return
     target, (start, now) = seen.settings.kl_target, seen.then_and_now("objective/kl")
@@ -177,7 +199,7 @@ def _kl(seen: Seen) -> Found:
         )
 
 
-def _advantages(seen: Seen) -> Found:
+def _advantages(seen: PPOHistory) -> Symptoms:
     settings, size = seen.settings, seen.log[-1]["ppo/advantages/size"]
     if settings.advantages == "gae" and settings.whiten and seen.answers == 1:
         yield "fixed advantages", f"one answer, whitened by itself: scores of 0.1 and 10 train alike (size {size:.2g})."
@@ -192,14 +214,14 @@ def _advantages(seen: Seen) -> Found:
         yield "advantages zero", f"at {equal:.0%} of the prompts all {settings.group} answers score the same."
 
 
-def _learning(seen: Seen) -> Found:
-    """Long looks, since a critic starts as a constant and single iterations are noisy."""
+def _learning(seen: PPOHistory) -> Symptoms:
+    """Compare long windows, because a critic starts as a constant and single iterations are noisy."""
     settings, log = seen.settings, seen.log
     if not seen.whole:
         return
     critic, key = settings.advantages == "gae" and log[-1]["critic"], "ppo/explained_variance"
     known = [row for row in seen.last if critic and math.isfinite(row[key])]
-    if len(known) > 1 and (explained := mean_of(known, key)).high < EXPLAINED:
+    if len(known) > 1 and (explained := mean_of(known, key)).high < EXPLAINED_FLOOR:
         yield "value head not learning", f"it explains {explained} of the returns' variance; a constant explains 0."
     rise, since = _change(seen.start, seen.last), _change(seen.first, seen.last)
     score, best = _mean(seen.last, "objective/scores"), max(row["objective/scores"] for row in log)
@@ -209,19 +231,19 @@ def _learning(seen: Seen) -> Found:
         yield "nothing learnt", f"the score is {score:.3g}; it rose by {since}, which may be 0."
 
 
-def _truth(seen: Seen) -> Found:
+def _truth(seen: PPOHistory) -> Symptoms:
     if seen.first and "objective/truth" in seen.log[0]:
         score, truth = (_change(seen.first, seen.last, f"objective/{key}") for key in ("scores", "truth"))
         if score.low > 0 and truth.high < 0:
             yield "reward hacking", f"the score rose by {score}, while the one only watched changed by {truth}."
 
 
-def _change(before: Sequence[Row], after: Sequence[Row], key: str = "objective/scores") -> Mean:
-    """What is too short for an interval of its own is taken to spread as what comes after it."""
+def _change(before: Sequence[IterationRow], after: Sequence[IterationRow], key: str = "objective/scores") -> Mean:
+    """Mean change with its interval; a start too short for an interval is assumed to vary as much as the end does."""
     now, was = mean_of(after, key), _mean(before, key)
     half, scale = now.high - now.value, math.sqrt(len(after) / len(before))
     half = math.hypot(half, mean_of(before, key).high - was if len(before) > 2 else half * scale)
     return Mean(now.value - was, now.value - was - half, now.value - was + half)
 
 
-RULES = (_collapse, _ends, _kl, _advantages, _learning, _truth)
+PPO_RULES = (_collapse, _ends, _kl, _advantages, _learning, _truth)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-Found = Iterator[tuple[str, str]]  # kind, what was measured
+Symptoms = Iterator[tuple[str, str]]  # kind, what was measured
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Verdict:
         return f"{head}\n  Likely: {causes}.\n  {self.change}"
 
 
-def panel(state: str, verdicts: Sequence[Verdict]) -> str:
+def panel_html(state: str, verdicts: Sequence[Verdict]) -> str:
     """HTML for a notebook: the state of a run and what was found."""
     items = ""
     for verdict in verdicts:

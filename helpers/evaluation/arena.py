@@ -17,25 +17,25 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from helpers.data.convert_files import rebased
+from helpers.data.convert_files import rebase_images
 from helpers.data.preferences import (
     Answer,
     Judgement,
     PreferenceRecord,
     consensus,
-    explain,
-    shown_second,
+    explain_validation_error,
+    is_first_shown_second,
     write_records,
 )
-from helpers.data.vote_log import Event, content_of, events_on, keyed, locked, standing
-from helpers.data.votes import Votes, apply
+from helpers.data.vote_log import VoteEvent, content_hash, current_judgements, events_on, lock_file, records_by_key
+from helpers.data.votes import Votes, apply_votes
 from helpers.files import UsageError, read_json, write_json
 from helpers.statistics import Proportion, binomial_p, proportion, votes_needed, win_rate
 
-Outcome = int | Literal["tie", "both bad", "skipped", "unjudged"]  # a number: place of the answer that won
+MatchOutcome = int | Literal["tie", "both bad", "skipped", "unjudged"]  # a number: place of the answer that won
 
 
-def matches(
+def build_matches(
     paths: Sequence[Path],
     prompts: Sequence[str],
     answers: Mapping[str, Sequence[str]],
@@ -51,7 +51,11 @@ def matches(
     in an arena is one among different answers. Raises UsageError for lengths that do not fit, an unknown
     model, an empty answer, or nothing to compare.
     """
-    columns = {"prompts": prompts, **({"groups": groups} if groups is not None else {}), **_of_two(answers, names)}
+    columns = {
+        "prompts": prompts,
+        **({"groups": groups} if groups is not None else {}),
+        **_answers_of_two(answers, names),
+    }
     for what, column in columns.items():
         if len(column) != len(paths):
             raise UsageError(f"{len(column)} {what} for {len(paths)} images. Give one for each.")
@@ -68,7 +72,7 @@ def matches(
     return records
 
 
-def _of_two(answers: Mapping[str, Sequence[str]], names: tuple[str, str]) -> dict[str, Sequence[str]]:
+def _answers_of_two(answers: Mapping[str, Sequence[str]], names: tuple[str, str]) -> dict[str, Sequence[str]]:
     if len(set(names)) != 2 or not set(names) <= set(answers):
         raise UsageError(f"names {names}: name two of the models that answered, which are {', '.join(answers)}.")
     return {f"answers of {name}": answers[name] for name in names}
@@ -76,12 +80,14 @@ def _of_two(answers: Mapping[str, Sequence[str]], names: tuple[str, str]) -> dic
 
 def _match(number: int, image: str, prompt: str, texts: Mapping[str, str], group: str | None) -> PreferenceRecord:
     """The place of an answer follows from the texts alone, so it does not tell the model."""
-    order = list(texts)[::-1] if shown_second(*texts.values()) else list(texts)
+    order = list(texts)[::-1] if is_first_shown_second(*texts.values()) else list(texts)
     try:
         pair = [Answer(text=texts[name], model=name) for name in order]
         return PreferenceRecord(id=str(number), images=[image], prompt=prompt, answers=pair, group=group)
     except ValidationError as error:
-        raise UsageError(f"question {number} ({image}): {explain(error)}. Answer it again, or leave it out.") from None
+        raise UsageError(
+            f"question {number} ({image}): {explain_validation_error(error)}. Answer it again, or leave it out."
+        ) from None
 
 
 def models_of(records: Iterable[PreferenceRecord]) -> tuple[str, str]:
@@ -128,7 +134,7 @@ class Standings:
         return " and ".join(f"{name} won {wins}" for name, wins in zip(self.names, self.wins, strict=True))
 
     def remarks(self) -> list[str]:
-        """What else one must know to believe it, a line each."""
+        """List the caveats of this result, one line each."""
         lines = [f"Ties {self.ties}, both bad {self.both_bad}, skipped {self.skipped}, not judged yet {self.unjudged}."]
         if self.shown_first:
             even = self.shown_first.low <= 0.5 <= self.shown_first.high
@@ -158,33 +164,33 @@ def standings(
     difference: the distance of a win rate from one half for which `still_needed` is worked out. Raises
     UsageError for records of other models, votes on other records, or no vote at all.
     """
-    names = _in_order(models_of(records), names)
-    by_key = keyed(records)
+    names = _order_names(models_of(records), names)
+    by_key = records_by_key(records)
     events = _events(by_key, vote_path)
     votes: dict[str, list[Judgement]] = {key: [] for key in by_key}
-    for (key, _), judgement in standing(events).items():
+    for (key, _), judgement in current_judgements(events).items():
         votes[key].append(judgement)
-    outcomes = Counter(_named(record, outcome(votes[key])) for key, record in by_key.items())
+    outcomes = Counter(_name_winner(record, match_outcome(votes[key])) for key, record in by_key.items())
     wins = tuple(outcomes["won", name] for name in names)
     draws = outcomes["tie"] + outcomes["both bad"]
     return Standings(
         names, wins, outcomes["tie"], outcomes["both bad"], outcomes["skipped"], outcomes["unjudged"],
         win_rates=(win_rate(*wins, draws), win_rate(*wins[::-1], draws)) if sum(wins) + draws else None,
         p=binomial_p(wins[0], sum(wins), 0.5) if sum(wins) else 1.0,
-        shown_first=_shown_first([vote for of_one in votes.values() for vote in of_one]),
+        shown_first=_shown_first_share([vote for of_one in votes.values() for vote in of_one]),
         still_needed=max(0, votes_needed(difference) - sum(wins)), difference=difference,
-        not_blind=_not_blind(events, revealed(vote_path)),
+        not_blind=_count_unblinded(events, read_reveals(vote_path)),
     )  # fmt: skip
 
 
-def _in_order(found: tuple[str, str], names: tuple[str, str] | None) -> tuple[str, str]:
+def _order_names(found: tuple[str, str], names: tuple[str, str] | None) -> tuple[str, str]:
     if names is not None and tuple(sorted(names)) != found:
         raise UsageError(f"names {names}: the records have answers of {found[0]} and {found[1]}.")
     return names or found
 
 
-def _events(by_key: Mapping[str, PreferenceRecord], path: Path) -> list[Event]:
-    events, notice = events_on(path, {key: content_of(record) for key, record in by_key.items()})
+def _events(by_key: Mapping[str, PreferenceRecord], path: Path) -> list[VoteEvent]:
+    events, notice = events_on(path, {key: content_hash(record) for key, record in by_key.items()})
     if not events:
         raise UsageError(f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote.")
     if notice:
@@ -192,8 +198,8 @@ def _events(by_key: Mapping[str, PreferenceRecord], path: Path) -> list[Event]:
     return events
 
 
-def outcome(votes: Sequence[Judgement]) -> Outcome:
-    """What the annotators together say of one question with two answers."""
+def match_outcome(votes: Sequence[Judgement]) -> MatchOutcome:
+    """Combine the annotators' votes on one question with two answers."""
     ranking = consensus(votes, 2)
     if ranking is None:
         return "skipped" if votes else "unjudged"
@@ -204,12 +210,12 @@ def outcome(votes: Sequence[Judgement]) -> Outcome:
     return "both bad" if 2 * bad > len(judged) else "tie"
 
 
-def _named(record: PreferenceRecord, result: Outcome) -> object:
+def _name_winner(record: PreferenceRecord, result: MatchOutcome) -> object:
     return ("won", record.answers[result].model) if isinstance(result, int) else result
 
 
-def _shown_first(votes: Sequence[Judgement]) -> Proportion | None:
-    """Annotators one by one: each has an order of showing of their own."""
+def _shown_first_share(votes: Sequence[Judgement]) -> Proportion | None:
+    """Share of votes for the answer that was shown first; each annotator has an order of their own."""
     chosen = [vote.ranking[0][0] == vote.order[0] for vote in votes if vote.verdict == "ranked" and vote.order]
     return proportion(sum(chosen), len(chosen)) if chosen else None
 
@@ -218,8 +224,8 @@ def _reveal_path(vote_path: Path) -> Path:
     return vote_path.with_suffix(".revealed.json")
 
 
-def revealed(vote_path: Path) -> dict[str, int]:
-    """Who has seen the names: annotator → events of theirs on the arena's records until then."""
+def read_reveals(vote_path: Path) -> dict[str, int]:
+    """Read who has seen the names: annotator → number of their events before that."""
     path = _reveal_path(vote_path)
     seen = read_json(path) if path.exists() else {}
     if not isinstance(seen, dict) or not all(type(number) is int for number in seen.values()):
@@ -229,25 +235,25 @@ def revealed(vote_path: Path) -> dict[str, int]:
 
 def reveal(votes: Votes) -> None:
     """Note beside the vote file that this annotator has seen the names; the first time counts."""
-    with locked(votes.path):
-        contents = {key: content_of(record) for key, record in votes.records.items()}
+    with lock_file(votes.path):
+        contents = {key: content_hash(record) for key, record in votes.records.items()}
         own = [event for event in events_on(votes.path, contents)[0] if event.annotator == votes.annotator]
-        write_json(_reveal_path(votes.path), {votes.annotator: len(own)} | revealed(votes.path))
+        write_json(_reveal_path(votes.path), {votes.annotator: len(own)} | read_reveals(votes.path))
 
 
-def _not_blind(events: Sequence[Event], seen: Mapping[str, int]) -> int:
-    """How many votes that count came after their annotator's reveal."""
+def _count_unblinded(events: Sequence[VoteEvent], seen: Mapping[str, int]) -> int:
+    """Count the valid votes that were given after the annotator had seen the names."""
     number: Counter[str] = Counter()
     blind = []
     for event in events:
         number[event.annotator] += 1
         if number[event.annotator] <= seen.get(event.annotator, len(events)):
             blind.append(event)
-    before = standing(blind)
-    return sum(before.get(key) is not judgement for key, judgement in standing(events).items())
+    before = current_judgements(blind)
+    return sum(before.get(key) is not judgement for key, judgement in current_judgements(events).items())
 
 
-def export(
+def export_records(
     records: Sequence[PreferenceRecord], records_path: Path, vote_path: Path, target: Path
 ) -> list[PreferenceRecord]:
     """Write the judged records with their votes and rankings to `target`, the pairs of a next round.
@@ -257,10 +263,10 @@ def export(
     """
     if target.resolve() in (records_path.resolve(), vote_path.resolve()):
         raise UsageError(f"{target} holds the records or the votes themselves. Export to another file.")
-    judged = [record for record in apply(records, vote_path) if record.ranking is not None]
+    judged = [record for record in apply_votes(records, vote_path) if record.ranking is not None]
     if not judged:
         raise UsageError(f"{vote_path}: all votes are skips or taken back, so there is nothing to export. Vote first.")
     old, new = (path.resolve().parent for path in (records_path, target))
-    moved = [rebased(record, old, new) for record in judged]
+    moved = [rebase_images(record, old, new) for record in judged]
     write_records(target, moved)
     return moved

@@ -51,7 +51,7 @@ class CountMetrics:
     def rows(self) -> list[list[str]]:
         """A table: a header, a row for each class, their mean, and the figures of whole answers."""
         figures = list(self.macro)
-        head = ["class", *(f"{name.replace('_', ' ')}, {_over(name)}" for name in figures)]
+        head = ["class", *(f"{name.replace('_', ' ')}, {_denominator_name(name)}" for name in figures)]
         classes = [[cls.name, *(_cell(getattr(cls, name)) for name in figures)] for cls in self.classes]
         mean = ["mean of the classes", *map(_cell, self.macro.values())]
         filler = [""] * (len(figures) - 1)
@@ -59,7 +59,7 @@ class CountMetrics:
         return [head, *classes, mean, *whole]
 
 
-def _over(figure: str) -> str:
+def _denominator_name(figure: str) -> str:
     return "all" if figure == "exact" else "parsed"
 
 
@@ -83,23 +83,23 @@ def count_metrics(answers: Sequence[str], truths: Sequence[Mapping[str, int]]) -
         raise UsageError(f"{len(answers)} answers and {len(truths)} truths: as many of each, and at least one.")
     if not all(isinstance(answer, str) for answer in answers):
         raise UsageError("answers: one is not a text; an empty answer is ''.")
-    known = [_checked(truth, place) for place, truth in enumerate(truths)]
+    known = [_check_truth(truth, place) for place, truth in enumerate(truths)]
     stated = [parse_counts(answer, list(truth)) for answer, truth in zip(answers, known, strict=True)]
     names = dict.fromkeys(name for truth in known for name in truth)
     return CountMetrics(
         proportion(sum(counts is None for counts in stated), len(answers)),
         proportion(sum(counts == truth for counts, truth in zip(stated, known, strict=True)), len(answers)),
-        tuple(_of_class(name, stated, known) for name in names),
+        tuple(_class_metrics(name, stated, known) for name in names),
     )
 
 
-def _checked(truth: Mapping[str, int], place: int) -> Counts:
+def _check_truth(truth: Mapping[str, int], place: int) -> Counts:
     if isinstance(truth, Mapping) and truth and all(isinstance(n, Integral) and n >= 0 for n in truth.values()):
         return {name: int(n) for name, n in truth.items()}
     raise UsageError(f"truths[{place}] is {truth!r}; give true counts such as {{'cars': 2, 'buses': 0}}.")
 
 
-def _of_class(name: str, stated: Sequence[Counts | None], truths: Sequence[Counts]) -> ClassMetrics:
+def _class_metrics(name: str, stated: Sequence[Counts | None], truths: Sequence[Counts]) -> ClassMetrics:
     asked = [(counts, truth[name]) for counts, truth in zip(stated, truths, strict=True) if name in truth]
     parsed = [(counts[name], true) for counts, true in asked if counts is not None]
     errors = [said - true for said, true in parsed]

@@ -15,17 +15,24 @@ from helpers.data.labels import CountedImage
 from helpers.data.pairs import one_class_question
 from helpers.evaluation.counting_metrics import CountMetrics, count_metrics
 from helpers.evaluation.exactness import CountingResult, chance_exact, evaluate_counting
-from helpers.evaluation.paired import Compared, Metric, hacked, power_note, sight, table
+from helpers.evaluation.paired import (
+    Metric,
+    PolicyComparison,
+    comparison_rows,
+    describe_sight,
+    find_reward_hacking,
+    power_note,
+)
 from helpers.models.policies import Policies
-from helpers.rewards.scoring import exact_match, heuristic
+from helpers.rewards.scoring import exact_match, heuristic_scorer
 from helpers.statistics import Estimate, sample_mean
 
-SEEDS = (0, 1, 2)
+EXAM_SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
-class Examined:
-    """What one model said about the items, in their order."""
+class ExamResult:
+    """The answers of one model to all questions of the exam, in the order of the items."""
 
     greedy: CountingResult
     sampled: tuple[CountingResult, ...]  # at temperature 1, one for each seed
@@ -50,16 +57,18 @@ class Examined:
     def sight(self) -> str:
         """Do the answers come from the image? In words."""
         chance = chance_exact(self.greedy.items)
-        return sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
+        return describe_sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
 
 
-def examine(policies: Policies, name: str, items: Sequence[CountedImage], seeds: Sequence[int] = SEEDS) -> Examined:
+def examine(
+    policies: Policies, name: str, items: Sequence[CountedImage], seeds: Sequence[int] = EXAM_SEEDS
+) -> ExamResult:
     """Ask the policy `name` everything; two generations an item, `len(seeds)` sampled ones, and two with wrong images."""
     started = time.monotonic()
     with policies.speaking(name) as model:
         asked = model, policies.processor, items
         questions = [one_class_question(item.counts, number)[0] for number, item in enumerate(items)]
-        return Examined(
+        return ExamResult(
             evaluate_counting(*asked),
             tuple(evaluate_counting(*asked, temperature=1.0, seed=seed) for seed in seeds),
             evaluate_counting(*asked, images="shuffled"),
@@ -71,11 +80,11 @@ def examine(policies: Policies, name: str, items: Sequence[CountedImage], seeds:
         )
 
 
-def metrics(examined: Mapping[str, Examined]) -> list[Metric]:
-    """What every model reached on every item; the first two and the last are rewards of this suite."""
+def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
+    """Compute every metric of every model on every item; the first two and the last are rewards of this suite."""
     items = next(iter(examined.values())).greedy.items
     facts = [one_class_question(item.counts, number) for number, item in enumerate(items)]
-    rules, found = heuristic(), examined.items()
+    rules, found = heuristic_scorer(), examined.items()
 
     def scored(answers: Sequence[str]) -> np.ndarray:
         return np.array([rules(None, question, text).total for text, (question, _) in zip(answers, facts, strict=True)])
@@ -98,25 +107,25 @@ def metrics(examined: Mapping[str, Examined]) -> list[Metric]:
     ]
 
 
-def findings(
-    policies: Policies, examined: Mapping[str, Examined], rows: Sequence[Compared]
+def policy_findings(
+    policies: Policies, examined: Mapping[str, ExamResult], rows: Sequence[PolicyComparison]
 ) -> dict[str, dict[str, Any]]:
-    """What report and model cards need of every policy but the base, as JSON."""
+    """Collect what the report and the model cards need of every policy except the base, as JSON."""
     found = {}
     for name, saved in policies.saved.items():
         if name in examined:
             own, greedy = [row for row in rows if row.policy == name], examined[name].greedy
             counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
             found[name] = {
-                "about": saved.about, "n": len(greedy.items), "rows": table(own), "counting": counting.rows(),
-                "sight": examined[name].sight(), "failures": failures(own, counting),
+                "about": saved.about, "n": len(greedy.items), "rows": comparison_rows(own), "counting": counting.rows(),
+                "sight": examined[name].sight(), "failures": policy_failures(own, counting),
             }  # fmt: skip
     return found
 
 
-def failures(rows: Sequence[Compared], counting: CountMetrics) -> list[str]:
-    """What went wrong with one policy, a sentence each; if nothing did, what these items could not have shown."""
-    found = hacked(rows) + [str(row) for row in rows if row.direction < 0]
+def policy_failures(rows: Sequence[PolicyComparison], counting: CountMetrics) -> list[str]:
+    """List what went wrong with one policy, a sentence each; if nothing did, say what these items cannot show."""
+    found = find_reward_hacking(rows) + [str(row) for row in rows if row.direction < 0]
     rest = [row for row in rows if row.broken and row.direction >= 0]
     found += [f"{row.broken} items that the base had right are wrong now ({row.metric})." for row in rest]
     if counting.unparsed.value:

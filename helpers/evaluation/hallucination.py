@@ -21,7 +21,7 @@ from numbers import Integral
 from pathlib import Path
 
 from helpers.files import UsageError
-from helpers.rewards.heuristic import NUMBERS
+from helpers.rewards.heuristic import NUMBER_WORDS
 from helpers.statistics import Proportion, proportion
 
 Phrase = tuple[str, ...]  # words in lower case
@@ -59,7 +59,7 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
             raise UsageError(f"{path}:{number}: {line!r} must be a new object and its synonyms, 'bus, minibus'.")
         synonyms[name] = others
         try:
-            _listed(synonyms)
+            _listed_phrases(synonyms)
         except UsageError as error:
             raise UsageError(f"{path}:{number}: {error}") from None
     return synonyms
@@ -71,7 +71,7 @@ def phrase_index(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str | No
     A word as it is listed goes before a plural or singular made from another. Raises UsageError if a
     name has no letter, or a word is listed for two objects.
     """
-    index: dict[Phrase, str | None] = {**_listed(synonyms)}
+    index: dict[Phrase, str | None] = {**_listed_phrases(synonyms)}
     for phrase, name in list(index.items()):
         _add_forms(index, phrase, name)
     for double, meant in DOUBLE_WORDS.items():
@@ -81,7 +81,7 @@ def phrase_index(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str | No
     return index
 
 
-def _listed(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str]:
+def _listed_phrases(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str]:
     listed: dict[Phrase, str] = {}
     for name, others in synonyms.items():
         if isinstance(others, str):
@@ -132,15 +132,15 @@ def object_mentions(text: str, index: Mapping[Phrase, str | None]) -> list[Menti
     if {"toilet", "toilets"} & set(words):  # the official rule: then a seat is no chair
         found = [(place, phrase) for place, phrase in found if phrase not in (("seat",), ("seats",))]
     return [
-        Mention(index[phrase], " ".join(phrase), _negated(words[max(0, place - 3) : place]))
+        Mention(index[phrase], " ".join(phrase), _is_negated(words[max(0, place - 3) : place]))
         for place, phrase in found
         if index[phrase] is not None
     ]
 
 
-def _negated(before: Sequence[str]) -> bool:
+def _is_negated(before: Sequence[str]) -> bool:
     for word in reversed(before):
-        digits = NUMBERS.get(word, word)
+        digits = NUMBER_WORDS.get(word, word)
         if digits in _NEGATIONS or word.endswith(("n't", "n’t")):
             return True
         if not word[0].isalnum() or digits.isdigit() or word in ("but", "only"):
@@ -149,7 +149,7 @@ def _negated(before: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Chair:
+class ChairMetrics:
     """Shares of mentions take them as independent, those of one caption are not: their intervals are too narrow."""
 
     chair_i: Proportion | None  # mentions of an object that is not there ÷ mentions; None without a mention
@@ -165,12 +165,12 @@ class Chair:
         return [["figure", "value"], *([name, str(value or "not defined")] for name, value in names.items())]
 
 
-def chair(
+def chair_metrics(
     captions: Sequence[str],
     objects: Sequence[Iterable[str] | Mapping[str, int]],
     synonyms: Mapping[str, Sequence[str]],
     count_negated: bool = True,
-) -> Chair:
+) -> ChairMetrics:
     """CHAIR_i, CHAIR_s and recall of captions; `objects[i]` are the names of what is in image i, or counts of it.
 
     Of counts, objects of which there are 0 are not there. `count_negated=False` leaves denied mentions
@@ -186,7 +186,7 @@ def chair(
         for caption, there in zip(captions, true, strict=True)
     ]
     counted = [[pair for pair in row if count_negated or not pair[0].negated] for row in judged]
-    return Chair(
+    return ChairMetrics(
         chair_i=_share([false for row in counted for _, false in row]),
         chair_s=proportion(sum(any(false for _, false in row) for row in counted), len(captions)),
         recall=_share([name in _names(row) for row, there in zip(counted, true, strict=True) for name in there]),

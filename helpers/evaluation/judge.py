@@ -18,12 +18,12 @@ from helpers.evaluation.reward_benchmarks import Benchmark, Grade, check_records
 from helpers.files import UsageError
 from helpers.statistics import Proportion, proportion
 
-Ask = Callable[[PreferenceRecord, tuple[int, int]], Literal["first", "second"] | None]
+AskJudge = Callable[[PreferenceRecord, tuple[int, int]], Literal["first", "second"] | None]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a judge's votes come to; `grade` has abstentions as ties, and `scores` gives it again."""
+class JudgeResult:
+    """The result of a judge's votes; `grade` counts abstentions as ties, and grading `scores` gives it again."""
 
     grade: Grade
     scores: dict[str, list[float]]  # 1 for the answer with the majority; two 0 for an abstention
@@ -43,7 +43,9 @@ class Judged:
         )
 
 
-def judge(records: Sequence[PreferenceRecord], ask: Ask, benchmark: Benchmark, votes: int = 1, seed: int = 0) -> Judged:
+def judge_pairs(
+    records: Sequence[PreferenceRecord], ask: AskJudge, benchmark: Benchmark, votes: int = 1, seed: int = 0
+) -> JudgeResult:
     """Ask `votes` times which of two answers is better, each time in an order drawn from seed, id and vote.
 
     `ask(record, order)` shows `record.answers[order[0]]` first and says "first", "second", or None where the
@@ -67,7 +69,7 @@ def judge(records: Sequence[PreferenceRecord], ask: Ask, benchmark: Benchmark, v
         scores[key] = [float(won[place] > votes / 2) for place in (0, 1)]
     readable = places["first"] + places["second"]
     first = proportion(places["first"], readable) if readable else None
-    return Judged(grade(records, scores, benchmark), scores, first, places[None], places.total())
+    return JudgeResult(grade(records, scores, benchmark), scores, first, places[None], places.total())
 
 
 _NAME = r"(?:answer|response|assistant|option)"

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.models.prompts import render_conversation
-from helpers.models.shared_prefix import answer_logps, can_pack, pack, plain
+from helpers.models.shared_prefix import answer_logps, can_pack, pack, pack_separately
 from helpers.statistics import Proportion, proportion
 
 
@@ -35,7 +35,7 @@ def pair_logps(
         ]
         answers = [[c[0]["content"], r[0]["content"]] for c, r in zip(rows["chosen"], rows["rejected"], strict=True)]
         batch = processor, prompts, rows["images"], answers
-        packed = pack(model, *batch) if packs else plain(*batch)
+        packed = pack(model, *batch) if packs else pack_separately(*batch)
         values.append(answer_logps(model, packed.to(model.device)).sum(1).cpu())
     chosen, rejected = torch.cat(values).numpy().reshape(-1, 2).T
     return chosen, rejected
@@ -60,5 +60,5 @@ class PairResult:
 def evaluate_pairs(model: PeftModel, processor: ProcessorMixin, dataset: Dataset) -> PairResult:
     """Ask policy and reference (the adapter off) for the log-probabilities of every pair."""
     policy = pair_logps(model, processor, dataset)
-    with models.adapter_off(model):
+    with models.disable_adapters(model):
         return PairResult(*policy, *pair_logps(model, processor, dataset))

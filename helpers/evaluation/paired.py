@@ -11,18 +11,18 @@ import numpy as np
 from scipy.stats import permutation_test
 
 from helpers.files import UsageError
-from helpers.models.policies import BASE
+from helpers.models.policies import BASE_POLICY
 from helpers.statistics import (
     Estimate,
     Proportion,
     binomial_p,
     cluster_bootstrap,
     detectable_difference,
-    holm,
+    holm_adjust,
     mcnemar_p,
 )
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 CIRCULAR = "circular: the training reward"
 
 
@@ -37,7 +37,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Compared:
+class PolicyComparison:
     """One policy against the base by one metric."""
 
     policy: str
@@ -57,7 +57,7 @@ class Compared:
     @property
     def direction(self) -> int:
         """1 better, −1 worse, 0 no difference can be claimed."""
-        return 0 if self.adjusted >= LEVEL else 1 if self.difference.value > 0 else -1
+        return 0 if self.adjusted >= SIGNIFICANCE_LEVEL else 1 if self.difference.value > 0 else -1
 
     @property
     def verdict(self) -> str:
@@ -72,12 +72,12 @@ class Compared:
         )
 
 
-def compare(
+def compare_policies(
     metrics: Sequence[Metric],
     clusters: Sequence[str],
     rewards: Mapping[str, str | None] | None = None,
-    base: str = BASE,
-) -> list[Compared]:
+    base: str = BASE_POLICY,
+) -> list[PolicyComparison]:
     """Every policy against `base` by every metric, the p-values adjusted for all of them (Holm 1979).
 
     clusters: of each item, what it shares with others (its photo). rewards: the scorer that each policy was
@@ -92,26 +92,26 @@ def compare(
                 raise UsageError(f"{metric.name} of {policy}: {len(values)} values for {len(clusters)} items.")
             if policy != base:
                 circular = metric.reward is not None and rewards.get(policy) == metric.reward
-                rows.append(_compared(metric, policy, metric.values[base], values, clusters, circular))
+                rows.append(_compare_policy(metric, policy, metric.values[base], values, clusters, circular))
     for policy in {row.policy for row in rows}:
         if all(row.circular for row in rows if row.policy == policy):
             raise UsageError(
                 f"{policy} is only judged by its own training reward, {rewards[policy]}. Add a metric that is not."
             )
-    adjusted = holm({str(number): row.p for number, row in enumerate(rows)})
+    adjusted = holm_adjust({str(number): row.p for number, row in enumerate(rows)})
     return [replace(row, adjusted=adjusted[str(number)]) for number, row in enumerate(rows)]
 
 
-def _compared(
+def _compare_policy(
     metric: Metric, policy: str, before: np.ndarray, after: np.ndarray, clusters: Sequence[str], circular: bool
-) -> Compared:
+) -> PolicyComparison:
     binary = before.dtype == after.dtype == bool
     single = len(set(clusters)) == len(clusters)
     fixed, broken = (int((~before & after).sum()), int((before & ~after).sum())) if binary else (None, None)
     test = "McNemar" if binary and single else "sign-flip"
     p = mcnemar_p(before, after) if test == "McNemar" else _sign_flip_p(after * 1.0 - before, clusters)
     difference = cluster_bootstrap(before, after, clusters)
-    return Compared(
+    return PolicyComparison(
         policy, metric.name, float(before.mean()), float(after.mean()), difference, fixed, broken, test, p, p,
         circular, metric.truth, len(after),
     )  # fmt: skip
@@ -128,7 +128,7 @@ def _sign_flip_p(gains: np.ndarray, clusters: Sequence[str]) -> float:
     return float(found.pvalue)
 
 
-def table(rows: Sequence[Compared]) -> list[list[str]]:
+def comparison_rows(rows: Sequence[PolicyComparison]) -> list[list[str]]:
     """The comparisons for `report.table_html`, the head first."""
     lines = [["policy", "metric", "before", "after", "difference [95 %]", "fixed / broken", "test", "p (Holm)", "so"]]
     for row in rows:
@@ -140,7 +140,7 @@ def table(rows: Sequence[Compared]) -> list[list[str]]:
     return lines
 
 
-def hacked(rows: Sequence[Compared]) -> list[str]:
+def find_reward_hacking(rows: Sequence[PolicyComparison]) -> list[str]:
     """A sentence for each policy whose training reward, itself no truth, rose while a metric of truth fell."""
     found = []
     for policy in dict.fromkeys(row.policy for row in rows):
@@ -155,10 +155,10 @@ def hacked(rows: Sequence[Compared]) -> list[str]:
     return found
 
 
-def power_note(n: int, rows: Sequence[Compared] = ()) -> str:
-    """What n items can show, at the largest share of items on which a policy and the base disagreed here."""
+def power_note(n: int, rows: Sequence[PolicyComparison] = ()) -> str:
+    """Say which difference n items can show, if models disagree on as many items as they did here at most."""
     if n < 6:
-        return f"{n} items can show no difference: with fewer than 6, McNemar's p cannot be below {LEVEL}."
+        return f"{n} items can show no difference: with fewer than 6, McNemar's p cannot be below {SIGNIFICANCE_LEVEL}."
     shares = [(row.fixed + row.broken) / row.n for row in rows if row.fixed is not None]
     smallest = detectable_difference(n, max(shares) if any(shares) else None)
     return (
@@ -168,7 +168,7 @@ def power_note(n: int, rows: Sequence[Compared] = ()) -> str:
     )
 
 
-def sight(right: Proportion, shuffled: Proportion, chance: float) -> str:
+def describe_sight(right: Proportion, shuffled: Proportion, chance: float) -> str:
     """Do the answers come from the image? Shares of exact answers with the right and with other items' images.
 
     chance: probability that another item's truth is this one's (`evaluation.chance_exact`).
@@ -176,6 +176,6 @@ def sight(right: Proportion, shuffled: Proportion, chance: float) -> str:
     p = binomial_p(round(shuffled.value * shuffled.n), shuffled.n, chance)
     if right.low <= shuffled.high:
         return "it cannot be shown that the answers depend on the image"
-    if p >= LEVEL:
+    if p >= SIGNIFICANCE_LEVEL:
         return "it falls to chance, so the answers come from the image"
     return f"it falls, but differs from chance (p = {p:.2g})"

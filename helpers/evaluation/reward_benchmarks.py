@@ -24,13 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from helpers.data.convert_files import raw_rows
-from helpers.data.formats import Row
-from helpers.data.hub import HUB, HubSet, fetch
+from helpers.data.formats import DatasetRow
+from helpers.data.hub import HUB_SETS, HubSet, fetch_hub_set
 from helpers.data.preferences import PreferenceRecord, read_records, record_key, write_records
 from helpers.files import UsageError, file_hash, write_lines
 from helpers.statistics import Proportion, proportion
 
-Scores = Mapping[str, list[float]]  # id → a score for each answer, in the order of `answers`
+ScoresById = Mapping[str, list[float]]  # id → a score for each answer, in the order of `answers`
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Benchmark:
 
 
 def _vl_group(record: PreferenceRecord) -> str:
-    """By the id up to its first - or _. WildVision and, as in the official code, all others are general."""
+    """Group a record by the start of its id, up to the first - or _; as in the official code, others are general."""
     start = re.split("[-_]", _own_id(record))[0].lower()
     hallucination = start in ("rlaif", "rlhf", "povid", "hallucination")  # ids of POVID start with the last
     return "hallucination" if hallucination else "reasoning" if start in ("mathverse", "mmmu") else "general"
@@ -78,7 +78,7 @@ BENCHMARKS = {
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load(
+def load_benchmark(
     name: str, folder: Path, *, file: Path | None = None, images: Path | None = None, rows: int | None = None
 ) -> list[PreferenceRecord]:
     """The records of a benchmark, also written to `folder/NAME.jsonl`; arguments as of `hub.fetch`.
@@ -88,7 +88,7 @@ def load(
     """
     if name not in BENCHMARKS:
         raise UsageError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}.")
-    source = HUB.get(name, _MULTIMODAL)
+    source = HUB_SETS.get(name, _MULTIMODAL)
     if source is _MULTIMODAL and file is None:
         raise UsageError(
             f"{BENCHMARKS[name].title} has no pinned revision. Clone github.com/{source.repository}, run its "
@@ -96,8 +96,8 @@ def load(
         )
     if file is not None:
         source = replace(source, revision=f"file {file_hash(file)}")
-        images = images or (file.parent if name not in HUB else None)
-    path = fetch(name, folder, images=images, rows=rows, file=file, source=source)
+        images = images or (file.parent if name not in HUB_SETS else None)
+    path = fetch_hub_set(name, folder, images=images, rows=rows, file=file, source=source)
     seen, records = Counter(), []
     for record in read_records(path):
         seen[own := _own_id(record)] += 1
@@ -106,7 +106,7 @@ def load(
     return records
 
 
-def _as_ab(row: Row) -> Row:
+def _to_ab_vote(row: DatasetRow) -> DatasetRow:
     """A row of Multimodal RewardBench as an A/B vote; its id and category end up in `extra`."""
     columns = ("ID", "Category", "Text", "Image", "Output1", "Output2", "Better")
     if missing := [column for column in columns if row.get(column) is None]:
@@ -119,7 +119,7 @@ def _as_ab(row: Row) -> Row:
     return {"image_path": row["Image"], "instruction": row["Text"], **answers, "preference": preference, **kept}
 
 
-_MULTIMODAL = HubSet("facebookresearch/multimodal_rewardbench", "", licence="CC BY-NC", reshape=_as_ab)
+_MULTIMODAL = HubSet("facebookresearch/multimodal_rewardbench", "", licence="CC BY-NC", reshape=_to_ab_vote)
 
 
 # --- scores and their figures ---------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Grade:
         return "\n".join([f"{self.title}: pair accuracy, {self.ties} of {self.overall.n} tied", *lines])
 
 
-def grade(records: Sequence[PreferenceRecord], scores: Scores, benchmark: Benchmark) -> Grade:
+def grade(records: Sequence[PreferenceRecord], scores: ScoresById, benchmark: Benchmark) -> Grade:
     """How often the better of two answers has the higher score.
 
     Raises UsageError for a record without exactly two ranked answers or without its scores.
@@ -183,7 +183,7 @@ def macro_mean(groups: Sequence[Proportion]) -> Proportion:
 
 def check_records(records: Sequence[PreferenceRecord], benchmark: Benchmark) -> dict[str, str]:
     """The group of every record by its id. Raises UsageError if one is unfit for pair accuracy."""
-    groups = {key: benchmark.group_of(record) for key, record in _by_id(records).items()}
+    groups = {key: benchmark.group_of(record) for key, record in _records_by_id(records).items()}
     for record in records:
         _better_and_worse(record)
         if (group := groups[record_key(record)]) not in benchmark.groups:
@@ -192,7 +192,7 @@ def check_records(records: Sequence[PreferenceRecord], benchmark: Benchmark) -> 
     return groups
 
 
-def _by_id(records: Sequence[PreferenceRecord]) -> dict[str, PreferenceRecord]:
+def _records_by_id(records: Sequence[PreferenceRecord]) -> dict[str, PreferenceRecord]:
     if not records:
         raise UsageError("there are no records. Load the benchmark first.")
     (name, times), *_ = Counter(map(record_key, records)).most_common(1)
@@ -211,11 +211,11 @@ def _better_and_worse(record: PreferenceRecord) -> tuple[int, int]:
     return record.ranking[0][0], record.ranking[1][0]
 
 
-def _check_scores(scores: Scores, records: Sequence[PreferenceRecord], where: str | Path) -> None:
+def _check_scores(scores: ScoresById, records: Sequence[PreferenceRecord], where: str | Path) -> None:
     """Raises UsageError unless `scores` has the scores of each of the records, and of no others."""
-    by_id = _by_id(records)
+    by_id = _records_by_id(records)
     for key, values in scores.items():
-        if problem := _wrong(key, values, by_id):
+        if problem := _describe_bad_scores(key, values, by_id):
             raise UsageError(f"{where}: {problem}")
     if missing := [key for key in by_id if key not in scores]:
         raise UsageError(
@@ -223,8 +223,8 @@ def _check_scores(scores: Scores, records: Sequence[PreferenceRecord], where: st
         )
 
 
-def _wrong(key: object, values: object, by_id: Mapping[str, PreferenceRecord]) -> str | None:
-    """What is wrong with the scores of one record, if anything."""
+def _describe_bad_scores(key: object, values: object, by_id: Mapping[str, PreferenceRecord]) -> str | None:
+    """Say what is wrong with the scores of one record; None if nothing is."""
     if not isinstance(key, str) or key not in by_id:
         return f"no record has the id {key!r}. Give the records that were scored."
     n = len(by_id[key].answers)
@@ -236,7 +236,7 @@ def _wrong(key: object, values: object, by_id: Mapping[str, PreferenceRecord]) -
     return None
 
 
-def write_scores(path: Path, records: Sequence[PreferenceRecord], scores: Scores) -> Path:
+def write_scores(path: Path, records: Sequence[PreferenceRecord], scores: ScoresById) -> Path:
     """JSONL, `{"id": …, "scores": […]}` a line in the order of the records; floats are kept exactly."""
     _check_scores(scores, records, path)
     keys = map(record_key, records)
@@ -247,11 +247,11 @@ def read_scores(path: Path, records: Sequence[PreferenceRecord]) -> dict[str, li
     """The scores of `records`, of each exactly once. Raises UsageError naming file and line."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file. Check the path, or score the benchmark first.")
-    by_id, scores = _by_id(records), {}
+    by_id, scores = _records_by_id(records), {}
     for number, _, row, error in raw_rows(path):
         if error is None and (not isinstance(row, dict) or row.keys() != {"id", "scores"}):
             error = 'a line must be {"id": …, "scores": […]} and nothing else. Write it with `write_scores`.'
-        if error := error or _wrong(row["id"], row["scores"], by_id):
+        if error := error or _describe_bad_scores(row["id"], row["scores"], by_id):
             raise UsageError(f"{path}:{number}: {error}")
         if row["id"] in scores:
             raise UsageError(f"{path}:{number}: a second line of the id {row['id']}. Keep one.")

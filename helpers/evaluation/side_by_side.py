@@ -17,16 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.data.counting import Counts
-from helpers.files import UsageError, read_json, replacing, stream_hash, write_json
+from helpers.files import UsageError, read_json, replace_file, stream_hash, write_json
 from helpers.models.generation import sample_ids
-from helpers.models.policies import BASE, Policies
+from helpers.models.policies import BASE_POLICY, Policies
 from helpers.models.prompts import answer_texts, render
-from helpers.models.shared_prefix import Packed, answer_logits, plain
+from helpers.models.shared_prefix import PackedAnswers, answer_logits, pack_separately
 from helpers.rewards.scoring import Scorer
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingSettings:
     """How an answer is generated: greedily at temperature 0, else sampled (nucleus `top_p`; Holtzman et al. 2020)."""
 
     temperature: float = 0.0
@@ -36,7 +36,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class PolicyAnswer:
     """An answer of one policy; the lists have an entry for each token."""
 
     policy: str
@@ -60,43 +60,43 @@ class Spoken:
 
 
 @torch.no_grad()
-def ask(
+def ask_policies(
     policies: Policies,
     names: Sequence[str],
     image: Image.Image,
     question: str,
-    decoding: Decoding = Decoding(),
+    decoding: DecodingSettings = DecodingSettings(),
     reward: Scorer | None = None,
-) -> list[Spoken]:
+) -> list[PolicyAnswer]:
     """The answers of the policies `names`, in their order; equal arguments give equal answers.
 
     reward: scores (image, question, answer) without knowing a truth, for example `reward_model.as_scorer`.
     """
     prompt = [render(policies.processor, question)]
-    return [_ask(policies, name, image, question, prompt, decoding, reward) for name in names]
+    return [_ask_policy(policies, name, image, question, prompt, decoding, reward) for name in names]
 
 
-def _ask(
+def _ask_policy(
     policies: Policies,
     name: str,
     image: Image.Image,
     question: str,
     prompt: list[str],
-    decoding: Decoding,
+    decoding: DecodingSettings,
     reward: Scorer | None,
-) -> Spoken:
+) -> PolicyAnswer:
     processor = policies.processor
     with policies.speaking(name) as model:
         (ids,), (ended,) = sample_ids(
             model, processor, prompt, [[image]], temperature=decoding.temperature, top_p=decoding.top_p,
             max_new_tokens=decoding.max_new_tokens, seed=decoding.seed,
         )  # fmt: skip
-        packed = plain(processor, prompt, [[image]], [[ids]]).to(model.device)
-        own = _next_token(model, packed)
-    with policies.speaking(BASE) as model:
-        base = own if name == BASE else _next_token(model, packed)
+        packed = pack_separately(processor, prompt, [[image]], [[ids]]).to(model.device)
+        own = _next_token_logps(model, packed)
+    with policies.speaking(BASE_POLICY) as model:
+        base = own if name == BASE_POLICY else _next_token_logps(model, packed)
     text = answer_texts(processor, [ids])[0]
-    return Spoken(
+    return PolicyAnswer(
         name, text, ids.tolist(), [processor.tokenizer.decode([i]) for i in ids],
         *(rows.gather(-1, ids.to(rows.device)[:, None]).squeeze(-1).tolist() for rows in (own, base)),
         kl=(own.exp() * (own - base)).sum(-1).tolist(),
@@ -105,46 +105,51 @@ def _ask(
     )  # fmt: skip
 
 
-def _next_token(model: torch.nn.Module, packed: Packed) -> Tensor:
+def _next_token_logps(model: torch.nn.Module, packed: PackedAnswers) -> Tensor:
     """Log-probabilities of the vocabulary before each token of the only answer, (tokens, vocab), in fp32."""
     return answer_logits(model, packed)[0, :-1].float().log_softmax(-1)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What was asked, how, and what every policy said; `image` lies in the folder of the gallery."""
+class GalleryItem:
+    """One kept example: question, decoding and every policy's answer; `image` lies in the gallery's folder."""
 
     image: str
     question: str
-    decoding: Decoding
+    decoding: DecodingSettings
     truth: Counts | None
-    spoken: list[Spoken]
+    spoken: list[PolicyAnswer]
 
 
-def keep(
-    folder: Path, image: Image.Image, question: str, decoding: Decoding, spoken: Sequence[Spoken], truth: Counts | None
+def save_gallery_item(
+    folder: Path,
+    image: Image.Image,
+    question: str,
+    decoding: DecodingSettings,
+    spoken: Sequence[PolicyAnswer],
+    truth: Counts | None,
 ) -> Path:
     """Write an example; the same one again is the same file."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     buffer.seek(0)
     name = f"{stream_hash(buffer)[:16]}.png"
-    with replacing(folder / name) as temporary:
+    with replace_file(folder / name) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    entry = asdict(Kept(name, question, decoding, truth, list(spoken)))
+    entry = asdict(GalleryItem(name, question, decoding, truth, list(spoken)))
     key = stream_hash(BytesIO(repr(entry).encode()))[:16]
     return write_json(folder / f"{key}.json", entry)
 
 
-def read_gallery(folder: Path) -> list[Kept]:
+def read_gallery(folder: Path) -> list[GalleryItem]:
     """The examples of a folder, oldest first; none if there is no folder. Raises UsageError naming a broken file."""
     return [_read(path) for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)]
 
 
-def _read(path: Path) -> Kept:
+def _read(path: Path) -> GalleryItem:
     entry: dict[str, Any] = read_json(path)
     try:
-        decoding, spoken = Decoding(**entry["decoding"]), [Spoken(**row) for row in entry["spoken"]]
-        return Kept(**entry | {"decoding": decoding, "spoken": spoken})
+        decoding, spoken = DecodingSettings(**entry["decoding"]), [PolicyAnswer(**row) for row in entry["spoken"]]
+        return GalleryItem(**entry | {"decoding": decoding, "spoken": spoken})
     except (TypeError, KeyError, AttributeError):
         raise UsageError(f"{path}: not an example of this gallery, or of another version. Delete or move it.") from None

@@ -23,10 +23,10 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from helpers.files import UsageError
 from helpers.rewards.heuristic import Facts
-from helpers.rewards.scoring import Scorer, exact_match, make_scorer, need_references, vqa_accuracy
+from helpers.rewards.scoring import Scorer, exact_match, make_scorer, require_references, vqa_accuracy
 from helpers.statistics import Estimate, Proportion, proportion, sample_mean
 
-RESAMPLES = 1000  # as many as sacrebleu draws
+BLEU_RESAMPLES = 1000  # as many as sacrebleu draws
 
 
 def levenshtein(first: str, second: str) -> int:
@@ -41,7 +41,7 @@ def levenshtein(first: str, second: str) -> int:
 
 def _anls(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
     given, best = " ".join(answer.lower().split()), 0.0
-    for reference in need_references(facts, "anls"):
+    for reference in require_references(facts, "anls"):
         known = " ".join(reference.lower().split())
         distance = levenshtein(given, known) / max(len(given), len(known), 1)
         best = max(best, 1 - distance if distance < 0.5 else 0.0)
@@ -54,7 +54,7 @@ def _anls(image: Image | None, question: str, answer: str, facts: Facts) -> dict
 anls: Scorer = make_scorer("anls", _anls)
 
 
-class _Words(Tokenizer):
+class _WordTokenizer(Tokenizer):
     def tokenize(self, text: str) -> list[str]:
         """Letters and digits in a row, in lower case: of ASCII texts the words that rouge-score's own splitter finds."""
         return re.findall(r"[^\W_]+", text.lower())
@@ -87,7 +87,7 @@ def _cell(value: Proportion | Estimate | float | str | None) -> str:
     return "not defined" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def text_metrics(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> TextMetrics:
+def reference_metrics(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> TextMetrics:
     """Figures of `answers`; of each, `references` holds one right text or several, not as many everywhere.
 
     Intervals of BLEU and chrF are the central 95 % of 1,000 resamples of answers, seed 0 (Koehn 2004), scored
@@ -96,11 +96,11 @@ def text_metrics(answers: Sequence[str], references: Sequence[str | Sequence[str
     Raises UsageError for lists of different lengths, no answers, and an answer without a reference or
     with a blank one.
     """
-    known = _checked(answers, references)
+    known = _check_references(answers, references)
     rows = [(None, "", answer, texts) for answer, texts in zip(answers, known, strict=True)]
     bleu, bleu_signature = _corpus_score(BLEU(), answers, known)
     chrf, chrf_signature = _corpus_score(CHRF(), answers, known)
-    rouge = RougeScorer(["rougeL"], tokenizer=_Words())
+    rouge = RougeScorer(["rougeL"], tokenizer=_WordTokenizer())
     return TextMetrics(
         empty=proportion(sum(not answer.strip() for answer in answers), len(answers)),
         exact_match=proportion(sum(exact_match(*row).total for row in rows), len(answers)),
@@ -111,13 +111,13 @@ def text_metrics(answers: Sequence[str], references: Sequence[str | Sequence[str
         chrf=chrf,
         chrf_signature=chrf_signature,
         rouge_l=sample_mean([rouge.score_multi(row[3], row[2])["rougeL"].fmeasure for row in rows]),
-        distinct_1=distinct(answers, 1),
-        distinct_2=distinct(answers, 2),
+        distinct_1=distinct_share(answers, 1),
+        distinct_2=distinct_share(answers, 2),
         words=sample_mean([len(answer.split()) for answer in answers]),
     )
 
 
-def _checked(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+def _check_references(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[str]]:
     if len(answers) != len(references) or not answers:
         raise UsageError(f"{len(answers)} answers, references for {len(references)}: as many, and at least one.")
     known: list[list[str]] = []
@@ -136,17 +136,17 @@ def _corpus_score(metric: BLEU | CHRF, answers: Sequence[str], known: Sequence[S
     columns = [[texts[k] if k < len(texts) else None for texts in known] for k in range(max(map(len, known)))]
     score = metric.corpus_score(list(answers), columns).score
     parts = np.array(metric._extract_corpus_statistics(answers, columns), dtype=float)  # (answers, counts of n-grams)
-    draws = np.random.default_rng(0).integers(len(answers), size=(RESAMPLES, len(answers)))
+    draws = np.random.default_rng(0).integers(len(answers), size=(BLEU_RESAMPLES, len(answers)))
     scores = [metric._compute_score_from_stats(parts[draw].sum(axis=0).tolist()).score for draw in draws]
     low, high = np.percentile(scores, [2.5, 97.5]).tolist() if np.ptp(scores) > 1e-9 else (None, None)
     return Estimate(float(score), low, high, len(answers)), str(metric.get_signature())
 
 
-def distinct(answers: Sequence[str], n: int) -> float | None:
+def distinct_share(answers: Sequence[str], n: int) -> float | None:
     """Different n-grams within the answers ÷ all their words, in lower case (Li et al. 2016); None without a word.
 
     Many programs divide by the number of n-grams. It falls as texts grow: compare equal amounts of text only.
     """
-    texts = [_Words().tokenize(answer) for answer in answers]
+    texts = [_WordTokenizer().tokenize(answer) for answer in answers]
     grams = {tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)}
     return len(grams) / total if (total := sum(map(len, texts))) else None

@@ -22,21 +22,21 @@ from typing import Any
 import torch
 
 from helpers.files import UsageError, artifacts_dir
-from helpers.install import on_colab
+from helpers.install import is_on_colab
 
-STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
+TRAINER_STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d+)")
 
-QUIET = 3.0  # seconds: a file that was changed later than that ago may not be finished
+QUIET_SECONDS = 3.0  # seconds: a file that was changed later than that ago may not be finished
 
-COARSE = 2.0  # seconds: some file systems keep times no finer
+CLOCK_SECONDS = 2.0  # seconds: some file systems keep times no finer
 
 
 def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
-    """What Trainer wrote into the folder of a checkpoint; None if it was killed before it came to the end."""
+    """Read the state that Trainer wrote into a checkpoint; None if it was killed before it had finished writing."""
     try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
         return state if (checkpoint / "optimizer.pt").stat().st_size else None
     except (OSError, ValueError):
         return None
@@ -48,8 +48,8 @@ def last_checkpoint(trainer: Path) -> tuple[int, Path, int] | None:
     return max(((state["global_step"], path, state["max_steps"]) for path, state in found if state), default=None)
 
 
-class Copies:
-    """What is finished in the folder `local`, kept in the folder `drive`; `start` does so every so many seconds."""
+class DriveCopies:
+    """Copies finished files from the folder `local` to the folder `drive`; `start` repeats it every few seconds."""
 
     def __init__(self, drive: Path, local: Path, every: float = 60.0):
         self.drive, self.local, self.every, self.failed = drive, local, every, False
@@ -65,7 +65,7 @@ class Copies:
         try:
             if not self.drive.is_dir():  # else a lost mount would be replaced by a folder of that name
                 raise OSError("it is not there any more")
-            count = _copy_newer(self.local, self.drive, time.time() - QUIET)
+            count = _copy_newer(self.local, self.drive, time.time() - QUIET_SECONDS)
             _drop_replaced(self.drive, self.local)
         except OSError as error:
             if not self.failed:
@@ -84,28 +84,30 @@ class Copies:
             self.keep()
 
 
-def _finished(folder: Path) -> Iterator[Path]:
+def _finished_files(folder: Path) -> Iterator[Path]:
     """Files and whole checkpoints, without what is being written and what can be computed again."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "cache":
             continue
-        if path.is_dir() and not CHECKPOINT.fullmatch(path.name):
-            yield from _finished(path)
+        if path.is_dir() and not CHECKPOINT_FOLDER.fullmatch(path.name):
+            yield from _finished_files(path)
         elif path.is_file() or trainer_state(path):
             yield path
 
 
-def _written(path: Path) -> float:
-    return (path / STATE if path.is_dir() else path).stat().st_mtime
+def _modification_time(path: Path) -> float:
+    return (path / TRAINER_STATE if path.is_dir() else path).stat().st_mtime
 
 
 def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
     """Copy what was written before `until` and is newer in `source`, or only there; how much that was."""
     count = 0
-    for path in _finished(source):
+    for path in _finished_files(source):
         copy = target / path.relative_to(source)
         try:
-            if _written(path) <= until and (not copy.exists() or _written(path) > _written(copy) + COARSE):
+            if _modification_time(path) <= until and (
+                not copy.exists() or _modification_time(path) > _modification_time(copy) + CLOCK_SECONDS
+            ):
                 _copy(path, copy)
                 count += 1
         except OSError:
@@ -142,16 +144,16 @@ def _drop_replaced(drive: Path, local: Path) -> None:
 
 
 def _number(checkpoint: Path) -> int:
-    return int(CHECKPOINT.fullmatch(checkpoint.name)[1])
+    return int(CHECKPOINT_FOLDER.fullmatch(checkpoint.name)[1])
 
 
-MOUNT = Path("/content/drive")
+DRIVE_MOUNT = Path("/content/drive")
 
-_running: dict[Path, Copies] = {}
+_running: dict[Path, DriveCopies] = {}
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class RunCheckpoint:
     """The last one of a run that is whole. step: updates of DPO and reward model, iterations of PPO."""
 
     run: str  # its folder in artifacts/
@@ -166,22 +168,22 @@ class Checkpoint:
         return f"{done}, finished" if self.finished else f"{done} → {goes_on}"
 
 
-def last_checkpoints(folder: Path) -> list[Checkpoint]:
+def last_checkpoints(folder: Path) -> list[RunCheckpoint]:
     """The last whole checkpoint of every run in `folder`, as notebooks 03, 04 and 05 name them."""
     files = sorted([*folder.glob("reward*/**/checkpoint*.pt"), *folder.glob("ppo/*/checkpoint.pt")])
     found = [(path.parent, last_checkpoint(path)) for path in sorted(folder.glob("dpo/*/trainer"))]
-    found += [(path.parent, _of_file(path)) for path in files]
+    found += [(path.parent, _read_checkpoint(path)) for path in files]
     return [_checkpoint(folder, run, *last) for run, last in found if last]
 
 
-def _checkpoint(folder: Path, run: Path, step: int, path: Path, steps: int | None) -> Checkpoint:
+def _checkpoint(folder: Path, run: Path, step: int, path: Path, steps: int | None) -> RunCheckpoint:
     adapter = run / "adapter_config.json"
     saved = adapter.exists() and adapter.stat().st_mtime >= path.stat().st_mtime
-    return Checkpoint(run.relative_to(folder).as_posix(), path, step, steps, step == steps or saved)
+    return RunCheckpoint(run.relative_to(folder).as_posix(), path, step, steps, step == steps or saved)
 
 
-def _of_file(path: Path) -> tuple[int, Path, int | None] | None:
-    """The state that `RewardTrainer` or `PolicyTrainer` wrote in one step; None if it is none or damaged."""
+def _read_checkpoint(path: Path) -> tuple[int, Path, int | None] | None:
+    """The state that `RewardTrainer` or `PPOTrainer` wrote in one step; None if it is none or damaged."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         step = state["iteration"] if "iteration" in state else state["step"]
@@ -191,7 +193,7 @@ def _of_file(path: Path) -> tuple[int, Path, int | None] | None:
     return step, path, int(steps[1]) if steps else None
 
 
-def found() -> None:
+def print_checkpoints() -> None:
     """Print what a lost session left in artifacts/, and how to go on from it."""
     folder = artifacts_dir()
     lines = [str(checkpoint) for checkpoint in last_checkpoints(folder)]
@@ -207,25 +209,25 @@ def use_drive(folder: str) -> None:
     """
     if not folder:
         return
-    drive = MOUNT / "MyDrive" / folder
+    drive = DRIVE_MOUNT / "MyDrive" / folder
     if not Path(folder).is_absolute():
         _mount()
     try:
         drive.mkdir(parents=True, exist_ok=True)
-        copies = _running.setdefault(drive, Copies(drive, artifacts_dir()))
+        copies = _running.setdefault(drive, DriveCopies(drive, artifacts_dir()))
         print(f"{drive}: {copies.restore()} files and checkpoints fetched; from now on it is brought up to date.")
     except OSError as error:
         raise UsageError(f"{drive}: cannot be used ({error}). Run the cell again, or set DRIVE = ''.") from None
     copies.start()
-    found()
+    print_checkpoints()
 
 
 def _mount() -> None:
-    if not on_colab():
+    if not is_on_colab():
         raise UsageError("DRIVE is for Google Colab. Elsewhere set DRIVE = '', or an absolute path.")
     from google.colab import drive
 
     try:
-        drive.mount(str(MOUNT))
+        drive.mount(str(DRIVE_MOUNT))
     except Exception as error:  # a refusal comes as errors of several kinds
         raise UsageError(f"Google Drive is not mounted ({error}). Allow it, or set DRIVE = ''.") from None

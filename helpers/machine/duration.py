@@ -16,20 +16,20 @@ from dataclasses import dataclass
 import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings
-from helpers.machine.memory import Generation
-from helpers.models.shapes import NF4, shapes, tokens_and_patches
+from helpers.machine.memory import GenerationSettings
+from helpers.models.shapes import NF4_BYTES, shapes_of, tokens_and_patches
 from helpers.runtime import compute_dtype, device
 
 EFFICIENCY = 0.4  # of a large matrix product's rate, over all products of a layer, small ones of adapters included
-CALLS = 350  # small operations in a layer's forward, Python and modules included
+CALLS_PER_LAYER = 350  # small operations in a layer's forward, Python and modules included
 CALLS_OUTSIDE = 700  # in a forward or for a generated token, outside the layers
-WARM_UP = 8  # epochs in which notebook 05 warms up a critic that has an adapter of its own
-HELD_OUT = 1 / 8  # records that an evaluation scores, of those that are trained on
+CRITIC_WARM_UP_EPOCHS = 8  # epochs in which notebook 05 warms up a critic that has an adapter of its own
+EVALUATED_SHARE = 1 / 8  # records that an evaluation scores, of those that are trained on
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What this machine does at its best, in the dtype that is computed in."""
+class MachineRates:
+    """The best speed of this machine, in the dtype that it computes in."""
 
     flops: float  # a second, in a matrix product
     bytes: float  # a second, read and written in a copy
@@ -52,8 +52,8 @@ def _best(call: Callable[[], object], seconds: float) -> float:
 
 
 @torch.no_grad()
-def measure_rates(hidden: int, intermediate: int) -> Rates:
-    """In about half a second: a product of that size, a copy of 64 MB, and a hundred additions of one number."""
+def measure_rates(hidden: int, intermediate: int) -> MachineRates:
+    """Time a matrix product of that size, a copy of 64 MB and a hundred additions; takes half a second."""
     dtype, place = compute_dtype(), device()
     rows = max(64, min(512, 4 * 10**9 // (2 * hidden * intermediate)))
     left, right = (torch.randn(shape, device=place, dtype=dtype) for shape in ((rows, hidden), (hidden, intermediate)))
@@ -62,14 +62,14 @@ def measure_rates(hidden: int, intermediate: int) -> Rates:
     product = _best(lambda: left @ right, 0.2)
     copy = _best(lambda: target.copy_(source), 0.2)
     call = _best(lambda: [small + 1 for _ in range(100)], 0.1) / 100
-    return Rates(2 * rows * hidden * intermediate / product, 2 * source.nbytes / copy, call)
+    return MachineRates(2 * rows * hidden * intermediate / product, 2 * source.nbytes / copy, call)
 
 
-class Seconds:
+class StageSeconds:
     """Seconds of whole stages, from shapes and rates; `options` are those of `memory.phases`."""
 
-    def __init__(self, name: str, rates: Rates, options: dict[str, int]):
-        self.model, self.rates, self.options = shapes(name), rates, options
+    def __init__(self, name: str, rates: MachineRates, options: dict[str, int]):
+        self.model, self.rates, self.options = shapes_of(name), rates, options
         tokens, self.patches = tokens_and_patches(name, options["width"], options["height"], options.get("max_pixels"))
         self.prompt = tokens + options.get("prompt_tokens", 60)
         self.length, self.answers = options.get("answer_tokens", 20), options.get("answers", 2)
@@ -79,17 +79,19 @@ class Seconds:
         model, rates, c, tokens = self.model, self.rates, self.options["compute_bytes"], rows * sequence
         flop = 2 * model.quantised * tokens + 2 * model.hidden * model.vocab * predicted
         flop += 4 * tokens * (sequence + read) * model.queries * model.layers
-        weights = model.quantised * (NF4 + 2 * c if self.options["four_bit"] else c)  # read, and written and read again
+        weights = model.quantised * (
+            NF4_BYTES + 2 * c if self.options["four_bit"] else c
+        )  # read, and written and read again
         cache = rows * read * model.layers * 2 * (model.keys + model.queries) * c
         between = tokens * model.layers * 2 * c * (10 * model.hidden + 5 * model.intermediate)  # written and read
-        calls = (CALLS_OUTSIDE + CALLS * model.layers) * rates.call
+        calls = (CALLS_OUTSIDE + CALLS_PER_LAYER * model.layers) * rates.call
         return flop / (EFFICIENCY * rates.flops) + (weights + cache + between) / rates.bytes + calls
 
     def images(self, number: float) -> float:
         """The vision tower, once for each image."""
         width, depth, _, _ = self.model.vision
         flop = 2 * sum(i * o for _, i, o in self.model.outside) * self.patches + 4 * self.patches**2 * width * depth
-        return number * (flop / (EFFICIENCY * self.rates.flops) + CALLS * depth * self.rates.call)
+        return number * (flop / (EFFICIENCY * self.rates.flops) + CALLS_PER_LAYER * depth * self.rates.call)
 
     def sampling(self, prompts: int, group: int) -> float:
         step = self.forward(prompts * group, 1, self.prompt + self.length // 2, prompts * group)
@@ -98,7 +100,7 @@ class Seconds:
     def packed(self, rows: int, answers: int, predicted: bool = True) -> float:
         return self.forward(rows, self.prompt + answers * self.length, 0, rows * answers * self.length * predicted)
 
-    def load(self, settings: Generation, examples: int) -> float:
+    def load(self, settings: GenerationSettings, examples: int) -> float:
         """One batch of answers."""
         return self.images(settings.batch_size) + self.sampling(settings.batch_size, 1)
 
@@ -113,8 +115,10 @@ class Seconds:
     def reward(self, settings: RewardSettings, examples: int) -> float:
         """Forwards and backwards of all epochs, and a forward for each evaluation."""
         passes = 2 + settings.gradient_checkpointing
-        batches = (passes * settings.epochs + HELD_OUT * settings.evaluations) * examples / settings.batch_size
-        return batches * self.packed(settings.batch_size, self.answers, False) + self.images((1 + HELD_OUT) * examples)
+        batches = (passes * settings.epochs + EVALUATED_SHARE * settings.evaluations) * examples / settings.batch_size
+        return batches * self.packed(settings.batch_size, self.answers, False) + self.images(
+            (1 + EVALUATED_SHARE) * examples
+        )
 
     def ppo(self, settings: PPOSettings, examples: int) -> float:
         """Samples, three looks at them (policy, reference, critic), updates; before, the critic's warm-up."""
@@ -123,7 +127,7 @@ class Seconds:
         updates = settings.prompts / settings.mini_batch * settings.epochs
         passes = (1 + own) * (2 + settings.gradient_checkpointing)
         update = updates * passes * self.packed(settings.mini_batch, settings.group)
-        warm_up = own * WARM_UP * (2 + settings.gradient_checkpointing) * examples / settings.mini_batch
+        warm_up = own * CRITIC_WARM_UP_EPOCHS * (2 + settings.gradient_checkpointing) * examples / settings.mini_batch
         warm_up *= self.packed(settings.mini_batch, settings.group, False)
         iteration = self.sampling(settings.prompts, settings.group) + (2 + own) * look + update
         seen = examples if own else min(examples, settings.iterations * settings.prompts)

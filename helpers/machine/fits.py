@@ -24,16 +24,16 @@ from packaging.version import Version
 from helpers.config import DPOSettings, PPOSettings, RewardSettings
 from helpers.files import ROOT, artifacts_dir
 from helpers.machine import memory
-from helpers.machine.duration import Seconds, measure_rates
-from helpers.machine.fitting import changed, fit, fit_images, largest_image
-from helpers.machine.memory import BATCH, USABLE, Generation, Memory, Settings
+from helpers.machine.duration import StageSeconds, measure_rates
+from helpers.machine.fitting import changed_fields, fit_images, fit_settings, largest_image
+from helpers.machine.memory import BATCH_FIELDS, USABLE_SHARE, GenerationSettings, PhaseMemory, StageSettings
 from helpers.models.presets import preset_of
-from helpers.models.shapes import is_known, own_limit, shapes, visual_tokens, weight_bytes
+from helpers.models.shapes import default_max_pixels, is_known, shapes_of, visual_tokens, weight_bytes
 from helpers.runtime import compute_dtype
 
 # Lowest and highest version that the suite is tested with: Colab's of August 2026 where it keeps its own, and those of
 # constraints.txt. Only the first two numbers count: a patch is taken to change nothing.
-TESTED = {
+TESTED_VERSIONS = {
     "torch": ("2.11", "2.14"),
     "torchvision": ("0.26", "0.29"),
     "transformers": ("5.15", "5.17"),
@@ -46,21 +46,21 @@ TESTED = {
     "bitsandbytes": ("0.50", "0.50"),
     "unsloth": ("2026.10", "2026.10"),
 }
-OPTIONAL = {"bitsandbytes", "unsloth"}  # do not exist everywhere
-PYTHON = ("3.11", "3.13")
-SPARE = 2.0  # GB of disk for artifacts
+OPTIONAL_PACKAGES = {"bitsandbytes", "unsloth"}  # do not exist everywhere
+TESTED_PYTHON = ("3.11", "3.13")
+SPARE_DISK_GB = 2.0  # GB of disk for artifacts
 
 
 @dataclass
-class Plan:
+class MachinePlan:
     """Settings that fit this machine; those that fitted already are as they were given."""
 
-    load: Generation
+    load: GenerationSettings
     dpo: DPOSettings | None = None
     reward: RewardSettings | None = None
     ppo: PPOSettings | None = None
     max_pixels: int | None = None  # for `load_model`; None: the model's own limit, or none at all
-    memory: dict[str, Memory] = field(default_factory=dict)  # by stage
+    memory: dict[str, PhaseMemory] = field(default_factory=dict)  # by stage
     largest: dict[str, int] = field(default_factory=dict)  # batch that fits
     minutes: dict[str, float] = field(default_factory=dict)  # about, from arithmetic
     warnings: list[str] = field(default_factory=list)
@@ -71,14 +71,14 @@ def check_machine(
     *,
     image: tuple[int, int] = (1024, 1024),
     max_pixels: int | None = None,
-    load: Generation | None = None,
+    load: GenerationSettings | None = None,
     dpo: DPOSettings | None = None,
     reward: RewardSettings | None = None,
     ppo: PPOSettings | None = None,
     examples: int = 500,
     four_bit: bool = True,
     **options: int,
-) -> Plan:
+) -> MachinePlan:
     """Print what this machine is and what the given stages will take on it; the plan holds settings that fit.
 
     image: width and height in pixels. max_pixels: that images are reduced to (default: the model's own limit); the plan's
@@ -90,7 +90,7 @@ def check_machine(
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
     options |= {"width": image[0], "height": image[1], "max_pixels": max_pixels}
     options |= {"four_bit": four_bit, "compute_bytes": 2 if on_gpu else 4}
-    plan = Plan(load or Generation(), dpo, reward, ppo, max_pixels)
+    plan = MachinePlan(load or GenerationSettings(), dpo, reward, ppo, max_pixels)
     free, total = available_gb()  # asked once: images and batches are to fit into the same
     rows = _machine_rows(plan, free, total)
     if is_known(name):
@@ -115,7 +115,7 @@ def available_gb() -> tuple[float, float]:
     return (ram.available + psutil.Process().memory_info().rss) / 1e9, ram.total / 1e9
 
 
-def _machine_rows(plan: Plan, free: float, total: float) -> list[tuple[str, str]]:
+def _machine_rows(plan: MachinePlan, free: float, total: float) -> list[tuple[str, str]]:
     if torch.cuda.is_available():
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         place, kind = f"{torch.cuda.get_device_properties(0).name}, compute capability {capability}", "GPU memory"
@@ -131,7 +131,7 @@ def _machine_rows(plan: Plan, free: float, total: float) -> list[tuple[str, str]
         rows.append(("Colab", f"{colab}, Drive is {'mounted' if kept else 'not mounted'}"))
         if not kept:
             plan.warnings.append("Drive is not mounted: artifacts and checkpoints are lost with this session.")
-    off = versions_off()
+    off = untested_versions()
     plan.warnings += off
     rows.append(("versions", f"{len(off)} not as tested, see below" if off else f"as tested, {_versions()}"))
     return rows
@@ -158,25 +158,25 @@ def _version(package: str) -> str | None:
         return None
 
 
-def versions_off() -> list[str]:
+def untested_versions() -> list[str]:
     """A sentence for Python and each package that is missing or not among the tested versions."""
-    found = {"Python": platform.python_version()} | {package: _version(package) for package in TESTED}
+    found = {"Python": platform.python_version()} | {package: _version(package) for package in TESTED_VERSIONS}
     off = []
-    for package, (low, high) in ({"Python": PYTHON} | TESTED).items():
+    for package, (low, high) in ({"Python": TESTED_PYTHON} | TESTED_VERSIONS).items():
         version = found[package]
         if version is None:
-            off += [] if package in OPTIONAL else [f"{package} is not installed: run the set-up cell again."]
+            off += [] if package in OPTIONAL_PACKAGES else [f"{package} is not installed: run the set-up cell again."]
         elif not Version(low).release <= Version(version).release[:2] <= Version(high).release:
             tested = low if low == high else f"{low} to {high}"
             off.append(f"{package} {version}: tested is {tested}. If something fails, install that first.")
     return off
 
 
-def _disk_row(download: float, plan: Plan) -> tuple[str, str]:
+def _disk_row(download: float, plan: MachinePlan) -> tuple[str, str]:
     """Artifacts need some disk, and so does a download into the hub's cache, which may be another disk."""
     artifacts, cache = artifacts_dir(), Path(constants.HF_HUB_CACHE)
     cache = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    needs = {artifacts: SPARE, cache: download}
+    needs = {artifacts: SPARE_DISK_GB, cache: download}
     if _disk(artifacts) == _disk(cache):
         needs = {artifacts: sum(needs.values())}
     free = {folder: shutil.disk_usage(folder).free / 1e9 for folder in needs}
@@ -200,18 +200,18 @@ def download_gb(name: str, quantised: bool) -> float:
     source = preset.four_bit if copy else preset.location
     if (Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir():
         return 0.0
-    return weight_bytes(shapes(name), four_bit=copy) / 1e9
+    return weight_bytes(shapes_of(name), four_bit=copy) / 1e9
 
 
-def _images_row(name: str, plan: Plan, budget: float, options: dict) -> tuple[str, str]:
+def _images_row(name: str, plan: MachinePlan, budget: float, options: dict) -> tuple[str, str]:
     """Chooses `max_pixels`; larger ones that would fit are only told."""
-    stages = {stage: given for stage in BATCH if (given := getattr(plan, stage)) is not None}
+    stages = {stage: given for stage in BATCH_FIELDS if (given := getattr(plan, stage)) is not None}
     asked, size = options["max_pixels"], (options["width"], options["height"])
     plan.max_pixels = options["max_pixels"] = fit_images(name, stages, budget, options)
-    tokens, limit = visual_tokens(name, *size, plan.max_pixels), plan.max_pixels or own_limit(name)
+    tokens, limit = visual_tokens(name, *size, plan.max_pixels), plan.max_pixels or default_max_pixels(name)
     text = f"{size[0]} × {size[1]} pixels are {tokens:,} visual tokens"
     if plan.max_pixels != asked:
-        before = asked or own_limit(name)
+        before = asked or default_max_pixels(name)
         plan.warnings.append(
             f"images are reduced to {limit:,} instead of {before:,} pixels, {tokens:,} visual tokens instead of "
             f"{visual_tokens(name, *size, asked):,}, so that the smallest batch fits. Small things may be lost to sight."
@@ -224,22 +224,22 @@ def _images_row(name: str, plan: Plan, budget: float, options: dict) -> tuple[st
     return "images", text
 
 
-def _stage_table(name: str, plan: Plan, budget: float, examples: int, options: dict) -> str:
-    model = shapes(name)
-    seconds = Seconds(name, measure_rates(model.hidden, model.intermediate), options)
-    most = f"GB of {USABLE * budget:.1f}"
+def _stage_table(name: str, plan: MachinePlan, budget: float, examples: int, options: dict) -> str:
+    model = shapes_of(name)
+    seconds = StageSeconds(name, measure_rates(model.hidden, model.intermediate), options)
+    most = f"GB of {USABLE_SHARE * budget:.1f}"
     lines = [f"\n{name:<12}{most:>14}{'largest batch':>16}{'minutes*':>10}  changed to fit"]
-    for stage in BATCH:
+    for stage in BATCH_FIELDS:
         given = getattr(plan, stage)
         if given is None:
             continue
-        fitting, largest = fit(name, stage, given, budget, options)
+        fitting, largest = fit_settings(name, stage, given, budget, options)
         setattr(plan, stage, fitting)
-        plan.largest[stage], plan.memory[stage] = largest, memory.forecast(name, stage, fitting, **options)
+        plan.largest[stage], plan.memory[stage] = largest, memory.forecast_memory(name, stage, fitting, **options)
         plan.minutes[stage] = getattr(seconds, stage)(fitting, examples) / 60
         cells = f"{plan.memory[stage].total:>14.1f}{largest:>16}{plan.minutes[stage]:>10.1f}"
         lines.append(f"{stage:<12}{cells}  {_changes(given, fitting)}")
-        if stage == "ppo" and (need := _long_answers(name, fitting, options)) > USABLE * budget:
+        if stage == "ppo" and (need := _long_answers(name, fitting, options)) > USABLE_SHARE * budget:
             plan.warnings.append(
                 f"ppo: answers that use all of max_new_tokens = {fitting.max_new_tokens} would take {need:.1f} GB. "
                 "Lower it, or mini_batch, if the model does not come to an end."
@@ -250,9 +250,9 @@ def _stage_table(name: str, plan: Plan, budget: float, examples: int, options: d
 
 
 def _long_answers(name: str, settings: PPOSettings, options: dict) -> float:
-    return memory.forecast(name, "ppo", settings, **options | {"answer_tokens": settings.max_new_tokens}).total
+    return memory.forecast_memory(name, "ppo", settings, **options | {"answer_tokens": settings.max_new_tokens}).total
 
 
-def _changes(before: Settings, after: Settings) -> str:
-    rows = changed(before, after).items()
+def _changes(before: StageSettings, after: StageSettings) -> str:
+    rows = changed_fields(before, after).items()
     return ", ".join(f"{name} {getattr(before, name)} → {value}" for name, value in rows) or "–"

@@ -23,7 +23,7 @@ from helpers.config import LoraSettings
 from helpers.files import UsageError, write_json
 from helpers.runtime import seed_everything
 
-POLICY = "default"  # peft's name for the first adapter, which TRL relies on
+POLICY_ADAPTER = "default"  # peft's name for the first adapter, which TRL relies on
 
 
 def weight_megabytes(model: torch.nn.Module) -> float:
@@ -53,7 +53,7 @@ def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
 
 
 def add_adapter(
-    model: PreTrainedModel | PeftModel, settings: LoraSettings, seed: int = 0, name: str = POLICY
+    model: PreTrainedModel | PeftModel, settings: LoraSettings, seed: int = 0, name: str = POLICY_ADAPTER
 ) -> PeftModel:
     """Put a fresh LoRA adapter on `model`, switch to it and print how many weights it trains (all in fp32).
 
@@ -75,10 +75,10 @@ def add_adapter(
     return model
 
 
-def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY) -> Path:
+def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY_ADAPTER) -> Path:
     """Save an adapter (safetensors) with `about`, a dictionary that says how it was made."""
     model.save_pretrained(folder, selected_adapters=[name])
-    if name != POLICY:  # peft puts it into a subfolder
+    if name != POLICY_ADAPTER:  # peft puts it into a subfolder
         for file in (folder / name).iterdir():
             file.replace(folder / file.name)
         (folder / name).rmdir()
@@ -87,7 +87,7 @@ def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY
 
 
 @contextlib.contextmanager
-def using_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
+def use_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
     """Switch to an adapter for a while; the one before, and what was to be trained, comes back afterwards."""
     before, trained = model.active_adapter, {n: p.requires_grad for n, p in model.named_parameters()}
     model.set_adapter(name)
@@ -99,7 +99,7 @@ def using_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
             parameter.requires_grad_(trained.get(parameter_name, False))  # False: added in between
 
 
-def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = POLICY) -> PeftModel:
+def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = POLICY_ADAPTER) -> PeftModel:
     """Put a saved adapter on `model` under `name` and switch to it. Raises UsageError if it does not fit."""
     if not (folder / "adapter_config.json").exists():
         raise UsageError(f"{folder}: holds no adapter (adapter_config.json). Run notebook 04, or give another folder.")
@@ -116,7 +116,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = P
 
 
 @contextlib.contextmanager
-def adapter_off(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
+def disable_adapters(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
     """The reference model: the same base weights, with every adapter switched off."""
     with model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext():
         yield model

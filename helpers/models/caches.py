@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from helpers.files import replacing
-from helpers.models.prompts import added_begin, tokenize
+from helpers.files import replace_file
+from helpers.models.prompts import bos_text, tokenize
 from helpers.runtime import compute_dtype, tensors_hash
 
 Features = Mapping[
@@ -31,16 +31,16 @@ Features = Mapping[
 ]  # what a model's `get_image_features` returns: "pooled" (or "pooled.all"), "deepstack.0" …
 
 
-def core(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+def backbone_of(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
     """The model without its language head; adapters stay where they are."""
     return (model.get_base_model() if isinstance(model, PeftModel) else model).model
 
 
 def processor_settings(processor: ProcessorMixin) -> str:
-    """All that decides how text and images become inputs, as JSON."""
+    """Everything that decides how text and images become inputs, as JSON."""
     tokenizer, images = processor.tokenizer, processor.image_processor.to_dict()
     vocabulary = hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-    marks = [added_begin(processor), tokenizer.eos_token]
+    marks = [bos_text(processor), tokenizer.eos_token]
     return json.dumps([processor.chat_template, images, marks, vocabulary], sort_keys=True, default=str)
 
 
@@ -61,7 +61,7 @@ def _vision(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, torch.nn.
     """Parameters of vision tower and projector: all that is not in the language model, with its head."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     language = {id(parameter) for parameter in base.get_decoder().parameters()}
-    return ((name, p) for name, p in core(model).named_parameters() if id(p) not in language)
+    return ((name, p) for name, p in backbone_of(model).named_parameters() if id(p) not in language)
 
 
 class ImageFeatures:
@@ -74,7 +74,7 @@ class ImageFeatures:
     def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path | None = None):
         if not is_frozen(model):
             raise ValueError("the vision tower is trained: its features cannot be kept")
-        self._core, self._processor, self._folder = core(model), processor, folder
+        self._core, self._processor, self._folder = backbone_of(model), processor, folder
         weights = tensors_hash((name, p) for name, p in _vision(model))
         self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
         self._features: dict[str, Features] = {}
@@ -142,20 +142,20 @@ class ImageFeatures:
         if self._folder is None:
             self._features[key] = features
             return
-        with replacing(self._folder / f"{key}.safetensors") as temporary:
+        with replace_file(self._folder / f"{key}.safetensors") as temporary:
             save_file(dict(features), temporary)
 
 
-def joined(features: Sequence[Features]) -> dict[str, Tensor]:
+def concatenate_features(features: Sequence[Features]) -> dict[str, Tensor]:
     """The features of a batch: image after image, for every layer that gets some."""
     rows = [row for row in features if row]
     return {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
 
 @contextlib.contextmanager
-def given(model: PreTrainedModel | PeftModel, features: Features) -> Iterator[None]:
-    """Within it, the model takes `features` (of `joined`) for those of the images it is called with."""
-    inner = core(model)
+def use_features(model: PreTrainedModel | PeftModel, features: Features) -> Iterator[None]:
+    """Inside, the model uses `features` (from `concatenate_features`) instead of running its vision tower."""
+    inner = backbone_of(model)
     if features:
         pooled = features["pooled"] if "pooled" in features else [features["pooled.all"]]
         deepstack = [features[f"deepstack.{i}"] for i in range(len(features) - 1)]
@@ -196,7 +196,7 @@ class ReferenceLogps:
         return hashlib.blake2b(json.dumps([self._fingerprint, *parts]).encode(), digest_size=16).hexdigest()
 
     def get(self, keys: Sequence[str]) -> torch.Tensor | None:
-        """What is kept of all `keys`, (pairs, answers), or None if one of them is missing."""
+        """Stored log-probabilities of all `keys`, (pairs, answers), or None if one of them is missing."""
         if not all(key in self._values for key in keys):
             return None
         return torch.tensor([self._values[key] for key in keys])
@@ -204,7 +204,7 @@ class ReferenceLogps:
     def add(self, keys: Sequence[str], logps: torch.Tensor) -> None:
         """Keep logps, (pairs, answers), of `keys`; figures that are not finite are not kept."""
         new = {key: row for key, row in zip(keys, logps.tolist(), strict=True) if key not in self._values}
-        new = {key: row for key, row in new.items() if all(map(_finite, row))}
+        new = {key: row for key, row in new.items() if all(map(_is_finite, row))}
         self._values |= new
         if self._file and new:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ class ReferenceLogps:
         return len(self._values)
 
 
-def _finite(value: float) -> bool:
+def _is_finite(value: float) -> bool:
     return abs(value) < float("inf")  # False for NaN, too
 
 

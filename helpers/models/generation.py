@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel,
 
 from helpers.data.preferences import PreferenceRecord, image_paths
 from helpers.files import open_image
-from helpers.models.caches import ImageFeatures, core, given
+from helpers.models.caches import ImageFeatures, backbone_of, use_features
 from helpers.models.prompts import answer_texts, encode
 from helpers.models.shared_prefix import prompt_inputs
 from helpers.runtime import compute_dtype
@@ -29,7 +29,7 @@ def banned_tokens(processor: ProcessorMixin) -> list[int]:
     return [i for i in ids if i is not None]
 
 
-def decoding(
+def generation_config(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
     temperature: float,
@@ -48,7 +48,7 @@ def decoding(
 
 
 @torch.no_grad()
-def generate_after(
+def generate_from_cache(
     model: PreTrainedModel | PeftModel, cache: Cache, config: GenerationConfig, **inputs: Tensor
 ) -> Tensor:
     """Tokens (rows, seq) that follow `inputs`, of which `cache` holds all but the last column.
@@ -82,13 +82,13 @@ def generate_answers(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed")
-    config = decoding(model, processor, temperature, top_p, max_new_tokens)
+    config = generation_config(model, processor, temperature, top_p, max_new_tokens)
     was_training = model.training
     model.eval()
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             torch.manual_seed(seed)
-            return _in_batches(model, processor, images, prompts, config, batch_size, description)
+            return _generate_in_batches(model, processor, images, prompts, config, batch_size, description)
     except RuntimeError as error:
         if batch_size == 1 or not should_reduce_batch_size(error):
             raise
@@ -102,7 +102,7 @@ def generate_answers(
     )
 
 
-def _in_batches(
+def _generate_in_batches(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
     images: Sequence[Image.Image | Path],
@@ -177,14 +177,17 @@ def sample_ids(
     Image and prompt are read once for all answers to them: the cache of keys and values, which holds all but the
     prompt's last token, is repeated. Equal arguments give equal answers; the caller's random numbers are left alone.
     """
-    config = decoding(model, processor, temperature, top_p, max_new_tokens)
+    config = generation_config(model, processor, temperature, top_p, max_new_tokens)
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     inputs, kept, _ = prompt_inputs(processor, prompts, images, features)
     inputs, kept = inputs.to(model.device), {name: value.to(model.device) for name, value in kept.items()}
     tokens = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
     before = {name: value[:, :-1] if name in tokens else value for name, value in inputs.items()}
-    cache, inner = DynamicCache(config=model.config.get_text_config()), core(model)
-    with given(model, kept), torch.autocast(model.device.type, compute_dtype(), enabled=model.device.type == "cuda"):
+    cache, inner = DynamicCache(config=model.config.get_text_config()), backbone_of(model)
+    with (
+        use_features(model, kept),
+        torch.autocast(model.device.type, compute_dtype(), enabled=model.device.type == "cuda"),
+    ):
         inner(**before, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(group)
     if getattr(inner, "rope_deltas", None) is not None:  # M-RoPE: how far positions lag behind tokens, (rows, 1)
@@ -192,7 +195,7 @@ def sample_ids(
     rows = {name: inputs[name].repeat_interleave(group, 0) for name in ("input_ids", "attention_mask")}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        output = generate_after(model, cache, config, **rows)
+        output = generate_from_cache(model, cache, config, **rows)
     rows = output[:, inputs["input_ids"].shape[1] :].cpu()
     ends = torch.isin(rows, torch.tensor(stops))
     ended = ends.any(1).tolist()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def _normal(module: nn.Module) -> None:
+def _init_normal(module: nn.Module) -> None:
     """Weights from N(0, 0.02), biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
@@ -24,7 +24,7 @@ class LinearHead(nn.Module):
     def __init__(self, hidden: int):
         super().__init__()
         self.score = nn.Linear(hidden, 1, bias=False)
-        self.apply(_normal)
+        self.apply(_init_normal)
 
     def forward(self, states: Tensor) -> Tensor:  # (answers, 1, hidden) → (answers,)
         return self.score(states[:, 0]).squeeze(-1)
@@ -40,7 +40,7 @@ class MLPHead(nn.Module):
         self.score = nn.Sequential(
             nn.Linear(hidden, hidden // 2), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden // 2, 1, bias=False)
         )
-        self.apply(_normal)
+        self.apply(_init_normal)
 
     def forward(self, states: Tensor) -> Tensor:  # (answers, 1, hidden) → (answers,)
         return self.score(states[:, 0]).squeeze(-1)
@@ -70,7 +70,7 @@ HEADS = {"linear": LinearHead, "mlp": MLPHead, "fusion": FusionHead}
 
 
 def fused_layers(depth: int, n: int) -> tuple[int, ...]:
-    """Which hidden states of a model with `depth` layers a head gets: none (the last) or `n`, evenly up to the last.
+    """Choose hidden states for a head, of `depth` layers: `n` evenly up to the last, or none (then the last is used).
 
     fused_layers(28, 4) → (7, 14, 21, 28)
     """

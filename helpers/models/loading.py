@@ -36,10 +36,10 @@ from helpers.models.presets import PRESETS, Preset, locate, preset_of
 from helpers.models.shapes import tile_edge
 from helpers.runtime import compute_dtype, device
 
-NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
+NON_LANGUAGE_MODULES = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
 SLOW_ON_A_CPU = 1e9  # parameters
-UNREADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, hub_errors.HTTPError)
-OFFLINE = "Check the network; offline, use the preset 'tiny' or a local folder."
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, hub_errors.HTTPError)
+OFFLINE_ADVICE = "Check the network; offline, use the preset 'tiny' or a local folder."
 HUB_ERRORS = (  # the first of them that is among the causes: what is wrong, what to do
     (
         hub_errors.GatedRepoError,
@@ -59,13 +59,13 @@ HUB_ERRORS = (  # the first of them that is among the causes: what is wrong, wha
     (
         (hub_errors.LocalEntryNotFoundError, hub_errors.HTTPError, ConnectionError, TimeoutError),
         "the hub does not answer, and it was not downloaded before",
-        OFFLINE,
+        OFFLINE_ADVICE,
     ),
 )
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     location: str  # folder or hub id
     revision: str | None = None  # commit on the hub; None: the newest
 
@@ -81,22 +81,22 @@ def load_model(
     """
     processor = load_processor(name_or_path, max_pixels=max_pixels)
     preset = preset_of(name_or_path)
-    if preset and (preset.parameters or 0) > SLOW_ON_A_CPU and not _on_gpu():
+    if preset and (preset.parameters or 0) > SLOW_ON_A_CPU and not _has_gpu():
         billions = f"{preset.parameters / 1e9:.1f}"
         print(f"⚠️  No GPU: with {billions} billion weights, a stage takes hours. Take smolvlm-256m or tiny to try it.")
     if four_bit and not importlib.util.find_spec("bitsandbytes"):
         print("⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision.")
         four_bit = False
     model = _load_weights(name_or_path, four_bit)
-    _compute_here(model)
+    _set_compute_dtype(model)
     model.requires_grad_(False)
     return model.eval(), processor
 
 
 def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -> ProcessorMixin:
     """The processor alone, with images limited as for `load_model`, of which it makes the inputs. Raises UsageError."""
-    preset, source = preset_of(name_or_path), original(name_or_path)
-    with told(name_or_path, source):
+    preset, source = preset_of(name_or_path), original_source(name_or_path)
+    with explain_load_errors(name_or_path, source):
         processor = AutoProcessor.from_pretrained(source.location, revision=source.revision)
     if not hasattr(processor, "image_processor"):  # what comes of a model of text alone
         raise UsageError(f"{source.location} reads no images. Choose a vision-language model.")
@@ -107,40 +107,40 @@ def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -
     return processor
 
 
-def original(name_or_path: str | Path) -> Source:
-    """Where the processor comes from, and weights in full precision: for a preset's copy, what it is a copy of."""
+def original_source(name_or_path: str | Path) -> CheckpointSource:
+    """Source of processor and full-precision weights; for a preset's 4-bit copy, what it was made from."""
     location, preset = locate(name_or_path), preset_of(name_or_path)
     if preset and location in (preset.location, preset.four_bit):
-        return Source(preset.location, preset.revision)
-    return Source(location)
+        return CheckpointSource(preset.location, preset.revision)
+    return CheckpointSource(location)
 
 
-def weight_sources(name_or_path: str | Path, four_bit: bool, on_gpu: bool) -> list[Source]:
+def weight_sources(name_or_path: str | Path, four_bit: bool, on_gpu: bool) -> list[CheckpointSource]:
     """Where to look for the weights, one after the other: on a GPU first the preset's copy in 4 bits."""
-    preset, first = preset_of(name_or_path), original(name_or_path)
+    preset, first = preset_of(name_or_path), original_source(name_or_path)
     copies = four_bit and on_gpu and preset and preset.four_bit and first.location == preset.location
-    return [Source(preset.four_bit), first] if copies else [first]
+    return [CheckpointSource(preset.four_bit), first] if copies else [first]
 
 
-def _on_gpu() -> bool:
+def _has_gpu() -> bool:
     return device().type == "cuda"
 
 
 def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
     load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers
-    *copies, last = weight_sources(name_or_path, four_bit, _on_gpu())
+    *copies, last = weight_sources(name_or_path, four_bit, _has_gpu())
     for copy in copies:
         try:
             return load(copy, four_bit)
-        except UNREADABLE as error:
+        except LOAD_ERRORS as error:
             if not (reason := _hub_error(error)[0]):
                 raise UsageError(_advice(name_or_path, copy, error)) from error
-            print(f"⚠️  {copy.location}, the copy in 4 bits, is not to be had ({reason}): quantising {last.location}.")
-    with told(name_or_path, last):
+            print(f"⚠️  {copy.location}, the copy in 4 bits, cannot be loaded ({reason}): quantising {last.location}.")
+    with explain_load_errors(name_or_path, last):
         return load(last, four_bit)
 
 
-def _load_with_transformers(source: Source, four_bit: bool) -> PreTrainedModel:
+def _load_with_transformers(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_pretrained(
         source.location,
         revision=source.revision,
@@ -151,7 +151,7 @@ def _load_with_transformers(source: Source, four_bit: bool) -> PreTrainedModel:
     )
 
 
-def _load_with_unsloth(source: Source, four_bit: bool) -> PreTrainedModel:
+def _load_with_unsloth(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
     model, _ = unsloth.FastVisionModel.from_pretrained(
         source.location,
         revision=source.revision,
@@ -171,11 +171,11 @@ def quantization() -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype(),
-        llm_int8_skip_modules=[f".*{name}" for name in NOT_LANGUAGE],
+        llm_int8_skip_modules=[f".*{name}" for name in NON_LANGUAGE_MODULES],
     )
 
 
-def _compute_here(model: PreTrainedModel) -> None:
+def _set_compute_dtype(model: PreTrainedModel) -> None:
     """Let 4-bit layers compute in this machine's precision, with products that have a gradient.
 
     A copy that was quantised before brings bf16 along, which a T4 only emulates. And on CPUs with AVX512-BF16,
@@ -203,11 +203,11 @@ def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
 
 
 @contextlib.contextmanager
-def told(name_or_path: str | Path, source: Source) -> Iterator[None]:
-    """What goes wrong with a checkpoint, in one line."""
+def explain_load_errors(name_or_path: str | Path, source: CheckpointSource) -> Iterator[None]:
+    """Turn an error while loading a checkpoint into one readable line."""
     try:
         yield
-    except UNREADABLE as error:
+    except LOAD_ERRORS as error:
         raise UsageError(_advice(name_or_path, source, error)) from error
 
 
@@ -218,7 +218,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _among(error: BaseException, kinds: type | tuple[type, ...]) -> bool:
+def _is_among_causes(error: BaseException, kinds: type | tuple[type, ...]) -> bool:
     return any(isinstance(cause, kinds) for cause in _causes(error))
 
 
@@ -231,31 +231,35 @@ def _reason(error: BaseException) -> str:
 def _hub_error(error: BaseException) -> tuple[str, str]:
     """Why the hub does not hand a checkpoint out and what to do; empty if it is something else."""
     for kinds, reason, advice in HUB_ERRORS:
-        if _among(error, kinds):
+        if _is_among_causes(error, kinds):
             return reason, advice
-    return ("a file is missing", f"Check the name. {OFFLINE}") if "does not appear to have" in str(error) else ("", "")
+    return (
+        ("a file is missing", f"Check the name. {OFFLINE_ADVICE}")
+        if "does not appear to have" in str(error)
+        else ("", "")
+    )
 
 
-def _advice(name_or_path: str | Path, source: Source, error: Exception) -> str:
+def _advice(name_or_path: str | Path, source: CheckpointSource, error: Exception) -> str:
     """What is wrong and what to do, in one line."""
-    if _among(error, torch.OutOfMemoryError) or "dispatched on the CPU or the disk" in str(error):
+    if _is_among_causes(error, torch.OutOfMemoryError) or "dispatched on the CPU or the disk" in str(error):
         return (
             f"model {str(name_or_path)!r} does not fit into the memory that is left on this GPU. Restart the kernels of "
-            f"other notebooks and this one, or take a smaller preset: {', '.join(smaller(preset_of(name_or_path)))}."
+            f"other notebooks and this one, or take a smaller preset: {', '.join(smaller_presets(preset_of(name_or_path)))}."
         )
     reason, advice = _hub_error(error)
-    if _among(error, ImportError):
+    if _is_among_causes(error, ImportError):
         advice = "Install what is missing: pip install -r requirements.txt."
     elif any(getattr(cause, "errno", None) == errno.ENOSPC for cause in _causes(error)):
         advice = "Free space, or set HF_HOME to a folder on another disk."
     elif Path(source.location).is_dir():
         reason, advice = "", "Give the folder of a whole checkpoint, as save_pretrained writes it."
     place = source.location + (f" at {source.revision[:8]}" if source.revision else "")
-    reason, advice = reason or _reason(error), advice or f"Check the name. {OFFLINE}"
+    reason, advice = reason or _reason(error), advice or f"Check the name. {OFFLINE_ADVICE}"
     return f"model {str(name_or_path)!r} cannot be loaded from {place} ({reason}). {advice.format(id=source.location)}"
 
 
-def smaller(preset: Preset | None, number: int = 3) -> list[str]:
+def smaller_presets(preset: Preset | None, number: int = 3) -> list[str]:
     """Names of the presets with fewer parameters, the largest first; of the smallest ones if there is no preset."""
     sizes = {name: other.parameters or 0 for name, other in PRESETS.items()}
     if preset and preset.parameters:

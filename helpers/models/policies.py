@@ -16,12 +16,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import models
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json
 
-BASE = "base"
-SHIPPED = ROOT / "data" / "tiny-dpo"  # what notebook 04 makes of the tiny base, for readers who have not run it
+BASE_POLICY = "base"
+SHIPPED_POLICIES = (
+    ROOT / "data" / "tiny-dpo"
+)  # what notebook 04 makes of the tiny base, for readers who have not run it
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedPolicy:
     """An adapter on disk. `name` is that of its folder after its stage's: "dpo/seed-0"."""
 
     name: str
@@ -33,7 +35,7 @@ class Saved:
         return int(self.about.get("seed", 0))
 
 
-def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -> list[Saved]:
+def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -> list[SavedPolicy]:
     """The adapters of `base` in the folders under `folder` (default: the artifacts), by name.
 
     An adapter of another base is left out, and said to be. If there is none, the shipped one is taken for
@@ -49,16 +51,16 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
         if about.get("base") != base:
             print(f"⚠️  leaving out {name}: it was trained on {about.get('base')!r}, not {base!r}")
             continue
-        found.append(Saved(name, path, about))
-    if not found and shipped and base == read_json(SHIPPED / "about.json")["base"]:
+        found.append(SavedPolicy(name, path, about))
+    if not found and shipped and base == read_json(SHIPPED_POLICIES / "about.json")["base"]:
         print(f"no adapter in {folder} yet: comparing the one that comes with the repository (notebook 04, seed 0)")
-        found = [Saved("dpo/shipped", SHIPPED, read_json(SHIPPED / "about.json"))]
+        found = [SavedPolicy("dpo/shipped", SHIPPED_POLICIES, read_json(SHIPPED_POLICIES / "about.json"))]
     if not found:
         raise UsageError(f"no adapter of {base!r} in {folder}. Run notebook 04 (DPO) or 05 (PPO) first.")
     return found
 
 
-def image_limit(saved: Sequence[Saved], limit: int | None = None) -> int | None:
+def image_limit(saved: Sequence[SavedPolicy], limit: int | None = None) -> int | None:
     """`max_pixels` for `models.load_model`: `limit`, or the smallest that one of the policies was trained with."""
     trained = {policy.name: pixels for policy in saved if (pixels := policy.about.get("max_pixels"))}
     if not trained or (limit and limit <= min(trained.values())):
@@ -74,11 +76,15 @@ class Policies:
     model: with or without adapters; those that it has stay, and are not asked. Nothing here trains.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, saved: Sequence[Saved] = ()):
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, saved: Sequence[SavedPolicy] = ()
+    ):
         self.model, self.processor = model, processor
         self.saved = {policy.name: policy for policy in saved}
-        if BASE in self.saved:
-            raise UsageError(f"{self.saved[BASE].folder}: an adapter cannot be called {BASE!r}. Rename its folder.")
+        if BASE_POLICY in self.saved:
+            raise UsageError(
+                f"{self.saved[BASE_POLICY].folder}: an adapter cannot be called {BASE_POLICY!r}. Rename its folder."
+            )
         self._loaded: set[str] = set()
 
     def look_in(self, folder: Path) -> list[str]:
@@ -95,26 +101,26 @@ class Policies:
 
     @property
     def names(self) -> list[str]:
-        return [BASE, *self.saved]
+        return [BASE_POLICY, *self.saved]
 
     @contextlib.contextmanager
     def speaking(self, name: str) -> Iterator[PreTrainedModel | PeftModel]:
         """The model as the policy `name`; afterwards it is as it was. Raises UsageError for an unknown name."""
-        if name == BASE:
-            with models.adapter_off(self.model) as model:
+        if name == BASE_POLICY:
+            with models.disable_adapters(self.model) as model:
                 yield model
             return
         if name not in self.saved:
             raise UsageError(f"unknown policy {name!r}: there are {', '.join(self.names)}.")
         if name not in self._loaded:
             before = self.model.active_adapter if isinstance(self.model, PeftModel) else None
-            self.model = models.load_adapter(self.model, self.saved[name].folder, _key(name))
-            self.model.set_adapter(before or _key(name))
+            self.model = models.load_adapter(self.model, self.saved[name].folder, _adapter_name(name))
+            self.model.set_adapter(before or _adapter_name(name))
             self._loaded.add(name)
-        with models.using_adapter(self.model, _key(name)) as model:
+        with models.use_adapter(self.model, _adapter_name(name)) as model:
             yield model
 
 
-def _key(name: str) -> str:
+def _adapter_name(name: str) -> str:
     """peft takes a dot for the end of a module's name."""
     return name.replace(".", "_")

@@ -79,13 +79,13 @@ def config_of(name_or_path: str | Path) -> PretrainedConfig:
     )
 
 
-def without_weights(name_or_path: str | Path) -> PreTrainedModel:
+def model_without_weights(name_or_path: str | Path) -> PreTrainedModel:
     """The model with all its layers and shapes, but no memory for its weights."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config_of(name_or_path), dtype=torch.float16)
 
 
-def table() -> str:
+def presets_table() -> str:
     """The checkpoints as rows of a Markdown table: name, where it is, smallest card for training in 4 bits, licence."""
     rows = []
     for name, preset in PRESETS.items():

@@ -46,7 +46,7 @@ def tokenize(
 
     TRL leaves such a token out where the template does not write it (LLaVA).
     """
-    pictures, begin = [list(row) for row in images], added_begin(processor)
+    pictures, begin = [list(row) for row in images], bos_text(processor)
     return processor(
         text=list(texts),
         images=pictures if any(pictures) else None,
@@ -57,8 +57,8 @@ def tokenize(
     )
 
 
-def added_begin(processor: ProcessorMixin) -> str:
-    """The token, as text, that the tokenizer puts before every text and that is all it adds; "" if there is none."""
+def bos_text(processor: ProcessorMixin) -> str:
+    """Text of the token (BOS) that the tokenizer puts before every text, if it adds nothing else; else ""."""
     tokenizer = processor.tokenizer
     begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if begins else ""
@@ -74,7 +74,7 @@ def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
 
     SmolVLM's prompt ends in "Assistant:" and its template goes on with " Two.": the space belongs to the first word.
     """
-    before, space = _before_answer(processor, str(processor.chat_template))
+    before, space = _answer_prefix(processor, str(processor.chat_template))
     text = (answer if answer.startswith(space) else space + answer) + end_of_turn(processor)
     head, ids = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, before + text))
     if ids[: len(head)] == head:
@@ -84,13 +84,13 @@ def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
 
 def answer_texts(processor: ProcessorMixin, ids: Sequence[Sequence[int]]) -> list[str]:
     """Answers as text: without special tokens, and without the space that the template writes before them."""
-    _, space = _before_answer(processor, str(processor.chat_template))
+    _, space = _answer_prefix(processor, str(processor.chat_template))
     return [text.removeprefix(space) for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 @lru_cache(maxsize=8)
-def _before_answer(processor: ProcessorMixin, template: str) -> tuple[str, str]:
-    """What a prompt ends with, and the space, if any, that `template` writes between it and the answer.
+def _answer_prefix(processor: ProcessorMixin, template: str) -> tuple[str, str]:
+    """The end of a prompt, and the space, if any, that `template` writes between it and the answer.
 
     Only a space is taken: the line break of LLaVA-NeXT's template is not what that model was trained with.
     """

@@ -17,16 +17,18 @@ from transformers import AutoImageProcessor
 
 from helpers.config import LoraSettings
 from helpers.files import UsageError
-from helpers.models.presets import PRESETS, config_of, locate, preset_of, without_weights
+from helpers.models.presets import PRESETS, config_of, locate, model_without_weights, preset_of
 
-QWEN, TILES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("idefics3", "smolvlm")
-FEWEST = 8  # visual tokens a side of the smallest square that a Qwen-VL is to see: 224 pixels for a Qwen2-VL
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64, an fp32 scale for 256 of those
+QWEN_TYPES, TILE_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("idefics3", "smolvlm")
+FEWEST_TOKENS = 8  # visual tokens a side of the smallest square that a Qwen-VL is to see: 224 pixels for a Qwen2-VL
+NF4_BYTES = (
+    0.5 + 1 / 64 + 4 / (64 * 256)
+)  # bytes a weight: 4 bits, an 8-bit scale for 64, an fp32 scale for 256 of those
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """What of a model the arithmetic needs."""
+class ModelShapes:
+    """The sizes of a model that the arithmetic of memory and time needs."""
 
     quantised: int  # weights of the language Linear layers
     others: int  # all other weights, and buffers
@@ -54,11 +56,11 @@ _config = functools.cache(config_of)
 
 
 @functools.cache
-def shapes(name: str) -> Shapes:
+def shapes_of(name: str) -> ModelShapes:
     """Shapes of a preset or of a checkpoint in a folder. Raises UsageError for others."""
     if not is_known(name):
         raise UsageError(f"{locate(name)}: its shapes are on the hub. Give a folder or a preset: {', '.join(PRESETS)}.")
-    model, config = without_weights(name), _config(name)
+    model, config = model_without_weights(name), _config(name)
     text, vision, decoder = config.get_text_config(), config.vision_config, model.get_decoder()
     inside = {id(module) for module in decoder.modules()}
     linear = [(path.split(".")[-1], m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -69,7 +71,7 @@ def shapes(name: str) -> Shapes:
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     inner = getattr(vision, "intermediate_size", None) or round(width * vision.mlp_ratio)
-    return Shapes(
+    return ModelShapes(
         sum(quantised), everything - sum(quantised), max(quantised),
         *(tuple((n, m.in_features, m.out_features) for n, m in rows) for rows in (language, outside)),
         hidden=text.hidden_size, layers=text.num_hidden_layers, heads=text.num_attention_heads,
@@ -95,7 +97,7 @@ def qwen_grid(width: int, height: int, side: int, least: int, most: int) -> tupl
     return columns, rows
 
 
-def next_grid(width: int, height: int, pinpoints: list[list[int]], tile: int, side: int) -> tuple[int, int]:
+def llava_next_grid(width: int, height: int, pinpoints: list[list[int]], tile: int, side: int) -> tuple[int, int]:
     """LLaVA-NeXT's visual tokens and tiles: the whole image, the best fitting resolution without its padding, and a
     token at the end of each of its rows. `pinpoints`: (height, width); `side`: pixels of a token."""
 
@@ -128,31 +130,31 @@ def idefics_tiles(width: int, height: int, longest_edge: int, tile: int) -> int:
 
 
 @functools.cache
-def _own_limits(name: str) -> tuple[int, int | None]:
+def _pixel_limits(name: str) -> tuple[int, int | None]:
     """Least and most pixels that images are brought to: the preset's with its checkpoint's, of a folder its processor's."""
     preset, kind = preset_of(name), _config(name).model_type
-    if kind not in (*QWEN, *TILES):
+    if kind not in (*QWEN_TYPES, *TILE_TYPES):
         return 0, None
     if preset and (preset.max_pixels or preset.longest_edge):
         return 256**2 if kind == "qwen3_vl" else 56**2, preset.max_pixels or preset.longest_edge**2
     size = AutoImageProcessor.from_pretrained(name).size
-    return (size["shortest_edge"], size["longest_edge"]) if kind in QWEN else (0, size["longest_edge"] ** 2)
+    return (size["shortest_edge"], size["longest_edge"]) if kind in QWEN_TYPES else (0, size["longest_edge"] ** 2)
 
 
-def own_limit(name: str) -> int | None:
+def default_max_pixels(name: str) -> int | None:
     """Pixels that images are reduced to if nothing else is asked for; None for a model that sees every image in sizes of
     its own (LLaVA)."""
-    return _own_limits(name)[1]
+    return _pixel_limits(name)[1]
 
 
-def limits_below(name: str, pixels: int) -> list[int]:
+def smaller_limits(name: str, pixels: int) -> list[int]:
     """Smaller limits than `pixels` that make a difference, the largest first: squares of whole visual tokens, `FEWEST` a
     side or more (Qwen-VL), or of whole tiles (SmolVLM). Empty for a LLaVA."""
     vision, kind = _config(name).vision_config, _config(name).model_type
-    if kind not in (*QWEN, *TILES):
+    if kind not in (*QWEN_TYPES, *TILE_TYPES):
         return []
-    step = vision.patch_size * vision.spatial_merge_size if kind in QWEN else vision.image_size
-    fewest = FEWEST if kind in QWEN else 1
+    step = vision.patch_size * vision.spatial_merge_size if kind in QWEN_TYPES else vision.image_size
+    fewest = FEWEST_TOKENS if kind in QWEN_TYPES else 1
     return [(n * step) ** 2 for n in range(math.isqrt(pixels - 1) // step, fewest - 1, -1)]
 
 
@@ -166,19 +168,21 @@ def tokens_and_patches(name: str, width: int, height: int, max_pixels: int | Non
     """Visual tokens of an image, and patches that the vision tower sees of it. Raises UsageError for a size of 0."""
     if min(width, height) < 1:
         raise UsageError(f"an image of {width} × {height} pixels: give both sides in whole pixels, from 1.")
-    config, limit = _config(name), max_pixels or own_limit(name)
+    config, limit = _config(name), max_pixels or default_max_pixels(name)
     vision, kind = config.vision_config, config.model_type
-    if kind in QWEN:
+    if kind in QWEN_TYPES:
         side = vision.patch_size * vision.spatial_merge_size
-        columns, rows = qwen_grid(width, height, side, min(_own_limits(name)[0], limit), limit)
+        columns, rows = qwen_grid(width, height, side, min(_pixel_limits(name)[0], limit), limit)
         return columns * rows, columns * rows * vision.spatial_merge_size**2
     patches = (vision.image_size // vision.patch_size) ** 2
     if kind == "llava":
         return patches, patches + 1
     if kind == "llava_next":
-        tokens, tiles = next_grid(width, height, config.image_grid_pinpoints, vision.image_size, vision.patch_size)
+        tokens, tiles = llava_next_grid(
+            width, height, config.image_grid_pinpoints, vision.image_size, vision.patch_size
+        )
         return tokens, tiles * (patches + 1)
-    if kind in TILES:
+    if kind in TILE_TYPES:
         edge = tile_edge(max_pixels, vision.image_size) if max_pixels else math.isqrt(limit)
         tiles = idefics_tiles(width, height, edge, vision.image_size)
         return tiles * patches // config.scale_factor**2, tiles * patches
@@ -187,11 +191,11 @@ def tokens_and_patches(name: str, width: int, height: int, max_pixels: int | Non
     )
 
 
-def weight_bytes(model: Shapes, *, four_bit: bool = True, compute_bytes: int = 2) -> float:
-    return model.quantised * (NF4 if four_bit else compute_bytes) + model.others * compute_bytes
+def weight_bytes(model: ModelShapes, *, four_bit: bool = True, compute_bytes: int = 2) -> float:
+    return model.quantised * (NF4_BYTES if four_bit else compute_bytes) + model.others * compute_bytes
 
 
-def lora_weights(model: Shapes, lora: LoraSettings) -> int:
+def lora_weights(model: ModelShapes, lora: LoraSettings) -> int:
     """r · (in + out) of each Linear layer that `models.lora_config` would choose."""
     chosen = [row for row in model.linear if row[0] in lora.target_modules]
     return sum(lora.r * (i + o) for _, i, o in [*chosen, *(model.outside if lora.vision else ())])

@@ -22,16 +22,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from helpers.losses import token_logps
-from helpers.models.caches import Features, ImageFeatures, core, given, is_frozen, joined
+from helpers.models.caches import Features, ImageFeatures, backbone_of, concatenate_features, is_frozen, use_features
 from helpers.models.prompts import answer_ids, render, tokenize
 
-Conversation = str  # a prompt as `prompts.render_conversation` writes it
-Answer = str | Tensor  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
-EQUAL = 2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
+RenderedPrompt = str  # a prompt as `prompts.render_conversation` writes it
+AnswerInput = str | Tensor  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
+PACKING_TOLERANCE = 2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedAnswers:
     """Model inputs, and where in them the answers are.
 
     columns holds, for each answer, the last token of its prompt and then its own tokens, the last of
@@ -50,26 +50,26 @@ class Packed:
         """Tokens at `columns`, (answers, 1 + longest)."""
         return self.inputs["input_ids"][self.rows[:, None], self.columns]
 
-    def order(self, answers: Sequence[int]) -> "Packed":
+    def order(self, answers: Sequence[int]) -> "PackedAnswers":
         """The same rows with the answers in another order."""
         chosen = {name: getattr(self, name)[answers] for name in ("rows", "columns", "mask")}
         return replace(self, **chosen, pooled=None if self.pooled is None else self.pooled[answers])
 
-    def to(self, device: torch.device | str, **kwargs) -> "Packed":
+    def to(self, device: torch.device | str, **kwargs) -> "PackedAnswers":
         inputs = BatchFeature({name: value.to(device) for name, value in self.inputs.items()})
         features = {name: value.to(device) for name, value in self.features.items()}
         pooled = None if self.pooled is None else self.pooled.to(device)
-        return Packed(inputs, *(t.to(device) for t in (self.rows, self.columns, self.mask)), features, pooled)
+        return PackedAnswers(inputs, *(t.to(device) for t in (self.rows, self.columns, self.mask)), features, pooled)
 
 
 def pack(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
-    prompts: Sequence[Conversation],
+    prompts: Sequence[RenderedPrompt],
     images: Sequence[Sequence[Image.Image]],
-    answers: Sequence[Sequence[Answer]],
+    answers: Sequence[Sequence[AnswerInput]],
     features: ImageFeatures | None = None,
-) -> Packed:
+) -> PackedAnswers:
     """All answers to a prompt in one row; prompts are left-padded. `answers` may be of different numbers.
 
     With `features`, images that were seen before cost neither the processor nor the vision tower.
@@ -91,19 +91,19 @@ def pack(
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, tail.shape[1]))
-    inputs["position_ids"] = _positions(core(model), inputs, segment)
+    inputs["position_ids"] = _positions(backbone_of(model), inputs, segment)
     inputs["attention_mask"] = _block_mask(segment)
     owners = torch.tensor([row for row, texts in enumerate(answers) for _ in texts])
-    return Packed(inputs, owners, *_columns(columns), kept, None if pooled is None else pooled[owners])
+    return PackedAnswers(inputs, owners, *_columns(columns), kept, None if pooled is None else pooled[owners])
 
 
 def prompt_inputs(
     processor: ProcessorMixin,
-    prompts: Sequence[Conversation],
+    prompts: Sequence[RenderedPrompt],
     images: Sequence[Sequence[Image.Image]],
     features: ImageFeatures | None = None,
 ) -> tuple[BatchFeature, Features, Tensor | None]:
-    """Model inputs of left-padded prompts; with `features` also those of the batch, and their mean, (prompts, hidden)."""
+    """Build inputs of left-padded prompts; with `features`, also add these and their mean, (prompts, hidden)."""
     if features is None:
         return tokenize(processor, prompts, images, "left"), {}, None
     pairs = features.encode(prompts, images)
@@ -116,7 +116,7 @@ def prompt_inputs(
             before = [max(lengths) - length for length in lengths]
             rows = [pad(row, (n, 0), value=paddings[name]) for row, n in zip(rows, before, strict=True)]
         together[name] = torch.cat(rows)
-    kept = joined([own for _, own in pairs])
+    kept = concatenate_features([own for _, own in pairs])
     if not kept:
         return together, {}, None
     together["pixel_values"] = torch.zeros(1)  # says that there are images; `given` says what they are
@@ -139,14 +139,14 @@ def _columns(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return filled, (places > 0) & (places < lengths[:, None])
 
 
-def plain(
+def pack_separately(
     processor: ProcessorMixin,
-    prompts: Sequence[Conversation],
+    prompts: Sequence[RenderedPrompt],
     images: Sequence[Sequence[Image.Image]],
-    answers: Sequence[Sequence[Answer]],
+    answers: Sequence[Sequence[AnswerInput]],
     padding_side: str = "right",
-) -> Packed:
-    """One row for each answer: the same for any architecture, and the image as often."""
+) -> PackedAnswers:
+    """Put each answer in a row of its own, with its own copy of the image: works with every architecture."""
     flat = [(number, answer) for number, row in enumerate(answers) for answer in row]
     ids = [_answer_ids(processor, answer) for _, answer in flat]
     inputs = tokenize(processor, [prompts[n] for n, _ in flat], [images[n] for n, _ in flat], "right")
@@ -163,17 +163,17 @@ def plain(
     for length, own in zip(lengths, ids, strict=True):
         stop = width if padding_side == "left" else length + len(own)
         columns.append(torch.arange(stop - len(own) - 1, stop))
-    return Packed(inputs, torch.arange(len(flat)), *_columns(columns))
+    return PackedAnswers(inputs, torch.arange(len(flat)), *_columns(columns))
 
 
-def _answer_ids(processor: ProcessorMixin, text: Answer) -> Tensor:
+def _answer_ids(processor: ProcessorMixin, text: AnswerInput) -> Tensor:
     if isinstance(text, Tensor):
         return text.cpu()
     return torch.tensor(answer_ids(processor, text))
 
 
 def _block_mask(segment: Tensor) -> Tensor:
-    """(rows, seq) → (rows, 1, seq, seq), True where a token sees another; padding sees itself, lest rows be empty."""
+    """(rows, seq) → (rows, 1, seq, seq), True where a token sees another; padding sees itself, or a row is empty."""
     sees, seen = segment[:, :, None], segment[:, None, :]
     causal = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril()
     own = torch.eye(segment.shape[1], dtype=torch.bool)
@@ -199,50 +199,50 @@ def _positions(model: torch.nn.Module, inputs: BatchFeature, segment: Tensor) ->
     return positions - earlier
 
 
-def hidden_states(model: PreTrainedModel | PeftModel, packed: Packed, layers: Sequence[int] = ()) -> Tensor:
+def hidden_states(model: PreTrainedModel | PeftModel, packed: PackedAnswers, layers: Sequence[int] = ()) -> Tensor:
     """Hidden state at the last token of each answer, (answers, hidden), after the last norm.
 
     With `layers` (0: embeddings, 1: after the first layer, …) those, (answers, len(layers), hidden).
     """
     ends = packed.columns[:, -1]
-    with given(model, packed.features):
-        output = core(model)(**packed.inputs, use_cache=False, output_hidden_states=bool(layers))
+    with use_features(model, packed.features):
+        output = backbone_of(model)(**packed.inputs, use_cache=False, output_hidden_states=bool(layers))
     if not layers:
         return output.last_hidden_state[packed.rows, ends]
     return torch.stack([output.hidden_states[layer][packed.rows, ends] for layer in layers], dim=1)
 
 
-def answer_logits(model: torch.nn.Module, packed: Packed) -> Tensor:
+def answer_logits(model: torch.nn.Module, packed: PackedAnswers) -> Tensor:
     """Logits at `packed.columns`, (answers, 1 + longest, vocab): those at t predict token t + 1.
 
     model: also one that accelerate has wrapped. The language head runs on answers only.
     """
     width, first = packed.inputs["input_ids"].shape[1], int(packed.columns.min())
-    with given(unwrapped(model), packed.features):
+    with use_features(unwrap(model), packed.features):
         logits = model(**packed.inputs, use_cache=False, logits_to_keep=width - first).logits
     logits = logits[:, first - width :]  # a loader's own forward may not know logits_to_keep
-    return _at(logits, packed.rows, packed.columns - first)
+    return _gather_columns(logits, packed.rows, packed.columns - first)
 
 
-def answer_states(model: PreTrainedModel | PeftModel, packed: Packed) -> Tensor:
+def answer_states(model: PreTrainedModel | PeftModel, packed: PackedAnswers) -> Tensor:
     """Hidden states before each token of the answers, after the last norm, (answers, longest, hidden)."""
-    with given(model, packed.features):
-        states = core(model)(**packed.inputs, use_cache=False).last_hidden_state
-    return _at(states, packed.rows, packed.columns[:, :-1])
+    with use_features(model, packed.features):
+        states = backbone_of(model)(**packed.inputs, use_cache=False).last_hidden_state
+    return _gather_columns(states, packed.rows, packed.columns[:, :-1])
 
 
-def _at(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _gather_columns(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(rows, seq, d) at rows (answers,) and columns (answers, n) → (answers, n, d)."""
     places = rows[:, None] * values.shape[1] + columns
     return values.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
-def unwrapped(model: torch.nn.Module) -> PreTrainedModel | PeftModel:
+def unwrap(model: torch.nn.Module) -> PreTrainedModel | PeftModel:
     """The model that a data-parallel wrapper holds."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
-def answer_logps(model: PreTrainedModel | PeftModel, packed: Packed) -> Tensor:
+def answer_logps(model: PreTrainedModel | PeftModel, packed: PackedAnswers) -> Tensor:
     """Log-probability of each answer's tokens, (answers, longest), in fp32; 0 after its end."""
     return token_logps(answer_logits(model, packed), packed.ids, packed.mask)
 
@@ -251,7 +251,7 @@ def answer_logps(model: PreTrainedModel | PeftModel, packed: Packed) -> Tensor:
 def packing_error(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
-    prompt: Conversation,
+    prompt: RenderedPrompt,
     images: Sequence[Image.Image],
     answers: Sequence[str],
 ) -> float:
@@ -263,7 +263,9 @@ def packing_error(
     model.eval()
     batch = [prompt], [images], [answers]
     features = ImageFeatures(model, processor) if images and is_frozen(model) else None
-    layouts = [p.to(model.device) for p in (pack(model, processor, *batch, features), plain(processor, *batch))]
+    layouts = [
+        p.to(model.device) for p in (pack(model, processor, *batch, features), pack_separately(processor, *batch))
+    ]
     states = [hidden_states(model, p).float() for p in layouts]
     logits = [answer_logits(model, p)[:, -1].float() for p in layouts]
     model.train(was_training)
@@ -282,8 +284,8 @@ def can_pack(model: PreTrainedModel | PeftModel, processor: ProcessorMixin) -> b
         error, reason = float("inf"), str(problem).splitlines()[0]
     else:
         reason = f"its figures differ by {error:.0%}"
-    if error > EQUAL:
+    if error > PACKING_TOLERANCE:
         print(
             f"⚠️  One row per answer instead of one per image, which is slower: packing does not work here ({reason})."
         )
-    return error <= EQUAL
+    return error <= PACKING_TOLERANCE

@@ -15,12 +15,12 @@ from PIL import Image
 
 from helpers.data.counting import is_exact
 from helpers.data.labels import CountedImage
-from helpers.evaluation.side_by_side import Kept, Spoken
+from helpers.evaluation.side_by_side import GalleryItem, PolicyAnswer
 from helpers.files import open_image
-from helpers.models.policies import BASE
+from helpers.models.policies import BASE_POLICY
 
-GONE, NEW = "#ffd7d5", "#c8f0d3"
-FULL = 3.0  # nats of gain or loss at which a token's colour is full
+REMOVED_COLOR, ADDED_COLOR = "#ffd7d5", "#c8f0d3"
+FULL_COLOR_NATS = 3.0  # nats of gain or loss at which a token's colour is full
 
 
 def table_html(rows: Sequence[Sequence[str]]) -> str:
@@ -68,31 +68,31 @@ def mark_changes(before: str, after: str) -> tuple[str, str]:
     left, right = before.split(), after.split()
     marked: tuple[list[str], list[str]] = ([], [])
     for operation, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        for words, out, color in ((left[a:b], marked[0], GONE), (right[c:d], marked[1], NEW)):
+        for words, out, color in ((left[a:b], marked[0], REMOVED_COLOR), (right[c:d], marked[1], ADDED_COLOR)):
             for word in words:
                 word = html.escape(word)
-                out.append(word if operation == "equal" else f"<mark style='{colors(color)}'>{word}</mark>")
+                out.append(word if operation == "equal" else f"<mark style='{color_style(color)}'>{word}</mark>")
     return " ".join(marked[0]), " ".join(marked[1])
 
 
-def colors(background: str) -> str:
+def color_style(background: str) -> str:
     """A style of dark text on a light background, whatever the theme."""
     return f"background:{background};color:#1f2328"
 
 
-def colored_tokens(spoken: Spoken) -> str:
+def colored_tokens(spoken: PolicyAnswer) -> str:
     """An answer whose tokens are green where training made them likelier, red and underlined where less likely.
 
     Figures of a token appear when the pointer rests on it. The colour is full at 3 nats.
     """
     pieces = []
     for token, own, gain, kl in zip(spoken.tokens, spoken.logps, spoken.gains, spoken.kl, strict=True):
-        share = min(abs(gain) / FULL, 1.0)
+        share = min(abs(gain) / FULL_COLOR_NATS, 1.0)
         background = f"rgb({_mix(46, share)},{_mix(160, share)},{_mix(67, share)})" if gain > 0 else None
         background = background or f"rgb({_mix(248, share)},{_mix(81, share)},{_mix(73, share)})"
         line = "underline dotted" if gain < -0.1 else "none"
         title = f"log p {own:.2f}, {gain:+.2f} against the base; KL {kl:.3f} nats"
-        style = f"{colors(background)};text-decoration:{line}"
+        style = f"{color_style(background)};text-decoration:{line}"
         pieces.append(f"<span title='{title}' style='{style}'>{html.escape(token)}</span>")
     return f"<span style='white-space:pre-wrap;overflow-wrap:anywhere'>{''.join(pieces)}</span>"
 
@@ -102,10 +102,10 @@ def _mix(full: int, share: float) -> int:
     return round(255 - (255 - full) * 0.6 * share)
 
 
-def figures_of(spoken: Spoken) -> str:
+def answer_figures(spoken: PolicyAnswer) -> str:
     """log p, KL and reward of an answer in one line."""
     parts = [f"log p {spoken.logp:.2f}"]
-    if spoken.policy != BASE:
+    if spoken.policy != BASE_POLICY:
         parts.append(f"gain over the base {sum(spoken.gains):+.2f}, KL to it {sum(spoken.kl):.3f} nats")
     if spoken.reward is not None:
         parts.append(f"reward {spoken.reward:.2f}")
@@ -127,21 +127,21 @@ def comparison_table(
     return raw_table(rows)
 
 
-def gallery_html(folder: Path, kept: Sequence[Kept], width: int = 160) -> str:
+def gallery_html(folder: Path, kept: Sequence[GalleryItem], width: int = 160) -> str:
     """The examples of a gallery in the folder `folder`, as a table."""
     rows = [["image", "question", "answers"]]
     for number, example in enumerate(kept, start=1):
         first = example.spoken[0].text
         answers = [
-            f"<b>{html.escape(s.policy)}</b> {mark_changes(first, s.text)[1]}<br><small>{figures_of(s)}</small>"
+            f"<b>{html.escape(s.policy)}</b> {mark_changes(first, s.text)[1]}<br><small>{answer_figures(s)}</small>"
             for s in example.spoken
         ]
-        truth = f"<br><small>truth: {html.escape(said(example.truth))}</small>" if example.truth else ""
+        truth = f"<br><small>truth: {html.escape(format_counts(example.truth))}</small>" if example.truth else ""
         picture = picture_html(open_image(folder / example.image), width, f"kept example {number}")
         rows.append([picture, html.escape(example.question) + truth, "<br>".join(answers)])
     return raw_table(rows)
 
 
-def said(counts: dict[str, int]) -> str:
+def format_counts(counts: dict[str, int]) -> str:
     """`{"cars": 2, "buses": 0}` → "2 cars, 0 buses"."""
     return ", ".join(f"{n} {cls}" for cls, n in counts.items())

@@ -18,20 +18,21 @@ from helpers.files import ROOT, UsageError, artifacts_dir, write_text
 from helpers.models.presets import PRESETS
 from helpers.report.html import markdown_table
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
-STAGES = {"dpo": "04", "ppo": "05"}
-UNKNOWN = "not stated in the data: say it before you publish"
+CARD_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
+STAGE_NOTEBOOKS = {"dpo": "04", "ppo": "05"}
+UNKNOWN_LICENCE = "not stated in the data: say it before you publish"
 
 
 def write_cards(examined: dict[str, dict[str, Any]]) -> list[Path]:
     """The cards of the policies that `Section.examined` holds → `artifacts/report/cards/NAME.md`."""
     folder = artifacts_dir() / "report" / "cards"
     return [
-        write_text(folder / f"{name.replace('/', '-')}.md", model_card(name, found)) for name, found in examined.items()
+        write_text(folder / f"{name.replace('/', '-')}.md", render_model_card(name, found))
+        for name, found in examined.items()
     ]
 
 
-def model_card(name: str, found: dict[str, Any]) -> str:
+def render_model_card(name: str, found: dict[str, Any]) -> str:
     """The card of one policy. found: of `exam.findings`."""
     about, base = found["about"], found["about"]["base"]
     licences = data_licences(about)
@@ -45,14 +46,14 @@ def model_card(name: str, found: dict[str, Any]) -> str:
         f"A LoRA adapter of `{base}`, trained with {name.split('/')[0].upper()}"
         + (f" on the reward `{about['reward']}`" if about.get("reward") else " on preference pairs")
         + f", seed {about.get('seed', 0)}.",
-        "## Data\n" + f"`{_short(about.get('data', 'not noted'))}`. Licence of the data: {', '.join(licences)}. "
+        "## Data\n" + f"`{_shorten_path(about.get('data', 'not noted'))}`. Licence of the data: {', '.join(licences)}. "
         f"Licence of the base: {_base_licence(base)}.",
         "## Training command\n```\n"
         + training_command(name, about)
         + "\n```\nSettings:\n```json\n"
         + json.dumps(about.get("settings", {}), indent=1)
         + "\n```",
-        "## Versions\n" + ", ".join(versions()) + ".",
+        "## Versions\n" + ", ".join(package_versions()) + ".",
         f"## Figures\n{found['n']} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all rows of the "
         "report.\n\n" + markdown_table(found["rows"]),
         "## Counting, greedy\n" + markdown_table(found["counting"]),
@@ -64,18 +65,18 @@ def model_card(name: str, found: dict[str, Any]) -> str:
 
 
 def training_command(name: str, about: dict[str, Any]) -> str:
-    """What makes such an adapter again, with the notebook's defaults otherwise."""
-    number = STAGES.get(name.split("/")[0], "04 or 05")
+    """The command that trains such an adapter again, with the notebook's defaults otherwise."""
+    number = STAGE_NOTEBOOKS.get(name.split("/")[0], "04 or 05")
     seed = int(about.get("seed", 0))
     seeds = f"SEEDS=({seed},)" if number == "04" else f"SEED={seed}"
     model = shlex.quote(f"MODEL={about['base']}")
     return f"python -m helpers run {number} --set {model} --set {shlex.quote(seeds)}"
 
 
-def versions() -> list[str]:
+def package_versions() -> list[str]:
     """Python and the packages that made the figures, as they are installed."""
     found = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
+    for package in CARD_PACKAGES:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -87,21 +88,21 @@ def data_licences(about: dict[str, Any]) -> list[str]:
     """The licences that the records of the training data name, each once. Raises UsageError for a broken file."""
     path = ROOT / about.get("data", "")
     if not path.is_file():
-        return [f"unknown, {_short(path.as_posix())} is not here any more"]
+        return [f"unknown, {_shorten_path(path.as_posix())} is not here any more"]
     found = set()
     for number, _, row, error in raw_rows(path):
         if error or not isinstance(row, dict):
             raise UsageError(f"{path}:{number}: not a JSON object. Run `python -m helpers check {path}`.")
         found.add(row.get("licence"))
-    return sorted(licence or UNKNOWN for licence in found)
+    return sorted(licence or UNKNOWN_LICENCE for licence in found)
 
 
 def _base_licence(base: str) -> str:
     return PRESETS[base].licence if base in PRESETS else "see the base's own card"
 
 
-def _short(path: str) -> str:
-    """Within the repository, or the file's name: a card is published, and the rest of a path is nobody's business."""
+def _shorten_path(path: str) -> str:
+    """Shorten a path to its part in the repository, or to the file's name, because cards are published."""
     full = Path(path)
     return (
         full.relative_to(ROOT).as_posix()

@@ -21,7 +21,7 @@ from helpers.report.model_card import write_cards
 from helpers.runtime import machine_summary, peak_memory_gb
 from helpers.statistics import Proportion
 
-EVALUATION = "07_evaluate"  # the notebook that judges all policies
+EVALUATION_NOTEBOOK = "07_evaluate"  # the notebook that judges all policies
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_sections() -> list[Section]:
     return sections
 
 
-def summary(sections: list[Section]) -> dict[str, Headline]:
+def collect_headlines(sections: list[Section]) -> dict[str, Headline]:
     """All headline figures by name; peak memory is the largest of the notebooks'."""
     merged: dict[str, Headline] = {}
     for section in sections:
@@ -117,18 +117,18 @@ def summary(sections: list[Section]) -> dict[str, Headline]:
 def build_report() -> Path:
     """Write `artifacts/report/summary.json`, `index.html` and the model cards from the sections that exist."""
     sections, folder = read_sections(), artifacts_dir() / "report"
-    figures = {name: asdict(headline) for name, headline in summary(sections).items()}
+    figures = {name: asdict(headline) for name, headline in collect_headlines(sections).items()}
     write_json(folder / "summary.json", figures)
     for section in sections:
         write_cards(section.examined)
     body = [
         "<h1>Preference alignment of a small vision-language model</h1>",
         f"<p class='note'>{html.escape(machine_summary())}. Intervals are 95 % (Wilson) unless n = 1.</p>",
-        *_in_short(sections),
+        *_conclusions_html(sections),
         "<h2>Headline figures</h2>",
         f"<div class='scroll'>{table_html(figure_rows(figures))}</div>",
         *(_section_html(section) for section in sections),
-        *_kept(),
+        *_gallery_section(),
     ]
     return write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(body)))
 
@@ -180,13 +180,13 @@ def figures_table(figures: dict[str, dict[str, float]]) -> str:
     return markdown_table([head, *([f"`{name}`", *rest] for name, *rest in rows)])
 
 
-def _in_short(sections: list[Section]) -> list[str]:
+def _conclusions_html(sections: list[Section]) -> list[str]:
     lines = [html.escape(sentence) for section in sections for sentence in section.conclusions]
     leads = [_figure(*section.pictures[section.lead]) for section in sections if section.lead is not None]
     return ["<h2>In short</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>", *leads] if lines else []
 
 
-def _kept() -> list[str]:
+def _gallery_section() -> list[str]:
     """The examples that a reader kept, if there are any."""
     folder = artifacts_dir() / "gallery"
     kept = read_gallery(folder)

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from helpers.statistics import Proportion
 
-CHOSEN, REJECTED, NEUTRAL, ACCENT = "#1a7f5a", "#c0392b", "#57606a", "#2f6fb7"
+CHOSEN_COLOR, REJECTED_COLOR, NEUTRAL_COLOR, ACCENT_COLOR = "#1a7f5a", "#c0392b", "#57606a", "#2f6fb7"
 # Okabe and Ito 2008: told apart by readers who see colours differently; their yellow is too pale on white
-DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 CURVES = {  # title: (TRL's keys, level of an untrained model)
     "loss": (("loss",), None),
     "accuracy: chosen preferred": (("rewards/accuracies",), 0.5),
@@ -50,20 +50,22 @@ def training_curves(
     panels = len(CURVES) + bool(held_out)
     figure, axes = plt.subplots(1, panels, figsize=(3.75 * panels, 3.2), layout="constrained")
     for axis, (title, (keys, level)) in zip(axes, CURVES.items(), strict=False):
-        for key, color in zip(keys, (CHOSEN if len(keys) > 1 else ACCENT, REJECTED), strict=False):
+        for key, color in zip(keys, (CHOSEN_COLOR if len(keys) > 1 else ACCENT_COLOR, REJECTED_COLOR), strict=False):
             values = np.array([row[key] for row in log])
             axis.plot(range(1, len(values) + 1), values, color=color, alpha=0.3, linewidth=1)
             means = [values[max(0, i - 4) : i + 1].mean() for i in range(len(values))]
             axis.plot(range(1, len(values) + 1), means, color=color, label=key.split("/")[-1])
         if level is not None:
-            axis.axhline(level, color=NEUTRAL, linestyle=":", linewidth=1)
+            axis.axhline(level, color=NEUTRAL_COLOR, linestyle=":", linewidth=1)
         if len(keys) > 1:
             axis.legend(frameon=False)
         axis.set(title=title)
     if held_out:
         at, shares = zip(*held_out, strict=True)
-        axes[-1].vlines(at, [s.low for s in shares], [s.high for s in shares], color=CHOSEN, alpha=0.4, linewidth=3)
-        axes[-1].plot(at, [s.value for s in shares], "o-", color=CHOSEN)
+        axes[-1].vlines(
+            at, [s.low for s in shares], [s.high for s in shares], color=CHOSEN_COLOR, alpha=0.4, linewidth=3
+        )
+        axes[-1].plot(at, [s.value for s in shares], "o-", color=CHOSEN_COLOR)
         axes[-1].set(title=f"exact answers, {shares[0].n} held-out images", ylim=(-0.03, 1.03))
     for axis in axes:
         axis.set(xlabel="step", xlim=(0, steps or len(log) + 1))
@@ -78,13 +80,13 @@ def reward_curves(log: Sequence[Mapping[str, float]], evaluations: Sequence[Mapp
     for axis, key, level in zip(axes, ("loss", "accuracy"), (np.log(2), 0.5), strict=True):
         values = np.array([row[key] for row in log])
         steps = [row["step"] for row in log]
-        axis.plot(steps, values, color=ACCENT, alpha=0.25, linewidth=1)
+        axis.plot(steps, values, color=ACCENT_COLOR, alpha=0.25, linewidth=1)
         axis.plot(
-            steps, [values[max(0, i - 9) : i + 1].mean() for i in range(len(values))], color=ACCENT, label="train"
+            steps, [values[max(0, i - 9) : i + 1].mean() for i in range(len(values))], color=ACCENT_COLOR, label="train"
         )
         dots = [row["step"] for row in evaluations], [row[key] for row in evaluations]
-        axis.plot(*dots, "o-", color=CHOSEN, label="held out")
-        axis.axhline(level, color=NEUTRAL, linestyle=":", linewidth=1)
+        axis.plot(*dots, "o-", color=CHOSEN_COLOR, label="held out")
+        axis.axhline(level, color=NEUTRAL_COLOR, linestyle=":", linewidth=1)
         axis.set(title=f"{key} (dotted: a model that says nothing)", xlabel="step")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
@@ -92,13 +94,13 @@ def reward_curves(log: Sequence[Mapping[str, float]], evaluations: Sequence[Mapp
     return figure
 
 
-def reliability(bins: Sequence[tuple[float, float, int]]) -> Figure:
+def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> Figure:
     """Accuracy against confidence, one dot a bin as large as its number of pairs; on the line is calibrated."""
     confidence, accuracy, numbers = np.array(bins).T
     figure, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    axis.plot([0.5, 1], [0.5, 1], color=NEUTRAL, linestyle=":")
-    axis.plot(confidence, accuracy, color=ACCENT, alpha=0.4)
-    axis.scatter(confidence, accuracy, s=10 + 300 * numbers / numbers.sum(), color=ACCENT, alpha=0.8)
+    axis.plot([0.5, 1], [0.5, 1], color=NEUTRAL_COLOR, linestyle=":")
+    axis.plot(confidence, accuracy, color=ACCENT_COLOR, alpha=0.4)
+    axis.scatter(confidence, accuracy, s=10 + 300 * numbers / numbers.sum(), color=ACCENT_COLOR, alpha=0.8)
     for x, y, n in bins:
         axis.annotate(f"{n}", (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8)
     axis.set(xlabel="confidence σ(|gap|)", ylabel="share of right pairs")
@@ -125,7 +127,7 @@ def policy_curves(
         ("entropy of a token; answers without end", {"entropy": "objective/entropy", "no end": "answers/not_ended"}),
     ]
     for axis, (title, keys) in zip(axes, panels, strict=True):
-        for (label, key), color in zip(keys.items(), (ACCENT, REJECTED), strict=False):
+        for (label, key), color in zip(keys.items(), (ACCENT_COLOR, REJECTED_COLOR), strict=False):
             points = [(row["iteration"], row[key]) for row in log if key in row]
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, label=label)
@@ -133,10 +135,12 @@ def policy_curves(
         axis.spines[["top", "right"]].set_visible(False)
     if held_out:
         at, shares = zip(*held_out, strict=True)
-        axes[0].vlines(at, [s.low for s in shares], [s.high for s in shares], color=CHOSEN, alpha=0.4, linewidth=3)
-        axes[0].plot(at, [s.value for s in shares], "o", color=CHOSEN, label="held out, greedy exact")
+        axes[0].vlines(
+            at, [s.low for s in shares], [s.high for s in shares], color=CHOSEN_COLOR, alpha=0.4, linewidth=3
+        )
+        axes[0].plot(at, [s.value for s in shares], "o", color=CHOSEN_COLOR, label="held out, greedy exact")
     if critic:
-        axes[2].axhline(0, color=NEUTRAL, linestyle=":", linewidth=1)
+        axes[2].axhline(0, color=NEUTRAL_COLOR, linestyle=":", linewidth=1)
         axes[2].set_ylim(-1, 1)
     for axis in (axes[0], axes[3]):
         axis.legend(frameon=False)
@@ -157,7 +161,7 @@ def run_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, n
     for axis, (metric, lines) in zip(axes.flat, panels.items(), strict=False):
         for run, (x, values, smoothed) in lines.items():
             number = runs.index(run)
-            style = {"color": DISTINCT[number % len(DISTINCT)], "linestyle": ("-", "--", "-.", ":")[number % 4]}
+            style = {"color": RUN_COLORS[number % len(RUN_COLORS)], "linestyle": ("-", "--", "-.", ":")[number % 4]}
             if not np.array_equal(values, smoothed, equal_nan=True):
                 axis.plot(x, values, color=style["color"], alpha=0.25, linewidth=1)
             gap = np.isnan(np.concatenate([[np.nan], smoothed, [np.nan]]))
@@ -175,9 +179,9 @@ def run_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, n
 
 
 def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> Figure:
-    """What the critic expects before each token of an answer, as bars over the tokens."""
+    """Draw the critic's value before each token of an answer as bars over the tokens."""
     figure, axis = plt.subplots(figsize=(0.45 * len(tokens) + 1, 2.4), layout="constrained")
-    axis.bar(range(len(tokens)), values, color=ACCENT, alpha=0.7)
+    axis.bar(range(len(tokens)), values, color=ACCENT_COLOR, alpha=0.7)
     axis.set(title=title, ylabel="expected score", ylim=(min(0, *values), max(1, *values)))
     axis.set_xticks(range(len(tokens)), [token.strip() or "␣" for token in tokens], rotation=60, ha="right", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -185,10 +189,10 @@ def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> F
     return figure
 
 
-class _Live:
+class _LiveFigure:
     """A figure in the cell's output that is redrawn at most every `every` seconds; `watching` counts what it took.
 
-    held_out: a list that grows while the run is on, as `evaluation.HeldOut.shares`.
+    held_out: a list that grows while the run is on, as `evaluation.HeldOutAnswers.shares`.
     """
 
     def __init__(self, every: float = 3.0, held_out: Sequence[tuple[int, Proportion]] = ()):
@@ -208,7 +212,7 @@ class _Live:
         self.watching += self.drawn - started
 
 
-class LiveCurves(_Live, TrainerCallback):
+class LiveCurves(_LiveFigure, TrainerCallback):
     """`training_curves` while a TRL trainer runs."""
 
     def __init__(self, every: float = 3.0, held_out: Sequence[tuple[int, Proportion]] = ()):
@@ -225,8 +229,8 @@ class LiveCurves(_Live, TrainerCallback):
             self.show(lambda: training_curves(self.log, state.max_steps, self.held_out), last=True)
 
 
-class LivePolicyCurves(_Live):
-    """`policy_curves` while a `ppo.PolicyTrainer` runs: one of its watchers."""
+class LivePolicyCurves(_LiveFigure):
+    """`policy_curves` while a `ppo.PPOTrainer` runs: one of its watchers."""
 
     def __call__(self, trainer) -> None:
         iterations = trainer.settings.iterations
@@ -240,7 +244,7 @@ def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -
     """
     measures = list(next(iter(groups.values())))
     figure, axis = plt.subplots(figsize=(9, 0.8 + 0.55 * len(measures)), layout="constrained")
-    colors = [NEUTRAL, CHOSEN, ACCENT, "#8e44ad", "#b7791f", REJECTED]
+    colors = [NEUTRAL_COLOR, CHOSEN_COLOR, ACCENT_COLOR, "#8e44ad", "#b7791f", REJECTED_COLOR]
     for number, (model, values) in enumerate(groups.items()):
         offset = (number - (len(groups) - 1) / 2) * 0.8 / max(5, len(groups))
         heights = np.arange(len(measures)) + offset
@@ -276,7 +280,7 @@ def error_chart(errors: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     )
     bins = np.arange(-3.5, 4.5)
     for axis, cls in zip(axes[0], classes, strict=True):
-        for (model, values), color in zip(errors.items(), (NEUTRAL, CHOSEN, ACCENT), strict=False):
+        for (model, values), color in zip(errors.items(), (NEUTRAL_COLOR, CHOSEN_COLOR, ACCENT_COLOR), strict=False):
             known = values[cls][~np.isnan(values[cls])]
             axis.hist(np.clip(known, -3, 3), bins, color=color, alpha=0.55, label=model)
         axis.set(title=cls, xlabel="stated − true")

@@ -24,12 +24,12 @@ import numpy as np
 
 from helpers.files import ROOT, UsageError, read_json
 
-STATE = "trainer_state.json"
-HELD_OUT = "held out/"  # before the names of figures of a reward model on held-out pairs
+_TRAINER_STATE = "trainer_state.json"
+HELD_OUT_PREFIX = "held out/"  # before the names of figures of a reward model on held-out pairs
 
 
 @dataclass(frozen=True)
-class Stage:
+class LoggedStage:
     """A kind of run: its four most telling figures, and where `docs/metrics.md` defines them."""
 
     title: str
@@ -37,10 +37,12 @@ class Stage:
     section: str
 
 
-STAGES = {
-    "dpo": Stage("DPO", ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"), "While DPO trains"),
-    "reward": Stage("reward model", ("loss", "accuracy", f"{HELD_OUT}loss", f"{HELD_OUT}accuracy"), "Of reward models"),
-    "ppo": Stage(
+LOGGED_STAGES = {
+    "dpo": LoggedStage("DPO", ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"), "While DPO trains"),
+    "reward": LoggedStage(
+        "reward model", ("loss", "accuracy", f"{HELD_OUT_PREFIX}loss", f"{HELD_OUT_PREFIX}accuracy"), "Of reward models"
+    ),
+    "ppo": LoggedStage(
         "PPO, RLOO, GRPO",
         ("objective/scores", "objective/kl", "objective/entropy", "groups/zero_variance"),
         "Of PPO, RLOO and GRPO",
@@ -49,7 +51,7 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """One run's log. With an `error` nothing of it could be read."""
 
     name: str  # its folder, relative to where runs were looked for
@@ -62,17 +64,17 @@ class Run:
     error: str | None = None
 
 
-def find_runs(folder: Path) -> list[Run]:
+def find_runs(folder: Path) -> list[LoggedRun]:
     """Every run with a log under `folder`, by name; one that cannot be read is there with its `error`."""
-    found = [path for path in folder.rglob("*.json*") if path.name in ("log.json", "log.jsonl", STATE)]
-    states = [path for path in found if path.name == STATE]
-    files = sorted([path for path in found if path.name != STATE] + _newest(states))
+    found = [path for path in folder.rglob("*.json*") if path.name in ("log.json", "log.jsonl", _TRAINER_STATE)]
+    states = [path for path in found if path.name == _TRAINER_STATE]
+    files = sorted([path for path in found if path.name != _TRAINER_STATE] + _newest_states(states))
     names = Counter(path.parent for path in files)
     return [_read_run(path, _name(folder, path, names[path.parent] > 1)) for path in files]
 
 
-def _newest(states: Iterable[Path]) -> list[Path]:
-    """Of the checkpoints of each trainer the last one written: it has the rows of those before."""
+def _newest_states(states: Iterable[Path]) -> list[Path]:
+    """Choose the newest checkpoint of each trainer: it holds the rows of all earlier ones."""
     last: dict[Path, tuple[float, int, Path]] = {}
     for path in states:
         number = int((re.findall(r"\d+$", path.parent.name) or [0])[0])
@@ -91,16 +93,16 @@ def _name(folder: Path, path: Path, shared: bool) -> str:
     return f"{name}/{path.name}" if shared else name
 
 
-def _read_run(path: Path, name: str) -> Run:
+def _read_run(path: Path, name: str) -> LoggedRun:
     try:
         stage, rows, notes = _read_rows(path)
         steps, columns, gaps, more = _columns(rows)
     except OSError as error:
-        return Run(name, error=f"{path}: cannot be read ({error.strerror}). Check it, then refresh.")
+        return LoggedRun(name, error=f"{path}: cannot be read ({error.strerror}). Check it, then refresh.")
     except UsageError as error:
-        return Run(name, error=str(error))
+        return LoggedRun(name, error=str(error))
     about, fault = _about(path.parent / "about.json")
-    return Run(name, stage, steps, columns, about, gaps, (*notes, *more, *fault))
+    return LoggedRun(name, stage, steps, columns, about, gaps, (*notes, *more, *fault))
 
 
 def _about(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -111,10 +113,10 @@ def _about(path: Path) -> tuple[dict[str, Any], list[str]]:
     return (about, []) if isinstance(about, dict) else ({}, [f"{path}: holds no object with settings"])
 
 
-Row = tuple[str, dict[str, Any]]  # where it stands, what it says
+_PlacedRow = tuple[str, dict[str, Any]]  # where it stands, what it says
 
 
-def _read_rows(path: Path) -> tuple[str, list[Row], list[str]]:
+def _read_rows(path: Path) -> tuple[str, list[_PlacedRow], list[str]]:
     """Stage, rows and notes of one file. Raises UsageError naming it."""
     raw = path.read_bytes()
     if path.suffix == ".jsonl":
@@ -127,13 +129,14 @@ def _read_rows(path: Path) -> tuple[str, list[Row], list[str]]:
     if isinstance(content, dict) and all(isinstance(content.get(part), list) for part in ("steps", "evaluations")):
         trained = [_row(row, f"{path}, row {number} of steps") for number, row in enumerate(content["steps"], start=1)]
         asked = [
-            _held_out(row, f"{path}, row {n} of evaluations") for n, row in enumerate(content["evaluations"], start=1)
+            _held_out_row(row, f"{path}, row {n} of evaluations")
+            for n, row in enumerate(content["evaluations"], start=1)
         ]
         return "reward", list(heapq.merge(trained, asked, key=lambda row: _step(*row))), []
     raise UsageError(f"{path}: neither a list of rows nor steps and evaluations. Run the notebook that makes it again.")
 
 
-def _lines(path: Path, raw: bytes) -> tuple[list[Row], list[str]]:
+def _lines(path: Path, raw: bytes) -> tuple[list[_PlacedRow], list[str]]:
     """Rows of JSON lines; half a line at the end is that of a process that is writing."""
     rows, notes, lines = [], [], raw.split(b"\n")  # the last one is what follows the last line break: mostly nothing
     for number, line in enumerate(lines, start=1):
@@ -156,17 +159,17 @@ def _parse(raw: bytes, where: str) -> Any:
         raise UsageError(f"{where}: not JSON ({reason}). Remove it, or run the notebook again.") from None
 
 
-def _row(value: Any, where: str) -> Row:
+def _row(value: Any, where: str) -> _PlacedRow:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: is no object of figures. Remove it, or run the notebook again.")
     return where, value
 
 
-def _held_out(value: Any, where: str) -> Row:
-    return where, {name if name == "step" else HELD_OUT + name: v for name, v in _row(value, where)[1].items()}
+def _held_out_row(value: Any, where: str) -> _PlacedRow:
+    return where, {name if name == "step" else HELD_OUT_PREFIX + name: v for name, v in _row(value, where)[1].items()}
 
 
-def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+def _columns(rows: Sequence[_PlacedRow]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Steps, columns, gaps and notes, sorted by step. Raises UsageError for a row without a step."""
     steps, notes = np.array([_step(*row) for row in rows]), [] if rows else ["no row has been logged yet"]
     if (np.diff(steps) < 0).any():
@@ -195,13 +198,13 @@ def _step(where: str, row: Mapping[str, Any]) -> float:
 # --- What is shown of them ---
 
 
-def axes(runs: Iterable[Run]) -> list[str]:
-    """What all of `runs` can be drawn against: their steps, and running totals that each of them logs."""
+def axes(runs: Iterable[LoggedRun]) -> list[str]:
+    """Choices for the x axis of `runs`: the step, and running totals that all of them log."""
     totals = ("seconds", "samples", "num_tokens", "epoch")
     return ["step", *(name for name in totals if all(np.isfinite(run.columns.get(name, [])).any() for run in runs))]
 
 
-def points(run: Run, metric: str, axis: str = "step") -> tuple[np.ndarray, np.ndarray]:
+def points(run: LoggedRun, metric: str, axis: str = "step") -> tuple[np.ndarray, np.ndarray]:
     """Where `metric` was logged and what it was, both (points,); NaN is a gap. Empty if the run has no such figure.
 
     A row that does not say where it is on `axis` is put between its neighbours by its step.
@@ -229,27 +232,27 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return np.where(np.isfinite(values), means, np.nan)
 
 
-def last_value(run: Run, metric: str) -> float | None:
+def last_value(run: LoggedRun, metric: str) -> float | None:
     """The last finite one, None if there is none."""
     values = run.columns.get(metric, np.zeros(0))
     known = values[np.isfinite(values)]
     return float(known[-1]) if len(known) else None
 
 
-def differences(runs: Sequence[Run]) -> list[str]:
+def differences(runs: Sequence[LoggedRun]) -> list[str]:
     """What each run's about.json says that some other's does not: "seed 1, learning_rate 0.001"."""
-    told = [_flat(run.about) for run in runs]
+    told = [_flatten_settings(run.about) for run in runs]
     names = dict.fromkeys(name for about in told for name in about)
     differing = [name for name in names if len({about.get(name) for about in told}) > 1]
     return [", ".join(f"{name} {about.get(name, 'not given')}" for name in differing) for about in told]
 
 
-def _flat(about: Mapping[str, Any]) -> dict[str, str]:
+def _flatten_settings(about: Mapping[str, Any]) -> dict[str, str]:
     """Settings by their own names, `lora` and the like opened; what is longer than 40 characters is no setting."""
     flat: dict[str, str] = {}
     for name, value in about.items():
         flat |= (
-            _flat(value)
+            _flatten_settings(value)
             if isinstance(value, Mapping)
             else {name: value if isinstance(value, str) else json.dumps(value)}
         )
@@ -266,20 +269,20 @@ def definitions(path: Path = ROOT / "docs" / "metrics.md") -> dict[str, dict[str
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
-    found: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
+    found: dict[str, dict[str, str]] = {stage: {} for stage in LOGGED_STAGES}
     section, before = "", ""
     for line in lines:
         if line and not line.startswith("|") and not before:  # the first line of a paragraph
             section = line
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")] if line.startswith("|") else []
-        for stage in STAGES if len(cells) == 2 else ():
-            if section.startswith(STAGES[stage].section):
+        for stage in LOGGED_STAGES if len(cells) == 2 else ():
+            if section.startswith(LOGGED_STAGES[stage].section):
                 found[stage] |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1])
         before = line
     return found
 
 
 def definition(stage: str, metric: str) -> str | None:
-    """One sentence of `docs/metrics.md`; that of "reward/…" serves every name with this beginning."""
+    """One sentence of `docs/metrics.md`; the one of "reward/…" is used for every name that starts so."""
     known = definitions().get(stage, {})
     return known.get(metric) or next((known[n] for n in known if n.endswith("…") and metric.startswith(n[:-1])), None)

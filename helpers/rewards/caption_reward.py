@@ -28,12 +28,12 @@ from transformers import (
 
 from helpers.data.preferences import PreferenceRecord, image_paths
 from helpers.files import UsageError, read_json, write_json
-from helpers.losses import bradley_terry
+from helpers.losses import bradley_terry_loss
 from helpers.models.generation import generate_answers
 from helpers.runtime import device
 
 Captioner = Callable[[Sequence[Path]], list[str]]
-ABOUT = "caption_reward.json"
+CAPTION_REWARD_FILE = "caption_reward.json"
 
 
 def reward_text(caption: str, instruction: str, response: str) -> str:
@@ -190,7 +190,7 @@ class CaptionReward:
                 for rows in torch.randperm(len(pairs), generator=generator).split(batch_size):
                     better, worse = zip(*(pairs[row] for row in rows.tolist()), strict=True)
                     better_scores, worse_scores = self.forward(better + worse).chunk(2)
-                    loss = bradley_terry(better_scores, worse_scores).mean()
+                    loss = bradley_terry_loss(better_scores, worse_scores).mean()
                     optimizer.zero_grad()
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -213,12 +213,12 @@ class CaptionReward:
         """Write model (safetensors) and tokenizer. A captioner is not saved, only that there was one."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        write_json(folder / ABOUT, {"captions": self.captioner is not None})
+        write_json(folder / CAPTION_REWARD_FILE, {"captions": self.captioner is not None})
         return folder
 
     @classmethod
     def load(cls, folder: Path, captioner: Captioner | None) -> "CaptionReward":
-        """What `save` wrote. Raises UsageError if it was trained with captions and gets none, or the reverse."""
-        if read_json(folder / ABOUT)["captions"] != (captioner is not None):
+        """Load what `save` wrote. Raises UsageError if it needs a captioner and gets none, or the reverse."""
+        if read_json(folder / CAPTION_REWARD_FILE)["captions"] != (captioner is not None):
             raise UsageError(f"{folder}: trained {'without' if captioner else 'with'} captions. Load it the same way.")
         return cls(*load_text_reward(folder), captioner)

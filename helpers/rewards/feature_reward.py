@@ -29,9 +29,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers.data.preferences import PreferenceRecord, image_paths
 from helpers.files import UsageError, open_image, read_json, write_json
-from helpers.rewards.scoring import Given, Score, Scorer, heuristic, make_scorer
+from helpers.rewards.scoring import Score, Scorer, ScorerInputs, heuristic_scorer, make_scorer
 
-WEIGHTS, ABOUT = "feature_reward.safetensors", "feature_reward.json"
+FEATURE_REWARD_WEIGHTS, FEATURE_REWARD_FILE = "feature_reward.safetensors", "feature_reward.json"
 
 
 @torch.no_grad()
@@ -63,8 +63,8 @@ def _question(record: PreferenceRecord) -> str:
 
 
 def target_scores(records: Sequence[PreferenceRecord], scorer: Scorer | None = None) -> list[list[float]]:
-    """What to regress: `scorer` (default: the heuristic) of every answer, with no image and what is known of it."""
-    scorer = scorer or heuristic()
+    """Compute the regression targets: `scorer` (default: the heuristic) of each answer, without the image."""
+    scorer = scorer or heuristic_scorer()
     return [[scorer(None, _question(r), answer.text, r.truth).total for answer in r.answers] for r in records]
 
 
@@ -165,7 +165,7 @@ class FeatureReward:
         """The score as a reward function (`helpers/rewards/scoring.py`); answers to one image in a row share its feature."""
 
         @torch.no_grad()
-        def batch(given: Sequence[Given]) -> list[Score]:
+        def batch(given: Sequence[ScorerInputs]) -> list[Score]:
             rows = []
             for _, group in groupby(given, key=lambda row: id(row[0])):
                 group = list(group)
@@ -181,21 +181,23 @@ class FeatureReward:
     def save(self, folder: Path) -> Path:
         """Write the MLP (safetensors) and its sizes (JSON); the vision-language model is not saved."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.net.state_dict(), folder / WEIGHTS)
-        write_json(folder / ABOUT, {"size": self.size, "hidden": self.hidden})
+        save_file(self.net.state_dict(), folder / FEATURE_REWARD_WEIGHTS)
+        write_json(folder / FEATURE_REWARD_FILE, {"size": self.size, "hidden": self.hidden})
         return folder
 
     @classmethod
     def load(cls, folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> "FeatureReward":
-        """What `save` wrote, on the model that gave its features. Raises UsageError if the sizes differ."""
-        about = read_json(folder / ABOUT)
+        """Load what `save` wrote, on the model that gave its features. Raises UsageError if the sizes differ."""
+        about = read_json(folder / FEATURE_REWARD_FILE)
         reward = cls(model, processor, about["hidden"])
         if reward.size != about["size"]:
             raise UsageError(f"{folder}: takes {about['size']} features, this model gives {reward.size}. Load its own.")
         try:
-            reward.net.load_state_dict(load_file(folder / WEIGHTS))
+            reward.net.load_state_dict(load_file(folder / FEATURE_REWARD_WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise UsageError(f"{folder / WEIGHTS}: cannot be read ({error}). Train and save it again.") from None
+            raise UsageError(
+                f"{folder / FEATURE_REWARD_WEIGHTS}: cannot be read ({error}). Train and save it again."
+            ) from None
         return reward
 
 

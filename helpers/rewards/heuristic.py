@@ -14,7 +14,9 @@ from helpers.data.counting import Counts
 
 Facts = Counts | str | Sequence[str] | None  # the truth of a record, as far as it is known
 
-NUMBERS = {w: str(n) for n, w in enumerate(re.findall(r"\w+", "zero one two three four five six seven eight nine ten"))}
+NUMBER_WORDS = {
+    w: str(n) for n, w in enumerate(re.findall(r"\w+", "zero one two three four five six seven eight nine ten"))
+}
 _STOP_WORDS = """a an the this that these those it its he his him she her they them their we us our you your i me my is
 are was were be been am do does did has have had can could will would should may might must there here and or not no if
 than then as at by for from in into of off on out over to up with what which who whose when where why how many much any
@@ -28,7 +30,7 @@ def _words(pattern: str) -> re.Pattern:
     return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE)
 
 
-_NUMBER, _MARKER = _words("|".join(NUMBERS)), _words("because|therefore|so|but|while")
+_NUMBER, _MARKER = _words("|".join(NUMBER_WORDS)), _words("because|therefore|so|but|while")
 _VERB = "(?:is|are|was|were|has|have|can|do|does)"
 _NO_OBJECT = _words(rf"no(?!\s+(?:[\w-]+\s+){{1,3}}{_VERB}\b)")  # "no bus is red" does not state 0 buses
 _NO_REPLY = _words(r"no(?!\s+(?!(?:and|but|or|yes|no|there|it|they|he|she|we|this|that)\b)\w)")  # not that of "no bus"
@@ -48,16 +50,16 @@ def _name(name: str) -> str:
     return r"\s+".join([*map(re.escape, first), f"(?:{'|'.join(map(re.escape, endings))})"])
 
 
-def mentions(text: str, name: str) -> bool:
+def is_mentioned(text: str, name: str) -> bool:
     """True if `text` has `name` as whole words; case and a plural "s" or "es" do not matter."""
     return bool(_words(_name(name)).search(_nfc(text)))
 
 
 def content_words(text: str) -> list[str]:
-    """Distinct words of `text` but for stop words, in lower case; singular and plural are one word."""
+    """Distinct words of `text` without stop words, in lower case; singular and plural are one word."""
     distinct: list[str] = []
     for word in re.findall(r"(?<![\w'’])[^\W\d_][^\W_]*(?!['’]?\w)", re.sub(r"['’]s\b", "", _nfc(text).lower())):
-        if word not in STOP_WORDS and not any(mentions(word, known) for known in distinct):
+        if word not in STOP_WORDS and not any(is_mentioned(word, known) for known in distinct):
             distinct.append(word)
     return distinct
 
@@ -67,9 +69,9 @@ def _counts(facts: Facts) -> Counts:
     return {_nfc(name): n for name, n in facts.items() if name.strip()} if isinstance(facts, Mapping) else {}
 
 
-def _with_digits(text: str) -> str:
+def _number_words_to_digits(text: str) -> str:
     """Number words and "no" (buses) as digits; without hedged numbers ("at least 2", "2 or 3"), which state none."""
-    text = _NUMBER.sub(lambda match: NUMBERS.get(match[0].lower(), match[0]), _nfc(text))
+    text = _NUMBER.sub(lambda match: NUMBER_WORDS.get(match[0].lower(), match[0]), _nfc(text))
     return _HEDGED.sub(lambda match: match[1] or "", _NO_OBJECT.sub("0", text))
 
 
@@ -78,14 +80,14 @@ def stated_counts(text: str, classes: Sequence[str]) -> dict[str, list[int]]:
 
     `counting.parse_counts` reads each piece of the text; unlike it, this accepts incomplete answers.
     """
-    pieces = re.split(r"(?<![\w.])(?=\d)", _with_digits(text))
+    pieces = re.split(r"(?<![\w.])(?=\d)", _number_words_to_digits(text))
     read = [(cls, counting.parse_counts(piece, [cls])) for cls in classes for piece in pieces]
     return {cls: [counts[cls] for name, counts in read if counts and name == cls] for cls in classes}
 
 
 def grounding(question: str, answer: str, facts: Facts) -> float:
     """Number of distinct content words of the question, and of known class names, that the answer mentions."""
-    return sum(mentions(answer, word) for word in content_words(" ".join([question, *_counts(facts)])))
+    return sum(is_mentioned(answer, word) for word in content_words(" ".join([question, *_counts(facts)])))
 
 
 def reasoning(question: str, answer: str, facts: Facts) -> float:
@@ -108,7 +110,7 @@ def absent_object(question: str, answer: str, facts: Facts) -> float:
 
     "A bus" and "the bus is red" claim it; sentences that ask, deny or suppose do not. "A bus stop" does.
     """
-    text = _with_digits(_words("but").sub(";", answer))
+    text = _number_words_to_digits(_words("but").sub(";", answer))
     sentences = [s for s in re.findall(r"[^.!?;\n]+[.!?;]*", text) if "?" not in s and not _UNCLAIMED.search(s)]
     some = r"(?:an?|some|several|both|(?<!how )many|there\s+(?:is|are|was|were)|sees?|shows?|contains?)"
     adjective = r"\s+(?:[^\W\d][\w-]*\s+)?"
@@ -134,7 +136,7 @@ def two_counts(question: str, answer: str, facts: Facts) -> float:
 
 
 @dataclass(frozen=True)
-class Rule:
+class HeuristicRule:
     """One criterion: `weight` × `value(question, answer, facts)` is its part of the score."""
 
     name: str
@@ -143,8 +145,8 @@ class Rule:
     description: str
 
 
-RULES = tuple(
-    Rule(value.__name__, weight, value, value.__doc__.splitlines()[0])
+HEURISTIC_RULES = tuple(
+    HeuristicRule(value.__name__, weight, value, value.__doc__.splitlines()[0])
     for value, weight in (
         (grounding, 0.1), (reasoning, 0.5),
         (wrong_count, -1.0), (absent_object, -1.0), (yes_and_no, -1.0), (two_counts, -1.0),

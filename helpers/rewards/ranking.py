@@ -19,16 +19,16 @@ from helpers.data.labels import CountedImage
 from helpers.data.pairs import question_for, record_of_item
 from helpers.data.preferences import Answer, PreferenceRecord, Ranking
 from helpers.files import UsageError
-from helpers.rewards.heuristic import RULES
+from helpers.rewards.heuristic import HEURISTIC_RULES
 from helpers.rewards.scoring import Scorer, count_graded, score_all
 from helpers.statistics import Proportion, proportion
 
-DRAWS = 1000
-FEW = 10  # records: simulated without any correlation, the interval misses 0 in 7 % of the cases; with 5 in 9 %
+BOOTSTRAP_DRAWS = 1000
+FEW_RECORDS = 10  # records: simulated without any correlation, the interval misses 0 in 7 % of the cases; with 5 in 9 %
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerTable:
     """The answers of all records, one row each."""
 
     record: np.ndarray  # (answers,) int: place of its record
@@ -59,8 +59,8 @@ class Correlation:
         return self.low is None or self.low <= 0 <= self.high
 
 
-def flatten(records: Sequence[PreferenceRecord]) -> Answers:
-    """`records` have known counts, see `with_counts`."""
+def flatten(records: Sequence[PreferenceRecord]) -> AnswerTable:
+    """`records` have known counts, see `select_with_counts`."""
     numbers = np.repeat(np.arange(len(records)), [len(record.answers) for record in records])
     truth = np.array([score.total for score in score_all(count_graded, [(None, *row) for row in _rows(records)])])
     pairs = [
@@ -69,11 +69,11 @@ def flatten(records: Sequence[PreferenceRecord]) -> Answers:
         for i, j in itertools.combinations(members, 2)
         if truth[i] != truth[j]
     ]
-    return Answers(numbers, truth, np.array(pairs, dtype=int).reshape(-1, 2))
+    return AnswerTable(numbers, truth, np.array(pairs, dtype=int).reshape(-1, 2))
 
 
-def with_counts(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
-    """Those whose truth is counts. Raises UsageError if there are none."""
+def select_with_counts(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """Choose the records whose truth is counts. Raises UsageError if there are none."""
     known = [record for record in records if isinstance(record.truth, dict) and record.truth]
     if not known:
         raise UsageError("None of the records has known counts as its truth. Build some with notebook 02.")
@@ -85,40 +85,40 @@ def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, dict[str,
 
 
 def rule_values(records: Sequence[PreferenceRecord], counts_known: bool) -> np.ndarray:
-    """What each of RULES says of each answer before its weight, (answers, rules); without counts, of words alone."""
+    """Value of each rule for each answer before weighting, (answers, rules); without counts, rules see words only."""
     rows = [(question, text, truth if counts_known else None) for question, text, truth in _rows(records)]
-    return np.array([[rule.value(*row) for rule in RULES] for row in rows])
+    return np.array([[rule.value(*row) for rule in HEURISTIC_RULES] for row in rows])
 
 
 def weighted_sum(values: np.ndarray, weights: Mapping[str, float]) -> np.ndarray:
     """Total of each answer, (answers,); rounded, so that 3 × 0.1 and 0.3 are a tie."""
-    return np.round(values @ np.array([weights[rule.name] for rule in RULES]), 9) + 0.0
+    return np.round(values @ np.array([weights[rule.name] for rule in HEURISTIC_RULES]), 9) + 0.0
 
 
-def agreement(totals: np.ndarray, pairs: np.ndarray) -> Proportion | None:
+def pair_agreement(totals: np.ndarray, pairs: np.ndarray) -> Proportion | None:
     """Share of `pairs` whose truer answer has the higher total; equal totals count ½. None without pairs."""
     truer, other = totals[pairs].T
     return proportion(float((truer > other).sum() + (truer == other).sum() / 2), len(pairs)) if len(pairs) else None
 
 
-def correlate(totals: np.ndarray, answers: Answers, drawn: np.ndarray) -> Correlation:
+def correlate(totals: np.ndarray, answers: AnswerTable, drawn: np.ndarray) -> Correlation:
     """Spearman's ρ of `totals` and truth over all answers, midranks for ties; drawn: see `draw_records`."""
     n, records = len(totals), drawn.shape[1]
     if len(np.unique(totals)) == 1 or len(np.unique(answers.truth)) == 1:
         return Correlation(None, None, None, n, records)
     low = high = None
-    if records >= FEW:
-        found = resampled_spearman(totals, answers, drawn)
+    if records >= FEW_RECORDS:
+        found = spearman_resamples(totals, answers, drawn)
         low, high = (float(limit) for limit in np.percentile(found, [2.5, 97.5]))
     return Correlation(float(spearmanr(totals, answers.truth).statistic), low, high, n, records)
 
 
-def draw_records(records: int, draws: int = DRAWS) -> np.ndarray:
+def draw_records(records: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
     """How often each record is in each resample, (draws, records); seed 0."""
     return np.random.default_rng(0).multinomial(records, np.full(records, 1 / records), size=draws).astype(float)
 
 
-def resampled_spearman(totals: np.ndarray, answers: Answers, drawn: np.ndarray) -> np.ndarray:
+def spearman_resamples(totals: np.ndarray, answers: AnswerTable, drawn: np.ndarray) -> np.ndarray:
     """ρ in each resample, (draws,); 0 where all its answers are equal: leaving it out would hide that a single
     odd answer makes the whole correlation.
 

@@ -30,12 +30,12 @@ from helpers.models import shared_prefix
 from helpers.models.caches import ImageFeatures, is_frozen
 from helpers.models.heads import HEADS, fused_layers
 from helpers.models.prompts import render_conversation
-from helpers.models.shared_prefix import Packed
-from helpers.rewards.scoring import Given, Score, Scorer, make_scorer
+from helpers.models.shared_prefix import PackedAnswers
+from helpers.rewards.scoring import Score, Scorer, ScorerInputs, make_scorer
 from helpers.runtime import seed_everything, tensors_hash
 
-REWARD = "reward"  # name of the adapter
-Scores = Sequence[Sequence[float]]  # for each record a score for each of its answers, in their order
+REWARD_ADAPTER = "reward"  # name of the adapter
+RecordScores = Sequence[Sequence[float]]  # for each record a score for each of its answers, in their order
 
 
 class RewardModel(nn.Module):
@@ -57,22 +57,22 @@ class RewardModel(nn.Module):
         self.packs = shared_prefix.can_pack(backbone, processor)
         self.features = ImageFeatures(backbone, processor) if self.packs and is_frozen(backbone) else None
 
-    def forward(self, packed: Packed) -> Tensor:
+    def forward(self, packed: PackedAnswers) -> Tensor:
         states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
         return self.head(states if self.layers else states[:, None])
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What is trained and saved: the adapter and the head."""
-        adapter = {n: p for n, p in self.backbone.named_parameters() if f".{REWARD}." in n}
+        """The parameters that are trained and saved: the adapter and the head."""
+        adapter = {n: p for n, p in self.backbone.named_parameters() if f".{REWARD_ADAPTER}." in n}
         return adapter | {f"head.{n}": p for n, p in self.head.named_parameters()}
 
     @contextmanager
     def active(self) -> Iterator["RewardModel"]:
         """Use the adapter `reward` for a while; afterwards the policy's is back."""
-        with models.using_adapter(self.backbone, REWARD):
+        with models.use_adapter(self.backbone, REWARD_ADAPTER):
             yield self
 
-    def batch(self, records: Sequence[PreferenceRecord], images: Sequence[Sequence[Image.Image]]) -> Packed:
+    def batch(self, records: Sequence[PreferenceRecord], images: Sequence[Sequence[Image.Image]]) -> PackedAnswers:
         """Model inputs of all answers of `records`, in their order."""
         turns = [[(m.role, m.content) for m in record.prompt] for record in records]
         return self.pack(turns, images, [[answer.text for answer in record.answers] for record in records])
@@ -82,7 +82,7 @@ class RewardModel(nn.Module):
         turns: Sequence[Sequence[tuple[str, str]]],
         images: Sequence[Sequence[Image.Image]],
         answers: Sequence[Sequence[str]],
-    ) -> Packed:
+    ) -> PackedAnswers:
         """Model inputs of all answers to each conversation of (role, text) turns, in their order."""
         images = images if self.sees_images else [[] for _ in turns]
         prompts = [
@@ -91,11 +91,11 @@ class RewardModel(nn.Module):
         if self.packs:
             packed = shared_prefix.pack(self.backbone, self.processor, prompts, images, answers, self.features)
         else:
-            packed = shared_prefix.plain(self.processor, prompts, images, answers)
+            packed = shared_prefix.pack_separately(self.processor, prompts, images, answers)
         return packed.to(self.backbone.device)
 
 
-def create(
+def new_reward_model(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
     settings: RewardSettings,
@@ -106,27 +106,27 @@ def create(
 
     An adapter `reward` that `model` has is replaced. With a policy on it, `model` is shared by both.
     """
-    model = without_reward(model)
-    with _policy_kept(model):
-        backbone = models.add_adapter(model, settings.lora, seed, REWARD)
+    model = remove_reward_adapter(model)
+    with _keep_policy_active(model):
+        backbone = models.add_adapter(model, settings.lora, seed, REWARD_ADAPTER)
     seed_everything(seed)
     return RewardModel(backbone, processor, settings.head, sees_images)
 
 
-def _policy_kept(model: PreTrainedModel | PeftModel) -> AbstractContextManager:
+def _keep_policy_active(model: PreTrainedModel | PeftModel) -> AbstractContextManager:
     """An adapter that is active stays so while another one is added."""
-    return models.using_adapter(model, model.active_adapter) if isinstance(model, PeftModel) else nullcontext()
+    return models.use_adapter(model, model.active_adapter) if isinstance(model, PeftModel) else nullcontext()
 
 
-def without_reward(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+def remove_reward_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """The model without an adapter `reward`; other adapters stay, and the first of them is active."""
-    if not isinstance(model, PeftModel) or REWARD not in model.peft_config:
+    if not isinstance(model, PeftModel) or REWARD_ADAPTER not in model.peft_config:
         return model
-    others = [name for name in model.peft_config if name != REWARD]
+    others = [name for name in model.peft_config if name != REWARD_ADAPTER]
     if not others:
         return model.unload()
     model.set_adapter(others[0])
-    model.delete_adapter(REWARD)
+    model.delete_adapter(REWARD_ADAPTER)
     return model
 
 
@@ -164,12 +164,12 @@ def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_
     """
 
     @torch.no_grad()
-    def batch(rows: Sequence[Given]) -> list[Score]:
+    def batch(rows: Sequence[ScorerInputs]) -> list[Score]:
         reward.eval()
         values = []
         with reward.active():
             for start in range(0, len(rows), batch_size):
-                values += reward(_grouped(reward, rows[start : start + batch_size])).tolist()
+                values += reward(_pack_questions(reward, rows[start : start + batch_size])).tolist()
         scaled = [(value - mean) / scale for value in values]
         return [Score(value, {"reward_model": value}) for value in scaled]
 
@@ -178,14 +178,14 @@ def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_
     return score
 
 
-def _grouped(reward: RewardModel, rows: Sequence[Given]) -> Packed:
+def _pack_questions(reward: RewardModel, rows: Sequence[ScorerInputs]) -> PackedAnswers:
     """Model inputs in the order of `rows`; answers to the same question about the same image share a row."""
     groups = [list(group) for _, group in groupby(rows, key=lambda row: (id(row[0]), row[1]))]
     images = [[group[0][0]] if group[0][0] is not None else [] for group in groups]
     return reward.pack([[("user", group[0][1])] for group in groups], images, [[row[2] for row in g] for g in groups])
 
 
-def pair_gaps(records: Sequence[PreferenceRecord], scores: Scores) -> np.ndarray:
+def pair_gaps(records: Sequence[PreferenceRecord], scores: RecordScores) -> np.ndarray:
     """Score of the better minus score of the worse answer of each pair, (pairs,), in the order of the records."""
     if [len(row) for row in scores] != [len(record.answers) for record in records]:
         raise UsageError("the scores are not one for each answer of each record. Score the same records.")
@@ -193,7 +193,7 @@ def pair_gaps(records: Sequence[PreferenceRecord], scores: Scores) -> np.ndarray
     return np.array([row[b] - row[w] for row, record in rows for b, w in record.tier_pairs()], dtype=float)
 
 
-def hits(gaps: np.ndarray) -> np.ndarray:
+def pair_hits(gaps: np.ndarray) -> np.ndarray:
     """1 where the better answer has the higher score, ½ where both are equal, else 0; (pairs,)."""
     return np.where(gaps == 0, 0.5, (gaps > 0).astype(float))
 
@@ -203,7 +203,9 @@ def head_hash(reward: RewardModel) -> str:
     return tensors_hash(sorted(reward.head.state_dict().items()))
 
 
-def save(reward: RewardModel, folder: Path, settings: RewardSettings, about: dict[str, Any] | None = None) -> Path:
+def save_reward_model(
+    reward: RewardModel, folder: Path, settings: RewardSettings, about: dict[str, Any] | None = None
+) -> Path:
     """Adapter, head and configuration in one folder: safetensors and JSON, no pickle."""
     weights = {name: value.detach().cpu().contiguous() for name, value in reward.head.state_dict().items()}
     about = {
@@ -214,21 +216,21 @@ def save(reward: RewardModel, folder: Path, settings: RewardSettings, about: dic
         "settings": asdict(settings),
         **(about or {}),
     }
-    models.save_adapter(reward.backbone, folder, about, REWARD)
+    models.save_adapter(reward.backbone, folder, about, REWARD_ADAPTER)
     save_file(weights, folder / "head.safetensors")
     return folder
 
 
-def load(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path) -> RewardModel:
+def load_reward_model(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path) -> RewardModel:
     """A saved reward model on `model`, which keeps the adapters it has. Raises UsageError if it does not fit."""
     if not (folder / "head.safetensors").exists():
         raise UsageError(
             f"{folder}: holds no reward model (head.safetensors). Run notebook 03, or give another folder."
         )
     about = read_json(folder / "about.json")
-    model = without_reward(model)
-    with _policy_kept(model):
-        backbone = models.load_adapter(model, folder, REWARD)
+    model = remove_reward_adapter(model)
+    with _keep_policy_active(model):
+        backbone = models.load_adapter(model, folder, REWARD_ADAPTER)
     reward = RewardModel(backbone, processor, about["head"], about["sees_images"])
     reward.head.load_state_dict(load_file(folder / "head.safetensors"))
     if head_hash(reward) != about["head_hash"]:

@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
-from helpers.data.blind import RULES
+from helpers.data.blind import BLIND_RULES
 from helpers.data.preferences import PreferenceRecord, image_paths
 from helpers.files import UsageError, open_image
-from helpers.rewards.reward_model import Scores, hits, pair_gaps
+from helpers.rewards.reward_model import RecordScores, pair_gaps, pair_hits
 from helpers.statistics import Proportion, binomial_p, derangement, proportion
 
 
 def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[float]]:
     """Scores by a rule of `blind.RULES`, such as "shorter" or "shown first", which never sees the image."""
-    return [[RULES[rule](a.text, (), place) for place, a in enumerate(record.answers)] for record in records]
+    return [[BLIND_RULES[rule](a.text, (), place) for place, a in enumerate(record.answers)] for record in records]
 
 
 def other_images(
@@ -59,7 +59,7 @@ def calibration_error(gaps: np.ndarray, bins: int = 10) -> tuple[float, list[tup
     for place in range(bins):
         inside = places == place
         if inside.any():
-            rows.append((float(confidence[inside].mean()), float(hits(gaps)[inside].mean()), int(inside.sum())))
+            rows.append((float(confidence[inside].mean()), float(pair_hits(gaps)[inside].mean()), int(inside.sum())))
     return sum(abs(a - c) * n for c, a, n in rows) / len(gaps), rows
 
 
@@ -69,8 +69,8 @@ class RewardReport:
 
     name: str
     records: Sequence[PreferenceRecord]
-    scores: Mapping[str, Scores]
-    baselines: Mapping[str, Scores] = field(default_factory=dict)  # a random head, a text-only twin, …
+    scores: Mapping[str, RecordScores]
+    baselines: Mapping[str, RecordScores] = field(default_factory=dict)  # a random head, a text-only twin, …
 
     def __post_init__(self) -> None:
         if not len(self.gaps()):
@@ -81,7 +81,7 @@ class RewardReport:
 
     def accuracy(self, condition: str = "right", where: np.ndarray | None = None) -> Proportion | None:
         """Share of the pairs that are right, of all or of those in `where`, (pairs,) bool; None without any."""
-        found = hits(self.gaps(condition))
+        found = pair_hits(self.gaps(condition))
         found = found if where is None else found[where]
         return proportion(float(found.sum()), len(found)) if len(found) else None
 
@@ -120,21 +120,21 @@ class RewardReport:
 
     def rivals(self) -> dict[str, tuple[Proportion, float]]:
         """Accuracy of every baseline on the same pairs, and p of the paired test of the model against it."""
-        own = hits(self.gaps())
+        own = pair_hits(self.gaps())
         rules = {name: rule_scores(self.records, name) for name in ("shown first", "shorter", "longer")}
         result = {}
         for name, scores in {**rules, **self.baselines}.items():
-            other = hits(pair_gaps(self.records, scores))
+            other = pair_hits(pair_gaps(self.records, scores))
             result[name] = (proportion(float(other.sum()), len(other)), paired_p(own, other))
         return result
 
     def rows(self) -> list[list[str]]:
         """The report as a table, the head first."""
-        own = hits(self.gaps())
+        own = pair_hits(self.gaps())
         rows = [["", "accuracy", "p against the model"], [f"{self.name}, right image", str(self.accuracy()), ""]]
         for condition in self.scores:
             if condition != "right":
-                p = paired_p(own, hits(self.gaps(condition)))
+                p = paired_p(own, pair_hits(self.gaps(condition)))
                 rows.append([f"{self.name}, {condition} image", str(self.accuracy(condition)), f"{p:.2g}"])
         rows += [[name, str(share), f"{p:.2g}"] for name, (share, p) in self.rivals().items()]
         rows += [[f"worse answer: {kind}", str(share), ""] for kind, share in self.by_kind().items()]
@@ -143,12 +143,12 @@ class RewardReport:
 
     def sentences(self) -> list[str]:
         """What the figures mean, in words; the bad news first."""
-        own, said = hits(self.gaps()), []
+        own, said = pair_hits(self.gaps()), []
         for name, (share, p) in self.rivals().items():
             if p > 0.05 or share.value >= own.mean():
                 said.append(f"{self.name} is no better than {name!r} ({share.value:.3f}, p = {p:.2g}): do not use it.")
         if "shuffled" in self.scores:
-            p, shuffled = paired_p(own, hits(self.gaps("shuffled"))), self.accuracy("shuffled")
+            p, shuffled = paired_p(own, pair_hits(self.gaps("shuffled"))), self.accuracy("shuffled")
             if p > 0.05 or shuffled.value >= own.mean():
                 said.append(
                     f"{self.name} does not use the image: with another one it is right in {shuffled}, p = {p:.2g}."
@@ -164,7 +164,7 @@ class RewardReport:
         return said
 
 
-def swapped(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+def swap_answers(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
     """The records with their answers in the opposite order: a reward model's scores must follow the answers."""
     result = []
     for record in records:

@@ -18,7 +18,7 @@ from PIL.Image import Image
 from helpers.data import counting
 from helpers.data.counting import Counts
 from helpers.files import UsageError
-from helpers.rewards.heuristic import NUMBERS, RULES, Facts
+from helpers.rewards.heuristic import HEURISTIC_RULES, NUMBER_WORDS, Facts
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Score:
         return self.total
 
 
-Given = tuple[Image | None, str, str, Facts]  # image, question, answer, facts
+ScorerInputs = tuple[Image | None, str, str, Facts]  # image, question, answer, facts
 Scorer = Callable[[Image | None, str, str, Facts], Score]
 
 
@@ -47,13 +47,13 @@ def make_scorer(name: str, parts: Callable[[Image | None, str, str, Facts], dict
     return score
 
 
-def score_all(scorer: Scorer, rows: Sequence[Given]) -> list[Score]:
+def score_all(scorer: Scorer, rows: Sequence[ScorerInputs]) -> list[Score]:
     """Scores of many answers. A scorer with an attribute `batch`, which scores a list, gets them together."""
     together = getattr(scorer, "batch", None)
     return together(rows) if together else [scorer(*given) for given in rows]
 
 
-def heuristic(weights: Mapping[str, float] | None = None) -> Scorer:
+def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
     """The three criteria of a student project (grounding, reasoning, contradictions): the sum of `RULES`.
 
     weights: replaces weights by rule name; UsageError for a name that is no rule. Each contradiction
@@ -63,13 +63,14 @@ def heuristic(weights: Mapping[str, float] | None = None) -> Scorer:
     scores; any "so" gains 0.5. The project also took 1.0 off an answer about a dog that names a cat.
     A true "the dog chases a cat" does so, too: only known counts can decide it (`absent_object`).
     """
-    chosen = {rule.name: rule.weight for rule in RULES}
+    chosen = {rule.name: rule.weight for rule in HEURISTIC_RULES}
     unknown = set(weights or ()) - set(chosen)
     if unknown:
         raise UsageError(f"weights: no rule is called {', '.join(sorted(unknown))}. Choose from {', '.join(chosen)}.")
     chosen |= weights or {}
     return make_scorer(
-        "heuristic", lambda image, *given: {rule.name: chosen[rule.name] * rule.value(*given) for rule in RULES}
+        "heuristic",
+        lambda image, *given: {rule.name: chosen[rule.name] * rule.value(*given) for rule in HEURISTIC_RULES},
     )
 
 
@@ -83,34 +84,34 @@ def _refusal(who: str, needed: str, facts: Facts, others: str) -> UsageError:
     )
 
 
-def _need_counts(facts: Facts, who: str) -> Counts:
+def _require_counts(facts: Facts, who: str) -> Counts:
     if isinstance(facts, Mapping) and facts and all(isinstance(n, Integral) for n in facts.values()):
         return dict(facts)
     raise _refusal(who, "true counts such as {'cars': 2, 'buses': 0}", facts, "exact_match, vqa_accuracy, cosine")
 
 
-def need_references(facts: Facts, who: str) -> list[str]:
+def require_references(facts: Facts, who: str) -> list[str]:
     references = [facts] if isinstance(facts, str) else facts
     if isinstance(references, list | tuple) and references and all(isinstance(text, str) for text in references):
         return list(references)
     raise _refusal(who, "a reference answer or a list of them", facts, "count_exact, count_per_class, count_graded")
 
 
-def _countmake_scorer(name: str, value: Callable[[int], float], combine: Callable[[list[float]], float]) -> Scorer:
+def _make_count_scorer(name: str, value: Callable[[int], float], combine: Callable[[list[float]], float]) -> Scorer:
     """`combine` of `value(stated − true)` over the classes; 0 if `counting.parse_counts` cannot read the answer."""
 
     def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
-        truth = _need_counts(facts, name)
+        truth = _require_counts(facts, name)
         stated = counting.parse_counts(answer, list(truth))
         return {name: combine([value(stated[cls] - truth[cls]) for cls in truth]) if stated else 0.0}
 
     return make_scorer(name, parts)
 
 
-count_exact = _countmake_scorer("count_exact", lambda error: error == 0, all)  # 1 if every count is true, else 0
-count_per_class = _countmake_scorer("count_per_class", lambda error: error == 0, np.mean)  # share of true counts
+count_exact = _make_count_scorer("count_exact", lambda error: error == 0, all)  # 1 if every count is true, else 0
+count_per_class = _make_count_scorer("count_per_class", lambda error: error == 0, np.mean)  # share of true counts
 # 1 for a true count, 1/2 for one off, 1/3 for two off; mean over the classes (our definition)
-count_graded = _countmake_scorer("count_graded", lambda error: 1 / (1 + abs(error)), np.mean)
+count_graded = _make_count_scorer("count_graded", lambda error: 1 / (1 + abs(error)), np.mean)
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # the official list: no apostrophe, colon or full stop
 _CONTRACTED = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
@@ -134,16 +135,16 @@ def normalise(text: str) -> str:
     bare, thousands = text, re.search(r"\d,\d", text)
     for mark in PUNCTUATION:
         bare = bare.replace(mark, "" if thousands or f"{mark} " in text or f" {mark}" in text else " ")
-    words = [{"none": "0", **NUMBERS}.get(word, word) for word in re.sub(r"\.(?!\d)", "", bare).lower().split()]
+    words = [{"none": "0", **NUMBER_WORDS}.get(word, word) for word in re.sub(r"\.(?!\d)", "", bare).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the")) or text.lower()
 
 
-def _referencemake_scorer(name: str, combine: Callable[[list[bool]], float]) -> Scorer:
+def _make_reference_scorer(name: str, combine: Callable[[list[bool]], float]) -> Scorer:
     """`combine` of which references equal the answer, both normalised. An empty answer equals none."""
 
     def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
         given = normalise(answer)
-        return {name: combine([given != "" and normalise(text) == given for text in need_references(facts, name)])}
+        return {name: combine([given != "" and normalise(text) == given for text in require_references(facts, name)])}
 
     return make_scorer(name, parts)
 
@@ -159,14 +160,14 @@ def _vote(matches: list[bool]) -> float:
     return float(np.mean([min(n / 3, 1) for n in others]))
 
 
-exact_match = _referencemake_scorer("exact_match", any)  # 1 if the answer is the reference, or one of them, else 0
-vqa_accuracy = _referencemake_scorer("vqa_accuracy", _vote)
+exact_match = _make_reference_scorer("exact_match", any)  # 1 if the answer is the reference, or one of them, else 0
+vqa_accuracy = _make_reference_scorer("vqa_accuracy", _vote)
 
 
 # --- Sums, and the way into TRL ---
 
 
-def weighted(scorers: Mapping[Scorer, float] | Sequence[tuple[str, Scorer, float]]) -> Scorer:
+def weighted_scorer(scorers: Mapping[Scorer, float] | Sequence[tuple[str, Scorer, float]]) -> Scorer:
     """Σ weight · scorer, one part each: `weighted({cosine: 0.7, clip: 0.3})` is α·cosine + β·CLIP.
 
     Weights are no shares: CLIPScore spans 0 … 2.5, a count reward 0 … 1. Parts are named after the
@@ -177,7 +178,7 @@ def weighted(scorers: Mapping[Scorer, float] | Sequence[tuple[str, Scorer, float
     if not rows or len(set(names)) < len(names):
         raise UsageError(f"scorers: the names {names} must be one or more, and differ. Give [(name, scorer, weight)].")
 
-    def batch(given: Sequence[Given]) -> list[Score]:
+    def batch(given: Sequence[ScorerInputs]) -> list[Score]:
         columns = [[weight * score.total for score in score_all(scorer, given)] for _, scorer, weight in rows]
         return [Score(sum(values), dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
@@ -186,8 +187,8 @@ def weighted(scorers: Mapping[Scorer, float] | Sequence[tuple[str, Scorer, float
     return score
 
 
-def _said(messages: str | list[dict], role: str) -> str:
-    """What `role` said last, in chat messages whose content is text or blocks; a plain text is itself."""
+def _last_message(messages: str | list[dict], role: str) -> str:
+    """Last message of `role` in chat messages whose content is text or blocks; a plain text is returned as it is."""
     if isinstance(messages, str):
         return messages
     content = next((message.get("content") for message in reversed(messages) if message["role"] == role), None) or ""
@@ -204,7 +205,7 @@ def _image(columns: Mapping[str, list], row: int) -> Image | None:
     return images[0] if images else None
 
 
-def for_grpo(scorer: Scorer, facts_column: str = "truth") -> Callable[..., list[float]]:
+def grpo_reward_function(scorer: Scorer, facts_column: str = "truth") -> Callable[..., list[float]]:
     """`scorer` as a reward function of TRL's GRPOTrainer, logged as `rewards/<name of the scorer>/mean`.
 
     TRL calls it with lists: `prompts` and `completions` (texts, or chat messages), and every column of
@@ -218,7 +219,7 @@ def for_grpo(scorer: Scorer, facts_column: str = "truth") -> Callable[..., list[
             facts = columns[facts_column][row] if facts_column in columns else None
             if isinstance(facts, Mapping):  # `datasets` fills in None for classes that only other rows have
                 facts = {name: n for name, n in facts.items() if n is not None}
-            given = (_image(columns, row), _said(prompt, "user"), _said(completion, "assistant"), facts)
+            given = (_image(columns, row), _last_message(prompt, "user"), _last_message(completion, "assistant"), facts)
             totals.append(scorer(*given).total)
         return totals
 
@@ -227,5 +228,5 @@ def for_grpo(scorer: Scorer, facts_column: str = "truth") -> Callable[..., list[
 
 
 # Ready to use; those of helpers/rewards/similarity.py need an embedder or a model first
-_READY = (heuristic(), count_exact, count_per_class, count_graded, exact_match, vqa_accuracy)
+_READY = (heuristic_scorer(), count_exact, count_per_class, count_graded, exact_match, vqa_accuracy)
 SCORERS: dict[str, Scorer] = {scorer.__name__: scorer for scorer in _READY}

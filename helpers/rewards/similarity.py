@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from helpers import runtime
 from helpers.files import UsageError
-from helpers.rewards.scoring import Facts, Scorer, make_scorer, need_references
+from helpers.rewards.scoring import Facts, Scorer, make_scorer, require_references
 
 Embedder = Callable[[list[str]], np.ndarray]  # n texts → (n, d)
 
@@ -30,7 +30,7 @@ def cosine_scorer(embed: Embedder) -> Scorer:
     """
 
     def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
-        vectors = np.asarray(embed([answer, *need_references(facts, "cosine")]), dtype=float)  # (1 + references, d)
+        vectors = np.asarray(embed([answer, *require_references(facts, "cosine")]), dtype=float)  # (1 + references, d)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
         return {"cosine": (units[1:] @ units[0]).max()}
@@ -77,7 +77,7 @@ def text_embedder(corpus: Sequence[str]) -> Embedder:
     return embed
 
 
-def clip_score(model: torch.nn.Module, processor: Callable) -> Scorer:
+def clip_scorer(model: torch.nn.Module, processor: Callable) -> Scorer:
     """CLIPScore = 2.5 · max(cos(image, answer), 0), 0 … 2.5 (Hessel et al. 2021, arXiv 2104.08718).
 
     model, processor: transformers' CLIPModel and CLIPProcessor. CLIP reads 77 tokens, start and end
@@ -98,7 +98,7 @@ def clip_score(model: torch.nn.Module, processor: Callable) -> Scorer:
 
 
 def load_clip(name: str | Path = "openai/clip-vit-base-patch32") -> Scorer:
-    """`clip_score` of a hub id or local folder. Raises UsageError if it is no CLIP or cannot be had."""
+    """`clip_scorer` of a hub id or local folder. Raises UsageError if it is no CLIP or cannot be had."""
     from transformers import AutoConfig, CLIPModel, CLIPProcessor  # slow to import, and rarely needed
 
     try:
@@ -111,4 +111,4 @@ def load_clip(name: str | Path = "openai/clip-vit-base-patch32") -> Scorer:
             f"{name}: cannot be loaded as a CLIP ({_reason(error)}). Check name and network; offline, give the folder "
             "of a saved CLIP, or do without this reward."
         ) from None
-    return clip_score(model.to(runtime.device()).eval().requires_grad_(False), processor)
+    return clip_scorer(model.to(runtime.device()).eval().requires_grad_(False), processor)

@@ -23,13 +23,13 @@ from helpers import losses, models
 from helpers.config import PPOSettings
 from helpers.files import UsageError
 from helpers.models.heads import ValueHead
-from helpers.models.shared_prefix import Packed, answer_states
+from helpers.models.shared_prefix import PackedAnswers, answer_states
 
-CRITIC = "critic"  # name of the critic's own adapter
+CRITIC_ADAPTER = "critic"  # name of the critic's own adapter
 
 
-class Figures(NamedTuple):
-    """Of the answers' tokens, (answers, longest) each; 0 after their end."""
+class TokenFigures(NamedTuple):
+    """Log-probabilities, entropy and values of answer tokens, (answers, longest) each; 0 after an answer's end."""
 
     logps: Tensor
     entropy: Tensor
@@ -56,23 +56,23 @@ class ActorCritic(nn.Module):
         self.critic = ValueHead(hidden, settings.critic_layers, settings.critic_sees_image).to(self.policy.device)
         self.own_adapter = settings.critic_adapter
         if self.own_adapter:
-            if CRITIC in self.policy.peft_config:
-                self.policy.delete_adapter(CRITIC)
-            with models.using_adapter(self.policy, self.policy.active_adapter):
-                models.add_adapter(self.policy, settings.lora, seed, CRITIC)
-            self.critic_adapter = [p for name, p in self.policy.named_parameters() if f".{CRITIC}." in name]
+            if CRITIC_ADAPTER in self.policy.peft_config:
+                self.policy.delete_adapter(CRITIC_ADAPTER)
+            with models.use_adapter(self.policy, self.policy.active_adapter):
+                models.add_adapter(self.policy, settings.lora, seed, CRITIC_ADAPTER)
+            self.critic_adapter = [p for name, p in self.policy.named_parameters() if f".{CRITIC_ADAPTER}." in name]
             for parameter in self.critic_adapter:  # as several processes must find them
                 parameter.requires_grad_(True)
 
     @contextmanager
     def as_critic(self) -> Iterator[None]:
         """The critic's adapter in place of the policy's, also for the backward pass."""
-        with models.using_adapter(self.policy, CRITIC):
+        with models.use_adapter(self.policy, CRITIC_ADAPTER):
             for parameter in self.critic_adapter:
                 parameter.requires_grad_(True)
             yield
 
-    def forward(self, packed: Packed, critic: bool = False) -> Figures | Tensor:
+    def forward(self, packed: PackedAnswers, critic: bool = False) -> TokenFigures | Tensor:
         mask, states = packed.mask[:, 1:], answer_states(self.policy, packed)
         if critic:
             return self.critic(states.float(), packed.pooled).where(mask, 0.0)
@@ -83,11 +83,11 @@ class ActorCritic(nn.Module):
         if self.critic is not None and not self.own_adapter:
             states = states.detach() if self.settings.critic_detached else states
             values = self.critic(states.float(), packed.pooled)
-        return Figures(*(figure.where(mask, 0.0) for figure in (logps, losses.entropy(logits), values)))
+        return TokenFigures(*(figure.where(mask, 0.0) for figure in (logps, losses.entropy(logits), values)))
 
     @torch.no_grad()
-    def values(self, packed: Packed, found: Figures) -> Tensor:
-        """What the critic expects before each token, (answers, longest); `found` is the policy's."""
+    def values(self, packed: PackedAnswers, found: TokenFigures) -> Tensor:
+        """Compute the critic's value before each token, (answers, longest); `figures` are from the policy's pass."""
         if not self.own_adapter:
             return found.values
         with self.as_critic():
@@ -95,7 +95,7 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: float) -> None:
-        """A critic that knows nothing yet expects the mean."""
+        """Let an untrained critic predict `mean` everywhere."""
         if self.critic is not None and not self.critic.value[-1].weight.any():
             self.critic.value[-1].bias.fill_(mean)
 
@@ -104,11 +104,11 @@ class ActorCritic(nn.Module):
         return {"adapter": self.adapter, "critic": head + self.critic_adapter}
 
 
-def warm_up(
+def warm_up_critic(
     actor: ActorCritic,
     forward: nn.Module,
     accelerator: Accelerator,
-    batch: Callable[[Sequence[int]], tuple[Packed, Tensor]],
+    batch: Callable[[Sequence[int]], tuple[PackedAnswers, Tensor]],
     number: int,
     epochs: int,
     size: int,

@@ -13,15 +13,15 @@ import torch
 from peft import PeftModel
 from transformers import ProcessorMixin
 
-from helpers.files import UsageError, file_hash, replacing
+from helpers.files import UsageError, file_hash, replace_file
 from helpers.models.caches import reference_hash
 from helpers.training.rollout import Task
 
-State = dict[str, Any]
+CheckpointState = dict[str, Any]
 
 
-def identity(model: PeftModel, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any) -> dict[str, str]:
-    """What a run that goes on must have in common with its checkpoint; image features and reference hang on it, too."""
+def run_identity(model: PeftModel, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any) -> dict[str, str]:
+    """Describe what a resumed run must share with its checkpoint: settings, data, base model and processor."""
     asked = [([file_hash(image) for image in task.images], task.turns, repr(task.facts)) for task in tasks]
     return {name: repr(value) for name, value in settings.items()} | {
         "data": hashlib.blake2b(repr(asked).encode(), digest_size=16).hexdigest(),
@@ -29,13 +29,13 @@ def identity(model: PeftModel, processor: ProcessorMixin, tasks: Sequence[Task],
     }
 
 
-def save(path: Path, state: State) -> None:
+def save_checkpoint(path: Path, state: CheckpointState) -> None:
     """Write `state` to `path` in one step."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         torch.save(state, temporary)
 
 
-def load(path: Path, own: dict[str, str]) -> State:
+def load_checkpoint(path: Path, own: dict[str, str]) -> CheckpointState:
     """The state in `path`. Raises UsageError if it is not of a run with this identity, naming what differs."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")

@@ -35,7 +35,7 @@ def new_accelerator(stage: str, unused: bool = False) -> Accelerator:
     return accelerator
 
 
-def wrapped(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+def wrap_for_processes(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     """`module` as several processes must call it for their gradients to be averaged; itself if there is one process."""
     return accelerator.prepare(module) if accelerator.num_processes > 1 else module
 
@@ -45,7 +45,7 @@ def own_share(accelerator: Accelerator, items: list) -> list:
     return items[accelerator.process_index :: accelerator.num_processes]
 
 
-def put_together(accelerator: Accelerator, own: list) -> list:
+def gather_in_order(accelerator: Accelerator, own: list) -> list:
     """The inverse of `own_share`, of one result for each item, in every process."""
     n = accelerator.num_processes
     if n == 1:
@@ -54,20 +54,20 @@ def put_together(accelerator: Accelerator, own: list) -> list:
     return [item for _, item in sorted(gather_object(tagged), key=lambda pair: pair[0])]
 
 
-def mean_share(accelerator: Accelerator, values: Tensor) -> Tensor:
+def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     """Mean over the processes, elementwise; no gradient goes through it."""
     values = values.detach().float().to(accelerator.device)
     return accelerator.reduce(values, "mean") if accelerator.num_processes > 1 else values
 
 
 def token_count(accelerator: Accelerator, mask: Tensor) -> Tensor:
-    """By what a sum over own tokens is divided, (): all processes' tokens over the number of processes."""
-    return mean_share(accelerator, mask.sum()).clamp(min=1e-9)
+    """Divisor of a sum over this process's tokens, (): tokens of all processes / number of processes."""
+    return mean_over_processes(accelerator, mask.sum()).clamp(min=1e-9)
 
 
-def mean_of_all(accelerator: Accelerator, values: Tensor, mask: Tensor) -> Tensor:
+def token_mean_over_processes(accelerator: Accelerator, values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` over the tokens of all processes, (); no gradient goes through it."""
-    return mean_share(accelerator, (values * mask).sum()) / token_count(accelerator, mask)
+    return mean_over_processes(accelerator, (values * mask).sum()) / token_count(accelerator, mask)
 
 
 def mean_rows(accelerator: Accelerator, row: dict[str, Any]) -> dict[str, float]:

@@ -33,11 +33,11 @@ from helpers.files import UsageError
 from helpers.losses import anchor_loss, completion_logps, dpo_loss
 from helpers.machine.drive import last_checkpoint
 from helpers.models.caches import ImageFeatures, ReferenceLogps, is_frozen, reference_hash
-from helpers.models.shared_prefix import Packed, answer_logits, can_pack
+from helpers.models.shared_prefix import PackedAnswers, answer_logits, can_pack
 from helpers.runtime import compute_dtype
 from helpers.training.collators import PairCollator
 
-REFERENCE = "ref"  # TRL's name for a frozen copy of an adapter that was trained before
+REFERENCE_ADAPTER = "ref"  # TRL's name for a frozen copy of an adapter that was trained before
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class AnswerForward:
     def __init__(self, model: torch.nn.Module):
         self.model, self.spoilt_logps = model, None
 
-    def __call__(self, packed: Packed, input_ids: Tensor, **_) -> CausalLMOutput:
+    def __call__(self, packed: PackedAnswers, input_ids: Tensor, **_) -> CausalLMOutput:
         logits, pairs = answer_logits(self.model, packed), len(input_ids)
         if pairs < len(logits):
             self.spoilt_logps = completion_logps(logits[pairs:], packed.ids[pairs:], packed.mask[pairs:])
@@ -149,7 +149,7 @@ class VLMDPOTrainer(DPOTrainer):
         return self.image_weight * image + self.anchor_weight * anchor_loss(chosen, reference[:, 0], self.beta)
 
 
-def make_trainer(
+def dpo_trainer(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
     dataset: Dataset,
@@ -171,8 +171,8 @@ def make_trainer(
     """
     if not isinstance(model, PeftModel):
         model = models.add_adapter(model, settings.lora, seed)
-    if REFERENCE in model.peft_config:
-        model.delete_adapter(REFERENCE)
+    if REFERENCE_ADAPTER in model.peft_config:
+        model.delete_adapter(REFERENCE_ADAPTER)
     _align_special_tokens(model, processor)
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     fresh = not any(weight.any() for name, weight in weights.items() if "lora_B" in name)
@@ -190,17 +190,17 @@ def make_trainer(
         trainer.remove_callback(callback)  # a line or a table row for each step
     trainer.add_callback(ProgressBar())
     if fresh:  # without the copy, TRL switches the adapter off
-        model.delete_adapter(REFERENCE)
+        model.delete_adapter(REFERENCE_ADAPTER)
     _restore(model, weights)
     if packed:
-        _use_packed(trainer, settings, None if fresh else REFERENCE, cache)
+        _use_packed(trainer, settings, None if fresh else REFERENCE_ADAPTER, cache)
     return trainer
 
 
 def _restore(model: PeftModel, weights: dict[str, Tensor]) -> None:
     """Undo TRL's cast to bf16, in the adapter and in its frozen copy."""
     for name, parameter in model.named_parameters():
-        source = name.replace(f".{REFERENCE}.", f".{models.POLICY}.")
+        source = name.replace(f".{REFERENCE_ADAPTER}.", f".{models.POLICY_ADAPTER}.")
         if source in weights:
             parameter.data = weights[source] if source == name else weights[source].clone()
             parameter.requires_grad_(source == name)
@@ -244,7 +244,7 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-def train(trainer: DPOTrainer, resume: bool = False) -> DPORun:
+def train_dpo(trainer: DPOTrainer, resume: bool = False) -> DPORun:
     """Run the training to its end and collect its log; `resume` goes on from its last whole checkpoint, if there is one."""
     started = time.perf_counter()
     last = last_checkpoint(Path(trainer.args.output_dir)) if resume else None

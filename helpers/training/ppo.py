@@ -28,19 +28,19 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import losses, models
 from helpers.config import PPOSettings
 from helpers.models.caches import ImageFeatures, is_frozen
-from helpers.models.shared_prefix import Packed, can_pack, pack, plain
+from helpers.models.shared_prefix import PackedAnswers, can_pack, pack, pack_separately
 from helpers.rewards.scoring import Scorer, score_all
 from helpers.runtime import seed_everything
 from helpers.training import checkpoint as ppo_checkpoint
 from helpers.training import distributed as processes
-from helpers.training.actor_critic import ActorCritic, warm_up
-from helpers.training.rollout import Experience, Rollout, Task, roll_out, shown, stacked
-from helpers.training.watch import Row, describe
+from helpers.training.actor_critic import ActorCritic, warm_up_critic
+from helpers.training.rollout import Experience, Rollout, Task, pad_and_stack, render_tasks, roll_out
+from helpers.training.watch import IterationRow, experience_figures
 
-Watcher = Callable[["PolicyTrainer"], None]
+Watcher = Callable[["PPOTrainer"], None]
 
 
-class PolicyTrainer:
+class PPOTrainer:
     """`train()` runs all iterations of `settings` and returns the log, one dictionary an iteration.
 
     tasks: what is asked; score: what an answer is worth (`helpers/rewards/scoring.py`, `reward_model.as_scorer`, sums of
@@ -78,7 +78,7 @@ class PolicyTrainer:
         self.packs = can_pack(model, processor)
         self.features = ImageFeatures(model, processor, cache) if self.packs and is_frozen(model) else None
         self.actor = ActorCritic(model, processor, settings, seed)
-        self.forward = processes.wrapped(self.accelerator, self.actor)
+        self.forward = processes.wrap_for_processes(self.accelerator, self.actor)
         self.trained = self.actor.trained()
         peaks = {"adapter": settings.learning_rate, "critic": settings.critic_learning_rate}
         groups = [{"params": self.trained[name], "lr": lr, "peak": lr} for name, lr in peaks.items()]
@@ -87,12 +87,12 @@ class PolicyTrainer:
         )
         self.kl = losses.AdaptiveKL(settings.kl_weight, settings.kl_target, settings.kl_horizon)
         self.iteration, self.seconds, self.stopped = 0, 0.0, False
-        self.log: list[Row] = []
+        self.log: list[IterationRow] = []
         self.asked: list[Task] = []  # in the last iteration, by this process
         self.last: Experience | None = None
 
-    def train(self) -> list[Row]:
-        """All iterations that are left."""
+    def train(self) -> list[IterationRow]:
+        """Run all remaining iterations."""
         if self.checkpoint:
             self._resume(self.checkpoint)
         settings, main = self.settings, self.accelerator.is_main_process
@@ -125,8 +125,8 @@ class PolicyTrainer:
         """
         known: dict[int, list[float]] = {}
 
-        def batch(chosen: Sequence[int]) -> tuple[Packed, Tensor]:
-            prompts, images = shown(self.processor, [tasks[i] for i in chosen])
+        def batch(chosen: Sequence[int]) -> tuple[PackedAnswers, Tensor]:
+            prompts, images = render_tasks(self.processor, [tasks[i] for i in chosen])
             for i, pictures in zip(chosen, images, strict=True):
                 if i not in known:
                     given = [tasks[i].given(pictures, text) for text in answers[i]]
@@ -137,12 +137,15 @@ class PolicyTrainer:
         self.model.eval()
         self._train_mode()
         at_once = self.settings.mini_batch
-        return warm_up(self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, size, at_once)
+        return warm_up_critic(self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, size, at_once)
 
-    def iterate(self) -> Row:
+    def iterate(self) -> IterationRow:
         """One iteration: sample, score, compare, update."""
         self.last = experience = self.experience(self.sample())
-        row = describe(experience) | {"objective/kl_weight": self.kl.weight, "critic": self.actor.critic is not None}
+        row = experience_figures(experience) | {
+            "objective/kl_weight": self.kl.weight,
+            "critic": self.actor.critic is not None,
+        }
         row |= self.update(experience)
         row = processes.mean_rows(self.accelerator, row)
         row["samples"] = (self.iteration + 1) * self.settings.prompts * self.settings.group
@@ -166,7 +169,7 @@ class PolicyTrainer:
         return Rollout.joined(parts)
 
     def _slices(self, tasks: Sequence) -> list[Sequence]:
-        """What fits into memory together where nothing is learnt."""
+        """Split the tasks into slices that fit into memory together in passes without gradients."""
         size = self.settings.at_once or self.settings.prompts // self.shards
         return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
@@ -174,7 +177,7 @@ class PolicyTrainer:
         return range(self.accelerator.process_index, self.shards, self.accelerator.num_processes)
 
     def next_tasks(self, shard: int) -> list[Task]:
-        """Those of this iteration and shard: each pass over the tasks has an order that seed and pass decide."""
+        """Choose the tasks of this iteration and shard. Each pass over the tasks has its own order, set by the seed."""
         size = self.settings.prompts
         number, place = divmod(self.iteration, len(self.tasks) // size)
         order = np.random.default_rng([self.seed, number]).permutation(len(self.tasks))
@@ -182,37 +185,37 @@ class PolicyTrainer:
 
     @torch.no_grad()
     def experience(self, rollout: Rollout) -> Experience:
-        """What old policy, reference and critic say of the answers, and what follows from their scores."""
+        """Compute log-probabilities, values, rewards, advantages and returns of the sampled answers."""
         settings, scores = self.settings, rollout.scores.to(self.accelerator.device)
         if self.iteration == 0:
-            self.actor.start_at(float(processes.mean_share(self.accelerator, scores.mean())))
+            self.actor.start_at(float(processes.mean_over_processes(self.accelerator, scores.mean())))
         looks = [self._look(self.packed(rollout, part)) for part in self._slices(range(len(rollout.prompts)))]
-        mask, old, entropy, values, reference = map(stacked, zip(*looks, strict=True))
+        mask, old, entropy, values, reference = map(pad_and_stack, zip(*looks, strict=True))
         kl = losses.KL_ESTIMATORS[settings.kl_estimator](old - reference)
         in_loss = settings.advantages == "grpo"  # its KL is a term of the loss
         rewards = losses.token_rewards(scores, kl, mask, 0.0 if in_loss else self.kl.weight)
         totals = rewards.sum(1)
         if self.actor.critic is None:
-            values = processes.mean_share(self.accelerator, totals.mean()) * mask  # a constant
+            values = processes.mean_over_processes(self.accelerator, totals.mean()) * mask  # a constant
         advantages, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
         if settings.advantages == "gae" and settings.whiten:
-            advantages = losses.whiten(advantages, mask, partial(processes.mean_of_all, self.accelerator))
+            advantages = losses.whiten(advantages, mask, partial(processes.token_mean_over_processes, self.accelerator))
         elif settings.advantages == "rloo":
             advantages = losses.rloo_advantages(totals, settings.group)[:, None] * mask
         elif settings.advantages == "grpo":
             advantages = losses.grpo_advantages(totals, settings.group, settings.whiten)[:, None] * mask
         return Experience(rollout, mask, old, reference, values, entropy, rewards, advantages, returns)
 
-    def _look(self, packed: Packed) -> tuple[Tensor, ...]:
+    def _look(self, packed: PackedAnswers) -> tuple[Tensor, ...]:
         """Mask, the policy's log-probabilities and entropy, the critic's values, the reference's log-probabilities."""
         with self.accelerator.autocast():
             old = self.actor(packed)
             values = self.actor.values(packed, old)
-            with models.adapter_off(self.model):
+            with models.disable_adapters(self.model):
                 reference = self.actor(packed).logps
         return packed.mask[:, 1:], old.logps, old.entropy, values, reference
 
-    def update(self, experience: Experience) -> Row:
+    def update(self, experience: Experience) -> IterationRow:
         """Epochs of clipped updates over mini-batches of tasks; figures are means over all of them."""
         settings, rollout, rows = self.settings, experience.rollout, []
         left = 1 - self.iteration / settings.iterations if settings.anneal else 1.0
@@ -232,7 +235,7 @@ class PolicyTrainer:
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         return means | {"ppo/ratio_first": rows[0]["ppo/ratio"]}
 
-    def step(self, experience: Experience, chosen: Sequence[int]) -> Row:
+    def step(self, experience: Experience, chosen: Sequence[int]) -> IterationRow:
         """One optimizer step on the answers to the tasks `chosen`. What gets no gradient stays as it is."""
         settings = self.settings
         batch, answers = self.packed(experience.rollout, chosen), experience.rollout.numbers(chosen)
@@ -277,20 +280,20 @@ class PolicyTrainer:
             "grad_norm/critic": norms["critic"],
         }
 
-    def packed(self, rollout: Rollout, tasks: Sequence[int] | None = None) -> Packed:
+    def packed(self, rollout: Rollout, tasks: Sequence[int] | None = None) -> PackedAnswers:
         """Model inputs of the answers to some of the rollout's tasks (all of them), in their order."""
         tasks = range(len(rollout.prompts)) if tasks is None else tasks
         prompts, images = [rollout.prompts[i] for i in tasks], [rollout.images[i] for i in tasks]
         return self._inputs(prompts, images, [rollout.answers(i) for i in tasks])
 
-    def _inputs(self, *batch: Sequence) -> Packed:
-        """Of prompts, the images of each and the answers to each."""
+    def _inputs(self, *batch: Sequence) -> PackedAnswers:
+        """Build the model inputs from the prompts, the images of each prompt and the answers to each prompt."""
         if self.packs:
             return pack(self.model, self.processor, *batch, self.features).to(self.accelerator.device)
-        return plain(self.processor, *batch).to(self.accelerator.device)
+        return pack_separately(self.processor, *batch).to(self.accelerator.device)
 
     def _train_mode(self) -> None:
-        """As for sampling, but for gradient checkpointing, which works in train mode only: dropout stays off."""
+        """Turn gradient checkpointing on if the settings ask for it. It needs train mode; dropout stays off."""
         if self.settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()
@@ -299,28 +302,28 @@ class PolicyTrainer:
                     module.eval()
 
     def _weights(self) -> dict[str, Tensor]:
-        """All that is trained, by name: the policy's adapter, the critic's and its head."""
+        """Return all trained weights by name: the policy's adapter, the critic's adapter and its head."""
         known = {id(parameter) for group in self.trained.values() for parameter in group}
         return {name: p.detach() for name, p in self.actor.named_parameters() if id(p) in known}
 
     def _save(self, path: Path) -> None:
-        """Random numbers are not saved: seed and iteration decide those of sampling and of both orders."""
+        """Save the state of the run. Random states are not saved: they follow from the seed and the iteration."""
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
         state = {name: getattr(self, name) for name in ("identity", "iteration", "log", "seconds")}
         state |= {"weights": self._weights(), "optimizer": self.optimizer.state_dict(), "kl_weight": self.kl.weight}
-        ppo_checkpoint.save(path, state | {"scaler": scaler.state_dict() if scaler else None})
+        ppo_checkpoint.save_checkpoint(path, state | {"scaler": scaler.state_dict() if scaler else None})
 
     @torch.no_grad()
     def _resume(self, path: Path) -> None:
         own = {"settings": replace(self.settings, checkpoint_every=0, at_once=0), "seed": self.seed}
         own |= {"number of processes": self.accelerator.num_processes, "reward": self.score.__name__}
-        self.identity = ppo_checkpoint.identity(self.model, self.processor, self.tasks, **own)
+        self.identity = ppo_checkpoint.run_identity(self.model, self.processor, self.tasks, **own)
         if not path.exists():
             return
-        state = ppo_checkpoint.load(path, self.identity)
+        state = ppo_checkpoint.load_checkpoint(path, self.identity)
         for name, weight in self._weights().items():
             weight.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -20,13 +20,15 @@ from transformers import get_cosine_schedule_with_warmup
 
 from helpers.config import RewardSettings
 from helpers.data.preferences import PreferenceRecord, image_paths
-from helpers.files import UsageError, open_image, replacing
-from helpers.losses import bradley_terry, focal_bradley_terry, listwise
-from helpers.models.shared_prefix import Packed
-from helpers.rewards.reward_model import RewardModel, hits, pair_gaps, score_records
+from helpers.files import UsageError, open_image, replace_file
+from helpers.losses import bradley_terry_loss, focal_bradley_terry_loss, listwise_loss
+from helpers.models.shared_prefix import PackedAnswers
+from helpers.rewards.reward_model import RewardModel, pair_gaps, pair_hits, score_records
 from helpers.training import distributed as processes
 
-OVERFLOWS = 8  # steps in a row: a scaler of fp16 gradients halves itself each time, and needs a few at its start only
+MAX_OVERFLOWS = (
+    8  # steps in a row: a scaler of fp16 gradients halves itself each time, and needs a few at its start only
+)
 Objective = Callable[[Tensor, PreferenceRecord, RewardSettings], Tensor]  # scores (answers,) → losses (terms,)
 
 
@@ -48,25 +50,29 @@ def _pair_scores(scores: Tensor, record: PreferenceRecord) -> tuple[Tensor, Tens
     return scores[places[:, 0]], scores[places[:, 1]], torch.tensor(gaps, device=scores.device)
 
 
-def _bradley_terry(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
+def _bradley_terry_terms(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
     better, worse, gaps = _pair_scores(scores, record)
     margin = settings.margin_weight * gaps
-    return bradley_terry(better, worse, margin, settings.label_smoothing, settings.centring)
+    return bradley_terry_loss(better, worse, margin, settings.label_smoothing, settings.centring)
 
 
-def _focal(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
-    return focal_bradley_terry(*_pair_scores(scores, record)[:2], settings.focal_gamma)
+def _focal_terms(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
+    return focal_bradley_terry_loss(*_pair_scores(scores, record)[:2], settings.focal_gamma)
 
 
-def _listwise(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
-    return listwise(scores, record.ranking)
+def _listwise_terms(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
+    return listwise_loss(scores, record.ranking)
 
 
-OBJECTIVES: dict[str, Objective] = {"bradley_terry": _bradley_terry, "focal": _focal, "listwise": _listwise}
+OBJECTIVES: dict[str, Objective] = {
+    "bradley_terry": _bradley_terry_terms,
+    "focal": _focal_terms,
+    "listwise": _listwise_terms,
+}
 
 
 def losses_of(scores: Tensor, records: Sequence[PreferenceRecord], settings: RewardSettings) -> Tensor:
-    """All loss terms of a batch, (terms,), from the scores of all its answers, (answers,)."""
+    """Compute all loss terms of a batch, (terms,), from the scores of its answers, (answers,)."""
     parts = scores.split([len(record.answers) for record in records])
     terms = [
         OBJECTIVES[settings.objective](part, record, settings) for part, record in zip(parts, records, strict=True)
@@ -116,7 +122,7 @@ class RewardTrainer:
         with reward.active():
             for weight in self.weights.values():
                 weight.requires_grad_(True)
-            self.forward = processes.wrapped(self.accelerator, reward)
+            self.forward = processes.wrap_for_processes(self.accelerator, reward)
 
     def train(self) -> RewardRun:
         torch.manual_seed(self.seed)
@@ -156,10 +162,10 @@ class RewardTrainer:
     def _watch_numbers(self, loss: float, norm: float) -> None:
         """Raises UsageError after `OVERFLOWS` steps in a row whose loss or gradient is no number."""
         self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm) else self.not_finite + 1
-        if self.not_finite == OVERFLOWS:
+        if self.not_finite == MAX_OVERFLOWS:
             raise UsageError(
                 f"reward model: loss {loss:g} and gradient {norm:g} at step {self.step + 1}, and nothing finite for "
-                f"{OVERFLOWS} steps. The weights are those before them. Lower learning_rate, or look for answers that "
+                f"{MAX_OVERFLOWS} steps. The weights are those before them. Lower learning_rate, or look for answers that "
                 "are empty."
             )
 
@@ -180,7 +186,7 @@ class RewardTrainer:
             self.accelerator.backward(part)
             loss += part.item()
             values = [row.tolist() for row in scores.split([len(record.answers) for record in piece])]
-            found.append(hits(pair_gaps(piece, values)))
+            found.append(pair_hits(pair_gaps(piece, values)))
         return processes.mean_rows(self.accelerator, {"loss": loss, "accuracy": float(np.concatenate(found).mean())})
 
     def _rows(self, step: int) -> list[PreferenceRecord]:
@@ -190,7 +196,7 @@ class RewardTrainer:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.records))
         return [self.records[i] for i in order[place * self.per_step : (place + 1) * self.per_step]]
 
-    def _batch(self, rows: Sequence[PreferenceRecord]) -> Packed:
+    def _batch(self, rows: Sequence[PreferenceRecord]) -> PackedAnswers:
         images = [[open_image(image, f"{self.path} ({r.id})") for image in image_paths(self.path, r)] for r in rows]
         return self.reward.batch(rows, images)
 
@@ -205,9 +211,11 @@ class RewardTrainer:
         """Accuracy and mean loss on the held-out records."""
         path, records = self.held_out
         own = score_records(self.reward, path, processes.own_share(self.accelerator, records))
-        scores = processes.put_together(self.accelerator, own)
+        scores = processes.gather_in_order(self.accelerator, own)
         flat = torch.tensor([value for row in scores for value in row])
-        return float(hits(pair_gaps(records, scores)).mean()), float(losses_of(flat, records, self.settings).mean())
+        return float(pair_hits(pair_gaps(records, scores)).mean()), float(
+            losses_of(flat, records, self.settings).mean()
+        )
 
     def _is_stuck(self) -> bool:
         since = [row for row in self.run.evaluations if row["step"] > self.run.best_step]
@@ -233,7 +241,7 @@ class RewardTrainer:
             "scaler": scaler.state_dict() if scaler else None,
             "random": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])],
         }
-        with replacing(self.checkpoint) as temporary:
+        with replace_file(self.checkpoint) as temporary:
             torch.save(state, temporary)
 
     def _resume(self) -> None:

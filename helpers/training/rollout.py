@@ -21,7 +21,7 @@ from helpers.models.caches import ImageFeatures
 from helpers.models.generation import sample_ids
 from helpers.models.prompts import answer_texts, render_conversation
 from helpers.rewards.heuristic import Facts
-from helpers.rewards.scoring import Given, Scorer, score_all
+from helpers.rewards.scoring import Scorer, ScorerInputs, score_all
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Task:
     def question(self) -> str:
         return self.turns[-1][1]
 
-    def given(self, images: Sequence[Image.Image], answer: str) -> Given:
-        """What a scorer is given: the first of the images, the question, the answer and the truth."""
+    def given(self, images: Sequence[Image.Image], answer: str) -> ScorerInputs:
+        """Arguments for a scorer: the first image, the question, the answer and the truth."""
         return images[0] if images else None, self.question, answer, self.facts
 
 
@@ -49,7 +49,7 @@ def tasks_of(path: Path, records: Sequence[PreferenceRecord]) -> list[Task]:
     ]
 
 
-def shown(processor: ProcessorMixin, tasks: Sequence[Task]) -> tuple[list[str], list[list[Image.Image]]]:
+def render_tasks(processor: ProcessorMixin, tasks: Sequence[Task]) -> tuple[list[str], list[list[Image.Image]]]:
     """The rendered prompts of tasks, and their images."""
     images = [[open_image(image) for image in task.images] for task in tasks]
     rows = zip(tasks, images, strict=True)
@@ -92,7 +92,7 @@ class Rollout:
         return self.ids[task * self.group : (task + 1) * self.group]
 
     def numbers(self, tasks: Sequence[int]) -> list[int]:
-        """Of the answers to some tasks, in their order."""
+        """Numbers of the answers to these tasks, in their order."""
         return [task * self.group + k for task in tasks for k in range(self.group)]
 
 
@@ -119,7 +119,7 @@ class Experience:
         return getattr(self, name)[answers, :longest]
 
 
-def stacked(parts: Sequence[Tensor]) -> Tensor:
+def pad_and_stack(parts: Sequence[Tensor]) -> Tensor:
     """(answers, longest) of several slices as one, with 0 where the answers of a slice are shorter."""
     longest = max(part.shape[1] for part in parts)
     return torch.cat([pad(part, (0, longest - part.shape[1])) for part in parts])
@@ -141,7 +141,7 @@ def roll_out(
     truth: Scorer | None = None,
 ) -> Rollout:
     """Sample `group` answers to each task and score them; one that does not end loses `missing_end`."""
-    prompts, images = shown(processor, tasks)
+    prompts, images = render_tasks(processor, tasks)
     repeated = [number for number in range(len(tasks)) for _ in range(group)]
     ids, ended = sample_ids(
         model, processor, prompts, images, group=group,

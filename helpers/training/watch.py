@@ -17,15 +17,15 @@ from helpers.data.preferences import PreferenceRecord
 from helpers.files import UsageError, write_lines
 from helpers.losses import explained_variance, masked_mean, masked_var
 from helpers.models.generation import answer_records
-from helpers.statistics import Proportion, proportion, repeated
+from helpers.statistics import Proportion, proportion, repeated_share
 from helpers.training.rollout import Experience
 
-Row = dict[str, float]
+IterationRow = dict[str, float]
 
-LAST = 8  # answers that `SampleLog` writes at a time
+LOGGED_SAMPLES = 8  # answers that `SampleLog` writes at a time
 
 
-def describe(experience: Experience) -> Row:
+def experience_figures(experience: Experience) -> IterationRow:
     """Means over the answers of an iteration, before the update."""
     rollout, mask = experience.rollout, experience.mask
     grouped = rollout.scores.view(-1, rollout.group)
@@ -40,7 +40,7 @@ def describe(experience: Experience) -> Row:
         "ppo/advantages/size": masked_mean(experience.advantages.abs(), mask),
         "answers/tokens": mask.sum(1).float().mean(),
         "answers/not_ended": (~rollout.ended).float().mean(),
-        "answers/repeated": sum(repeated(row.tolist()) for row in rollout.ids) / len(rollout.ids),
+        "answers/repeated": sum(repeated_share(row.tolist()) for row in rollout.ids) / len(rollout.ids),
         "answers/distinct": len(set(rollout.texts)) / len(rollout.texts),
         "groups/zero_variance": (grouped == grouped[:, :1]).all(1).float().mean(),
         "tokens": mask.sum(),
@@ -49,8 +49,8 @@ def describe(experience: Experience) -> Row:
     return {name: float(value) for name, value in (row | parts).items()}
 
 
-def pooled_explained_variance(rows: Sequence[Row]) -> float:
-    """Of several iterations together: Σ Var(returns − V) over Σ Var(returns), each within its iteration.
+def pooled_explained_variance(rows: Sequence[IterationRow]) -> float:
+    """Explained variance of several iterations: 1 − Σ Var(returns − V) / Σ Var(returns), each within its iteration.
 
     A single iteration has too few failed answers for a figure of its own. NaN if all returns were equal.
     """
@@ -83,10 +83,10 @@ class SampleLog:
             return
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in kept if json.loads(line)["iteration"] < trainer.iteration]  # of a run that went on
-        write_lines(self.path, [*kept, *(json.dumps(row, ensure_ascii=False) for row in samples(trainer))])
+        write_lines(self.path, [*kept, *(json.dumps(row, ensure_ascii=False) for row in first_samples(trainer))])
 
 
-def samples(trainer) -> list[dict]:
+def first_samples(trainer) -> list[dict]:
     """Answers of the last iteration, the first of each group: what was asked and sampled, and its score."""
     rollout = trainer.last.rollout
     return [
@@ -96,7 +96,7 @@ def samples(trainer) -> list[dict]:
             "answer": rollout.texts[task * rollout.group],
             "score": float(rollout.scores[task * rollout.group]),
         }
-        for task in range(min(LAST, len(rollout.prompts)))
+        for task in range(min(LOGGED_SAMPLES, len(rollout.prompts)))
     ]
 
 
@@ -118,10 +118,10 @@ class TensorBoard:
         self.writer.flush()
 
 
-class HeldOut(TrainerCallback):
+class HeldOutAnswers(TrainerCallback):
     """Greedy answers to the records of the file `path`, before the first step and every `every` steps.
 
-    It is a callback of TRL's trainers, and a watcher of `ppo.PolicyTrainer`, whose iterations are steps here.
+    It is a callback of TRL's trainers, and a watcher of `ppo.PPOTrainer`, whose iterations are steps here.
     `shares` holds (step, share of exact answers); `watching` counts the seconds that it took.
     """
 

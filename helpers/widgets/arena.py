@@ -5,21 +5,21 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from helpers.data.votes import Item, Votes
+from helpers.data.votes import Votes, VotingItem
 from helpers.evaluation import arena
-from helpers.widgets.common import button, errors_shown, note, plain
-from helpers.widgets.ranking import Ranking
+from helpers.widgets.common import button, escape_text, note, show_errors
+from helpers.widgets.ranking import AnswerRanker
 
-HIDDEN = (
+HIDDEN_NOTE = (
     "Models and standings are hidden. Reveal shows them for good: votes after that are counted as not blind, "
     "so vote first."
 )
 
 
-class Arena(Ranking):
+class Arena(AnswerRanker):
     """Vote on the records of `arena.matches`; `show()` gives the widget.
 
-    Votes, keys and going on after a kill are those of `Ranking`. That the names were seen is on the disk
+    Votes, keys and going on after a kill are those of `AnswerRanker`. That the names were seen is on the disk
     as well, so running the cell again does not make a voter blind again. `export_path`: where "Export"
     writes the judged records (default: beside the vote file). Raises UsageError for other records.
     """
@@ -27,7 +27,7 @@ class Arena(Ranking):
     def __init__(self, votes: Votes, export_path: Path | None = None, pause: float = 0.3):
         arena.models_of(votes.records.values())
         self.export_path = export_path or votes.path.with_suffix(".judged.jsonl")
-        self.revealed = votes.annotator in arena.revealed(votes.path)
+        self.revealed = votes.annotator in arena.read_reveals(votes.path)
         self.standings: arena.Standings | None = None
         self.reveal_button, self.export_button = button("Reveal", self._reveal), button("Export", self._export)
         self.exported = w.HTML(layout=w.Layout(height="64px", overflow="auto"))
@@ -43,7 +43,7 @@ class Arena(Ranking):
         box.children = [*box.children, row, self.exported, self.table]
         return box
 
-    def _show(self, item: Item | None, message: str = "") -> None:
+    def _show(self, item: VotingItem | None, message: str = "") -> None:
         super()._show(item, message)
         self._draw_standings()
 
@@ -55,7 +55,7 @@ class Arena(Ranking):
         self.state |= {"revealed": self.revealed, "standings": self.standings and str(self.standings)}
 
     def _reveal(self) -> None:
-        with errors_shown(self._not_done):
+        with show_errors(self._not_done):
             arena.reveal(self.votes)
             self.revealed = True
             self._draw_standings()
@@ -63,18 +63,18 @@ class Arena(Ranking):
     def _draw_standings(self) -> None:
         """Nothing about the models is made, let alone sent to the browser, before they may be seen."""
         self.reveal_button.disabled = self.revealed
-        self.table.value = note(HIDDEN)
+        self.table.value = note(HIDDEN_NOTE)
         if self.revealed:
             self.standings = None
-            with errors_shown(lambda text: setattr(self.table, "value", note(text, error=True))):
+            with show_errors(lambda text: setattr(self.table, "value", note(text, error=True))):
                 self.standings = arena.standings(list(self.votes.records.values()), self.votes.path)
                 self.table.value = standings_table(self.standings)
         self._tell()
 
     def _export(self) -> None:
-        with errors_shown(self._not_done):
+        with show_errors(self._not_done):
             everything = list(self.votes.records.values())
-            judged = arena.export(everything, self.votes.records_path, self.votes.path, self.export_path)
+            judged = arena.export_records(everything, self.votes.records_path, self.votes.path, self.export_path)
             pairs = sum(len(record.pairs()) for record in judged)
             self.exported.value = note(
                 f"{self.export_path.resolve()}: {len(judged)} judged records, {pairs} with a better answer to train on; "
@@ -94,4 +94,6 @@ def standings_table(standings: arena.Standings) -> str:
         for name, wins, rate in zip(standings.names, standings.wins, rates, strict=True)
     )
     head = "".join(f"<th scope='col' {cell}>{text}</th>" for text in ("model", "won", "win rate (draws ½), 95 %"))
-    return f"<table><tr>{head}</tr>{rows}</table>" + plain("\n".join([standings.sentence(), *standings.remarks()]))
+    return f"<table><tr>{head}</tr>{rows}</table>" + escape_text(
+        "\n".join([standings.sentence(), *standings.remarks()])
+    )

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from helpers.files import UsageError
 
-ERROR = "#b42318"
+ERROR_COLOR = "#b42318"
 
 # A key presses the button of its class while the widget is what was last clicked or focused (blue
 # frame). `window` hears a key before the notebook does, to which "a" and "x" are commands.
@@ -67,20 +67,20 @@ def button(text: str, act: Callable[[], None], key: str = "") -> w.Button:
     return made
 
 
-def plain(text: str) -> str:
+def escape_text(text: str) -> str:
     """A text that a model or a person wrote, as HTML that shows it and nothing else."""
     return f"<div style='white-space:pre-wrap;overflow-wrap:anywhere;line-height:20px'>{html.escape(text)}</div>"
 
 
 def note(text: str, error: bool = False) -> str:
     """A line of the widget's own, as HTML."""
-    colors = f"color:{ERROR};background:#fff;" if error else ""  # else those of the theme, which may be dark
+    colors = f"color:{ERROR_COLOR};background:#fff;" if error else ""  # else those of the theme, which may be dark
     return f"<div role='status' style='{colors}line-height:20px'>{html.escape(text)}</div>"
 
 
 @contextlib.contextmanager
-def errors_shown(say: Callable[[str], None]) -> Iterator[None]:
-    """What goes wrong in a callback is said in the widget: elsewhere nobody would see it."""
+def show_errors(say: Callable[[str], None]) -> Iterator[None]:
+    """Show errors of a callback in the widget, because nobody would see them elsewhere."""
     try:
         yield
     except (UsageError, ValueError, RuntimeError, OSError) as error:

@@ -13,18 +13,28 @@ from PIL import Image
 from helpers.data.counting import count_question, is_exact
 from helpers.data.labels import CountedImage
 from helpers.data.pairs import question_for
-from helpers.evaluation.side_by_side import Decoding, Spoken, ask, keep, read_gallery
-from helpers.files import UsageError, artifacts_dir, open_image, read_json, replacing, write_json
-from helpers.models.policies import BASE, Policies
-from helpers.report.html import colored_tokens, figures_of, mark_changes, png_bytes, said
+from helpers.evaluation.side_by_side import (
+    DecodingSettings,
+    PolicyAnswer,
+    ask_policies,
+    read_gallery,
+    save_gallery_item,
+)
+from helpers.files import UsageError, artifacts_dir, open_image, read_json, replace_file, write_json
+from helpers.models.policies import BASE_POLICY, Policies
+from helpers.report.html import answer_figures, colored_tokens, format_counts, mark_changes, png_bytes
 from helpers.rewards.heuristic import stated_counts
 from helpers.rewards.scoring import Scorer
-from helpers.widgets.common import button, errors_shown, note, show, uploaded_bytes
+from helpers.widgets.common import button, note, show, show_errors, uploaded_bytes
 
-SUGGESTED, WORDS, TOKENS = "suggested questions …", "changed words", "tokens that got likelier, or less"
+SUGGESTED_QUESTIONS, CHANGED_WORDS, LIKELIER_TOKENS = (
+    "suggested questions …",
+    "changed words",
+    "tokens that got likelier, or less",
+)
 
 
-def verdict(answer: str, question: str, truth: dict[str, int] | None) -> bool | None:
+def is_answer_right(answer: str, question: str, truth: dict[str, int] | None) -> bool | None:
     """Are the counts right? None if none are known or stated.
 
     The question for all classes wants all of them; of any other, those that the answer states are checked.
@@ -59,7 +69,7 @@ class Comparison:
         self.gallery = gallery or artifacts_dir() / "gallery"
         self.state: dict = {}
         self._own: Image.Image | None = None
-        self._spoken: list[Spoken] = []
+        self._spoken: list[PolicyAnswer] = []
         self._quiet = False
         self._make_controls([*dict.fromkeys([*map(self._question, (0, 1)), *questions])])
         self.box = self._lay_out()
@@ -77,13 +87,13 @@ class Comparison:
         self.item = w.IntSlider(0, 0, len(self.items) - 1, description="held-out image", **slider)
         self.upload = w.FileUpload(accept="image/*", multiple=False, description="own image")
         self.names = w.SelectMultiple(options=names, value=names[:2], rows=4, description="policies", **common)
-        self.suggestion = w.Dropdown(options=[SUGGESTED, *questions], description="pick", **common)
+        self.suggestion = w.Dropdown(options=[SUGGESTED_QUESTIONS, *questions], description="pick", **common)
         self.question = w.Text(description="question", continuous_update=False, **common)
         self.temperature = w.FloatSlider(0.0, min=0.0, max=2.0, step=0.1, description="temperature", **slider)
         self.top_p = w.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top-p", **slider)
         self.max_new_tokens = w.IntSlider(64, 1, 256, description="max tokens", **slider)
         self.seed = w.IntSlider(0, 0, 20, description="sampling seed", **slider)
-        self.marks = w.Dropdown(options=[WORDS, TOKENS], description="mark", **common)
+        self.marks = w.Dropdown(options=[CHANGED_WORDS, LIKELIER_TOKENS], description="mark", **common)
         self.folder = w.Text(str(artifacts_dir()), description="adapters in", continuous_update=False, **common)
         self.keep = button("Keep this example", self._keep)
         self.picture = w.Image(
@@ -139,30 +149,30 @@ class Comparison:
         self._ask()
 
     def _suggest(self, _change=None) -> None:
-        if self.suggestion.value != SUGGESTED:
+        if self.suggestion.value != SUGGESTED_QUESTIONS:
             self.question.value = self.suggestion.value
 
     def _take_upload(self, _change=None) -> None:
         content = uploaded_bytes(self.upload)
         if content is None:
             return
-        with errors_shown(self._fail):
+        with show_errors(self._fail):
             self._own = open_image(io.BytesIO(content), "upload")
-            with replacing(self.memory / "own.png") as temporary:
+            with replace_file(self.memory / "own.png") as temporary:
                 self._own.save(temporary, "PNG")
             self._ask()
 
     def _look(self, _change=None) -> None:
         """Adapters of another folder join those that there are."""
-        with errors_shown(self._fail), contextlib.redirect_stdout(io.StringIO()) as told:
+        with show_errors(self._fail), contextlib.redirect_stdout(io.StringIO()) as told:
             new, chosen, self._quiet = self.policies.look_in(Path(self.folder.value)), self.names.value, True
             self.names.options = self.policies.names
             self.names.value, self._quiet = chosen, False
             self.message.value = note(f"{told.getvalue()} {len(new)} more in {self.folder.value}")
 
     @property
-    def decoding(self) -> Decoding:
-        return Decoding(self.temperature.value, self.top_p.value, self.max_new_tokens.value, self.seed.value)
+    def decoding(self) -> DecodingSettings:
+        return DecodingSettings(self.temperature.value, self.top_p.value, self.max_new_tokens.value, self.seed.value)
 
     def _image(self) -> Image.Image:
         return self._own or open_image(self.items[self.item.value].path)
@@ -170,14 +180,16 @@ class Comparison:
     def _ask(self, _change=None) -> None:
         if self._quiet:
             return
-        names = list(self.names.value) or [BASE]
+        names = list(self.names.value) or [BASE_POLICY]
         self.progress.max, self.progress.value, self.progress.layout.visibility = len(names), 0, "visible"
         self.message.value = note("thinking …")
-        with errors_shown(self._fail):
+        with show_errors(self._fail):
             image, self._spoken = self._image(), []
             self.picture.value = png_bytes(image)
             for name in names:
-                self._spoken += ask(self.policies, [name], image, self.question.value, self.decoding, self.reward)
+                self._spoken += ask_policies(
+                    self.policies, [name], image, self.question.value, self.decoding, self.reward
+                )
                 self.progress.value += 1
             self._draw()
             self._remember()
@@ -186,23 +198,23 @@ class Comparison:
 
     def _draw(self) -> None:
         truth = self.items[self.item.value].counts if self._own is None else None
-        right = {s.policy: verdict(s.text, self.question.value, truth) for s in self._spoken}
+        right = {s.policy: is_answer_right(s.text, self.question.value, truth) for s in self._spoken}
         self.state = {"answers": {s.policy: s.text for s in self._spoken}, "right": right, "spoken": self._spoken}
         cards = "".join(self._card(spoken, right[spoken.policy]) for spoken in self._spoken)
-        known = "not known for this image" if truth is None else said(truth)
+        known = "not known for this image" if truth is None else format_counts(truth)
         truth_line = f"<p style='margin:6px 4px'><b>truth</b> {html.escape(known)}</p>"
         self.answers.value = f"<div style='display:flex;flex-wrap:wrap'>{cards}</div>{truth_line}"
 
-    def _card(self, spoken: Spoken, right: bool | None) -> str:
+    def _card(self, spoken: PolicyAnswer, right: bool | None) -> str:
         first, mark = self._spoken[0], {True: "✓ counts right", False: "✗ not the truth", None: ""}[right]
         words = mark_changes(
             first.text, (self._spoken[1] if spoken is first and len(self._spoken) > 1 else spoken).text
         )
         text = words[0] if spoken is first else words[1]
-        text = colored_tokens(spoken) if self.marks.value == TOKENS else text
+        text = colored_tokens(spoken) if self.marks.value == LIKELIER_TOKENS else text
         return (
             "<div style='flex:1 1 280px;margin:4px;padding:6px 10px;border:1px solid #999;line-height:22px'>"
-            f"<b>{html.escape(spoken.policy)}</b> {mark}<br>{text}<br><small>{figures_of(spoken)}</small></div>"
+            f"<b>{html.escape(spoken.policy)}</b> {mark}<br>{text}<br><small>{answer_figures(spoken)}</small></div>"
         )
 
     def _fail(self, text: str) -> None:
@@ -212,11 +224,13 @@ class Comparison:
     # --- what stays ---
 
     def _keep(self) -> None:
-        with errors_shown(self._fail):
+        with show_errors(self._fail):
             if not self._spoken:
                 raise UsageError("there is no answer to keep. Ask something first.")
             truth = self.items[self.item.value].counts if self._own is None else None
-            path = keep(self.gallery, self._image(), self.question.value, self.decoding, self._spoken, truth)
+            path = save_gallery_item(
+                self.gallery, self._image(), self.question.value, self.decoding, self._spoken, truth
+            )
             self.message.value = note(f"kept as {path.name}: {len(read_gallery(self.gallery))} in {self.gallery}")
 
     def _remember(self) -> None:

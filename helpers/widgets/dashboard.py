@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from helpers.report import plots
 from helpers.report.run_logs import (
-    HELD_OUT,
-    STAGES,
-    Run,
+    HELD_OUT_PREFIX,
+    LOGGED_STAGES,
+    LoggedRun,
     axes,
     definition,
     differences,
@@ -24,9 +24,9 @@ from helpers.report.run_logs import (
     points,
     running_mean,
 )
-from helpers.widgets.common import button, errors_shown, note, show
+from helpers.widgets.common import button, note, show, show_errors
 
-SHOWN = 6  # runs that are chosen to begin with: more are hard to tell apart
+SHOWN_RUNS = 6  # runs that are chosen to begin with: more are hard to tell apart
 
 
 class Dashboard:
@@ -81,33 +81,33 @@ class Dashboard:
     def _changed(self, act: Callable[[], None]) -> None:
         """A control was moved by the reader; `_set` moves them, too, and draws once by itself."""
         if not self._filling:
-            with errors_shown(self._fail):
+            with show_errors(self._fail):
                 act()
 
     def _read(self) -> None:
         """Read all logs anew; what was chosen stays chosen where it is still there."""
         before = {run.name for run in self.runs}
-        with errors_shown(self._fail):
+        with show_errors(self._fail):
             self.runs = find_runs(self.folder)
             self._results.layout.display = "flex" if self.runs else "none"  # no blank page before the first run
             new = sorted({run.name for run in self.runs if not run.error} - before) if before else []
             self._told = f"{len(self.runs)} logs, read at {time.strftime('%H:%M:%S')}"
             self._told += f"; new: {', '.join(new)}" if new else ""
-            stages = [stage for stage in STAGES if self._of(stage)]
+            stages = [stage for stage in LOGGED_STAGES if self._of(stage)]
             stage = self.stage.value if self.stage.value in stages else next(iter(stages), None)
-            self._set(self.stage, [(STAGES[stage].title, stage) for stage in stages], stage)
+            self._set(self.stage, [(LOGGED_STAGES[stage].title, stage) for stage in stages], stage)
             self._fill()
 
-    def _of(self, stage: str | None) -> list[Run]:
+    def _of(self, stage: str | None) -> list[LoggedRun]:
         return [run for run in self.runs if run.stage == stage and not run.error]
 
     def _fill(self) -> None:
         """Runs, axes and figures of the stage."""
         runs = self._of(self.stage.value)
         names = [run.name for run in runs]
-        kept = [name for name in self.chosen.value if name in names] or names[:SHOWN]
+        kept = [name for name in self.chosen.value if name in names] or names[:SHOWN_RUNS]
         self._set(self.chosen, [(name, name) for name in names], tuple(kept))
-        telling = STAGES[self.stage.value].telling if runs else ()
+        telling = LOGGED_STAGES[self.stage.value].telling if runs else ()
         metrics = dict.fromkeys([*telling, *sorted({name for run in runs for name in run.columns})])
         self._ticks.children = [self._tick(name, name in telling) for name in metrics]
         self._draw()
@@ -150,18 +150,18 @@ class Dashboard:
         )
         self._tell(runs, metrics)
 
-    def _show_picture(self, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+    def _show_picture(self, runs: Sequence[LoggedRun], metrics: Sequence[str]) -> None:
         panels: dict[str, dict[str, tuple]] = {metric: {} for metric in metrics}
         for metric, run in itertools.product(metrics, runs):
             x, values = points(run, metric, self.axis.value)
-            width = 1 if metric.startswith((HELD_OUT, "eval_")) else self.smoothing.value
+            width = 1 if metric.startswith((HELD_OUT_PREFIX, "eval_")) else self.smoothing.value
             if len(x):
                 panels[metric][run.name] = (x, values, running_mean(values, width))
         panels = {metric: lines for metric, lines in panels.items() if lines}
-        self.picture.value = png(plots.run_curves(panels, self.axis.value)) if panels else b""
+        self.picture.value = figure_png(plots.run_curves(panels, self.axis.value)) if panels else b""
         self.picture.layout.visibility = "visible" if panels else "hidden"
 
-    def _tell(self, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+    def _tell(self, runs: Sequence[LoggedRun], metrics: Sequence[str]) -> None:
         """Errors first, then what was left out, then gaps, then how many logs were read and when."""
         gaps = {run.name: {m: int(run.gaps[m].sum()) for m in metrics if m in run.gaps} for run in runs}
         lines = [f"{run.name}: {text}" for run in runs for text in run.notes]
@@ -188,7 +188,7 @@ class Dashboard:
         self.message.value = note(text, error=True)
 
 
-def last_values(runs: Sequence[Run], metrics: Sequence[str]) -> str:
+def last_values(runs: Sequence[LoggedRun], metrics: Sequence[str]) -> str:
     """HTML table: of each run its last step, the last finite value of each of `metrics`, and what sets it apart."""
     head = ["run", "last step", *metrics, "differs in"]
     rows = [
@@ -204,7 +204,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

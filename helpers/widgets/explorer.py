@@ -24,12 +24,12 @@ from tqdm.auto import tqdm
 from helpers.data.counting import is_exact, is_well_formed, parse_counts
 from helpers.data.labels import CountedImage
 from helpers.files import UsageError, open_image
-from helpers.report.html import GONE, NEW, colors, mark_changes, said
+from helpers.report.html import ADDED_COLOR, REMOVED_COLOR, color_style, format_counts, mark_changes
 from helpers.statistics import proportion
-from helpers.widgets.common import ERROR, button, errors_shown, listen_to_keys, note, show
+from helpers.widgets.common import ERROR_COLOR, button, listen_to_keys, note, show, show_errors
 
-Outcome = Literal["broken", "fixed", "both wrong", "both right"]
-OUTCOMES: tuple[Outcome, ...] = (
+ItemOutcome = Literal["broken", "fixed", "both wrong", "both right"]
+OUTCOMES: tuple[ItemOutcome, ...] = (
     "broken",
     "fixed",
     "both wrong",
@@ -41,20 +41,20 @@ THUMBNAIL = (240, 150)  # pixels
 
 
 @dataclass(frozen=True)
-class Row:
+class ItemRow:
     """An item with the answers of the base (`before`) and of one policy (`after`)."""
 
     number: int  # place in `items`
     item: CountedImage
     before: str
     after: str
-    outcome: Outcome
+    outcome: ItemOutcome
     kinds: frozenset[str]  # of the policy's answer, see `error_kinds`
     change: float
 
 
-def outcome_of(before: str, after: str, truth: Mapping[str, int]) -> Outcome:
-    """What became of an answer; right means that the count of every class is true."""
+def outcome_of(before: str, after: str, truth: Mapping[str, int]) -> ItemOutcome:
+    """Compare two answers to one question; an answer is right if the count of every class is true."""
     names = {(True, False): "broken", (False, True): "fixed", (False, False): "both wrong", (True, True): "both right"}
     return names[is_exact(before, truth), is_exact(after, truth)]
 
@@ -80,7 +80,7 @@ def all_kinds(classes: Sequence[str]) -> list[str]:
     return ["right", "wrong count", *wrong, "not parsed", "not well formed"]
 
 
-def changed_counts(before: str, after: str, classes: Sequence[str]) -> int:
+def count_changes(before: str, after: str, classes: Sequence[str]) -> int:
     """Classes with another count than before: all of them if only one of the answers can be read, none if neither."""
     old, new = parse_counts(before, classes), parse_counts(after, classes)
     if old is None or new is None:
@@ -90,19 +90,19 @@ def changed_counts(before: str, after: str, classes: Sequence[str]) -> int:
 
 def tabulate(
     items: Sequence[CountedImage], before: Sequence[str], after: Sequence[str], change: Sequence[float] | None = None
-) -> list[Row]:
-    """A row for each item. `change`: how far the policy went from the base; by default `changed_counts`."""
+) -> list[ItemRow]:
+    """A row for each item. `change`: how far the policy went from the base; by default `count_changes`."""
     rows = []
     for number, (item, old, new) in enumerate(zip(items, before, after, strict=True)):
-        size = changed_counts(old, new, list(item.counts)) if change is None else float(change[number])
+        size = count_changes(old, new, list(item.counts)) if change is None else float(change[number])
         kinds = error_kinds(new, item.counts)
-        rows.append(Row(number, item, old, new, outcome_of(old, new, item.counts), kinds, size))
+        rows.append(ItemRow(number, item, old, new, outcome_of(old, new, item.counts), kinds, size))
     return rows
 
 
-def select(
-    rows: Sequence[Row], group: str = "", kind: str = "", outcome: str = "", order: Order = "outcome"
-) -> list[Row]:
+def select_rows(
+    rows: Sequence[ItemRow], group: str = "", kind: str = "", outcome: str = "", order: Order = "outcome"
+) -> list[ItemRow]:
     """The rows that fit ("": any), sorted: broken first, or the biggest |change| first, or as in the data.
 
     Rows of one outcome come by |change| too, and equal ones as in the data.
@@ -122,11 +122,11 @@ def select(
 
 def thumbnail(path: Path, where: str) -> str:
     """The image as a data URI of at most THUMBNAIL pixels; made once for each state of the file. Raises UsageError."""
-    return _encoded(path, where, path.stat().st_mtime_ns if path.exists() else 0)
+    return _encode_thumbnail(path, where, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @functools.lru_cache(maxsize=2048)  # some 10 KB each
-def _encoded(path: Path, where: str, _changed: int) -> str:
+def _encode_thumbnail(path: Path, where: str, _changed: int) -> str:
     buffer = io.BytesIO()
     ImageOps.contain(open_image(path, where), THUMBNAIL, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -149,7 +149,7 @@ class Explorer:
     ):
         self.items, self.answers, self.base, self.change = list(items), answers, base, change or {}
         self._check()
-        self._rows: dict[str, list[Row]] = {}
+        self._rows: dict[str, list[ItemRow]] = {}
         self.state: dict[str, object] = {}
         classes = list(dict.fromkeys(name for item in self.items for name in item.counts))
         groups = list(dict.fromkeys(item.group for item in self.items))
@@ -194,7 +194,7 @@ class Explorer:
                 if not math.isfinite(value):
                     raise UsageError(f"change of {name} for item {number} is {value}. Give a finite number.")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ItemRow]:
         """All items with the chosen policy's answers."""
         name = self.policy.value
         if name not in self._rows:
@@ -212,11 +212,11 @@ class Explorer:
         self._draw()
 
     def _draw(self) -> None:
-        with errors_shown(lambda text: setattr(self.message, "value", note(text, error=True))):
+        with show_errors(lambda text: setattr(self.message, "value", note(text, error=True))):
             menus = {"group": self.group, "kind": self.kind, "outcome": self.outcome, "order": self.order}
             picked = {name: menu.value for name, menu in menus.items()}
             rows = self.rows()
-            chosen = select(rows, **picked)
+            chosen = select_rows(rows, **picked)
             pages = max(1, math.ceil(len(chosen) / PER_PAGE))
             self._page = min(max(self._page, 0), pages - 1)
             shown = chosen[self._page * PER_PAGE :][:PER_PAGE]
@@ -245,7 +245,7 @@ class Explorer:
         shares = f"all counts right: {names[0]} {right[0].short()}, {names[1]} {right[1]}"
         return f"<div style='line-height:22px'>{line}<br>{shares}</div>"
 
-    def _cards(self, shown: Sequence[Row]) -> tuple[list[str], list[str]]:
+    def _cards(self, shown: Sequence[ItemRow]) -> tuple[list[str], list[str]]:
         """The cards, and what is wrong with pictures; tells how far it is if reading them takes a while."""
         cards, errors, started = [], [], time.monotonic()
         names = (self.base, self.policy.value)
@@ -259,8 +259,8 @@ class Explorer:
                 picture = f"<img src='{source}' alt='{name}' style='width:100%;height:100%;object-fit:contain'>"
             except UsageError as error:
                 errors.append(str(error))
-                picture = f"<div style='color:{ERROR};background:#fff'>{html.escape(str(error))}</div>"
-            cards.append(card(row, picture, names))
+                picture = f"<div style='color:{ERROR_COLOR};background:#fff'>{html.escape(str(error))}</div>"
+            cards.append(item_card(row, picture, names))
         return cards, errors
 
 
@@ -269,16 +269,16 @@ def _menu(label: str, options: list[tuple[str, str]]) -> w.Dropdown:
     return w.Dropdown(options=options, description=label, style={"description_width": "110px"}, layout=layout)
 
 
-def card(row: Row, picture: str, names: tuple[str, str]) -> str:
+def item_card(row: ItemRow, picture: str, names: tuple[str, str]) -> str:
     """One item as HTML of a fixed height; what is longer scrolls. `picture` is HTML, all else is escaped."""
-    color = {"broken": colors(GONE), "fixed": colors(NEW)}
+    color = {"broken": color_style(REMOVED_COLOR), "fixed": color_style(ADDED_COLOR)}
     badge = f"<b style='padding:0 4px;{color.get(row.outcome, '')}'>{row.outcome}</b>"
     texts = mark_changes(row.before, row.after)
     answers = "".join(
         f"<div><b>{html.escape(name)}</b> {text or '(no answer)'}</div>"
         for name, text in zip(names, texts, strict=True)
     )
-    truth = html.escape(said(row.item.counts))
+    truth = html.escape(format_counts(row.item.counts))
     kinds = html.escape(", ".join(sorted(row.kinds)))
     return (
         "<div tabindex='0' role='group' style='height:360px;overflow:auto;border:1px solid #888;padding:6px;"

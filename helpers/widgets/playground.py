@@ -11,35 +11,35 @@ from scipy.stats import rankdata
 
 from helpers.data.preferences import PreferenceRecord, image_paths, record_key
 from helpers.files import UsageError, open_image, read_json, write_json
-from helpers.rewards.heuristic import RULES
+from helpers.rewards.heuristic import HEURISTIC_RULES
 from helpers.rewards.ranking import (
     Correlation,
-    agreement,
     correlate,
     draw_records,
     flatten,
+    pair_agreement,
     rule_values,
+    select_with_counts,
     weighted_sum,
-    with_counts,
 )
 from helpers.statistics import Proportion
-from helpers.widgets.common import button, errors_shown, jpeg_strip, note, plain, show
+from helpers.widgets.common import button, escape_text, jpeg_strip, note, show, show_errors
 from helpers.widgets.typed import prompt_text
 
-DEFAULTS = {rule.name: rule.weight for rule in RULES}
-LIMIT = 2.0  # of a weight, either way
+DEFAULT_WEIGHTS = {rule.name: rule.weight for rule in HEURISTIC_RULES}
+WEIGHT_LIMIT = 2.0  # of a weight, either way
 
 
 def read_weights(path: Path) -> dict[str, float]:
     """Weights that a playground kept. Raises UsageError unless every rule has one between −2 and 2."""
     weights = read_json(path)
     numbers = isinstance(weights, dict) and all(isinstance(n, int | float) for n in weights.values())
-    if not numbers or weights.keys() != DEFAULTS.keys() or any(abs(n) > LIMIT for n in weights.values()):
+    if not numbers or weights.keys() != DEFAULT_WEIGHTS.keys() or any(abs(n) > WEIGHT_LIMIT for n in weights.values()):
         raise UsageError(
-            f"{path}: must hold a weight from {-LIMIT:g} to {LIMIT:g} for each of {', '.join(DEFAULTS)}. "
+            f"{path}: must hold a weight from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g} for each of {', '.join(DEFAULT_WEIGHTS)}. "
             "The defaults are shown; moving a slider writes the file anew."
         )
-    return {name: float(weights[name]) for name in DEFAULTS}
+    return {name: float(weights[name]) for name in DEFAULT_WEIGHTS}
 
 
 class ScorerPlayground:
@@ -54,16 +54,16 @@ class ScorerPlayground:
     def __init__(
         self, records: Sequence[PreferenceRecord], path: Path, counts_known: bool = True, kept: Path | None = None
     ):
-        self.records, self.path, self.kept = with_counts(records), path, kept
+        self.records, self.path, self.kept = select_with_counts(records), path, kept
         self.left_out, self.state, self._moving = len(records) - len(self.records), {}, False
         self.answers, self.drawn, self._values = flatten(self.records), draw_records(len(self.records)), {}
         style = {"description_width": "110px"}
         self.sliders = {
             rule.name: w.FloatSlider(
-                rule.weight, min=-LIMIT, max=LIMIT, step=0.1, readout_format="+.1f", description=rule.name,
+                rule.weight, min=-WEIGHT_LIMIT, max=WEIGHT_LIMIT, step=0.1, readout_format="+.1f", description=rule.name,
                 style=style, layout=w.Layout(flex="0 1 380px"),
             )
-            for rule in RULES
+            for rule in HEURISTIC_RULES
         }  # fmt: skip
         self.counts_known = w.Checkbox(counts_known, description="the rules know the true counts", indent=False)
         self.record = w.IntSlider(0, 0, len(self.records) - 1, description="record", style=style)
@@ -99,7 +99,7 @@ class ScorerPlayground:
                 ],
                 layout=wrap,
             )
-            for rule in RULES
+            for rule in HEURISTIC_RULES
         ]
         blind = note("This score never sees the image: its rules read words, and the counts if they are told them.")
         frame = w.HBox([self.picture], layout=w.Layout(height="260px", flex="0 1 260px", justify_content="center"))
@@ -119,7 +119,7 @@ class ScorerPlayground:
 
     def _restore(self) -> None:
         if self.kept and self.kept.exists():
-            with errors_shown(partial(self._faults.__setitem__, "weights")):
+            with show_errors(partial(self._faults.__setitem__, "weights")):
                 self._set(read_weights(self.kept))
 
     def _set(self, weights: Mapping[str, float]) -> None:
@@ -128,7 +128,7 @@ class ScorerPlayground:
 
     def _reset(self) -> None:
         self._moving = True  # one measurement, not one a slider
-        self._set(DEFAULTS)
+        self._set(DEFAULT_WEIGHTS)
         self._moving = False
         self._weigh()
 
@@ -137,7 +137,7 @@ class ScorerPlayground:
         if self._moving:
             return
         self._faults.pop("weights", None)
-        with errors_shown(partial(self._faults.__setitem__, "weights")):
+        with show_errors(partial(self._faults.__setitem__, "weights")):
             if self.kept:
                 write_json(self.kept, self.weights)
         self._measure()
@@ -148,17 +148,17 @@ class ScorerPlayground:
             self._values[told] = rule_values(self.records, told)
         self.totals = weighted_sum(self._values[told], self.weights)
         correlation = correlate(self.totals, self.answers, self.drawn)
-        agreed = agreement(self.totals, self.answers.pairs)
+        agreed = pair_agreement(self.totals, self.answers.pairs)
         self.state |= {"weights": self.weights, "counts_known": told, "correlation": correlation, "agreement": agreed}
-        self.summary.value = summary(correlation, agreed, told)
+        self.summary.value = ranking_summary(correlation, agreed, told)
         self._rank()
 
     def _pick(self) -> None:
         """Another record: its picture and question; a picture that cannot be shown is said, the rest goes on."""
         record = self.records[self.record.value]
-        self.prompt.value, content = plain(prompt_text(record)), b""
+        self.prompt.value, content = escape_text(prompt_text(record)), b""
         self._faults.pop("picture", None)
-        with errors_shown(partial(self._faults.__setitem__, "picture")):
+        with show_errors(partial(self._faults.__setitem__, "picture")):
             where = f"record {record_key(record)}"
             content = jpeg_strip([open_image(path, where) for path in image_paths(self.path, record)])
         self.picture.value, self.picture.layout.visibility = content, "visible" if content else "hidden"
@@ -187,7 +187,7 @@ class ScorerPlayground:
         self.message.value = "".join(note(text, error=True) for text in self._faults.values()) + note(left)
 
 
-def summary(correlation: Correlation, agreed: Proportion | None, counts_known: bool) -> str:
+def ranking_summary(correlation: Correlation, agreed: Proportion | None, counts_known: bool) -> str:
     """HTML: how well the score ranks as the truth does, and what cannot be said."""
     lines = [f"Rank correlation (Spearman) with the truth (count_graded): {correlation}."]
     if correlation.low is None or correlation.value is None:
@@ -209,12 +209,12 @@ def ranking_table(texts: Sequence[str], parts: np.ndarray, totals: np.ndarray, t
 
     texts, totals and truth have one entry an answer; parts: (answers, rules).
     """
-    head = ["", "answer", "total", "truth", *(rule.name.replace("_", "<wbr>_") for rule in RULES)]
+    head = ["", "answer", "total", "truth", *(rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES)]
     rows = ["".join(f"<th scope='col' style='padding:2px 6px'>{name}</th>" for name in head)]
     places = rankdata(-totals, method="min").astype(int)
     for place, text, total, row, true in zip(places, texts, totals, parts, truth, strict=True):
         figures = [f"{total:+.2f}", f"{true:.2f}", *(f"{n:+.2f}" for n in row)]
-        cells = [("right", place), ("left", plain(text)), *(("right", figure) for figure in figures)]
+        cells = [("right", place), ("left", escape_text(text)), *(("right", figure) for figure in figures)]
         wide = {"left": ";min-width:220px"}
         rows.append(
             "".join(

@@ -8,10 +8,10 @@ from functools import partial
 import ipywidgets as w
 
 from helpers.data.preferences import image_paths
-from helpers.data.votes import LABELS, Item, Tiers, Verdict, Votes
+from helpers.data.votes import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
-from helpers.widgets.common import button, jpeg_strip, listen_to_keys, note, plain, show
-from helpers.widgets.typed import completed, prompt_text
+from helpers.widgets.common import button, escape_text, jpeg_strip, listen_to_keys, note, show
+from helpers.widgets.typed import complete_tiers, prompt_text
 
 
 def _room(texts: Iterable[str], columns: int) -> w.Layout:
@@ -20,7 +20,7 @@ def _room(texts: Iterable[str], columns: int) -> w.Layout:
     return w.Layout(height=f"{min(20 * lines + 12, 212)}px", overflow="auto", flex="0 0 auto")
 
 
-class Ranking:
+class AnswerRanker:
     """Rank the answers of one record after another without knowing whose they are; `show()` displays it.
 
     A vote is on the disk before the next item appears, and all state is in the file of `votes`: after a
@@ -49,7 +49,7 @@ class Ranking:
             "skip": button("Skip", partial(self._vote, "skip"), "s"),
             "undo": button("Undo", self._undo, "u"),
         }
-        most = LABELS[: max(len(record.answers) for record in records)]
+        most = ANSWER_LABELS[: max(len(record.answers) for record in records)]
         self.choices = [button(label, partial(self._choose, k), label.lower()) for k, label in enumerate(most)]
         self.texts = [w.HTML(layout=_room((a.text + "\n." for r in records for a in r.answers), 44)) for _ in most]
         wide = w.Layout(width="auto")
@@ -77,15 +77,15 @@ class Ranking:
         top = w.HBox([frame, self.prompt], layout=wrap)
         return w.VBox([self.progress, top, *rows], layout=w.Layout(padding="6px"))
 
-    def _show(self, item: Item | None, message: str = "") -> None:
+    def _show(self, item: VotingItem | None, message: str = "") -> None:
         """Put `item` (None: all are done) on the screen; the clock starts when it is there."""
         self.item, texts = item, item.texts if item else []
         self._shelf.children = self._cards[: len(texts)]
-        for label, text, widget, marks in zip(LABELS, texts, self.texts, self.marks, strict=False):
-            widget.value = f"<b>{label}</b>{plain(text)}"
+        for label, text, widget, marks in zip(ANSWER_LABELS, texts, self.texts, self.marks, strict=False):
+            widget.value = f"<b>{label}</b>{escape_text(text)}"
             for mark in marks:
                 mark.value = False
-        self.prompt.value = plain(prompt_text(item.record) if item else "All are judged. Thank you.")
+        self.prompt.value = escape_text(prompt_text(item.record) if item else "All are judged. Thank you.")
         keys = "<small>letters in brackets are keys while the frame is blue: click into it once</small>"
         self.progress.value = f"<b>{self.votes.progress()}</b> &nbsp; {html.escape(self.votes.annotator)} &nbsp; {keys}"
         self._many.layout.visibility = "visible" if len(texts) > 2 else "hidden"
@@ -119,9 +119,9 @@ class Ranking:
 
     def _draw_ranks(self) -> None:
         n = len(self.item.order) if self.item else 0
-        done = completed(self._tiers, n, self.joined.value)
+        done = complete_tiers(self._tiers, n, self.joined.value)
         ranks = {k: rank for rank, tier in enumerate(done or self._tiers, start=1) for k in tier}
-        for k, (label, choice) in enumerate(zip(LABELS, self.choices, strict=False)):
+        for k, (label, choice) in enumerate(zip(ANSWER_LABELS, self.choices, strict=False)):
             does = f"has rank {ranks[k]}" if k in ranks else "is better" if n == 2 else "comes next"
             choice.description, choice.button_style = f"{label} {does} ({label.lower()})", "primary" * (k in ranks)
         self.buttons["save"].disabled = not (done and self.picture.value)
@@ -130,7 +130,7 @@ class Ranking:
         n = len(self.item.order) if self.item else 0
         if n == 2:
             self._vote("ranked", [[k], [1 - k]])
-        elif not completed(self._tiers, n) and not any(k in tier for tier in self._tiers) and not self._too_soon():
+        elif not complete_tiers(self._tiers, n) and not any(k in tier for tier in self._tiers) and not self._too_soon():
             last = [[*self._tiers[-1], k]] if self.joined.value and self._tiers else [*self._tiers[-1:], [k]]
             self._place(*self._tiers[:-1], *last)
 
@@ -140,10 +140,10 @@ class Ranking:
         return soon
 
     def _save(self) -> None:
-        if self.item and (ranking := completed(self._tiers, len(self.item.order), self.joined.value)):
+        if self.item and (ranking := complete_tiers(self._tiers, len(self.item.order), self.joined.value)):
             self._vote("ranked", ranking)
 
-    def _vote(self, verdict: Verdict, tiers: Tiers = ()) -> None:
+    def _vote(self, verdict: VoteVerdict, tiers: Tiers = ()) -> None:
         """The vote goes to the disk, then the next item comes; after an error this one stays."""
         if self.item is None or self._too_soon():
             return

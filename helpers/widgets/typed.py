@@ -8,11 +8,11 @@ from collections.abc import Callable
 from IPython.display import display
 
 from helpers.data.preferences import PreferenceRecord, image_paths
-from helpers.data.votes import LABELS, Item, Tiers, Verdict, Votes
+from helpers.data.votes import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
 
 
-def completed(tiers: Tiers, n: int, joined: bool = False) -> Tiers | None:
+def complete_tiers(tiers: Tiers, n: int, joined: bool = False) -> Tiers | None:
     """Tiers of `n` answers with the only one left put last (`joined`: level with the last); None while more are.
 
     completed([[1]], 2) → [[1], [0]];  completed([[1], [0]], 3, joined=True) → [[1], [0, 2]]
@@ -56,7 +56,7 @@ def rank_in_text(votes: Votes, ask: Callable[[str], str] = input) -> None:
     print(f"{votes.progress()}: all are judged.")
 
 
-def _print(item: Item, votes: Votes) -> None:
+def _print(item: VotingItem, votes: Votes) -> None:
     print(f"\n{votes.progress()}\n{votes.notice}")
     for path in image_paths(votes.records_path, item.record):
         print(path)
@@ -66,11 +66,11 @@ def _print(item: Item, votes: Votes) -> None:
             display(image)
         except UsageError as error:
             print(f"{error} Skip it (s).")
-    answers = [f"[{label}] {text}" for label, text in zip(LABELS, item.texts, strict=False)]
+    answers = [f"[{label}] {text}" for label, text in zip(ANSWER_LABELS, item.texts, strict=False)]
     print("\n\n".join([prompt_text(item.record), *answers]))
 
 
-def parse_reply(reply: str, n: int) -> tuple[Verdict, Tiers]:
+def parse_reply(reply: str, n: int) -> tuple[VoteVerdict, Tiers]:
     """A typed vote on `n` answers: "b>a=c" → ("ranked", [[1], [0, 2]]); a single answer left out comes last.
 
     Raises UsageError for anything but letters in order of preference, t, x or s.
@@ -79,9 +79,10 @@ def parse_reply(reply: str, n: int) -> tuple[Verdict, Tiers]:
         return {"t": "tie", "x": "all bad", "s": "skip"}[reply], []
     clean = re.sub("[ >,]", "", reply)
     tiers = [
-        [LABELS.lower().find(letter) for letter in re.sub("=", "", tier)] for tier in re.findall(".(?:=.)*", clean)
+        [ANSWER_LABELS.lower().find(letter) for letter in re.sub("=", "", tier)]
+        for tier in re.findall(".(?:=.)*", clean)
     ]
-    ranking = completed(tiers, n)
+    ranking = complete_tiers(tiers, n)
     if not re.fullmatch("[a-f](=?[a-f])*", clean) or sorted(itertools.chain(*(ranking or []))) != list(range(n)):
         raise UsageError(f"{reply!r} is no vote. Type the letters, best first, = between equals: b>a=c.")
     return "ranked", ranking

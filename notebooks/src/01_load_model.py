@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
 if ROOT is None:
     if not REPOSITORY or not Path("/content").is_dir():
         raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
@@ -34,16 +34,9 @@ if ROOT is None:
             raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
         part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
-from helpers.install import ensure
+from helpers.setup import set_up
 
-ensure()
-from helpers.resume import use_drive
-
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
-from helpers.runtime import machine_summary
-
-use_drive(DRIVE)
-print(machine_summary())
+set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -58,17 +51,9 @@ DATA = "data/traffic"
 # %%
 from collections import Counter
 
-from helpers.counting import count_question
-from helpers.labels import read_counts
-from helpers.prompts import count_image_tokens, encode, render
+from helpers import data, evaluation, files, machine, models, report
 
-from helpers import plots
-from helpers.evaluation import chance_exact, evaluate_counting
-from helpers.machine import check_machine
-from helpers.report import Section
-from helpers.runtime import open_image
-
-section = Section("01_load_model", "The model before training")
+section = report.Section("01_load_model", "The model before training")
 
 # %% [markdown]
 # ## Is the machine enough?
@@ -77,7 +62,7 @@ section = Section("01_load_model", "The model before training")
 # that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-plan = check_machine(MODEL)
+plan = machine.check_machine(MODEL)
 
 # %% [markdown]
 # ## Load it in 4 bits
@@ -113,16 +98,16 @@ del full
 # ground truth for everything that follows.
 
 # %%
-items = read_counts(ROOT / DATA, "valid")
+items = data.read_counts(ROOT / DATA, "valid")
 print(f"{len(items)} validation images, classes {list(items[0].counts)}")
 titles = [", ".join(f"{n} {c}" for c, n in item.counts.items() if n) or "nothing" for item in items[:8]]
-plots.image_grid([open_image(item.path) for item in items[:8]], titles)
+report.image_grid([files.open_image(item.path) for item in items[:8]], titles)
 
 # %% [markdown]
 # ## Ask one question
 
 # %%
-image, question = open_image(items[1].path), count_question(list(items[1].counts))
+image, question = files.open_image(items[1].path), data.count_question(list(items[1].counts))
 print(question)
 print("model:", models.generate_answers(model, processor, [image], [question])[0])
 print("truth:", items[1].counts)
@@ -135,7 +120,7 @@ print("truth:", items[1].counts)
 # `<|vision_end|>` stands one `<|image_pad|>`, a placeholder for the picture.
 
 # %%
-print(render(processor, question))
+print(models.render(processor, question))
 
 # %% [markdown]
 # A well-known student project wrote its prompts by hand, as `<|user|> … <image> <|assistant|>`. That
@@ -160,16 +145,16 @@ print(f"image tokens in the hand-written prompt: {ids.count(processor.image_toke
 # here and how many would fit; for another limit, give it `max_pixels`.
 
 # %%
-inputs = encode(processor, [question], [image])
+inputs = models.encode(processor, [question], [image])
 height, width = (int(n) * 14 for n in inputs["image_grid_thw"][0, 1:])
-tokens = count_image_tokens(processor, inputs)[0]
+tokens = models.count_image_tokens(processor, inputs)[0]
 print({name: tuple(value.shape) for name, value in inputs.items()})
 print(f"{image.size} image → {width} × {height} pixels → {height * width} / 784 = {tokens} visual tokens")
 
 # %%
 for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
-    resized = encode(processor, [question], [image.resize(size)])
-    print(f"{size[0]:>5} × {size[1]:<5} → {count_image_tokens(processor, resized)[0]:>4} visual tokens")
+    resized = models.encode(processor, [question], [image.resize(size)])
+    print(f"{size[0]:>5} × {size[1]:<5} → {models.count_image_tokens(processor, resized)[0]:>4} visual tokens")
 
 # %% [markdown]
 # ## Greedy and sampled answers
@@ -190,8 +175,8 @@ for text in models.generate_answers(model, processor, [image] * 4, [question] * 
 # so this is a first look and not yet a result.
 
 # %%
-greedy = evaluate_counting(model, processor, items)
-sampled = evaluate_counting(model, processor, items, temperature=1.0)
+greedy = evaluation.evaluate_counting(model, processor, items)
+sampled = evaluation.evaluate_counting(model, processor, items, temperature=1.0)
 print("greedy :", "exact", greedy.exact_share, "  well formed", greedy.well_formed_share)
 print("sampled:", "exact", sampled.exact_share, "  well formed", sampled.well_formed_share)
 
@@ -199,7 +184,7 @@ print("sampled:", "exact", sampled.exact_share, "  well formed", sampled.well_fo
 # The interesting question is *how* it is wrong. Stated minus true count, class by class:
 
 # %%
-section.picture(plots.error_chart({"base": greedy.errors()}), "Stated minus true count of the base, validation images")
+section.picture(report.error_chart({"base": greedy.errors()}), "Stated minus true count of the base, validation images")
 
 # %% [markdown]
 # The tiny model counts cars and buses right and misses motorcycles and bicycles, always downwards.
@@ -213,8 +198,8 @@ section.picture(plots.error_chart({"base": greedy.errors()}), "Stated minus true
 # the model is guessing from the question.
 
 # %%
-shuffled = evaluate_counting(model, processor, items, images="shuffled")
-chance = chance_exact(items)
+shuffled = evaluation.evaluate_counting(model, processor, items, images="shuffled")
+chance = evaluation.chance_exact(items)
 section.say(
     f"Base on {len(items)} validation images: exact {greedy.exact_share}; with shuffled images "
     f"{shuffled.exact_share}, where chance is {chance:.3f}."

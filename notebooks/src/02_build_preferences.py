@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
 if ROOT is None:
     if not REPOSITORY or not Path("/content").is_dir():
         raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
@@ -34,16 +34,9 @@ if ROOT is None:
             raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
         part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
-from helpers.install import ensure
+from helpers.setup import set_up
 
-ensure()
-from helpers.resume import use_drive
-
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
-from helpers.runtime import machine_summary
-
-use_drive(DRIVE)
-print(machine_summary())
+set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -66,37 +59,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-from helpers.blind import best_rule, blind_rules, describe, more_detail
-from helpers.convert import scan_file, write_file
-from helpers.counting import count_answer, is_exact, is_well_formed
-from helpers.data_doctor import check
-from helpers.heuristic import RULES
-from helpers.labels import assert_no_photo_in_both, read_counts
-from helpers.pairs import (
-    IMAGE_NEGATIVES,
-    add_image_negatives,
-    build_records,
-    highest_counts,
-    question_for,
-    rank_samples,
-    sample_own_answers,
-)
-from helpers.pairs import NEGATIVES as ALL_KINDS
-from helpers.preferences import PreferenceRecord, image_paths, read_records, write_records
-from helpers.scoring import SCORERS
-from helpers.votes import Votes
 from scipy.stats import spearmanr
 
-from helpers import plots
-from helpers.machine import check_machine
-from helpers.report import Section
-from helpers.runtime import artifacts_dir, open_image, write_json
-from helpers.statistics import proportion
-from helpers.widgets import Ranking
+from helpers import data, files, machine, models, report, rewards, statistics, widgets
 
 folder = ROOT / DATA  # an absolute DATA stays as it is
-out = artifacts_dir() / "preferences"
-section = Section("02_build_preferences", "The preference data")
+out = files.artifacts_dir() / "preferences"
+
+section = report.Section("02_build_preferences", "The preference data")
 
 # %% [markdown]
 # ## Is the machine enough?
@@ -105,7 +75,7 @@ section = Section("02_build_preferences", "The preference data")
 # that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-plan = check_machine(MODEL)
+plan = machine.check_machine(MODEL)
 
 # %% [markdown]
 # ## Labels become counts
@@ -115,7 +85,7 @@ plan = check_machine(MODEL)
 # none.
 
 # %%
-train, valid = read_counts(folder, "train", CLASSES), read_counts(folder, "valid", CLASSES)
+train, valid = data.read_counts(folder, "train", CLASSES), data.read_counts(folder, "valid", CLASSES)
 print(f"{len(train)} training and {len(valid)} validation images")
 print(train[4].path.name, train[4].counts)
 
@@ -124,7 +94,7 @@ print(train[4].path.name, train[4].counts)
 # the augmented copies of `street.jpg` `street_jpg.rf.8a1.jpg`, `street_jpg.rf.9c2.jpg`.
 
 # %%
-assert_no_photo_in_both(train, valid)
+data.assert_no_photo_in_both(train, valid)
 
 # %% [markdown]
 # ## Let the model answer
@@ -134,19 +104,23 @@ assert_no_photo_in_both(train, valid)
 
 # %%
 model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
-own_answers = sample_own_answers(model, processor, train, ANSWERS, seed=SEED)
+asked = data.counting_questions(train)
+budget = models.answer_budget(processor, asked.answers)
+own_answers = models.sample_answers(
+    model, processor, asked.images, asked.questions, ANSWERS, seed=SEED, max_new_tokens=budget
+)
 
 # %%
 number = 1
-print(question_for(train[number], number), "\ntruth:", count_answer(train[number].counts))
+print(data.question_for(train[number], number), "\ntruth:", data.count_answer(train[number].counts))
 for text in own_answers[number]:
-    print("  ✓" if is_exact(text, train[number].counts) else "  ✗", text)
+    print("  ✓" if data.is_exact(text, train[number].counts) else "  ✗", text)
 
 # %%
 flat = [(text, item) for texts, item in zip(own_answers, train, strict=True) for text in texts]
-right = proportion(sum(is_exact(text, item.counts) for text, item in flat), len(flat))
-formed = proportion(sum(is_well_formed(text, list(item.counts)) for text, item in flat), len(flat))
-hopeful = sum(any(is_exact(t, i.counts) for t in texts) for texts, i in zip(own_answers, train, strict=True))
+right = statistics.proportion(sum(data.is_exact(text, item.counts) for text, item in flat), len(flat))
+formed = statistics.proportion(sum(data.is_well_formed(text, list(item.counts)) for text, item in flat), len(flat))
+hopeful = sum(any(data.is_exact(t, i.counts) for t in texts) for texts, i in zip(own_answers, train, strict=True))
 print("sampled answers that are exact:      ", right)
 print("sampled answers that are well formed:", formed)
 print(f"images with at least one exact answer among {ANSWERS}: {hopeful} of {len(train)}")
@@ -162,14 +136,14 @@ print(f"images with at least one exact answer among {ANSWERS}: {hopeful} of {len
 # * **heuristic**: a table of rules about words, as a student project had it. No rule sees the image.
 
 # %%
-for rule in RULES:
+for rule in rewards.HEURISTIC_RULES:
     print(f"{rule.weight:+.1f} × {rule.name:<14} {rule.description}")
 
 # %%
-score = SCORERS[SCORER]
+score = rewards.SCORERS[SCORER]
 for text in own_answers[number]:
-    print(f"{score(None, question_for(train[number], number), text, train[number].counts).total:.3f}  {text}")
-ranked = rank_samples(train, out, own_answers, score)
+    print(f"{score(None, data.question_for(train[number], number), text, train[number].counts).total:.3f}  {text}")
+ranked = rewards.rank_samples(train, out, own_answers, score)
 ranked_pairs = [pair for record in ranked for pair in record.pairs()]
 extremes = [pair for record in ranked for pair in record.pairs("extremes")]
 print(f"{len(ranked)} images give {len(ranked_pairs)} pairs, {len(extremes)} of them best against worst")
@@ -182,12 +156,12 @@ for name, members in (("all pairs", ranked_pairs), ("best against worst", extrem
 # exactly right?" says what it is worth as a teacher:
 
 # %%
-exact = [float(is_exact(text, item.counts)) for text, item in flat]
+exact = [float(data.is_exact(text, item.counts)) for text, item in flat]
 for facts in ("counts known", "counts unknown"):
-    questions = [question_for(item, n) for n, item in enumerate(train) for _ in range(ANSWERS)]
+    questions = [data.question_for(item, n) for n, item in enumerate(train) for _ in range(ANSWERS)]
     known = [item.counts if facts == "counts known" else None for _, item in flat]
     totals = [
-        SCORERS["heuristic"](None, question, text, fact).total
+        rewards.SCORERS["heuristic"](None, question, text, fact).total
         for question, (text, _), fact in zip(questions, flat, known, strict=True)
     ]
     differ = len(set(totals)) > 1  # a constant correlates with nothing
@@ -206,7 +180,7 @@ for facts in ("counts known", "counts unknown"):
 # The true answer is preferred to each of them; the worse ones are tied among themselves.
 
 # %%
-records = build_records(train, out, own_answers, NEGATIVES, SEED) if PAIRS == "built" else ranked
+records = data.build_records(train, out, own_answers, NEGATIVES, SEED) if PAIRS == "built" else ranked
 pairs = [pair for record in records for pair in record.pairs()]
 print(f"{len(records)} records, {len(pairs)} pairs")
 print(json.dumps(records[number].model_dump(exclude_defaults=True), indent=1))
@@ -222,7 +196,7 @@ titles = [
     for r in shown
 ]
 section.picture(
-    plots.image_grid([open_image(image_paths(out / "train.jsonl", r)[0]) for r in shown], titles),
+    report.image_grid([files.open_image(data.image_paths(out / "train.jsonl", r)[0]) for r in shown], titles),
     "Four records: the preferred answer has a tick",
 )
 
@@ -234,8 +208,8 @@ section.picture(
 # a model can reach .9 by ignoring the picture too.
 
 # %%
-rules = blind_rules(records)
-print(describe(rules))
+rules = data.blind_rules(records)
+print(data.render_blind_table(rules))
 
 # %% [markdown]
 # `own` leaks: a model that under-counts is wrong downwards, so "the larger total is right" wins. From
@@ -244,7 +218,7 @@ print(describe(rules))
 # wrong and that the picture decides. For comparison, all three kinds:
 
 # %%
-print(describe(blind_rules(build_records(train, out, own_answers, ALL_KINDS, SEED))))
+print(data.render_blind_table(data.blind_rules(data.build_records(train, out, own_answers, data.NEGATIVES, SEED))))
 
 # %% [markdown]
 # ### How a published data set leaked
@@ -255,7 +229,7 @@ print(describe(blind_rules(build_records(train, out, own_answers, ALL_KINDS, SEE
 
 # %%
 rng = np.random.default_rng(SEED)
-most = 3 * max(highest_counts([item.counts for item in train]).values())
+most = 3 * max(data.highest_counts([item.counts for item in train]).values())
 
 
 def with_random_counts(record):
@@ -263,23 +237,26 @@ def with_random_counts(record):
     counts = dict(record.truth)
     while counts == record.truth:
         counts = {cls: int(rng.integers(most + 1)) for cls in record.truth}
-    answers = {"chosen": count_answer(record.truth), "rejected": {"text": count_answer(counts), "origin": "random"}}
+    answers = {
+        "chosen": data.count_answer(record.truth),
+        "rejected": {"text": data.count_answer(counts), "origin": "random"},
+    }
     same = {"images": record.images, "prompt": record.prompt, "truth": record.truth}
-    return PreferenceRecord.model_validate({**same, **answers})
+    return data.PreferenceRecord.model_validate({**same, **answers})
 
 
-leaky = blind_rules([with_random_counts(record) for record in records])
-rule, share = best_rule(leaky)
+leaky = data.blind_rules([with_random_counts(record) for record in records])
+rule, share = data.best_rule(leaky)
 print(f"rejected counts drawn from 0 … {most}: {rule!r} is right in {share}")
 
 # %%
-worst, worst_share = best_rule(rules)
+worst, worst_share = data.best_rule(rules)
 section.say(
     f"{len(pairs)} training pairs from {len(records)} images. The best blind rule ({worst!r}) picks the "
     f"chosen answer in {worst_share} of them."
 )
 if "other image" in rules:
-    fair, fair_share = best_rule(rules, "other image")
+    fair, fair_share = data.best_rule(rules, "other image")
     section.say(
         f"On pairs with another image's counts the best blind rule ({fair!r}) gets {fair_share}: no leak is .5."
     )
@@ -292,15 +269,18 @@ if "other image" in rules:
 # sharper picture" beats three of the four without reading anything in it.
 
 # %%
-spoilt = add_image_negatives(out / "train.jsonl", records[:64], IMAGE_NEGATIVES, SEED)
-names = [*image_paths(out / "train.jsonl", spoilt[number]), *(out / name for name in spoilt[number].negative_images)]
+spoilt = data.add_image_negatives(out / "train.jsonl", records[:64], data.IMAGE_NEGATIVES, SEED)
+names = [
+    *data.image_paths(out / "train.jsonl", spoilt[number]),
+    *(out / name for name in spoilt[number].negative_images),
+]
 section.picture(
-    plots.image_grid([open_image(name) for name in names], ["true", *IMAGE_NEGATIVES]),
+    report.image_grid([files.open_image(name) for name in names], ["true", *data.IMAGE_NEGATIVES]),
     "One image and its four spoilt versions",
 )
 
 # %%
-for kind, share in more_detail(out / "train.jsonl", spoilt, IMAGE_NEGATIVES).items():
+for kind, share in data.true_image_detail_shares(out / "train.jsonl", spoilt, data.IMAGE_NEGATIVES).items():
     print(f"{kind:<9} the true image has more detail in {share}")
 
 # %% [markdown]
@@ -311,14 +291,22 @@ for kind, share in more_detail(out / "train.jsonl", spoilt, IMAGE_NEGATIVES).ite
 # the same way from images that training never sees.
 
 # %%
-write_records(out / "train.jsonl", records)
-held_out = {"valid": valid} | ({"test": read_counts(folder, "test", CLASSES)} if (folder / "test").is_dir() else {})
+data.write_records(out / "train.jsonl", records)
+held_out = {"valid": valid} | (
+    {"test": data.read_counts(folder, "test", CLASSES)} if (folder / "test").is_dir() else {}
+)
 for place, (split, items) in enumerate(held_out.items(), start=1):
-    answers = sample_own_answers(model, processor, items, ANSWERS, seed=SEED + 1000 * place)
-    built = build_records(items, out, answers, NEGATIVES, SEED + place) if PAIRS == "built" else None
-    write_records(out / f"{split}.jsonl", built if PAIRS == "built" else rank_samples(items, out, answers, score))
+    asked = data.counting_questions(items)
+    budget = models.answer_budget(processor, asked.answers)
+    answers = models.sample_answers(
+        model, processor, asked.images, asked.questions, ANSWERS, seed=SEED + 1000 * place, max_new_tokens=budget
+    )
+    built = data.build_records(items, out, answers, NEGATIVES, SEED + place) if PAIRS == "built" else None
+    data.write_records(
+        out / f"{split}.jsonl", built if PAIRS == "built" else rewards.rank_samples(items, out, answers, score)
+    )
 about = {"data": str(folder), "classes": CLASSES, "model": MODEL, "pairs": PAIRS, "negatives": NEGATIVES, "seed": SEED}
-write_json(out / "about.json", about)
+files.write_json(out / "about.json", about)
 print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 
 # %% [markdown]
@@ -329,14 +317,14 @@ print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 # sides, and the blind rules once more. Errors must be mended; a warning must at least be understood.
 
 # %%
-report = check(out / "train.jsonl", root=folder)  # the images stay where they are, outside artifacts/
-report
+checked = data.check_file(out / "train.jsonl", root=folder)  # the images stay where they are, outside artifacts/
+checked
 
 # %% [markdown]
 # The held-out files are compared with it: a photo in both would be a leak.
 
 # %%
-others = [check(out / f"{split}.jsonl", root=folder, against=[report]) for split in held_out]
+others = [data.check_file(out / f"{split}.jsonl", root=folder, against=[checked]) for split in held_out]
 leaks = [finding.message for other in others for finding in other.findings if finding.kind == "leak"]
 print(leaks or f"no photo of train is in {' or '.join(held_out)}")
 
@@ -348,8 +336,8 @@ print(leaks or f"no photo of train is in {' or '.join(held_out)}")
 # the cell again and it goes on. Give another name for a second annotator and compare.
 
 # %%
-votes = Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me", records_path=out / "train.jsonl")
-Ranking(votes).show()
+votes = data.Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me", records_path=out / "train.jsonl")
+widgets.Ranking(votes).show()
 
 # %% [markdown]
 # `helpers.votes.apply(records, path)` puts the votes into the records, and `agreement(records, path)`
@@ -361,13 +349,13 @@ Ranking(votes).show()
 # travels in an extra column. On the command line: `python -m helpers convert FILE OUT --to trl`.
 
 # %%
-write_file(out / "train-llama-factory.json", records, "llama_factory")
-back = [line.record for line in scan_file(out / "train-llama-factory.json")]
+data.write_file(out / "train-llama-factory.json", records, "llama_factory")
+back = [line.record for line in data.scan_file(out / "train-llama-factory.json")]
 assert back == records
 foreign = {"image_path": "a.jpg", "prompt": "<|user|>\nCount the cars. <image>\n<|assistant|>\n"}
 foreign |= {"chosen": "There are 2.", "rejected": "There are 5."}
 (out / "foreign.json").write_text(json.dumps([foreign]), encoding="utf-8")
-for line in scan_file(out / "foreign.json"):
+for line in data.scan_file(out / "foreign.json"):
     print(line.record.prompt[0].content, "|", line.change)
 
 # %% [markdown]
@@ -380,16 +368,18 @@ for line in scan_file(out / "foreign.json"):
 # ## Check yourself
 
 # %%
-again = read_records(out / "train.jsonl")
+again = data.read_records(out / "train.jsonl")
 assert [r.model_dump() for r in again] == [r.model_dump() for r in records], "reading gives back what was written"
 for record in again if PAIRS == "built" else []:
     best = record.answers[record.ranking[0][0]]
-    assert best.origin == "truth" and best.text == count_answer(record.truth), f"{record.id}: chosen is not the truth"
-first = proportion(sum(r.ranking[0] == [0] for r in again), len(again))
+    assert best.origin == "truth" and best.text == data.count_answer(record.truth), (
+        f"{record.id}: chosen is not the truth"
+    )
+first = statistics.proportion(sum(r.ranking[0] == [0] for r in again), len(again))
 assert first.low < 0.9, "the position of an answer must not give the label away"
 
 # %%
-assert not sum((other.errors for other in others), report.errors), "the doctor found errors: see above"
+assert not sum((other.errors for other in others), checked.errors), "the doctor found errors: see above"
 section.share("blind_rule_best", worst_share)
 section.single("preference_pairs", len(pairs))
 print("report:", section.save())

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
 if ROOT is None:
     if not REPOSITORY or not Path("/content").is_dir():
         raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
@@ -32,16 +32,9 @@ if ROOT is None:
             raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
         part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
-from helpers.install import ensure
+from helpers.setup import set_up
 
-ensure()
-from helpers.resume import use_drive
-
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
-from helpers.runtime import machine_summary
-
-use_drive(DRIVE)
-print(machine_summary())
+set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -66,25 +59,12 @@ import dataclasses
 
 import matplotlib.pyplot as plt
 import torch
-from helpers.caption_reward import CaptionReward, tiny_text_reward, vlm_captioner
-from helpers.feature_reward import FeatureReward, target_scores
-from helpers.preferences import image_paths, read_records
-from helpers.prompts import render
-from helpers.reward_model import head_hash, hits, pair_gaps, score_records
-from helpers.reward_report import RewardReport, calibration_error, other_images, paired_p, swapped
-from helpers.reward_training import RewardTrainer
 from torch.testing import assert_close
 
-from helpers import plots, reward_model, shared_prefix
-from helpers.config import reward_preset
-from helpers.losses import bradley_terry, listwise
-from helpers.machine import check_machine
-from helpers.report import Section
-from helpers.runtime import artifact, artifacts_dir, open_image, write_json
-from helpers.statistics import proportion
+from helpers import config, data, files, losses, machine, models, report, rewards, statistics, training
 
-section = Section("03_train_reward_model", "The reward model")
-settings = reward_preset(PRESET)
+section = report.Section("03_train_reward_model", "The reward model")
+settings = config.reward_preset(PRESET)
 settings = dataclasses.replace(settings, epochs=EPOCHS or settings.epochs, head=HEADS[0], objective=OBJECTIVES[0])
 settings
 
@@ -95,7 +75,7 @@ settings
 # that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-plan = check_machine(MODEL, reward=settings)
+plan = machine.check_machine(MODEL, reward=settings)
 settings = plan.reward
 
 # %% [markdown]
@@ -108,7 +88,7 @@ settings = plan.reward
 chosen, rejected = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([0.0, 0.5, 1.0])
 by_hand = -torch.log(torch.sigmoid(chosen - rejected))
 print([f"{value:.4f}" for value in by_hand.tolist()])
-assert_close(bradley_terry(chosen, rejected), by_hand)
+assert_close(losses.bradley_terry_loss(chosen, rejected), by_hand)
 
 # %% [markdown]
 # Equal scores cost ln 2 = 0.6931; a model that says nothing stays there. Never compute
@@ -116,7 +96,9 @@ assert_close(bradley_terry(chosen, rejected), by_hand)
 
 # %%
 far = torch.tensor([-200.0])
-print("naive:", torch.log(torch.sigmoid(far)).item(), " stable:", -bradley_terry(far, torch.zeros(1)).item())
+print(
+    "naive:", torch.log(torch.sigmoid(far)).item(), " stable:", -losses.bradley_terry_loss(far, torch.zeros(1)).item()
+)
 
 # %% [markdown]
 # With more than two answers there is a softmax over all of them: the best one against all others.
@@ -125,8 +107,8 @@ print("naive:", torch.log(torch.sigmoid(far)).item(), " stable:", -bradley_terry
 
 # %%
 scores = torch.tensor([0.3, 1.2, -0.5])
-print(listwise(scores, [[1], [0, 2]]), -torch.log_softmax(scores, 0)[1])
-assert_close(listwise(scores[:2], [[0], [1]]), bradley_terry(scores[:1], scores[1:2]))
+print(losses.listwise_loss(scores, [[1], [0, 2]]), -torch.log_softmax(scores, 0)[1])
+assert_close(losses.listwise_loss(scores[:2], [[0], [1]]), losses.bradley_terry_loss(scores[:1], scores[1:2]))
 
 # %% [markdown]
 # ### A contrastive loss that forgets which answer is better
@@ -158,7 +140,7 @@ gaps = torch.linspace(-2, 4, 121)
 curves = {"Bradley–Terry": [], "source's contrastive term": [], "sum, weight 0.5": []}
 for gap in gaps:
     better, worse = gap.repeat(2), torch.zeros(2)
-    curves["Bradley–Terry"].append(bradley_terry(better, worse).mean().item())
+    curves["Bradley–Terry"].append(losses.bradley_terry_loss(better, worse).mean().item())
     curves["source's contrastive term"].append(source_contrastive(better, worse).item())
     curves["sum, weight 0.5"].append(curves["Bradley–Terry"][-1] + 0.5 * curves["source's contrastive term"][-1])
 stops = gaps[min(range(len(gaps)), key=lambda i: curves["sum, weight 0.5"][i])].item()
@@ -181,13 +163,13 @@ section.picture(figure, "A contrastive term that opposes learning: the sum stops
 
 # %%
 shipped = ROOT / "data" / "traffic"
-train_path = artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
+train_path = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
 valid_path = train_path.with_name(train_path.name.replace("train", "valid"))
 test_path = train_path.with_name(train_path.name.replace("train", "test"))
 if not test_path.exists():
     section.say("⚠️ There is no test split: the figures are of the pairs that also said when to stop.")
     test_path = valid_path
-train, valid, test = (read_records(path) for path in (train_path, valid_path, test_path))
+train, valid, test = (data.read_records(path) for path in (train_path, valid_path, test_path))
 print({path.name: sum(len(r.pairs()) for r in rows) for path, rows in
        ((train_path, train), (valid_path, valid), (test_path, test))}, "pairs")  # fmt: skip
 
@@ -207,10 +189,10 @@ def load():
 
 model, processor = load()
 record = train[0]
-pictures = [open_image(image) for image in image_paths(train_path, record)]
-prompt, answers = render(processor, record.prompt[-1].content, len(pictures)), [a.text for a in record.answers]
-packed = shared_prefix.pack(model, processor, [prompt], [pictures], [answers])
-alone = shared_prefix.plain(processor, [prompt], [pictures], [answers])
+pictures = [files.open_image(image) for image in data.image_paths(train_path, record)]
+prompt, answers = models.render(processor, record.prompt[-1].content, len(pictures)), [a.text for a in record.answers]
+packed = models.pack(model, processor, [prompt], [pictures], [answers])
+alone = models.pack_separately(processor, [prompt], [pictures], [answers])
 print("one row:", tuple(packed.inputs["input_ids"].shape), " a row each:", tuple(alone.inputs["input_ids"].shape))
 
 # %%
@@ -225,7 +207,7 @@ figure
 
 # %%
 with torch.no_grad():
-    states = [shared_prefix.hidden_states(model, inputs.to(model.device)) for inputs in (packed, alone)]
+    states = [models.hidden_states(model, inputs.to(model.device)) for inputs in (packed, alone)]
 assert_close(*states, rtol=1e-2, atol=1e-2)
 
 # %% [markdown]
@@ -240,18 +222,18 @@ assert_close(*states, rtol=1e-2, atol=1e-2)
 def train_reward(head, objective, sees_images=True, seed=SEED):
     """A freshly loaded base with a fresh adapter and head, trained; the model and its run."""
     chosen_settings = dataclasses.replace(settings, head=head, objective=objective)
-    reward = reward_model.create(*load(), chosen_settings, seed, sees_images)
+    reward = rewards.new_reward_model(*load(), chosen_settings, seed, sees_images)
     name = "-".join([head, objective, *([] if sees_images else ["text"]), str(seed)])
-    checkpoint = artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
+    checkpoint = files.artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
     if not RESUME:
         checkpoint.unlink(missing_ok=True)
-    trainer = RewardTrainer(reward, train_path, train, (valid_path, valid), chosen_settings, seed, checkpoint)
+    trainer = training.RewardTrainer(reward, train_path, train, (valid_path, valid), chosen_settings, seed, checkpoint)
     return reward, trainer.train()
 
 
 reward, run = train_reward(HEADS[0], OBJECTIVES[0])
 section.picture(
-    plots.reward_curves(run.log, run.evaluations), f"Training the reward model ({HEADS[0]}, {OBJECTIVES[0]})"
+    report.reward_curves(run.log, run.evaluations), f"Training the reward model ({HEADS[0]}, {OBJECTIVES[0]})"
 )
 
 # %% [markdown]
@@ -262,21 +244,23 @@ section.picture(
 # the same way, that is never shown an image. And the model itself, shown another image or none.
 
 # %%
-random_head = reward_model.create(*load(), settings, seed=SEED + 1)
+random_head = rewards.new_reward_model(*load(), settings, seed=SEED + 1)
 others = {}
-baselines = {"random head": score_records(random_head, test_path, test)}
+baselines = {"random head": rewards.score_records(random_head, test_path, test)}
 twin, _ = train_reward(HEADS[0], OBJECTIVES[0], sees_images=False)
-baselines["text-only twin"] = score_records(twin, test_path, test)
+baselines["text-only twin"] = rewards.score_records(twin, test_path, test)
 
 # %%
-scores = {"right": score_records(reward, test_path, test)}
+scores = {"right": rewards.score_records(reward, test_path, test)}
 for condition in ("shuffled", "blank"):
-    scores[condition] = score_records(reward, test_path, test, other_images(test_path, test, condition, SEED))
-report = RewardReport("reward model", test, scores, baselines)
-section.table(report.rows())
+    scores[condition] = rewards.score_records(
+        reward, test_path, test, rewards.other_images(test_path, test, condition, SEED)
+    )
+reward_report = rewards.RewardReport("reward model", test, scores, baselines)
+section.table(reward_report.rows())
 
 # %%
-for sentence in report.sentences():
+for sentence in reward_report.sentences():
     section.say(sentence)
 
 # %% [markdown]
@@ -284,7 +268,7 @@ for sentence in report.sentences():
 # image's counts that is impossible, and the accuracy with a shuffled image must be near .5:
 
 # %%
-for kind, share in report.by_kind("shuffled").items():
+for kind, share in reward_report.by_kind("shuffled").items():
     print(f"shuffled image, worse answer {kind!r}: {share}")
 
 # %% [markdown]
@@ -294,8 +278,8 @@ for kind, share in report.by_kind("shuffled").items():
 # maximise this score, so that its scale matters as well as its order.
 
 # %%
-error, bins = calibration_error(report.gaps())
-section.picture(plots.reliability(bins), f"Reliability on the test pairs: calibration error {error:.3f}")
+error, bins = rewards.calibration_error(reward_report.gaps())
+section.picture(report.reliability_diagram(bins), f"Reliability on the test pairs: calibration error {error:.3f}")
 
 # %% [markdown]
 # ### Does the place of an answer matter?
@@ -303,7 +287,7 @@ section.picture(plots.reliability(bins), f"Reliability on the test pairs: calibr
 # The same answers in the opposite order must have the same scores.
 
 # %%
-backwards = score_records(reward, test_path, swapped(test))
+backwards = rewards.score_records(reward, test_path, rewards.swap_answers(test))
 difference = max(
     abs(a - b)
     for row, other in zip(scores["right"], backwards, strict=True)
@@ -327,13 +311,20 @@ for head in HEADS:
 
 # %%
 rows, best = [["head", "objective", "validation", "test", "p against the first", "seconds"]], None
-first_hits = hits(report.gaps())
+first_hits = rewards.pair_hits(reward_report.gaps())
 for (head, objective), (candidate, its_run) in trained.items():
-    found = hits(pair_gaps(test, score_records(candidate, test_path, test)))
+    found = rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(candidate, test_path, test)))
     reached = max(row["accuracy"] for row in its_run.evaluations)
-    share = proportion(float(found.sum()), len(found))
+    share = statistics.proportion(float(found.sum()), len(found))
     rows.append(
-        [head, objective, f"{reached:.3f}", str(share), f"{paired_p(first_hits, found):.2g}", f"{its_run.seconds:.0f}"]
+        [
+            head,
+            objective,
+            f"{reached:.3f}",
+            str(share),
+            f"{rewards.paired_p(first_hits, found):.2g}",
+            f"{its_run.seconds:.0f}",
+        ]
     )
     if best is None or reached > best[0]:
         best = (reached, head, objective)
@@ -348,8 +339,8 @@ section.table(rows)
 # the image only through the true counts: without them it gives all these answers the same score.
 
 # %%
-features = FeatureReward(model, processor)
-fit = features.fit(train_path, train, target_scores(train), seed=SEED)
+features = rewards.FeatureReward(model, processor)
+fit = features.fit(train_path, train, rewards.target_scores(train), seed=SEED)
 others["pooled features → heuristic"] = features.score_records(test_path, test)
 print(f"R² on images held out: {fit.r2_held_out:.3f}")
 
@@ -359,23 +350,26 @@ print(f"R² on images held out: {fit.r2_held_out:.3f}")
 # what it reads (the question asked for the caption is a parameter):
 
 # %%
-captioner = vlm_captioner(model, processor, CAPTION_PROMPT)
+captioner = rewards.vlm_captioner(model, processor, CAPTION_PROMPT)
 tokenizer = processor.tokenizer
-bridge = CaptionReward(tiny_text_reward(tokenizer, SEED), tokenizer, captioner)
+bridge = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokenizer, captioner)
 print(bridge.texts(train_path, train[:1])[0][0])
 
 # %%
 bridge.fit(train_path, train, epochs=CAPTION_EPOCHS, seed=SEED)
 others["caption bridge"] = bridge.score_records(test_path, test)
-blind = CaptionReward(tiny_text_reward(tokenizer, SEED), tokenizer, None)
+blind = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokenizer, None)
 blind.fit(train_path, train, epochs=CAPTION_EPOCHS, seed=SEED)
 others["the same without captions"] = blind.score_records(test_path, test)
 
 # %%
 rows = [["", "test", "p against the first"]]
 for name, row in others.items():
-    found = hits(pair_gaps(test, row))
-    share, p = proportion(float(found.sum()), len(found)), paired_p(hits(report.gaps()), found)
+    found = rewards.pair_hits(rewards.pair_gaps(test, row))
+    share, p = (
+        statistics.proportion(float(found.sum()), len(found)),
+        rewards.paired_p(rewards.pair_hits(reward_report.gaps()), found),
+    )
     rows.append([name, str(share), f"{p:.2g}"])
     section.say(f"{name}: {share} of the same pairs (p = {p:.2g} against the reward model).")
 section.table(rows)
@@ -392,8 +386,10 @@ random_hits = []
 for head in ("linear", "mlp"):
     for seed in (11, 12, 13):
         untrained = dataclasses.replace(settings, head=head)
-        one = reward_model.create(*load(), untrained, seed, sees_images=False)
-        random_hits.append(hits(pair_gaps(test, score_records(one, test_path, test)))[:500])
+        one = rewards.new_reward_model(*load(), untrained, seed, sees_images=False)
+        random_hits.append(
+            rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(one, test_path, test)))[:500]
+        )
 print("random heads:", ", ".join(f"{found.mean():.3f}" for found in random_hits))
 high, low = max(random_hits, key=lambda found: found.mean()), min(random_hits, key=lambda found: found.mean())
 section.say(
@@ -402,7 +398,7 @@ section.say(
 )
 
 # %% [markdown]
-# A random head is no coin: any direction of the hidden state follows something of the text, such as the
+# A random head is not a coin flip: any direction of the hidden state follows something of the text, such as the
 # totals, and so some heads drawn at random are far above .5 and some far below. The project's .558 and
 # .536 lie well within what such draws give, and the exact McNemar test on its 500 rows says p = .53. Ask
 # for two things: is the head better than *untrained* ones, and does it need the image?
@@ -410,7 +406,7 @@ section.say(
 # %%
 above = sum(found.mean() >= 0.558 for found in random_hits)
 print(f"random heads at or above the project's .558: {above} of {len(random_hits)}")
-print(f"trained against the best random head: p = {paired_p(first_hits[:500], high):.2g}")
+print(f"trained against the best random head: p = {rewards.paired_p(first_hits[:500], high):.2g}")
 
 # %% [markdown]
 # And in its files the better answer always stood *first*: a "model" that always takes the first one is
@@ -420,7 +416,7 @@ print(f"trained against the best random head: p = {paired_p(first_hits[:500], hi
 sorted_test = [r.model_copy(update={"answers": [r.answers[i] for tier in r.ranking for i in tier],
                                     "ranking": [[0], list(range(1, len(r.answers)))]}) for r in test]  # fmt: skip
 sorted_scores = [[row[i] for tier in r.ranking for i in tier] for r, row in zip(test, scores["right"], strict=True)]
-print(RewardReport("reward model", sorted_test, {"right": sorted_scores}).sentences()[0])
+print(rewards.RewardReport("reward model", sorted_test, {"right": sorted_scores}).sentences()[0])
 
 # %% [markdown]
 # ## Save, and load again
@@ -434,13 +430,13 @@ winner, winner_run = trained[head, objective]
 chosen_settings = dataclasses.replace(settings, head=head, objective=objective)
 about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED}
 about |= {"validation_accuracy": reached, "data": str(train_path)}
-folder = reward_model.save(winner, artifacts_dir() / "reward", chosen_settings, about)
-write_json(folder / "log.json", {"steps": winner_run.log, "evaluations": winner_run.evaluations})
-print(f"{head}, {objective}: validation {reached:.3f}, head {head_hash(winner)} → {folder}")
+folder = rewards.save_reward_model(winner, files.artifacts_dir() / "reward", chosen_settings, about)
+files.write_json(folder / "log.json", {"steps": winner_run.log, "evaluations": winner_run.evaluations})
+print(f"{head}, {objective}: validation {reached:.3f}, head {rewards.head_hash(winner)} → {folder}")
 
 # %%
-again = reward_model.load(*load(), folder)
-before, after = (score_records(one, valid_path, valid) for one in (winner, again))
+again = rewards.load_reward_model(*load(), folder)
+before, after = (rewards.score_records(one, valid_path, valid) for one in (winner, again))
 difference = max(abs(a - b) for row, other in zip(before, after, strict=True) for a, b in zip(row, other, strict=True))
 print(f"largest difference after loading: {difference:.1e}")
 
@@ -464,17 +460,17 @@ print(f"largest difference after loading: {difference:.1e}")
 assert difference < 1e-4, "a reloaded model must give the same scores"
 assert any(name.startswith("head.") for name in reward.trainable()), "the head is trained and saved"
 if MODEL == "tiny" and EPOCHS is None and "scene-" in train[0].images[0]:
-    assert report.accuracy().low > 0.8, "most unseen pairs should be told apart"
-    assert report.accuracy().value > report.accuracy("shuffled").value + 0.2, "and not without the image"
+    assert reward_report.accuracy().low > 0.8, "most unseen pairs should be told apart"
+    assert reward_report.accuracy().value > reward_report.accuracy("shuffled").value + 0.2, "and not without the image"
 
 # %%
-section.share("rm_pair_accuracy", report.accuracy(), SEED)
-section.share("rm_pair_accuracy_shuffled_images", report.accuracy("shuffled"), SEED)
-section.share("rm_shorter_wins", report.rivals()["shorter"][0], SEED)
+section.share("rm_pair_accuracy", reward_report.accuracy(), SEED)
+section.share("rm_pair_accuracy_shuffled_images", reward_report.accuracy("shuffled"), SEED)
+section.share("rm_shorter_wins", reward_report.rivals()["shorter"][0], SEED)
 section.single("rm_train_seconds", run.seconds, SEED)
 section.conclude(
-    f"The reward model picks the better answer in {report.accuracy()} of unseen pairs, with another image in "
-    f"{report.accuracy('shuffled')}."
+    f"The reward model picks the better answer in {reward_report.accuracy()} of unseen pairs, with another image in "
+    f"{reward_report.accuracy('shuffled')}."
 )
 print("report:", section.save())
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
 if ROOT is None:
     if not REPOSITORY or not Path("/content").is_dir():
         raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
@@ -33,16 +33,9 @@ if ROOT is None:
             raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
         part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
-from helpers.install import ensure
+from helpers.setup import set_up
 
-ensure()
-from helpers.resume import use_drive
-
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
-from helpers.runtime import machine_summary
-
-use_drive(DRIVE)
-print(machine_summary())
+set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -66,25 +59,25 @@ ROUNDS = 2  # sample, score, pair, train
 import dataclasses
 
 import torch
-from helpers.counting import is_exact
-from helpers.pairs import counted, one_sided, rank_samples, sample_own_answers
-from helpers.preferences import image_paths, read_records, to_trl
-from helpers.preflight import preflight
-from helpers.run_doctor import RunDoctor
-from helpers.scoring import count_graded
 from torch.testing import assert_close
 
-from helpers import dpo, plots
-from helpers.config import dpo_preset
-from helpers.evaluation import HeldOut, answer_records, evaluate_counting, evaluate_pairs
-from helpers.losses import anchor_loss, dpo_loss
-from helpers.machine import check_machine
-from helpers.report import Section
-from helpers.runtime import artifact, artifacts_dir, open_image, write_json
-from helpers.statistics import proportion
+from helpers import (
+    config,
+    data,
+    doctor,
+    evaluation,
+    files,
+    losses,
+    machine,
+    models,
+    report,
+    rewards,
+    statistics,
+    training,
+)
 
-section = Section("04_train_dpo", "DPO training")
-settings = dpo_preset(PRESET)
+section = report.Section("04_train_dpo", "DPO training")
+settings = config.dpo_preset(PRESET)
 settings = dataclasses.replace(settings, steps=STEPS or settings.steps)
 settings
 
@@ -95,7 +88,7 @@ settings
 # that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-plan = check_machine(MODEL, dpo=settings)
+plan = machine.check_machine(MODEL, dpo=settings)
 settings = plan.dpo
 
 # %% [markdown]
@@ -119,7 +112,7 @@ by_hand = -torch.log(torch.sigmoid(beta * margin)).mean()
 print(f"margins {margin.tolist()}, loss {by_hand:.4f}")
 
 # %%
-loss, helper_margin = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta)
+loss, helper_margin = losses.dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta)
 assert_close(loss, by_hand)
 assert_close(helper_margin, margin)
 
@@ -129,7 +122,7 @@ assert_close(helper_margin, margin)
 # a detail: a project whose loss sat at 0.70–0.72 for 420 steps was presented as "stable".
 
 # %%
-start, _ = dpo_loss(chosen, rejected, chosen, rejected, beta)
+start, _ = losses.dpo_loss(chosen, rejected, chosen, rejected, beta)
 print(f"{start:.4f}")
 
 # %% [markdown]
@@ -144,19 +137,19 @@ print(f"{start:.4f}")
 
 # %%
 spoilt, reference_spoilt = torch.tensor([-10.5, -12.5]), torch.tensor([-11.0, -12.0])
-image_term, _ = dpo_loss(chosen, spoilt, reference_chosen, reference_spoilt, beta)
-mdpo = loss + image_term + anchor_loss(chosen, reference_chosen, beta)
+image_term, _ = losses.dpo_loss(chosen, spoilt, reference_chosen, reference_spoilt, beta)
+mdpo = loss + image_term + losses.anchor_loss(chosen, reference_chosen, beta)
 print(f"mDPO: preference {loss:.3f} + image {image_term:.3f} + anchor = {mdpo:.3f}; at the start 3 ln 2 = 2.079")
 
 # %% [markdown]
 # ## The preference data
 
 # %%
-source = artifact(
+source = files.artifact(
     "preferences/train.jsonl", "notebook 02", lambda: ROOT / "data" / "traffic" / "preferences_train.jsonl"
 )
-records = read_records(source)
-train_data = to_trl(source, records)
+records = data.read_records(source)
+train_data = data.to_trl(source, records)
 print(train_data)
 
 # %% [markdown]
@@ -184,31 +177,31 @@ first["images"][0].resize((224, 224))
 
 
 # %%
-def new_trainer(seed=0, data=train_data, model=None, callbacks=(), name=None, **changes):
+def new_trainer(seed=0, dataset=train_data, model=None, callbacks=(), name=None, **changes):
     """A freshly loaded base (or `model`) with a fresh adapter, in TRL's trainer; `changes` to the settings."""
     base, reader = models.load_model(MODEL, max_pixels=plan.max_pixels) if model is None else (model, processor)
-    return dpo.make_trainer(
-        base, reader, data, dataclasses.replace(settings, **changes), seed=seed, callbacks=callbacks,
-        output_dir=artifacts_dir() / "dpo" / (name or f"seed-{seed}") / "trainer", cache=artifacts_dir() / "cache",
+    return training.dpo_trainer(
+        base, reader, dataset, dataclasses.replace(settings, **changes), seed=seed, callbacks=callbacks,
+        output_dir=files.artifacts_dir() / "dpo" / (name or f"seed-{seed}") / "trainer", cache=files.artifacts_dir() / "cache",
     )  # fmt: skip
 
 
 valid_source = source.with_name(source.name.replace("train", "valid"))
-valid_records = read_records(valid_source)
+valid_records = data.read_records(valid_source)
 base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
-held_out_exact = HeldOut(processor, valid_source, valid_records[:64])
-curves = plots.LiveCurves(held_out=held_out_exact.shares)
+held_out_exact = training.HeldOutAnswers(processor, valid_source, valid_records[:64])
+curves = report.LiveCurves(held_out=held_out_exact.shares)
 
 
 def new_doctor():
     """Watches a run: the log, the gradients, and what the model says to eight images it does not train on."""
     watched = valid_records[:8]
-    images = [image_paths(valid_source, record)[0] for record in watched]
-    return RunDoctor(processor, images, [record.prompt[-1].content for record in watched])
+    images = [data.image_paths(valid_source, record)[0] for record in watched]
+    return doctor.DPODoctor(processor, images, [record.prompt[-1].content for record in watched])
 
 
-doctor = new_doctor()
-trainer = new_trainer(SEEDS[0], model=base, callbacks=[held_out_exact, doctor, curves])
+watching = new_doctor()
+trainer = new_trainer(SEEDS[0], model=base, callbacks=[held_out_exact, watching, curves])
 model = trainer.model
 
 # %% [markdown]
@@ -245,7 +238,7 @@ if "packed" in batch:
 # notebook if one fails. The last line says what the run will cost.
 
 # %%
-checks = preflight(trainer)
+checks = doctor.preflight(trainer)
 
 # %% [markdown]
 # ## Train
@@ -265,14 +258,14 @@ checks = preflight(trainer)
 # known; DPO is for the case in which one only knows which of two answers is the better one.
 
 # %%
-run = dpo.train(trainer, resume=RESUME)
+run = training.train_dpo(trainer, resume=RESUME)
 print(f"{settings.steps} steps, {run.trained_pairs} pairs, {run.seconds:.0f} s")
 
 # %%
-doctor
+watching
 
 # %%
-section.picture(plots.training_curves(run.log, held_out=held_out_exact.shares), f"DPO training, seed {SEEDS[0]}")
+section.picture(report.training_curves(run.log, held_out=held_out_exact.shares), f"DPO training, seed {SEEDS[0]}")
 last = run.log[-10:]
 mean = {key: sum(row[key] for row in last) / len(last) for key in ("rewards/accuracies", "rewards/margins")}
 section.say(
@@ -286,8 +279,8 @@ section.say(
 # Accuracy on the training pairs can be memory. The validation pairs come from other images.
 
 # %%
-valid_data = to_trl(valid_source, valid_records)
-pairs = evaluate_pairs(model, processor, valid_data)
+valid_data = data.to_trl(valid_source, valid_records)
+pairs = evaluation.evaluate_pairs(model, processor, valid_data)
 held_out = pairs.accuracy
 section.say(f"Validation pairs on which the policy prefers the chosen answer more than the base does: {held_out}.")
 
@@ -308,8 +301,8 @@ if pairs.chosen.mean() < pairs.reference_chosen.mean():
 
 # %%
 record = valid_records[0]
-image, question = open_image(image_paths(valid_source, record)[0]), record.prompt[-1].content
-with models.adapter_off(model):
+image, question = files.open_image(data.image_paths(valid_source, record)[0]), record.prompt[-1].content
+with models.disable_adapters(model):
     before = models.generate_answers(model, processor, [image], [question])[0]
 after = models.generate_answers(model, processor, [image], [question])[0]
 print(f"{question}\n  before: {before}\n  after:  {after}\n  truth:  {record.truth}")
@@ -325,14 +318,16 @@ print(f"{question}\n  before: {before}\n  after:  {after}\n  truth:  {record.tru
 # %%
 def save(trainer, run, seed):
     """Adapter, settings, log and reference answers → artifacts/dpo/seed-N."""
-    folder = artifacts_dir() / "dpo" / f"seed-{seed}"
-    answers = answer_records(trainer.model, processor, valid_source, valid_records)
+    folder = files.artifacts_dir() / "dpo" / f"seed-{seed}"
+    answers = models.answer_records(trainer.model, processor, valid_source, valid_records)
     about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": seed}
     about |= {"settings": dataclasses.asdict(settings), "data": str(source)}
     models.save_adapter(trainer.model, folder, about)
-    write_json(folder / "log.json", run.log)
-    write_json(folder / "validation_answers.json", {"records": str(valid_source), "answers": answers})
-    exact = proportion(sum(is_exact(a, r.truth) for a, r in zip(answers, valid_records, strict=True)), len(answers))
+    files.write_json(folder / "log.json", run.log)
+    files.write_json(folder / "validation_answers.json", {"records": str(valid_source), "answers": answers})
+    exact = statistics.proportion(
+        sum(data.is_exact(a, r.truth) for a, r in zip(answers, valid_records, strict=True)), len(answers)
+    )
     print(f"seed {seed}: {run.seconds:.0f} s, greedy exact on validation {exact} → {folder}")
     return exact
 
@@ -349,8 +344,8 @@ exact = {SEEDS[0]: save(trainer, run, SEEDS[0])}
 seconds = {SEEDS[0]: run.seconds}
 for seed in SEEDS[1:]:
     trainer = new_trainer(seed)
-    preflight(trainer)
-    repeat = dpo.train(trainer, resume=RESUME)
+    doctor.preflight(trainer)
+    repeat = training.train_dpo(trainer, resume=RESUME)
     seconds[seed], exact[seed] = repeat.seconds, save(trainer, repeat, seed)
 
 # %%
@@ -372,30 +367,38 @@ section.table([["seed", "seconds", "greedy exact, validation images"], *rows])
 # %%
 def gallery():
     """name → (data, changed settings)"""
-    grey = artifacts_dir() / "dpo" / "grey.png"
-    open_image(image_paths(source, records[0])[0]).point(lambda _: 127).save(grey)
+    grey = files.artifacts_dir() / "dpo" / "grey.png"
+    files.open_image(data.image_paths(source, records[0])[0]).point(lambda _: 127).save(grey)
     coins = torch.rand(len(records), generator=torch.Generator().manual_seed(0)) < 0.5  # at random, or it is a pattern
     turned = [record.model_copy(update={"ranking": record.ranking[::-1]}) for record in records]
     swapped = [other if coin else record for record, other, coin in zip(records, turned, coins, strict=True)]
     blind = [record.model_copy(update={"images": [str(grey)]}) for record in records]
     return {
-        "half of the labels swapped": (to_trl(source, swapped), {"sft_weight": 0.0}),
+        "half of the labels swapped": (data.to_trl(source, swapped), {"sft_weight": 0.0}),
         "learning rate / 10,000": (train_data, {"learning_rate": settings.learning_rate / 1e4, "sft_weight": 0.0}),
-        "one grey picture for all": (to_trl(source, blind), {}),
-        "one-sided negatives, no SFT term": (to_trl(source, one_sided(records)), {"sft_weight": 0.0}),
+        "one grey picture for all": (data.to_trl(source, blind), {}),
+        "one-sided negatives, no SFT term": (data.to_trl(source, data.make_one_sided(records)), {"sft_weight": 0.0}),
     }
 
 
 # %%
 table = [["run", "loss at the end", "training accuracy", "validation pairs", "exact, validation", "the doctor says"]]
-for name, (data, changes) in gallery().items() if GALLERY_STEPS else ():
-    watching, exact_there = new_doctor(), HeldOut(processor, valid_source, valid_records[:64], every=GALLERY_STEPS)
-    failing = new_trainer(
-        data=data, name="gallery", callbacks=[watching, exact_there], steps=GALLERY_STEPS, checkpoint_steps=0, **changes
+for name, (dataset, changes) in gallery().items() if GALLERY_STEPS else ():
+    watching, exact_there = (
+        new_doctor(),
+        training.HeldOutAnswers(processor, valid_source, valid_records[:64], every=GALLERY_STEPS),
     )
-    end = dpo.train(failing).log[-10:]
+    failing = new_trainer(
+        dataset=dataset,
+        name="gallery",
+        callbacks=[watching, exact_there],
+        steps=GALLERY_STEPS,
+        checkpoint_steps=0,
+        **changes,
+    )
+    end = training.train_dpo(failing).log[-10:]
     loss_there, accuracy = (sum(row[key] for row in end) / len(end) for key in ("loss", "rewards/accuracies"))
-    unseen = evaluate_pairs(failing.model, processor, valid_data).accuracy
+    unseen = evaluation.evaluate_pairs(failing.model, processor, valid_data).accuracy
     verdicts = ", ".join(verdict.kind for verdict in watching.verdicts) or "nothing"
     table.append([name, f"{loss_there:.3f}", f"{accuracy:.2f}", str(unseen), str(exact_there.shares[-1][1]), verdicts])
 if GALLERY_STEPS:
@@ -416,17 +419,19 @@ if GALLERY_STEPS:
 
 
 # %%
-valid_items = counted(valid_source, valid_records)
+valid_items = data.as_counted_images(valid_source, valid_records)
 sweep = {}
 for beta_there, weight in SWEEP:
     tried = new_trainer(name="sweep", steps=40, checkpoint_steps=0, beta=beta_there, sft_weight=weight)
-    dpo.train(tried)
-    greedy, sampled = (evaluate_counting(tried.model, processor, valid_items, temperature=t) for t in (0.0, 1.0))
+    training.train_dpo(tried)
+    greedy, sampled = (
+        evaluation.evaluate_counting(tried.model, processor, valid_items, temperature=t) for t in (0.0, 1.0)
+    )
     shares = {"exact": greedy.exact_share, "exact, sampled": sampled.exact_share}
     sweep[f"β {beta_there:g}, SFT {weight:g}"] = shares | {"well formed, sampled": sampled.well_formed_share}
 if sweep:
     section.picture(
-        plots.interval_chart(sweep, f"40 steps each, {len(valid_items)} validation images"), "β and the SFT term"
+        report.interval_chart(sweep, f"40 steps each, {len(valid_items)} validation images"), "β and the SFT term"
     )
 
 # %% [markdown]
@@ -442,23 +447,27 @@ if sweep:
 # (notebook 03) takes its place where no truth is known.
 
 # %%
-items = counted(source, records)[:256]
+items = data.as_counted_images(source, records)[:256]
+asked = data.counting_questions(items)
+budget = models.answer_budget(processor, asked.answers)
 on_policy, rounds = models.load_model(MODEL)[0], []
 for number in range(ROUNDS + 1 if ROUNDS else 0):
     before_round, sampled_before = (
-        evaluate_counting(on_policy, processor, valid_items, temperature=t) for t in (0.0, 1.0)
+        evaluation.evaluate_counting(on_policy, processor, valid_items, temperature=t) for t in (0.0, 1.0)
     )
     shares = [before_round.exact_share, sampled_before.exact_share, sampled_before.well_formed_share]
     rounds.append([str(number), *map(str, shares)])
     if number == ROUNDS:
         break
-    own = sample_own_answers(on_policy, processor, items, seed=1000 * (number + 1))
-    ranked = rank_samples(items, source.parent, own, count_graded)
-    pairs_there = to_trl(source, ranked, "extremes")
-    round_trainer = new_trainer(
-        data=pairs_there, model=on_policy, name=f"round-{number + 1}", steps=60, checkpoint_steps=0, sft_weight=0.0
+    own = models.sample_answers(
+        on_policy, processor, asked.images, asked.questions, seed=1000 * (number + 1), max_new_tokens=budget
     )
-    run_there = dpo.train(round_trainer)
+    ranked = rewards.rank_samples(items, source.parent, own, rewards.count_graded)
+    pairs_there = data.to_trl(source, ranked, "extremes")
+    round_trainer = new_trainer(
+        dataset=pairs_there, model=on_policy, name=f"round-{number + 1}", steps=60, checkpoint_steps=0, sft_weight=0.0
+    )
+    run_there = training.train_dpo(round_trainer)
     on_policy = round_trainer.model
     print(
         f"round {number + 1}: {len(pairs_there)} pairs, loss {run_there.log[0]['loss']:.3f} → {run_there.log[-1]['loss']:.3f}"

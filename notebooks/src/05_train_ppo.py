@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
 if ROOT is None:
     if not REPOSITORY or not Path("/content").is_dir():
         raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
@@ -33,16 +33,9 @@ if ROOT is None:
             raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
         part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
-from helpers.install import ensure
+from helpers.setup import set_up
 
-ensure()
-from helpers.resume import use_drive
-
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
-from helpers.runtime import machine_summary
-
-use_drive(DRIVE)
-print(machine_summary())
+set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -71,28 +64,26 @@ import time
 
 import numpy as np
 import torch
-from helpers.pairs import answer_budget, counted, one_class_question, true_and_wrong_answers
-from helpers.ppo import PolicyTrainer
-from helpers.ppo_doctor import PolicyDoctor
-from helpers.preferences import image_paths, read_records
-from helpers.reward_training import RewardTrainer
-from helpers.rollout import Task, tasks_of
-from helpers.scenes import PLURAL
-from helpers.scoring import count_exact, exact_match, heuristic, make_scorer
-from helpers.similarity import cosine_scorer, tfidf_embedder
 from IPython.display import display
 from torch.testing import assert_close
 
-from helpers import losses, plots, ppo_figures, reward_model
-from helpers.config import ppo_preset, reward_preset
-from helpers.evaluation import HeldOut, answer_records, evaluate_counting
-from helpers.machine import check_machine
-from helpers.report import Section
-from helpers.runtime import UsageError, artifact, artifacts_dir, write_json
-from helpers.statistics import mcnemar_p, mean_interval, proportion
+from helpers import (
+    config,
+    data,
+    doctor,
+    evaluation,
+    files,
+    losses,
+    machine,
+    models,
+    report,
+    rewards,
+    statistics,
+    training,
+)
 
-section = Section("05_train_ppo", "PPO, RLOO and GRPO")
-settings = ppo_preset(PRESET)
+section = report.Section("05_train_ppo", "PPO, RLOO and GRPO")
+settings = config.ppo_preset(PRESET)
 settings = dataclasses.replace(settings, iterations=ITERATIONS or settings.iterations)
 settings
 
@@ -103,7 +94,7 @@ settings
 # that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-plan = check_machine(MODEL, ppo=settings)
+plan = machine.check_machine(MODEL, ppo=settings)
 settings = plan.ppo
 
 # %% [markdown]
@@ -119,13 +110,13 @@ settings = plan.ppo
 # Three tokens: the critic expects .5, .6 and, after a wrong number, .1. The score is 0; no KL.
 
 # %%
-rewards, values = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[0.5, 0.6, 0.1]])
+token_rewards, values = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[0.5, 0.6, 0.1]])
 gamma, lam = 1.0, 0.95
 delta = [0 + 0.6 - 0.5, 0 + 0.1 - 0.6, 0 - 0.1]
 by_hand = [0.0, 0.0, delta[2]]
 by_hand[1] = delta[1] + gamma * lam * by_hand[2]
 by_hand[0] = delta[0] + gamma * lam * by_hand[1]
-advantages, returns = losses.gae(rewards, values, torch.ones(1, 3), gamma, lam)
+advantages, returns = losses.gae(token_rewards, values, torch.ones(1, 3), gamma, lam)
 assert_close(advantages, torch.tensor([by_hand]))
 print("blame per token:", [f"{a:+.3f}" for a in by_hand])
 
@@ -170,14 +161,14 @@ print("RLOO", losses.rloo_advantages(scores, 4).tolist(), " GRPO", losses.grpo_a
 
 # %%
 shipped = ROOT / "data" / "traffic"
-source = artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
+source = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
 valid_source, test_source = (source.with_name(source.name.replace("train", name)) for name in ("valid", "test"))
-records, valid_records, test_records = (read_records(path) for path in (source, valid_source, test_source))
+records, valid_records, test_records = (data.read_records(path) for path in (source, valid_source, test_source))
 if not all(isinstance(record.truth, dict) for record in [*records, *valid_records, *test_records]):
-    raise UsageError(
+    raise files.UsageError(
         f"{source}: records without true counts, by which this notebook scores and judges. Use notebook 04."
     )
-tasks, items = tasks_of(source, records), counted(test_source, test_records)
+tasks, items = training.tasks_of(source, records), data.as_counted_images(test_source, test_records)
 print(f"{len(tasks)} questions to train on, {len(items)} held-out ones: {tasks[0].question!r} {tasks[0].facts}")
 
 # %% [markdown]
@@ -194,25 +185,25 @@ print(f"{len(tasks)} questions to train on, {len(items)} held-out ones: {tasks[0
 # %%
 def new_trainer(name, score, changes=None, questions=None, watch=(), truth=None, model=None):
     """A freshly loaded base (or `model`) with fresh adapters; its logs and checkpoint are in artifacts/ppo/NAME."""
-    folder = artifacts_dir() / "ppo" / name
+    folder = files.artifacts_dir() / "ppo" / name
     if not RESUME:
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     base = models.load_model(MODEL)[0] if model is None else model
-    watch = [*watch, ppo_figures.TensorBoard(folder / "tensorboard")] if TENSORBOARD else watch
-    logs = [ppo_figures.JSONLog(folder / "log.jsonl"), ppo_figures.SampleLog(folder / "samples.jsonl")]
-    return PolicyTrainer(
+    watch = [*watch, training.TensorBoard(folder / "tensorboard")] if TENSORBOARD else watch
+    logs = [training.JSONLog(folder / "log.jsonl"), training.SampleLog(folder / "samples.jsonl")]
+    return training.PPOTrainer(
         base, processor, questions or tasks, score, dataclasses.replace(settings, **(changes or {})), seed=SEED,
-        truth=truth, watch=[*logs, *watch], checkpoint=folder / "checkpoint.pt", cache=artifacts_dir() / "cache" / "features",
+        truth=truth, watch=[*logs, *watch], checkpoint=folder / "checkpoint.pt", cache=files.artifacts_dir() / "cache" / "features",
     )  # fmt: skip
 
 
 base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
-longest = max(settings.max_new_tokens, answer_budget(processor, items))
+longest = max(settings.max_new_tokens, models.answer_budget(processor, data.counting_questions(items).answers))
 settings = dataclasses.replace(settings, max_new_tokens=longest)
-held_out = HeldOut(processor, valid_source, valid_records[:64], every=2)
-doctor, curves = PolicyDoctor(), plots.LivePolicyCurves(held_out=held_out.shares)
-trainer = new_trainer("ppo", count_exact, watch=[held_out, doctor, curves], model=base)
-before = {t: evaluate_counting(base, processor, items, temperature=t) for t in (0.0, 1.0)}
+held_out = training.HeldOutAnswers(processor, valid_source, valid_records[:64], every=2)
+watching, curves = doctor.PPODoctor(), report.LivePolicyCurves(held_out=held_out.shares)
+trainer = new_trainer("ppo", rewards.count_exact, watch=[held_out, watching, curves], model=base)
+before = {t: evaluation.evaluate_counting(base, processor, items, temperature=t) for t in (0.0, 1.0)}
 print(f"base, held out: greedy exact {before[0.0].exact_share}, sampled {before[1.0].exact_share}")
 
 # %% [markdown]
@@ -226,7 +217,7 @@ print(f"base, held out: greedy exact {before[0.0].exact_share}, sampled {before[
 # %%
 warm_seconds = 0.0
 if trainer.actor.own_adapter and WARM_UP:
-    answers = true_and_wrong_answers([task.facts for task in tasks], seed=SEED)
+    answers = data.true_and_wrong_answers([task.facts for task in tasks], seed=SEED)
     started = time.perf_counter()
     history = trainer.warm_up_critic(tasks, answers, WARM_UP)
     warm_seconds = time.perf_counter() - started
@@ -245,12 +236,12 @@ log = trainer.train()
 print(f"{int(log[-1]['samples'])} samples, {trainer.seconds:.0f} s, and {warm_seconds:.0f} s before for the critic")
 
 # %%
-doctor
+watching
 
 # %%
-section.picture(plots.policy_curves(log, held_out=held_out.shares), "PPO with the count reward")
+section.picture(report.policy_curves(log, held_out=held_out.shares), "PPO with the count reward")
 late = log[-len(log) // 4 :]
-known = ppo_figures.pooled_explained_variance(late) if trainer.actor.critic else float("nan")
+known = training.pooled_explained_variance(late) if trainer.actor.critic else float("nan")
 section.say(
     f"PPO: {int(log[-1]['samples'])} samples, {trainer.seconds:.0f} s; KL to the base {log[-1]['objective/kl']:.2f} nats an answer; "
     f"the critic explains {known:.2f} of the variance of the returns in the last quarter."
@@ -265,7 +256,7 @@ failed = [n for n, score in enumerate(experience.rollout.scores.tolist()) if sco
 ids = experience.rollout.ids[failed[0]]
 tokens = [processor.tokenizer.decode([i]) for i in ids.tolist()]
 facts = trainer.asked[failed[0] // settings.group].facts
-plots.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"truth: {facts}")
+report.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"truth: {facts}")
 
 # %% [markdown]
 # ## Held-out images, before and after
@@ -279,18 +270,18 @@ def save(name, run):
     """The adapter → artifacts/ppo/NAME, with the reward that trained it: notebook 07 does not take that for a judge."""
     about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED}
     about |= {"reward": run.score.__name__, "data": str(source), "settings": dataclasses.asdict(run.settings)}
-    models.save_adapter(run.model, artifacts_dir() / "ppo" / name, about)
+    models.save_adapter(run.model, files.artifacts_dir() / "ppo" / name, about)
 
 
 def judge(name, run):
     """Greedy and sampled answers to the held-out questions → artifacts/ppo/NAME, and a row of the table."""
     save(name, run)
-    noted = answer_records(run.model, processor, valid_source, valid_records)
-    file = artifacts_dir() / "ppo" / name / "validation_answers.json"
-    write_json(file, {"records": str(valid_source), "answers": noted})
-    found = {t: evaluate_counting(run.model, processor, items, temperature=t) for t in (0.0, 1.0)}
-    p = mcnemar_p(before[0.0].exact, found[0.0].exact)
-    kind_of_judge = "circular" if run.score is count_exact else "independent"
+    noted = models.answer_records(run.model, processor, valid_source, valid_records)
+    file = files.artifacts_dir() / "ppo" / name / "validation_answers.json"
+    files.write_json(file, {"records": str(valid_source), "answers": noted})
+    found = {t: evaluation.evaluate_counting(run.model, processor, items, temperature=t) for t in (0.0, 1.0)}
+    p = statistics.mcnemar_p(before[0.0].exact, found[0.0].exact)
+    kind_of_judge = "circular" if run.score is rewards.count_exact else "independent"
     return found, [
         name, kind_of_judge, found[0.0].exact_share.short(), found[1.0].exact_share.short(), found[1.0].well_formed_share.short(),
         f"{p:.1g}", f"{int(run.log[-1]['samples'])}", f"{run.seconds:.0f}",
@@ -326,8 +317,8 @@ half = {"prompts": settings.prompts // 2, "group": 2 * settings.group, "mini_bat
 kinds = {"rloo": {"advantages": "rloo"}, "grpo": {"advantages": "grpo", **half}, "constant": {"critic_layers": 0}}
 reached = {"ppo": held_out.shares}
 for name in COMPARE:
-    shares = HeldOut(processor, valid_source, valid_records[:64], every=2)
-    other = new_trainer(name, count_exact, kinds[name], watch=[shares, PolicyDoctor()])
+    shares = training.HeldOutAnswers(processor, valid_source, valid_records[:64], every=2)
+    other = new_trainer(name, rewards.count_exact, kinds[name], watch=[shares, doctor.PPODoctor()])
     other.train()
     results[name], row = judge(name, other)
     rows.append(row)
@@ -354,26 +345,26 @@ section.table(rows)
 # %%
 def train_reward_model():
     """What notebook 03 makes, with its preset."""
-    chosen = reward_preset(PRESET)
-    reward = reward_model.create(models.load_model(MODEL)[0], processor, chosen, SEED)
-    RewardTrainer(reward, source, records, (valid_source, valid_records), chosen, SEED).train()
-    return reward_model.save(reward, artifacts_dir() / "ppo" / "reward", chosen)
+    chosen = config.reward_preset(PRESET)
+    reward = rewards.new_reward_model(models.load_model(MODEL)[0], processor, chosen, SEED)
+    training.RewardTrainer(reward, source, records, (valid_source, valid_records), chosen, SEED).train()
+    return rewards.save_reward_model(reward, files.artifacts_dir() / "ppo" / "reward", chosen)
 
 
 if REWARD_MODEL:
-    folder = artifact("reward", "notebook 03", train_reward_model)
+    folder = files.artifact("reward", "notebook 03", train_reward_model)
     policy = models.add_adapter(models.load_model(MODEL)[0], settings.lora, SEED)
-    reward = reward_model.load(policy, processor, folder)
-    seen = torch.tensor([s for row in reward_model.score_records(reward, valid_source, valid_records) for s in row])
-    score = reward_model.as_scorer(reward, float(seen.mean()), float(seen.std()))
-    doctor = PolicyDoctor()
+    reward = rewards.load_reward_model(policy, processor, folder)
+    seen = torch.tensor([s for row in rewards.score_records(reward, valid_source, valid_records) for s in row])
+    score = rewards.as_scorer(reward, float(seen.mean()), float(seen.std()))
+    watching = doctor.PPODoctor()
     learnt = new_trainer(
-        "reward-model", score, {"critic_layers": 0}, truth=count_exact, watch=[doctor], model=reward.backbone
+        "reward-model", score, {"critic_layers": 0}, truth=rewards.count_exact, watch=[watching], model=reward.backbone
     )
     learnt.train()
     results["reward-model"], row = judge("reward-model", learnt)
     display(section.table([head, row]))
-    section.picture(plots.policy_curves(learnt.log), "PPO against the reward model; the truth is only watched")
+    section.picture(report.policy_curves(learnt.log), "PPO against the reward model; the truth is only watched")
 
 # %% [markdown]
 # ## Reward hacking
@@ -387,12 +378,14 @@ if REWARD_MODEL:
 def one_class(records, path):
     """How many of one class? The classes take turns."""
     for number, record in enumerate(records):
-        question, answer = one_class_question(record.truth, number)
-        yield Task(tuple(image_paths(path, record)), (("user", question),), answer)
+        question, answer = data.one_class_question(record.truth, number)
+        yield training.Task(tuple(data.image_paths(path, record)), (("user", question),), answer)
 
 
-rules = heuristic()
-without_truth = make_scorer("heuristic", lambda image, question, answer, facts: rules(image, question, answer).parts)
+rules = rewards.heuristic_scorer()
+without_truth = rewards.make_scorer(
+    "heuristic", lambda image, question, answer, facts: rules(image, question, answer).parts
+)
 simple = list(one_class(records, source))
 wild = {"advantages": "grpo", "prompts": 8, "group": 16, "mini_batch": 2, "epochs": 4, "clip": 0.5, "kl_weight": 0.0}
 wild |= {"temperature": 1.5, "max_new_tokens": 24, "missing_end": 0.5, "anneal": False, "iterations": HACKING}
@@ -407,17 +400,22 @@ table = [
     ]
 ]
 for weight in (0.0, 0.3) if HACKING else ():
-    doctor = PolicyDoctor()
+    watching = doctor.PPODoctor()
     hacked = new_trainer(
-        f"heuristic-{weight}", without_truth, wild | {"kl_weight": weight}, simple, [doctor], truth=exact_match
+        f"heuristic-{weight}",
+        without_truth,
+        wild | {"kl_weight": weight},
+        simple,
+        [watching],
+        truth=rewards.exact_match,
     )
     hacking = hacked.train()
     save(f"heuristic-{weight}", hacked)
-    section.picture(plots.policy_curves(hacking), f"The heuristic as reward, KL weight {weight}")
+    section.picture(report.policy_curves(hacking), f"The heuristic as reward, KL weight {weight}")
     two = {name: [sum(row[name] for row in part) / 3 for part in (hacking[:3], hacking[-3:])] for name in
            ("objective/scores", "objective/truth", "objective/kl")}  # fmt: skip
     moved = [" → ".join(f"{value:.2f}" for value in two[name]) for name in ("objective/scores", "objective/truth")]
-    verdicts = ", ".join(verdict.kind for verdict in doctor.verdicts) or "nothing"
+    verdicts = ", ".join(verdict.kind for verdict in watching.verdicts) or "nothing"
     table.append([str(weight), *moved, f"{two['objective/kl'][1]:.1f}", hacked.last.rollout.texts[0], verdicts])
 if HACKING:
     section.table(table)
@@ -455,25 +453,27 @@ for score_there in (0.2, 1.0):
 # %%
 def presence(records, path):
     """Is there one of a class? The classes take turns; the answer is one word."""
-    singular = {plural: kind for kind, plural in PLURAL.items()}
+    singular = {plural: kind for kind, plural in data.PLURAL.items()}
     for number, record in enumerate(records):
         kind = list(record.truth)[number % len(record.truth)]
         question = ("user", f"Is there a {singular.get(kind, kind)} in the image?")
-        yield Task(tuple(image_paths(path, record)), (question,), "Yes." if record.truth[kind] else "No.")
+        yield training.Task(tuple(data.image_paths(path, record)), (question,), "Yes." if record.truth[kind] else "No.")
 
 
 words, unseen = list(presence(records, source)), list(presence(test_records, test_source))
-cosine = cosine_scorer(tfidf_embedder([task.facts for task in words]))  # the project's embedding model is not at hand
+cosine = rewards.cosine_scorer(
+    rewards.tfidf_embedder([task.facts for task in words])
+)  # the project's embedding model is not at hand
 
 
 def short_answers(model):
     """Cosine reward and rightness of greedy answers to the held-out questions, (questions,) each."""
     said = models.generate_answers(model, processor, [t.images[0] for t in unseen], [t.question for t in unseen])
     given = [(None, t.question, text, t.facts) for t, text in zip(unseen, said, strict=True)]
-    return [np.array([score(*row).total for row in given]) for score in (cosine, exact_match)]
+    return [np.array([score(*row).total for row in given]) for score in (cosine, rewards.exact_match)]
 
 
-project = ppo_preset("vqa")
+project = config.ppo_preset("vqa")
 kept = [
     "prompts",
     "group",
@@ -494,17 +494,17 @@ print(f"the project: {failing}")
 table = [["run", "answers", "cosine, held out", "right, held out", "p (McNemar)", "the doctor says"]]
 short = {"base": short_answers(models.load_model(MODEL)[0])} if VQA else {}
 for name, changes in {"one answer at a time": failing, "the cure": cure}.items() if VQA else ():
-    doctor = PolicyDoctor()
-    run = new_trainer(name.replace(" ", "-"), cosine, changes | {"max_new_tokens": 8}, words, [doctor])
+    watching = doctor.PPODoctor()
+    run = new_trainer(name.replace(" ", "-"), cosine, changes | {"max_new_tokens": 8}, words, [watching])
     run.train()
     short[name] = short_answers(run.model)
-    verdicts = ", ".join(verdict.kind for verdict in doctor.verdicts) or "nothing"
-    p = mcnemar_p(short["base"][1], short[name][1])
-    table.append([name, f"{int(run.log[-1]['samples'])}", str(mean_interval(short[name][0])),
-                  str(proportion(short[name][1].sum(), len(short[name][1]))), f"{p:.1g}", verdicts])  # fmt: skip
+    verdicts = ", ".join(verdict.kind for verdict in watching.verdicts) or "nothing"
+    p = statistics.mcnemar_p(short["base"][1], short[name][1])
+    table.append([name, f"{int(run.log[-1]['samples'])}", str(statistics.mean_interval(short[name][0])),
+                  str(statistics.proportion(short[name][1].sum(), len(short[name][1]))), f"{p:.1g}", verdicts])  # fmt: skip
 if VQA:
-    table.insert(1, ["base", "0", str(mean_interval(short["base"][0])),
-                     str(proportion(short["base"][1].sum(), len(short["base"][1]))), "", ""])  # fmt: skip
+    table.insert(1, ["base", "0", str(statistics.mean_interval(short["base"][0])),
+                     str(statistics.proportion(short["base"][1].sum(), len(short["base"][1]))), "", ""])  # fmt: skip
     display(section.table(table))
 
 # %% [markdown]

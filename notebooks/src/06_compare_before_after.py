@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
 if ROOT is None:
     if not REPOSITORY or not Path("/content").is_dir():
         raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
@@ -32,16 +32,9 @@ if ROOT is None:
             raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
         part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
-from helpers.install import ensure
+from helpers.setup import set_up
 
-ensure()
-from helpers.resume import use_drive
-
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
-from helpers.runtime import machine_summary
-
-use_drive(DRIVE)
-print(machine_summary())
+set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -62,27 +55,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers.counting import count_question
-from helpers.labels import held_out_items
-from helpers.pages import comparison_table, said
-from helpers.pairs import question_for
-from helpers.policies import Policies, find_policies, image_limit
-from helpers.preferences import read_records
-from helpers.prompts import render
-from helpers.scenes import SPLIT_SEEDS, draw_scene, make_scene
-from helpers.shared_prefix import answer_logits, plain
-from helpers.vote_file import stable_hash
-from helpers.votes import Votes
 from IPython.display import HTML
 from torch.testing import assert_close
 
-from helpers import arena, reward_model, side_by_side, widgets
-from helpers.evaluation import evaluate_counting
-from helpers.machine import check_machine
-from helpers.report import Section
-from helpers.runtime import artifact, artifacts_dir, open_image, read_json
+from helpers import data, evaluation, files, machine, models, report, rewards, widgets
 
-section = Section("06_compare_before_after", "Before and after, on held-out images")
+section = report.Section("06_compare_before_after", "Before and after, on held-out images")
 
 # %% [markdown]
 # ## Is the machine enough?
@@ -91,7 +69,7 @@ section = Section("06_compare_before_after", "Before and after, on held-out imag
 # that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-plan = check_machine(MODEL)
+plan = machine.check_machine(MODEL)
 
 # %% [markdown]
 # ## Held-out images, one base, several policies
@@ -101,14 +79,14 @@ plan = check_machine(MODEL)
 # (notebook 03), it is one more adapter, and scores every answer.
 
 # %%
-folder, split, items = held_out_items(DATA)
-saved = find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
-model, processor = models.load_model(MODEL, max_pixels=image_limit(saved, plan.max_pixels))
-judge, reward = artifacts_dir() / "reward", None
-if (judge / "about.json").exists() and read_json(judge / "about.json").get("base") == MODEL:
-    loaded = reward_model.load(model, processor, judge)
-    model, reward = loaded.backbone, reward_model.as_scorer(loaded)
-policies = Policies(model, processor, saved)
+folder, split, items = data.held_out_items(DATA)
+saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
+model, processor = models.load_model(MODEL, max_pixels=models.image_limit(saved, plan.max_pixels))
+judge, reward = files.artifacts_dir() / "reward", None
+if (judge / "about.json").exists() and files.read_json(judge / "about.json").get("base") == MODEL:
+    loaded = rewards.load_reward_model(model, processor, judge)
+    model, reward = loaded.backbone, rewards.as_scorer(loaded)
+policies = models.Policies(model, processor, saved)
 first = policies.names[1]
 print(
     f"{len(items)} images of {folder.name}/{split}, classes {list(items[0].counts)}; policies: {', '.join(policies.names)}"
@@ -138,15 +116,15 @@ comparison.show()
 # that was said. From the logits:
 
 # %%
-image, question = open_image(items[0].path), question_for(items[0], 0)
-(spoken,) = side_by_side.ask(policies, [first], image, question)
-packed = plain(processor, [render(processor, question)], [[image]], [[torch.tensor(spoken.ids)]]).to(
-    policies.model.device
-)
+image, question = files.open_image(items[0].path), data.question_for(items[0], 0)
+(spoken,) = evaluation.ask_policies(policies, [first], image, question)
+packed = models.pack_separately(
+    processor, [models.render(processor, question)], [[image]], [[torch.tensor(spoken.ids)]]
+).to(policies.model.device)
 log_p = {}
 for name in ("base", first):
     with policies.speaking(name) as model, torch.no_grad():
-        log_p[name] = answer_logits(model, packed)[0, :-1].float().log_softmax(-1)
+        log_p[name] = models.answer_logits(model, packed)[0, :-1].float().log_softmax(-1)
 kl = (log_p[first].exp() * (log_p[first] - log_p["base"])).sum(-1)
 chosen = log_p[first].gather(-1, packed.ids[0, 1:, None])[:, 0]
 assert_close(chosen.sum().item(), spoken.logp, atol=1e-2, rtol=0)
@@ -163,7 +141,7 @@ print(f"{spoken.text!r}: log p {chosen.sum():.3f}, KL to the base {kl.sum():.3f}
 found = {}
 for name in ("base", first):
     with policies.speaking(name) as model:
-        found[name] = evaluate_counting(model, processor, items)
+        found[name] = evaluation.evaluate_counting(model, processor, items)
 before, after = found["base"], found[first]
 broken, fixed = np.flatnonzero(before.exact & ~after.exact), np.flatnonzero(~before.exact & after.exact)
 section.say(
@@ -177,7 +155,7 @@ explorer.show()
 
 # %%
 shown = [*broken[:3], *fixed[:4]] or [0]
-HTML(comparison_table(items, before.answers, after.answers, shown))
+HTML(report.comparison_table(items, before.answers, after.answers, shown))
 
 # %% [markdown]
 # ## Blind arena
@@ -193,15 +171,15 @@ asked = items[-3 * MATCHES :]  # more than wanted, since equal answers are no ma
 said_by = {}
 for name in names:
     with policies.speaking(name) as model:
-        said_by[name] = evaluate_counting(model, processor, asked, temperature=1.0, seed=1).answers
-prompts = [question_for(item, number) for number, item in enumerate(asked)]
-seen = stable_hash(list(said_by.values()))[:8]  # votes belong to these answers: others get another file
+        said_by[name] = evaluation.evaluate_counting(model, processor, asked, temperature=1.0, seed=1).answers
+prompts = [data.question_for(item, number) for number, item in enumerate(asked)]
+seen = data.stable_hash(list(said_by.values()))[:8]  # votes belong to these answers: others get another file
 records, voted = (
-    artifacts_dir() / "arena" / f"{first.replace('/', '-')}-{seen}{kind}.jsonl" for kind in ("", ".votes")
+    files.artifacts_dir() / "arena" / f"{first.replace('/', '-')}-{seen}{kind}.jsonl" for kind in ("", ".votes")
 )
 paths, groups = [item.path for item in asked], [item.group for item in asked]
-matches = arena.matches(paths, prompts, said_by, names, groups, records_path=records)[:MATCHES]
-blind = widgets.Arena(Votes(voted, matches, ANNOTATOR, records_path=records))
+matches = evaluation.build_matches(paths, prompts, said_by, names, groups, records_path=records)[:MATCHES]
+blind = widgets.Arena(data.Votes(voted, matches, ANNOTATOR, records_path=records))
 blind.show()
 
 # %% [markdown]
@@ -213,11 +191,11 @@ blind.show()
 # The heuristic of notebook 02 never sees the image. Move its weights: can any of them rank answers as the truth does?
 
 # %%
-source = artifact(
+source = files.artifact(
     "preferences/valid.jsonl", "notebook 02", lambda: ROOT / "data" / "traffic" / "preferences_valid.jsonl"
 )
-weights = artifacts_dir() / "widgets" / "playground.json"
-playground = widgets.ScorerPlayground(read_records(source), source, kept=weights)
+weights = files.artifacts_dir() / "widgets" / "playground.json"
+playground = widgets.ScorerPlayground(data.read_records(source), source, kept=weights)
 playground.show()
 
 # %% [markdown]
@@ -226,7 +204,7 @@ playground.show()
 # Every log in your artifacts: DPO, reward model, PPO. While another notebook trains, **Refresh** reads on.
 
 # %%
-dashboard = widgets.Dashboard(artifacts_dir())
+dashboard = widgets.Dashboard(files.artifacts_dir())
 dashboard.show()
 
 # %% [markdown]
@@ -235,11 +213,11 @@ dashboard.show()
 # Set `OWN_IMAGE` to a file; without one, a scene is drawn that no notebook has used.
 
 # %%
-scene = make_scene(SPLIT_SEEDS["test"][-1])
-own = open_image(Path(OWN_IMAGE)) if OWN_IMAGE else draw_scene(scene)
-for answer in side_by_side.ask(policies, ["base", first], own, count_question(kinds)):
+scene = data.make_scene(data.SPLIT_SEEDS["test"][-1])
+own = files.open_image(Path(OWN_IMAGE)) if OWN_IMAGE else data.draw_scene(scene)
+for answer in evaluation.ask_policies(policies, ["base", first], own, data.count_question(kinds)):
     print(f"{answer.policy:>12}: {answer.text}   (log p {answer.logp:.2f}, KL {sum(answer.kl):.2f})")
-print("       truth:", "unknown" if OWN_IMAGE else said(scene.counts))
+print("       truth:", "unknown" if OWN_IMAGE else report.format_counts(scene.counts))
 own.resize((224, round(224 * own.height / own.width)))
 
 # %% [markdown]

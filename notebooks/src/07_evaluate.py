@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "install.py").exists()), None)
+ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
 if ROOT is None:
     if not REPOSITORY or not Path("/content").is_dir():
         raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
@@ -33,16 +33,9 @@ if ROOT is None:
             raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
         part.rename(ROOT)
 sys.path.insert(0, str(ROOT))
-from helpers.install import ensure
+from helpers.setup import set_up
 
-ensure()
-from helpers.resume import use_drive
-
-from helpers import models  # first of all imports: on a GPU it brings in unsloth
-from helpers.runtime import machine_summary
-
-use_drive(DRIVE)
-print(machine_summary())
+set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -66,25 +59,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
-from helpers.counting_metrics import count_metrics
-from helpers.hallucination import chair
-from helpers.labels import held_out_items
-from helpers.pairs import one_class_question
-from helpers.policies import Policies, find_policies, image_limit
-from helpers.preferences import read_records
-from helpers.text_metrics import text_metrics
 from IPython.display import display
 from scipy.stats import binom
 from torch.testing import assert_close
 
-from helpers import exam, official, paired, plots
-from helpers.evaluation import answer_records, chance_exact
-from helpers.machine import check_machine
-from helpers.report import Section
-from helpers.runtime import artifacts_dir, open_image, read_json
-from helpers.statistics import proportion
+from helpers import data, evaluation, export, files, machine, models, report, statistics
 
-section = Section("07_evaluate", "Does it help? Evaluation on held-out images")
+section = report.Section("07_evaluate", "Does it help? Evaluation on held-out images")
 
 # %% [markdown]
 # ## Is the machine enough?
@@ -93,7 +74,7 @@ section = Section("07_evaluate", "Does it help? Evaluation on held-out images")
 # that is not enough, the size of the images. Nothing is loaded for it.
 
 # %%
-plan = check_machine(MODEL)
+plan = machine.check_machine(MODEL)
 
 # %% [markdown]
 # ## What is examined
@@ -101,12 +82,12 @@ plan = check_machine(MODEL)
 # Held-out images that no setting was chosen on, one base, and the adapters whose names fit `POLICIES`.
 
 # %%
-folder, split, items = held_out_items(DATA)
+folder, split, items = data.held_out_items(DATA)
 if split == "valid":
     section.say(f"{folder.name} has no test split: these are its validation images, so read the figures with care.")
-saved = find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
+saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
 saved = [policy for policy in saved if any(fnmatch(policy.name, pattern) for pattern in POLICIES)]
-policies = Policies(*models.load_model(MODEL, max_pixels=image_limit(saved, plan.max_pixels)), saved)
+policies = models.Policies(*models.load_model(MODEL, max_pixels=models.image_limit(saved, plan.max_pixels)), saved)
 processor, names = policies.processor, policies.names
 print(f"{len(items)} images of {folder.name}/{split}; {', '.join(names)}")
 assert saved, f"no adapter fits {POLICIES}"
@@ -122,10 +103,10 @@ for policy in saved:
     path = policy.folder / "validation_answers.json"
     if not path.exists():
         continue
-    noted = read_json(path)
+    noted = files.read_json(path)
     source = Path(noted["records"])
     with policies.speaking(policy.name) as model:
-        answers = answer_records(model, processor, source, read_records(source))
+        answers = models.answer_records(model, processor, source, data.read_records(source))
     same = sum(a == b for a, b in zip(answers, noted["answers"], strict=True))
     assert same == len(answers), f"{policy.name}: {len(answers) - same} answers changed on reloading"
     section.say(f"{policy.name}: reloaded in a new process, {same} of {len(answers)} greedy answers are identical.")
@@ -137,7 +118,7 @@ for policy in saved:
 # images. And the count of one class, which the preferences did not train: what is paid for the gain elsewhere shows here.
 
 # %%
-examined = {name: exam.examine(policies, name, items, SEEDS) for name in names}
+examined = {name: evaluation.examine(policies, name, items, SEEDS) for name in names}
 rows = [["model", "all counts right, greedy", f"sampled, {len(SEEDS)} seeds", "images shuffled", "images blank",
          "well formed, greedy", "well formed, sampled", "seconds"]]  # fmt: skip
 for name, found in examined.items():
@@ -153,7 +134,7 @@ measures = {
            "well formed, sampled (seed 0)": found.sampled[0].well_formed_share}
     for name, found in examined.items()
 }  # fmt: skip
-section.picture(plots.interval_chart(measures, f"{len(items)} held-out images"), "Shares with 95 % intervals")
+section.picture(report.interval_chart(measures, f"{len(items)} held-out images"), "Shares with 95 % intervals")
 
 # %% [markdown]
 # ## Is the difference real?
@@ -179,20 +160,20 @@ print(f"{first}: {fixed} fixed, {broken} broken, p = {by_hand:.2g}")
 
 # %%
 clusters = [item.group for item in items]
-rewards = {policy.name: policy.about.get("reward") for policy in saved}
-metrics = exam.metrics(examined)
-comparisons = paired.compare(metrics, clusters, rewards)
+reward_columns = {policy.name: policy.about.get("reward") for policy in saved}
+metrics = evaluation.exam_metrics(examined)
+comparisons = evaluation.compare_policies(metrics, clusters, reward_columns)
 if comparisons[0].test == "McNemar":
     assert_close(comparisons[0].p, by_hand, rtol=1e-6, atol=0)
-section.table(paired.table(comparisons))
+section.table(evaluation.comparison_rows(comparisons))
 
 # %%
 for row in comparisons:
     if row.metric == "all counts right" or (row.direction < 0 and not row.circular):
         section.conclude(str(row))
-for warning in paired.hacked(comparisons):
+for warning in evaluation.find_reward_hacking(comparisons):
     section.conclude(warning)
-section.say(paired.power_note(len(set(clusters)), comparisons))
+section.say(evaluation.power_note(len(set(clusters)), comparisons))
 
 # %% [markdown]
 # ## Does the answer come from the image?
@@ -203,7 +184,7 @@ section.say(paired.power_note(len(set(clusters)), comparisons))
 # %%
 for name, found in examined.items():
     section.conclude(
-        f"{name} with shuffled images: {found.shuffled.exact_share}, chance {chance_exact(items):.4f}: {found.sight()}."
+        f"{name} with shuffled images: {found.shuffled.exact_share}, chance {evaluation.chance_exact(items):.4f}: {found.sight()}."
     )
 
 # %% [markdown]
@@ -213,11 +194,11 @@ for name, found in examined.items():
 
 # %%
 for name in ("base", first):
-    counts = count_metrics(examined[name].greedy.answers, [item.counts for item in items])
+    counts = evaluation.count_metrics(examined[name].greedy.answers, [item.counts for item in items])
     display_rows = counts.rows()
     display(section.table([[f"{display_rows[0][0]} ({name})", *display_rows[0][1:]], *display_rows[1:]]))
 errors = {name: examined[name].greedy.errors() for name in ("base", first)}
-section.picture(plots.error_chart(errors), f"Stated minus true count before and after ({first})")
+section.picture(report.error_chart(errors), f"Stated minus true count before and after ({first})")
 
 # %%
 repaired, regressions = np.flatnonzero(~before & after), np.flatnonzero(before & ~after)
@@ -225,7 +206,7 @@ examples = [*regressions[:2], *repaired[:4]][:4] or list(range(min(4, len(items)
 said = {name: examined[name].greedy.answers for name in ("base", first)}
 titles = [f"before: {said['base'][i]}\nafter: {said[first][i]}" for i in examples]
 section.picture(
-    plots.image_grid([open_image(items[i].path) for i in examples], titles),
+    report.image_grid([files.open_image(items[i].path) for i in examples], titles),
     "Held-out images, before and after",
     lead=True,
 )
@@ -240,7 +221,9 @@ section.picture(
 
 # %%
 polled = [
-    q for kind in ("random", "popular", "adversarial") for q in official.pope_questions(items[:200], kind, per_image=1)
+    q
+    for kind in ("random", "popular", "adversarial")
+    for q in evaluation.pope_questions(items[:200], kind, per_image=1)
 ]
 
 
@@ -251,8 +234,8 @@ def generate(images, prompts):
 
 for name in ("base", first):
     with policies.speaking(name) as model:
-        grade = official.grade_pope(polled, official.ask(polled, generate, batch=len(polled)))
-    rows = [[what, official.shown(value)] for what, value in grade.rows()]
+        grade = evaluation.grade_pope(polled, evaluation.ask(polled, generate, batch=len(polled)))
+    rows = [[what, evaluation.shown(value)] for what, value in grade.rows()]
     display(section.table([[f"POPE, {name}", "figure"], *rows]))
 
 # %% [markdown]
@@ -261,9 +244,9 @@ for name in ("base", first):
 # "There are 2 cars." against "There are 3 cars." shares nearly all its words. Look at BLEU beside the share that is right.
 
 # %%
-truths = [one_class_question(item.counts, number)[1] for number, item in enumerate(items)]
+truths = [data.one_class_question(item.counts, number)[1] for number, item in enumerate(items)]
 for name in ("base", first):
-    found = text_metrics(examined[name].one_class, truths)
+    found = evaluation.text_metrics(examined[name].one_class, truths)
     display(section.table([[f"one class, {name}", "figure"], *found.rows()[1:]]))
 
 # %% [markdown]
@@ -276,7 +259,7 @@ for name in ("base", first):
 # %%
 objects = {name: [name] for name in items[0].counts}
 for name in ("base", first):
-    found = chair(examined[name].one_class, [item.counts for item in items], objects)
+    found = evaluation.chair_metrics(examined[name].one_class, [item.counts for item in items], objects)
     display(section.table([[f"CHAIR, one class, {name}", "figure"], *found.rows()[1:]]))
 
 # %% [markdown]
@@ -288,22 +271,22 @@ for name in ("base", first):
 
 # %%
 for benchmark, file in BENCHMARKS.items():
-    questions = official.load(benchmark, artifacts_dir() / "benchmarks", file=Path(file) if file else None)
+    questions = evaluation.load(benchmark, files.artifacts_dir() / "benchmarks", file=Path(file) if file else None)
     for name in names:
         with policies.speaking(name) as model:
-            answers = official.ask(questions, generate)
-        official.write_answers(
-            artifacts_dir() / "benchmarks" / f"{benchmark}-{name.replace('/', '-')}.jsonl", questions, answers
+            answers = evaluation.ask(questions, generate)
+        evaluation.write_answers(
+            files.artifacts_dir() / "benchmarks" / f"{benchmark}-{name.replace('/', '-')}.jsonl", questions, answers
         )
-        grade = official.GRADES[benchmark](questions, answers)
+        grade = evaluation.GRADES[benchmark](questions, answers)
         print(name, grade, sep="\n")
-        rows = [[what, official.shown(value)] for what, value in grade.rows()]
+        rows = [[what, evaluation.shown(value)] for what, value in grade.rows()]
         display(section.table([[f"{benchmark}, {name}", "figure"], *rows]))
 for benchmark, (questions, reviews) in JUDGED.items():
-    questions = official.load(benchmark, artifacts_dir() / "benchmarks", file=Path(questions))
-    grade = official.GRADES[benchmark](questions, official.read_reviews(Path(reviews), questions))
+    questions = evaluation.load(benchmark, files.artifacts_dir() / "benchmarks", file=Path(questions))
+    grade = evaluation.GRADES[benchmark](questions, evaluation.read_reviews(Path(reviews), questions))
     print(grade)
-    display(section.table([[benchmark, "figure"], *[[what, official.shown(value)] for what, value in grade.rows()]]))
+    display(section.table([[benchmark, "figure"], *[[what, evaluation.shown(value)] for what, value in grade.rows()]]))
 
 # %% [markdown]
 # ## What you should see
@@ -340,8 +323,8 @@ for policy in [policy for policy in saved if policy.name.startswith("dpo")]:
     section.single(f"dpo_mcnemar_p{suffix}", p, policy.seed)
 one_class = next(metric for metric in metrics if metric.name == "one class: right").values
 for label, name in {"base": "base", "dpo": next((name for name in names if name.startswith("dpo")), "base")}.items():
-    section.share(f"{label}_one_class", proportion(int(one_class[name].sum()), len(items)))
-section.examined = exam.findings(policies, examined, comparisons)
+    section.share(f"{label}_one_class", statistics.proportion(int(one_class[name].sum()), len(items)))
+section.examined = evaluation.policy_findings(policies, examined, comparisons)
 print("report:", section.save())
 
 # %% [markdown]

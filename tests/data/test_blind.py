@@ -2,7 +2,7 @@ import pytest
 from made_up import made_up_items, wrong_downwards
 from shipped import TRAFFIC
 
-from helpers.data.blind import best_rule, blind_rules, describe, more_detail
+from helpers.data.blind import best_rule, blind_rules, render_blind_table, true_image_detail_shares
 from helpers.data.counting import count_answer
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import IMAGE_NEGATIVES, NEGATIVES, add_image_negatives, build_records
@@ -50,13 +50,15 @@ def test_position_and_length_need_no_counts():
     assert (
         table["all"]["shown first"].value == 1 and table["all"]["longer"].value == 1 and table["all"]["shorter"].n == 4
     )
-    assert best_rule(table)[1].value == 1 and "longer" in describe(table)
+    assert best_rule(table)[1].value == 1 and "longer" in render_blind_table(table)
     assert blind_rules([]) == {}
 
 
 def test_only_another_photo_is_as_sharp_as_the_true_one(tmp_path):
     items = read_yolo(TRAFFIC, "train")[:60]
     records = build_records(items, tmp_path, [[]] * 60, ("other image",))
-    shares = more_detail(tmp_path / "r.jsonl", add_image_negatives(tmp_path / "r.jsonl", records), IMAGE_NEGATIVES)
+    shares = true_image_detail_shares(
+        tmp_path / "r.jsonl", add_image_negatives(tmp_path / "r.jsonl", records), IMAGE_NEGATIVES
+    )
     assert shares["blank"].value == 1 and shares["blurred"].value == 1
     assert shares["shuffled"].low < 0.5 < shares["shuffled"].high

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import records
 
-from helpers.data.convert_files import convert, detect, rebased, scan_file, write_file
-from helpers.data.convert_rows import REST, from_row, to_rows
+from helpers.data.convert_files import convert_file, detect_format, rebase_images, scan_file, write_file
+from helpers.data.convert_rows import EXTRA_COLUMN, from_row, to_rows
 from helpers.data.formats import FORMATS
 from helpers.data.preferences import PreferenceRecord, read_records, write_records
 from helpers.files import UsageError
@@ -106,7 +106,7 @@ ROWS = {
 @pytest.mark.parametrize("name", TWO_WAY)
 def test_rows_of_the_originals_are_recognised_and_given_back(name):
     row = ROWS[name]
-    assert detect(row) == name
+    assert detect_format(row) == name
     record, _ = from_row(name, row)
     assert to_rows(name, record) == [row]
     texts = [[record.answers[place].text for place in tier] for tier in record.ranking]
@@ -164,7 +164,7 @@ def test_an_edited_record_wins_over_the_columns_it_was_read_from():
     record, _ = from_row("mmpr", ROWS["mmpr"])
     record.prompt[0].content = "Where is it?"
     (row,) = to_rows("mmpr", record)
-    assert {**row, REST: None} == {**ROWS["mmpr"], "question": "Where is it?", REST: None}
+    assert {**row, EXTRA_COLUMN: None} == {**ROWS["mmpr"], "question": "Where is it?", EXTRA_COLUMN: None}
 
 
 def test_position_does_not_give_the_chosen_side_away():
@@ -232,7 +232,7 @@ def test_bad_rows_are_refused_in_words(name, change, message):
 def test_columns_edited_after_the_export_are_noticed():
     (row,) = to_rows("mmpr", from_row("ab", ROWS["ab"])[0].model_copy(update={"id": "7"}))
     assert from_row("mmpr", row)[0].id == "7"
-    with pytest.raises(UsageError, match=f"Delete {REST} from this row"):
+    with pytest.raises(UsageError, match=f"Delete {EXTRA_COLUMN} from this row"):
         from_row("mmpr", {**row, "chosen": "Something else."})
 
 
@@ -241,10 +241,10 @@ def test_convert_moves_paths_and_says_what_it_did(tmp_path):
     source = tmp_path / "votes.jsonl"
     rows = [ROWS["ab"], {**ROWS["ab"], "preference": "tie"}, {**ROWS["ab"], "instruction": "<|user|>\nq<image>"}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = convert(source, tmp_path / "out" / "r.jsonl")
+    summary = convert_file(source, tmp_path / "out" / "r.jsonl")
     assert summary.startswith("3 records →") and "changed in 1 rows: the prompt was in another model's" in summary
     assert read_records(tmp_path / "out" / "r.jsonl")[0].images == ["../path/to/img1.jpg"]
-    summary = convert(tmp_path / "out" / "r.jsonl", tmp_path / "trl.jsonl", "trl")
+    summary = convert_file(tmp_path / "out" / "r.jsonl", tmp_path / "trl.jsonl", "trl")
     assert "2 records →" in summary and "left out: record 2: no answer is ranked above another" in summary
     assert json.loads((tmp_path / "trl.jsonl").read_text().splitlines()[0])["images"] == ["path/to/img1.jpg"]
 
@@ -253,24 +253,24 @@ def test_a_bad_row_stops_the_conversion_and_is_named(tmp_path):
     source = tmp_path / "votes.jsonl"
     source.write_text(json.dumps(ROWS["ab"]) + "\nnonsense\n" + json.dumps({**ROWS["ab"], "preference": 1}) + "\n[1]\n")
     with pytest.raises(UsageError) as error:
-        convert(source, tmp_path / "out.jsonl")
+        convert_file(source, tmp_path / "out.jsonl")
     message = str(error.value)
     assert "3 of 4 rows cannot be read" in message and "votes.jsonl:2: not JSON" in message
     assert "votes.jsonl:3: unknown preference 1" in message and "a row is an object" in message
     assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(UsageError, match="unknown format 'csv': choose from record, ab"):
-        convert(source, tmp_path / "out", "csv")
+        convert_file(source, tmp_path / "out", "csv")
     source.write_text('{"colour": 1}\n')
     with pytest.raises(UsageError, match=r"unknown format \(columns: colour\)"):
-        convert(source, tmp_path / "out")
+        convert_file(source, tmp_path / "out")
 
 
 def test_records_of_this_project_are_recognised(tmp_path):
     records = [PreferenceRecord.model_validate(RANKED)]
     path = write_records(tmp_path / "r.jsonl", records)
     assert [line.record for line in scan_file(path)] == records
-    assert detect({"image": "a", "prompt": "q", "chosen": "x", "rejected": "y"}) == "record"
-    moved = rebased(
+    assert detect_format({"image": "a", "prompt": "q", "chosen": "x", "rejected": "y"}) == "record"
+    moved = rebase_images(
         records[0].model_copy(update={"images": ["a.png", "/b.png", "http://c/d.png"]}), tmp_path, tmp_path / "x"
     )
     assert moved.images == ["../a.png", "/b.png", "http://c/d.png"]

@@ -15,13 +15,13 @@ from transformers import AutoProcessor
 
 from helpers.cli import main
 from helpers.data.convert_files import is_array, scan_file
-from helpers.data.data_doctor import check, photos_of
-from helpers.data.findings import KINDS, salvage
+from helpers.data.data_doctor import check_file, find_photos
+from helpers.data.findings import FINDING_KINDS, salvage
 from helpers.data.preferences import PreferenceRecord
-from helpers.doctor.lengths import Lengths, image_tokens, text_tokens
+from helpers.doctor.lengths import RecordLengths, image_tokens, text_tokens
 from helpers.files import ROOT, UsageError
 from helpers.models.prompts import count_image_tokens, render
-from helpers.models.shared_prefix import plain
+from helpers.models.shared_prefix import pack_separately
 
 QUESTION = "How many cars are in the image?"
 
@@ -76,7 +76,7 @@ def messages(report):
 
 
 def test_a_clean_file_has_no_findings(folder, processor):
-    report = check(write(folder / "a.jsonl", map(row, range(24))), lengths=Lengths(processor))
+    report = check_file(write(folder / "a.jsonl", map(row, range(24))), lengths=RecordLengths(processor))
     assert report.findings == []
     assert report.counts == {"lines": 24, "records": 24, "pairs": 24, "images": 24}
     assert "24 records, 24 pairs, 24 images, 0 errors, 0 warnings, 0 notes." in str(report)
@@ -128,22 +128,22 @@ def test_a_kind_of_finding_is_told_with_its_place(folder, kind, change, expected
     Image.new("1", (5000, 4100)).save(folder / "wide.png")
     draw(folder.parent / "outside.png", 200)
     (folder / "copy.png").write_bytes((folder / "images" / "3.png").read_bytes())
-    report = check(write(folder / "a.jsonl", [row(i, **(change if i == 5 else {})) for i in range(24)]))
+    report = check_file(write(folder / "a.jsonl", [row(i, **(change if i == 5 else {})) for i in range(24)]))
     assert told(report) == [(kind, 6)] and expected in report.findings[0].message
-    assert report.findings[0].severity == KINDS[kind][0]
-    assert f"{KINDS[kind][0].upper()}: {kind} (1)\n  {KINDS[kind][1]}\n    a.jsonl:6" in str(report)
+    assert report.findings[0].severity == FINDING_KINDS[kind][0]
+    assert f"{FINDING_KINDS[kind][0].upper()}: {kind} (1)\n  {FINDING_KINDS[kind][1]}\n    a.jsonl:6" in str(report)
 
 
 def test_absolute_paths_of_every_system_are_told(folder):
     rows = [row(0, images=[str(folder / "images" / "0.png")]), row(1, images=["C:\\images\\1.png"])]
     path = write(folder / "a.jsonl", rows)
-    assert told(check(path, images=False)) == [("path", 1), ("path", 2)]
-    assert messages(check(path, images=False))[1] == "C:\\images\\1.png is an absolute path"
+    assert told(check_file(path, images=False)) == [("path", 1), ("path", 2)]
+    assert messages(check_file(path, images=False))[1] == "C:\\images\\1.png is an absolute path"
 
 
 def test_the_data_folder_may_be_wider_than_the_folder_of_the_file(folder):
     path = write(folder / "preferences" / "a.jsonl", [row(0, images=["../images/0.png"])])
-    assert told(check(path)) == [("path", 1)] and told(check(path, root=folder)) == []
+    assert told(check_file(path)) == [("path", 1)] and told(check_file(path, root=folder)) == []
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_data_folder_may_be_wider_than_the_folder_of_the_file(folder):
 )
 def test_image_placeholders_are_counted(tmp_path, text, images, kind):
     rows = [row(0, prompt=[{"role": "user", "content": text}], images=["a.png", "b.png"][:images])]
-    assert told(check(write(tmp_path / "a.jsonl", rows), images=False)) == ([(kind, 1)] if kind else [])
+    assert told(check_file(write(tmp_path / "a.jsonl", rows), images=False)) == ([(kind, 1)] if kind else [])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_marks_of_chat_templates_are_named(tmp_path, mark):
         row(0, prompt=[{"role": "user", "content": f"{mark} {QUESTION}"}]),
         row(1, answers=[{"text": "There are 11 cars."}, {"text": f"{mark} There are 98 cars."}]),
     ]
-    report = check(write(tmp_path / "a.jsonl", rows), images=False)
+    report = check_file(write(tmp_path / "a.jsonl", rows), images=False)
     assert told(report) == [("chat template", 1), ("chat template", 2)]
     assert messages(report) == [f"the prompt holds {mark!r}", f"answer 1 holds {mark!r}"]
 
@@ -182,19 +182,19 @@ def test_marks_of_chat_templates_are_named(tmp_path, mark):
 @pytest.mark.parametrize("mark", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>"])
 def test_an_answer_that_ends_twice_is_told(tmp_path, mark):
     rows = [row(0, answers=[{"text": f"There are 11 cars.{mark}"}, {"text": "There are 98 cars."}])]
-    assert told(check(write(tmp_path / "a.jsonl", rows), images=False)) == [("end of turn", 1)]
+    assert told(check_file(write(tmp_path / "a.jsonl", rows), images=False)) == [("end of turn", 1)]
 
 
 def test_an_answer_cannot_bring_an_image(tmp_path):
     rows = [row(0, answers=[{"text": "<image> 11"}, {"text": "12"}])]
-    assert told(check(write(tmp_path / "a.jsonl", rows), images=False)) == [("image placeholders", 1)]
+    assert told(check_file(write(tmp_path / "a.jsonl", rows), images=False)) == [("image placeholders", 1)]
 
 
 def test_every_bad_line_is_told_and_every_good_one_is_read(tmp_path):
     bad = ['{"images": ["a.png"]', json.dumps(row(1, ranking=[[0], [2]])), json.dumps(row(1, colour="red")), "NaN"]
     path = write(tmp_path / "a.jsonl", [row(0), *bad, row(1)])
     path.write_bytes(path.read_bytes() + b'{"images": ["\xff"]}\n')
-    report = check(path, images=False)
+    report = check_file(path, images=False)
     assert told(report) == [("bad line", line) for line in (2, 3, 4, 5, 7)]
     assert report.counts == {"lines": 7, "records": 2, "pairs": 2, "images": 2}
     assert "not UTF-8" in report.errors[-1].message and "ranking" in report.errors[1].message
@@ -203,25 +203,25 @@ def test_every_bad_line_is_told_and_every_good_one_is_read(tmp_path):
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_a_file_without_records_is_an_error_and_no_file_raises(tmp_path, content):
     (tmp_path / "a.jsonl").write_text(content)
-    assert told(check(tmp_path / "a.jsonl")) == [("no records", None)]
+    assert told(check_file(tmp_path / "a.jsonl")) == [("no records", None)]
     with pytest.raises(UsageError, match="no such file"):
-        check(tmp_path / "b.jsonl")
+        check_file(tmp_path / "b.jsonl")
 
 
 def test_a_record_with_an_error_does_not_exclude_a_later_one(folder):
     rows = [row(0, images=["gone.png"]), row(0), row(0, ranking=[[0], [1]], id="r1")]
-    report = check(write(folder / "a.jsonl", rows))
+    report = check_file(write(folder / "a.jsonl", rows))
     assert told(report) == [("missing image", 1), ("contradiction", 3)]  # r0 of line 1 does not count
 
 
 def test_a_group_may_be_missing_at_first(folder):
     rows = [row(0, group=None), row(1, images=["images/0.png"]), row(2, images=["images/0.png"])]
-    assert told(check(write(folder / "a.jsonl", rows))) == [("photo in two groups", 3)]
+    assert told(check_file(write(folder / "a.jsonl", rows))) == [("photo in two groups", 3)]
 
 
 def test_copies_by_roboflow_are_one_photo(tmp_path):
     rows = [row(0, images=["s_jpg.rf.60d1.jpg"]), row(1, images=["s_jpg.rf.77aa.jpg"]), row(2, images=["x/0.png"])]
-    report = check(write(tmp_path / "a.jsonl", [*rows, row(3, images=["y/0.png"])]), images=False)
+    report = check_file(write(tmp_path / "a.jsonl", [*rows, row(3, images=["y/0.png"])]), images=False)
     assert told(report) == [("photo in two groups", 2)]  # but 0.png of two folders is two photos
 
 
@@ -233,7 +233,7 @@ def test_a_rule_that_never_looks_is_a_warning(tmp_path):
     for i in range(24):  # the chosen answer is the longer one in every pair
         rows[i]["answers"] = rows[i]["answers"][:: -1 if i % 2 == 0 else 1]
         rows[i]["ranking"] = [[0], [1]] if rows[i]["answers"][0]["text"] != "No." else [[1], [0]]
-    report = check(write(tmp_path / "a.jsonl", rows), images=False)
+    report = check_file(write(tmp_path / "a.jsonl", rows), images=False)
     # Wilson, 24 of 24: low = 24 / (24 + 1.96²) = 0.862
     assert messages(report) == [
         "'longer' picks the chosen answer without looking, in a share of the pairs of 1.000 [0.862, 1.000] (n = 24)"
@@ -245,14 +245,14 @@ def test_a_rule_that_never_looks_is_a_warning(tmp_path):
 def test_a_rule_counts_if_its_interval_lies_above_sixty_per_cent(tmp_path, right, warned):
     # of 20 pairs: 17 → Wilson low 0.640, 16 → 0.584
     rows = [row(i, ranking=[[0], [1]] if i < right else [[1], [0]]) for i in range(20)]
-    report = check(write(tmp_path / "a.jsonl", rows), images=False)
+    report = check_file(write(tmp_path / "a.jsonl", rows), images=False)
     assert [f.kind for f in report.findings] == ["position"] * warned
-    assert check(write(tmp_path / "b.jsonl", rows[:19]), images=False).findings == []  # too few pairs to say
+    assert check_file(write(tmp_path / "b.jsonl", rows[:19]), images=False).findings == []  # too few pairs to say
 
 
 @pytest.mark.parametrize(("ranking", "rule"), [([[0], [1]], "shown first"), ([[1], [0]], "shown last")])
 def test_a_better_answer_that_always_has_the_same_place_is_told(tmp_path, ranking, rule):
-    report = check(write(tmp_path / "a.jsonl", [row(i, ranking=ranking) for i in range(24)]), images=False)
+    report = check_file(write(tmp_path / "a.jsonl", [row(i, ranking=ranking) for i in range(24)]), images=False)
     assert [f.kind for f in report.warnings] == ["position"] and repr(rule) in messages(report)[0]
 
 
@@ -260,12 +260,12 @@ def test_the_short_form_has_no_bias_of_position(tmp_path):
     rows = [
         {"image": f"{i}.png", "prompt": QUESTION, "chosen": f"{i + 10}", "rejected": f"{i + 50}"} for i in range(24)
     ]
-    assert check(write(tmp_path / "a.jsonl", rows), images=False).findings == []
+    assert check_file(write(tmp_path / "a.jsonl", rows), images=False).findings == []
 
 
 def test_the_shipped_preferences_have_no_errors_and_one_warning_of_their_own():
-    train = check(TRAFFIC / "preferences_train.jsonl")
-    valid = check(TRAFFIC / "preferences_valid.jsonl", against=[train, TRAFFIC / "test"])
+    train = check_file(TRAFFIC / "preferences_train.jsonl")
+    valid = check_file(TRAFFIC / "preferences_valid.jsonl", against=[train, TRAFFIC / "test"])
     # The base under-counts, so the larger total is right against its own answers (0.83), not against others (0.51).
     assert [f.kind for f in train.findings] == ["blind rule"] and valid.findings == []
     assert train.findings[0].message == (
@@ -293,8 +293,8 @@ def test_a_photo_in_two_files_is_a_leak(folder, change, expected):
     draw(folder / "s_jpg.rf.77aa.png", 101)
     train = write(folder / "train.jsonl", [row(i) for i in range(12)] + [row(12, images=["s_jpg.rf.60d1.png"])])
     test = write(folder / "test.jsonl", [row(20), row(21, **change)])
-    for other in (train, check(train)):
-        report = check(test, against=[other])
+    for other in (train, check_file(train)):
+        report = check_file(test, against=[other])
         assert told(report) == ([("leak", 2)] if expected else [])
     line = 13 if "rf" in str(change) else 4
     assert messages(report) == ([f"{train}:{line} {expected}"] if expected else [])
@@ -303,18 +303,18 @@ def test_a_photo_in_two_files_is_a_leak(folder, change, expected):
 def test_a_benchmark_is_a_folder_of_images(folder):
     path = write(folder / "a.jsonl", [row(0), row(1)])
     draw(folder / "benchmark" / "deep" / "x.png", 1)
-    report = check(path, against=[folder / "benchmark"])
+    report = check_file(path, against=[folder / "benchmark"])
     assert told(report) == [("leak", 2)]
     assert messages(report)[0] == f"{folder / 'benchmark' / 'deep' / 'x.png'} has the same image, byte for byte"
-    assert check(path, against=[folder / "benchmark"], images=False).findings == []  # another name
+    assert check_file(path, against=[folder / "benchmark"], images=False).findings == []  # another name
     (folder / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no image"):
-        photos_of(folder / "empty")
+        find_photos(folder / "empty")
 
 
 def test_errors_of_the_other_file_are_not_passed_over(folder):
     path, other = write(folder / "a.jsonl", [row(0), row(1, ranking=None)]), write(folder / "b.jsonl", [row(0), "{"])
-    assert told(check(path, against=[other])) == [("not compared", None), ("leak", 1), ("no pairs", 2)]
+    assert told(check_file(path, against=[other])) == [("not compared", None), ("leak", 1), ("no pairs", 2)]
 
 
 # --- images and tokens -----------------------------------------------------------------------------
@@ -326,26 +326,26 @@ def test_every_image_is_opened_once(folder, monkeypatch):
         Path, "open", lambda path, *rest, **more: opened.append(path.name) or plain(path, *rest, **more)
     )
     rows = [row(i, images=["images/0.png", f"images/{i % 3}.png"], group=None) for i in range(9)]
-    check(write(folder / "a.jsonl", [*rows, row(9, images=["gone.png"]), row(10, images=["gone.png"])]))
+    check_file(write(folder / "a.jsonl", [*rows, row(9, images=["gone.png"]), row(10, images=["gone.png"])]))
     assert sorted(name for name in opened if name.endswith("png")) == ["0.png", "1.png", "2.png", "gone.png"]
 
 
 def test_every_record_with_a_missing_image_is_told_but_a_huge_image_once(folder):
     Image.new("1", (5000, 4100)).save(folder / "wide.png")
     rows = [row(i, images=["gone.png" if i % 2 else "wide.png"], group=None) for i in range(4)]
-    report = check(write(folder / "a.jsonl", rows))
+    report = check_file(write(folder / "a.jsonl", rows))
     assert told(report) == [("huge image", 1), ("missing image", 2), ("missing image", 4)]
 
 
 def test_without_images_none_is_opened(tmp_path):
-    assert check(write(tmp_path / "a.jsonl", [row(0), row(1)]), images=False).findings == []
+    assert check_file(write(tmp_path / "a.jsonl", [row(0), row(1)]), images=False).findings == []
 
 
 def test_tokens_are_those_that_the_model_gets(processor):
     record = PreferenceRecord.model_validate(row(1))
     for size in [(30, 20), (112, 112), (300, 40), (1000, 700), (28, 29)]:
         image = Image.new("RGB", size)
-        packed = plain(processor, [render(processor, QUESTION)], [[image]], [[record.answers[0].text]])
+        packed = pack_separately(processor, [render(processor, QUESTION)], [[image]], [[record.answers[0].text]])
         assert count_image_tokens(processor, packed.inputs) == [image_tokens(processor, size)]
         assert packed.inputs["input_ids"].shape[1] == image_tokens(processor, size) + text_tokens(processor, record)
 
@@ -359,22 +359,22 @@ def test_other_processors_are_asked_with_a_blank_image(processor, monkeypatch):
 def test_lengths_are_summed_up_and_long_records_told(folder, processor):
     long = [{"text": "There are " + "very " * 50 + "many."}, {"text": "12"}]
     rows = [*(row(i) for i in range(9)), row(9, answers=long, ranking=[[0], [1]])]
-    report = check(write(folder / "a.jsonl", rows), lengths=Lengths(processor, 60))
+    report = check_file(write(folder / "a.jsonl", rows), lengths=RecordLengths(processor, 60))
     assert told(report) == [("too long", 10)] and "the model takes 60" in messages(report)[0]
     row_of_texts = report.lengths["tokens of prompt and longest answer"]
     assert row_of_texts["median"] < 60 < row_of_texts["95 %"] < row_of_texts["max"]
     tokens = image_tokens(processor, (30, 20))
     assert report.lengths["tokens of images"] == {"median": tokens, "95 %": tokens, "max": tokens}
     assert f"tokens of images: median {tokens}, 95 % {tokens}, max {tokens}" in str(report)
-    assert check(folder / "a.jsonl", lengths=Lengths(processor)).findings == []  # its tokenizer says 2,048
-    assert list(check(folder / "a.jsonl", lengths=Lengths(processor), images=False).lengths) == [
+    assert check_file(folder / "a.jsonl", lengths=RecordLengths(processor)).findings == []  # its tokenizer says 2,048
+    assert list(check_file(folder / "a.jsonl", lengths=RecordLengths(processor), images=False).lengths) == [
         "tokens of prompt and longest answer"
     ]
 
 
 def test_what_the_model_cannot_take_is_an_error(folder, processor):
     draw(folder / "thin.png", 1, (500, 2))  # Qwen2-VL refuses sides that differ by more than 200 times
-    report = check(write(folder / "a.jsonl", [row(0, images=["thin.png"])]), lengths=Lengths(processor))
+    report = check_file(write(folder / "a.jsonl", [row(0, images=["thin.png"])]), lengths=RecordLengths(processor))
     assert told(report) == [("unfit for the model", 1)] and "aspect ratio" in messages(report)[0]
 
 
@@ -404,29 +404,29 @@ def test_records_of_another_format_are_checked_and_sorted_out_as_they_come(folde
     rows = [FOREIGN, FOREIGN | {"chosen": ""}, FOREIGN | {"image_path": "images/2.png"}]
     text = json.dumps(rows, indent=1) if array else "\n".join(map(json.dumps, rows))
     (folder / "a.json").write_text(text)
-    report = check(folder / "a.json")
+    report = check_file(folder / "a.json")
     assert told(report) == [("altered", 1), ("bad line", 2), ("altered", 3)]
     assert "the answer is empty" in messages(report)[1]
     assert salvage(folder / "a.json", report, folder / "good.json") == (2, 1)
     text = (folder / "good.json").read_text()
     good = json.loads(text) if array else [json.loads(line) for line in text.splitlines()]
-    assert good == [rows[0], rows[2]] and not check(folder / "good.json").errors
+    assert good == [rows[0], rows[2]] and not check_file(folder / "good.json").errors
 
 
 def test_of_an_array_that_was_cut_off_the_whole_items_are_kept(folder):
     rows = [FOREIGN | {"image_path": f"images/{i}.png"} for i in range(4)]
     for text in (json.dumps(rows, indent=1), json.dumps(rows), "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]"):
         (folder / "a.json").write_text(text[: text.index("3.png")])
-        report = check(folder / "a.json")
+        report = check_file(folder / "a.json")
         assert report.errors[0].message.startswith("the JSON array is damaged at line ")
         assert salvage(folder / "a.json", report, folder / "good.json") == (3, 1)
         assert json.loads((folder / "good.json").read_text()) == rows[:3]
     (folder / "a.json").write_text(json.dumps([row(i) for i in range(3)]) + "x")
-    assert told(check(folder / "a.json")) == [("bad line", 4)], "records of this project in an array, too"
+    assert told(check_file(folder / "a.json")) == [("bad line", 4)], "records of this project in an array, too"
     (folder / "a.json").write_text("[ ]")
-    assert told(check(folder / "a.json")) == [("no records", None)]
+    assert told(check_file(folder / "a.json")) == [("no records", None)]
     (folder / "a.json").write_text('{"question": "?"}\n')
-    assert "unknown format (columns: question)" in messages(check(folder / "a.json"))[0]
+    assert "unknown format (columns: question)" in messages(check_file(folder / "a.json"))[0]
 
 
 # --- reports, salvage, command line ----------------------------------------------------------------
@@ -434,10 +434,10 @@ def test_of_an_array_that_was_cut_off_the_whole_items_are_kept(folder):
 
 def test_a_report_shows_the_worst_first_and_few_places_of_each(tmp_path):
     rows = [*(row(i, ranking=None) for i in range(7)), "{"]
-    text = str(check(write(tmp_path / "a.jsonl", rows), images=False))
+    text = str(check_file(write(tmp_path / "a.jsonl", rows), images=False))
     assert text.index("ERROR: bad line (1)") < text.index("NOTE: no pairs (7)")
     assert "    a.jsonl:5 (r4): not ranked\n    … and 2 more" in text and "r5" not in text
-    long = check(
+    long = check_file(
         write(tmp_path / "b.jsonl", [row(0, **{"x" * 5000: 1}), row(1, id="a\nb", ranking=None)]), images=False
     )
     assert "xxx…\n" in str(long) and "b.jsonl:2 (a b): not ranked" in str(long) and len(str(long)) < 2000
@@ -451,7 +451,7 @@ def test_salvage_keeps_good_lines_and_says_what_was_wrong_with_the_others(folder
     path.write_bytes(
         "\n".join([good[0], bad[0], *good[1:3], bad[1], bad[2], ""]).encode() + b"\xff\n" + good[3].encode()
     )
-    report = check(path)
+    report = check_file(path)
     assert salvage(path, report, folder / "out.jsonl") == (3, 4)
     assert (folder / "out.jsonl").read_bytes() == "".join(f"{g}\n" for g in good if g).encode()
     entries = [json.loads(line) for line in (folder / "out.bad.jsonl").read_text("utf-8").splitlines()]
@@ -459,12 +459,12 @@ def test_salvage_keeps_good_lines_and_says_what_was_wrong_with_the_others(folder
     assert [entry["raw"] for entry in entries[:3]] == bad and "encoding" not in entries[0]
     assert base64.b64decode(entries[3]["raw"]) == b"\xff" and entries[3]["encoding"] == "base64"
     assert entries[0]["error"] == "line 1 has this id too" and "gone.png does not exist" in entries[1]["error"]
-    assert check(folder / "out.jsonl").errors == []
+    assert check_file(folder / "out.jsonl").errors == []
 
 
 def test_salvage_does_not_overwrite_what_it_reads(tmp_path):
     path = write(tmp_path / "a.bad.jsonl", [row(0)])
-    report = check(path, images=False)
+    report = check_file(path, images=False)
     for out in ("a.bad.jsonl", "a.jsonl"):
         with pytest.raises(UsageError, match="would be overwritten"):
             salvage(path, report, tmp_path / out)
@@ -557,7 +557,7 @@ def test_no_damage_loses_a_good_line_or_stops_the_check(tmp_path):
         for n, line in scanned.items():
             assert (line.record is None) == bool(line.error), number
             assert raw[n] not in ORIGINAL or line.record == ORIGINAL[raw[n]], number
-        report = check(tmp_path / "a.jsonl", images=False)
+        report = check_file(tmp_path / "a.jsonl", images=False)
         bad_lines = [finding.line for finding in report.findings if finding.kind == "bad line"]
         assert bad_lines == [n for n, line in scanned.items() if line.error], number
         assert sum(salvage(tmp_path / "a.jsonl", report, tmp_path / "out.jsonl")) == len(raw) and str(report), number

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
-from helpers.data.hub import HUB, fetch
+from helpers.data.hub import HUB_SETS, fetch_hub_set
 from helpers.data.preferences import image_paths, read_records
 from helpers.files import UsageError, open_image
 
@@ -71,7 +71,7 @@ def rlaif(color, chosen="Here.", **change):
 @pytest.mark.parametrize("name", ["rlaif_v", "rlaif_v_first"])
 def test_images_become_files_and_groups(name, tmp_path):
     file = parquet(tmp_path, RLAIF, [rlaif("red"), rlaif("red", "Yes."), rlaif("blue")])
-    path = fetch(name, tmp_path / "out", file=file)
+    path = fetch_hub_set(name, tmp_path / "out", file=file)
     records = read_records(path)
     assert len(records) == 3 and len(list((tmp_path / "out" / "images").iterdir())) == 2
     assert records[0].group == records[1].group != records[2].group
@@ -84,7 +84,7 @@ def test_images_become_files_and_groups(name, tmp_path):
 def test_the_revision_with_json_in_a_string(tmp_path):
     text = json.dumps({"question": "Wo ist „das“?", "chosen": "Hier.", "rejected": "Dort."}, ensure_ascii=False)
     row = {"ds_name": "RLHF-V", "image": png("red"), "text": text, "origin_dataset": "coco", "origin_split": '{"model": "muffin", "type": "qa"}', "idx": 3, "image_path": "a.jpg"}  # fmt: skip
-    (record,) = read_records(fetch("rlhf_v", tmp_path / "out", file=parquet(tmp_path, RLHF, [row])))
+    (record,) = read_records(fetch_hub_set("rlhf_v", tmp_path / "out", file=parquet(tmp_path, RLHF, [row])))
     (pair,) = record.pairs()
     assert record.prompt[0].content == "Wo ist „das“?" and pair.chosen.text == "Hier."
     assert pair.rejected.model == "muffin" and pair.chosen.model is None
@@ -92,7 +92,7 @@ def test_the_revision_with_json_in_a_string(tmp_path):
 
 def test_benchmark_rows(tmp_path):
     row = {"id": "1", "query": "Where?", "response": ["a", "b"], "image": png("red"), "human_ranking": [1, 0], "models": ["x", "y"], "judge": None, "rationale": None, "query_source": "povid", "ground_truth": ""}  # fmt: skip
-    (record,) = read_records(fetch("vl_rewardbench", tmp_path / "out", file=parquet(tmp_path, BENCH, [row])))
+    (record,) = read_records(fetch_hub_set("vl_rewardbench", tmp_path / "out", file=parquet(tmp_path, BENCH, [row])))
     assert record.id == "1" and record.pairs()[0].chosen.text == "b" and record.answers[0].model == "x"
 
 
@@ -105,14 +105,14 @@ def test_sets_that_name_their_images_need_the_folder(tmp_path):
     ]
     row = {"id": "9", "prompt": "Where?", "models": ["m", "n"], "completions": completions, "img_path": "x/1.jpg"}
     file = parquet(tmp_path, FEEDBACK, [row])
-    (record,) = read_records(fetch("vlfeedback", tmp_path / "out", file=file, images=tmp_path / "photos"))
+    (record,) = read_records(fetch_hub_set("vlfeedback", tmp_path / "out", file=file, images=tmp_path / "photos"))
     assert record.images == [(tmp_path / "photos" / "x" / "1.jpg").as_posix()]
     assert record.ranking == [[1], [0]] and record.pairs()[0].margin == 3.0  # (5 + 4 + 3) / 3 − 1
 
 
 def test_bad_rows_are_kept_with_their_reason(tmp_path, capsys):
     file = parquet(tmp_path, RLAIF, [rlaif("red"), rlaif("red", "There."), rlaif("blue", "")])
-    assert len(read_records(fetch("rlaif_v", tmp_path / "out", file=file))) == 1
+    assert len(read_records(fetch_hub_set("rlaif_v", tmp_path / "out", file=file))) == 1
     bad = [json.loads(line) for line in (tmp_path / "out" / "rlaif_v.bad.jsonl").read_text().splitlines()]
     assert [entry["row"] for entry in bad] == [2, 3] and "the answer is empty" in bad[1]["error"]
     assert "2 of 3 rows could not be read" in capsys.readouterr().out
@@ -120,12 +120,12 @@ def test_bad_rows_are_kept_with_their_reason(tmp_path, capsys):
 
 def test_what_cannot_be_had_is_said(tmp_path):
     with pytest.raises(UsageError, match=r"unknown data set 'mme': choose from rlhf_v"):
-        fetch("mme", tmp_path)
+        fetch_hub_set("mme", tmp_path)
     with pytest.raises(UsageError, match=r"openbmb/RLHF-V-Dataset at 5b59b49c cannot be had .*Check the network"):
-        fetch("rlhf_v", tmp_path)  # the tests run offline
+        fetch_hub_set("rlhf_v", tmp_path)  # the tests run offline
     with pytest.raises(UsageError, match="cannot be had"):
-        fetch("rlhf_v", tmp_path, file=tmp_path / "none.parquet")
+        fetch_hub_set("rlhf_v", tmp_path, file=tmp_path / "none.parquet")
 
 
 def test_every_set_is_pinned():
-    assert all(len(source.revision) == 40 for source in HUB.values())
+    assert all(len(source.revision) == 40 for source in HUB_SETS.values())

@@ -12,7 +12,7 @@ from helpers.data.pairs import (
     add_image_negatives,
     build_records,
     counting_questions,
-    one_sided,
+    make_one_sided,
     question_for,
     spoil_image,
     true_and_wrong_answers,
@@ -136,15 +136,15 @@ def test_shipped_preferences_are_built_from_the_shipped_scenes():
 
 def test_one_sided_answers_only_ever_count_too_high():
     records = read_records(TRAFFIC / "preferences_train.jsonl")
-    made = one_sided(records)
+    made = make_one_sided(records)
     assert len(made) > 500
     for record in made:
         best, worse = (parse_counts(answer.text, list(record.truth)) for answer in record.answers)
         assert best == record.truth != worse and record.ranking == [[0], [1]]
         assert all(best[cls] <= worse[cls] <= 3 for cls in best) and sum(best.values()) < sum(worse.values())
-    assert [r.answers for r in one_sided(records)] == [r.answers for r in made]
+    assert [r.answers for r in make_one_sided(records)] == [r.answers for r in made]
     full = records[0].model_copy(update={"truth": dict.fromkeys(records[0].truth, 9)})
-    assert len(one_sided([*records[:2], full])) == 2
+    assert len(make_one_sided([*records[:2], full])) == 2
 
 
 def test_answers_for_a_critic_are_true_edited_and_of_other_images():

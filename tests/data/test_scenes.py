@@ -11,10 +11,10 @@ from helpers.data.scenes import (
     CLASSES,
     GRID,
     SPLIT_SEEDS,
-    ask,
     careless_counts,
     draw_scene,
     image_hash,
+    make_question,
     make_scene,
     write_split,
 )
@@ -92,26 +92,26 @@ def test_careless_labels_have_the_stated_rates():
 def test_question_families_are_answered_truthfully():
     rng = np.random.default_rng(0)
     scene = next(s for s in map(make_scene, range(100)) if s.counts["buses"] == 1 and sum(s.counts.values()) > 4)
-    assert parse_counts(ask(scene, "count_all", rng).answer, CLASSES) == scene.counts
+    assert parse_counts(make_question(scene, "count_all", rng).answer, CLASSES) == scene.counts
     for _ in range(20):
-        one = ask(scene, "count_one", rng)
+        one = make_question(scene, "count_one", rng)
         kind = one.prompt.removeprefix("How many ").removesuffix(" are there?")
         assert one.answer == f"There are {scene.counts[kind]} {kind}."
-        presence = ask(scene, "presence", rng)
+        presence = make_question(scene, "presence", rng)
         assert presence.answer == (
             "Yes." if any(scene.counts[c] and c.startswith(presence.prompt.split()[3][:3]) for c in CLASSES) else "No."
         )
-        color = ask(scene, "color", rng)
+        color = make_question(scene, "color", rng)
         kind = color.prompt.removeprefix("What color is the ").removesuffix("?")
         assert [v.color.capitalize() + "." for v in scene.vehicles if v.kind == kind] == [color.answer]
     total = sum(scene.counts.values())
-    assert ask(scene, "reason", rng).answer == f"Because there are {total} vehicles, so the road is busy."
+    assert make_question(scene, "reason", rng).answer == f"Because there are {total} vehicles, so the road is busy."
 
 
 def test_impossible_questions_are_errors():
     rng = np.random.default_rng(0)
     empty = next(s for s in map(make_scene, range(1000)) if 1 not in s.counts.values())
     with pytest.raises(ValueError, match="no kind that occurs exactly once"):
-        ask(empty, "color", rng)
+        make_question(empty, "color", rng)
     with pytest.raises(ValueError, match="unknown question family"):
-        ask(empty, "weather", rng)
+        make_question(empty, "weather", rng)

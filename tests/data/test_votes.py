@@ -11,11 +11,11 @@ from PIL import Image
 
 from helpers.data import vote_log as module
 from helpers.data.preferences import Judgement, PreferenceRecord, read_records, write_records
-from helpers.data.vote_log import Event, append, read_events
-from helpers.data.votes import Votes, agreement, apply
+from helpers.data.vote_log import VoteEvent, append_event, read_events
+from helpers.data.votes import Votes, annotator_agreement, apply_votes
 from helpers.files import UsageError
 from helpers.statistics import binomial_p
-from helpers.widgets.typed import completed, parse_reply, rank_in_text
+from helpers.widgets.typed import complete_tiers, parse_reply, rank_in_text
 
 
 def record(name="r0", n=2, **fields):
@@ -30,7 +30,7 @@ def records(count, n=2):
 def event(name="r0", annotator="ana", verdict="tie", ranking=((0, 1),), **fields):
     ranking = ranking and [list(tier) for tier in ranking]
     judgement = Judgement(kind="human", annotator=annotator, verdict=verdict, ranking=ranking, **fields)
-    return Event(record=name, content=module.content_of(record(name)), judgement=judgement)
+    return VoteEvent(record=name, content=module.content_hash(record(name)), judgement=judgement)
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def path(tmp_path):
 
 def test_a_line_is_an_event_and_reads_back(path):
     first, second = event("r0", seconds=1.5, order=[1, 0]), event("r1", "ben", "ranked", [[1], [0]])
-    append(path, first)
-    append(path, second)
+    append_event(path, first)
+    append_event(path, second)
     assert read_events(path) == ([first, second], b"")
     line = json.loads(path.read_text().splitlines()[0])
     assert line["record"] == "r0" and line["judgement"]["verdict"] == "tie" and line["judgement"]["order"] == [1, 0]
@@ -52,16 +52,16 @@ def test_a_line_is_an_event_and_reads_back(path):
 
 def test_every_half_line_is_ignored_and_damages_no_later_vote(path):
     first, second, third = event("r0"), event("r1", annotator="zoë"), event("r2")
-    append(path, first)
+    append_event(path, first)
     start = path.stat().st_size
-    append(path, second)
+    append_event(path, second)
     whole = path.read_bytes()
     for end in range(start, len(whole)):
         path.write_bytes(whole[:end])
         complete = end == len(whole) - 1  # only the newline is missing: nothing of the vote is lost
         kept = [first, second] if complete else [first]
         assert read_events(path) == (kept, b"" if complete else whole[start:end])
-        append(path, third)
+        append_event(path, third)
         assert read_events(path) == ([*kept, third], b""), f"cut after {end - start} bytes"
         assert path.read_bytes().startswith(whole[:end]), "what was there stays"
 
@@ -71,13 +71,13 @@ def test_every_half_line_is_ignored_and_damages_no_later_vote(path):
 def test_half_lines_one_after_the_other(tmp_path_factory, cuts, name):
     """Killed in the line that closes a half line, and again."""
     path = tmp_path_factory.mktemp("cuts") / "votes.jsonl"
-    last = Event(record=name, content="0", undo="ana")
-    append(path, last)
+    last = VoteEvent(record=name, content="0", undo="ana")
+    append_event(path, last)
     for cut in cuts:
         before = path.read_bytes()
-        append(path, last)
+        append_event(path, last)
         path.write_bytes(path.read_bytes()[: len(before) + cut])
-    append(path, last)
+    append_event(path, last)
     events, tail = read_events(path)
     assert tail == b"" and set(map(str, events)) == {str(last)} and 2 <= len(events) <= len(cuts) + 2
 
@@ -93,7 +93,7 @@ def test_half_lines_one_after_the_other(tmp_path_factory, cuts, name):
     ],
 )
 def test_a_whole_line_that_is_no_event_is_an_error_with_its_place(path, line, reason):
-    append(path, event())
+    append_event(path, event())
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(UsageError, match=rf"votes\.jsonl:2: .*{reason}.*Correct the line"):
         read_events(path)
@@ -104,11 +104,11 @@ def test_a_vote_counts_only_after_write_and_sync(path, monkeypatch):
     write, sync = os.write, os.fsync
     monkeypatch.setattr(module.os, "write", lambda fd, data: calls.append(("write", data)) or write(fd, data))
     monkeypatch.setattr(module.os, "fsync", lambda fd: calls.append(("sync", os.fstat(fd).st_ino)) or sync(fd))
-    append(path, event())
+    append_event(path, event())
     file, folder = path.stat().st_ino, path.parent.stat().st_ino
     assert calls == [("write", path.read_bytes()), ("sync", file), ("sync", folder)], "one write, then both syncs"
     calls.clear()
-    append(path, event("r1"))
+    append_event(path, event("r1"))
     assert [call[0] for call in calls] == ["write", "sync"], "the folder only when the file is new"
 
 
@@ -216,7 +216,7 @@ def test_equal_answers_must_be_equal(path):
     with pytest.raises(UsageError, match=f"{'ABC'[a]} and {'ABC'[c]} are the same"):
         votes.vote(item, "ranked", [[a], [b], [c]])
     assert votes.vote(item, "ranked", [[a, c], [b]])
-    assert apply([twins], path)[0].ranking == [[0, 2], [1]]
+    assert apply_votes([twins], path)[0].ranking == [[0, 2], [1]]
 
 
 def test_a_second_click_on_what_was_shown_once_does_nothing(path):
@@ -265,7 +265,7 @@ def test_votes_on_answers_that_have_changed_since_are_refused(path):
     changed = record()
     changed.answers[0].text = "another text"
     changed.answers[1].model = "another model"  # not shown, so it may change
-    for use in (lambda: Votes(path, [changed], "ben"), lambda: apply([changed], path)):
+    for use in (lambda: Votes(path, [changed], "ben"), lambda: apply_votes([changed], path)):
         with pytest.raises(UsageError, match="'r0' has other images, prompt or answers"):
             use()
 
@@ -295,8 +295,8 @@ def test_apply_attaches_and_ranks(path):
         event("r0", "ben", "skip", None),
         event("elsewhere"),
     ):
-        append(path, event_)
-    after = apply(before, path)
+        append_event(path, event_)
+    after = apply_votes(before, path)
     assert after[0].ranking == [[1], [0]] and after[0].extra == {"ranking_before": [[0], [1]]}, "ben's skip is no vote"
     assert [(j.kind, j.annotator) for j in after[0].judgements] == [
         ("model", "ana"),
@@ -309,33 +309,33 @@ def test_apply_attaches_and_ranks(path):
     for old, new in zip(before, after, strict=True):
         rest = {"judgements", "ranking", "extra"}
         assert old.model_dump(exclude=rest) == new.model_dump(exclude=rest)
-    assert apply(after, path) == after, "once more changes nothing"
+    assert apply_votes(after, path) == after, "once more changes nothing"
     assert read_records(write_records(path.with_name("ranked.jsonl"), after)) == after
 
 
 def test_two_annotators_who_disagree_make_a_tie(path):
-    append(path, event("r0", "ana", "ranked", [[1], [0]]))
-    append(path, event("r0", "ben", "ranked", [[0], [1]]))
-    assert apply([record()], path)[0].ranking == [[0, 1]]
-    append(path, event("r0", "ben", "ranked", [[1], [0]]))
-    assert apply([record()], path)[0].ranking == [[1], [0]], "ben's last judgement counts"
+    append_event(path, event("r0", "ana", "ranked", [[1], [0]]))
+    append_event(path, event("r0", "ben", "ranked", [[0], [1]]))
+    assert apply_votes([record()], path)[0].ranking == [[0, 1]]
+    append_event(path, event("r0", "ben", "ranked", [[1], [0]]))
+    assert apply_votes([record()], path)[0].ranking == [[1], [0]], "ben's last judgement counts"
 
 
 def test_apply_needs_votes_on_these_records(path):
     with pytest.raises(UsageError, match="no vote on any of these 1 records"):
-        apply([record()], path)
-    append(path, event("elsewhere"))
+        apply_votes([record()], path)
+    append_event(path, event("elsewhere"))
     with pytest.raises(UsageError, match="no vote on any"):
-        apply([record()], path)
-    append(path, event("r0", ranking=[[0, 1, 2]]))
+        apply_votes([record()], path)
+    append_event(path, event("r0", ranking=[[0, 1, 2]]))
     with pytest.raises(UsageError, match=r"'r0': ranking of a judgement .* must name each of the 2 answers"):
-        apply([record()], path)
+        apply_votes([record()], path)
 
 
 def test_apply_tells_of_a_half_line(path, capsys):
-    append(path, event())
+    append_event(path, event())
     path.write_bytes(path.read_bytes() + b'{"rec')
-    apply([record()], path)
+    apply_votes([record()], path)
     assert "half a line (5 bytes" in capsys.readouterr().out
 
 
@@ -348,13 +348,16 @@ def test_kappa_by_hand(path):
     for number, (ana, ben) in enumerate([((0, 1), (0, 1))] * 4 + [((0, 1), (1, 0)), (None, None)]):
         for name, places in (("ana", ana), ("ben", ben)):
             tiers = [[place] for place in places] if places else [[0, 1]]
-            append(path, event(f"r{number}", name, "ranked" if places else "tie", tiers))
-    append(path, event("r6", "ana", "skip", None))
-    append(path, event("r6", "ben"))
-    kappa = agreement(records(7), path)
+            append_event(path, event(f"r{number}", name, "ranked" if places else "tie", tiers))
+    append_event(path, event("r6", "ana", "skip", None))
+    append_event(path, event("r6", "ben"))
+    kappa = annotator_agreement(records(7), path)
     assert kappa.value == pytest.approx(11 / 15) and kappa.same == pytest.approx(5 / 6)
     assert (kappa.n, kappa.groups) == (6, 6) and kappa.low < 11 / 15 < kappa.high
-    assert agreement(records(7), path) == kappa and agreement(records(7), path, ("ben", "ana")).value == kappa.value
+    assert (
+        annotator_agreement(records(7), path) == kappa
+        and annotator_agreement(records(7), path, ("ben", "ana")).value == kappa.value
+    )
 
 
 @given(flips=st.lists(st.booleans(), min_size=6, max_size=6))
@@ -364,8 +367,8 @@ def test_kappa_does_not_depend_on_how_the_file_lists_answers(tmp_path_factory, f
     for number, flip in enumerate(flips):
         for name, places in (("ana", (0, 1)), ("ben", (0, 1) if number else (1, 0))):
             tiers = [[1 - place if flip else place] for place in places]
-            append(path, event(f"r{number}", name, "ranked", tiers))
-    assert agreement(records(6), path).value == pytest.approx(2 * 5 / 6 - 1)  # two labels: 2 · observed − 1
+            append_event(path, event(f"r{number}", name, "ranked", tiers))
+    assert annotator_agreement(records(6), path).value == pytest.approx(2 * 5 / 6 - 1)  # two labels: 2 · observed − 1
 
 
 def test_kappa_of_longer_rankings_counts_pairs_and_records(path):
@@ -374,33 +377,36 @@ def test_kappa_of_longer_rankings_counts_pairs_and_records(path):
     for votes in (ana, ben):
         while item := votes.next():
             votes.vote(item, "ranked", [[item.order.index(place)] for place in (2, 0, 1)])
-    kappa = agreement(three, path)
+    kappa = annotator_agreement(three, path)
     assert (kappa.value, kappa.n, kappa.groups) == (1, 6, 2)
 
 
 def test_agreement_where_there_is_none_to_state(path):
-    append(path, event("r0", "ana"))
+    append_event(path, event("r0", "ana"))
     with pytest.raises(UsageError, match=r"two annotators, and here are \['ana'\]"):
-        agreement(records(2), path)
-    append(path, event("r1", "ben"))
+        annotator_agreement(records(2), path)
+    append_event(path, event("r1", "ben"))
     with pytest.raises(UsageError, match="ana and ben judged no record both"):
-        agreement(records(2), path)
-    append(path, event("r0", "ben", "all bad"))
-    kappa = agreement(records(2), path)
+        annotator_agreement(records(2), path)
+    append_event(path, event("r0", "ben", "all bad"))
+    kappa = annotator_agreement(records(2), path)
     assert kappa.value is None and "not defined" in str(kappa) and "nan" not in str(kappa)
-    append(path, event("r0", "eva"))
+    append_event(path, event("r0", "eva"))
     with pytest.raises(UsageError, match="Name two of them"):
-        agreement(records(2), path)
-    assert agreement(records(2), path, ("ana", "eva")).n == 1
+        annotator_agreement(records(2), path)
+    assert annotator_agreement(records(2), path, ("ana", "eva")).n == 1
 
 
 # Without widgets
 
 
 def test_the_last_answer_places_itself():
-    assert completed([], 2) is None and completed([[1]], 2) == [[1], [0]]
-    assert completed([[1]], 3) is None and completed([[1], [0]], 3) == [[1], [0], [2]]
-    assert completed([[1], [0]], 3, joined=True) == [[1], [0, 2]] and completed([[0, 1], [2]], 3) == [[0, 1], [2]]
+    assert complete_tiers([], 2) is None and complete_tiers([[1]], 2) == [[1], [0]]
+    assert complete_tiers([[1]], 3) is None and complete_tiers([[1], [0]], 3) == [[1], [0], [2]]
+    assert complete_tiers([[1], [0]], 3, joined=True) == [[1], [0, 2]] and complete_tiers([[0, 1], [2]], 3) == [
+        [0, 1],
+        [2],
+    ]
 
 
 @pytest.mark.parametrize(

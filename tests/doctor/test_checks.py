@@ -25,7 +25,7 @@ SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=4)
 @pytest.fixture(autouse=True)
 def few_updates(monkeypatch):
     """The tiny model knows four pairs by heart after six updates; what cannot be learnt need not be tried for longer."""
-    monkeypatch.setattr(preflight, "BY_HEART", (1e-3,) * 8)
+    monkeypatch.setattr(preflight, "BY_HEART_RATES", (1e-3,) * 8)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def make(pairs_dataset, tmp_path):
         base, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **changes)
         data = data or pairs_dataset.select(range(0, 32, 4))
-        return dpo.make_trainer(model or base, processor, data, settings, output_dir=tmp_path, packed=packed)
+        return dpo.dpo_trainer(model or base, processor, data, settings, output_dir=tmp_path, packed=packed)
 
     return build
 
@@ -135,7 +135,7 @@ def test_training_after_preflight_is_training_without(make):
         trainer = make(steps=3)
         if check:
             preflight.preflight(trainer, PAIRS)
-        return [row["loss"] for row in dpo.train(trainer).log]
+        return [row["loss"] for row in dpo.train_dpo(trainer).log]
 
     assert losses(True) == pytest.approx(losses(False), abs=1e-6)
 
@@ -186,10 +186,10 @@ def test_neighbours_that_share_an_image_are_exchanged_with_others(pairs_dataset)
     """Pairs of one ranking stand together: exchanging with the next row would change nothing."""
     (first,), (other,) = pairs_dataset[0]["images"], pairs_dataset[16]["images"]
     rows = [{"images": [image], "row": place} for place, image in enumerate((first, first, other, first))]
-    exchanged = preflight._exchanged(rows)
+    exchanged = preflight._exchange_images(rows)
     assert [row["images"] for row in exchanged] == [[other], [other], [first], [other]]
     assert [row["row"] for row in exchanged] == [0, 1, 2, 3]
-    assert preflight._exchanged(rows[:2]) == rows[:2]
+    assert preflight._exchange_images(rows[:2]) == rows[:2]
 
 
 def test_equal_answers_are_noticed(make):
@@ -294,13 +294,13 @@ def test_bf16_is_noticed_where_a_gpu_has_none(make, monkeypatch):
     trainer = make()
     monkeypatch.setattr(preflight, "compute_dtype", lambda: torch.float16)
     trainable = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
-    assert preflight._dtypes(trainer, trainable).passed
+    assert preflight._check_dtypes(trainer, trainable).passed
     layer = trainer.model.get_base_model().model.language_model.layers[0].mlp.up_proj.base_layer
     layer.compute_dtype = torch.bfloat16
-    assert "1 in bf16, which this GPU only emulates" in preflight._dtypes(trainer, trainable).found
+    assert "1 in bf16, which this GPU only emulates" in preflight._check_dtypes(trainer, trainable).found
     layer.compute_dtype = torch.float32
     trainer.model.get_base_model().model.language_model.norm.bfloat16()
-    check = preflight._dtypes(trainer, trainable)
+    check = preflight._check_dtypes(trainer, trainable)
     assert not check.passed and "language_model.norm.weight" in check.found
 
 
@@ -347,7 +347,7 @@ def test_the_share_of_pixels_is_that_of_the_processor(tiny):
         "chosen": answer("2"),
         "rejected": answer("3 4"),
     }
-    look = input_checks.look_at(processor, row)
+    look = input_checks.row_inputs(processor, row)
     assert look.kept == pytest.approx(140 * 56 / (224 * 112))
     assert look.contrast == pytest.approx(80)
 
@@ -358,7 +358,7 @@ def test_the_forecast_is_arithmetic(make, monkeypatch):
     trainer.train_dataset = list(trainer.train_dataset) * 4
     passes = iter([3.0, 1.0])
     monkeypatch.setattr(forecast, "_seconds", lambda trainer, examples: next(passes))
-    expected = forecast.forecast(trainer)
+    expected = forecast.forecast_run(trainer)
     assert (expected.first_epoch, expected.later) == (6.0, 2.0)
     assert expected.minutes == pytest.approx((4 * 6 + 6 * 2) / 60)
     assert "6.0 s a step in the first epoch, 2.0 s later, 0.6 minutes in all" in str(expected)
@@ -375,16 +375,16 @@ def test_the_forecast_measures_rows_that_were_not_seen(make, monkeypatch):
 
     monkeypatch.setattr(forecast, "_seconds", seconds)
     trainer.train_dataset = [{**row, "place": place} for place, row in enumerate(trainer.train_dataset)]
-    with forecast.unchanged(trainer):
-        expected = forecast.forecast(trainer, seen=[0, 2, 5])
+    with forecast.restoring_state(trainer):
+        expected = forecast.forecast_run(trainer, seen=[0, 2, 5])
     assert passes == [([1, 3, 4, 6], 0), ([1, 3, 4, 6], 4)] and features.computed == 4
     assert expected.peak_gb > 0.1 and expected.later > 0 and expected.minutes > 0
 
 
 def test_a_forecast_over_the_gpus_memory_is_a_warning():
     fits = Forecast(2.0, 1.0, 3.0, 10.0, 16.0, 4)
-    assert preflight._memory(fits).passed and "batches of 4 pairs are likely to fit" in str(fits)
-    over = preflight._memory(dataclasses.replace(fits, peak_gb=15.0, largest_batch=1))
+    assert preflight._check_memory(fits).passed and "batches of 4 pairs are likely to fit" in str(fits)
+    over = preflight._check_memory(dataclasses.replace(fits, peak_gb=15.0, largest_batch=1))
     assert over.warns and not over.passed and "in the Parameters cell of notebook 04 to 1 and" in over.remedy
 
 
@@ -404,7 +404,7 @@ def test_memory_that_does_not_suffice_is_one_line(make, monkeypatch):
 def test_going_on_with_a_trained_adapter(make):
     """Its frozen copy is the reference, and counts neither as policy nor as trained."""
     first = make(steps=2)
-    dpo.train(first)
+    dpo.train_dpo(first)
     for packed in (True, False):
         second = make(model=first.model, packed=packed)
         assert any(".ref." in name for name, _ in second.model.named_parameters())
@@ -436,11 +436,11 @@ def test_checkpointing_small_batches_and_dropout_do_not_disturb_the_checks(make,
 
 def test_trials_run_under_the_checkpointing_of_the_run(make):
     trainer = make(gradient_checkpointing=True)
-    with forecast.as_in_training(trainer):
+    with forecast.training_mode(trainer):
         assert trainer.model.is_gradient_checkpointing and trainer.model.training
     assert not trainer.model.is_gradient_checkpointing and not trainer.model.training
 
 
 def test_places_are_spread():
-    assert forecast.spread(32, 4) == [0, 8, 16, 24] and forecast.spread(3, 8) == [0, 1, 2]
-    assert forecast.spread(10, 4) == [0, 2, 5, 7]
+    assert forecast.evenly_spaced(32, 4) == [0, 8, 16, 24] and forecast.evenly_spaced(3, 8) == [0, 1, 2]
+    assert forecast.evenly_spaced(10, 4) == [0, 2, 5, 7]

@@ -24,8 +24,8 @@ from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings
 from helpers.data.preferences import image_paths, read_records, to_trl
 from helpers.doctor import dpo_doctor as run_doctor
-from helpers.doctor.dpo_doctor import RunDoctor
-from helpers.doctor.dpo_rules import KINDS, Census, Run, Sample, Tower, diagnose, replay
+from helpers.doctor.dpo_doctor import DPODoctor
+from helpers.doctor.dpo_rules import DPO_KINDS, AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, replay_dpo
 from helpers.doctor.verdicts import Verdict
 from helpers.files import open_image
 from helpers.training import dpo
@@ -65,16 +65,16 @@ def watch(pairs, held_out, tmp_path_factory):
         model, processor = models.load_model("tiny")
         if prepare:
             prepare(processor)
-        doctor = RunDoctor(processor, images or held_out[0], held_out[1], every=every)
+        doctor = DPODoctor(processor, images or held_out[0], held_out[1], every=every)
         settings = dataclasses.replace(SETTINGS, **settings)
-        trainer = dpo.make_trainer(
+        trainer = dpo.dpo_trainer(
             model, processor, data, settings, output_dir=tmp_path_factory.mktemp("run"), callbacks=[*callbacks, doctor]
         )
         if fault:
             fault(trainer.model)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            training = dpo.train(trainer)
+            training = dpo.train_dpo(trainer)
         return SimpleNamespace(doctor=doctor, model=trainer.model, log=training.log, printed=printed.getvalue())
 
     return run
@@ -100,11 +100,11 @@ def test_a_healthy_run_has_no_finding(healthy):
     assert healthy.doctor.verdicts == [] and healthy.printed == ""
     assert healthy.doctor.state().startswith("Step 40 of 40, healthy so far: loss 0.")
     assert [sample.step for sample in healthy.doctor.run.samples] == [0, 20, 40]
-    assert replay(healthy.doctor.run) == []
+    assert replay_dpo(healthy.doctor.run) == []
 
 
 def test_a_doctor_that_has_seen_nothing_says_so(tiny):
-    assert "No step yet." in RunDoctor(tiny[1], [], [])._repr_html_()
+    assert "No step yet." in DPODoctor(tiny[1], [], [])._repr_html_()
 
 
 def test_a_healthy_run_gives_a_gradient_to_every_tensor_of_the_language_model_only(healthy):
@@ -286,7 +286,7 @@ def log(steps, **values):
 
 
 def found(rows=(), **about):
-    return {v.kind: v.found for v in diagnose(Run(**({"log": rows, "pairs": 8, "beta": 1.0} | about)))}
+    return {v.kind: v.found for v in diagnose_dpo(DPOHistory(**({"log": rows, "pairs": 8, "beta": 1.0} | about)))}
 
 
 def wave(height, around=0.0):
@@ -397,7 +397,7 @@ def test_a_model_that_is_sure_and_wrong_at_the_start():
 
 def sample(step=0, **values):
     healthy = {"answers": [f"{n} cars" for n in range(8)], "tokens": [20] * 8, "repeated": [0.1] * 8}
-    return Sample(step=step, limit=64, **(healthy | {"sight": [5.0] * 8} | values))
+    return AnswerSample(step=step, limit=64, **(healthy | {"sight": [5.0] * 8} | values))
 
 
 def after(**values):
@@ -470,20 +470,20 @@ def test_a_replay_tells_when_each_finding_would_have_come():
     samples = [sample(), sample(20, answers=["No."] * 8)]
     assert found(rows, samples=samples).keys() == {"one answer"}
     # 0.3, 0.9 × 4: mean 0.78, t(4) 2.776 · s 0.268 / √5 = 0.333 → 0.447; five of 0.9 are over 0.6
-    verdicts = replay(Run(rows, 8, 1.0, samples=samples))
+    verdicts = replay_dpo(DPOHistory(rows, 8, 1.0, samples=samples))
     assert [(verdict.kind, verdict.step) for verdict in verdicts] == [("diverging", 14), ("one answer", 20)]
 
 
 def test_every_kind_names_its_causes_and_a_cell():
-    for kind, (severity, causes, change) in KINDS.items():
+    for kind, (severity, causes, change) in DPO_KINDS.items():
         assert severity in ("stop", "warning") and causes and all(causes), kind
         assert any(place in change for place in ("`settings`", "`new_trainer`", "notebook 02")), kind
 
 
 def test_the_panel_escapes_what_the_model_says(tiny):
-    doctor = RunDoctor(tiny[1], [], [])
-    doctor.run = Run(log(5), 8, 1.0, steps=20, samples=[sample(), sample(5, answers=["<b>No</b>"] * 8)])
-    doctor.verdicts = diagnose(doctor.run)
+    doctor = DPODoctor(tiny[1], [], [])
+    doctor.run = DPOHistory(log(5), 8, 1.0, steps=20, samples=[sample(), sample(5, answers=["<b>No</b>"] * 8)])
+    doctor.verdicts = diagnose_dpo(doctor.run)
     panel = doctor._repr_html_()
     assert "Step 5 of 20, one answer: loss 0.300, accuracy 100%, margin 1.00." in panel
     assert "&lt;b&gt;No&lt;/b&gt;" in panel and "<b>No</b>" not in panel
@@ -499,9 +499,9 @@ def luminance(color):
 
 @pytest.mark.parametrize("kind", ["diverging", "one answer"])
 def test_the_panel_can_be_read(tiny, kind):
-    doctor = RunDoctor(tiny[1], [], [])
-    doctor.run = Run(log(5), 8, 1.0)
-    doctor.verdicts = [Verdict(kind, 5, "found", *KINDS[kind])]
+    doctor = DPODoctor(tiny[1], [], [])
+    doctor.run = DPOHistory(log(5), 8, 1.0)
+    doctor.verdicts = [Verdict(kind, 5, "found", *DPO_KINDS[kind])]
     ground, *texts = re.search(r"background:(#\w+); color:(#\w+).*color:(#\w+)", doctor._repr_html_()).groups()
     for text in texts:
         assert (luminance(ground) + 0.05) / (luminance(text) + 0.05) > 4.5

@@ -20,7 +20,7 @@ def trainer_of(name, pairs_dataset, tmp_path, packed, **changes):
     model, processor = build(name)
     settings = dataclasses.replace(SETTINGS, **changes)
     data = pairs_dataset.select(range(0, 32, 4))
-    return dpo.make_trainer(model, processor, data, settings, output_dir=tmp_path, packed=packed)
+    return dpo.dpo_trainer(model, processor, data, settings, output_dir=tmp_path, packed=packed)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
@@ -100,5 +100,5 @@ def test_the_share_of_pixels_of_each_processor(name, kept):
     _, processor = build(name)
     texts = {"prompt": "How many?", "chosen": "2", "rejected": "3"}
     row = {key: [{"role": "user", "content": text}] for key, text in texts.items()}
-    look = input_checks.look_at(processor, {**row, "images": [noise(448, 448)] * 2})
+    look = input_checks.row_inputs(processor, {**row, "images": [noise(448, 448)] * 2})
     assert look.kept == pytest.approx(kept / 448**2)

@@ -18,11 +18,11 @@ from helpers import losses, models
 from helpers.config import PPO_PRESETS, PPOSettings
 from helpers.data.preferences import read_records
 from helpers.doctor import ppo_doctor
-from helpers.doctor.ppo_doctor import PolicyDoctor, misplaced
-from helpers.doctor.ppo_rules import KINDS, diagnose_policy, replay_policy
+from helpers.doctor.ppo_doctor import PPODoctor, find_misplaced_rewards
+from helpers.doctor.ppo_rules import PPO_KINDS, diagnose_ppo, replay_ppo
 from helpers.rewards.scoring import count_exact, make_scorer
 from helpers.training import ppo
-from helpers.training.ppo import PolicyTrainer
+from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
 SETTINGS = dataclasses.replace(
@@ -43,8 +43,8 @@ def watch(tasks):
     def run(score=count_exact, truth=None, fault=None, every=10, doctor=True, **settings):
         model, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **settings)
-        doctor = PolicyDoctor(every) if doctor else None
-        trainer = PolicyTrainer(model, processor, tasks, score, settings, truth=truth, watch=[doctor] if doctor else [])
+        doctor = PPODoctor(every) if doctor else None
+        trainer = PPOTrainer(model, processor, tasks, score, settings, truth=truth, watch=[doctor] if doctor else [])
         if fault:
             fault(trainer)
         printed = io.StringIO()
@@ -70,11 +70,11 @@ def kinds(watched):
 def test_a_healthy_run_has_no_finding(healthy):
     assert healthy.doctor.verdicts == [] and healthy.printed == "" and len(healthy.log) == 10
     assert healthy.doctor.state().startswith("Iteration 10 of 10, healthy so far: score 0.")
-    assert replay_policy(healthy.log, healthy.settings) == []
+    assert replay_ppo(healthy.log, healthy.settings) == []
 
 
 def test_a_doctor_that_has_seen_nothing_says_so():
-    assert "No iteration yet." in PolicyDoctor()._repr_html_()
+    assert "No iteration yet." in PPODoctor()._repr_html_()
 
 
 def test_the_doctor_changes_nothing_of_a_run(watch):
@@ -91,7 +91,7 @@ def test_a_learning_rate_that_is_far_too_high(watch):
     assert len(watched.log) == 4 and watched.trainer.stopped, "a collapse ends the run"
     assert "STOP at step 4, collapse: the score is " in watched.printed
     assert watched.printed.count("⚠️") == 3
-    replayed = {verdict.kind: verdict.step for verdict in replay_policy(watched.log, watched.settings)}
+    replayed = {verdict.kind: verdict.step for verdict in replay_ppo(watched.log, watched.settings)}
     assert replayed == kinds(watched)
 
 
@@ -127,7 +127,7 @@ def test_a_reward_for_wrong_counts(watch):
     assert kinds(watched).keys() == {"reward hacking"}
     assert "reward hacking" not in {
         verdict.kind
-        for verdict in diagnose_policy(
+        for verdict in diagnose_ppo(
             [row | {"objective/truth": row["objective/scores"]} for row in watched.log], watched.settings
         )
     }
@@ -205,11 +205,11 @@ def trainer(healthy):
 
 def spoil(trainer, **changes):
     trainer.last = dataclasses.replace(trainer.last, **changes)
-    return misplaced(trainer)
+    return find_misplaced_rewards(trainer)
 
 
 def test_samples_as_they_should_be(trainer):
-    assert misplaced(trainer) == ""
+    assert find_misplaced_rewards(trainer) == ""
 
 
 def test_texts_of_other_tokens(trainer):
@@ -221,7 +221,7 @@ def test_texts_of_other_tokens(trainer):
 
 def test_tasks_in_another_order(trainer):
     trainer.asked = trainer.asked[::-1]
-    assert "worth" in misplaced(trainer)
+    assert "worth" in find_misplaced_rewards(trainer)
 
 
 def test_numbers_outside_the_answers(trainer):
@@ -241,7 +241,7 @@ def test_a_penalty_that_is_not_that_of_the_settings(trainer):
 def test_a_scorer_that_never_says_the_same_proves_nothing(trainer):
     numbers = iter(range(1000))
     trainer.score = make_scorer("counter", lambda *given: {"n": next(numbers)})
-    assert misplaced(trainer) == ""
+    assert find_misplaced_rewards(trainer) == ""
 
 
 def test_where_a_score_should_lie():
@@ -249,13 +249,13 @@ def test_where_a_score_should_lie():
     penalty = torch.tensor([[0.1, 0.1, 0.1], [0.1, 0.1, 0.0]])
     right = torch.tensor([[-0.1, -0.1, 0.9], [-0.1, 1.9, 0.0]])
     scores, lengths = torch.tensor([1.0, 2.0]), torch.tensor([3, 2])
-    assert ppo_doctor._elsewhere(scores, right, penalty, lengths) == ""
+    assert ppo_doctor._check_reward_places(scores, right, penalty, lengths) == ""
     early = torch.tensor([[-0.1, -0.1, 0.9], [1.9, -0.1, 0.0]])
-    said = ppo_doctor._elsewhere(scores, early, penalty, lengths)
+    said = ppo_doctor._check_reward_places(scores, early, penalty, lengths)
     # 2 − 0.2 = 1.8
     assert said == "the rewards of answer 2 sum to 1.8 and should to 1.8, and the largest is at token 1 of 2 (1 so)."
-    assert "(2 so)" in ppo_doctor._elsewhere(scores, right + 0.002, penalty, lengths)
-    assert ppo_doctor._elsewhere(scores, right + 0.0009, penalty, lengths) == "", "as far as rounding goes"
+    assert "(2 so)" in ppo_doctor._check_reward_places(scores, right + 0.002, penalty, lengths)
+    assert ppo_doctor._check_reward_places(scores, right + 0.0009, penalty, lengths) == "", "as far as rounding goes"
 
 
 # The rules, on logs made by hand
@@ -290,7 +290,7 @@ def log(iterations, **values):
 
 
 def found(rows, **changes):
-    return {v.kind: v.found for v in diagnose_policy(rows, dataclasses.replace(MADE, **changes))}
+    return {v.kind: v.found for v in diagnose_ppo(rows, dataclasses.replace(MADE, **changes))}
 
 
 def later(start, rest, last=0):
@@ -304,8 +304,8 @@ def wave(height, around):
 
 
 def test_a_log_without_a_fault_and_an_empty_one_have_no_finding():
-    assert found(log(40)) == {} and found([]) == {} and replay_policy([], MADE) == []
-    assert replay_policy(log(40), MADE) == []
+    assert found(log(40)) == {} and found([]) == {} and replay_ppo([], MADE) == []
+    assert replay_ppo(log(40), MADE) == []
 
 
 @pytest.mark.parametrize("name", ["scores", "kl", "entropy", "policy", "value", "approxkl", "size", "truth"])
@@ -473,24 +473,24 @@ def test_looks_are_longer_where_iterations_are_small():
 
 
 def test_a_replay_tells_when_each_finding_would_have_come():
-    """At the end the KL is small again, so that `diagnose_policy` alone would not know."""
+    """At the end the KL is small again, so that `diagnose_ppo` alone would not know."""
     rows = log(20, kl=lambda n: 70.0 if 5 <= n <= 9 else 0.5, repeated=later(0.05, 0.5, last=14))
     assert found(rows).keys() == {"collapse"}
     # of iterations 14 to 16 two repeat: (0.05 + 2 · 0.5) / 3 = 0.35, more than 0.05 + 0.25
-    assert [(v.kind, v.step) for v in replay_policy(rows, MADE)] == [("KL runaway", 7), ("collapse", 16)]
+    assert [(v.kind, v.step) for v in replay_ppo(rows, MADE)] == [("KL runaway", 7), ("collapse", 16)]
 
 
 def test_every_kind_names_its_causes_and_a_place():
-    for kind, (severity, causes, change) in KINDS.items():
+    for kind, (severity, causes, change) in PPO_KINDS.items():
         assert severity in ("stop", "warning") and causes and all(causes), kind
         assert any(place in change for place in ("`settings`", "`trainer.", "`score`")), kind
-    assert set(ppo_doctor.CHAIN) <= KINDS.keys()
+    assert set(ppo_doctor.CHAIN) <= PPO_KINDS.keys()
 
 
 def test_the_panel_shows_state_and_findings():
-    doctor = PolicyDoctor()
+    doctor = PPODoctor()
     rows = log(5, scores=later(0.5, -1.0))
-    doctor.row, doctor.settings, doctor.verdicts = rows[-1], MADE, diagnose_policy(rows, MADE)
+    doctor.row, doctor.settings, doctor.verdicts = rows[-1], MADE, diagnose_ppo(rows, MADE)
     panel = doctor._repr_html_()
     assert "Iteration 5 of 40, collapse: score -1, KL 0.5 nats an answer." in panel
     assert "stop at step 5: collapse" in panel and "<li>the learning rate is too high</li>" in panel

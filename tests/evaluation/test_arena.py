@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers.data.preferences import Judgement, image_paths, read_records
-from helpers.data.vote_log import Event, append, content_of, read_events
+from helpers.data.vote_log import VoteEvent, append_event, content_hash, read_events
 from helpers.data.votes import Votes
 from helpers.evaluation import arena
 from helpers.files import UsageError
@@ -26,7 +26,9 @@ def make(folder, number=3, name="records.jsonl", texts=("old", "new")):
     Image.new("RGB", (64, 48), (90, 120, 90)).save(folder / "images" / "photo.png")
     answers = {who: [f"{text} answer to {i}" for i in range(number)] for who, text in zip(NAMES, texts, strict=True)}
     paths, prompts = [folder / "images" / "photo.png"] * number, [f"How many in {i}?" for i in range(number)]
-    return arena.matches(paths, prompts, answers, NAMES, ["group 0"] * number, records_path=folder / "arena" / name)
+    return arena.build_matches(
+        paths, prompts, answers, NAMES, ["group 0"] * number, records_path=folder / "arena" / name
+    )
 
 
 def place(record, name):
@@ -42,7 +44,7 @@ def say(path, record, what, annotator="ana", first=0):
         kind="human", annotator=annotator, verdict=verdict, ranking=None if what == "skip" else ranking,
         order=[first, 1 - first],
     )  # fmt: skip
-    append(path, Event(record=record.id, content=content_of(record), judgement=judgement))
+    append_event(path, VoteEvent(record=record.id, content=content_hash(record), judgement=judgement))
 
 
 @pytest.fixture
@@ -82,7 +84,9 @@ def test_equal_answers_are_left_out_and_counted(tmp_path, capsys):
     answers = {"m": ["one", "two ", "three"], "n": ["one", "two", "3"], "other": ["", "", ""]}
     target = tmp_path / "deep" / "records.jsonl"
     paths = [tmp_path / f"{i}.png" for i in range(3)]
-    (record,) = arena.matches(paths, ["a?", "b?", "c?"], answers, ("m", "n"), ["g", "g", "h"], records_path=target)
+    (record,) = arena.build_matches(
+        paths, ["a?", "b?", "c?"], answers, ("m", "n"), ["g", "g", "h"], records_path=target
+    )
     assert "1 matches; 2 of 3 questions left out" in capsys.readouterr().out
     assert {answer.model: answer.text for answer in record.answers} == {"m": "three", "n": "3"}
     assert (record.id, record.prompt[0].content, record.group, record.ranking) == ("2", "c?", "h", None)
@@ -111,7 +115,7 @@ def test_the_place_of_an_answer_does_not_tell_the_model(tmp_path):
 def test_what_does_not_fit_is_told(tmp_path, change, told):
     given = {"prompts": ["a?", "b?"], "answers": {"m": ["x", "y"], "n": ["x", "z"]}, "names": ("m", "n")} | change
     with pytest.raises(UsageError, match=told):
-        arena.matches([tmp_path / "0.png", tmp_path / "1.png"], **given, records_path=tmp_path / "r.jsonl")
+        arena.build_matches([tmp_path / "0.png", tmp_path / "1.png"], **given, records_path=tmp_path / "r.jsonl")
     assert not (tmp_path / "r.jsonl").exists()
 
 
@@ -185,7 +189,7 @@ TIE, BAD, SKIP = judgement("tie", [0, 1]), judgement("all bad", [0, 1]), judgeme
     ],
 )
 def test_several_annotators_count_as_one_question(votes, expected):
-    assert arena.outcome(votes) == expected
+    assert arena.match_outcome(votes) == expected
 
 
 def test_a_question_judged_by_three_counts_once(tmp_path, path):

@@ -12,9 +12,9 @@ from helpers.data.labels import read_yolo
 from helpers.data.pairs import one_class_question
 from helpers.evaluation import exam
 from helpers.evaluation.exactness import CountingResult
-from helpers.evaluation.exam import Examined
-from helpers.evaluation.paired import compare, hacked, table
-from helpers.models.policies import Policies, Saved, find_policies
+from helpers.evaluation.exam import ExamResult
+from helpers.evaluation.paired import compare_policies, comparison_rows, find_reward_hacking
+from helpers.models.policies import Policies, SavedPolicy, find_policies
 from helpers.report.page import Section
 
 ITEMS = read_yolo(TRAFFIC, "test")[:60]
@@ -29,22 +29,26 @@ def said(answers, one_class=None, shuffled=None):
 
     wrong = shuffled or ["There are 9 cars."] * len(ITEMS)
     one_class = one_class or [one_class_question(item.counts, n)[1] for n, item in enumerate(ITEMS)]
-    return Examined(
+    return ExamResult(
         result(answers), (result(answers),) * 3, result(wrong, "shuffled"), result(wrong, "blank"), one_class, 1.0
     )
 
 
 def page_of(examined, saved):
     """The report about examinations, as notebook 07 writes it."""
-    rows = compare(
-        exam.metrics(examined), [item.group for item in ITEMS], {s.name: s.about.get("reward") for s in saved}
+    rows = compare_policies(
+        exam.exam_metrics(examined), [item.group for item in ITEMS], {s.name: s.about.get("reward") for s in saved}
     )
     section = Section("07_evaluate", "Evaluation")
-    section.table(table(rows))
-    for sentence in [*map(str, rows), *hacked(rows), *(f"{name}: {e.sight()}" for name, e in examined.items())]:
+    section.table(comparison_rows(rows))
+    for sentence in [
+        *map(str, rows),
+        *find_reward_hacking(rows),
+        *(f"{name}: {e.sight()}" for name, e in examined.items()),
+    ]:
         section.conclude(sentence)
     policies = SimpleNamespace(saved={policy.name: policy for policy in saved})
-    section.examined = exam.findings(policies, examined, rows)
+    section.examined = exam.policy_findings(policies, examined, rows)
     return section.save().read_text(encoding="utf-8"), rows
 
 
@@ -58,11 +62,11 @@ def test_an_untrained_adapter_is_no_difference(tmp_path, artifacts):
     base = examined["base"]
     assert [base.greedy.images, base.shuffled.images, base.blank.images] == ["right", "shuffled", "blank"]
     assert [(result.temperature, result.seed) for result in base.sampled] == [(1.0, 0)] and base.greedy.temperature == 0
-    rows = compare(exam.metrics(examined), [item.group for item in ITEMS[:12]])
+    rows = compare_policies(exam.exam_metrics(examined), [item.group for item in ITEMS[:12]])
     assert {row.verdict for row in rows} == {"no difference can be claimed"} and {row.adjusted for row in rows} == {1.0}
     section = Section("07_evaluate", "Evaluation")
-    section.html(str(section.table(table(rows)).data))
-    section.examined = exam.findings(policies, examined, rows)
+    section.html(str(section.table(comparison_rows(rows)).data))
+    section.examined = exam.policy_findings(policies, examined, rows)
     page = section.save().read_text(encoding="utf-8")
     assert "no difference can be claimed" in page and "better" not in page
     card = (artifacts / "report" / "cards" / "dpo-fresh.md").read_text(encoding="utf-8")
@@ -71,7 +75,7 @@ def test_an_untrained_adapter_is_no_difference(tmp_path, artifacts):
 
 def test_a_blind_model_is_called_blind(artifacts):
     """It knows the answers by heart, whatever it is shown: right with right images, and with other ones."""
-    blind, other = (Saved(f"dpo/{name}", TRAFFIC, {"base": "tiny"}) for name in ("blind", "not asked"))
+    blind, other = (SavedPolicy(f"dpo/{name}", TRAFFIC, {"base": "tiny"}) for name in ("blind", "not asked"))
     page, _ = page_of({"base": said(TRUE[:30] + TRUE[:30]), "dpo/blind": said(TRUE, shuffled=TRUE)}, [blind, other])
     assert "dpo/blind: it cannot be shown that the answers depend on the image" in page
     card = (artifacts / "report" / "cards" / "dpo-blind.md").read_text(encoding="utf-8")
@@ -81,7 +85,7 @@ def test_a_blind_model_is_called_blind(artifacts):
 
 def test_a_hacked_policy_has_its_heuristic_up_marked_circular_and_its_truth_down(artifacts):
     gamed = ["so many cars because so"] * len(ITEMS)
-    policy = Saved("ppo/heuristic", TRAFFIC, {"base": "tiny", "reward": "heuristic"})
+    policy = SavedPolicy("ppo/heuristic", TRAFFIC, {"base": "tiny", "reward": "heuristic"})
     page, rows = page_of({"base": said(TRUE), "ppo/heuristic": said(gamed, gamed)}, [policy])
     by_name = {row.metric: row for row in rows}
     assert by_name["one class: heuristic"].circular and by_name["one class: heuristic"].direction == 1
@@ -94,7 +98,7 @@ def test_a_hacked_policy_has_its_heuristic_up_marked_circular_and_its_truth_down
 
 
 def test_a_policy_of_the_count_reward_is_not_praised_for_it(artifacts):
-    policy = Saved("ppo/ppo", TRAFFIC, {"base": "tiny", "reward": "count_exact"})
+    policy = SavedPolicy("ppo/ppo", TRAFFIC, {"base": "tiny", "reward": "count_exact"})
     _, rows = page_of({"base": said(TRUE[1:] + TRUE[:1]), "ppo/ppo": said(TRUE)}, [policy])
     assert [row.circular for row in rows] == [True, True, False, False, False]
 
@@ -103,5 +107,5 @@ def test_sampled_shares_are_of_items_not_of_answers():
     """Two items of 60 right in one of three seeds: .0111; 60 values make the interval, not 180."""
     wrong = ["There are 9 cars."] * len(ITEMS)
     results = [CountingResult(ITEMS, texts, "right", 1.0, 0) for texts in (TRUE[:2] + wrong[2:], wrong, wrong)]
-    found = Examined(results[0], tuple(results), results[1], results[1], wrong, 0.0).sampled_exact
+    found = ExamResult(results[0], tuple(results), results[1], results[1], wrong, 0.0).sampled_exact
     assert found.value == pytest.approx(2 / 3 / 60) and found.n == 60

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.data.counting import count_answer
-from helpers.evaluation.hallucination import chair, object_mentions, phrase_index, read_synonyms
+from helpers.evaluation.hallucination import chair_metrics, object_mentions, phrase_index, read_synonyms
 from helpers.files import UsageError
 from helpers.statistics import proportion
 
@@ -112,7 +112,7 @@ def test_denied_mentions(text, expected):
 def test_figures_by_hand():
     # mentions: dog dog person | bus | – | dog. There: dog | person | dog bus | dog. False: person, bus
     captions = ["A dog, a dog and a man", "a bus", "it is sunny", "the puppy"]
-    metrics = chair(captions, [["dog"], ["person"], ["puppy", "bus"], ["dog", "dog"]], SYNONYMS)
+    metrics = chair_metrics(captions, [["dog"], ["person"], ["puppy", "bus"], ["dog", "dog"]], SYNONYMS)
     assert metrics.chair_i == proportion(2, 5) and metrics.chair_s == proportion(2, 4)
     assert metrics.recall == proportion(2, 5)  # dog, dog of dog; person; dog, bus; dog
     assert metrics.silent == proportion(1, 4)
@@ -121,23 +121,23 @@ def test_figures_by_hand():
 
 
 def test_saying_nothing_has_no_hallucination_and_no_recall():
-    metrics = chair(["", "nice"], [["dog"], ["bus"]], SYNONYMS)
+    metrics = chair_metrics(["", "nice"], [["dog"], ["bus"]], SYNONYMS)
     assert metrics.chair_s.value == 0 and metrics.chair_i is None and metrics.negated is None
     assert metrics.recall == proportion(0, 2) and metrics.silent.value == 1
-    assert chair(["a dog"], [[]], SYNONYMS).recall is None
-    assert chair([""], [[]], SYNONYMS).rows()[1:4:2] == [["CHAIR_i", "not defined"], ["recall", "not defined"]]
+    assert chair_metrics(["a dog"], [[]], SYNONYMS).recall is None
+    assert chair_metrics([""], [[]], SYNONYMS).rows()[1:4:2] == [["CHAIR_i", "not defined"], ["recall", "not defined"]]
 
 
 def test_a_true_answer_of_zero_buses_is_a_hallucination_to_the_official_metric():
     truth = {"dogs": 2, "buses": 0}
     synonyms = {"dogs": [], "buses": []}
-    official = chair([count_answer(truth)], [truth], synonyms)
+    official = chair_metrics([count_answer(truth)], [truth], synonyms)
     assert official.chair_i == proportion(1, 2) and official.chair_s.value == 1
     assert official.negated == proportion(1, 2) and official.false_negated == proportion(1, 1)
-    own = chair([count_answer(truth)], [truth], synonyms, count_negated=False)
+    own = chair_metrics([count_answer(truth)], [truth], synonyms, count_negated=False)
     assert own.chair_i == proportion(0, 1) and own.chair_s.value == 0 and own.recall.value == 1
     assert (own.negated, own.false_negated) == (official.negated, official.false_negated)
-    denied = chair(["no dogs"], [truth], synonyms, count_negated=False)
+    denied = chair_metrics(["no dogs"], [truth], synonyms, count_negated=False)
     assert denied.recall == proportion(0, 1) and denied.silent.value == 1 and denied.chair_i is None
 
 
@@ -148,11 +148,11 @@ OBJECTS = st.sets(st.sampled_from(["dog", "bus", "person", "train"]))
 @settings(max_examples=40, deadline=None)
 def test_limits(rows):
     captions, objects = [", ".join(words) for words, _ in rows], [there for _, there in rows]
-    metrics = chair(captions, objects, SYNONYMS)
+    metrics = chair_metrics(captions, objects, SYNONYMS)
     assert (metrics.chair_s.value == 0) == (metrics.chair_i is None or metrics.chair_i.value == 0)
-    everything = chair(captions, [["dog", "bus", "person", "train"]] * len(rows), SYNONYMS)
+    everything = chair_metrics(captions, [["dog", "bus", "person", "train"]] * len(rows), SYNONYMS)
     assert everything.chair_s.value == 0 and everything.silent == metrics.silent
-    mentioned = chair(captions, [found(caption) for caption in captions], SYNONYMS)
+    mentioned = chair_metrics(captions, [found(caption) for caption in captions], SYNONYMS)
     assert mentioned.recall is None or mentioned.recall.value == 1
 
 
@@ -170,7 +170,7 @@ def test_limits(rows):
 )
 def test_bad_input_is_refused(captions, objects, message):
     with pytest.raises(UsageError, match=message):
-        chair(captions, objects, SYNONYMS)
+        chair_metrics(captions, objects, SYNONYMS)
 
 
 # --- synonyms ---

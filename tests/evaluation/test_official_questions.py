@@ -270,10 +270,10 @@ def test_polling_leaves_out_objects_that_never_occur():
 
 def test_the_question_is_that_of_the_scenes():
     for seed in range(20):
-        question = scenes.ask(scenes.make_scene(seed), "presence", np.random.default_rng(seed))
+        question = scenes.make_question(scenes.make_scene(seed), "presence", np.random.default_rng(seed))
         kind = question.prompt.split()[3]
-        assert kind in scenes.KINDS and presence_question(kind) == question.prompt
+        assert kind in scenes.VEHICLE_KINDS and presence_question(kind) == question.prompt
     items = [CountedImage(Path(f"{seed}"), scenes.make_scene(seed).counts, "") for seed in range(20)]
     words = {q.prompt.removeprefix("Is there a ").removesuffix(" in the image?") for q in pope_questions(items, "random", 1)}  # fmt: skip
-    assert words == set(scenes.KINDS)
+    assert words == set(scenes.VEHICLE_KINDS)
     assert presence_question("orange") == "Is there an orange in the image?"

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from helpers.evaluation.paired import Metric, compare, hacked, power_note, sight, table
+from helpers.evaluation.paired import (
+    Metric,
+    compare_policies,
+    comparison_rows,
+    describe_sight,
+    find_reward_hacking,
+    power_note,
+)
 from helpers.files import UsageError
 from helpers.statistics import proportion
 
@@ -19,7 +26,7 @@ def right(*numbers, n=40):
 
 def test_the_test_is_mcnemar_by_hand():
     """Base right on 0–9, policy on 5–24: 15 fixed, 5 broken; p = 2·P(X ≤ 5 of 20) = .0414; one test, so Holm leaves it."""
-    (row,) = compare([Metric("exact", {"base": right(*range(10)), "dpo": right(*range(5, 25))})], ITEMS)
+    (row,) = compare_policies([Metric("exact", {"base": right(*range(10)), "dpo": right(*range(5, 25))})], ITEMS)
     assert (row.fixed, row.broken, row.test, row.n) == (15, 5, "McNemar", 40)
     assert row.p == row.adjusted == pytest.approx(2 * binom.cdf(5, 20, 0.5)) == pytest.approx(0.0414, abs=1e-4)
     assert (row.before, row.after, row.difference.value) == (0.25, 0.5, 0.25)
@@ -29,14 +36,16 @@ def test_the_test_is_mcnemar_by_hand():
 def test_holm_takes_it_back_when_two_are_tried():
     """.0414 of two tests becomes .0828."""
     same = right(*range(10))
-    rows = compare([Metric("exact", {"base": same, "dpo": right(*range(5, 25)), "ppo": same})], ITEMS)
+    rows = compare_policies([Metric("exact", {"base": same, "dpo": right(*range(5, 25)), "ppo": same})], ITEMS)
     assert rows[0].adjusted == pytest.approx(0.0828, abs=1e-4) and rows[0].verdict == "no difference can be claimed"
     assert rows[1].p == 1 and rows[1].difference.value == 0 and rows[1].direction == 0
 
 
 def test_swapping_base_and_policy_turns_the_sign():
     worse, better = right(*range(3)), right(*range(3, 30))
-    up, down = (compare([Metric("m", {"base": a, "x": b})], ITEMS)[0] for a, b in ((worse, better), (better, worse)))
+    up, down = (
+        compare_policies([Metric("m", {"base": a, "x": b})], ITEMS)[0] for a, b in ((worse, better), (better, worse))
+    )
     assert (up.direction, down.direction) == (1, -1) and down.verdict == "WORSE"
     assert up.difference.value == -down.difference.value and up.p == down.p
 
@@ -44,21 +53,21 @@ def test_swapping_base_and_policy_turns_the_sign():
 def test_copies_of_a_photo_count_once():
     """20 gains on 20 photos are a sure thing; the same 20 on copies of two photos are two coin tosses (p = .5)."""
     metric = Metric("exact", {"base": right(), "x": right(*range(20))})
-    (apart,) = compare([metric], ITEMS)
-    (together,) = compare([metric], ["photo A"] * 10 + ["photo B"] * 30)
+    (apart,) = compare_policies([metric], ITEMS)
+    (together,) = compare_policies([metric], ["photo A"] * 10 + ["photo B"] * 30)
     assert apart.adjusted < 1e-4 and together.test == "sign-flip" and together.adjusted == pytest.approx(0.5)
 
 
 def test_scores_are_tested_by_turning_signs():
     """Four gains of one sign on four items: 2 of the 16 sign patterns are as extreme, p = .125."""
     values = {"base": np.zeros(4), "x": np.array([0.1, 0.2, 0.3, 0.4])}
-    (row,) = compare([Metric("score", values)], ITEMS[:4])
+    (row,) = compare_policies([Metric("score", values)], ITEMS[:4])
     assert row.test == "sign-flip" and row.p == pytest.approx(0.125) and row.fixed is None
-    assert table([row])[1][5] == ""
+    assert comparison_rows([row])[1][5] == ""
 
 
 def test_a_hacked_policy_is_marked_circular_and_called_hacked():
-    rows = compare(
+    rows = compare_policies(
         [
             Metric("heuristic", {"base": np.zeros(40), "bad": np.full(40, 0.6)}, reward="heuristic"),
             Metric("exact", {"base": right(*range(20)), "bad": right()}, truth=True),
@@ -68,16 +77,18 @@ def test_a_hacked_policy_is_marked_circular_and_called_hacked():
     )
     assert [row.circular for row in rows] == [True, False]
     assert rows[0].verdict == "better (circular: the training reward)" and rows[1].verdict == "WORSE"
-    (sentence,) = hacked(rows)
+    (sentence,) = find_reward_hacking(rows)
     assert "bad: REWARD HACKING. heuristic, its training reward, rose from 0.000 to 0.600" in sentence
     assert "exact fell from 0.500 to 0.000" in sentence
-    assert not hacked(rows[:1]), "nothing fell"
-    assert not hacked([dataclasses.replace(rows[0], circular=False), rows[1]]), "not its reward: merely worse at one"
+    assert not find_reward_hacking(rows[:1]), "nothing fell"
+    assert not find_reward_hacking([dataclasses.replace(rows[0], circular=False), rows[1]]), (
+        "not its reward: merely worse at one"
+    )
 
 
 def test_a_price_in_form_is_no_hacking():
     """Rewarded with the truth itself, and fewer answers well formed: worse at that, but nothing was gamed."""
-    rows = compare(
+    rows = compare_policies(
         [
             Metric("exact", {"base": right(), "ppo": right(*range(40))}, reward="count_exact", truth=True),
             Metric("well formed", {"base": right(*range(40)), "ppo": right(*range(20))}),
@@ -85,20 +96,20 @@ def test_a_price_in_form_is_no_hacking():
         ITEMS,
         {"ppo": "count_exact"},
     )
-    assert [row.direction for row in rows] == [1, -1] and rows[0].circular and not hacked(rows)
+    assert [row.direction for row in rows] == [1, -1] and rows[0].circular and not find_reward_hacking(rows)
 
 
 def test_a_reward_of_another_policy_is_not_circular_and_a_lonely_one_is_refused():
     metric = Metric("heuristic", {"base": np.zeros(40), "x": np.ones(40)}, reward="heuristic")
-    assert not compare([metric], ITEMS, {"x": "count_exact"})[0].circular
+    assert not compare_policies([metric], ITEMS, {"x": "count_exact"})[0].circular
     with pytest.raises(UsageError, match="x is only judged by its own training reward, heuristic"):
-        compare([metric], ITEMS, {"x": "heuristic"})
+        compare_policies([metric], ITEMS, {"x": "heuristic"})
     with pytest.raises(UsageError, match="heuristic of base: 40 values for 3 items"):
-        compare([metric], ITEMS[:3])
+        compare_policies([metric], ITEMS[:3])
 
 
 def test_what_is_said_of_power():
-    rows = compare([Metric("exact", {"base": right(*range(10)), "dpo": right(*range(5, 25))})], ITEMS)
+    rows = compare_policies([Metric("exact", {"base": right(*range(10)), "dpo": right(*range(5, 25))})], ITEMS)
     assert power_note(400).startswith("400 items detect a difference of 0.07")
     assert "if two models disagree on 50% of them" in power_note(40, rows)
     assert power_note(5).startswith("5 items can show no difference")  # 2·½⁵ = .0625
@@ -110,4 +121,4 @@ def test_what_is_said_of_power():
 )
 def test_a_blind_model_is_told_from_one_that_sees(shuffled, expected):
     """Right on 90 of 100. With other images: 0 is chance (.005), 80 is the same, 30 is neither."""
-    assert expected in sight(proportion(90, 100), proportion(shuffled, 100), 0.005)
+    assert expected in describe_sight(proportion(90, 100), proportion(shuffled, 100), 0.005)

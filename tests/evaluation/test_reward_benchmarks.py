@@ -9,8 +9,15 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from helpers.data.preferences import PreferenceRecord, image_paths, read_records
-from helpers.evaluation.judge import judge, parse_verdict
-from helpers.evaluation.reward_benchmarks import BENCHMARKS, grade, load, macro_mean, read_scores, write_scores
+from helpers.evaluation.judge import judge_pairs, parse_verdict
+from helpers.evaluation.reward_benchmarks import (
+    BENCHMARKS,
+    grade,
+    load_benchmark,
+    macro_mean,
+    read_scores,
+    write_scores,
+)
 from helpers.files import UsageError, open_image
 from helpers.statistics import Proportion
 
@@ -68,7 +75,7 @@ def test_vl_rewardbench_groups_by_the_start_of_the_id(tmp_path):
         "mmmu_pro_test_Manage_140": "reasoning",
     }
     file = parquet(tmp_path / "test.parquet", VL_SCHEMA, [vl_row(name) for name in groups])
-    records = load("vl_rewardbench", tmp_path / "out", file=file)
+    records = load_benchmark("vl_rewardbench", tmp_path / "out", file=file)
     assert {record.id: VL.group_of(record) for record in records} == groups
     assert records[0].source.startswith("MMInstruction/VL-RewardBench@file ")  # not the pinned revision: a file
     assert open_image(image_paths(tmp_path / "out" / "x", records[0])[0]).size == (8, 6)
@@ -76,7 +83,7 @@ def test_vl_rewardbench_groups_by_the_start_of_the_id(tmp_path):
 
 def test_the_second_pair_of_an_id_gets_its_own(tmp_path):
     rows = [vl_row("mathverse_1649"), vl_row("mathverse_1"), vl_row("mathverse_1649", (1, 0))]
-    records = load("vl_rewardbench", tmp_path / "out", file=parquet(tmp_path / "t.parquet", VL_SCHEMA, rows))
+    records = load_benchmark("vl_rewardbench", tmp_path / "out", file=parquet(tmp_path / "t.parquet", VL_SCHEMA, rows))
     assert [record.id for record in records] == ["mathverse_1649", "mathverse_1", "mathverse_1649#2"]
     assert [record.ranking for record in records] == [[[0], [1]], [[0], [1]], [[1], [0]]]
     assert read_records(tmp_path / "out" / "vl_rewardbench.jsonl") == records
@@ -99,7 +106,7 @@ def test_multimodal_rewardbench_from_the_authors_json(tmp_path):
     file = tmp_path / "data" / "all_data.json"
     file.parent.mkdir()
     file.write_text(json.dumps(rows, indent=2))
-    records = load("multimodal_rewardbench", tmp_path / "out", file=file)
+    records = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
     assert [MULTIMODAL.group_of(record) for record in records] == [group for _, _, group in MULTIMODAL_GROUPS]
     assert MULTIMODAL.groups == tuple(group for _, _, group in MULTIMODAL_GROUPS)
     first = records[0]
@@ -112,7 +119,7 @@ def test_multimodal_rewardbench_with_the_images_in_a_parquet_file(tmp_path):
     schema = {name: TEXT for name in ("ID", "Category", "Text", "Output1", "Output2", "Better")} | {"Image": Image()}
     row = multimodal_row("SEED-Bench_1", "vqa", Image=png("blue"))
     file = parquet(tmp_path / "t.parquet", schema, [row])
-    (loaded,) = load("multimodal_rewardbench", tmp_path / "out", file=file)
+    (loaded,) = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
     assert open_image(image_paths(tmp_path / "out" / "x", loaded)[0]).getpixel((0, 0)) == (0, 0, 255)
     assert loaded.ranking == [[0], [1]]
 
@@ -121,7 +128,7 @@ def test_rows_that_say_no_preference_are_named(tmp_path, capsys):
     rows = [multimodal_row("a", "vqa"), multimodal_row("b", "vqa", "Tie"), multimodal_row("c", "vqa", Text=None)]
     file = tmp_path / "all_data.json"
     file.write_text(json.dumps(rows))
-    assert [record.id for record in load("multimodal_rewardbench", tmp_path / "out", file=file)] == ["a"]
+    assert [record.id for record in load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)] == ["a"]
     assert "2 of 3 rows could not be read" in capsys.readouterr().out
     bad = (tmp_path / "out" / "multimodal_rewardbench.bad.jsonl").read_text()
     assert "unknown Better 'Tie'" in bad and "field Text is missing" in bad
@@ -129,13 +136,13 @@ def test_rows_that_say_no_preference_are_named(tmp_path, capsys):
 
 def test_what_cannot_be_loaded_says_what_to_do(tmp_path):
     with pytest.raises(UsageError, match=r"unknown benchmark 'mme': choose from vl_rewardbench"):
-        load("mme", tmp_path)
+        load_benchmark("mme", tmp_path)
     with pytest.raises(UsageError, match=r"no pinned revision.*0_download_data.py.*all_data\.json"):
-        load("multimodal_rewardbench", tmp_path)
+        load_benchmark("multimodal_rewardbench", tmp_path)
     with pytest.raises(UsageError, match="cannot be read"):
-        load("vl_rewardbench", tmp_path, file=tmp_path / "none.parquet")
+        load_benchmark("vl_rewardbench", tmp_path, file=tmp_path / "none.parquet")
     with pytest.raises(UsageError, match="VL-RewardBench at 60630ac3 cannot be had"):
-        load("vl_rewardbench", tmp_path)  # the tests run offline
+        load_benchmark("vl_rewardbench", tmp_path)  # the tests run offline
 
 
 # --- figures ---
@@ -185,7 +192,7 @@ def test_no_macro_without_all_groups_or_a_definition(tmp_path):
     assert "macro                            not defined" in str(result)
     file = tmp_path / "all_data.json"
     file.write_text(json.dumps([multimodal_row(name, category) for name, category, _ in MULTIMODAL_GROUPS]))
-    records = load("multimodal_rewardbench", tmp_path / "out", file=file)
+    records = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
     result = grade(records, {record.id: [1.0, float(record.id == "PAIRS_1") * 2] for record in records}, MULTIMODAL)
     assert result.macro is None and result.overall.value == 7 / 8 and result.groups["safety/bias"].value == 0.0
 
@@ -208,7 +215,7 @@ def test_only_two_ranked_answers_make_a_pair(unfit):
     with pytest.raises(UsageError, match=r"record RLHF-9: . answers, ranking .* needs exactly two answers"):
         grade([*RECORDS, unfit], scores, VL)
     with pytest.raises(UsageError, match=r"record RLHF-9: . answers"):
-        judge([*RECORDS, unfit], lambda *_: pytest.fail("asked before the records were checked"), VL)
+        judge_pairs([*RECORDS, unfit], lambda *_: pytest.fail("asked before the records were checked"), VL)
 
 
 def test_unfit_records_are_named():
@@ -284,7 +291,7 @@ def truthful(record, order):
 
 
 def test_a_truthful_judge_is_right_wherever_the_better_answer_is_shown():
-    result = judge(RECORDS + MANY, truthful, VL, votes=3)
+    result = judge_pairs(RECORDS + MANY, truthful, VL, votes=3)
     assert result.grade.overall.value == result.grade.macro.value == 1.0 and result.abstentions == 0
     assert result.first.low < 0.5 < result.first.high and result.first.n == result.votes == 3 * 307
     assert "POSITION BIAS" not in str(result)
@@ -292,10 +299,10 @@ def test_a_truthful_judge_is_right_wherever_the_better_answer_is_shown():
 
 def test_a_judge_of_places_is_found_out():
     """All better answers stand first in `MANY`: shown in that order, this judge would be right every time."""
-    result = judge(MANY, lambda record, order: "first", VL)
+    result = judge_pairs(MANY, lambda record, order: "first", VL)
     assert result.first.value == 1.0 and result.first.low > 0.98 and "POSITION BIAS" in str(result)
     assert result.grade.overall.low < 0.5 < result.grade.overall.high
-    assert "POSITION BIAS" in str(judge(MANY, lambda record, order: "second", VL))
+    assert "POSITION BIAS" in str(judge_pairs(MANY, lambda record, order: "second", VL))
 
 
 def test_the_order_depends_on_seed_id_and_vote_only():
@@ -305,12 +312,12 @@ def test_the_order_depends_on_seed_id_and_vote_only():
         seen.setdefault(record.id, []).append(order)
         return "first"
 
-    whole = judge(MANY, ask, VL, votes=5, seed=1)
+    whole = judge_pairs(MANY, ask, VL, votes=5, seed=1)
     orders, seen = seen, {}
-    judge(MANY[::-1][:50], ask, VL, votes=5, seed=1)
+    judge_pairs(MANY[::-1][:50], ask, VL, votes=5, seed=1)
     assert all(seen[name] == orders[name] for name in seen) and len(seen) == 50
     assert any(len(set(votes)) == 2 for votes in orders.values())  # within a record it changes, too
-    assert judge(MANY, ask, VL, votes=5, seed=2).scores != whole.scores
+    assert judge_pairs(MANY, ask, VL, votes=5, seed=2).scores != whole.scores
     assert {order for votes in orders.values() for order in votes} == {(0, 1), (1, 0)}
 
 
@@ -337,7 +344,7 @@ def in_turn(*verdicts):
     ],
 )
 def test_majority_of_all_votes(votes, scores):
-    result = judge(RECORDS[:1], in_turn(*votes), VL, votes=len(votes))
+    result = judge_pairs(RECORDS[:1], in_turn(*votes), VL, votes=len(votes))
     assert result.scores == {"wildvision-1": scores} and result.abstentions == (scores == [0.0, 0.0])
     assert result.unreadable == list(votes).count(None) and result.votes == len(votes)
     assert result.first.n == len(votes) - list(votes).count(None)
@@ -345,7 +352,7 @@ def test_majority_of_all_votes(votes, scores):
 
 def test_abstentions_count_half_and_are_shown(tmp_path):
     # better are a a b a a a a: right, right, abstains, right, wrong, abstains, right
-    result = judge(RECORDS, in_turn("a", "a", None, "a", "b", None, "a"), VL)
+    result = judge_pairs(RECORDS, in_turn("a", "a", None, "a", "b", None, "a"), VL)
     assert result.grade.overall.value == 5 / 7  # (4 + 2 · ½) / 7
     assert result.grade.decided.value == 4 / 5 and result.abstentions == result.unreadable == 2
     assert "2 abstentions (a tie above); 2 of 7 votes unreadable" in str(result)
@@ -354,12 +361,12 @@ def test_abstentions_count_half_and_are_shown(tmp_path):
 
 
 def test_a_silent_judge_and_wrong_arguments():
-    result = judge(RECORDS, lambda *_: None, VL, votes=2)
+    result = judge_pairs(RECORDS, lambda *_: None, VL, votes=2)
     assert result.first is None and result.grade.overall.value == 0.5 and "shown first none" in str(result)
     with pytest.raises(UsageError, match="record wildvision-1: ask gave 'A'"):
-        judge(RECORDS, lambda *_: "A", VL)
+        judge_pairs(RECORDS, lambda *_: "A", VL)
     with pytest.raises(UsageError, match="votes = 0"):
-        judge(RECORDS, truthful, VL, votes=0)
+        judge_pairs(RECORDS, truthful, VL, votes=0)
 
 
 @pytest.mark.parametrize(

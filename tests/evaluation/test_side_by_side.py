@@ -6,7 +6,7 @@ from shipped import TRAFFIC
 
 from helpers import models
 from helpers.data.labels import read_yolo
-from helpers.evaluation.side_by_side import Decoding, ask
+from helpers.evaluation.side_by_side import DecodingSettings, ask_policies
 from helpers.files import open_image
 from helpers.models.policies import Policies, find_policies
 from helpers.models.prompts import encode, end_of_turn
@@ -26,7 +26,7 @@ def image():
 
 
 def test_the_answers_are_those_of_generate(policies, image):
-    spoken = ask(policies, policies.names, image, QUESTION)
+    spoken = ask_policies(policies, policies.names, image, QUESTION)
     for row in spoken:
         with policies.speaking(row.policy) as model:
             assert row.text == models.generate_answers(model, policies.processor, [image], [QUESTION])[0]
@@ -37,7 +37,7 @@ def test_the_answers_are_those_of_generate(policies, image):
 def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, image):
     """Independent: one forward of prompt and answer, teacher-forced, for policy and base."""
     processor = policies.processor
-    row = ask(policies, ["dpo/shipped"], image, QUESTION)[0]
+    row = ask_policies(policies, ["dpo/shipped"], image, QUESTION)[0]
     inputs = encode(processor, [QUESTION], [image])
     ids = processor.tokenizer(
         row.text + end_of_turn(processor), add_special_tokens=False, return_tensors="pt"
@@ -63,19 +63,24 @@ def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, image):
 
 
 def test_the_base_is_no_distance_from_itself(policies, image):
-    row = ask(policies, ["base"], image, QUESTION, Decoding(temperature=1.5, seed=4))[0]
+    row = ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(temperature=1.5, seed=4))[0]
     assert row.logps == row.base_logps and not any(row.gains) and not any(row.kl)
 
 
 def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, image):
-    hot = Decoding(temperature=1.7, seed=1)
-    first, again = (ask(policies, ["base"], image, QUESTION, hot)[0] for _ in range(2))
+    hot = DecodingSettings(temperature=1.7, seed=1)
+    first, again = (ask_policies(policies, ["base"], image, QUESTION, hot)[0] for _ in range(2))
     assert first == again
-    texts = {ask(policies, ["base"], image, QUESTION, Decoding(1.7, seed=s))[0].text for s in range(6)}
+    texts = {ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(1.7, seed=s))[0].text for s in range(6)}
     assert len(texts) > 1
-    narrow = {ask(policies, ["base"], image, QUESTION, Decoding(1.7, top_p=1e-6, seed=s))[0].text for s in range(3)}
-    assert narrow == {ask(policies, ["base"], image, QUESTION)[0].text}, "the nucleus is the likeliest token alone"
-    cut = ask(policies, ["base"], image, QUESTION, Decoding(max_new_tokens=2))[0]
+    narrow = {
+        ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(1.7, top_p=1e-6, seed=s))[0].text
+        for s in range(3)
+    }
+    assert narrow == {ask_policies(policies, ["base"], image, QUESTION)[0].text}, (
+        "the nucleus is the likeliest token alone"
+    )
+    cut = ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(max_new_tokens=2))[0]
     assert (
         not cut.ended
         and len(cut.ids) == len(cut.tokens) == len(cut.logps) == len(cut.kl) == 2
@@ -85,5 +90,5 @@ def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, im
 
 def test_the_reward_is_given_what_was_seen_and_said(policies, image):
     length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) + image.width})
-    row = ask(policies, ["base"], image, QUESTION, reward=length)[0]
+    row = ask_policies(policies, ["base"], image, QUESTION, reward=length)[0]
     assert row.reward == len(row.text) + image.width

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from helpers.files import UsageError
 from helpers.machine import drive
 from helpers.machine import drive as resume
-from helpers.machine.drive import Copies, last_checkpoints
+from helpers.machine.drive import DriveCopies, last_checkpoints
 
 
 def written(path, text="x", age=100.0):
@@ -47,7 +47,7 @@ def copies(tmp_path):
     """local/ and drive/, both there and empty."""
     for name in ("local", "drive"):
         (tmp_path / name).mkdir()
-    return Copies(tmp_path / "drive", tmp_path / "local")
+    return DriveCopies(tmp_path / "drive", tmp_path / "local")
 
 
 # What there is to go on from
@@ -70,7 +70,7 @@ def test_a_checkpoint_that_was_cut_off_is_named_and_not_taken(artifacts, damage,
     text = (checkpoint(trainer, 100) / damage).read_text()
     (trainer / "checkpoint-100" / damage).write_text(text[:5] if damage.endswith("json") else "")
     assert get_last_checkpoint(str(trainer)).endswith("checkpoint-100")
-    resume.found()
+    resume.print_checkpoints()
     first, second = capsys.readouterr().out.splitlines()
     assert first == "dpo/seed-1: step 50 of 400 → set RESUME = True"
     assert second.startswith("⚠️") and second.endswith(
@@ -86,7 +86,7 @@ def test_runs_of_all_stages_are_found(artifacts, capsys):
     written(artifacts / "ppo" / "grpo" / "adapter_config.json", age=-5)  # saved after its last checkpoint
     (artifacts / "reward").mkdir()
     torch.save({"settings": "", "step": 30}, artifacts / "reward" / "checkpoint.pt")
-    resume.found()
+    resume.print_checkpoints()
     assert capsys.readouterr().out.splitlines() == [
         "dpo/seed-0: step 400 of 400, finished",
         "ppo/grpo: step 35 of 36, finished",
@@ -96,17 +96,19 @@ def test_runs_of_all_stages_are_found(artifacts, capsys):
 
 
 def test_no_checkpoint_is_said(artifacts, capsys):
-    resume.found()
+    resume.print_checkpoints()
     assert capsys.readouterr().out == f"No checkpoint in {artifacts}.\n"
 
 
 def test_real_checkpoints_are_read(artifacts):
-    """A file as `ppo_checkpoint.save` writes it, with the settings that `PolicyTrainer` compares."""
+    """A file as `ppo_checkpoint.save` writes it, with the settings that `PPOTrainer` compares."""
     from helpers.config import ppo_preset
     from helpers.training import checkpoint as real
 
     identity = {"settings": repr(ppo_preset("tiny")), "seed": "0"}
-    real.save(artifacts / "ppo" / "ppo" / "checkpoint.pt", {"identity": identity, "iteration": 5, "weights": {}})
+    real.save_checkpoint(
+        artifacts / "ppo" / "ppo" / "checkpoint.pt", {"identity": identity, "iteration": 5, "weights": {}}
+    )
     (found,) = last_checkpoints(artifacts)
     assert (found.step, found.steps) == (5, ppo_preset("tiny").iterations)
 
@@ -256,9 +258,9 @@ def colab(artifacts, tmp_path, monkeypatch):
     google = ModuleType("google.colab")
     google.drive = SimpleNamespace(mount=mount)
     monkeypatch.setitem(sys.modules, "google.colab", google)
-    monkeypatch.setattr(resume, "MOUNT", tmp_path / "mount")
+    monkeypatch.setattr(resume, "DRIVE_MOUNT", tmp_path / "mount")
     monkeypatch.setattr(resume, "_running", {})
-    monkeypatch.setattr(Copies, "start", lambda self: None)
+    monkeypatch.setattr(DriveCopies, "start", lambda self: None)
     return state
 
 
@@ -300,4 +302,6 @@ def test_any_folder_will_do_if_its_path_is_absolute(colab, artifacts, tmp_path):
 
 
 def test_times_of_drive_may_be_coarse():
-    assert drive.QUIET > drive.COARSE, "else a file written to within that time would never be copied again"
+    assert drive.QUIET_SECONDS > drive.CLOCK_SECONDS, (
+        "else a file written to within that time would never be copied again"
+    )

@@ -19,12 +19,26 @@ from helpers.config import dpo_preset, ppo_preset, reward_preset
 from helpers.files import ROOT, UsageError
 from helpers.machine import duration, memory
 from helpers.machine import fits as machine
-from helpers.machine.duration import CALLS, CALLS_OUTSIDE, EFFICIENCY, Rates, Seconds, measure_rates
-from helpers.machine.fits import OPTIONAL, PYTHON, TESTED, check_machine, download_gb, versions_off
-from helpers.machine.fitting import fit
-from helpers.machine.memory import Generation, forecast
+from helpers.machine.duration import (
+    CALLS_OUTSIDE,
+    CALLS_PER_LAYER,
+    EFFICIENCY,
+    MachineRates,
+    StageSeconds,
+    measure_rates,
+)
+from helpers.machine.fits import (
+    OPTIONAL_PACKAGES,
+    TESTED_PYTHON,
+    TESTED_VERSIONS,
+    check_machine,
+    download_gb,
+    untested_versions,
+)
+from helpers.machine.fitting import fit_settings
+from helpers.machine.memory import GenerationSettings, forecast_memory
 from helpers.models.presets import PRESETS
-from helpers.models.shapes import shapes, visual_tokens
+from helpers.models.shapes import shapes_of, visual_tokens
 
 CARD = {"width": 448, "height": 448, "four_bit": True, "compute_bytes": 2}
 Disk = namedtuple("Disk", "total used free")
@@ -35,9 +49,9 @@ T4 = 15.8e9  # bytes
 def known(monkeypatch, artifacts, tmp_path):
     """No cache of the hub, versions as tested, 100 GB of disk, no Colab, fixed rates, no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(machine, "_version", lambda package: TESTED[package][1] + ".0")
+    monkeypatch.setattr(machine, "_version", lambda package: TESTED_VERSIONS[package][1] + ".0")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(200 * 10**9, 0, 100 * 10**9))
-    monkeypatch.setattr(machine, "measure_rates", lambda *_: Rates(1e12, 1e11, 1e-5))
+    monkeypatch.setattr(machine, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
 
@@ -86,7 +100,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_accumulated_twice_as_often(monk
     assert plan.reward == replace(settings, batch_size=2, accumulation=8)  # 4 × 4 = 2 × 8 = 16 records a step
     assert "batch_size 4 → 2, accumulation 4 → 8" in capsys.readouterr().out
     assert (
-        plan.memory["reward"].total <= 0.9 * 15.8 < forecast("llava-next-llama3-8b", "reward", settings, **CARD).total
+        plan.memory["reward"].total
+        <= 0.9 * 15.8
+        < forecast_memory("llava-next-llama3-8b", "reward", settings, **CARD).total
     )
 
 
@@ -101,9 +117,9 @@ def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
     named = text.rsplit("with: ", 1)[1].rstrip(".").split(", ")
     assert named == [name for name in PRESETS if PRESETS[name].gpu_gb <= 6] and "\n" not in text
     with pytest.raises(UsageError, match=r"stage reward takes 9\.2 GB while training, with the smallest batch"):
-        fit("llava-next-llama3-8b", "reward", reward_preset("t4"), 9.0, CARD)
+        fit_settings("llava-next-llama3-8b", "reward", reward_preset("t4"), 9.0, CARD)
     with pytest.raises(UsageError, match=r"while answers are sampled.*PPO's group decides that"):
-        fit("llava-next-llama3-8b", "ppo", ppo_preset("t4"), 11.0, CARD)
+        fit_settings("llava-next-llama3-8b", "ppo", ppo_preset("t4"), 11.0, CARD)
 
 
 def test_what_this_process_holds_counts_as_free_and_what_others_hold_does_not(monkeypatch, capsys):
@@ -116,7 +132,7 @@ def test_generation_gets_smaller_batches(monkeypatch):
     gpu(monkeypatch, T4)
     plan = check_machine("llava-next-llama3-8b")
     assert 1 <= plan.load.batch_size == plan.largest["load"] < 64
-    assert check_machine("qwen2-vl-2b").load == Generation()
+    assert check_machine("qwen2-vl-2b").load == GenerationSettings()
 
 
 def test_images_are_made_smaller_where_the_smallest_batch_does_not_fit(monkeypatch, capsys):
@@ -127,7 +143,8 @@ def test_images_are_made_smaller_where_the_smallest_batch_does_not_fit(monkeypat
     assert plan.max_pixels == (28 * n) ** 2 and 30 < n < 80
     square = CARD | {"width": 4000, "height": 4000}
     needs = [
-        forecast("qwen2.5-vl-3b", "reward", plan.reward, **square, max_pixels=(28 * k) ** 2).total for k in (n, n + 1)
+        forecast_memory("qwen2.5-vl-3b", "reward", plan.reward, **square, max_pixels=(28 * k) ** 2).total
+        for k in (n, n + 1)
     ]
     assert needs[0] <= 0.9 * 6.5 < needs[1] and plan.memory["reward"].total == needs[0]
     seen = visual_tokens("qwen2.5-vl-3b", 4000, 4000, plan.max_pixels)
@@ -146,7 +163,7 @@ def test_a_limit_that_is_asked_for_is_kept_if_it_fits_and_more_room_is_told(monk
     plan = check_machine("qwen2-vl-2b", dpo=dpo_preset("t4"), max_pixels=672**2)
     assert plan.max_pixels == 672**2 and plan.warnings == []
     assert "576 visual tokens (max_pixels 451,584)" in capsys.readouterr().out
-    assert plan.memory["dpo"] == forecast(
+    assert plan.memory["dpo"] == forecast_memory(
         "qwen2-vl-2b", "dpo", plan.dpo, **CARD | {"width": 672, "height": 672}, max_pixels=672**2
     )
     assert check_machine("llava-1.5-7b").max_pixels is None
@@ -159,7 +176,7 @@ def test_on_a_cpu_ram_is_the_budget_and_fp32_is_computed_in(monkeypatch, capsys)
     out = capsys.readouterr().out
     assert "10.0 GB of 20.0 GB RAM are free" in out and "float32: there is no GPU" in out and "GB of 9.0" in out
     options = CARD | {"compute_bytes": 4}
-    assert plan.memory["dpo"] == forecast("qwen2-vl-2b", "dpo", plan.dpo, **options)
+    assert plan.memory["dpo"] == forecast_memory("qwen2-vl-2b", "dpo", plan.dpo, **options)
     # 1,310,195,712 weights as stored, 898,789,888 in fp32
     assert plan.memory["dpo"].weights == pytest.approx((1_310_195_712 * 0.5159 + 898_789_888 * 4) / 1e9, rel=1e-3)
     assert plan.load.batch_size < 64 and plan.dpo == dpo_preset("t4")
@@ -177,7 +194,7 @@ def test_long_answers_are_warned_of(monkeypatch):
     assert check_machine("qwen2-vl-2b", ppo=ppo_preset("t4", max_new_tokens=256)).ppo.at_once == 3  # no warning
     settings = ppo_preset("t4", max_new_tokens=256, mini_batch=8, at_once=1)
     warning = check_machine("qwen2-vl-2b", ppo=settings).warnings[0]
-    need = forecast("qwen2-vl-2b", "ppo", settings, answer_tokens=256, **CARD).total
+    need = forecast_memory("qwen2-vl-2b", "ppo", settings, answer_tokens=256, **CARD).total
     assert f"max_new_tokens = 256 would take {need:.1f} GB" in warning and need > 0.9 * 15.8
 
 
@@ -197,11 +214,11 @@ def test_tested_versions_are_the_pinned_ones_and_the_lowest_that_are_admitted():
         if line and not line.startswith("#"):
             requirement = Requirement(line.split("#")[0].strip())
             required[requirement.name] = requirement.specifier
-    for package, (low, high) in TESTED.items():
+    for package, (low, high) in TESTED_VERSIONS.items():
         assert Version(high).release == pins[package].release[:2], package
         if low != high:
             assert required[package].contains(low), package
-    assert PYTHON == ("3.11", "3.13")
+    assert TESTED_PYTHON == ("3.11", "3.13")
 
 
 @pytest.mark.parametrize(
@@ -215,18 +232,18 @@ def test_tested_versions_are_the_pinned_ones_and_the_lowest_that_are_admitted():
 )
 def test_versions_that_are_off_are_named(monkeypatch, capsys, package, version, said):
     cpu(monkeypatch, 10e9)
-    monkeypatch.setattr(machine, "_version", lambda name: version if name == package else TESTED[name][0])
+    monkeypatch.setattr(machine, "_version", lambda name: version if name == package else TESTED_VERSIONS[name][0])
     plan = check_machine("tiny")
     assert len(plan.warnings) == 1 and plan.warnings[0].startswith(said)
     assert f"⚠️  {said}" in (out := capsys.readouterr().out) and "1 not as tested, see below" in out
 
 
 def test_patches_and_local_builds_are_as_tested_and_what_is_optional_may_be_missing(monkeypatch):
-    builds = {"torch": "2.14.9+cu130", "numpy": "2.1.3"} | dict.fromkeys(OPTIONAL)
-    monkeypatch.setattr(machine, "_version", lambda name: builds.get(name, TESTED[name][1]))
-    assert versions_off() == []
+    builds = {"torch": "2.14.9+cu130", "numpy": "2.1.3"} | dict.fromkeys(OPTIONAL_PACKAGES)
+    monkeypatch.setattr(machine, "_version", lambda name: builds.get(name, TESTED_VERSIONS[name][1]))
+    assert untested_versions() == []
     monkeypatch.setattr(machine.platform, "python_version", lambda: "3.14.0")
-    assert versions_off() == ["Python 3.14.0: tested is 3.11 to 3.13. If something fails, install that first."]
+    assert untested_versions() == ["Python 3.14.0: tested is 3.11 to 3.13. If something fails, install that first."]
 
 
 def test_a_package_that_is_not_there_has_no_version(monkeypatch):
@@ -282,7 +299,7 @@ def test_a_model_on_the_hub_has_no_forecast_and_its_settings_stay(monkeypatch, c
 
 def test_a_checkpoint_in_a_folder_has_one(monkeypatch):
     cpu(monkeypatch, 10e9)
-    assert check_machine(ROOT / "data" / "tiny-qwen2-vl").largest["load"] == memory.MOST
+    assert check_machine(ROOT / "data" / "tiny-qwen2-vl").largest["load"] == memory.LARGEST_BATCH
 
 
 # --- minutes ---
@@ -292,10 +309,10 @@ NEVER = float("inf")
 
 
 def test_seconds_of_products_by_hand():
-    seconds = Seconds("tiny", Rates(1e9, NEVER, 0.0), HERE)
+    seconds = StageSeconds("tiny", MachineRates(1e9, NEVER, 0.0), HERE)
     # 3 layers: q and o 128², k and v 128 × 64, 3 of 128 × 384 = 589,824 weights; rows of 40 tokens, 10 predictions of 402
     flop = 2 * 589_824 * 80 + 4 * 80 * 40 * 128 * 3 + 2 * 128 * 402 * 10
-    assert shapes("tiny").quantised == 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 384) == 589_824
+    assert shapes_of("tiny").quantised == 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 384) == 589_824
     assert seconds.forward(2, 40, 0, 10) == pytest.approx(flop / (EFFICIENCY * 1e9))
     # a token of 2 rows that sees 5 earlier ones and itself
     flop = 2 * 589_824 * 2 + 4 * 2 * 6 * 128 * 3
@@ -303,8 +320,8 @@ def test_seconds_of_products_by_hand():
 
 
 def test_seconds_of_calls_by_hand():
-    seconds = Seconds("tiny", Rates(NEVER, NEVER, 1.0), HERE)
-    forward, tower = CALLS_OUTSIDE + 3 * CALLS, 2 * CALLS
+    seconds = StageSeconds("tiny", MachineRates(NEVER, NEVER, 1.0), HERE)
+    forward, tower = CALLS_OUTSIDE + 3 * CALLS_PER_LAYER, 2 * CALLS_PER_LAYER
     dpo = replace(dpo_preset("tiny"), steps=10, batch_size=4, accumulation=2)
     # 20 forwards and backwards; the reference and the tower for 40 examples
     assert seconds.dpo(dpo, 40) == pytest.approx((2 * 20 + 40 / 4) * forward + 40 * tower)
@@ -327,7 +344,7 @@ def test_seconds_of_calls_by_hand():
 
 
 def test_seconds_of_copies_by_hand():
-    model, seconds = shapes("tiny"), Seconds("tiny", Rates(NEVER, 1.0, 0.0), HERE)
+    model, seconds = shapes_of("tiny"), StageSeconds("tiny", MachineRates(NEVER, 1.0, 0.0), HERE)
     weights = model.quantised * (duration.NF4 + 4)  # unpacked to 2 bytes, and read again
     between = 3 * 2 * 2 * (10 * 128 + 5 * 384)
     assert seconds.forward(1, 1) == pytest.approx(weights + between)
@@ -338,13 +355,13 @@ def test_seconds_of_copies_by_hand():
 def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
     gpu(monkeypatch, T4)
     plan = check_machine("qwen2-vl-7b", reward=replace(reward_preset("t4"), batch_size=4), examples=100)
-    seconds = Seconds("qwen2-vl-7b", Rates(1e12, 1e11, 1e-5), CARD)
+    seconds = StageSeconds("qwen2-vl-7b", MachineRates(1e12, 1e11, 1e-5), CARD)
     assert plan.minutes["reward"] == pytest.approx(seconds.reward(plan.reward, 100) / 60)
     assert plan.minutes["load"] == pytest.approx(seconds.load(plan.load, 100) / 60)
 
 
 def test_smaller_images_take_less_time():
-    small = Seconds("qwen2-vl-2b", Rates(1e12, 1e11, 1e-5), CARD | {"max_pixels": 224**2})
+    small = StageSeconds("qwen2-vl-2b", MachineRates(1e12, 1e11, 1e-5), CARD | {"max_pixels": 224**2})
     assert small.prompt == 60 + 8 * 8 and small.patches == 16 * 16
 
 

@@ -22,26 +22,34 @@ from helpers.config import ATTENTION, LoraSettings, PPOSettings, dpo_preset, ppo
 from helpers.files import UsageError
 from helpers.machine import memory
 from helpers.machine.memory import (
-    BATCH,
-    CARDS,
-    LOGIT,
-    USABLE,
-    Generation,
+    BATCH_FIELDS,
+    CARD_GB,
+    LOGIT_BYTES,
+    USABLE_SHARE,
+    GenerationSettings,
     default_settings,
-    dpo_logit,
-    forecast,
-    kept_by_a_layer,
+    dpo_logit_bytes,
+    forecast_memory,
     largest_batch,
+    layer_activation_bytes,
     phases,
-    smallest,
-    with_batch,
+    set_batch,
+    smallest_settings,
 )
 from helpers.models import caches as image_features
 from helpers.models import loading, presets
 from helpers.models.caches import ImageFeatures
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import render
-from helpers.models.shapes import idefics_tiles, lora_weights, next_grid, qwen_grid, shapes, visual_tokens, weight_bytes
+from helpers.models.shapes import (
+    idefics_tiles,
+    llava_next_grid,
+    lora_weights,
+    qwen_grid,
+    shapes_of,
+    visual_tokens,
+    weight_bytes,
+)
 from helpers.models.shared_prefix import answer_states, pack
 
 SIZES = [(448, 448), (640, 480), (480, 640), (112, 112), (30, 31), (1000, 667), (4000, 3000), (333, 1999)]
@@ -79,7 +87,7 @@ def test_llava_next_grids_are_the_processors():
     pinpoints = PRESETS["llava-next-llama3-8b"].config["image_grid_pinpoints"]
     processor.image_processor.image_grid_pinpoints, processor.patch_size = pinpoints, 14
     for width, height in SIZES:
-        tokens, tiles = next_grid(width, height, pinpoints, 336, 14)
+        tokens, tiles = llava_next_grid(width, height, pinpoints, 336, 14)
         assert tokens == processor._get_number_of_features(height, width, 336, 336) - 1  # without the class token
         assert tiles in (3, 4, 5)  # the whole, and 2, 3 or 4 of it
 
@@ -98,21 +106,21 @@ def test_a_size_that_is_none_and_shapes_that_are_on_the_hub_are_one_line():
     with pytest.raises(UsageError, match="sides of over 200 : 1"):
         visual_tokens("qwen2-vl-2b", 9000, 20)
     with pytest.raises(UsageError, match="nobody/model: its shapes are on the hub"):
-        forecast("nobody/model", "dpo")
+        forecast_memory("nobody/model", "dpo")
     with pytest.raises(UsageError, match="unknown stage 'sft': choose from load, dpo, reward, ppo"):
-        forecast("tiny", "sft")
+        forecast_memory("tiny", "sft")
 
 
 def test_weights_in_4_bits_are_those_of_the_loaded_model(tiny):
     expected = models.weight_megabytes(tiny[0])
-    assert weight_bytes(shapes("tiny"), compute_bytes=4) / 1e6 == pytest.approx(expected, rel=0.02)
+    assert weight_bytes(shapes_of("tiny"), compute_bytes=4) / 1e6 == pytest.approx(expected, rel=0.02)
     full, _ = models.load_model("tiny", four_bit=False)
-    size = weight_bytes(shapes("tiny"), four_bit=False, compute_bytes=4) / 1e6
+    size = weight_bytes(shapes_of("tiny"), four_bit=False, compute_bytes=4) / 1e6
     assert size == pytest.approx(models.weight_megabytes(full), rel=0.001)
 
 
 def test_weights_of_qwen2_vl_2b_by_hand():
-    model = shapes("qwen2-vl-2b")
+    model = shapes_of("qwen2-vl-2b")
     # q and o 1536², k and v 1536 × 256, gate, up, down 1536 × 8960; 28 layers
     assert model.quantised == 28 * (2 * 1536**2 + 2 * 1536 * 256 + 3 * 1536 * 8960) == 1_310_195_712
     # 0.5 byte and 0.127 bits a weight; 2 bytes for the 898,789,888 others
@@ -124,16 +132,16 @@ def test_weights_of_qwen2_vl_2b_by_hand():
     "lora", [LoraSettings(), LoraSettings(r=4, target_modules=ATTENTION), LoraSettings(vision=True)]
 )
 def test_lora_weights_are_those_that_peft_trains(lora):
-    model = presets.without_weights("tiny")
+    model = presets.model_without_weights("tiny")
     trained = get_peft_model(model, models.lora_config(model, lora)).get_nb_trainable_parameters()[0]
-    assert lora_weights(shapes("tiny"), lora) == trained
+    assert lora_weights(shapes_of("tiny"), lora) == trained
 
 
 def test_lora_of_the_source_projects():
     # r · (in + out): 8 × (3072 + 1792 + 1792 + 3072) × 28
     small = LoraSettings(r=8, target_modules=ATTENTION)
-    assert lora_weights(shapes("qwen2-vl-2b"), small) == 8 * (3072 + 1792 + 1792 + 3072) * 28 == 2_179_072
-    assert lora_weights(shapes("llava-next-llama3-8b"), LoraSettings(r=8)) == 20_971_520
+    assert lora_weights(shapes_of("qwen2-vl-2b"), small) == 8 * (3072 + 1792 + 1792 + 3072) * 28 == 2_179_072
+    assert lora_weights(shapes_of("llava-next-llama3-8b"), LoraSettings(r=8)) == 20_971_520
 
 
 # --- a model of middling size: hidden 256, 4 layers of 8 heads, MLP 1024 ---
@@ -226,7 +234,7 @@ def expected(folder, lora, packed, *, checkpointing, four_bit=True, compute_byte
     found = phases(
         folder, "dpo", settings, width=224, height=224, prompt_tokens=prompt, answer_tokens=length, four_bit=four_bit, compute_bytes=compute_bytes
     )[1]  # fmt: skip
-    return 1e9 * (found.activations + found.mask), 4 * lora_weights(shapes(folder), lora)
+    return 1e9 * (found.activations + found.mask), 4 * lora_weights(shapes_of(folder), lora)
 
 
 DROPOUT = LoraSettings(r=8, dropout=0.05, target_modules=ATTENTION)
@@ -259,27 +267,27 @@ def test_activations_are_the_peak_of_forward_and_backward(folder, checkpointing)
 
 
 def test_what_a_layer_keeps_by_hand():
-    model = shapes("qwen2-vl-2b")
+    model = shapes_of("qwen2-vl-2b")
     # two norms of 1536 in fp32; the normed input of q, k, v and of gate, up; gate, its SiLU, up and their product of 8960;
     # q, k, v and result of 12 × 128; 7 × r 16; 12 heads in fp32
     by_hand = 2 * 4 * 1536 + 2 * (2 * 1536 + 4 * 8960 + 4 * 1536 + 7 * 16) + 4 * 12
-    assert kept_by_a_layer(model, LoraSettings()) == by_hand == 102_672
+    assert layer_activation_bytes(model, LoraSettings()) == by_hand == 102_672
     # r 8 on q, k, v, o with dropout: a copy of 2 bytes and a mask of 1 for each input; nothing of the MLP's input
     small = LoraSettings(r=8, dropout=0.05, target_modules=ATTENTION)
     by_hand = 2 * 4 * 1536 + 4 * 1536 * 3 + 2 * (3 * 8960 + 4 * 1536 + 4 * 8) + 4 * 12
-    assert kept_by_a_layer(model, small) == by_hand
+    assert layer_activation_bytes(model, small) == by_hand
 
 
 def test_logits_by_hand():
     # 2 pairs × 2 answers × 20 tokens × 151,936 × 5 copies in fp32
-    found = forecast("qwen2-vl-2b", "dpo", dpo_preset("t4"))
+    found = forecast_memory("qwen2-vl-2b", "dpo", dpo_preset("t4"))
     assert found.logits == pytest.approx(2 * 2 * 20 * 151936 * 20 / 1e9) == pytest.approx(0.243, abs=1e-3)
     # 16 pairs: 640 tokens, of which 128 at a time have three more copies: 8 + 12 / 5 < 12 bytes
-    many = forecast("qwen2-vl-2b", "dpo", replace(dpo_preset("t4"), batch_size=16))
+    many = forecast_memory("qwen2-vl-2b", "dpo", replace(dpo_preset("t4"), batch_size=16))
     assert many.logits == pytest.approx(640 * 151936 * 12 / 1e9)
     assert phases("qwen2-vl-2b", "reward")[1].logits == 0
     # mDPO shows the chosen answer to a spoilt image once more: 3 answers, and twice the rows
-    spoilt = forecast("qwen2-vl-2b", "dpo", dpo_preset("mdpo"))
+    spoilt = forecast_memory("qwen2-vl-2b", "dpo", dpo_preset("mdpo"))
     assert spoilt.logits == pytest.approx(1.5 * found.logits) and spoilt.features == pytest.approx(2 * found.features)
 
 
@@ -300,10 +308,10 @@ def logits_like_ppo(states, head, ids):
 @pytest.mark.parametrize(
     ("call", "grad", "rows", "expected"),
     [
-        (logits_like_dpo, True, 2, dpo_logit(2 * 41)),
-        (logits_like_dpo, True, 8, dpo_logit(8 * 41)),
-        (logits_like_ppo, True, 4, LOGIT["ppo"]),
-        (logits_like_ppo, False, 4, LOGIT["look"]),
+        (logits_like_dpo, True, 2, dpo_logit_bytes(2 * 41)),
+        (logits_like_dpo, True, 8, dpo_logit_bytes(8 * 41)),
+        (logits_like_ppo, True, 4, LOGIT_BYTES["ppo"]),
+        (logits_like_ppo, False, 4, LOGIT_BYTES["look"]),
     ],
 )
 def test_bytes_a_logit_are_those_that_the_losses_allocate(call, grad, rows, expected):
@@ -329,7 +337,7 @@ def test_the_phases_of_ppo_by_hand():
     assert training.mask * 1e9 == pytest.approx(2 * 396**2 * 3) and looking.mask * 1e9 == pytest.approx(8 * 396**2 * 3)
     # adapters of policy and critic, and a head of 1536² + 1536 × 768
     assert sampling.adapter * 1e9 == pytest.approx(16 * (2 * 18_464_768 + 1536**2 + 1536 * 768))
-    assert forecast("qwen2-vl-2b", "ppo").phase == looking.phase and encoding.cache == 0
+    assert forecast_memory("qwen2-vl-2b", "ppo").phase == looking.phase and encoding.cache == 0
 
 
 def test_prompts_that_are_not_looked_at_together_take_no_memory_together():
@@ -361,10 +369,10 @@ def test_without_checkpointing_every_layer_has_a_mask():
 
 def test_more_of_anything_takes_more():
     def total(stage="dpo", settings=None, name="qwen3-vl-2b", **options):
-        return forecast(name, stage, settings, **options).total
+        return forecast_memory(name, stage, settings, **options).total
 
     dpo, ppo, reward = dpo_preset("t4"), ppo_preset("t4"), reward_preset("t4")
-    assert total(settings=with_batch("dpo", dpo, 4)) > total(settings=dpo)
+    assert total(settings=set_batch("dpo", dpo, 4)) > total(settings=dpo)
     assert total(settings=replace(dpo, gradient_checkpointing=False)) > total(settings=dpo)
     assert total(settings=replace(dpo, lora=LoraSettings(vision=True))) > total(settings=dpo)
     assert total(four_bit=False) > total() and total(compute_bytes=4) > total() and total(answer_tokens=40) > total()
@@ -384,7 +392,7 @@ def test_more_of_anything_takes_more():
 
 def test_all_images_of_qwen_are_encoded_at_once_and_those_of_llava_one_by_one():
     def encoding(name, size):
-        return phases(name, "load", Generation(batch_size=size))[0].activations
+        return phases(name, "load", GenerationSettings(batch_size=size))[0].activations
 
     assert encoding("qwen2-vl-2b", 8) == pytest.approx(8 * encoding("qwen2-vl-2b", 1))
     assert encoding("llava-1.5-7b", 8) == encoding("llava-1.5-7b", 1)
@@ -392,19 +400,23 @@ def test_all_images_of_qwen_are_encoded_at_once_and_those_of_llava_one_by_one():
     assert encoding("llava-1.5-7b", 1) * 1e9 == pytest.approx(577 * 2 * (24 * 1024 + 2 * 1024 + 3 * 4096))
 
 
-@pytest.mark.parametrize("stage", BATCH)
+@pytest.mark.parametrize("stage", BATCH_FIELDS)
 def test_the_largest_batch_fits_and_one_more_does_not(stage):
     settings = replace(ppo_preset("t4"), prompts=64, group=2) if stage == "ppo" else memory.default_settings(stage)
-    gigabytes = forecast("qwen2-vl-2b", stage, with_batch(stage, settings, 20)).total / USABLE
+    gigabytes = forecast_memory("qwen2-vl-2b", stage, set_batch(stage, settings, 20)).total / USABLE_SHARE
     found = largest_batch("qwen2-vl-2b", stage, settings, gigabytes * 1.0001)
     assert found >= 20
-    needs = [forecast("qwen2-vl-2b", stage, with_batch(stage, settings, size)).total for size in (found, found + 1)]
-    assert needs[0] <= USABLE * gigabytes * 1.0001 and (needs[1] > USABLE * gigabytes * 1.0001 or found == 64)
+    needs = [
+        forecast_memory("qwen2-vl-2b", stage, set_batch(stage, settings, size)).total for size in (found, found + 1)
+    ]
+    assert needs[0] <= USABLE_SHARE * gigabytes * 1.0001 and (
+        needs[1] > USABLE_SHARE * gigabytes * 1.0001 or found == 64
+    )
 
 
 def test_limits_of_the_largest_batch():
     assert largest_batch("llava-next-llama3-8b", "reward", None, 24) is None
-    assert largest_batch("tiny", "dpo", None, 80) == memory.MOST
+    assert largest_batch("tiny", "dpo", None, 80) == memory.LARGEST_BATCH
     assert largest_batch("tiny", "ppo", PPOSettings(prompts=8), 80) == 8  # an iteration has no more
 
 
@@ -413,16 +425,16 @@ def test_the_card_of_a_preset_is_the_smallest_on_which_all_trainings_fit(name):
     card = PRESETS[name].gpu_gb
     assert memory.smallest_card(name) == card
     if card:
-        smaller = [size for other, size in CARDS.items() if other < card]
+        smaller = [size for other, size in CARD_GB.items() if other < card]
         fits = [
-            [largest_batch(name, s, smallest(s, default_settings(s)), size) for s in ("dpo", "reward", "ppo")]
-            for size in (*smaller, CARDS[card])
+            [largest_batch(name, s, smallest_settings(s, default_settings(s)), size) for s in ("dpo", "reward", "ppo")]
+            for size in (*smaller, CARD_GB[card])
         ]
         assert all(fits[-1]) and all(None in row for row in fits[:-1])
 
 
 def test_a_model_that_fits_no_card_is_named(monkeypatch):
-    monkeypatch.setattr(memory, "CARDS", {6: 6.2})
+    monkeypatch.setattr(memory, "CARD_GB", {6: 6.2})
     with pytest.raises(UsageError, match="qwen2-vl-7b: cannot be trained on one card of up to 6 GB"):
         memory.smallest_card("qwen2-vl-7b")
 
@@ -439,5 +451,5 @@ def test_the_table_on_the_command_line(capsys):
 
 
 def test_a_forecast_reads_as_a_sentence():
-    text = str(forecast("qwen2-vl-2b", "dpo", dpo_preset("t4")))
+    text = str(forecast_memory("qwen2-vl-2b", "dpo", dpo_preset("t4")))
     assert text.startswith("4.0 GB while training (weights 2.47, adapter 0.30, ") and "cache" not in text

@@ -19,7 +19,7 @@ from helpers.evaluation.exactness import images_for
 from helpers.files import ROOT, UsageError
 from helpers.models import presets
 from helpers.models.prompts import count_image_tokens, encode, render
-from helpers.models.shared_prefix import answer_logps, plain
+from helpers.models.shared_prefix import answer_logps, pack_separately
 
 QUESTION = count_question(CLASSES)
 
@@ -86,7 +86,7 @@ def test_sampling_before_training_leaves_the_gradient_alone(tiny, valid_items):
     model, processor = with_adapter()
     push_off_zero(model)
     image = images_for(valid_items[:1])
-    row = plain(processor, [render(processor, QUESTION)], [image], [["There are 2 cars."]])
+    row = pack_separately(processor, [render(processor, QUESTION)], [image], [["There are 2 cars."]])
 
     def gradients():
         model.zero_grad()
@@ -122,7 +122,7 @@ def test_adapter_off_is_the_base_bit_for_bit(tiny, valid_items):
     inputs = encode(processor, [QUESTION], images_for(valid_items[:1]))
     with torch.no_grad():
         base, on = tiny[0](**inputs).logits, model(**inputs).logits
-        with models.adapter_off(model):
+        with models.disable_adapters(model):
             off = model(**inputs).logits
     assert torch.equal(off, base) and not torch.allclose(on, base)
 
@@ -265,7 +265,7 @@ def test_images_may_be_paths(tiny, valid_items):
 
 def test_answers_are_marked_and_end_the_turn(tiny, valid_items):
     prompts, images = [render(tiny[1], QUESTION)] * 2, [[image] for image in images_for(valid_items[:2])]
-    rows = plain(tiny[1], prompts, images, [["Yes."], ["There are 2 cars."]])
+    rows = pack_separately(tiny[1], prompts, images, [["Yes."], ["There are 2 cars."]])
     texts = [tiny[1].tokenizer.decode(ids[mask]) for ids, mask in zip(rows.ids, rows.mask, strict=True)]
     assert texts == ["Yes.<|im_end|>", "There are 2 cars.<|im_end|>"]
 
@@ -284,7 +284,7 @@ def test_unsloths_own_generate_is_passed_by(tiny):
             calls.append(inputs)
             return "tokens"
 
-    assert models.generate_after(Base(), "cache", "config", input_ids="ids") == "tokens"
+    assert models.generate_from_cache(Base(), "cache", "config", input_ids="ids") == "tokens"
     assert calls == [{"input_ids": "ids", "past_key_values": "cache", "generation_config": "config"}]
 
 

@@ -21,7 +21,7 @@ from transformers.quantizers import AutoHfQuantizer
 from helpers import models
 from helpers.files import ROOT, UsageError
 from helpers.models import loading
-from helpers.models.loading import Source, load_processor
+from helpers.models.loading import CheckpointSource, load_processor
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import count_image_tokens, encode
 
@@ -50,7 +50,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A T4, as far as it decides where weights come from and in which precision they are."""
-    monkeypatch.setattr(loading, "_on_gpu", lambda: True)
+    monkeypatch.setattr(loading, "_has_gpu", lambda: True)
     monkeypatch.setattr(loading, "compute_dtype", lambda: torch.float16)
 
 
@@ -137,16 +137,16 @@ def test_a_copy_that_is_broken_is_not_passed_over(cache, checkpoints, gpu):
 
 
 def test_where_weights_are_looked_for():
-    original, copy = Source(QWEN.location, QWEN.revision), Source(QWEN.four_bit)
+    original, copy = CheckpointSource(QWEN.location, QWEN.revision), CheckpointSource(QWEN.four_bit)
     for name in ("qwen2-vl-2b", QWEN.location, QWEN.four_bit):
-        assert loading.original(name) == original
+        assert loading.original_source(name) == original
         assert loading.weight_sources(name, four_bit=True, on_gpu=True) == [copy, original]
         assert loading.weight_sources(name, four_bit=False, on_gpu=True) == [original]
         assert loading.weight_sources(name, four_bit=True, on_gpu=False) == [original]
-    assert loading.weight_sources("tiny", True, True) == [Source(str(TINY))]
-    assert loading.weight_sources("owner/other", True, True) == [Source("owner/other")]
+    assert loading.weight_sources("tiny", True, True) == [CheckpointSource(str(TINY))]
+    assert loading.weight_sources("owner/other", True, True) == [CheckpointSource("owner/other")]
     assert PRESETS["smolvlm-256m"].four_bit is None
-    assert loading.weight_sources("smolvlm-256m", True, True) == [loading.original("smolvlm-256m")]
+    assert loading.weight_sources("smolvlm-256m", True, True) == [loading.original_source("smolvlm-256m")]
 
 
 def hub_error(kind, code=404):

@@ -10,11 +10,11 @@ from helpers.config import LoraSettings
 from helpers.data.labels import read_yolo
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import UsageError
-from helpers.models.policies import SHIPPED, Policies, find_policies, image_limit
+from helpers.models.policies import SHIPPED_POLICIES, Policies, find_policies, image_limit
 
 
 def copy(folder, base="tiny", **more):
-    shutil.copytree(SHIPPED, folder)
+    shutil.copytree(SHIPPED_POLICIES, folder)
     (folder / "about.json").write_text(json.dumps({"base": base, "seed": 3, **more}))
 
 
@@ -29,7 +29,7 @@ def test_adapters_are_found_by_stage_and_others_are_left_out_and_named(tmp_path,
     copy(tmp_path / "dpo" / "real", base="qwen2-vl-2b")
     copy(tmp_path / "reward")
     (tmp_path / "reward" / "head.safetensors").write_bytes(b"")
-    shutil.copytree(SHIPPED, tmp_path / "dpo" / "seed-3" / "trainer" / "checkpoint-60")
+    shutil.copytree(SHIPPED_POLICIES, tmp_path / "dpo" / "seed-3" / "trainer" / "checkpoint-60")
     (tmp_path / "dpo" / "seed-3" / "trainer" / "checkpoint-60" / "about.json").unlink()
     found = find_policies("tiny", tmp_path)
     assert [(p.name, p.seed) for p in found] == [("dpo/seed-3", 3), ("ppo/v1.5", 3)]
@@ -38,7 +38,7 @@ def test_adapters_are_found_by_stage_and_others_are_left_out_and_named(tmp_path,
 
 def test_without_any_the_shipped_one_is_taken_and_said_to_be(tmp_path, capsys):
     (only,) = find_policies("tiny", tmp_path)
-    assert only.folder == SHIPPED and "comes with the repository" in capsys.readouterr().out
+    assert only.folder == SHIPPED_POLICIES and "comes with the repository" in capsys.readouterr().out
     with pytest.raises(UsageError, match="Run notebook 04"):
         find_policies("tiny", tmp_path, shipped=False)
     with pytest.raises(UsageError, match="no adapter of 'qwen2-vl-2b'"):
@@ -56,9 +56,9 @@ def test_all_policies_see_images_as_small_as_any_was_trained_with(tmp_path, caps
 
 
 def test_the_shipped_adapter_names_no_path_of_a_machine():
-    config = json.loads((SHIPPED / "adapter_config.json").read_text())
+    config = json.loads((SHIPPED_POLICIES / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "data/tiny-qwen2-vl"
-    assert json.loads((SHIPPED / "about.json").read_text())["data"] == "data/traffic/preferences_train.jsonl"
+    assert json.loads((SHIPPED_POLICIES / "about.json").read_text())["data"] == "data/traffic/preferences_train.jsonl"
 
 
 def test_the_shipped_adapter_counts_what_the_base_miscounts(shipped):

@@ -17,7 +17,7 @@ BUILT = {}
 
 def built(name):
     if name not in BUILT:
-        BUILT[name] = presets.without_weights(name)
+        BUILT[name] = presets.model_without_weights(name)
     return BUILT[name]
 
 
@@ -56,7 +56,7 @@ def test_the_table_describes_the_checkpoint(name):
     ],
 )
 def test_adapters_have_as_many_weights_as_the_source_projects_report(name, r, modules, weights):
-    model, settings = presets.without_weights(name), LoraSettings(r=r, target_modules=modules)
+    model, settings = presets.model_without_weights(name), LoraSettings(r=r, target_modules=modules)
     assert sum(r * (rows + columns) for rows, columns in lora_shapes(name, settings).values()) == weights
     adapted = get_peft_model(model, models.lora_config(model, settings))
     assert adapted.get_nb_trainable_parameters() == (weights, PRESETS[name].parameters + weights)
@@ -79,7 +79,7 @@ def test_every_preset_gets_an_adapter_on_its_language_layers_and_nowhere_else(na
 @pytest.mark.parametrize("name", PRESETS)
 def test_four_bits_are_the_same_layers_of_every_preset(name):
     """What transformers makes 4-bit layers with our configuration: those that get an adapter, and no others."""
-    model = presets.without_weights(name)
+    model = presets.model_without_weights(name)
     quantizer = AutoHfQuantizer.from_config(loading.quantization(), pre_quantized=False)
     quantizer.preprocess_model(model, device_map={"": "cpu"})
     four_bit = {n for n, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
@@ -132,4 +132,4 @@ def test_a_preset_is_known_by_each_of_its_names(tmp_path):
 
 
 def test_the_readme_has_the_table():
-    assert presets.table() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert presets.presets_table() in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,16 +13,16 @@ from helpers.data.preferences import read_records
 from helpers.doctor import input_checks
 from helpers.models.caches import ImageFeatures, processor_settings
 from helpers.models.prompts import (
-    added_begin,
     answer_ids,
     answer_texts,
+    bos_text,
     encode,
     end_of_turn,
     render,
     render_conversation,
     tokenize,
 )
-from helpers.models.shared_prefix import pack, plain
+from helpers.models.shared_prefix import pack, pack_separately
 from helpers.rewards.scoring import make_scorer
 from helpers.training import rollout
 
@@ -102,7 +102,7 @@ def test_the_first_token_is_there_once(family):
     name, model, processor = family
     first, added, _ = MARKS[name]
     tokenizer = processor.tokenizer
-    assert tokenizer.bos_token == first and added_begin(processor) == added
+    assert tokenizer.bos_token == first and bos_text(processor) == added
     texts = [render(processor, "Q"), render_conversation(processor, TURNS, 1)]
     pictures, answers = [[image] for image in IMAGES], [["No."], ["2", "Yes."]]
     features = ImageFeatures(model, processor)
@@ -113,7 +113,7 @@ def test_the_first_token_is_there_once(family):
         "no image": tokenize(processor, [render(processor, "Q", images=0)], [[]]),
         "packed": pack(model, processor, texts, pictures, answers).inputs,
         "kept": pack(model, processor, texts, pictures, answers, features).inputs,
-        "plain": plain(processor, texts, pictures, answers).inputs,
+        "plain": pack_separately(processor, texts, pictures, answers).inputs,
     }
     for layout, inputs in every.items():
         for row in inputs["input_ids"]:
@@ -148,7 +148,7 @@ def test_a_tokenizer_that_also_ends_texts_does_not_end_prompts():
     _, processor = build("llava")
     processor.tokenizer.add_eos_token = True
     assert processor.tokenizer("Q")["input_ids"][-1] == processor.tokenizer.eos_token_id
-    assert added_begin(processor) == ""
+    assert bos_text(processor) == ""
     assert processor.tokenizer.eos_token_id not in encode(processor, ["Q"], IMAGES[:1])["input_ids"]
 
 
@@ -252,4 +252,4 @@ def test_the_look_before_training_counts_prompt_and_answer(family):
     row = {"images": IMAGES[:1], "prompt": [{"role": "user", "content": "Q"}]}
     row |= {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "2"), ("rejected", "2 or 3"))}
     prompt = encode(processor, ["Q"], IMAGES[:1])["input_ids"].shape[1]
-    assert input_checks.look_at(processor, row).tokens == prompt + len(answer_ids(processor, "2 or 3"))
+    assert input_checks.row_inputs(processor, row).tokens == prompt + len(answer_ids(processor, "2 or 3"))

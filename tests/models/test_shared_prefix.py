@@ -9,7 +9,7 @@ from helpers.config import LoraSettings
 from helpers.models import shared_prefix
 from helpers.models.caches import ImageFeatures
 from helpers.models.prompts import render
-from helpers.models.shared_prefix import answer_logits, answer_logps, can_pack, hidden_states, pack, plain
+from helpers.models.shared_prefix import answer_logits, answer_logps, can_pack, hidden_states, pack, pack_separately
 
 QUESTIONS = ["How many cars?", "How many buses are in the image, and of which color are they?"]
 ANSWERS = [["There are 2.", "No."], ["There are 2 cars, 0 buses.", "x", "Green. Yes"]]
@@ -30,7 +30,7 @@ def test_answers_in_one_row_have_the_states_of_a_row_each(batch):
     packed = pack(model, processor, prompts, IMAGES, ANSWERS)
     assert packed.inputs["input_ids"].shape[0] == 2 and len(packed.rows) == 5
     states = hidden_states(model, packed)
-    right, left = (plain(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left"))
+    right, left = (pack_separately(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left"))
     assert_close(states, hidden_states(model, right), rtol=1e-4, atol=1e-5)
     assert_close(hidden_states(model, left), hidden_states(model, right), rtol=1e-4, atol=1e-5)
     layers = hidden_states(model, packed, (1, 2, 3))
@@ -54,7 +54,10 @@ def test_gradients_are_equal(batch):
     model, processor, prompts = batch
     weight = model.get_decoder().layers[0].mlp.up_proj.weight
     gradients = []
-    for inputs in (pack(model, processor, prompts, IMAGES, ANSWERS), plain(processor, prompts, IMAGES, ANSWERS)):
+    for inputs in (
+        pack(model, processor, prompts, IMAGES, ANSWERS),
+        pack_separately(processor, prompts, IMAGES, ANSWERS),
+    ):
         weight.requires_grad_(True)
         gradients.append(torch.autograd.grad(hidden_states(model, inputs).square().sum(), weight)[0])
         weight.requires_grad_(False)
@@ -73,7 +76,7 @@ def test_log_probabilities_are_equal_token_by_token(batch, answers):
     with_kept = pack(model, processor, prompts, IMAGES, answers, kept)
     assert_close(answer_logps(model, with_kept), ours, rtol=1e-4, atol=1e-5)
     for side in ("right", "left"):
-        alone = plain(processor, prompts, IMAGES, answers, side)
+        alone = pack_separately(processor, prompts, IMAGES, answers, side)
         assert torch.equal(alone.ids[alone.mask], packed.ids[packed.mask])
         assert_close(answer_logps(model, alone), ours, rtol=1e-4, atol=1e-5)
 
@@ -92,7 +95,7 @@ def test_an_adapters_gradients_are_equal(batch):
     for inputs in (
         pack(policy, processor, prompts, IMAGES, ANSWERS, kept),
         pack(policy, processor, prompts, IMAGES, ANSWERS),
-        *(plain(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left")),
+        *(pack_separately(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left")),
     ):
         sums = answer_logps(policy, inputs).sum(1)
         loss = -torch.nn.functional.logsigmoid(sums[0] - sums[1] + sums[2] - sums[3]) - 0.1 * sums[4]
@@ -117,7 +120,10 @@ def test_the_language_head_runs_on_answers_only(batch):
 def test_without_images_too(batch):
     model, processor, _ = batch
     prompts = [render(processor, question, images=0) for question in QUESTIONS]
-    packed, rows = pack(model, processor, prompts, [[], []], ANSWERS), plain(processor, prompts, [[], []], ANSWERS)
+    packed, rows = (
+        pack(model, processor, prompts, [[], []], ANSWERS),
+        pack_separately(processor, prompts, [[], []], ANSWERS),
+    )
     assert_close(hidden_states(model, packed), hidden_states(model, rows), rtol=1e-4, atol=1e-5)
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from helpers.files import UsageError
-from helpers.report.model_card import data_licences, model_card, training_command
+from helpers.report.model_card import data_licences, render_model_card, training_command
 
 
 def found(**about):
@@ -15,7 +15,7 @@ def found(**about):
 
 
 def test_a_card_holds_what_a_reader_of_the_hub_needs():
-    card = model_card("dpo/seed-2", found(data="data/traffic/preferences_train.jsonl"))
+    card = render_model_card("dpo/seed-2", found(data="data/traffic/preferences_train.jsonl"))
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["base_model"] == "data/tiny-qwen2-vl" and metadata["library_name"] == "peft"
     assert "Licence of the data: Apache-2.0. Licence of the base: Apache-2.0." in card
@@ -26,11 +26,11 @@ def test_a_card_holds_what_a_reader_of_the_hub_needs():
 def test_a_card_of_a_reward_names_it_and_no_path_of_a_machine(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"licence": "CC BY 4.0"}\n{"licence": null}\n')
-    card = model_card("ppo/ppo", found(reward="count_exact", data=str(path)))
+    card = render_model_card("ppo/ppo", found(reward="count_exact", data=str(path)))
     assert "trained with PPO on the reward `count_exact`, seed 2" in card and str(tmp_path) not in card
     assert "CC BY 4.0, not stated in the data" in card
     path.unlink()
-    assert "unknown, train.jsonl is not here any more" in model_card("ppo/ppo", found(data=str(path)))
+    assert "unknown, train.jsonl is not here any more" in render_model_card("ppo/ppo", found(data=str(path)))
 
 
 def test_broken_data_is_named(tmp_path):

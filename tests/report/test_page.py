@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from helpers.files import ROOT, UsageError
-from helpers.report.page import Headline, Section, build_report, figures_table, replace_block, summary
+from helpers.report.page import Headline, Section, build_report, collect_headlines, figures_table, replace_block
 from helpers.statistics import proportion
 
 
@@ -35,7 +35,7 @@ def test_peak_memory_is_the_largest_and_other_figures_are_the_latest():
     def one(value):
         return Headline(value, value, value, 1, 0)
 
-    merged = summary([section("01", 2.0, 0.1), section("02", 3.0, 0.2), section("03", 1.0, 0.3)])
+    merged = collect_headlines([section("01", 2.0, 0.1), section("02", 3.0, 0.2), section("03", 1.0, 0.3)])
     assert merged["peak_memory_gb"].value == 3.0 and merged["exact"].value == 0.3
 
 

@@ -218,11 +218,11 @@ def test_a_folder_of_another_model_or_a_damaged_one_is_refused(tiny, reward, tmp
     with pytest.raises(UsageError, match=r"feature_reward.json: no such file"):
         FeatureReward.load(tmp_path, *tiny)
     folder = reward.save(tmp_path / "reward")
-    about = folder / feature_reward.ABOUT
+    about = folder / feature_reward.FEATURE_REWARD_FILE
     about.write_text(about.read_text().replace("384", "96"))
     with pytest.raises(UsageError, match="takes 96 features, this model gives 384"):
         FeatureReward.load(folder, *tiny)
     about.write_text(about.read_text().replace("96", "384"))
-    (folder / feature_reward.WEIGHTS).write_bytes(b"half")
+    (folder / feature_reward.FEATURE_REWARD_WEIGHTS).write_bytes(b"half")
     with pytest.raises(UsageError, match="cannot be read"):
         FeatureReward.load(folder, *tiny)

@@ -14,8 +14,8 @@ from scipy.stats import spearmanr
 from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.files import ROOT, UsageError
 from helpers.rewards import ranking as rule_ranking
-from helpers.rewards.ranking import Answers
-from helpers.rewards.scoring import heuristic
+from helpers.rewards.ranking import AnswerTable
+from helpers.rewards.scoring import heuristic_scorer
 from helpers.widgets import playground as widgets
 from helpers.widgets.playground import ScorerPlayground
 
@@ -47,7 +47,7 @@ def play(folder):
 
 
 def answers(record_of, truth):
-    return Answers(np.array(record_of), np.array(truth, dtype=float), np.zeros((0, 2), dtype=int))
+    return AnswerTable(np.array(record_of), np.array(truth, dtype=float), np.zeros((0, 2), dtype=int))
 
 
 # Figures
@@ -59,8 +59,8 @@ def test_totals_are_those_of_the_scorer(counts_known):
     values = rule_ranking.rule_values(records, counts_known)
     draw = np.random.default_rng(0)
     for _ in range(3):
-        weights = dict(zip(widgets.DEFAULTS, draw.uniform(-2, 2, len(widgets.DEFAULTS)), strict=True))
-        score = heuristic(weights)
+        weights = dict(zip(widgets.DEFAULT_WEIGHTS, draw.uniform(-2, 2, len(widgets.DEFAULT_WEIGHTS)), strict=True))
+        score = heuristic_scorer(weights)
         expected = [
             score(None, r.prompt[-1].content, answer.text, r.truth if counts_known else None).total
             for r in records
@@ -71,7 +71,7 @@ def test_totals_are_those_of_the_scorer(counts_known):
 
 def test_equal_scores_are_ties_whatever_the_rounding():
     """3 × 0.1 is 0.30000000000000004 to a computer, which once put one of two equal answers first."""
-    weights = dict.fromkeys(widgets.DEFAULTS, 0.0) | {"grounding": 0.1, "reasoning": 0.3}
+    weights = dict.fromkeys(widgets.DEFAULT_WEIGHTS, 0.0) | {"grounding": 0.1, "reasoning": 0.3}
     totals = rule_ranking.weighted_sum(np.array([[3, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0.0]]), weights)
     assert totals[0] == totals[1] == 0.3
     assert ">1</td>" in widgets.ranking_table(["a", "b"], np.zeros((2, 6)), totals, np.ones(2))
@@ -90,10 +90,10 @@ def test_truth_and_pairs_by_hand():
 def test_agreement_by_hand():
     pairs = np.array([[0, 1], [0, 2], [1, 2], [3, 4]])
     totals = np.array([1.0, 0.5, 1.0, 0.2, 0.9])  # right, tie, wrong, wrong: 1.5 of 4
-    share = rule_ranking.agreement(totals, pairs)
+    share = rule_ranking.pair_agreement(totals, pairs)
     assert share.value == 1.5 / 4 and share.n == 4 and share.low < share.value < share.high
-    assert rule_ranking.agreement(-totals, pairs).value == 1 - share.value
-    assert rule_ranking.agreement(totals, np.zeros((0, 2), dtype=int)) is None
+    assert rule_ranking.pair_agreement(-totals, pairs).value == 1 - share.value
+    assert rule_ranking.pair_agreement(totals, np.zeros((0, 2), dtype=int)) is None
 
 
 def test_rank_correlation_by_hand_and_with_ties_as_scipy_has_it():
@@ -112,7 +112,7 @@ def test_every_resample_has_the_correlation_that_scipy_gives_it():
     totals, truth = draw.integers(0, 4, len(of)).astype(float), draw.integers(0, 3, len(of)) / 2
     drawn = rule_ranking.draw_records(12, draws=50)
     assert drawn.shape == (50, 12) and (drawn.sum(axis=1) == 12).all() and len(np.unique(drawn, axis=0)) > 40
-    found = rule_ranking.resampled_spearman(totals, answers(of, truth), drawn)
+    found = rule_ranking.spearman_resamples(totals, answers(of, truth), drawn)
     for counts, value in zip(drawn.astype(int), found, strict=True):
         rows = [i for place, times in enumerate(counts) for _ in range(times) for i in np.flatnonzero(of == place)]
         assert value == pytest.approx(spearmanr(totals[rows], truth[rows]).statistic, abs=1e-12)
@@ -121,7 +121,7 @@ def test_every_resample_has_the_correlation_that_scipy_gives_it():
 def test_whole_records_are_drawn_not_answers():
     """Ten copies of one record's three answers say no more than one record does: every resample is the same."""
     of = np.repeat(np.arange(10), 3)
-    found = rule_ranking.resampled_spearman(
+    found = rule_ranking.spearman_resamples(
         np.tile([1.0, 2, 3], 10), answers(of, np.tile([1.0, 3, 2], 10)), rule_ranking.draw_records(10)
     )
     assert np.ptp(found) < 1e-12 and found[0] == pytest.approx(0.5)  # 1 − 6·2/(3·8)
@@ -145,10 +145,10 @@ def test_what_cannot_be_told_from_chance_is_said():
         "not defined": rule_ranking.Correlation(None, None, None, 20, 10),
     }
     for words, correlation in found.items():
-        text = widgets.summary(correlation, share, counts_known=False)
+        text = widgets.ranking_summary(correlation, share, counts_known=False)
         assert words in text and "0.500 [" in text and "(n = 10)" in text
         assert sum(other in text for other in list(found)[:3]) == (words in list(found)[:3])
-    assert "not equally true" in widgets.summary(found["not defined"], None, True)
+    assert "not equally true" in widgets.ranking_summary(found["not defined"], None, True)
 
 
 # The widget
@@ -180,7 +180,7 @@ def test_reset_measures_once_and_forgets_nothing(play, monkeypatch):
     calls = []
     monkeypatch.setattr(widgets, "correlate", lambda *given: calls.append(given) or first["correlation"])
     playground.reset.click()
-    assert len(calls) == 1 and playground.state == first and playground.weights == widgets.DEFAULTS
+    assert len(calls) == 1 and playground.state == first and playground.weights == widgets.DEFAULT_WEIGHTS
 
 
 def test_rules_are_asked_once(play, monkeypatch):
@@ -241,18 +241,19 @@ def test_weights_are_there_when_the_cell_is_run_again(play, folder):
     assert not kept.exists(), "nothing was moved"
     playground.sliders["reasoning"].value = 1.2
     again = play([record(0)], kept=kept)
-    assert again.weights == widgets.DEFAULTS | {"reasoning": 1.2} and again.state == playground.state
+    assert again.weights == widgets.DEFAULT_WEIGHTS | {"reasoning": 1.2} and again.state == playground.state
     playground.reset.click()
-    assert json.loads(kept.read_text()) == widgets.DEFAULTS
+    assert json.loads(kept.read_text()) == widgets.DEFAULT_WEIGHTS
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"grounding": 1}', json.dumps(widgets.DEFAULTS | {"grounding": 2.1}), '{"grounding": "1"}']
+    "content",
+    ["{", "[]", '{"grounding": 1}', json.dumps(widgets.DEFAULT_WEIGHTS | {"grounding": 2.1}), '{"grounding": "1"}'],
 )
 def test_a_file_of_weights_that_is_none_is_told(play, folder, content):
     (folder / "weights.json").write_text(content)
     playground = play([record(0)], kept=folder / "weights.json")
-    assert "weights.json" in playground.state["message"] and playground.weights == widgets.DEFAULTS
+    assert "weights.json" in playground.state["message"] and playground.weights == widgets.DEFAULT_WEIGHTS
     assert (folder / "weights.json").read_text() == content
     playground.sliders["reasoning"].value = 1.0
     assert playground.state["message"] == "" and widgets.read_weights(folder / "weights.json")["reasoning"] == 1.0

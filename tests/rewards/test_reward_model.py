@@ -18,7 +18,7 @@ from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.files import ROOT, UsageError
 from helpers.models.heads import HEADS, fused_layers
 from helpers.rewards import reward_model
-from helpers.rewards.reward_model import head_hash, hits, pair_gaps, score_records
+from helpers.rewards.reward_model import head_hash, pair_gaps, pair_hits, score_records
 from helpers.statistics import proportion
 from helpers.training.reward import OBJECTIVES, RewardTrainer, losses_of
 
@@ -47,7 +47,7 @@ def made(number, choose, folder):
 
 
 def trainer(model, records, settings=QUICK, seed=0, **options):
-    reward = reward_model.create(*model, settings, seed)
+    reward = reward_model.new_reward_model(*model, settings, seed)
     return RewardTrainer(reward, PATH, records, (PATH, records[:8]), settings, seed, **options)
 
 
@@ -91,7 +91,7 @@ def test_training_moves_adapter_and_head_and_nothing_else(records):
     assert all(not torch.equal(value, start[name]) for name, value in weights(run.reward).items())
     after = dict(policy.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in before.items()), "base and policy stay as they are"
-    assert policy.active_adapter == models.POLICY
+    assert policy.active_adapter == models.POLICY_ADAPTER
     assert [n for n, p in policy.named_parameters() if p.requires_grad] == [n for n in before if ".default." in n]
     with run.reward.active():
         assert policy.active_adapter == "reward"
@@ -99,7 +99,7 @@ def test_training_moves_adapter_and_head_and_nothing_else(records):
 
 def test_a_head_that_is_not_there():
     with pytest.raises(UsageError, match=r"unknown head 'deep': choose from linear, mlp, fusion"):
-        reward_model.create(*models.load_model("tiny"), dataclasses.replace(QUICK, head="deep"))
+        reward_model.new_reward_model(*models.load_model("tiny"), dataclasses.replace(QUICK, head="deep"))
 
 
 def test_the_image_changes_the_score_and_the_text_only_twin_has_none(records):
@@ -108,13 +108,13 @@ def test_the_image_changes_the_score_and_the_text_only_twin_has_none(records):
     own = score_records(run.reward, PATH, records[:4])
     grey = [[Image.new("RGB", (112, 112), "grey")]] * 4
     assert (flat(own) - flat(score_records(run.reward, PATH, records[:4], grey))).abs().max() > 1e-3
-    twin = reward_model.create(*models.load_model("tiny"), QUICK, sees_images=False)
+    twin = reward_model.new_reward_model(*models.load_model("tiny"), QUICK, sees_images=False)
     blind = [score_records(twin, PATH, records[:4], images) for images in (None, grey)]
     assert blind[0] == blind[1]
 
 
 def test_scores_do_not_depend_on_the_batch(records):
-    reward = reward_model.create(*models.load_model("tiny"), QUICK)
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), QUICK)
     together, alone = (score_records(reward, PATH, records[:9], batch_size=size) for size in (9, 1))
     assert_close(flat(together), flat(alone), rtol=1e-4, atol=1e-6)
 
@@ -131,8 +131,8 @@ def test_every_head_on_every_architecture(name, head, records, tmp_path):
     assert all(np.isfinite(row["loss"]) for row in run.run.log)
     assert any(not torch.equal(value, start[name]) for name, value in weights(run.reward).items())
     scores = score_records(run.reward, PATH, records[:3])
-    folder = reward_model.save(run.reward, tmp_path / "reward", settings)
-    again = score_records(reward_model.load(*build(name), folder), PATH, records[:3])
+    folder = reward_model.save_reward_model(run.reward, tmp_path / "reward", settings)
+    again = score_records(reward_model.load_reward_model(*build(name), folder), PATH, records[:3])
     assert_close(flat(again), flat(scores), rtol=1e-5, atol=1e-6)
 
 
@@ -154,7 +154,7 @@ def test_a_new_process_gives_the_same_scores(records, tmp_path):
     run = trainer(models.load_model("tiny"), records)
     run.train()
     scores = score_records(run.reward, PATH, records[:6])
-    folder = reward_model.save(run.reward, tmp_path / "reward", QUICK, {"accuracy": 0.9})
+    folder = reward_model.save_reward_model(run.reward, tmp_path / "reward", QUICK, {"accuracy": 0.9})
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
     about = json.loads((folder / "about.json").read_text())
     assert about["head_hash"] == head_hash(run.reward) and about["accuracy"] == 0.9
@@ -169,20 +169,20 @@ def test_a_new_process_gives_the_same_scores(records, tmp_path):
         rtol=1e-5,
         atol=1e-5,
     )
-    other = reward_model.create(*models.load_model("tiny"), QUICK, seed=1)
+    other = reward_model.new_reward_model(*models.load_model("tiny"), QUICK, seed=1)
     assert head_hash(other) != about["head_hash"]
 
 
 def test_a_folder_that_does_not_fit_is_an_error(tmp_path):
     model = models.load_model("tiny")
     with pytest.raises(UsageError, match="holds no reward model"):
-        reward_model.load(*model, tmp_path)
-    reward = reward_model.create(*model, QUICK)
-    folder = reward_model.save(reward, tmp_path / "reward", QUICK)
+        reward_model.load_reward_model(*model, tmp_path)
+    reward = reward_model.new_reward_model(*model, QUICK)
+    folder = reward_model.save_reward_model(reward, tmp_path / "reward", QUICK)
     about = json.loads((folder / "about.json").read_text())
     (folder / "about.json").write_text(json.dumps(about | {"head_hash": "0"}))
     with pytest.raises(UsageError, match=r"is not the head that about.json speaks of"):
-        reward_model.load(*models.load_model("tiny"), folder)
+        reward_model.load_reward_model(*models.load_model("tiny"), folder)
 
 
 # --- training ----------------------------------------------------------------------------------------
@@ -273,9 +273,9 @@ def test_made_up_pairs_are_learnt_and_random_labels_are_not(tmp_path):
     settings = dataclasses.replace(QUICK, epochs=3, batch_size=16)
     for choose, learnt in ((lambda i: 0, True), (lambda i: np.random.default_rng([7, i]).integers(2), False)):
         path, rows = made(300, choose, tmp_path)
-        reward = reward_model.create(*models.load_model("tiny"), settings)
+        reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
         RewardTrainer(reward, path, rows[:200], (path, rows[:20]), settings).train()
-        found = hits(pair_gaps(rows[200:], score_records(reward, path, rows[200:])))
+        found = pair_hits(pair_gaps(rows[200:], score_records(reward, path, rows[200:])))
         share = proportion(found.sum(), len(found))
         assert share.value > 0.95 if learnt else share.low < 0.5 < share.high
 
@@ -294,7 +294,7 @@ def test_margins_smoothing_and_centring_reach_the_loss(records):
 
 def test_records_without_a_pair_are_left_out_and_an_error_if_there_are_no_others(records):
     tied = [record.model_copy(update={"ranking": None}) for record in records[:3]]
-    reward = reward_model.create(*models.load_model("tiny"), QUICK)
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), QUICK)
     mixed = RewardTrainer(reward, PATH, [*tied, *records[3:8]], (PATH, [*tied, *records[8:10]]), QUICK)
     assert mixed.records == records[3:8] and mixed.held_out[1] == records[8:10]
     assert np.isfinite(mixed.train().evaluations[-1]["loss"])

@@ -4,8 +4,15 @@ from PIL import Image
 
 from helpers.data.preferences import PreferenceRecord, image_paths
 from helpers.files import UsageError
-from helpers.rewards.reward_model import hits, pair_gaps
-from helpers.rewards.reward_report import RewardReport, calibration_error, other_images, paired_p, rule_scores, swapped
+from helpers.rewards.reward_model import pair_gaps, pair_hits
+from helpers.rewards.reward_report import (
+    RewardReport,
+    calibration_error,
+    other_images,
+    paired_p,
+    rule_scores,
+    swap_answers,
+)
 
 
 def record(number, texts, ranking, origins=None):
@@ -32,7 +39,7 @@ SCORES = [[2.0, 0.0], [1.0, 1.0], [0.0, 1.0, -1.0], [0.0, 3.0]]  # gaps 2, 0, âˆ
 
 def test_gaps_and_hits_by_hand():
     gaps = pair_gaps(RECORDS, SCORES)
-    assert gaps.tolist() == [2, 0, -1, 1, 3] and hits(gaps).tolist() == [1, 0.5, 0, 1, 1]
+    assert gaps.tolist() == [2, 0, -1, 1, 3] and pair_hits(gaps).tolist() == [1, 0.5, 0, 1, 1]
     with pytest.raises(UsageError, match="not one for each answer"):
         pair_gaps(RECORDS, SCORES[:3])
 
@@ -133,7 +140,7 @@ def test_other_images_are_never_the_own_ones(tmp_path):
 
 
 def test_swapped_keeps_what_is_better():
-    for before, after in zip(RECORDS, swapped(RECORDS), strict=True):
+    for before, after in zip(RECORDS, swap_answers(RECORDS), strict=True):
         texts = [[sorted(r.answers[i].text for i in tier) for tier in r.ranking] for r in (before, after)]
         assert texts[0] == texts[1] and [a.text for a in after.answers] == [a.text for a in before.answers][::-1]
 

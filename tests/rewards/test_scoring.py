@@ -25,7 +25,7 @@ from trl.trainer.utils import get_callable_name
 
 from helpers.data.counting import count_answer, count_question
 from helpers.files import ROOT, UsageError
-from helpers.rewards.heuristic import RULES, content_words, mentions, stated_counts
+from helpers.rewards.heuristic import HEURISTIC_RULES, content_words, is_mentioned, stated_counts
 from helpers.rewards.scoring import (
     SCORERS,
     Score,
@@ -33,11 +33,11 @@ from helpers.rewards.scoring import (
     count_graded,
     count_per_class,
     exact_match,
-    for_grpo,
-    heuristic,
+    grpo_reward_function,
+    heuristic_scorer,
     normalise,
     vqa_accuracy,
-    weighted,
+    weighted_scorer,
 )
 from helpers.rewards.similarity import cosine_scorer, load_clip, sentence_embedder, text_embedder, tfidf_embedder
 
@@ -46,7 +46,7 @@ QUESTION = count_question(list(TRUTH))
 
 
 def part(name, answer, facts=None, question=""):
-    return heuristic()(None, question, answer, facts).parts[name]
+    return heuristic_scorer()(None, question, answer, facts).parts[name]
 
 
 # --- words ---
@@ -71,7 +71,7 @@ def part(name, answer, facts=None, question=""):
     ],
 )
 def test_names_are_whole_words_with_or_without_plural(text, name, expected):
-    assert mentions(text, name) is expected
+    assert is_mentioned(text, name) is expected
 
 
 letters = st.text("abcdfghjklmnpqrtuvwyzäéж", min_size=3, max_size=8)  # without the letters of plural endings
@@ -80,8 +80,8 @@ letters = st.text("abcdfghjklmnpqrtuvwyzäéж", min_size=3, max_size=8)  # with
 @given(letters, letters)
 def test_a_word_is_found_between_boundaries_and_nowhere_else(word, other):
     for text in (word, f"one {word}, two", f"({word.upper()})", f"{word}s", f"{other} {word}."):
-        assert mentions(text, word)
-    assert not mentions(other + word, word) and not mentions(word + other, word)
+        assert is_mentioned(text, word)
+    assert not is_mentioned(other + word, word) and not is_mentioned(word + other, word)
 
 
 def test_content_words():
@@ -97,7 +97,7 @@ def test_content_words():
 
 def test_a_score_is_a_number_and_says_where_it_comes_from():
     # 0.1 (cars) + 0.5 (because) − 1 (5 is not 2)
-    score = heuristic()(None, "How many cars?", "5 cars, because I say it.", {"cars": 2})
+    score = heuristic_scorer()(None, "How many cars?", "5 cars, because I say it.", {"cars": 2})
     assert float(score) == score.total == pytest.approx(-0.4)
     assert {name: value for name, value in score.parts.items() if value} == {
         "grounding": 0.1,
@@ -129,22 +129,22 @@ def test_copying_the_question_scores():
     """The heuristic rewards an answer that says nothing: a copy beats a true answer in one word."""
     question = "Is the red car in front of the white house?"
     # red, car, front, white, house
-    assert heuristic()(None, question, question).total == pytest.approx(0.5)
-    assert heuristic()(None, question, "Yes.").total == 0
+    assert heuristic_scorer()(None, question, question).total == pytest.approx(0.5)
+    assert heuristic_scorer()(None, question, "Yes.").total == 0
 
 
 def test_the_image_makes_no_difference():
-    score = heuristic()
+    score = heuristic_scorer()
     images = (None, Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "white"))
     assert len({score(image, QUESTION, count_answer(TRUTH), TRUTH).total for image in images}) == 1
 
 
 counts = st.fixed_dictionaries({name: st.integers(0, 9) for name in TRUTH})
-CONTRADICTIONS = [rule.name for rule in RULES if rule.weight < 0]
+CONTRADICTIONS = [rule.name for rule in HEURISTIC_RULES if rule.weight < 0]
 
 
 def contradictions(answer, facts=None, question=""):
-    parts = heuristic()(None, question, answer, facts).parts
+    parts = heuristic_scorer()(None, question, answer, facts).parts
     return {name for name in CONTRADICTIONS if parts[name]}
 
 
@@ -240,17 +240,17 @@ def test_stated_counts():
 
 
 def test_weights_are_replaced_by_name():
-    score = heuristic({"reasoning": 3, "grounding": 0})
+    score = heuristic_scorer({"reasoning": 3, "grounding": 0})
     assert score(None, "How many cars?", "cars, so", None).total == 3
-    assert heuristic({"wrong_count": -0.25})(None, "", "1 car", FACTS).total == pytest.approx(0.1 - 0.25)
+    assert heuristic_scorer({"wrong_count": -0.25})(None, "", "1 car", FACTS).total == pytest.approx(0.1 - 0.25)
     with pytest.raises(ValueError, match=r"no rule is called logic\. Choose from grounding, reasoning, wrong_count"):
-        heuristic({"logic": 1})
+        heuristic_scorer({"logic": 1})
 
 
 def test_the_table_of_rules():
-    weights = {rule.name: rule.weight for rule in RULES}
+    weights = {rule.name: rule.weight for rule in HEURISTIC_RULES}
     assert weights == {"grounding": 0.1, "reasoning": 0.5} | dict.fromkeys(CONTRADICTIONS, -1.0)
-    assert all(rule.description.endswith(".") and "\n" not in rule.description for rule in RULES)
+    assert all(rule.description.endswith(".") and "\n" not in rule.description for rule in HEURISTIC_RULES)
 
 
 classes = st.dictionaries(st.text(min_size=1, max_size=6), st.integers(0, 12), max_size=3)
@@ -260,9 +260,9 @@ texts = st.text(max_size=40) | st.lists(pieces).map(" ".join)
 
 @given(texts, texts, st.none() | classes | texts | st.lists(texts))
 def test_no_text_breaks_the_heuristic(question, answer, facts):
-    score = heuristic()(None, question, answer, facts)
+    score = heuristic_scorer()(None, question, answer, facts)
     assert score.total == sum(score.parts.values()) and np.isfinite(score.total)
-    assert set(score.parts) == {rule.name for rule in RULES}
+    assert set(score.parts) == {rule.name for rule in HEURISTIC_RULES}
 
 
 # --- counts ---
@@ -530,25 +530,25 @@ def test_weighted_sums_by_hand(clip_folder):
     clip, cosine = load_clip(clip_folder), cosine_scorer(tfidf_embedder(["red", "car"]))
     image = next(noise(seed) for seed in range(9) if clip(noise(seed), "", "red").total > 0)
     alone = clip(image, "", "red").total
-    both = weighted({cosine: 0.7, clip: 0.3})
+    both = weighted_scorer({cosine: 0.7, clip: 0.3})
     score = both(image, "", "red", "red")  # cosine of a text with itself: 1
     assert score.parts == pytest.approx({"cosine": 0.7, "clip": 0.3 * alone})
     assert score.total == pytest.approx(0.7 + 0.3 * alone) and both.__name__ == "cosine+clip"
 
 
 def test_weighted_names():
-    strict = heuristic({"reasoning": 0})
-    both = weighted([("lenient", heuristic(), 1), ("strict", strict, -2)])
+    strict = heuristic_scorer({"reasoning": 0})
+    both = weighted_scorer([("lenient", heuristic_scorer(), 1), ("strict", strict, -2)])
     assert both(None, "car?", "a car, so", None).parts == pytest.approx({"lenient": 0.6, "strict": -0.2})
-    for scorers in ({heuristic(): 1, strict: 1}, [], {}):
+    for scorers in ({heuristic_scorer(): 1, strict: 1}, [], {}):
         with pytest.raises(UsageError, match="scorers: the names"):
-            weighted(scorers)
+            weighted_scorer(scorers)
 
 
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), texts)
 def test_parts_sum_to_the_total(weights, answer):
-    scorers = [heuristic(), count_exact, count_per_class, count_graded]
-    score = weighted(dict(zip(scorers, weights, strict=True)))(None, QUESTION, answer, TRUTH)
+    scorers = [heuristic_scorer(), count_exact, count_per_class, count_graded]
+    score = weighted_scorer(dict(zip(scorers, weights, strict=True)))(None, QUESTION, answer, TRUTH)
     assert score.total == sum(score.parts.values()) and isinstance(score, Score)
 
 
@@ -617,7 +617,9 @@ def test_trl_calls_a_scorer_with_chat_messages_and_images():
         [{"role": "assistant", "content": [{"type": "text", "text": "2 buses"}]}],
     ]
     spy, calls = recording()
-    rewards, names = trl_rewards([for_grpo(spy), for_grpo(count_exact)], inputs, prompts, completions)
+    rewards, names = trl_rewards(
+        [grpo_reward_function(spy), grpo_reward_function(count_exact)], inputs, prompts, completions
+    )
     assert names == ["recorded", "count_exact"]
     assert rewards.tolist() == [[1, 1], [2, 0]]
     assert calls == [
@@ -629,7 +631,7 @@ def test_trl_calls_a_scorer_with_chat_messages_and_images():
 def test_trl_calls_a_scorer_with_plain_texts():
     inputs = [{"prompt": "Colour?", "reference": "green"}, {"prompt": "Colour?", "reference": "red"}]
     spy, calls = recording()
-    functions = [for_grpo(exact_match, facts_column="reference"), for_grpo(spy)]
+    functions = [grpo_reward_function(exact_match, facts_column="reference"), grpo_reward_function(spy)]
     rewards, names = trl_rewards(functions, inputs, ["Colour?"] * 2, ["Green.", "Green."])
     assert rewards[:, 0].tolist() == [1, 0] and names == ["exact_match", "recorded"]
     assert calls == [(None, "Colour?", "Green.", None)] * 2  # no column of images or truth
@@ -638,7 +640,7 @@ def test_trl_calls_a_scorer_with_plain_texts():
 def test_grpo_images_and_empty_answers():
     image = noise(1)
     spy, calls = recording()
-    reward = for_grpo(spy)
+    reward = grpo_reward_function(spy)
     ask, say = [{"role": "user", "content": "?"}], [{"role": "assistant", "content": None}]
     assert reward(prompts=[ask] * 2, completions=[say, []], image=[image, None]) == [1.0, 2.0]
     assert reward(prompts=[ask] * 2, completions=[say] * 2, images=[None, []]) == [3.0, 4.0]
@@ -646,4 +648,4 @@ def test_grpo_images_and_empty_answers():
     with pytest.raises(UsageError, match="row 1 of the batch has 2 images"):
         reward(prompts=[ask] * 2, completions=[say] * 2, images=[[image], [image, image]])
     with pytest.raises(UsageError, match="name the column"):
-        for_grpo(count_exact)(prompts=[ask], completions=[say])
+        grpo_reward_function(count_exact)(prompts=[ask], completions=[say])

@@ -110,7 +110,7 @@ def test_what_is_put_together_is_in_the_order_of_the_items(monkeypatch):
         num_processes, process_index = 2, 0
 
     monkeypatch.setattr(processes, "gather_object", lambda own: [*own, (1, "b"), (3, "d")])
-    assert processes.put_together(Process(), ["a", "c"]) == ["a", "b", "c", "d"]
+    assert processes.gather_in_order(Process(), ["a", "c"]) == ["a", "b", "c", "d"]
 
 
 def test_split_weights_are_refused_where_the_whole_model_is_needed(monkeypatch):

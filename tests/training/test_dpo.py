@@ -29,7 +29,7 @@ def make(pairs_dataset, tmp_path):
         base, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **changes)
         options = {"output_dir": tmp_path} | options
-        return dpo.make_trainer(model or base, processor, dataset or pairs_dataset, settings, **options)
+        return dpo.dpo_trainer(model or base, processor, dataset or pairs_dataset, settings, **options)
 
     return build
 
@@ -60,7 +60,7 @@ def test_an_unknown_preset_is_a_one_line_error():
 def test_training_moves_the_adapter_and_nothing_else(make):
     trainer = make()
     before = state(trainer.model)
-    run = dpo.train(trainer)
+    run = dpo.train_dpo(trainer)
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
         assert not parameter.requires_grad or parameter.dtype == torch.float32
@@ -70,14 +70,14 @@ def test_training_moves_the_adapter_and_nothing_else(make):
 
 def test_the_reference_is_the_base_and_no_second_adapter_is_kept(make):
     trainer = make()
-    assert list(trainer.model.peft_config) == [models.POLICY] and trainer.ref_model is None
+    assert list(trainer.model.peft_config) == [models.POLICY_ADAPTER] and trainer.ref_model is None
     assert not any(".ref." in name for name, _ in trainer.model.named_parameters())
 
 
 def test_going_on_with_an_adapter_keeps_its_weights_and_makes_them_the_reference(make):
     """TRL rounds the adapter of a quantised model to bf16; a second round would start from a rounded first."""
     first = make()
-    dpo.train(first)
+    dpo.train_dpo(first)
     trained = state(first.model)
     second = make(model=first.model)
     after = state(second.model)
@@ -89,7 +89,7 @@ def test_going_on_with_an_adapter_keeps_its_weights_and_makes_them_the_reference
     second.model.eval()
     margins = second.compute_loss(second.model, batch_of(second, range(4)))
     assert margins.item() != 0 and second._metrics["eval"]["rewards/margins"][-1] == pytest.approx(0, abs=1e-5)
-    run = dpo.train(second)
+    run = dpo.train_dpo(second)
     assert abs(run.log[-1]["rewards/margins"]) > 0
     for name, copy_ in second.model.named_parameters():
         assert ".ref." not in name or torch.equal(copy_, trained[name.replace(".ref.", ".default.")])
@@ -109,7 +109,7 @@ def test_ten_steps_log_what_stock_trl_logs(make):
     for name, trainer in (("stock", stock), ("ours", ours)):
         layer = trainer.model.get_base_model().get_decoder().layers[0]
         layer.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
-    logs = [dpo.train(trainer).log for trainer in (stock, ours)]
+    logs = [dpo.train_dpo(trainer).log for trainer in (stock, ours)]
     same = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected",
             "rewards/accuracies", "entropy", "mean_token_accuracy", "logits/chosen", "grad_norm")  # fmt: skip
     for step, (theirs, own) in enumerate(zip(*logs, strict=True)):
@@ -145,7 +145,7 @@ def test_the_pure_losses_are_trls(make):
     with torch.no_grad():
         logits = trainer.model(**inputs).logits
         policy = completion_logps(logits, batch["input_ids"], batch["completion_mask"]).chunk(2)
-        with models.adapter_off(trainer.model):
+        with models.disable_adapters(trainer.model):
             other = trainer.model(**inputs).logits
             reference = completion_logps(other, batch["input_ids"], batch["completion_mask"]).chunk(2)
     lengths = batch["completion_mask"].sum(1).chunk(2)
@@ -178,7 +178,7 @@ def test_our_log_probabilities_are_those_of_trls_batch(make, pairs_dataset):
 def test_the_vision_tower_runs_once_an_image_and_the_reference_once_a_pair(make, tmp_path):
     trainer = make(steps=12, cache=tmp_path / "cache")
     images = len({row["images"][0].tobytes() for row in trainer.train_dataset})
-    dpo.train(trainer)
+    dpo.train_dpo(trainer)
     store, features = trainer.data_collator.reference, trainer.data_collator.features
     assert features.computed == images < len(trainer.train_dataset) == len(store) == 32
     again = make(cache=tmp_path / "cache")
@@ -194,7 +194,7 @@ def test_kept_figures_are_those_of_the_reference(make):
     off_zero(trainer.model)
     batch = batch_of(trainer, range(8))
     kept = trainer._reference(batch)
-    with torch.no_grad(), models.adapter_off(trainer.model):
+    with torch.no_grad(), models.disable_adapters(trainer.model):
         logits = trainer.forward(trainer.model, batch)
     assert_close(kept.T.flatten(), completion_logps(logits, batch["input_ids"], batch["completion_mask"]))
     assert torch.equal(trainer._reference(batch), kept)
@@ -223,15 +223,15 @@ def test_a_stale_cache_is_never_read(make, tmp_path, pairs_dataset):
 
     base, processor = models.load_model("tiny")
     processor.image_processor.size["longest_edge"] //= 4
-    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
     base, processor = models.load_model("tiny")
     processor.chat_template = processor.chat_template.replace("You are", "You were").replace("user", "user ")
-    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
     base, processor = models.load_model("tiny")
     base.get_decoder().norm.weight.data[0] += 1e-3
-    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
     base, processor = models.load_model("tiny", four_bit=False)
-    assert not found(dpo.make_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
     trained = make(cache=cache)
     off_zero(trained.model)
     assert not found(make(model=trained.model, cache=cache))
@@ -306,14 +306,14 @@ def test_gradient_checkpointing_changes_nothing(make):
     weights = []
     for checkpointing in (True, False):
         trainer = make(gradient_checkpointing=checkpointing, steps=2)
-        dpo.train(trainer)
+        dpo.train_dpo(trainer)
         assert trainer.model.get_base_model().model.is_gradient_checkpointing == checkpointing
         weights.append(state(trainer.model))
     assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-6)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(make, tmp_path):
-    whole = dpo.train(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "whole"))
+    whole = dpo.train_dpo(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "whole"))
 
     class Killed(Exception):
         pass
@@ -326,14 +326,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(make, tmp_path):
     trainer = make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed")
     trainer.add_callback(Kill())
     with pytest.raises(Killed):
-        dpo.train(trainer)
+        dpo.train_dpo(trainer)
     (tmp_path / "killed" / "checkpoint-6").mkdir()  # of a run that was killed while it wrote
-    resumed = dpo.train(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed"), resume=True)
+    resumed = dpo.train_dpo(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed"), resume=True)
     assert [row["loss"] for row in resumed.log] == [row["loss"] for row in whole.log]
 
 
 def test_resume_without_a_checkpoint_starts_at_the_beginning(make):
-    assert len(dpo.train(make(steps=2), resume=True).log) == 2
+    assert len(dpo.train_dpo(make(steps=2), resume=True).log) == 2
 
 
 @pytest.fixture(scope="module")
@@ -377,14 +377,14 @@ def test_mdpo_is_the_sum_of_its_three_terms(make, spoilt_dataset):
 
 def test_mdpo_trains_and_logs_the_image_terms(make, spoilt_dataset):
     trainer = make(dataset=spoilt_dataset, image_weight=1.0, anchor_weight=1.0, steps=10, batch_size=4)
-    log = dpo.train(trainer).log
+    log = dpo.train_dpo(trainer).log
     assert log[-1]["image/margins"] > log[0]["image/margins"] == pytest.approx(0, abs=1e-5)
 
 
 def test_mdpo_without_spoilt_images_is_refused(make):
     trainer = make(image_weight=1.0)
     with pytest.raises(UsageError, match=r"negative_images.*add_image_negatives"):
-        dpo.train(trainer)
+        dpo.train_dpo(trainer)
     with pytest.raises(UsageError, match="image_weight and anchor_weight need one row per image"):
         make(image_weight=1.0, packed=False)
 
@@ -422,12 +422,12 @@ def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):
     model, processor = models.load_model("tiny")
     settings = dataclasses.replace(SETTINGS, steps=25, batch_size=4, sft_weight=0.0, learning_rate=1e-3)
     four = pairs_dataset.select(range(4))
-    trainer = dpo.make_trainer(model, processor, four, settings, output_dir=tmp_path)
-    run = dpo.train(trainer)
+    trainer = dpo.dpo_trainer(model, processor, four, settings, output_dir=tmp_path)
+    run = dpo.train_dpo(trainer)
     assert run.log[-1]["loss"] < 0.1
     assert evaluate_pairs(trainer.model, processor, four).accuracy.value == 1
 
 
 def test_the_same_seed_gives_the_same_run(make):
-    first, second = (dpo.train(make()).log for _ in range(2))
+    first, second = (dpo.train_dpo(make()).log for _ in range(2))
     assert [row["loss"] for row in first] == pytest.approx([row["loss"] for row in second], abs=1e-6)

@@ -21,11 +21,11 @@ from helpers.data.preferences import read_records
 from helpers.files import ROOT, UsageError
 from helpers.models.shared_prefix import answer_logps
 from helpers.rewards import reward_model
-from helpers.rewards.scoring import count_exact, count_graded, make_scorer, weighted
+from helpers.rewards.scoring import count_exact, count_graded, make_scorer, weighted_scorer
 from helpers.training import checkpoint as ppo_checkpoint
-from helpers.training.actor_critic import CRITIC
-from helpers.training.ppo import PolicyTrainer
-from helpers.training.rollout import shown, tasks_of
+from helpers.training.actor_critic import CRITIC_ADAPTER
+from helpers.training.ppo import PPOTrainer
+from helpers.training.rollout import render_tasks, tasks_of
 
 PATH = TRAFFIC / "preferences_train.jsonl"
 RECORDS = read_records(PATH)[:32]
@@ -35,9 +35,9 @@ SMALL = dataclasses.replace(
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 
 
-def trainer(settings=SMALL, score=count_graded, model=None, **options) -> PolicyTrainer:
+def trainer(settings=SMALL, score=count_graded, model=None, **options) -> PPOTrainer:
     base, processor = models.load_model("tiny")
-    return PolicyTrainer(model or base, processor, tasks_of(PATH, RECORDS), score, settings, **options)
+    return PPOTrainer(model or base, processor, tasks_of(PATH, RECORDS), score, settings, **options)
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ def test_adapter_and_critic_move_and_the_base_stays(own):
     row = run.iterate()
     changed = moved(run, before)
     assert any(".default." in name for name in changed) and any(name.startswith("critic.") for name in changed)
-    assert own == any(f".{CRITIC}." in name for name in changed)
+    assert own == any(f".{CRITIC_ADAPTER}." in name for name in changed)
     assert all(name.startswith("critic.") or "lora_" in name for name in changed)
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5) and row["grad_norm/critic"] > 0
 
@@ -81,17 +81,19 @@ def test_one_base_serves_all_roles():
     base, processor = models.load_model("tiny")
     before = {p.data_ptr() for p in base.parameters()}
     policy = models.add_adapter(base, SMALL.lora)
-    reward = reward_model.create(policy, processor, RewardSettings())
+    reward = reward_model.new_reward_model(policy, processor, RewardSettings())
     settings = dataclasses.replace(SMALL, critic_adapter=True)
-    run = PolicyTrainer(policy, processor, tasks_of(PATH, RECORDS), reward_model.as_scorer(reward), settings)
+    run = PPOTrainer(policy, processor, tasks_of(PATH, RECORDS), reward_model.as_scorer(reward), settings)
     assert run.actor.policy is run.model is reward.backbone is policy
     frozen = {name: p for name, p in policy.named_parameters() if "lora_" not in name}
     assert {p.data_ptr() for p in frozen.values()} == before
-    kept = {name: p.detach().clone() for name, p in policy.named_parameters() if f".{reward_model.REWARD}." in name}
+    kept = {
+        name: p.detach().clone() for name, p in policy.named_parameters() if f".{reward_model.REWARD_ADAPTER}." in name
+    }
     kept |= {name: p.detach().clone() for name, p in frozen.items()}
     run.iterate()
     assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters() if name in kept)
-    assert policy.active_adapter == models.POLICY
+    assert policy.active_adapter == models.POLICY_ADAPTER
 
 
 @pytest.mark.parametrize("advantages", ["gae", "rloo", "grpo"])
@@ -116,7 +118,7 @@ def test_three_log_probabilities():
     run.iteration = 1
     experience = run.experience(run.sample())
     packed = run.packed(experience.rollout)
-    with torch.no_grad(), models.adapter_off(run.model):
+    with torch.no_grad(), models.disable_adapters(run.model):
         base = answer_logps(run.model, packed)
     assert_close(experience.reference, base, rtol=1e-4, atol=1e-4)  # image tokens are left out of ours: 1e-5
     assert (experience.old - experience.reference).abs().max() > 0.01
@@ -288,7 +290,7 @@ def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
     before, tasks = weights(run), tasks_of(PATH, RECORDS[:8])
     history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, size=4)
     assert len(history) == 40 and np.mean(history[-4:]) < 0.7 * np.mean(history[:4])
-    assert all(name.startswith("critic.") or f".{CRITIC}." in name for name in moved(run, before))
+    assert all(name.startswith("critic.") or f".{CRITIC_ADAPTER}." in name for name in moved(run, before))
     with pytest.raises(UsageError, match="critic_adapter=True"):
         trainer().warm_up_critic(tasks, [["No."]] * 8)
 
@@ -333,17 +335,17 @@ def test_the_kl_controller_follows_its_target():
 )
 def test_settings_that_cannot_work_are_refused(change, words, tiny):
     with pytest.raises(UsageError, match=words):
-        PolicyTrainer(*tiny, tasks_of(PATH, RECORDS), count_exact, dataclasses.replace(SMALL, **change))
+        PPOTrainer(*tiny, tasks_of(PATH, RECORDS), count_exact, dataclasses.replace(SMALL, **change))
 
 
 def test_a_reward_model_scores_as_it_does_on_records(tiny):
     """In batches, one by one, scaled, and within a sum."""
     base, processor = models.load_model("tiny")
-    reward = reward_model.create(base, processor, RewardSettings())
+    reward = reward_model.new_reward_model(base, processor, RewardSettings())
     records = RECORDS[:3]
     expected = [score for row in reward_model.score_records(reward, PATH, records) for score in row]
     tasks = tasks_of(PATH, records)
-    _, images = shown(processor, tasks)
+    _, images = render_tasks(processor, tasks)
     rows = [
         task.given(pictures, answer.text)
         for task, pictures, record in zip(tasks, images, records, strict=True)
@@ -353,7 +355,7 @@ def test_a_reward_model_scores_as_it_does_on_records(tiny):
     scaled = [(value - 1) / 2 for value in expected]
     assert [result.total for result in score.batch(rows)] == pytest.approx(scaled, abs=1e-4)
     assert [score(*row).total for row in rows] == pytest.approx(scaled, abs=1e-4)
-    both = weighted({score: 0.5, count_exact: 1.0}).batch(rows)
+    both = weighted_scorer({score: 0.5, count_exact: 1.0}).batch(rows)
     assert both[0].total == pytest.approx(0.5 * scaled[0] + count_exact(*rows[0]).total, abs=1e-4)
     assert both[0].parts.keys() == {"reward_model", "count_exact"}
 
@@ -404,10 +406,10 @@ def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
         trainer(dataclasses.replace(settings, clip=0.1), checkpoint=path).train()
     base, processor = models.load_model("tiny")
     with pytest.raises(UsageError, match="other data"):
-        PolicyTrainer(base, processor, tasks_of(PATH, RECORDS[:-1]), count_graded, settings, checkpoint=path).train()
+        PPOTrainer(base, processor, tasks_of(PATH, RECORDS[:-1]), count_graded, settings, checkpoint=path).train()
     base, processor = models.load_model("tiny", four_bit=False)
     with pytest.raises(UsageError, match="base model"):
-        PolicyTrainer(base, processor, tasks_of(PATH, RECORDS), count_graded, settings, checkpoint=path).train()
+        PPOTrainer(base, processor, tasks_of(PATH, RECORDS), count_graded, settings, checkpoint=path).train()
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match="cannot be read"):
         trainer(settings, checkpoint=path).train()
@@ -423,7 +425,7 @@ def test_a_run_goes_on_where_fewer_prompts_fit_at_once(tmp_path, capsys):
 
 def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     path = tmp_path / "run.pt"
-    ppo_checkpoint.save(path, {"identity": {}, "iteration": 1})
+    ppo_checkpoint.save_checkpoint(path, {"identity": {}, "iteration": 1})
 
     def broken(state, file):
         file.write_bytes(b"half")
@@ -431,8 +433,8 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch
 
     monkeypatch.setattr(torch, "save", broken)
     with pytest.raises(KeyboardInterrupt):
-        ppo_checkpoint.save(path, {"identity": {}, "iteration": 2})
-    assert ppo_checkpoint.load(path, {})["iteration"] == 1 and [*tmp_path.iterdir()] == [path]
+        ppo_checkpoint.save_checkpoint(path, {"identity": {}, "iteration": 2})
+    assert ppo_checkpoint.load_checkpoint(path, {})["iteration"] == 1 and [*tmp_path.iterdir()] == [path]
 
 
 SCRIPT = """

@@ -13,7 +13,7 @@ from helpers.files import UsageError
 from helpers.models.caches import ImageFeatures
 from helpers.models.generation import sample_ids
 from helpers.models.prompts import render
-from helpers.models.shared_prefix import answer_logps, pack, plain
+from helpers.models.shared_prefix import answer_logps, pack, pack_separately
 from helpers.rewards.scoring import Score, count_exact, make_scorer
 from helpers.training.rollout import Task, roll_out, tasks_of
 
@@ -56,7 +56,7 @@ def test_sampled_tokens_have_the_same_log_probabilities_in_both_layouts(name):
     answers = [ids[:2], ids[2:]]
     packed = pack(model, processor, prompts, IMAGES, answers, ImageFeatures(model, processor))
     for side in ("right", "left"):
-        rows = plain(processor, prompts, IMAGES, answers, side)
+        rows = pack_separately(processor, prompts, IMAGES, answers, side)
         assert [row[1:][mask[1:]].tolist() for row, mask in zip(rows.ids, rows.mask, strict=True)] == [
             i.tolist() for i in ids
         ]
@@ -129,7 +129,7 @@ def test_a_scorer_with_a_model_gets_all_answers_at_once(tiny, tasks):
 
 def test_image_tokens_are_never_sampled(tiny, tasks):
     model, processor = tiny
-    config = models.decoding(model, processor, 1.0)
+    config = models.generation_config(model, processor, 1.0)
     assert processor.image_token_id in config.suppress_tokens and config.top_k == 0 and config.top_p == 1.0
 
 

@@ -33,7 +33,7 @@ def experience() -> Experience:
 
 
 def test_figures_by_hand():
-    row = ppo_figures.describe(experience())
+    row = ppo_figures.experience_figures(experience())
     # tokens 3, 1, 2, 3; KL of 1 a token; returns: 3 × 1, 1 × 0, 5 × .5, of 9
     assert row["objective/scores"] == 0.5 and row["objective/truth"] == 0.25 and row["reward/exact"] == 0.75
     assert row["objective/kl"] == row["answers/tokens"] == 9 / 4 and row["tokens"] == 9
@@ -92,7 +92,7 @@ def test_tensorboard_gets_every_figure_or_is_named(tmp_path, monkeypatch):
 
 
 def test_the_panel_is_drawn_with_and_without_critic_truth_and_held_out_questions(tmp_path):
-    row = ppo_figures.describe(experience()) | ROW
+    row = ppo_figures.experience_figures(experience()) | ROW
     bare = {name: value for name, value in row.items() if name != "objective/truth"} | {"critic": 0.0}
     for log, shares in (([row, row], [(1, proportion(3, 8))]), ([bare], [])):
         figure = plots.policy_curves(log, 4, shares)

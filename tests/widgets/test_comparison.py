@@ -12,12 +12,12 @@ from shipped import TRAFFIC
 from helpers import models
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import question_for
-from helpers.evaluation.side_by_side import Spoken, read_gallery
+from helpers.evaluation.side_by_side import PolicyAnswer, read_gallery
 from helpers.files import UsageError
-from helpers.models.policies import SHIPPED, Policies, find_policies
+from helpers.models.policies import SHIPPED_POLICIES, Policies, find_policies
 from helpers.report.html import colored_tokens, comparison_table, gallery_html, mark_changes
 from helpers.rewards.scoring import make_scorer
-from helpers.widgets.comparison import TOKENS, Comparison, verdict
+from helpers.widgets.comparison import LIKELIER_TOKENS, Comparison, is_answer_right
 
 TRUTH = {"cars": 2, "motorcycles": 3, "buses": 0, "bicycles": 1}
 
@@ -97,7 +97,7 @@ def test_every_decoding_control_changes_what_is_asked(comparison):
 def test_figures_and_token_colours_are_those_of_the_answers(comparison):
     spoken = comparison.state["spoken"][1]
     assert f"log p {spoken.logp:.2f}" in comparison.answers.value and "KL to it" in comparison.answers.value
-    comparison.marks.value = TOKENS
+    comparison.marks.value = LIKELIER_TOKENS
     assert comparison.answers.value.count("<span title='log p") == sum(
         len(s.tokens) for s in comparison.state["spoken"]
     )
@@ -154,7 +154,7 @@ def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(policies, i
     lost = [replace(items[0], path=tmp_path / "gone.png"), items[1]]
     comparison = Comparison(policies, lost)
     assert "gone.png does not exist" in comparison.state["error"]
-    comparison.marks.value = TOKENS
+    comparison.marks.value = LIKELIER_TOKENS
     comparison.keep.click()
     assert "no answer to keep" in comparison.message.value and not read_gallery(artifacts / "gallery")
     comparison.item.value = 1
@@ -162,7 +162,7 @@ def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(policies, i
 
 
 def test_adapters_of_another_folder_join(comparison, tmp_path):
-    shutil.copytree(SHIPPED, tmp_path / "more" / "ppo" / "mine")
+    shutil.copytree(SHIPPED_POLICIES, tmp_path / "more" / "ppo" / "mine")
     before = comparison.state["answers"]
     comparison.folder.value = str(tmp_path / "more")
     assert "ppo/mine" in comparison.names.options and comparison.state["answers"] == before, "the choice stays"
@@ -184,8 +184,8 @@ def test_adapters_of_another_folder_join(comparison, tmp_path):
 )
 def test_verdicts(answer, question, expected):
     question = "Please count the cars, motorcycles, buses and bicycles you see." if question == "all" else question
-    assert verdict(answer, question, TRUTH) is expected
-    assert verdict(answer, question, None) is None
+    assert is_answer_right(answer, question, TRUTH) is expected
+    assert is_answer_right(answer, question, None) is None
 
 
 def test_changed_words_are_marked_and_markup_is_escaped():
@@ -196,7 +196,7 @@ def test_changed_words_are_marked_and_markup_is_escaped():
 
 def test_token_colours_grow_with_the_gain_and_do_not_speak_alone():
     """+3 nats: full green, 255 − 0.6·(255 − 46) = 130; −0.5 nats: a sixth of red, underlined."""
-    page = colored_tokens(Spoken("p", "a<b", [1, 2], ["a", "<b"], [-1, -1], [-4, -0.5], [0.1, 0.2], True))
+    page = colored_tokens(PolicyAnswer("p", "a<b", [1, 2], ["a", "<b"], [-1, -1], [-4, -0.5], [0.1, 0.2], True))
     assert "background:rgb(130,198,142);color:#1f2328;text-decoration:none" in page
     assert "text-decoration:underline dotted" in page and "&lt;b</span>" in page and "-0.50 against the base" in page
 

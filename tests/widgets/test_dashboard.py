@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from helpers.report import plots, run_logs
-from helpers.report.run_logs import STAGES, Run, find_runs, points, running_mean
+from helpers.report.run_logs import LOGGED_STAGES, LoggedRun, find_runs, points, running_mean
 from helpers.widgets import dashboard as widgets
 from helpers.widgets.dashboard import Dashboard
 
@@ -51,7 +51,7 @@ def folder(tmp_path):
 def quick(monkeypatch):
     """Instead of a picture, what it would be made of: drawing takes long where it is not what is tested."""
     monkeypatch.setattr(plots, "run_curves", lambda panels, axis: repr((panels, axis)))
-    monkeypatch.setattr(widgets, "png", str.encode)
+    monkeypatch.setattr(widgets, "figure_png", str.encode)
 
 
 def one(folder, name):
@@ -221,10 +221,10 @@ def test_definitions_come_from_the_tables(tmp_path):
 
 def test_what_is_shown_first_is_defined_in_the_docs():
     for stage in ("dpo", "ppo"):
-        assert all(run_logs.definition(stage, metric) for metric in STAGES[stage].telling)
+        assert all(run_logs.definition(stage, metric) for metric in LOGGED_STAGES[stage].telling)
     assert run_logs.definition("ppo", "reward/count_exact") == "each part of the score by itself"
     assert "KL" not in run_logs.definition("dpo", "loss") and run_logs.definition("dpo", "objective/kl") is None
-    assert all(len(stage.telling) == 4 for stage in STAGES.values())
+    assert all(len(stage.telling) == 4 for stage in LOGGED_STAGES.values())
 
 
 def test_the_figure_has_a_line_a_run_with_gaps():
@@ -239,7 +239,7 @@ def test_the_figure_has_a_line_a_run_with_gaps():
     assert second.get_color() != smooth.get_color() and second.get_linestyle() != smooth.get_linestyle()
     assert np.isnan(smooth.get_ydata()).sum() == 3
     assert [text.get_text() for text in figure.legends[0].texts] == [" _one", r"\$two"]
-    assert widgets.png(figure).startswith(b"\x89PNG")
+    assert widgets.figure_png(figure).startswith(b"\x89PNG")
 
 
 def test_lonely_points_are_dots():
@@ -255,7 +255,7 @@ def test_it_shows_the_first_stage_at_once(folder):
     dashboard = Dashboard(folder)
     state = dashboard.state
     assert state["stage"] == "dpo" and state["runs"] == ["dpo/one", "dpo/two"] and state["axis"] == "step"
-    assert state["metrics"] == list(STAGES["dpo"].telling) and not state["errors"] and not state["notes"]
+    assert state["metrics"] == list(LOGGED_STAGES["dpo"].telling) and not state["errors"] and not state["notes"]
     assert state["last"]["dpo/two"]["loss"] == 0.6 and bytes(dashboard.picture.value).startswith(b"\x89PNG")
     assert "0.6</td>" in dashboard.table.value and "<b>loss</b>: preference term" in dashboard.meanings.value
     assert "4 logs, read at" in dashboard.message.value
@@ -274,17 +274,17 @@ def test_stage_runs_figures_axis_and_smoothing_change_the_picture(quick, folder)
     pictures.append(dashboard.picture.value)
     assert len(set(pictures)) == len(pictures) and dashboard.state["axis"] == "seconds"
     assert "samples" in dashboard.state["metrics"] and dashboard.state["last"] == {
-        "ppo/grpo": dict.fromkeys(STAGES["ppo"].telling) | {"objective/scores": 0.3, "samples": 192}
+        "ppo/grpo": dict.fromkeys(LOGGED_STAGES["ppo"].telling) | {"objective/scores": 0.3, "samples": 192}
     }
     dashboard.stage.value = "dpo"
-    assert dashboard.state["axis"] == "step" and dashboard.state["metrics"] == list(STAGES["dpo"].telling)
+    assert dashboard.state["axis"] == "step" and dashboard.state["metrics"] == list(LOGGED_STAGES["dpo"].telling)
     dashboard.stage.value = "ppo"
     assert "samples" in dashboard.state["metrics"], "a stage's ticks stay"
 
 
 def test_a_move_draws_once(quick, folder, monkeypatch):
     dashboard, drawn = Dashboard(folder), []
-    monkeypatch.setattr(widgets, "png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(widgets, "figure_png", lambda figure: drawn.append(figure) or b"")
     dashboard.axis.value = "num_tokens"
     assert len(drawn) == 1
     dashboard.stage.value = "ppo"
@@ -393,5 +393,5 @@ def test_controls_have_names_and_heights_do_not_change(quick, folder):
 
 
 def test_a_run_that_could_not_be_read_has_no_figures():
-    run = Run("x", error="x: gone")
+    run = LoggedRun("x", error="x: gone")
     assert run_logs.axes([run]) == ["step"] and [len(part) for part in points(run, "loss")] == [0, 0]

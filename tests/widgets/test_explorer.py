@@ -13,7 +13,7 @@ from helpers.files import UsageError
 from helpers.statistics import proportion
 from helpers.widgets import Explorer
 from helpers.widgets import explorer as module
-from helpers.widgets.explorer import PER_PAGE, changed_counts, error_kinds, outcome_of, select, tabulate
+from helpers.widgets.explorer import PER_PAGE, count_changes, error_kinds, outcome_of, select_rows, tabulate
 
 TRUTH = {"cars": 2, "buses": 1}
 
@@ -60,7 +60,7 @@ def test_outcomes(before, after, expected):
     [(RIGHT, RIGHT, 0), (RIGHT, MORE, 1), (RIGHT, BOTH, 2), (MORE, LESS, 2), (RIGHT, "?", 2), ("?", RIGHT, 2), ("?", "!", 0)],
 )  # fmt: skip
 def test_changed_counts(before, after, number):
-    assert changed_counts(before, after, list(TRUTH)) == number
+    assert count_changes(before, after, list(TRUTH)) == number
 
 
 def items(folder, number, picture=True):
@@ -82,22 +82,22 @@ def numbers(rows):
 def test_filters_and_orders_by_hand(tmp_path):
     rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER)
     assert [row.change for row in rows] == [0, 1, 2, 1, 2, 2]
-    assert numbers(select(rows)) == [5, 3, 4, 1, 2, 0], "broken, fixed, both wrong, both right; most changed first"
-    assert numbers(select(rows, order="change")) == [2, 4, 5, 1, 3, 0]
-    assert numbers(select(rows, order="number")) == [0, 1, 2, 3, 4, 5]
-    assert numbers(select(rows, outcome="fixed")) == [4, 1]
-    assert numbers(select(rows, group="photo 1")) == [3, 2]
-    assert numbers(select(rows, kind="too many cars")) == [3]
-    assert numbers(select(rows, kind="not parsed")) == [5]
-    assert numbers(select(rows, kind="right", order="number")) == [0, 1, 4]
-    assert numbers(select(rows, group="photo 1", kind="too few buses", outcome="both wrong")) == [2]
-    assert select(rows, group="photo 0", outcome="broken") == []
+    assert numbers(select_rows(rows)) == [5, 3, 4, 1, 2, 0], "broken, fixed, both wrong, both right; most changed first"
+    assert numbers(select_rows(rows, order="change")) == [2, 4, 5, 1, 3, 0]
+    assert numbers(select_rows(rows, order="number")) == [0, 1, 2, 3, 4, 5]
+    assert numbers(select_rows(rows, outcome="fixed")) == [4, 1]
+    assert numbers(select_rows(rows, group="photo 1")) == [3, 2]
+    assert numbers(select_rows(rows, kind="too many cars")) == [3]
+    assert numbers(select_rows(rows, kind="not parsed")) == [5]
+    assert numbers(select_rows(rows, kind="right", order="number")) == [0, 1, 4]
+    assert numbers(select_rows(rows, group="photo 1", kind="too few buses", outcome="both wrong")) == [2]
+    assert select_rows(rows, group="photo 0", outcome="broken") == []
 
 
 def test_a_change_of_ones_own_goes_by_size_not_sign(tmp_path):
     rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER, [0.1, -5, 3, 0, -0.2, 0.3])
-    assert numbers(select(rows, order="change")) == [1, 2, 5, 4, 0, 3]
-    assert numbers(select(rows)) == [5, 3, 1, 4, 2, 0]
+    assert numbers(select_rows(rows, order="change")) == [1, 2, 5, 4, 0, 3]
+    assert numbers(select_rows(rows)) == [5, 3, 1, 4, 2, 0]
     answers = {"base": BEFORE, "policy": AFTER, "other": AFTER}
     shown = Explorer(items(tmp_path, 6), answers, change={"policy": [0.1, -5, 3, 0, -0.2, 0.3]})
     shown.order.value = "change"
@@ -113,7 +113,7 @@ def test_a_change_of_ones_own_goes_by_size_not_sign(tmp_path):
 def test_selecting_loses_and_doubles_nothing(tmp_path):
     rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER)
     for order in ("outcome", "change", "number"):
-        parts = [numbers(select(rows, outcome=name, order=order)) for name in module.OUTCOMES]
+        parts = [numbers(select_rows(rows, outcome=name, order=order)) for name in module.OUTCOMES]
         assert sorted(itertools.chain(*parts)) == list(range(6))
 
 

@@ -21,8 +21,8 @@ from pictures import noise
 from PIL import Image
 
 from helpers.data.preferences import PreferenceRecord, read_records, write_records
-from helpers.data.vote_log import read_events, standing
-from helpers.data.votes import Votes, apply
+from helpers.data.vote_log import current_judgements, read_events
+from helpers.data.votes import Votes, apply_votes
 from helpers.files import ROOT, UsageError
 from helpers.widgets import ranking as widgets
 from helpers.widgets.common import jpeg_strip
@@ -57,7 +57,7 @@ def folder(tmp_path):
 @pytest.fixture
 def rank(folder):
     """Make a widget on the vote file of this test; `pause` off, since scripts do not double-click."""
-    return lambda items, annotator="ana", **options: widgets.Ranking(
+    return lambda items, annotator="ana", **options: widgets.AnswerRanker(
         Votes(folder / "votes.jsonl", items, annotator), **({"pause": 0} | options)
     )
 
@@ -343,7 +343,9 @@ def opinion(vote):
 
 def vote_until_killed(folder, pipe):
     """One life: click what the script thinks of each item shown; tell each vote once the click has returned."""
-    ranking = widgets.Ranking(Votes(folder / "votes.jsonl", read_records(folder / "records.jsonl"), "ana"), pause=0)
+    ranking = widgets.AnswerRanker(
+        Votes(folder / "votes.jsonl", read_records(folder / "records.jsonl"), "ana"), pause=0
+    )
     while ranking.item:
         key = ranking.item.key
         choice = choice_for(key)
@@ -382,13 +384,13 @@ def check_nothing_lost(folder, told, kills):
     """Every record has one vote, every vote that was told is there as it was, none is there twice."""
     items, (events, tail) = read_records(folder / "records.jsonl"), read_events(folder / "votes.jsonl")
     assert tail == b"" and len(events) == len(items) == len({event.record for event in events})
-    assert {key: opinion(vote) for (key, _), vote in standing(events).items()} == {
+    assert {key: opinion(vote) for (key, _), vote in current_judgements(events).items()} == {
         r.id: choice_for(r.id) for r in items
     }
     told = [(key, choice) for votes in told for key, choice in votes]
     assert len(told) == len(set(told)) and len(items) - kills <= len(told) <= len(items)
     assert all(choice_for(key) == choice for key, choice in told)
-    assert all(len(r.judgements) == 1 for r in apply(items, folder / "votes.jsonl"))
+    assert all(len(r.judgements) == 1 for r in apply_votes(items, folder / "votes.jsonl"))
 
 
 def test_25_kills_in_150_pairs_lose_no_vote_and_double_none(folder):

@@ -1,18 +1,25 @@
 """Published benchmarks with their authors' own rules, traps included, and what the traps do beside them.
 
-    questions = load("pope", Path("artifacts/pope"))
-    answers = ask(questions, generate)          # generate(images, prompts) → texts
+    questions = load_questions("pope", Path("artifacts/pope"))
+    answers = ask_questions(questions, generate)          # generate(images, prompts) → texts
     print(grade_pope(questions, answers))
 
 questions.py: what is asked. common.py: asking, files of answers and reviews. yes_no.py: POPE, MME. hallusion.py:
 HallusionBench. judged.py: LLaVA-Bench, MMHal-Bench. polling.py: POPE's questions about one's own labelled images.
 """
 
-from helpers.evaluation.official.common import ask, read_answers, shown, write_answers
+from helpers.evaluation.official.common import ask_questions, format_figure, read_answers, write_answers
 from helpers.evaluation.official.hallusion import grade_hallusion_bench, read_verdicts
 from helpers.evaluation.official.judged import grade_llava_bench, grade_mmhal_bench, read_reviews
 from helpers.evaluation.official.polling import pope_questions
-from helpers.evaluation.official.questions import OFFICIAL, Official, Question, load, read_questions, write_questions
+from helpers.evaluation.official.questions import (
+    OFFICIAL_BENCHMARKS,
+    BenchmarkQuestion,
+    OfficialBenchmark,
+    load_questions,
+    read_questions,
+    write_questions,
+)
 from helpers.evaluation.official.yes_no import grade_mme, grade_pope
 
 GRADES = {  # name → grade(questions, answers, or the reviews of a judge)
@@ -25,22 +32,22 @@ GRADES = {  # name → grade(questions, answers, or the reviews of a judge)
 
 __all__ = [
     "GRADES",
-    "OFFICIAL",
-    "Official",
-    "Question",
-    "ask",
+    "OFFICIAL_BENCHMARKS",
+    "BenchmarkQuestion",
+    "OfficialBenchmark",
+    "ask_questions",
+    "format_figure",
     "grade_hallusion_bench",
     "grade_llava_bench",
     "grade_mme",
     "grade_mmhal_bench",
     "grade_pope",
-    "load",
+    "load_questions",
     "pope_questions",
     "read_answers",
     "read_questions",
     "read_reviews",
     "read_verdicts",
-    "shown",
     "write_answers",
     "write_questions",
 ]

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from helpers.data.convert_files import raw_rows
-from helpers.data.formats import Row
-from helpers.evaluation.official.questions import Question, by_id
+from helpers.data.formats import DatasetRow
+from helpers.evaluation.official.questions import BenchmarkQuestion, questions_by_id
 from helpers.files import UsageError, write_lines
 from helpers.statistics import Proportion, proportion
 
@@ -22,7 +22,7 @@ Rows = list[tuple[str, Proportion | float | None]]
 Value = TypeVar("Value")
 
 
-class Figures:
+class GradeTable:
     """What a grade has in common: figures by name, and a table of them. Subclasses give `title` and `rows`."""
 
     title: str
@@ -33,22 +33,22 @@ class Figures:
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
-        return "\n".join([self.title, *(f"  {name:{width}}  {shown(value)}" for name, value in self.rows())])
+        return "\n".join([self.title, *(f"  {name:{width}}  {format_figure(value)}" for name, value in self.rows())])
 
 
-def shown(value: Proportion | float | None) -> str:
+def format_figure(value: Proportion | float | None) -> str:
     return "not defined" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def share(hits: Iterable[bool]) -> Proportion | None:
-    """How many are true; None of nothing."""
+    """Share of true values; None for an empty list."""
     values = list(hits)
     return proportion(sum(values), len(values)) if values else None
 
 
-def ask(questions: Sequence[Question], generate: Generate, batch: int = 16) -> dict[str, str]:
+def ask_questions(questions: Sequence[BenchmarkQuestion], generate: Generate, batch: int = 16) -> dict[str, str]:
     """The answers by the questions' ids. Raises UsageError if `generate` does not give one text a question."""
-    by_id(questions)
+    questions_by_id(questions)
     if batch < 1:
         raise UsageError(f"batch = {batch}: ask at least one question at a time.")
     answers: dict[str, str] = {}
@@ -61,9 +61,9 @@ def ask(questions: Sequence[Question], generate: Generate, batch: int = 16) -> d
     return answers
 
 
-def check_each(values: Mapping[str, Any], questions: Sequence[Question], where: str | Path, what: str) -> None:
+def check_each(values: Mapping[str, Any], questions: Sequence[BenchmarkQuestion], where: str | Path, what: str) -> None:
     """Raises UsageError unless there is one value for each question and for nothing else."""
-    known = by_id(questions)
+    known = questions_by_id(questions)
     if stranger := next((key for key in values if key not in known), None):
         raise UsageError(f"{where}: no question has the id {stranger!r}. Give the questions that were asked.")
     if missing := [key for key in known if key not in values]:
@@ -71,13 +71,16 @@ def check_each(values: Mapping[str, Any], questions: Sequence[Question], where: 
 
 
 def read_each(
-    paths: Sequence[Path], questions: Sequence[Question], what: str, read: Callable[[Row, int], tuple[str, Value]]
+    paths: Sequence[Path],
+    questions: Sequence[BenchmarkQuestion],
+    what: str,
+    read: Callable[[DatasetRow, int], tuple[str, Value]],
 ) -> dict[str, Value]:
     """Values from JSON or JSONL files; `read(row, place from 0)` gives a question's id and its value.
 
     Raises UsageError naming file and line (or item) of what is malformed, unknown or there twice.
     """
-    known, values, place = by_id(questions), {}, 0
+    known, values, place = questions_by_id(questions), {}, 0
     for path in paths:
         if not path.is_file():
             raise UsageError(f"{path}: no such file. Check the path.")
@@ -98,19 +101,19 @@ def read_each(
     return values
 
 
-def write_answers(path: Path, questions: Sequence[Question], answers: Mapping[str, str]) -> Path:
+def write_answers(path: Path, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> Path:
     """JSONL, `{"id": …, "answer": …}` a line in the order of the questions."""
     check_each(answers, questions, path, "answer")
     lines = ({"id": question.id, "answer": answers[question.id]} for question in questions)
     return write_lines(path, (json.dumps(line, ensure_ascii=False) for line in lines))
 
 
-def read_answers(path: Path, questions: Sequence[Question]) -> dict[str, str]:
+def read_answers(path: Path, questions: Sequence[BenchmarkQuestion]) -> dict[str, str]:
     """The answers to `questions`, to each exactly once. An empty answer is one. Raises UsageError naming file and line."""
     return read_each([path], questions, "answer", _answer)
 
 
-def _answer(row: Row, place: int) -> tuple[str, str]:
+def _answer(row: DatasetRow, place: int) -> tuple[str, str]:
     if row.keys() != {"id", "answer"} or not all(isinstance(value, str) for value in row.values()):
         raise UsageError('a line must be {"id": "…", "answer": "…"} and nothing else. Write it with `write_answers`.')
     return row["id"], row["answer"]

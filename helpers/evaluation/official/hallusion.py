@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.data.formats import Row
-from helpers.evaluation.official.common import Figures, Rows, check_each, read_each, share
-from helpers.evaluation.official.questions import Question, hallusion_id
+from helpers.data.formats import DatasetRow
+from helpers.evaluation.official.common import GradeTable, Rows, check_each, read_each, share
+from helpers.evaluation.official.questions import BenchmarkQuestion, hallusion_id
 from helpers.evaluation.official.yes_no import plain_reading
 from helpers.files import UsageError
 from helpers.statistics import Proportion
@@ -34,13 +34,13 @@ def parse_verdict_text(text: str) -> int:
     return INCORRECT if "incorrect" in text else CORRECT if "correct" in text else UNCLEAR
 
 
-def match_verdict(question: Question, answer: str) -> int:
-    """Without a judge: does the answer have the right one of yes and no as a word? Neither or both is unclear."""
+def match_verdict(question: BenchmarkQuestion, answer: str) -> int:
+    """Judge without a model: is the right one of yes and no a word of the answer? Neither or both is unclear."""
     said = plain_reading(answer)
     return UNCLEAR if said is None else CORRECT if said == question.label else INCORRECT
 
 
-def read_verdicts(paths: Path | Sequence[Path], questions: Sequence[Question]) -> dict[str, int]:
+def read_verdicts(paths: Path | Sequence[Path], questions: Sequence[BenchmarkQuestion]) -> dict[str, int]:
     """A judge's verdicts on the answers to `questions`, each exactly once, from one or more JSON or JSONL files.
 
     A row names its question with `id`, or with the official columns (category, subcategory, set_id, figure_id,
@@ -50,7 +50,7 @@ def read_verdicts(paths: Path | Sequence[Path], questions: Sequence[Question]) -
     return read_each([paths] if isinstance(paths, Path) else paths, questions, "verdict", _verdict)
 
 
-def _verdict(row: Row, place: int) -> tuple[str, int]:
+def _verdict(row: DatasetRow, place: int) -> tuple[str, int]:
     key = row["id"] if isinstance(row.get("id"), str) else hallusion_id(row)
     if isinstance(review := row.get("review"), str):
         return key, parse_verdict_text(review)
@@ -61,7 +61,7 @@ def _verdict(row: Row, place: int) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class HallusionGrade(Figures):
+class HallusionGrade(GradeTable):
     """`rows` has the names of the official tables."""
 
     route: str  # where the verdicts are from
@@ -98,7 +98,7 @@ class HallusionGrade(Figures):
 
 
 def grade_hallusion_bench(
-    questions: Sequence[Question],
+    questions: Sequence[BenchmarkQuestion],
     *,
     answers: Mapping[str, str] | None = None,
     verdicts: Mapping[str, int] | None = None,
@@ -114,18 +114,18 @@ def grade_hallusion_bench(
         verdicts = {question.id: match_verdict(question, answers[question.id]) for question in questions}
     check_each(verdicts, questions, "verdicts", "verdict")
     right = {question.id: _is_right(question, verdicts[question.id]) for question in questions}
-    figures = _grouped([q for q in questions if not _without_figure(q)], right, "figure_id")
+    figures = _group_hits([q for q in questions if not _is_without_figure(q)], right, "figure_id")
     wrong = [question.label == "no" for question in questions if not right[question.id]]
     clear = [question for question in questions if verdicts[question.id] != UNCLEAR]
     return HallusionGrade(
         route,
         question=share(right.values()),
-        pair=_all_right(questions, right),
+        pair=_all_right_share(questions, right),
         figure=share(all(hits) for hits in figures),
         figure_inconsistent=share(any(hits) and not all(hits) for hits in figures),
         figure_wrong=share(not any(hits) for hits in figures),
-        easy=_all_right([q for q in questions if q.about["visual_input"] != "2"], right),
-        hard=_all_right([q for q in questions if q.about["visual_input"] == "2"], right),
+        easy=_all_right_share([q for q in questions if q.about["visual_input"] != "2"], right),
+        hard=_all_right_share([q for q in questions if q.about["visual_input"] == "2"], right),
         percent_difference=_difference(questions, right),
         false_positive_ratio=share(wrong),
         unclear=share(verdict == UNCLEAR for verdict in verdicts.values()),
@@ -133,15 +133,15 @@ def grade_hallusion_bench(
     )
 
 
-def _without_figure(question: Question) -> bool:
+def _is_without_figure(question: BenchmarkQuestion) -> bool:
     return question.group == "VS" and question.about["figure_id"] == "0"
 
 
-def _is_right(question: Question, verdict: int) -> bool:
-    return verdict == CORRECT or (verdict == UNCLEAR and _without_figure(question))
+def _is_right(question: BenchmarkQuestion, verdict: int) -> bool:
+    return verdict == CORRECT or (verdict == UNCLEAR and _is_without_figure(question))
 
 
-def _grouped(questions: Sequence[Question], right: Mapping[str, bool], key: str) -> list[list[bool]]:
+def _group_hits(questions: Sequence[BenchmarkQuestion], right: Mapping[str, bool], key: str) -> list[list[bool]]:
     """Hits of the questions that share category, subcategory, set and `key`."""
     groups: dict[tuple[str, ...], list[bool]] = {}
     for question in questions:
@@ -150,11 +150,11 @@ def _grouped(questions: Sequence[Question], right: Mapping[str, bool], key: str)
     return list(groups.values())
 
 
-def _all_right(questions: Sequence[Question], right: Mapping[str, bool]) -> Proportion | None:
-    return share(all(hits) for hits in _grouped(questions, right, "question_id"))
+def _all_right_share(questions: Sequence[BenchmarkQuestion], right: Mapping[str, bool]) -> Proportion | None:
+    return share(all(hits) for hits in _group_hits(questions, right, "question_id"))
 
 
-def _difference(questions: Sequence[Question], right: Mapping[str, bool]) -> float:
+def _difference(questions: Sequence[BenchmarkQuestion], right: Mapping[str, bool]) -> float:
     labels = [question.label == "yes" for question in questions]
     said = [right[question.id] == label for question, label in zip(questions, labels, strict=True)]
     return sum(said) / len(said) - sum(labels) / len(labels)

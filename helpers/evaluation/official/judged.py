@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.data.formats import Row
-from helpers.evaluation.official.common import Figures, Rows, check_each, read_each, share
-from helpers.evaluation.official.questions import Question
+from helpers.data.formats import DatasetRow
+from helpers.evaluation.official.common import GradeTable, Rows, check_each, read_each, share
+from helpers.evaluation.official.questions import BenchmarkQuestion
 from helpers.files import UsageError
 from helpers.statistics import Proportion
 
-FAILED = (-1.0, -1.0)
+FAILED_SCORES = (-1.0, -1.0)
 
 
-def read_reviews(path: Path, questions: Sequence[Question]) -> dict[str, str]:
+def read_reviews(path: Path, questions: Sequence[BenchmarkQuestion]) -> dict[str, str]:
     """A judge's reviews of the answers to `questions`, each exactly once, from a JSON or JSONL file.
 
     A row is `{"question_id" or "id": …, "review" or "content": …}` (LLaVA's file has `content`; in lmms-eval's that is
@@ -36,7 +36,7 @@ def read_reviews(path: Path, questions: Sequence[Question]) -> dict[str, str]:
     an error. Raises UsageError naming file and line.
     """
 
-    def read(row: Row, place: int) -> tuple[str, str]:
+    def read(row: DatasetRow, place: int) -> tuple[str, str]:
         if "choices" in row:
             if place >= len(questions):
                 raise UsageError(f"more than {len(questions)} responses, and as many questions. Give all questions.")
@@ -51,7 +51,7 @@ def read_reviews(path: Path, questions: Sequence[Question]) -> dict[str, str]:
     return read_each([path], questions, "review", read)
 
 
-def _content_of(response: Row) -> str:
+def _content_of(response: DatasetRow) -> str:
     try:
         content = response["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
@@ -72,13 +72,13 @@ def parse_llava_scores(review: str) -> tuple[float, float]:
     """
     fields = review.split("\n")[0].replace(",", " ").split(" ")
     try:
-        return (float(fields[0]), float(fields[1])) if len(fields) == 2 else FAILED
+        return (float(fields[0]), float(fields[1])) if len(fields) == 2 else FAILED_SCORES
     except ValueError:
-        return FAILED
+        return FAILED_SCORES
 
 
 @dataclass(frozen=True)
-class LlavaGrade(Figures):
+class LlavaGrade(GradeTable):
     """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
 
     relative: dict[str, float | None]  # "all" and the categories that occur
@@ -91,7 +91,7 @@ class LlavaGrade(Figures):
         return [*self.relative.items(), ("unparsable", self.unparsable), *parsed]
 
 
-def grade_llava_bench(questions: Sequence[Question], reviews: Mapping[str, str]) -> LlavaGrade:
+def grade_llava_bench(questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]) -> LlavaGrade:
     """The figures of `summarize_gpt_review.py`. Raises UsageError unless each question has one review."""
     check_each(reviews, questions, "reviews", "review")
     scores = {question.id: parse_llava_scores(reviews[question.id]) for question in questions}
@@ -99,15 +99,15 @@ def grade_llava_bench(questions: Sequence[Question], reviews: Mapping[str, str])
     for question in questions:
         groups.setdefault(question.group, []).append(question.id)
     pairs = {name: [scores[key] for key in keys] for name, keys in groups.items()}
-    parsed = {name: [pair for pair in group if pair != FAILED] for name, group in pairs.items()}
+    parsed = {name: [pair for pair in group if pair != FAILED_SCORES] for name, group in pairs.items()}
     return LlavaGrade(
-        {name: _relative(group) for name, group in pairs.items()},
-        {name: _relative(group) for name, group in parsed.items()},
-        share(pair == FAILED for pair in pairs["all"]),
+        {name: _relative_score(group) for name, group in pairs.items()},
+        {name: _relative_score(group) for name, group in parsed.items()},
+        share(pair == FAILED_SCORES for pair in pairs["all"]),
     )
 
 
-def _relative(pairs: Sequence[tuple[float, float]]) -> float | None:
+def _relative_score(pairs: Sequence[tuple[float, float]]) -> float | None:
     if not pairs:
         return None
     reference, model = (round(mean, 3) for mean in np.asarray(pairs).mean(axis=0).tolist())
@@ -128,7 +128,7 @@ def parse_mmhal_rating(review: str) -> int | None:
 
 
 @dataclass(frozen=True)
-class MmhalGrade(Figures):
+class MmhalGrade(GradeTable):
     average: float  # 0 … 6
     hallucination_rate: Proportion  # ratings below 3
     types: dict[str, float]  # average by question type
@@ -148,7 +148,7 @@ class MmhalGrade(Figures):
         ]
 
 
-def grade_mmhal_bench(questions: Sequence[Question], reviews: Mapping[str, str]) -> MmhalGrade:
+def grade_mmhal_bench(questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]) -> MmhalGrade:
     """The figures of `eval_gpt4.py`. Raises UsageError unless each question has one review."""
     check_each(reviews, questions, "reviews", "review")
     ratings = {question.id: parse_mmhal_rating(reviews[question.id]) for question in questions}

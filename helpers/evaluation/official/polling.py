@@ -17,7 +17,7 @@ from typing import Literal
 
 from helpers.data.labels import CountedImage
 from helpers.data.scenes import PLURAL
-from helpers.evaluation.official.questions import Question
+from helpers.evaluation.official.questions import BenchmarkQuestion
 from helpers.files import UsageError
 
 Strategy = Literal["random", "popular", "adversarial"]
@@ -31,7 +31,7 @@ def pope_questions(
     per_image: int = 3,
     seed: int = 0,
     singular: Mapping[str, str] = SINGULAR,
-) -> list[Question]:
+) -> list[BenchmarkQuestion]:
     """2 · per_image questions about every image that has as many objects present and as many absent.
 
     An object that occurs in no image is never asked about. singular: the word for one of a class; a class that is not
@@ -41,8 +41,8 @@ def pope_questions(
         raise UsageError(f"unknown strategy {strategy!r}: choose from {', '.join(STRATEGIES)}.")
     if per_image < 1:
         raise UsageError(f"per_image = {per_image}: ask at least about one object that is there.")
-    objects = list(dict.fromkeys(name for item in items for name in _present(item)))
-    kept = [item for item in items if per_image <= len(_present(item)) <= len(objects) - per_image]
+    objects = list(dict.fromkeys(name for item in items for name in _present_objects(item)))
+    kept = [item for item in items if per_image <= len(_present_objects(item)) <= len(objects) - per_image]
     if not kept:
         raise UsageError(f"no image has {per_image} objects and lacks {per_image} others. Take a smaller per_image.")
     if left := len(items) - len(kept):
@@ -50,14 +50,14 @@ def pope_questions(
     frequent, together = _rankings(kept)
     rng, asked = random.Random(seed), []
     for item in kept:
-        absent = [name for name in objects if name not in _present(item)]
-        for positive in rng.sample(_present(item), per_image):
+        absent = [name for name in objects if name not in _present_objects(item)]
+        for positive in rng.sample(_present_objects(item), per_image):
             ranking = {"random": [], "popular": frequent, "adversarial": together[positive]}[strategy]
             negative = next((name for name in ranking if name in absent), None) or rng.choice(absent)
             absent.remove(negative)
             asked += [(item, singular.get(positive, positive), "yes"), (item, singular.get(negative, negative), "no")]
     return [
-        Question(
+        BenchmarkQuestion(
             id=f"{strategy}-{number}", prompt=presence_question(word), image=item.path, label=label, group=strategy
         )
         for number, (item, word, label) in enumerate(asked, start=1)
@@ -73,7 +73,7 @@ def presence_question(word: str) -> str:
     return f"Is there {'an' if word[0] in 'aeiou' else 'a'} {word} in the image?"
 
 
-def _present(item: CountedImage) -> list[str]:
+def _present_objects(item: CountedImage) -> list[str]:
     return [name for name, count in item.counts.items() if count]
 
 
@@ -82,7 +82,7 @@ def _rankings(items: Sequence[CountedImage]) -> tuple[list[str], dict[str, list[
     frequency: Counter[str] = Counter()
     companions: dict[str, Counter[str]] = {}
     for item in items:
-        present = _present(item)
+        present = _present_objects(item)
         frequency.update(present)
         for name in present:
             companions.setdefault(name, Counter()).update(other for other in present if other != name)

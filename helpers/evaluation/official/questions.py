@@ -19,13 +19,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from helpers.data.convert_files import raw_rows
-from helpers.data.formats import Row
-from helpers.data.hub import HubSet, load_rows, store_images, undecoded
-from helpers.data.preferences import explain
+from helpers.data.formats import DatasetRow
+from helpers.data.hub import HubSet, disable_decoding, load_rows, store_images
+from helpers.data.preferences import explain_validation_error
 from helpers.files import UsageError, write_lines
 
 
-class Question(BaseModel):
+class BenchmarkQuestion(BaseModel):
     """One question of a benchmark, with what its rule needs to know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -39,7 +39,7 @@ class Question(BaseModel):
 
 
 @dataclass(frozen=True)
-class Official:
+class OfficialBenchmark:
     """A published benchmark: where it is, and the figures its authors' code prints."""
 
     title: str
@@ -47,14 +47,14 @@ class Official:
     licence: str
     source: HubSet
     metrics: tuple[str, ...]
-    read: Callable[[Row, int], dict[str, Any]]  # row, its number → fields of a Question, `image` as it is stored
+    read: Callable[[DatasetRow, int], dict[str, Any]]  # row, its number → fields of a Question, `image` as it is stored
     manual: str | None = None  # how to get the file, where the hub's own cannot be read without running its code
 
 
 # --- one row --------------------------------------------------------------------------------------
 
 
-def _text(row: Row, *names: str) -> str:
+def _text(row: DatasetRow, *names: str) -> str:
     """The first of the fields that is there. Raises UsageError if none is, or it is no text."""
     value = next((row[name] for name in names if row.get(name) is not None), None)
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -68,11 +68,11 @@ def _choice(value: str, known: dict[str, str] | Sequence[str], field: str) -> st
     return known[value] if isinstance(known, dict) else value
 
 
-def _yes_no(row: Row) -> str:
+def _yes_no(row: DatasetRow) -> str:
     return _choice(_text(row, "answer").strip().lower(), ("yes", "no"), "answer")
 
 
-def _pope(row: Row, number: int) -> dict[str, Any]:
+def _pope(row: DatasetRow, number: int) -> dict[str, Any]:
     split = _choice(_text(row, "category"), ("random", "popular", "adversarial"), "category")
     name = f"{split}-{_text(row, 'question_id')}"
     return {"id": name, "prompt": _text(row, "question"), "label": _yes_no(row), "group": split, "image": row.get("image")}  # fmt: skip
@@ -82,7 +82,7 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
-def _mme(row: Row, number: int) -> dict[str, Any]:
+def _mme(row: DatasetRow, number: int) -> dict[str, Any]:
     """Both questions about an image carry its name as `question_id`: `load` numbers them."""
     task = _choice(_text(row, "category"), PERCEPTION + COGNITION, "category")
     name = _text(row, "question_id")
@@ -92,12 +92,12 @@ def _mme(row: Row, number: int) -> dict[str, Any]:
 HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 
 
-def hallusion_id(row: Row) -> str:
+def hallusion_id(row: DatasetRow) -> str:
     """The name by which the official code tells questions apart."""
     return "_".join(_text(row, name) for name in HALLUSION_KEYS)
 
 
-def _hallusion(row: Row, number: int) -> dict[str, Any]:
+def _hallusion(row: DatasetRow, number: int) -> dict[str, Any]:
     visual = _choice(_text(row, "visual_input"), ("0", "1", "2"), "visual_input")
     about = {name: _text(row, name) for name in (*HALLUSION_KEYS[1:], "gt_answer_details")} | {"visual_input": visual}
     label = _choice(_text(row, "gt_answer"), {"0": "no", "1": "yes"}, "gt_answer")
@@ -108,14 +108,14 @@ def _hallusion(row: Row, number: int) -> dict[str, Any]:
     return {"id": hallusion_id(row), "prompt": _text(row, "question"), "label": label, "group": category, "image": image, "about": about}  # fmt: skip
 
 
-def _llava(row: Row, number: int) -> dict[str, Any]:
+def _llava(row: DatasetRow, number: int) -> dict[str, Any]:
     category = _choice(_text(row, "category"), ("conv", "detail", "complex"), "category")
     caption = row.get("caption")
     about = {"caption": "\n".join(caption) if isinstance(caption, list) else _text(row, "caption")}
     return {"id": _text(row, "question_id"), "prompt": _text(row, "question"), "label": _text(row, "gpt_answer"), "group": category, "image": row.get("image"), "about": about}  # fmt: skip
 
 
-def _mmhal(row: Row, number: int) -> dict[str, Any]:
+def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
     """The file has no ids: the place counts, as in the official code. Images are named by the end of their address."""
     content = row.get("image_content")
     if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
@@ -125,28 +125,28 @@ def _mmhal(row: Row, number: int) -> dict[str, Any]:
 
 
 _MMHAL = HubSet("Shengcao1006/MMHal-Bench", "8c04a4a8ae40b80763eee9b3eadf115e2267bfa6", licence="Apache-2.0")
-OFFICIAL = {
-    "pope": Official(
+OFFICIAL_BENCHMARKS = {
+    "pope": OfficialBenchmark(
         "POPE", "Li et al. 2023, arXiv 2305.10355", "MIT (questions); COCO's terms (images)",
         HubSet("lmms-lab/POPE", "4db1276663dfa5eb8ad16a52d24c31a09e470896", split="test"),
         ("accuracy", "precision", "recall", "F1", "yes ratio"), _pope,
     ),
-    "mme": Official(
+    "mme": OfficialBenchmark(
         "MME", "Fu et al. 2023, arXiv 2306.13394", "see the authors' page",
         HubSet("lmms-lab/MME", "d6c9023f017b564f7b3ccccf5348166bce8fdbcd", split="test"),
         ("perception", "cognition", "acc", "acc+", "score"), _mme,
     ),
-    "hallusion_bench": Official(
+    "hallusion_bench": OfficialBenchmark(
         "HallusionBench", "Guan et al. 2024, arXiv 2310.14566", "BSD-3-Clause",
         HubSet("lmms-lab/HallusionBench", "ea5fd49f1b711d12cc8b0ec75be0c0593e17befe", split="image+non_image"),
         ("aAcc", "qAcc", "fAcc", "easy", "hard", "yes/no bias"), _hallusion,
     ),
-    "llava_bench": Official(
+    "llava_bench": OfficialBenchmark(
         "LLaVA-Bench (in the wild)", "Liu et al. 2023, arXiv 2304.08485", "Apache-2.0",
         HubSet("lmms-lab/llava-bench-in-the-wild", "2c88d835d509b1372066db42ab7799255dbe9da2", split="train"),
         ("all", "conv", "detail", "complex"), _llava,
     ),
-    "mmhal_bench": Official(
+    "mmhal_bench": OfficialBenchmark(
         "MMHal-Bench", "Sun et al. 2023, arXiv 2309.14525", "Apache-2.0", _MMHAL,
         ("average score", "hallucination rate", "average score by question type"), _mmhal,
         manual=f"Unpack test_data.zip of huggingface.co/datasets/{_MMHAL.repository} at {_MMHAL.revision}, and give "
@@ -158,18 +158,18 @@ OFFICIAL = {
 # --- all rows -------------------------------------------------------------------------------------
 
 
-def load(
+def load_questions(
     name: str, folder: Path, *, file: Path | None = None, images: Path | None = None, rows: int | None = None
-) -> list[Question]:
+) -> list[BenchmarkQuestion]:
     """The questions of a benchmark, also written to `folder/NAME.jsonl`, images inside them to `folder/images/`.
 
     file: a Parquet, JSON or JSONL file of the hub's columns that is already here, instead of the hub. images: folder of
     the images where rows only name them (default: the folder of `file`). rows: only the first so many; what is graded
     then is no longer the benchmark. Raises UsageError if a single row cannot be read, and then writes nothing.
     """
-    official = OFFICIAL.get(name)
+    official = OFFICIAL_BENCHMARKS.get(name)
     if official is None:
-        raise UsageError(f"unknown benchmark {name!r}: choose from {', '.join(OFFICIAL)}.")
+        raise UsageError(f"unknown benchmark {name!r}: choose from {', '.join(OFFICIAL_BENCHMARKS)}.")
     if file is None and official.manual:
         raise UsageError(f"{official.title} cannot be read from the hub without running its code. {official.manual}")
     if rows is not None and rows < 1:
@@ -179,24 +179,24 @@ def load(
     for number, (where, row) in enumerate(itertools.islice(_rows(official.source, file), rows), start=1):
         try:
             fields = official.read(row, number)
-            questions.append(Question(**fields | {"image": _image(fields["image"], folder, named)}))
+            questions.append(BenchmarkQuestion(**fields | {"image": _image(fields["image"], folder, named)}))
         except UsageError as error:
             bad.append(f"{where}: {error}")
     if bad:
         shown = "\n".join(bad[:10]) + (f"\n… and {len(bad) - 10} more" if len(bad) > 10 else "")
         raise UsageError(f"{len(bad)} of {len(bad) + len(questions)} rows cannot be read:\n{shown}")
-    questions = _numbered(questions) if name == "mme" else questions
-    by_id(questions)
+    questions = _number_ids(questions) if name == "mme" else questions
+    questions_by_id(questions)
     write_questions(folder / f"{name}.jsonl", questions)
     return questions
 
 
-def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, Row]]:
+def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]:
     """(place, row); images inside a table as the bytes they are stored as."""
     if file is not None and not file.is_file():
         raise UsageError(f"{file}: no such file. Check the path, or leave it out to download.")
     if file is None or file.suffix == ".parquet":
-        for number, row in enumerate(undecoded(load_rows(source, file)), start=1):
+        for number, row in enumerate(disable_decoding(load_rows(source, file)), start=1):
             yield f"{file or source.repository}, row {number}", row
         return
     for number, _, row, error in raw_rows(file):
@@ -220,7 +220,7 @@ def _image(value: Any, folder: Path, named: Path) -> Path | None:
     return path
 
 
-def _numbered(questions: Sequence[Question]) -> list[Question]:
+def _number_ids(questions: Sequence[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
     seen: Counter[str] = Counter()
     numbered = []
     for question in questions:
@@ -229,7 +229,7 @@ def _numbered(questions: Sequence[Question]) -> list[Question]:
     return numbered
 
 
-def by_id(questions: Sequence[Question]) -> dict[str, Question]:
+def questions_by_id(questions: Sequence[BenchmarkQuestion]) -> dict[str, BenchmarkQuestion]:
     """Raises UsageError if there are none, or two have one id."""
     if not questions:
         raise UsageError("there are no questions. Load the benchmark first.")
@@ -239,11 +239,11 @@ def by_id(questions: Sequence[Question]) -> dict[str, Question]:
     return {question.id: question for question in questions}
 
 
-def write_questions(path: Path, questions: Sequence[Question]) -> Path:
+def write_questions(path: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
     """JSONL; images below the file's folder are named relative to it, so that the folder can be moved."""
     here = path.parent.resolve()
 
-    def line(question: Question) -> str:
+    def line(question: BenchmarkQuestion) -> str:
         image = question.image and question.image.resolve()
         image = image.relative_to(here) if image and image.is_relative_to(here) else image
         return question.model_copy(update={"image": image}).model_dump_json()
@@ -251,19 +251,19 @@ def write_questions(path: Path, questions: Sequence[Question]) -> Path:
     return write_lines(path, map(line, questions))
 
 
-def read_questions(path: Path) -> list[Question]:
-    """What `write_questions` wrote. Raises UsageError naming file and line."""
+def read_questions(path: Path) -> list[BenchmarkQuestion]:
+    """Read what `write_questions` wrote. Raises UsageError naming file and line."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file. `load` writes it.")
     questions = []
     for number, raw, _, error in raw_rows(path):
         try:
-            question = Question.model_validate_json(raw) if error is None else None
+            question = BenchmarkQuestion.model_validate_json(raw) if error is None else None
         except ValidationError as problem:
-            error = explain(problem)
+            error = explain_validation_error(problem)
         if error or question is None:
             raise UsageError(f"{path}:{number}: {error}")
         image = question.image and path.parent / question.image
         questions.append(question.model_copy(update={"image": image}))
-    by_id(questions)
+    questions_by_id(questions)
     return questions

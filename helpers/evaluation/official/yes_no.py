@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from helpers.evaluation.official.common import Figures, Rows, check_each, share
-from helpers.evaluation.official.questions import COGNITION, PERCEPTION, Question
+from helpers.evaluation.official.common import GradeTable, Rows, check_each, share
+from helpers.evaluation.official.questions import COGNITION, PERCEPTION, BenchmarkQuestion
 from helpers.files import UsageError
 from helpers.statistics import Proportion
 
@@ -29,7 +29,7 @@ def plain_reading(answer: str) -> Literal["yes", "no"] | None:
 
 
 def parse_pope(answer: str) -> Literal["yes", "no"]:
-    """As `evaluate.py`.
+    """Read yes or no from an answer as POPE's `evaluate.py` does.
 
     >>> parse_pope("There is no dog. Yes."), parse_pope("No!"), parse_pope("")
     ('no', 'yes', 'yes')
@@ -39,7 +39,7 @@ def parse_pope(answer: str) -> Literal["yes", "no"]:
 
 
 def parse_mme(answer: str) -> Literal["yes", "no", "other"]:
-    """As `parse_pred_ans`, on the answer in lower case.
+    """Read the answer in lower case as MME's `parse_pred_ans` does.
 
     >>> parse_mme("Yes, it is"), parse_mme("None"), parse_mme("  yes")
     ('yes', 'no', 'other')
@@ -48,7 +48,7 @@ def parse_mme(answer: str) -> Literal["yes", "no", "other"]:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def _check(questions: Sequence[Question], answers: Mapping[str, str], groups: Sequence[str]) -> None:
+def _check_answers(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str], groups: Sequence[str]) -> None:
     check_each(answers, questions, "answers", "answer")
     for question in questions:
         if question.label not in ("yes", "no") or question.group not in groups:
@@ -76,7 +76,7 @@ class PopeSplit:
 
 
 @dataclass(frozen=True)
-class PopeGrade(Figures):
+class PopeGrade(GradeTable):
     splits: dict[str, PopeSplit]  # those that occur, random first
     title = "POPE"
 
@@ -92,14 +92,14 @@ class PopeGrade(Figures):
 POPE_SPLITS = ("random", "popular", "adversarial")
 
 
-def grade_pope(questions: Sequence[Question], answers: Mapping[str, str]) -> PopeGrade:
+def grade_pope(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeGrade:
     """The figures of `evaluate.py` for every split. Raises UsageError unless each question has one answer."""
-    _check(questions, answers, POPE_SPLITS)
+    _check_answers(questions, answers, POPE_SPLITS)
     groups = {split: [question for question in questions if question.group == split] for split in POPE_SPLITS}
     return PopeGrade({split: _pope_split(group, answers) for split, group in groups.items() if group})
 
 
-def _pope_split(questions: Sequence[Question], answers: Mapping[str, str]) -> PopeSplit:
+def _pope_split(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeSplit:
     said = {question.id: parse_pope(answers[question.id]) for question in questions}
     plain = {question.id: plain_reading(answers[question.id]) for question in questions}
     precision = share(question.label == "yes" for question in questions if said[question.id] == "yes")
@@ -137,7 +137,7 @@ class MmeTask:
 
 
 @dataclass(frozen=True)
-class MmeGrade(Figures):
+class MmeGrade(GradeTable):
     tasks: dict[str, MmeTask]  # those that occur, in the official order
     title = "MME"
 
@@ -167,14 +167,14 @@ class MmeGrade(Figures):
         return rows
 
 
-def grade_mme(questions: Sequence[Question], answers: Mapping[str, str]) -> MmeGrade:
+def grade_mme(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> MmeGrade:
     """The scores of `calculation.py`. Raises UsageError unless every image of a subtask has two questions, answered."""
-    _check(questions, answers, PERCEPTION + COGNITION)
+    _check_answers(questions, answers, PERCEPTION + COGNITION)
     groups = {task: [question for question in questions if question.group == task] for task in PERCEPTION + COGNITION}
     return MmeGrade({task: _mme_task(group, answers) for task, group in groups.items() if group})
 
 
-def _mme_task(questions: Sequence[Question], answers: Mapping[str, str]) -> MmeTask:
+def _mme_task(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> MmeTask:
     said = {question.id: parse_mme(answers[question.id]) for question in questions}
     pairs: dict[str, list[bool]] = {}
     for question in questions:

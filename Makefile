@@ -33,7 +33,7 @@ test-slow: $(STAMP)  ## rebuild the embedded base and compare
 notebooks: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-sync: $(STAMP)  ## notebooks/src/*.py → notebooks/*.ipynb, without outputs
+sync: $(STAMP)  ## notebooks/src/*.py → notebooks/*.ipynb, without outputs; presets → README.md
 	$(BIN)/python -m helpers sync
 
 fmt: $(STAMP)  ## format code and notebooks

@@ -45,7 +45,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import PreferenceRecord, read_records, to_trl
 from helpers.files import UsageError, open_image, read_json, write_json, write_text
 from helpers.models import presets
 from helpers.report.page import markdown_table, replace_block
@@ -54,6 +54,7 @@ from helpers.runtime import device, machine_summary
 from helpers.training import dpo
 
 TRAFFIC = ROOT / "data" / "traffic"
+PREFERENCES = TRAFFIC / "preferences_train.jsonl"
 TINY = ROOT / presets.PRESETS["tiny"].location
 OUT = Path(__file__).with_suffix(".json")
 LARGEST_LOSS_DIFFERENCE = 1e-3
@@ -144,12 +145,21 @@ def write_model(shape: Shape, folder: Path) -> int:
 
 def pairs(case: Case, folder: Path, number: int) -> datasets.Dataset:
     """`number` shipped pairs, each of another scene, with the scenes drawn at the size of `case`."""
-    records = read_records(TRAFFIC / "preferences_train.jsonl")[:number]
-    for record in records:
-        path = folder / record.images[0]
+    records = records_in(folder, number)
+    for record, shipped in zip(records, read_records(PREFERENCES), strict=False):
+        path = record.image_paths[0]
         path.parent.mkdir(parents=True, exist_ok=True)
-        open_image(TRAFFIC / record.images[0]).resize(case.size).save(path)
-    return to_trl(folder / "x.jsonl", records, "extremes")
+        open_image(shipped.image_paths[0]).resize(case.size).save(path)
+    return to_trl(records, "extremes")
+
+
+def records_in(folder: Path, number: int) -> list[PreferenceRecord]:
+    """The first `number` shipped records, with images of the same names in `folder`."""
+    records = read_records(PREFERENCES)[:number]
+    return [
+        record.model_copy(update={"images": [str(folder / name) for name in record.image_names()]})
+        for record in records
+    ]
 
 
 class Side:

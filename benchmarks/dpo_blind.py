@@ -44,19 +44,16 @@ VARIANTS = {
 
 def training_pairs(folder: Path) -> datasets.Dataset:
     """One-sided pairs, each with the image of another scene as its spoilt image."""
-    source = TRAFFIC / "preferences_train.jsonl"
-    records = [
-        r.model_copy(update={"images": [str(TRAFFIC / r.images[0])]}) for r in make_one_sided(read_records(source))
-    ]
-    return to_trl(folder / "x.jsonl", add_image_negatives(folder / "x.jsonl", records, ("shuffled",)))
+    records = make_one_sided(read_records(TRAFFIC / "preferences_train.jsonl"))
+    return to_trl(add_image_negatives(records, folder, ("shuffled",)))
 
 
 def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Pairs of true counts and those of another scene, with the right images and with each other's."""
-    records = build_records(items, TRAFFIC, [()] * len(items), ("other image",), seed=1)
+    records = build_records(items, [()] * len(items), ("other image",), seed=1)
     others = [records[i].images for i in derangement(len(records), 0)]
     shuffled = [r.model_copy(update={"images": images}) for r, images in zip(records, others, strict=True)]
-    right, wrong = (to_trl(TRAFFIC / "x.jsonl", rows) for rows in (records, shuffled))
+    right, wrong = (to_trl(rows) for rows in (records, shuffled))
     return right, wrong
 
 

@@ -85,8 +85,8 @@ def main() -> None:
     runs = tqdm([(name, seed) for name in args.variants for seed in range(args.seeds)], desc="runs")
     for name, seed in runs:
         negatives, settings = VARIANTS[name]
-        records = build_records(train_items, TRAFFIC, own, negatives)
-        shares, seconds = train_and_measure(to_trl(TRAFFIC / "x.jsonl", records), settings, seed, items)
+        records = build_records(train_items, own, negatives)
+        shares, seconds = train_and_measure(to_trl(records), settings, seed, items)
         key = name.replace(" ", "_").lower()
         for measure, share in shares.items():
             figures[f"{key}_{measure}_seed_{seed}"] = {**dataclasses.asdict(share), "seed": seed}

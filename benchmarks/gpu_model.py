@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from benchmarks.dpo import TINY, TRAFFIC
+from benchmarks.dpo import TINY, TRAFFIC, records_in
 from helpers import runtime
 from helpers.config import DPO_PRESETS, PPO_PRESETS, DPOSettings, PPOSettings
 from helpers.data.preferences import PreferenceRecord, read_records, to_trl
 from helpers.files import UsageError
 from helpers.machine import memory
+from helpers.machine.workload import StageSettings, Workload
 from helpers.models import presets
 from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.runtime import machine_summary, peak_memory_gb
@@ -188,11 +189,11 @@ def records_of(number: int) -> list[PreferenceRecord]:
 
 def dataset_of(plan: "Plan", number: int) -> datasets.Dataset:
     """`number` pairs, each of another scene."""
-    return to_trl(plan.folder / "x.jsonl", records_of(number), "extremes")
+    return to_trl(records_in(plan.folder, number), "extremes")
 
 
 def questions(plan: "Plan", number: int) -> list[Task]:
-    return tasks_of(plan.folder / "x.jsonl", records_of(number))
+    return tasks_of(records_in(plan.folder, number))
 
 
 def dpo_settings(plan: "Plan", **changes: Any) -> DPOSettings:
@@ -206,14 +207,15 @@ def ppo_settings(plan: "Plan", **changes: Any) -> PPOSettings:
     return dataclasses.replace(PPO_PRESETS["t4"], **changes)
 
 
-def forecast(plan: "Plan", stage: str, settings: memory.StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:
-    """Of the checkpoint that was written, with the lengths that its prompts and answers have."""
+def forecast(plan: "Plan", settings: StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:
+    """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and answers."""
     tasks, rows = questions(plan, ASKED), dataset_of(plan, ASKED)
     texts = [render_conversation(processor, list(task.turns), 0) for task in tasks]
     prompt = tokenize(processor, texts, [[] for _ in texts])["input_ids"].shape[1] + 2  # marks around the image
     answers = [len(answer_ids(processor, row[side][0]["content"])) for row in rows for side in ("chosen", "rejected")]
-    return memory.forecast_memory(
-        str(plan.folder / "model"), stage, settings, width=plan.side, height=plan.side, prompt_tokens=prompt,
+    workload = Workload(
+        str(plan.folder / "model"), plan.side, plan.side, prompt_tokens=prompt,
         answer_tokens=getattr(settings, "max_new_tokens", max(answers)),
         compute_bytes=2 if torch.cuda.is_available() else 4,
     )  # fmt: skip
+    return memory.forecast_memory(workload, settings)

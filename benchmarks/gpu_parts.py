@@ -47,7 +47,7 @@ from helpers.config import DPO_PRESETS
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
-from helpers.machine import memory
+from helpers.machine.workload import GenerationSettings
 from helpers.models.prompts import render_conversation
 from helpers.models.shared_prefix import PackedAnswers, answer_logits, pack_separately
 from helpers.rewards.scoring import make_scorer
@@ -69,7 +69,7 @@ def checkpoint(plan: "Plan", note: "Notes", backend: str) -> None:
     started = now()
     note(parameters=write_model(plan.preset, plan.folder / "model", plan.toy))
     note(seconds=now() - started, parameters_small=write_model(plan.preset, plan.folder / "small", True))
-    number = max(plan.steps, plan.iterations * ppo_settings(plan).prompts, ASKED)
+    number = max(plan.steps, plan.iterations * ppo_settings(plan).prompts_per_iteration, ASKED)
     pairs(Case("gpu", None, (plan.side, plan.side), DPO_PRESETS["t4"], 0), plan.folder, number)
 
 
@@ -97,8 +97,8 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
     note(lora_weights=len(seen.names), **read_adapters(plan, policy, batch, seen))
     base = policy.unload()  # the adapters would count as memory
     gc.collect()
-    settings, tasks = memory.GenerationSettings(ASKED, 4 if plan.toy else 20), questions(plan, ASKED)
-    expected, peak, started = forecast(plan, "load", settings, processor), Peak(), now()
+    settings, tasks = GenerationSettings(ASKED, 4 if plan.toy else 20), questions(plan, ASKED)
+    expected, peak, started = forecast(plan, settings, processor), Peak(), now()
     said = models.generate_answers(
         base, processor, [task.images[0] for task in tasks], [task.question for task in tasks],
         max_new_tokens=settings.max_new_tokens, batch_size=ASKED,
@@ -202,7 +202,7 @@ def train_dpo(plan: "Plan", note: "Notes", backend: str, packed: bool | None = N
     note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
     log = dpo.train_dpo(trainer).log
     note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
-    note(**peak.figures(forecast(plan, "dpo", settings, processor)))
+    note(**peak.figures(forecast(plan, settings, processor)))
     found = dtypes(trainer.model, trainer.optimizer)
     note(dtypes=found, bf16_tensors=found.get("bfloat16", 0))
 
@@ -232,7 +232,8 @@ def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
     """Iterations with the preset "t4" and short answers, whose score is their length."""
     model, processor = load_model(plan)
     settings, peak = ppo_settings(plan), Peak()
-    trainer = PPOTrainer(model, processor, questions(plan, plan.iterations * settings.prompts), length, settings)
+    tasks = questions(plan, plan.iterations * settings.prompts_per_iteration)
+    trainer = PPOTrainer(model, processor, tasks, length, settings)
     note(packs=trainer.packs)
     log = trainer.train()
     seconds = [row["seconds"] - before for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)]
@@ -243,7 +244,7 @@ def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
         tokens_per_second=log[-1]["tokens_per_second"], score_first=log[0]["objective/scores"],
         non_finite_gradients=sum(not math.isfinite(norm) for norm in norms), grad_norm_first=norms[0],
     )  # fmt: skip
-    note(**peak.figures(forecast(plan, "ppo", settings, processor)))
+    note(**peak.figures(forecast(plan, settings, processor)))
     found = dtypes(trainer.model, trainer.optimizer)
     note(dtypes=found, bf16_tensors=found.get("bfloat16", 0))
 
@@ -276,7 +277,7 @@ def small_dpo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = Fal
 def small_ppo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = False) -> tuple[Weights, int]:
     """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run finds by itself."""
     model, processor = load_model(plan, "small")
-    sizes = {"prompts": 2, "group": 2, "mini_batch": 1, "max_new_tokens": 4}
+    sizes = {"prompts_per_iteration": 2, "group_size": 2, "mini_batch": 1, "max_new_tokens": 4}
     rates = {"learning_rate": 1e-3, "critic_learning_rate": 1e-3}
     settings = ppo_settings(plan, iterations=3, checkpoint_every=1, **sizes, **rates)
     path = folder / "checkpoint.pt"

@@ -47,9 +47,8 @@ OBJECTIVES = ("bradley_terry", "listwise", "focal")
 COLUMNS = ("right image", "shuffled image", "blank image", "other image", "own", "other image, shuffled image")
 
 
-def records_of(split: str) -> tuple[Path, list[PreferenceRecord]]:
-    path = TRAFFIC / f"preferences_{split}.jsonl"
-    return path, read_records(path)
+def records_of(split: str) -> list[PreferenceRecord]:
+    return read_records(TRAFFIC / f"preferences_{split}.jsonl")
 
 
 def random_labels(records: list[PreferenceRecord], seed: int) -> list[PreferenceRecord]:
@@ -67,17 +66,18 @@ def measure(
     settings: RewardSettings, seed: int, *, sees_images: bool = True, shuffle_labels: bool = False
 ) -> dict[str, Proportion | float]:
     """Accuracies on the test pairs after one training run, and its seconds."""
-    (path, train), held_out, (test_path, test) = map(records_of, ("train", "valid", "test"))
+    train, held_out, test = map(records_of, ("train", "valid", "test"))
     reward = reward_model.new_reward_model(*models.load_model("tiny"), settings, seed, sees_images)
     if shuffle_labels:  # of the validation pairs too: the best of several models of noise may be right by chance
-        train, held_out = random_labels(train, seed), (held_out[0], random_labels(held_out[1], seed + 100))
-    run = RewardTrainer(reward, path, train, held_out, settings, seed).train()
-    images = {"right": None} | {c: other_images(test_path, test, c) for c in ("shuffled", "blank")}
-    scores = {condition: score_records(reward, test_path, test, row) for condition, row in images.items()}
+        train, held_out = random_labels(train, seed), random_labels(held_out, seed + 100)
+    run = RewardTrainer(reward, train, held_out, settings, seed).train()
+    images = {"right": None} | {c: other_images(test, c) for c in ("shuffled", "blank")}
+    scores = {condition: score_records(reward, test, row) for condition, row in images.items()}
     report = RewardReport("reward model", test, scores)
-    kinds = {f"{kind}, shuffled image": share for kind, share in report.by_kind("shuffled").items()}
+    kinds = {f"{kind}, shuffled image": share for kind, share in report.accuracy_by_kind("shuffled").items()}
     shares = {"right image": report.accuracy(), "shuffled image": report.accuracy("shuffled")}
-    return {**shares, "blank image": report.accuracy("blank"), **report.by_kind(), **kinds, "seconds": run.seconds}
+    shares |= {"blank image": report.accuracy("blank"), **report.accuracy_by_kind(), **kinds}
+    return shares | {"seconds": run.seconds}
 
 
 def accuracy(match: str = "") -> dict[str, dict]:

@@ -39,11 +39,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import dpo
-from benchmarks.dpo import QWEN2_VL_2B, THIRD, TOY, TRAFFIC
+from benchmarks.dpo import QWEN2_VL_2B, THIRD, TOY
 from benchmarks.rl_learning import GOAL, METHODS, learning, learning_runs, learning_table, slug, stock_trainer
 from helpers import models
 from helpers.config import PPOSettings
-from helpers.data.preferences import read_records
 from helpers.files import UsageError, read_json, write_json, write_text
 from helpers.report.page import markdown_table, replace_block
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR, REJECTED_COLOR
@@ -72,7 +71,9 @@ class Case(dpo.Case):
 
 
 def cases(toy: bool) -> list[Case]:
-    plain = PPOSettings("grpo", prompts=2, group=8, mini_batch=1, max_new_tokens=20, learning_rate=1e-4)
+    plain = PPOSettings(
+        "grpo", prompts_per_iteration=2, group_size=8, mini_batch=1, max_new_tokens=20, learning_rate=1e-4
+    )
     checkpointing = dataclasses.replace(plain, gradient_checkpointing=True)
     gpu = dataclasses.replace(checkpointing, ratio_tolerance=0.05)
     found = [
@@ -90,9 +91,10 @@ class Side(dpo.Side):
     """One of the two trainers, driven an iteration at a time, with counts of what it does."""
 
     def __init__(self, case: Case, folder: Path, stock: bool):
-        location, settings, count = folder / "model", case.settings, (case.alternations + 2) * case.settings.prompts
+        location, settings = folder / "model", case.settings
+        count = (case.alternations + 2) * settings.prompts_per_iteration
         model, processor = models.load_model(location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1])
-        tasks = tasks_of(folder / "x.jsonl", read_records(TRAFFIC / "preferences_train.jsonl")[:count])
+        tasks = tasks_of(dpo.records_in(folder, count))
         self.settings, self.stock = settings, stock
         self.counts = {name: 0 for name in ("tokens", "patches", "updates", "answers", "generated")}
         if stock:
@@ -105,8 +107,8 @@ class Side(dpo.Side):
             # ids of image marks are suppressed, so that no answer can end
             model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
             self.trainer = PPOTrainer(model, processor, tasks, length, settings)
-            self.trainer.next_tasks = lambda shard: tasks[self.trainer.iteration * settings.prompts :][
-                : settings.prompts
+            self.trainer.next_tasks = lambda shard: tasks[self.trainer.iteration * settings.prompts_per_iteration :][
+                : settings.prompts_per_iteration
             ]
             self.weights = self.trainer.actor.adapter
             self._time("sample")
@@ -145,7 +147,7 @@ class Side(dpo.Side):
         """Seconds of one iteration on the next prompts; `sampling` of them went into sampling and scoring."""
         self.sampling, started = 0.0, dpo._now()
         if self.stock:
-            for _ in range(self.settings.epochs * (self.settings.prompts // self.settings.mini_batch)):
+            for _ in range(self.settings.epochs * (self.settings.prompts_per_iteration // self.settings.mini_batch)):
                 batch = next(self.batches)
                 self.trainer.training_step(self.model, batch, None)
                 self.trainer.accelerator.clip_grad_norm_(self.weights, self.settings.max_grad_norm)
@@ -153,7 +155,7 @@ class Side(dpo.Side):
                 self.trainer.optimizer.zero_grad()
             seconds = dpo._now() - started
             lengths = [int(n) for b in self.trainer._buffered_inputs for n in b["completion_mask"].sum(1)]
-            self.asked = [(row["prompt"][-1]["content"], row["truth"]) for row in batch[:: self.settings.group]]
+            self.asked = [(row["prompt"][-1]["content"], row["truth"]) for row in batch[:: self.settings.group_size]]
         else:
             self.trainer.iterate()
             seconds = dpo._now() - started
@@ -171,7 +173,7 @@ class Side(dpo.Side):
 
 def compare(case: Case, folder: Path) -> dict[str, list[float]]:
     """Raw figures of a case: seconds and ratios of each alternation, and what an iteration computes."""
-    dpo.pairs(case, folder, (case.alternations + 2) * case.settings.prompts)  # the images
+    dpo.pairs(case, folder, (case.alternations + 2) * case.settings.prompts_per_iteration)  # the images
     stock, ours = Side(case, folder, stock=True), Side(case, folder, stock=False)
     if not all(map(torch.equal, stock.weights, ours.weights)):
         raise UsageError(f"{case.name}: the two trainers start from different adapters")
@@ -187,9 +189,9 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
         if stock.asked != ours.asked:
             raise UsageError(f"{case.name}: the two trainers were asked different questions")
     work = {"stock": stock.counted(), "ours": ours.counted()}
-    settings, answers = case.settings, case.settings.prompts * case.settings.group
+    settings, answers = case.settings, case.settings.prompts_per_iteration * case.settings.group_size
     expected = {"answers": answers, "generated": answers * settings.max_new_tokens}
-    expected["updates"] = settings.epochs * settings.prompts // settings.mini_batch
+    expected["updates"] = settings.epochs * settings.prompts_per_iteration // settings.mini_batch
     for side, found in work.items():
         figures |= {f"{side}_{what}": [value] for what, value in found.items()}
         if wrong := {what: found[what] for what, value in expected.items() if found[what] != value}:
@@ -209,7 +211,7 @@ def as_on_a_t4() -> None:
 def peak_megabytes(case: Case, folder: Path, stock: bool) -> float:
     """What one iteration needs beyond the model at rest, in MB (10⁶ bytes)."""
     as_on_a_t4()
-    dpo.pairs(case, folder, 2 * case.settings.prompts)
+    dpo.pairs(case, folder, 2 * case.settings.prompts_per_iteration)
     side = Side(dataclasses.replace(case, alternations=0), folder, stock)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

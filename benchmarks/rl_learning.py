@@ -52,11 +52,11 @@ GOAL, EVERY = 0.9, 2  # greedy exact share, iterations between two looks at it
 
 
 def stock_reward(score: Scorer, settings: PPOSettings, end: int):
-    """`score` as a reward function of TRL that takes `missing_end` off answers without the token `end`."""
+    """`score` as a reward function of TRL that takes `no_end_penalty` off answers without the token `end`."""
 
     def reward(completion_ids, **columns):
         totals = zip(inner(**columns), completion_ids, strict=True)
-        return [total - settings.missing_end * (end not in ids) for total, ids in totals]
+        return [total - settings.no_end_penalty * (end not in ids) for total, ids in totals]
 
     inner, reward.__name__ = grpo_reward_function(score), score.__name__
     return reward
@@ -65,16 +65,16 @@ def stock_reward(score: Scorer, settings: PPOSettings, end: int):
 def stock_trainer(model, processor, tasks: list[Task], score: Scorer, settings: PPOSettings, seed: int, **more):
     """TRL's trainer with `settings` in its words. `more`: of its config."""
     trainer, config, loss = STOCK[settings.advantages]
-    steps = settings.prompts // settings.mini_batch
+    steps = settings.prompts_per_iteration // settings.mini_batch
     dtype, cuda = compute_dtype(), torch.cuda.is_available()
     kept = {"suppress_tokens": models.banned_tokens(processor)} | more.pop("generation_kwargs", {})
     args = config(
-        num_generations=settings.group, per_device_train_batch_size=settings.mini_batch * settings.group,
+        num_generations=settings.group_size, per_device_train_batch_size=settings.mini_batch * settings.group_size,
         steps_per_generation=steps, gradient_accumulation_steps=1, num_iterations=settings.epochs,
         max_steps=settings.iterations * settings.epochs * steps, beta=settings.kl_weight, epsilon=settings.clip,
         temperature=settings.temperature, top_p=settings.top_p, max_completion_length=settings.max_new_tokens,
         learning_rate=settings.learning_rate, max_grad_norm=settings.max_grad_norm, generation_kwargs=kept,
-        lr_scheduler_type="linear" if settings.anneal else "constant",
+        lr_scheduler_type="linear" if settings.anneal_lr else "constant",
         gradient_checkpointing=settings.gradient_checkpointing, fp16=dtype == torch.float16,
         bf16=dtype == torch.bfloat16, use_cpu=not cuda, dataloader_pin_memory=cuda, save_strategy="no", report_to=[],
         seed=seed, **loss, **more,
@@ -111,7 +111,7 @@ class HeldOut(TrainerCallback):
     def look(self, model, iteration: float) -> None:
         if iteration % EVERY == 0 or iteration == self.settings.iterations:
             started = _now()
-            samples = int(iteration) * self.settings.prompts * self.settings.group
+            samples = int(iteration) * self.settings.prompts_per_iteration * self.settings.group_size
             self.shares[samples] = evaluate_counting(model, self.processor, self.items).exact_share
             self.watching += _now() - started
 
@@ -161,10 +161,10 @@ def learn(method: str, seed: int, changes: dict, sets: dict, folder: Path) -> di
 def learning(seeds: int, iterations: int, toy: bool, only: str | None = None) -> dict[str, dict]:
     """Entries of the learning part, or `only` of one method: `<method>_<what>_seed_<seed>`."""
     records, figures, changes = read_records(TRAFFIC / "preferences_train.jsonl"), {}, {"iterations": iterations}
-    changes |= {"prompts": 4, "group": 4, "mini_batch": 2} if toy else {}
+    changes |= {"prompts_per_iteration": 4, "group_size": 4, "mini_batch": 2} if toy else {}
     with tempfile.TemporaryDirectory() as name:
         write_split(Path(name), "validation", 8 if toy else 128)
-        sets = {"tasks": tasks_of(TRAFFIC / "x.jsonl", records), "valid": read_yolo(Path(name), "valid")}
+        sets = {"tasks": tasks_of(records), "valid": read_yolo(Path(name), "valid")}
         sets["test"] = read_yolo(TRAFFIC, "test")[: 8 if toy else None]
         methods = [method for method in METHODS if only in (None, slug(method))]
         for method, seed in tqdm([(method, seed) for method in methods for seed in range(seeds)], desc="runs"):

@@ -36,7 +36,7 @@ def main() -> None:
     source, settings = ROOT / "data" / "traffic" / "preferences_train.jsonl", dpo_preset("tiny")
     model, processor = models.load_model(BASE)
     with tempfile.TemporaryDirectory() as output:
-        pairs = to_trl(source, read_records(source))
+        pairs = to_trl(read_records(source))
         trainer = dpo.dpo_trainer(model, processor, pairs, settings, seed=SEED, output_dir=Path(output))
         trainer.train()
     about = {"base": BASE, "seed": SEED, "settings": asdict(settings), "data": source.relative_to(ROOT).as_posix()}

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     pass
 
-DEMO_NOTEBOOKS = ("01", "02", "03", "04", "05", "06", "07")
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",)},
     "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0},
@@ -59,12 +58,13 @@ def run_demo(args: argparse.Namespace) -> None:
     pages = artifacts_dir() / "report" / "notebooks"
     for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
         old.unlink()
-    for name in DEMO_NOTEBOOKS:
+    for entry in notebooks.catalogue():
+        name = entry["file"][:2]
         print(f"[{time.time() - started:4.0f} s] notebook {name} …", flush=True)
         notebooks.run_notebook(name, DEMO_PARAMETERS.get(name), pages)
     section = Section("99_demo", "The whole demo")
     seconds = time.time() - started
-    section.single("demo_seconds", seconds)
+    section.add_value("demo_seconds", seconds)
     peak = collect_headlines(read_sections())["peak_memory_gb"].value
     section.conclude(f"The demo took {seconds:.0f} s; peak memory of a notebook {peak:.2f} GB.")
     page = section.save()
@@ -79,8 +79,10 @@ def print_summary(figures: dict[str, dict[str, float]]) -> None:
 
 
 def write_notebooks(args: argparse.Namespace) -> None:
-    """Write the notebooks from their percent-format sources."""
-    for path in notebooks.sync_notebooks():
+    """Write the notebooks from their percent-format sources, and README's table from the presets."""
+    from helpers.report.page import write_presets
+
+    for path in [*notebooks.sync_notebooks(), write_presets(ROOT)]:
         print(path)
 
 
@@ -130,7 +132,7 @@ def check_files(args: argparse.Namespace) -> None:
         reports.append(data_doctor.check_file(path, **options, against=[*others, *reports]))
         print(reports[-1], end="\n\n")
     if args.json:
-        write_json(args.json, [report.as_json() for report in reports])
+        write_json(args.json, [report.to_json() for report in reports])
     if args.salvage:
         good, bad = findings.salvage(args.file[0], reports[0], args.salvage)
         if args.salvage.resolve().parent != args.file[0].resolve().parent:
@@ -170,8 +172,11 @@ def write_schema(args: argparse.Namespace) -> None:
 def print_memory(args: argparse.Namespace) -> None:
     """Print what presets take in memory, by arithmetic."""
     from helpers.machine.memory import memory_table
+    from helpers.machine.workload import Workload
+    from helpers.models.presets import PRESETS
 
-    print(memory_table(args.model, width=args.width, height=args.height, max_pixels=args.max_pixels))
+    size = (args.width, args.height, args.max_pixels)
+    print(memory_table([Workload(name, *size) for name in args.model or PRESETS]))
 
 
 def _lengths(name: str) -> "RecordLengths":
@@ -204,7 +209,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="dpo.settings.steps=20")
     command.add_argument("--out", type=Path, help="folder for all it makes (default: artifacts/recipes/NAME)")
     command.set_defaults(action=run_recipe)
-    command = commands.add_parser("sync", help="write notebooks/*.ipynb from notebooks/src/*.py")
+    command = commands.add_parser(
+        "sync", help="write notebooks/*.ipynb from notebooks/src/*.py, README's table from the presets"
+    )
     command.set_defaults(action=write_notebooks)
     command = commands.add_parser("report", help="write the report and the model cards; evaluates first if needed")
     command.add_argument("--model", default="tiny", help="base of the adapters (default: tiny)")

@@ -87,7 +87,7 @@ class RewardSettings:
     accumulation: int = 16  # records a step = 1 × 16
     margin_weight: float = 0.0  # × the difference of the answers' scores, if the data has them
     label_smoothing: float = 0.0
-    centring: float = 0.0
+    centring_weight: float = 0.0  # of (better + worse)², which keeps scores near 0
     focal_gamma: float = 2.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -122,15 +122,15 @@ def reward_preset(name: str) -> RewardSettings:
 class PPOSettings:
     advantages: str = "gae"  # with a critic (PPO), or of a group: "rloo", "grpo"
     iterations: int = 100
-    prompts: int = 8  # asked in an iteration
-    group: int = 4  # answers to each: 8 × 4 = 32 samples an iteration
+    prompts_per_iteration: int = 8  # asked in an iteration
+    group_size: int = 4  # answers to each: 8 × 4 = 32 samples an iteration
     epochs: int = 2  # updates see each answer so often
     mini_batch: int = 4  # prompts in one update: 4 × 4 = 16 answers, 8 / 4 × 2 = 4 updates an iteration
-    at_once: int = 0  # prompts that are sampled, and looked at before the updates, together; 0: all of a shard
+    sampling_batch: int = 0  # prompts that are sampled, and looked at before the updates, together; 0: all of a shard
     learning_rate: float = 1e-5
-    anneal: bool = True  # both learning rates fall linearly to 0
+    anneal_lr: bool = True  # both learning rates fall linearly to 0
     critic_learning_rate: float = 1e-4
-    critic_warm_up_rate: float = 1e-4  # before the first iteration, where it has all to learn
+    critic_warm_up_learning_rate: float = 1e-4  # before the first iteration, where it has all to learn
     critic_layers: int = 3  # 1 or 3; 0: no critic, so that advantages are measured against a constant
     critic_sees_image: bool = False
     critic_detached: bool = True  # its loss does not reach the policy's adapter
@@ -146,7 +146,7 @@ class PPOSettings:
     kl_target: float | None = None  # nats an answer, to which the weight is adapted
     kl_horizon: int = 1000
     kl_estimator: str = "k1"
-    missing_end: float = 1.0  # taken off an answer that does not end
+    no_end_penalty: float = 1.0  # taken off an answer that does not end
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 64
@@ -162,27 +162,29 @@ class PPOSettings:
         """Raises UsageError for what cannot be trained with, on so many tasks and in so many processes."""
         if self.advantages not in ("gae", "rloo", "grpo"):
             raise UsageError(f"advantages={self.advantages!r}: choose gae, rloo or grpo.")
-        if self.advantages != "gae" and self.group < 2:
-            raise UsageError(f"{self.advantages} compares the answers to one prompt: set group to 2 or more.")
+        if self.advantages != "gae" and self.group_size < 2:
+            raise UsageError(f"{self.advantages} compares the answers to one prompt: set group_size to 2 or more.")
         if self.temperature <= 0:
             raise UsageError("temperature=0 gives one and the same answer each time: sample with a temperature over 0.")
-        if shards % processes or self.prompts % shards or self.mini_batch % shards:
+        if shards % processes or self.prompts_per_iteration % shards or self.mini_batch % shards:
             raise UsageError(
-                f"{processes} processes share {shards} shards, and those prompts and mini_batch: make each a multiple of "
-                "the one before."
+                f"{processes} processes share {shards} shards, and those prompts_per_iteration and mini_batch: "
+                "make each a multiple of the one before."
             )
-        if tasks < self.prompts:
-            raise UsageError(f"{tasks} tasks, but an iteration asks {self.prompts}: lower prompts.")
+        if tasks < self.prompts_per_iteration:
+            raise UsageError(
+                f"{tasks} tasks, but an iteration asks {self.prompts_per_iteration}: lower prompts_per_iteration."
+            )
 
 
 _TINY = PPOSettings(
     iterations=36,  # × 64 = 2,304 samples
-    prompts=16,
-    group=4,
+    prompts_per_iteration=16,
+    group_size=4,
     mini_batch=8,
     learning_rate=1e-3,
     critic_learning_rate=2e-4,  # five times as much and it forgets in PPO what it learnt before
-    critic_warm_up_rate=1e-3,
+    critic_warm_up_learning_rate=1e-3,
     critic_adapter=True,
     kl_weight=0.02,
     max_new_tokens=40,
@@ -191,7 +193,7 @@ PPO_PRESETS = {
     # 36 iterations × 16 × 4 = 2,304 samples, 36 × 2 × 16 / 8 = 144 updates
     "tiny": _TINY,
     "tiny-rloo": replace(_TINY, advantages="rloo"),
-    "tiny-grpo": replace(_TINY, advantages="grpo", prompts=8, group=8, mini_batch=4),
+    "tiny-grpo": replace(_TINY, advantages="grpo", prompts_per_iteration=8, group_size=8, mini_batch=4),
     # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + 4 × ~30 answer tokens) = 872 tokens in an update,
     # logits of 2 × 4 × 30 × 151,936 × 4 bytes = 0.15 GB; 100 × 8 × 4 = 3,200 samples
     "t4": PPOSettings(mini_batch=2, critic_adapter=True, gradient_checkpointing=True, ratio_tolerance=5e-2),
@@ -199,8 +201,8 @@ PPO_PRESETS = {
     "reasoning": PPOSettings(critic_layers=1, critic_sees_image=True, entropy_weight=0.01, mini_batch=2),
     # the caption project states no numbers: those of the library it used, but for the 256 answers an iteration
     "captions": PPOSettings(
-        prompts=32,
-        group=1,
+        prompts_per_iteration=32,
+        group_size=1,
         epochs=4,
         mini_batch=1,
         learning_rate=1e-5,
@@ -211,14 +213,14 @@ PPO_PRESETS = {
         kl_weight=0.2,
         kl_target=6.0,
         kl_horizon=10_000,
-        anneal=False,
+        anneal_lr=False,
     ),
     # the question-answering project: one answer at a time, of one word, which cannot work (notebook 05);
     # LoRA r 8 of LLaVA-NeXT: 8 × (in + out) of 7 matrices in 32 layers = 20,971,520 weights
     "vqa": PPOSettings(
         iterations=8_379,
-        prompts=1,
-        group=1,
+        prompts_per_iteration=1,
+        group_size=1,
         epochs=1,
         mini_batch=1,
         learning_rate=5e-6,
@@ -226,9 +228,9 @@ PPO_PRESETS = {
         gamma=0.99,
         entropy_weight=0.01,
         kl_weight=0.0,
-        missing_end=0.0,
+        no_end_penalty=0.0,
         max_grad_norm=0.5,
-        anneal=False,
+        anneal_lr=False,
         lora=LoraSettings(r=8, alpha=32, dropout=0.05),
     ),
 }
@@ -248,15 +250,15 @@ _KNOBS = {
 def ppo_preset(name: str, **knobs: Any) -> PPOSettings:
     """The settings called `name`, with some changed, by their names here or by those of TRL's old PPOTrainer.
 
-    There, `batch_size` and `mini_batch_size` count answers; here prompts are counted, with `group` answers
+    There, `batch_size` and `mini_batch_size` count answers; here prompts are counted, with `group_size` answers
     each. Raises UsageError listing the presets, or the names of settings.
 
     >>> ppo_preset("captions", ppo_epochs=2, clip_range=0.1, batch_size=16, mini_batch_size=4).mini_batch
     4
     """
     settings = _preset(PPO_PRESETS, name, "PPO")
-    group = knobs.get("group", settings.group)
-    for answers, prompts in (("batch_size", "prompts"), ("mini_batch_size", "mini_batch")):
+    group = knobs.get("group_size", settings.group_size)
+    for answers, prompts in (("batch_size", "prompts_per_iteration"), ("mini_batch_size", "mini_batch")):
         if answers in knobs:
             knobs[prompts] = max(1, knobs.pop(answers) // group)
     knobs = {_KNOBS.get(knob, knob): value for knob, value in knobs.items()}

@@ -37,7 +37,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import question_for
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json, write_text
-from helpers.install import is_on_colab
+from helpers.install import COLAB, hosted_machine
 from helpers.models.presets import config_of, model_without_weights, preset_of
 from helpers.models.prompts import render
 from helpers.models.shared_prefix import PACKING_TOLERANCE, answer_logits, pack_separately
@@ -69,7 +69,7 @@ PUBLISHED_FILES = re.compile(
 class ReferenceOutput:
     """The output of base + adapter, which the merged model must repeat."""
 
-    asked: tuple[list, list, list]  # prompts as the chat template writes them, images, greedy answers
+    inputs: tuple[list, list, list]  # prompts as the chat template writes them, images, greedy answers
     logits: Tensor  # (tokens of all answers, vocab), before each token
     effect: float  # how far the adapter moves them, relative to their norm
 
@@ -173,21 +173,22 @@ def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 @torch.no_grad()
-def reference_output(model: PeftModel, processor: ProcessorMixin, number: int = 4) -> ReferenceOutput:
+def reference_output(model: PeftModel, processor: ProcessorMixin, images: int = 4) -> ReferenceOutput:
     """Greedy answers to questions about the first shipped test images. Raises UsageError for logits that overflow."""
-    items = read_yolo(ROOT / "data" / "traffic", "test")[:number]
+    items = read_yolo(ROOT / "data" / "traffic", "test")[:images]
     questions, pictures = [question_for(item, i) for i, item in enumerate(items)], [open_image(i.path) for i in items]
     answers = models.generate_answers(model, processor, pictures, questions, max_new_tokens=32)
-    asked = [render(processor, q) for q in questions], [[picture] for picture in pictures], [[text] for text in answers]
-    logits = _logits(model, processor, asked)
+    prompts = [render(processor, question) for question in questions]
+    inputs = prompts, [[picture] for picture in pictures], [[text] for text in answers]
+    logits = _logits(model, processor, inputs)
     if not logits.isfinite().all():
         raise UsageError(f"in {model.dtype} this model's numbers overflow. Merge with --dtype fp32.")
     with models.disable_adapters(model):
-        return ReferenceOutput(asked, logits, _distance(_logits(model, processor, asked), logits))
+        return ReferenceOutput(inputs, logits, _distance(_logits(model, processor, inputs), logits))
 
 
-def _logits(model: torch.nn.Module, processor: ProcessorMixin, asked: tuple[list, list, list]) -> Tensor:
-    packed = pack_separately(processor, *asked).to(model.device)
+def _logits(model: torch.nn.Module, processor: ProcessorMixin, inputs: tuple[list, list, list]) -> Tensor:
+    packed = pack_separately(processor, *inputs).to(model.device)
     return answer_logits(model, packed)[:, :-1][packed.mask[:, 1:]].float().cpu()
 
 
@@ -205,27 +206,27 @@ def _finite_hash(model: PreTrainedModel) -> str:
 
 @torch.no_grad()
 def verify(
-    folder: Path, spoken: ReferenceOutput, weights: str, dtype: torch.dtype, place: torch.device
+    folder: Path, expected: ReferenceOutput, weights: str, dtype: torch.dtype, place: torch.device
 ) -> dict[str, Any]:
     """Read a merged model back and ask it the same. Raises UsageError if weights, logits or greedy answers differ.
 
     weights: hash of what was to be written. Along base + adapter's answers each likeliest token must be the same one; in
-    fp16 two may be exchanged if base + adapter prefers one of them by no more than the second of `LIMITS`.
+    fp16 two may be exchanged if base + adapter prefers one of them by no more than the second of `EXPORT_TOLERANCES`.
     """
     model, processor = _load(folder, dtype, place), AutoProcessor.from_pretrained(folder)
     if tensors_hash(sorted(model.named_parameters())) != weights:
         raise UsageError(f"{folder}: the weights read back are not those written. Check the disk, merge again.")
-    logits, (limit, tie) = _logits(model, processor, spoken.asked), EXPORT_TOLERANCES[dtype]
-    error, choice = _distance(logits, spoken.logits), logits.argmax(1, keepdim=True)
-    if not error <= min(limit, spoken.effect / 2):  # not <=: NaN is no success
+    logits, (limit, tie) = _logits(model, processor, expected.inputs), EXPORT_TOLERANCES[dtype]
+    error, choice = _distance(logits, expected.logits), logits.argmax(1, keepdim=True)
+    if not error <= min(limit, expected.effect / 2):  # not <=: NaN is no success
         raise UsageError(
             f"the merged model's logits are off by {error:.1e} of their norm; {limit:.0e} would be rounding, and the whole "
-            f"adapter moves them by {spoken.effect:.1e}. Merge with --dtype fp32; if it is as far off, do not merge."
+            f"adapter moves them by {expected.effect:.1e}. Merge with --dtype fp32; if it is as far off, do not merge."
         )
-    behind = spoken.logits.max(1).values - spoken.logits.gather(1, choice)[:, 0]  # nats
+    behind = expected.logits.max(1).values - expected.logits.gather(1, choice)[:, 0]  # nats
     if behind.max() > tie:
         raise UsageError(f"the merged model's greedy answers are others, by {behind.max():.2f} nats: try --dtype fp32.")
-    return {"relative_error": error, "effect": spoken.effect, "tokens": len(behind), "ties": int((behind > 0).sum())}
+    return {"relative_error": error, "effect": expected.effect, "tokens": len(behind), "ties": int((behind > 0).sum())}
 
 
 def _write_card(folder: Path, about: dict[str, Any], name: str) -> None:
@@ -320,6 +321,6 @@ def _colab_secret() -> str | None:
     try:
         from google.colab import userdata
 
-        return userdata.get("HF_TOKEN") if is_on_colab() else None
+        return userdata.get("HF_TOKEN") if hosted_machine() is COLAB else None
     except Exception:  # none there, refused, nobody answers: errors of several kinds, and for us the same
         return None

@@ -1,9 +1,11 @@
-"""What the set-up cell does on Google Colab after it has fetched the repository: install what is missing, and no more.
+"""What the set-up cell does on Colab and Kaggle after it has found the repository: install what is missing, and no more.
 
 A fresh Colab kernel has numpy, Pillow, matplotlib and ipywidgets loaded, and its torch is built for the GPU driver. To
 replace one of them means a restart, or a runtime that no longer works. So they are pinned at the version that is there,
-and `requirements.txt` decides about the rest: what satisfies it stays. Elsewhere nothing is installed; what is missing
-is said.
+and `requirements.txt` decides about the rest: what satisfies it stays. Kaggle's image is built on Colab's, and treated
+alike. Elsewhere nothing is installed; what is missing is said.
+
+`hosted_machine` is the one place that knows whether this is Colab, Kaggle or neither.
 
 Runs before any other import: standard library and `packaging`, which Colab has, and no other module of this package.
 Simplification: what another package on Colab needs from one that is replaced is not looked at, as pip does not either.
@@ -52,6 +54,35 @@ _stale: list[str] = []  # replaced though this kernel had loaded them: until it 
 
 
 @dataclass(frozen=True)
+class HostedMachine:
+    """A machine that runs notebooks in the browser, and what a reader does there."""
+
+    name: str
+    connect: str  # when there is no network
+    restart: str  # for a new kernel on the same disk
+    start_anew: str  # for a machine without what was installed
+    change_versions: str  # for other versions of Python and torch
+
+
+COLAB = HostedMachine(
+    name="Colab",
+    connect="Check the connection",
+    restart="In the menu: Runtime → Restart session",
+    start_anew="Runtime → Disconnect and delete runtime",
+    change_versions="Choose another version in the menu: Runtime → Change runtime type → Runtime version. "
+    "The notebooks were made for that of August 2026.",
+)
+KAGGLE = HostedMachine(
+    name="Kaggle",
+    connect="Turn on Internet in the notebook's settings",
+    restart="In the menu: Run → Restart & clear cell outputs",
+    start_anew="Stop the session and start it again",
+    change_versions="Choose another environment in the notebook's settings.",
+)
+KAGGLE_FOLDER = Path("/kaggle/working")  # all that Kaggle keeps, with "Save version"
+
+
+@dataclass(frozen=True)
 class UnmetRequirement:
     """A requirement that is not satisfied, and the version that is there instead, if any."""
 
@@ -79,8 +110,13 @@ class VersionChanges:
         return f"replaced: {', '.join(replaced) or 'nothing'}\nadded: {', '.join(added) or 'nothing'}"
 
 
-def is_on_colab() -> bool:
-    return "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules
+def hosted_machine() -> HostedMachine | None:
+    """COLAB or KAGGLE, whichever this machine is; None elsewhere."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # first: Kaggle's image has the marks of Colab's
+        return KAGGLE
+    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
+        return COLAB
+    return None
 
 
 @functools.cache
@@ -101,14 +137,14 @@ def read_requirements(path: Path, gpu: bool) -> list[Requirement]:
     return [requirement for requirement in wanted if gpu or canonicalize_name(requirement.name) not in GPU_ONLY]
 
 
-def unmet_requirements(wanted: Iterable[Requirement]) -> list[UnmetRequirement]:
+def unmet_requirements(requirements: Iterable[Requirement]) -> list[UnmetRequirement]:
     """Find the requirements that are not satisfied, also those of the installed packages, and so on.
 
     The latter matter when an installation was cut off: the package is there, something that it needs is not. Protected
     packages are not asked what they need: Colab leaves jedi out, which its IPython requires, and must stay as it is.
     """
     lacking: dict[str, UnmetRequirement] = {}
-    todo, seen = list(wanted), set()
+    todo, seen = list(requirements), set()
     while todo:
         requirement = todo.pop()
         try:
@@ -146,37 +182,40 @@ def pins(versions: dict[str, str]) -> list[str]:
 
 
 def ensure(root: Path = _ROOT) -> VersionChanges:
-    """On Colab: install what `requirements.txt` asks for and is not there. Elsewhere: say what is not there.
+    """On Colab and Kaggle: install what `requirements.txt` asks for and is not there. Elsewhere: say what is not there.
 
     Raises SystemExit with one message for the reader: what is wrong, and what to do.
     """
-    if _stale:
-        raise SystemExit(_restart(_stale))
+    machine = hosted_machine()
+    if machine and _stale:
+        raise SystemExit(_restart(_stale, machine))
     wanted = read_requirements(root / "requirements.txt", has_gpu())
     lacking = unmet_requirements(wanted)
-    if lacking and not is_on_colab():
-        _advise(lacking)
-    if not lacking or not is_on_colab():
+    if not lacking:
         return VersionChanges({}, {})
-    _refuse_protected(lacking)
+    if machine is None:
+        _advise(lacking)
+        return VersionChanges({}, {})
+    _refuse_protected(lacking, machine)
     print(f"Installing for {', '.join(sorted({lack.name for lack in lacking}))} … (about a minute)", flush=True)
     before = installed_versions()
     _install(
         [line for line in wanted if canonicalize_name(line.name) not in PROTECTED or unmet_requirements([line])],
         pins(before),
+        machine,
     )
     importlib.invalidate_caches()
     changes = compare_versions(before, installed_versions())
-    _verify(changes, unmet_requirements(wanted))
+    _verify(changes, unmet_requirements(wanted), machine)
     print(changes)
     _stale.extend(loaded_packages(changes.replaced))
     if _stale:
-        raise SystemExit(_restart(_stale))
+        raise SystemExit(_restart(_stale, machine))
     return changes
 
 
 def _advise(lacking: Sequence[UnmetRequirement]) -> None:
-    """Outside Colab, only print advice: versions are the owner's decision. Stop if a package is missing."""
+    """On the reader's own machine, only print advice: versions are the owner's decision. Stop if a package is missing."""
     text = "; ".join(map(str, lacking))
     if any(lack.version is None for lack in lacking):
         raise SystemExit(f"Packages are missing: {text}. Run in a terminal: {INSTALL_COMMAND}")
@@ -185,17 +224,16 @@ def _advise(lacking: Sequence[UnmetRequirement]) -> None:
     )
 
 
-def _refuse_protected(lacking: Sequence[UnmetRequirement]) -> None:
+def _refuse_protected(lacking: Sequence[UnmetRequirement], machine: HostedMachine) -> None:
     fixed = [lack for lack in lacking if lack.version and lack.name in PROTECTED]
     if fixed:
         raise SystemExit(
-            f"This Colab runtime does not suit the notebooks: {'; '.join(map(str, fixed))}, and that cannot be replaced in "
-            "a running one. Choose another version in the menu: Runtime → Change runtime type → Runtime version. "
-            "The notebooks were made for that of August 2026."
+            f"This {machine.name} runtime does not suit the notebooks: {'; '.join(map(str, fixed))}, "
+            f"and that cannot be replaced in a running one. {machine.change_versions}"
         )
 
 
-def _install(wanted: Sequence[Requirement], constraints: Sequence[str]) -> None:
+def _install(wanted: Sequence[Requirement], constraints: Sequence[str], machine: HostedMachine) -> None:
     """Run pip, or uv where Python has it, in this Python. Raises SystemExit with what it said if it fails."""
     tool = (
         ["uv", "pip", "install", "--python", sys.executable] if importlib.util.find_spec("uv") else ["pip", "install"]
@@ -209,19 +247,19 @@ def _install(wanted: Sequence[Requirement], constraints: Sequence[str]) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if run.returncode:
-        raise SystemExit(explain_failure(run.stdout + run.stderr))
+        raise SystemExit(explain_failure(run.stdout + run.stderr, machine))
 
 
-def explain_failure(output: str) -> str:
+def explain_failure(output: str, machine: HostedMachine) -> str:
     """One message out of what pip or uv printed before it failed."""
     if NO_NETWORK.search(output):
-        return "There is no network: the packages cannot be fetched. Check the connection, then run this cell again."
+        return f"There is no network: the packages cannot be fetched. {machine.connect}, then run this cell again."
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     first = next((i for i, line in enumerate(lines) if re.match("ERROR|error|×", line)), max(0, len(lines) - 8))
     said = "\n  ".join(lines[first : first + 8]) or "nothing"
     return (
-        f"The packages could not be installed. What pip said:\n  {said}\nIf another package of this runtime stands in the "
-        "way: Runtime → Disconnect and delete runtime, then run this cell first of all."
+        f"The packages could not be installed. What pip said:\n  {said}\nIf another package of this runtime stands "
+        f"in the way: {machine.start_anew}, then run this cell first of all."
     )
 
 
@@ -232,13 +270,13 @@ def compare_versions(before: dict[str, str], after: dict[str, str]) -> VersionCh
     return VersionChanges(added, moved)
 
 
-def _verify(changes: VersionChanges, lacking: Sequence[UnmetRequirement]) -> None:
+def _verify(changes: VersionChanges, lacking: Sequence[UnmetRequirement], machine: HostedMachine) -> None:
     moved = [f"{name} {old} → {new}" for name, (old, new) in changes.replaced.items() if name in PROTECTED]
     if moved or lacking:
         wrong = [*(f"replaced against the rule: {text}" for text in moved), *(f"not satisfied: {x}" for x in lacking)]
         raise SystemExit(
             f"The installation did not do what it should: {'; '.join(wrong)}. This runtime cannot be relied on: "
-            "Runtime → Disconnect and delete runtime, then run this cell first of all."
+            f"{machine.start_anew}, then run this cell first of all."
         )
 
 
@@ -249,8 +287,8 @@ def loaded_packages(names: Iterable[str]) -> list[str]:
     return sorted(names & owners)
 
 
-def _restart(names: Sequence[str]) -> str:
+def _restart(names: Sequence[str], machine: HostedMachine) -> str:
     return (
-        f"⚠️  RESTART NEEDED: {', '.join(names)} had been loaded before and has been replaced. In the menu: Runtime → Restart "
-        "session, then run this cell again, before any other. Nothing will be installed a second time."
+        f"⚠️  RESTART NEEDED: {', '.join(names)} had been loaded before and has been replaced. "
+        f"{machine.restart}, then run this cell again, before any other. Nothing will be installed a second time."
     )

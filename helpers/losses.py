@@ -96,17 +96,17 @@ def bradley_terry_loss(
     worse: Tensor,
     margin: Tensor | float = 0.0,
     label_smoothing: float = 0.0,
-    centring: float = 0.0,
+    centring_weight: float = 0.0,
 ) -> Tensor:
     """−log σ(better − worse − margin) of every pair (Bradley & Terry 1952; margin: Llama 2, arXiv 2307.09288).
 
     better, worse: scores (pairs,) → loss (pairs,). `label_smoothing` ε is the share of pairs that are
-    taken to be labelled the wrong way round: (1 − ε)·loss + ε·loss of the swapped pair. `centring` adds
-    centring · (better + worse)², which keeps scores near 0 (Eisenstein et al. 2023, arXiv 2312.09244).
+    taken to be labelled the wrong way round: (1 − ε)·loss + ε·loss of the swapped pair. `centring_weight` adds
+    centring_weight · (better + worse)², which keeps scores near 0 (Eisenstein et al. 2023, arXiv 2312.09244).
     """
     gap = better - worse - margin
     loss = -(1 - label_smoothing) * logsigmoid(gap) - label_smoothing * logsigmoid(-gap)
-    return loss + centring * (better + worse) ** 2
+    return loss + centring_weight * (better + worse) ** 2
 
 
 def focal_bradley_terry_loss(better: Tensor, worse: Tensor, gamma: float = 2.0) -> Tensor:
@@ -188,29 +188,29 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, (advantages + values) * mask
 
 
-def rloo_advantages(scores: Tensor, group: int) -> Tensor:
+def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
     """Score minus the mean score of the other answers to the same prompt (RLOO; Ahmadian et al. 2024, arXiv 2402.14740).
 
-    scores: (prompts · group,), the answers to a prompt together → the same shape. A group of one has no
+    scores: (prompts · group_size,), the answers to a prompt together → the same shape. A group of one has no
     others: ValueError.
     """
-    if group < 2:
-        raise ValueError(f"a group of {group} has no other answers to compare with: sample at least 2")
-    grouped = scores.view(-1, group)
+    if group_size < 2:
+        raise ValueError(f"a group of {group_size} has no other answers to compare with: sample at least 2")
+    grouped = scores.view(-1, group_size)
     grouped = grouped - grouped[:, :1]  # changes no difference, and equal scores become exactly 0
-    others = (grouped.sum(1, keepdim=True) - grouped) / (group - 1)
+    others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
     return (grouped - others).flatten()
 
 
-def grpo_advantages(scores: Tensor, group: int, scale: bool = True) -> Tensor:
+def grpo_advantages(scores: Tensor, group_size: int, scale: bool = True) -> Tensor:
     """Score minus the mean of its group, over its standard deviation (GRPO; Shao et al. 2024, arXiv 2402.03300).
 
     The deviation is with n − 1; a group of equal scores gets 0. scale=False leaves the deviation out
     (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783). Shapes as in `rloo_advantages`.
     """
-    if group < 2:
-        raise ValueError(f"a group of {group} has no other answers to compare with: sample at least 2")
-    grouped = scores.view(-1, group)
+    if group_size < 2:
+        raise ValueError(f"a group of {group_size} has no other answers to compare with: sample at least 2")
+    grouped = scores.view(-1, group_size)
     grouped = grouped - grouped[:, :1]  # changes no difference, and equal scores become exactly 0
     centred = grouped - grouped.mean(1, keepdim=True)
     return (centred / (grouped.std(1, keepdim=True) + 1e-4) if scale else centred).flatten()

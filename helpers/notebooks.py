@@ -21,6 +21,11 @@ NOTEBOOKS = ROOT / "notebooks"
 COLAB_URL = "https://colab.research.google.com"
 
 
+def catalogue() -> list[dict[str, Any]]:
+    """The notebooks in the order of reading: file, title, what they need and make, minutes on a CPU."""
+    return tomllib.loads((NOTEBOOKS / "index.toml").read_text(encoding="utf-8"))["notebook"]
+
+
 def find_notebook(name: str) -> Path:
     """`"04"` or `"04_train_dpo"` → its path. Raises UsageError listing the notebooks there are."""
     found = sorted(NOTEBOOKS.glob(f"{name.removesuffix('.ipynb')}*.ipynb"))
@@ -125,9 +130,10 @@ def _read_shared_parts() -> dict[str, str]:
 
 
 def set_up_cell() -> str:
-    """The set-up cell of all notebooks, with address and tag of the repository."""
+    """The set-up cell of all notebooks, with address and tag of the repository; without a tag, branch `main`."""
     shared = _read_shared_parts()
-    return shared["cell"].strip().replace("@REPOSITORY@", shared["repository"]).replace("@TAG@", shared["tag"])
+    cell = shared["cell"].strip().replace("@REPOSITORY@", shared["repository"])
+    return cell.replace("@TAG@", shared["tag"] or "main")
 
 
 def badge(file: str) -> str:
@@ -142,11 +148,11 @@ def badge(file: str) -> str:
 
 def badges() -> str:
     """Markdown list of the catalogue for the README: every notebook with its badge, if there are badges."""
-    catalogue = tomllib.loads((NOTEBOOKS / "index.toml").read_text(encoding="utf-8"))["notebook"]
-    entries = [
-        (entry["file"], f"* [{entry['file'][:2]} · {entry['title']}](notebooks/{entry['file']})") for entry in catalogue
-    ]
-    return "\n".join(f"{text} {badge(file)}".rstrip() for file, text in entries)
+    lines = []
+    for entry in catalogue():
+        file = entry["file"]
+        lines.append(f"* [{file[:2]} · {entry['title']}](notebooks/{file}) {badge(file)}".rstrip())
+    return "\n".join(lines)
 
 
 def add_shared_parts(text: str, file: str) -> str:

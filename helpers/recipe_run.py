@@ -15,7 +15,7 @@ from helpers import models
 from helpers.data.convert_files import convert_file
 from helpers.data.labels import read_visual_genome
 from helpers.data.pairs import as_counted_images, counting_questions, one_class_question
-from helpers.data.preferences import PreferenceRecord, image_paths, read_records, write_records
+from helpers.data.preferences import PreferenceRecord, read_records, write_records
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json
 from helpers.recipes import Recipe
 from helpers.rewards.ranking import rank_samples
@@ -38,30 +38,29 @@ class RecipeRun:
         recipe = self.recipe
         return models.load_model(recipe.model, four_bit=recipe.four_bit, max_pixels=recipe.max_pixels)
 
-    def records(self, split: str) -> tuple[Path, list[PreferenceRecord]]:
-        path = self.folder / "data" / f"{split}.jsonl"
-        return path, read_records(path)
+    def records(self, split: str) -> list[PreferenceRecord]:
+        return read_records(self.folder / "data" / f"{split}.jsonl")
 
-    def pairs(self, split: str) -> tuple[Path, list[PreferenceRecord]]:
+    def pairs(self, split: str) -> list[PreferenceRecord]:
         """Training pairs of reward models and DPO: the model's own ranked answers if there are any, else the data."""
         ranked = self.folder / "data" / f"{split}-ranked.jsonl"
-        return (ranked, read_records(ranked)) if ranked.exists() else self.records(split)
+        return read_records(ranked) if ranked.exists() else self.records(split)
 
     def tasks(self, split: str) -> list[Task]:
         """The questions of a split, with what is true: all counts, or an answer."""
         if self.recipe.data.format == "visual_genome":
             rows = read_json(self.folder / "data" / f"{split}-questions.json")
             return [Task((Path(row["image"]),), (("user", row["question"]),), row["answer"]) for row in rows]
-        return tasks_of(*self.records(split))
+        return tasks_of(self.records(split))
 
-    def note(self, name: str, found: Proportion | float) -> None:
+    def add_figure(self, name: str, figure: Proportion | float) -> None:
         """Keep a figure and print it with its interval."""
-        value = found if isinstance(found, float | int) else found.value
+        value = figure if isinstance(figure, float | int) else figure.value
         row = {"value": float(value), "seed": self.recipe.seed}
-        if not isinstance(found, float | int):
-            row |= {"low": found.low, "high": found.high, "n": found.n}
+        if not isinstance(figure, float | int):
+            row |= {"low": figure.low, "high": figure.high, "n": figure.n}
         self.figures[name] = row
-        print(f"{name:<34} {found if not isinstance(found, float) else f'{found:.4g}'}", flush=True)
+        print(f"{name:<34} {f'{figure:.4g}' if isinstance(figure, float) else figure}", flush=True)
 
     def about(self, **more: Any) -> dict[str, Any]:
         recipe = self.recipe
@@ -81,9 +80,8 @@ def prepare_data(run: RecipeRun) -> None:
             print(convert_file(source, between, settings.format))
             source = between
         convert_file(source, target / f"{split}.jsonl")
-        path, records = run.records(split)
-        write_records(path, records[: settings.limit])
-    run.note("pairs", sum(len(record.pairs()) for record in run.records("train")[1]))
+        write_records(target / f"{split}.jsonl", run.records(split)[: settings.limit])
+    run.add_figure("pairs", sum(len(record.pairs()) for record in run.records("train")))
 
 
 def _prepare_questions(run: RecipeRun) -> None:
@@ -98,7 +96,7 @@ def _prepare_questions(run: RecipeRun) -> None:
         rows = [item for item in asked if (item.group in first) == inside][: settings.limit]
         rows = [{"image": str(item.path.resolve()), "question": item.question, "answer": item.answer} for item in rows]
         write_json(target / f"{split}-questions.json", rows)
-        run.note(f"questions_{split}", len(rows))
+        run.add_figure(f"questions_{split}", len(rows))
 
 
 def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
@@ -106,10 +104,9 @@ def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
     images, entries = run.folder / "data" / "images", []
     images.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
-        path = ROOT / getattr(run.recipe.data, split)
-        for record in read_records(path):
+        for record in read_records(ROOT / getattr(run.recipe.data, split)):
             number, kinds = len(entries), list(record.truth)
-            open_image(image_paths(path, record)[0]).save(images / f"{number}.jpg", quality=95)
+            open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
             kind = kinds[number % len(kinds)]
             presence = f"Is there a {_to_singular(kind)} in the image?", "Yes." if record.truth[kind] else "No."
             asked = [presence, one_class_question(record.truth, number)]
@@ -133,15 +130,14 @@ def rank_answers(run: RecipeRun) -> None:
     settings, (model, processor) = run.recipe.rank, run.load()
     score = get_scorer(settings.scorer)
     for place, split in enumerate(SPLITS):
-        path, records = run.records(split)
-        items = as_counted_images(path, records)
+        items = as_counted_images(run.records(split))
         asked = counting_questions(items)
         own = models.sample_answers(
             model, processor, asked.images, asked.questions, settings.answers,
             seed=run.recipe.seed + 1000 * place, max_new_tokens=models.answer_budget(processor, asked.answers),
         )  # fmt: skip
-        write_records(path.with_stem(f"{split}-ranked"), rank_samples(items, path.parent, own, score))
-    run.note("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")[1]))
+        write_records(run.folder / "data" / f"{split}-ranked.jsonl", rank_samples(items, own, score))
+    run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))
 
 
 def get_scorer(name: str) -> Scorer:

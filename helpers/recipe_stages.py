@@ -7,7 +7,7 @@ the first process while the others wait. A stage that was cut off goes on from i
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import models
 from helpers.data.blind import best_rule, blind_rules
 from helpers.data.pairs import as_counted_images, true_and_wrong_answers
-from helpers.data.preferences import PreferenceRecord, image_paths, to_trl
+from helpers.data.preferences import PreferenceRecord, to_trl
 from helpers.doctor.checks import preflight
 from helpers.doctor.dpo_doctor import DPODoctor
 from helpers.doctor.ppo_doctor import PPODoctor
@@ -39,12 +39,12 @@ from helpers.training.reward import RewardTrainer
 from helpers.training.rollout import Task
 
 
-def run_stages(run: RecipeRun, wanted: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """Run the recipe's stages in its order, or only those `wanted`; their figures go to `figures.json` in the folder.
+def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Run the recipe's stages in its order, or only those in `names`; their figures go to `figures.json` in the folder.
 
     One process first changes what does not fit this machine, as the notebooks do; several take the recipe as it is.
     """
-    if unknown := set(wanted) - set(run.recipe.stages):
+    if unknown := set(names) - set(run.recipe.stages):
         raise UsageError(
             f"the recipe has no stage {', '.join(sorted(unknown))}: it has {', '.join(run.recipe.stages)}."
         )
@@ -52,9 +52,9 @@ def run_stages(run: RecipeRun, wanted: Sequence[str] = ()) -> dict[str, dict[str
     if path.exists():
         run.figures = read_json(path)
     if state.num_processes == 1:
-        run.recipe = fit_recipe(run.recipe, wanted)
+        run.recipe = fit_recipe(run.recipe, names)
     for name in run.recipe.stages:
-        if wanted and name not in wanted:
+        if names and name not in names:
             continue
         state.wait_for_everyone()
         if name in TRAINING_STAGES or state.is_main_process:
@@ -69,12 +69,12 @@ def run_stages(run: RecipeRun, wanted: Sequence[str] = ()) -> dict[str, dict[str
 def train_feature_reward(run: RecipeRun) -> None:
     """The smallest reward model: a network on pooled features that regresses the heuristic."""
     settings, (model, processor) = run.recipe.features, run.load()
-    reward, (path, records) = FeatureReward(model, processor), run.pairs("train")
+    reward, records = FeatureReward(model, processor), run.pairs("train")
     fit = reward.fit(
-        path, records, target_scores(records),
+        records, target_scores(records),
         epochs=settings.epochs, learning_rate=settings.learning_rate, seed=run.recipe.seed,
     )  # fmt: skip
-    run.note("features_r2_held_out", fit.r2_held_out)
+    run.add_figure("features_r2_held_out", fit.r2_held_out)
     _judge(run, "features", reward.score_records)
     reward.save(run.folder / "features")
 
@@ -89,27 +89,26 @@ def train_caption_rewards(run: RecipeRun) -> None:
             if settings.text_model
             else (tiny_text_reward(processor.tokenizer, seed), processor.tokenizer)
         )
-        reward, (path, records) = CaptionReward(*text, captioner), run.pairs("train")
-        reward.fit(path, records, epochs=settings.epochs, learning_rate=settings.learning_rate, seed=seed)
+        reward, records = CaptionReward(*text, captioner), run.pairs("train")
+        reward.fit(records, epochs=settings.epochs, learning_rate=settings.learning_rate, seed=seed)
         _judge(run, name, reward.score_records)
         if captioner:
             reward.save(run.folder / "captions")
 
 
-def _judge(run: RecipeRun, name: str, score: Callable[[Path, Sequence[PreferenceRecord]], list[list[float]]]) -> None:
+def _judge(run: RecipeRun, name: str, score: Callable[[Sequence[PreferenceRecord]], list[list[float]]]) -> None:
     """Accuracy on the pairs of the test split, beside the best rule that never sees the image."""
-    path, records = run.pairs("test")
-    records = [record for record in records if record.pairs()]
-    right = pair_hits(pair_gaps(records, score(path, records)))
-    run.note(f"{name}_pair_accuracy", proportion(float(right.sum()), len(right)))
+    records = [record for record in run.pairs("test") if record.pairs()]
+    right = pair_hits(pair_gaps(records, score(records)))
+    run.add_figure(f"{name}_pair_accuracy", proportion(float(right.sum()), len(right)))
     rule, share = best_rule(blind_rules(records))
-    run.note(f"blind_{rule.replace(' ', '_')}", share)
+    run.add_figure(f"blind_{rule.replace(' ', '_')}", share)
 
 
 def train_reward_models(run: RecipeRun) -> None:
     """Reward models that see the image: all heads and objectives that are wanted; the best on validation is kept."""
     recipe, found = run.recipe, {}
-    (path, records), held_out = run.pairs("train"), run.pairs("valid")
+    records, held_out = run.pairs("train"), run.pairs("valid")
     for head in recipe.reward.heads:
         for objective in recipe.reward.objectives:
             model, processor = run.load()
@@ -117,37 +116,36 @@ def train_reward_models(run: RecipeRun) -> None:
             scored = reward_model.new_reward_model(model, processor, settings, recipe.seed)
             folder = run.folder / "reward" / f"{head}-{objective}"
             trainer = RewardTrainer(
-                scored, path, records, held_out, settings, recipe.seed, folder / "checkpoint.pt"
+                scored, records, held_out, settings, recipe.seed, folder / "checkpoint.pt"
             )  # fmt: skip
             log = trainer.train()
             found[folder] = max(row["accuracy"] for row in log.evaluations)
             if not trainer.accelerator.is_main_process:
                 continue
             reward_model.save_reward_model(scored, folder, settings, run.about())
-            _judge(run, f"reward_{head}_{objective}", lambda *given, scored=scored: score_records(scored, *given))
+            _judge(run, f"reward_{head}_{objective}", partial(score_records, scored))
             _judge_with_shuffled_images(run, f"reward_{head}_{objective}", scored)
     if PartialState().is_main_process:
         shutil.copytree(max(found, key=found.get), run.folder / "reward" / "best", dirs_exist_ok=True)
 
 
 def _judge_with_shuffled_images(run: RecipeRun, name: str, scored: reward_model.RewardModel) -> None:
-    path, records = run.pairs("test")
-    images = [image_paths(path, record) for record in records]
+    records = run.pairs("test")
+    images = [record.image_paths for record in records]
     others = [images[i] for i in derangement(len(images), run.recipe.seed)]
-    right = pair_hits(pair_gaps(records, score_records(scored, path, records, others)))
-    run.note(f"{name}_other_images", proportion(float(right.sum()), len(right)))
+    right = pair_hits(pair_gaps(records, score_records(scored, records, others)))
+    run.add_figure(f"{name}_other_images", proportion(float(right.sum()), len(right)))
 
 
 def train_dpo_policy(run: RecipeRun) -> None:
     recipe, (model, processor) = run.recipe, run.load()
-    path, records = run.pairs("train")
+    records = run.pairs("train")
     folder, alone = run.folder / "dpo", PartialState().num_processes == 1
-    watched_path, watched = run.pairs("valid")
-    watched = watched[:8]
-    images = [image_paths(watched_path, record)[0] for record in watched]
+    watched = run.pairs("valid")[:8]
+    images = [record.image_paths[0] for record in watched]
     doctor = DPODoctor(processor, images, [record.prompt[-1].content for record in watched])
     trainer = dpo.dpo_trainer(
-        model, processor, to_trl(path, records), recipe.dpo_settings(), seed=recipe.seed,
+        model, processor, to_trl(records), recipe.dpo_settings(), seed=recipe.seed,
         output_dir=folder / "trainer", cache=run.folder / "cache", callbacks=[doctor] if alone else [],
     )  # fmt: skip
     if alone and recipe.dpo.preflight:
@@ -157,7 +155,7 @@ def train_dpo_policy(run: RecipeRun) -> None:
         about = run.about(settings=dataclasses.asdict(recipe.dpo_settings()))
         models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder, about)
         write_json(folder / "log.json", done.log)
-        run.note("dpo_loss_last_10", float(np.mean([row["loss"] for row in done.log[-10:]])))
+        run.add_figure("dpo_loss_last_10", float(np.mean([row["loss"] for row in done.log[-10:]])))
 
 
 def train_ppo_policy(run: RecipeRun) -> None:
@@ -171,16 +169,16 @@ def train_ppo_policy(run: RecipeRun) -> None:
         watch=[PPODoctor(), *(logs if main else [])], checkpoint=folder / "checkpoint.pt",
         cache=run.folder / "cache" / "features",
     )  # fmt: skip
-    if trainer.actor.own_adapter and recipe.ppo.warm_up and isinstance(tasks[0].facts, dict):
+    if trainer.actor.own_adapter and recipe.ppo.critic_warm_up_epochs and isinstance(tasks[0].facts, dict):
         answers = true_and_wrong_answers([task.facts for task in tasks], recipe.seed)
-        trainer.warm_up_critic(tasks, answers, recipe.ppo.warm_up)
+        trainer.warm_up_critic(tasks, answers, recipe.ppo.critic_warm_up_epochs)
     log = trainer.train()
     if main:
         about = run.about(reward=score.__name__, settings=dataclasses.asdict(settings))
         models.save_adapter(trainer.model, folder, about)
         for name in ("objective/scores", "objective/truth", "objective/kl"):
             for when, rows in (("first", log[:3]), ("last", log[-3:])):
-                run.note(f"ppo_{name.split('/')[1]}_{when}", float(np.mean([row[name] for row in rows])))
+                run.add_figure(f"ppo_{name.split('/')[1]}_{when}", float(np.mean([row[name] for row in rows])))
 
 
 def _truth_scorer(tasks: Sequence[Task]) -> Scorer:
@@ -212,7 +210,7 @@ def _learnt_scorer(run: RecipeRun, model: PreTrainedModel, processor: ProcessorM
     """The stage `reward`'s model on the policy's base; its scores are standardised on the validation answers."""
     policy = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
     scored = reward_model.load_reward_model(policy, processor, run.folder / "reward" / "best")
-    seen = torch.tensor([score for row in score_records(scored, *run.pairs("valid")) for score in row])
+    seen = torch.tensor([score for row in score_records(scored, run.pairs("valid")) for score in row])
     return scored.backbone, reward_model.as_scorer(scored, float(seen.mean()), float(seen.std()))
 
 
@@ -225,7 +223,7 @@ def evaluate_policies(run: RecipeRun) -> None:
         if (run.folder / name / "adapter_config.json").exists():
             policy = models.load_adapter(run.load()[0], run.folder / name)
             right = _right_answers(run, name, policy, processor, tasks)
-            run.note(f"{name}_mcnemar_p", float(mcnemar_p(base, right)))
+            run.add_figure(f"{name}_mcnemar_p", float(mcnemar_p(base, right)))
 
 
 def _right_answers(
@@ -233,16 +231,16 @@ def _right_answers(
 ) -> list[bool]:
     """Which greedy answers are right, (tasks,). Counts are asked for in both wordings, sampled ones noted as well."""
     if isinstance(tasks[0].facts, dict):
-        items = as_counted_images(*run.records("test"))
+        items = as_counted_images(run.records("test"))
         greedy, sampled = (evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0))
-        run.note(f"{name}_exact", greedy.exact_share)
-        run.note(f"{name}_exact_sampled", sampled.exact_share)
-        run.note(f"{name}_wellformed_sampled", sampled.well_formed_share)
+        run.add_figure(f"{name}_exact", greedy.exact_share)
+        run.add_figure(f"{name}_exact_sampled", sampled.exact_share)
+        run.add_figure(f"{name}_wellformed_sampled", sampled.well_formed_share)
         return list(greedy.exact)
     images, questions = [task.images[0] for task in tasks], [task.question for task in tasks]
     said = models.generate_answers(model, processor, images, questions)
     right = [bool(exact_match(None, t.question, text, t.facts).total) for t, text in zip(tasks, said, strict=True)]
-    run.note(f"{name}_right", proportion(sum(right), len(right)))
+    run.add_figure(f"{name}_right", proportion(sum(right), len(right)))
     return right
 
 

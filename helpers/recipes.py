@@ -69,7 +69,7 @@ class RecipePPO(StrictModel):
     score: dict[str, float] = Field(default={"count_exact": 1.0})  # scorers and their weights
     clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
     settings: dict[str, Any] = Field(default_factory=dict)
-    warm_up: int = 8  # epochs of a critic that has an adapter of its own
+    critic_warm_up_epochs: int = 8  # epochs of a critic that has an adapter of its own
 
 
 class Recipe(StrictModel):
@@ -176,10 +176,10 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     return recipe.model_copy(update=parts)
 
 
-def deep_merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `under`, table by table; a table of weights (`score`) is replaced whole."""
-    both = dict(under)
-    for name, value in over.items():
+def deep_merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `changes` over `base`, table by table; a table of weights (`score`) is replaced whole."""
+    both = dict(base)
+    for name, value in changes.items():
         deeper = isinstance(value, Mapping) and isinstance(both.get(name), Mapping) and name != "score"
         both[name] = deep_merge(both[name], value) if deeper else value
     return both

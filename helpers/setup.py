@@ -3,15 +3,28 @@
 It is imported before the packages are installed, so that nothing but `install` may be imported above the function.
 """
 
-from helpers.install import ensure
+import os
+from pathlib import Path
+
+from helpers.install import KAGGLE, KAGGLE_FOLDER, ensure, hosted_machine
 
 
-def set_up(drive: str = "") -> None:
-    """Install what is missing, fetch the folder `drive` of Google Drive if one is named, and print the machine."""
+def set_up(drive: str = "") -> Path:
+    """Install what is missing, fetch the folder `drive` of Google Drive if one is named, and print the machine.
+
+    Returns the folder of the repository. On Kaggle artifacts go to /kaggle/working/artifacts, which
+    is kept: the repository may be a dataset in /kaggle/input, where nothing can be written.
+    """
     ensure()
+    if hosted_machine() is KAGGLE:
+        os.environ.setdefault("VLM_ARTIFACTS", str(KAGGLE_FOLDER / "artifacts"))
     from helpers import models as models  # first of all: on a GPU it brings in unsloth
+    from helpers.files import ROOT, artifacts_dir
     from helpers.machine.drive import use_drive
     from helpers.runtime import machine_summary
 
     use_drive(drive)
+    if hosted_machine() is KAGGLE:
+        print(f'Artifacts are in {artifacts_dir()}. Kaggle keeps {KAGGLE_FOLDER} by "Save version".')
     print(machine_summary())
+    return ROOT

@@ -14,12 +14,12 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 
-def derangement(n: int, seed: int) -> np.ndarray:
-    """A random order of 0 … n−1 in which nothing keeps its place (one cycle; Sattolo 1986)."""
-    if n < 2:
-        raise ValueError(f"{n} item cannot be shuffled: at least 2 are needed")
-    cycle = np.random.default_rng(seed).permutation(n)
-    order = np.empty(n, dtype=int)
+def derangement(length: int, seed: int) -> np.ndarray:
+    """A random order of 0 … length − 1 in which nothing keeps its place (one cycle; Sattolo 1986)."""
+    if length < 2:
+        raise ValueError(f"{length} item cannot be shuffled: at least 2 are needed")
+    cycle = np.random.default_rng(seed).permutation(length)
+    order = np.empty(length, dtype=int)
     order[cycle] = np.roll(cycle, 1)
     return order
 
@@ -34,9 +34,9 @@ class Proportion:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.short()} (n = {self.n})"
+        return f"{self.short_text()} (n = {self.n})"
 
-    def short(self) -> str:
+    def short_text(self) -> str:
         """Without n, for tables that state it once."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
@@ -75,9 +75,9 @@ class Estimate:
     n: int  # independent values that it is made of
 
     def __str__(self) -> str:
-        return f"{self.short()} (n = {self.n})"
+        return f"{self.short_text()} (n = {self.n})"
 
-    def short(self) -> str:
+    def short_text(self) -> str:
         """Without n, for tables that state it once."""
         if self.low is None:
             return f"{self.value:.3g} [no interval]"
@@ -197,7 +197,7 @@ def mcnemar_power(n: int, difference: float, disagree: float = DISAGREEMENT, alp
 def detectable_difference(n: int, disagree: float | None = None, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest true difference of two shares that `mcnemar_p` detects with probability `power` in n paired items.
 
-    It grows with the share on which the two models disagree, which the first run tells. `DISAGREE`, the
+    It grows with the share on which the two models disagree, which the first run tells. `DISAGREEMENT`, the
     default, is plausible for a model before and after a short training: 400 items detect .072.
     Pessimistic is ½, of two models that are right on half of the items each, independently: .101. A
     difference above `disagree` is taken to come with no disagreement but itself. Raises ValueError if n
@@ -205,15 +205,15 @@ def detectable_difference(n: int, disagree: float | None = None, power: float = 
     """
     share = DISAGREEMENT if disagree is None else disagree
 
-    def reached(difference: float) -> bool:
+    def has_power(difference: float) -> bool:
         return mcnemar_power(n, difference, max(share, difference), alpha) >= power
 
-    if not reached(1.0):
+    if not has_power(1.0):
         raise ValueError(f"{n} items cannot give p ≤ {alpha} in an exact test; take more")
     low, high = 0.0, 1.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
+        low, high = (low, middle) if has_power(middle) else (middle, high)
     return high
 
 
@@ -228,16 +228,16 @@ def items_needed(difference: float, disagree: float = DISAGREEMENT, power: float
     return _smallest_where(lambda n: mcnemar_power(n, difference, disagree, alpha) >= power)
 
 
-def _smallest_where(reached: Callable[[int], bool]) -> int:
-    """Smallest n for which `reached(n)` is true; near that place it may switch back within 2 √n."""
+def _smallest_where(is_enough: Callable[[int], bool]) -> int:
+    """Smallest n for which `is_enough(n)` is true; near that place it may switch back within 2 √n."""
     high = 1
-    while not reached(high):
+    while not is_enough(high):
         high *= 2
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return next(n for n in range(max(1, high - 2 * math.isqrt(high)), high + 1) if reached(n))
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return next(n for n in range(max(1, high - 2 * math.isqrt(high)), high + 1) if is_enough(n))
 
 
 def votes_needed(difference: float, tie_share: float = 0.0, power: float = 0.8, alpha: float = 0.05) -> int:
@@ -258,12 +258,12 @@ class Kappa:
     value: float | None
     low: float | None
     high: float | None
-    same: float  # share of the labels that are equal
+    observed_agreement: float  # share of the labels that are equal
     n: int  # labels of each rater
     groups: int  # independent items that they come from
 
     def __str__(self) -> str:
-        n = f"same label {self.same:.0%}, n = {self.n}, from {self.groups} items"
+        n = f"same label {self.observed_agreement:.0%}, n = {self.n}, from {self.groups} items"
         if self.value is None:
             return f"kappa not defined, both gave one and the same label throughout ({n})"
         return f"kappa {self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({n})"

@@ -12,7 +12,7 @@ from helpers import models
 from helpers.data.labels import read_yolo
 from helpers.data.preferences import read_records, to_trl
 
-FIRST = ("test_notebooks_run", "test_browser", "test_colab_install", "test_processes")  # the longest, to share the work
+FIRST = ("test_notebooks_run", "test_browser", "test_setup", "test_install", "test_processes")  # the longest, to share the work
 
 
 def pytest_collection_modifyitems(items):
@@ -36,7 +36,7 @@ def valid_items():
 def pairs_dataset():
     """32 pairs of the shipped preferences as a TRL data set."""
     path = TRAFFIC / "preferences_train.jsonl"
-    return to_trl(path, read_records(path)[:20]).select(range(32))
+    return to_trl(read_records(path)[:20]).select(range(32))
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from shipped import TRAFFIC
 
 from helpers.data.counting import count_answer
 from helpers.data.labels import CountedImage
-from helpers.data.scenes import CLASSES
+
+CLASSES = ["cars", "buses"]
 
 
 def made_up_items(number=200, seed=0):

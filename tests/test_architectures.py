@@ -38,7 +38,7 @@ REWARD = dataclasses.replace(
     reward_preset("tiny"), epochs=1, batch_size=4, learning_rate=2e-3, warmup_share=0.0, lora=LORA
 )
 PPO = dataclasses.replace(
-    PPO_PRESETS["tiny"], iterations=1, prompts=2, group=2, mini_batch=1, max_new_tokens=6, missing_end=0.0,
+    PPO_PRESETS["tiny"], iterations=1, prompts_per_iteration=2, group_size=2, mini_batch=1, max_new_tokens=6, no_end_penalty=0.0,
     critic_adapter=False, learning_rate=1e-2, lora=LORA,
 )  # fmt: skip
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 10})
@@ -189,16 +189,16 @@ def test_a_reward_model(checkpoint, tmp_path):
     reward = reward_model.new_reward_model(*models.load_model(folder), REWARD)
     assert reward.packs
     before = weights(reward)
-    run = RewardTrainer(reward, PATH, RECORDS, (PATH, RECORDS[:2]), REWARD).train()
+    run = RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train()
     assert len(run.log) == 2 and all(math.isfinite(row["loss"]) for row in run.log)
     changed = moved(reward, before)
     assert changed and all(name.startswith("head.") or f".{reward_model.REWARD_ADAPTER}." in name for name in changed)
-    scores = reward_model.score_records(reward, PATH, RECORDS[:3])
+    scores = reward_model.score_records(reward, RECORDS[:3])
     saved = reward_model.save_reward_model(reward, tmp_path / "reward", REWARD)
     loaded = reward_model.load_reward_model(*models.load_model(folder), saved)
-    again = reward_model.score_records(loaded, PATH, RECORDS[:3])
+    again = reward_model.score_records(loaded, RECORDS[:3])
     loaded.packs, loaded.features = False, None
-    rows = reward_model.score_records(loaded, PATH, RECORDS[:3])
+    rows = reward_model.score_records(loaded, RECORDS[:3])
     for own, same, row in zip(scores, again, rows, strict=True):
         assert same == pytest.approx(own, abs=1e-5) and row == pytest.approx(own, abs=1e-4)
 
@@ -210,7 +210,7 @@ def test_a_reward_model_learns_without_packing(checkpoint, monkeypatch):
         monkeypatch.setattr(reward_model.shared_prefix, "can_pack", lambda *_, packs=packs: packs)
         reward = reward_model.new_reward_model(*models.load_model(folder, four_bit=False), REWARD)
         assert (reward.features is None) != packs
-        logs.append(RewardTrainer(reward, PATH, RECORDS, (PATH, RECORDS[:2]), REWARD).train().log)
+        logs.append(RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train().log)
     for packed, rows in zip(*logs, strict=True):
         assert rows["loss"] == pytest.approx(packed["loss"], abs=1e-4)
 
@@ -226,7 +226,7 @@ def test_ppo(checkpoint, advantages, packs, monkeypatch):
     if not packs:
         monkeypatch.setattr(ppo, "can_pack", lambda *_: False)
     settings = dataclasses.replace(PPO, advantages=advantages, critic_sees_image=packs)  # from kept features
-    run = PPOTrainer(model, processor, tasks_of(PATH, RECORDS), length, settings)
+    run = PPOTrainer(model, processor, tasks_of(RECORDS), length, settings)
     assert run.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
     before = weights(run.actor)
     row = run.train()[-1]
@@ -236,4 +236,4 @@ def test_ppo(checkpoint, advantages, packs, monkeypatch):
     assert any(name.startswith("critic.") for name in changed) == (advantages == "gae")
     ids = torch.cat(list(run.last.rollout.ids))
     assert len(ids) >= 4 and processor.image_token_id not in ids
-    assert run.last.old[run.last.mask].max() > -20 and run.last.old.isfinite().all()
+    assert run.last.old_logps[run.last.mask].max() > -20 and run.last.old_logps.isfinite().all()

@@ -64,7 +64,7 @@ def test_methods_are_compared_at_equal_samples(figures):
 def test_the_penalty_for_a_missing_end_is_part_of_stock_rewards():
     """TRL's reward functions see tokens: 1 for a true count, less 1 if the end of turn (id 7) did not come."""
     truth = {"cars": 2}
-    reward = rl_learning.stock_reward(rl.length, dataclasses.replace(rl.cases(True)[0].settings, missing_end=1.0), 7)
+    reward = rl_learning.stock_reward(rl.length, dataclasses.replace(rl.cases(True)[0].settings, no_end_penalty=1.0), 7)
     columns = {"prompts": ["Cars?"] * 2, "completions": ["x" * 50, "x" * 20], "truth": [truth] * 2}
     assert reward(completion_ids=[[5, 7], [5, 5]], **columns) == pytest.approx([0.5, 0.2 - 1.0])
 

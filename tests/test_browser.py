@@ -155,7 +155,7 @@ def test_the_report_can_be_read_on_a_phone_without_a_network(artifacts):
     section.table(
         [["policy", "metric", "a verdict of several words"], ["dpo/seed-0", "all counts right", "better " * 12]]
     )
-    section.share("dpo_exact", proportion(390, 400))
+    section.add_share("dpo_exact", proportion(390, 400))
     section.conclude("Better. " * 20)
     figure, axis = plt.subplots(figsize=(12, 3))
     axis.plot([1, 2])

@@ -242,7 +242,7 @@ def test_two_tokens_may_be_exchanged_in_fp16_if_they_are_as_good_as_tied(shipped
     both = PeftModel.from_pretrained(plain(TINY, torch.float16), SHIPPED_POLICIES).eval()
     spoken = export.reference_output(both, processor, 1)
     weights = export._finite_hash(model)
-    own = export._logits(model, processor, spoken.asked)
+    own = export._logits(model, processor, spoken.inputs)
     first, other = own[0].argmax(), int(own[0].argmin())
 
     def said(gap, dtype=torch.float16):

@@ -98,8 +98,8 @@ def test_bradley_terry_by_hand():
     assert_close(bradley_terry_loss(better, worse, margin=torch.tensor([2.0, 0.0])), torch.full((2,), 0.6931472))
     # ε = 0.1: 0.9 · 0.1269 + 0.1 · −log σ(−2) = 0.9 · 0.1269 + 0.1 · 2.1269 = 0.3269
     assert_close(bradley_terry_loss(better, worse, label_smoothing=0.1)[0], torch.tensor(0.3269280))
-    # centring 0.01 · (2 + 0)² = 0.04
-    assert_close(bradley_terry_loss(better, worse, centring=0.01)[0], torch.tensor(0.1669280))
+    # centring_weight 0.01 · (2 + 0)² = 0.04
+    assert_close(bradley_terry_loss(better, worse, centring_weight=0.01)[0], torch.tensor(0.1669280))
     assert bradley_terry_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000, (
         "log(sigmoid(x)) would be −inf"
     )

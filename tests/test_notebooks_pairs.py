@@ -48,14 +48,14 @@ def test_the_set_up_cell_is_the_same_everywhere():
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
         cells += [cell.source for cell in notebook.cells if "setup" in cell.metadata.get("tags", [])]
     assert len(cells) == len(NAMES) and set(cells) == {set_up_cell()}, "run: make sync"
-    assert sum(bool(line.strip()) for line in cells[0].splitlines()) <= 26
+    assert sum(bool(line.strip()) for line in cells[0].splitlines()) <= 12
     before_helpers, after = cells[0].split("from helpers")
-    assert {"pathlib", "subprocess", "sys", "tempfile"} >= {
+    assert {"os", "sys"} >= {
         (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
         for node in ast.walk(ast.parse(before_helpers))
         if isinstance(node, ast.Import | ast.ImportFrom)
     }, "only the standard library may be imported before the packages are installed"
-    assert after == ".setup import set_up\n\nset_up(DRIVE)"
+    assert after == ".setup import set_up\n\nROOT = set_up(DRIVE)"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,15 +8,7 @@ import pytest
 from helpers import notebooks
 from helpers.files import UsageError
 
-CHAIN = (
-    "01_load_model",
-    "02_build_preferences",
-    "03_train_reward_model",
-    "04_train_dpo",
-    "05_train_ppo",
-    "06_compare_before_after",
-    "07_evaluate",
-)
+CHAIN = [entry["file"].removesuffix(".ipynb") for entry in notebooks.catalogue()]
 
 
 @pytest.fixture(scope="module")

@@ -154,33 +154,33 @@ def test_a_reward_model_is_trained_saved_and_loaded_in_fp32(tmp_path):
     settings = dataclasses.replace(REWARD_PRESETS["tiny"], lora=ADAPTER, batch_size=4, epochs=1)
     policy = models.add_adapter(models.load_model("tiny")[0], ADAPTER)
     reward = reward_model.new_reward_model(policy, models.load_model("tiny")[1], settings)
-    assert in_fp16(reward.backbone) and dtypes(reward.trainable().values()) == {torch.float32}
-    trainer = reward_training.RewardTrainer(reward, PATH, records, (PATH, records[:2]), settings)
+    assert in_fp16(reward.backbone) and dtypes(reward.trainable_parameters().values()) == {torch.float32}
+    trainer = reward_training.RewardTrainer(reward, records, records[:2], settings)
     run = trainer.train()
     assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in run.log) and ready_for_adam(trainer.optimizer)
-    with reward.active(), torch.no_grad():
+    with reward.use_adapter(), torch.no_grad():
         scores = reward(trainer._batch(records[:2]))
     assert scores.dtype == torch.float32
     folder = reward_model.save_reward_model(reward, tmp_path / "reward", settings)
     again = reward_model.load_reward_model(*models.load_model("tiny"), folder)
-    assert in_fp16(again.backbone) and dtypes(again.trainable().values()) == {torch.float32}
-    for name, value in again.trainable().items():
-        assert torch.equal(value, reward.trainable()[name])
+    assert in_fp16(again.backbone) and dtypes(again.trainable_parameters().values()) == {torch.float32}
+    for name, value in again.trainable_parameters().items():
+        assert torch.equal(value, reward.trainable_parameters()[name])
 
 
 def test_ppo_trains_policy_and_critic_in_fp32():
     records = read_records(PATH)[:4]
     settings = dataclasses.replace(
-        PPO_PRESETS["tiny"], prompts=2, group=2, mini_batch=2, lora=ADAPTER, ratio_tolerance=5e-2
+        PPO_PRESETS["tiny"], prompts_per_iteration=2, group_size=2, mini_batch=2, lora=ADAPTER, ratio_tolerance=5e-2
     )
     turns = itertools.cycle((0.0, 1.0))  # the tiny model's answers are all as good
     score = make_scorer("turns", lambda *given: {"turns": next(turns)})
-    run = ppo.PPOTrainer(*models.load_model("tiny"), tasks_of(PATH, records), score, settings)
+    run = ppo.PPOTrainer(*models.load_model("tiny"), tasks_of(records), score, settings)
     row = run.iterate()
-    assert in_fp16(run.model) and dtypes(p for part in run.trained.values() for p in part) == {torch.float32}
+    assert in_fp16(run.model) and dtypes(p for part in run.trainable_parameters.values() for p in part) == {torch.float32}
     assert {CRITIC_ADAPTER, models.POLICY_ADAPTER} == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
     assert all(abs(value) < float("inf") for value in row.values())
-    figures = run.actor(run.packed(run.last.rollout))
+    figures = run.actor(run.pack(run.last.rollout))
     assert dtypes(figures) == {torch.float32}
 
 
@@ -188,7 +188,7 @@ def test_a_critics_head_and_adapter_are_made_in_fp32():
     model, processor = models.load_model("tiny")
     settings = dataclasses.replace(PPO_PRESETS["tiny"], lora=ADAPTER)
     actor = ActorCritic(models.add_adapter(model, ADAPTER), processor, settings)
-    assert in_fp16(actor.policy) and dtypes(p for part in actor.trained().values() for p in part) == {torch.float32}
+    assert in_fp16(actor.policy) and dtypes(p for part in actor.trainable_parameters().values() for p in part) == {torch.float32}
 
 
 def test_log_probabilities_of_logits_in_fp16_are_exact():

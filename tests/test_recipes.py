@@ -10,9 +10,9 @@ from helpers import cli, recipes
 from helpers import recipe_stages as stages
 from helpers.config import ALL_LINEAR, ATTENTION
 from helpers.files import UsageError, read_json
-from helpers.machine import fits as machine
+from helpers.machine import facts, fits
 from helpers.machine.duration import MachineRates
-from helpers.machine.memory import GenerationSettings
+from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models import presets
 from helpers.recipe_run import RecipeRun
 from helpers.recipe_stages import run_stages
@@ -120,16 +120,16 @@ def test_what_the_projects_used():
     ppo = found["questions"].ppo_settings()
     assert (ppo.learning_rate, ppo.critic_learning_rate, ppo.gamma, ppo.lam, ppo.clip) == (5e-6, 1e-5, 0.99, 0.95, 0.2)
     assert (ppo.lora.r, ppo.lora.alpha, ppo.lora.dropout, ppo.lora.target_modules) == (8, 32, 0.05, ALL_LINEAR)
-    assert ppo.advantages == "rloo" and ppo.group == 4  # what is different: one answer alone teaches nothing
+    assert ppo.advantages == "rloo" and ppo.group_size == 4  # what is different: one answer alone teaches nothing
     assert found["questions"].ppo.score == {"cosine": 0.7, "clip": 0.3}
     assert 525 * 16 == 8_400  # questions, about the project's 8,379
 
 
 def test_changes_are_laid_over_table_by_table():
-    under = {"ppo": {"preset": "t4", "score": {"a": 1.0}, "settings": {"group": 4, "lam": 0.9}}}
-    over = {"ppo": {"score": {"b": 2.0}, "settings": {"group": 8}}}
+    under = {"ppo": {"preset": "t4", "score": {"a": 1.0}, "settings": {"group_size": 4, "lam": 0.9}}}
+    over = {"ppo": {"score": {"b": 2.0}, "settings": {"group_size": 8}}}
     assert deep_merge(under, over) == {
-        "ppo": {"preset": "t4", "score": {"b": 2.0}, "settings": {"group": 8, "lam": 0.9}}
+        "ppo": {"preset": "t4", "score": {"b": 2.0}, "settings": {"group_size": 8, "lam": 0.9}}
     }
     recipe = read_recipe(find_recipe("vehicles"), changes=[("dpo.settings.lora.r", 4), ("seed", 3)])
     assert recipe.dpo_settings().lora.r == 4 and recipe.dpo_settings().lora.alpha == 32 and recipe.seed == 3
@@ -141,8 +141,8 @@ def card(monkeypatch, gigabytes, gpu=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name="Tesla T4"))
-    monkeypatch.setattr(machine, "available_gb", lambda: (gigabytes, gigabytes))
-    monkeypatch.setattr(machine, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
+    monkeypatch.setattr(facts, "available_gb", lambda: (gigabytes, gigabytes))
+    monkeypatch.setattr(fits, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
 
 
 def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
@@ -168,8 +168,8 @@ def test_on_a_t4_every_recipe_fits_by_the_forecast(monkeypatch, capsys, name):
     after = fit_recipe(before)
     assert after.max_pixels is None and after.model == before.model
     assert after.dpo == before.dpo and after.reward_settings().batch_size == before.reward_settings().batch_size
-    assert after.ppo_settings().group == before.ppo_settings().group  # prompts at once, checkpointing, mini-batches
-    assert after.ppo_settings().at_once == {"captions": 16, "questions": 3}.get(name, 0)  # as docs/recipes.md says
+    assert after.ppo_settings().group_size == before.ppo_settings().group_size  # prompts at once, checkpointing, mini-batches
+    assert after.ppo_settings().sampling_batch == {"captions": 16, "questions": 3}.get(name, 0)  # as docs/recipes.md says
     assert "changed to fit" in capsys.readouterr().out
 
 
@@ -178,7 +178,7 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
 
     def check(model, **given):
         asked.update(given)
-        return machine.MachinePlan(GenerationSettings(), reward=given["reward"], max_pixels=336**2)
+        return fits.MachinePlan(Workload(model, max_pixels=336**2), 8.0, GenerationSettings(), reward=given["reward"])
 
     monkeypatch.setattr(recipes, "check_machine", check)
     found = fit_recipe(recipe)
@@ -190,7 +190,7 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
 def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
     """The stage `data` loads nothing; several processes would take the recipe as it is."""
     recipe = read_recipe(find_recipe("vehicles"), laptop=True, changes=[("data.limit", 4)])
-    monkeypatch.setattr(stages, "fitted", lambda recipe, _: recipe.model_copy(update={"max_pixels": 28**2}))
+    monkeypatch.setattr(stages, "fit_recipe", lambda recipe, _: recipe.model_copy(update={"max_pixels": 28**2}))
     run = RecipeRun(recipe, tmp_path)
     run_stages(run, ["data"])
     assert run.about()["max_pixels"] == 28**2

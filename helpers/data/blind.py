@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.data.counting import parse_counts
-from helpers.data.preferences import Answer, PreferenceRecord, image_paths
+from helpers.data.preferences import Answer, PreferenceRecord
 from helpers.files import open_image
 from helpers.statistics import Proportion, proportion
 
@@ -77,7 +77,7 @@ def blind_rules(records: Iterable[PreferenceRecord]) -> BlindTable:
 
 
 def true_image_detail_shares(
-    path: Path, records: Sequence[PreferenceRecord], kinds: Sequence[str]
+    records: Sequence[PreferenceRecord], kinds: Sequence[str]
 ) -> dict[str, Proportion]:
     """Compute how often the true image has more detail than the spoilt one, for each kind of `negative_images`.
 
@@ -87,9 +87,9 @@ def true_image_detail_shares(
     """
     wins = {kind: [] for kind in kinds}
     for record in records:
-        true = _image_detail(image_paths(path, record)[0])
-        for kind, name in zip(kinds, record.negative_images, strict=True):
-            spoilt = _image_detail(path.parent / name)
+        true = _image_detail(record.image_paths[0])
+        for kind, name in zip(kinds, record.negative_image_paths, strict=True):
+            spoilt = _image_detail(name)
             wins[kind].append(0.5 if true == spoilt else float(true > spoilt))
     return {kind: proportion(sum(results), len(results)) for kind, results in wins.items()}
 

@@ -6,7 +6,6 @@ named with its number and the reason, never skipped.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,15 @@ from typing import Any, BinaryIO, Literal
 
 from helpers.data.convert_rows import from_row, read_mention, to_rows
 from helpers.data.formats import FORMATS, DatasetRow
-from helpers.data.preferences import PreferenceRecord, RecordLine, scan_line, scan_records, write_records
+from helpers.data.preferences import (
+    PreferenceRecord,
+    RecordLine,
+    name_images,
+    resolve_images,
+    scan_line,
+    scan_records,
+    write_records,
+)
 from helpers.files import UsageError, parse_json, write_lines, write_text
 
 LEADING_BLANKS = b"\xef\xbb\xbf \t\r\n"  # what may stand before the first character
@@ -25,7 +32,7 @@ _DECODER = json.JSONDecoder()  # finds where an item ends; `parse_json` reads it
 def detect_format(row: Any) -> str:
     """Name of the format of a row: "record" for this project's own. Raises UsageError if none fits."""
     if isinstance(row, dict):
-        known = [name for name, form in FORMATS.items() if form.known(row)]
+        known = [name for name, form in FORMATS.items() if form.is_format(row)]
         if known:
             return known[0]
         if row.keys() & {"image", "images"} and "prompt" in row:
@@ -153,7 +160,7 @@ def write_file(
     rows, left_out = [], []
     for number, record in enumerate(records, start=1):
         try:
-            rows += to_rows(name, record, which)
+            rows += to_rows(name, name_images(record, path.parent), which)
         except UsageError as error:
             left_out.append(f"record {record.id or number}: {error}")
     if not rows:
@@ -163,17 +170,6 @@ def write_file(
     else:
         write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
     return left_out
-
-
-def rebase_images(record: PreferenceRecord, old: Path, new: Path) -> PreferenceRecord:
-    """The record with image paths relative to folder `new` instead of `old`; absolute ones and addresses stay."""
-
-    def move(name: str) -> str:
-        fixed = "://" in name or os.path.isabs(name)
-        return name if fixed else Path(os.path.relpath(old / name, new)).as_posix()
-
-    images = {field: [move(name) for name in getattr(record, field)] for field in ("images", "negative_images")}
-    return record.model_copy(update=images)
 
 
 def convert_file(source: Path, target: Path, to: str = "record", which: Literal["all", "extremes"] = "all") -> str:
@@ -189,7 +185,7 @@ def convert_file(source: Path, target: Path, to: str = "record", which: Literal[
             + more
             + f"\nCorrect them, or sort them out: python -m helpers check {source} --salvage OUT"
         )
-    records = [rebase_images(line.record, source.parent.resolve(), target.parent.resolve()) for line in lines]
+    records = [resolve_images(line.record, source, line.number) for line in lines]
     left_out = write_file(target, records, to, which)
     summary = [f"{len(records) - len(left_out)} records → {target} ({to})"]
     changes = Counter(line.change for line in lines if line.change)

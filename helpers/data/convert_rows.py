@@ -1,6 +1,6 @@
 """One row of any preference format ↔ one record, without loss.
 
-* Row → record: what the format's `show` could not write again (other columns, a prompt in a foreign
+* Row → record: what the format's `write` could not write again (other columns, a prompt in a foreign
   chat template) is kept in `record.extra[format]`, and comes back when that format is written.
 * Record → rows: one row a pair. What a row cannot say (other answers, judgements, truth, …) goes into
   one more column, `record_extra`, as JSON text that other programs ignore. It carries a hash of the
@@ -68,7 +68,7 @@ def _is_swapped(fields: DatasetRow) -> bool:
 def _leftover_columns(form: Format, record: PreferenceRecord, visible: DatasetRow) -> DatasetRow:
     """Columns that writing `record` would not give back, and those that it would add."""
     try:
-        shown = form.show(record) if form.show else {}
+        shown = form.write(record) if form.write else {}
     except UsageError:
         shown = {}
     different = {key: value for key, value in visible.items() if key not in shown or shown[key] != value}
@@ -102,7 +102,7 @@ def to_rows(name: str, record: PreferenceRecord, which: Literal["all", "extremes
     Raises UsageError if the format cannot hold the record at all.
     """
     form = FORMATS[name]
-    if form.show is None:
+    if form.write is None:
         raise UsageError(f"{form.title} can be read but not written: choose another format.")
     if record.pairs():
         places = list(record.tier_pairs())
@@ -130,9 +130,9 @@ def _visible_row(name: str, two: PreferenceRecord) -> DatasetRow:
     """The row of two answers; as it was read, if it was read in this format and still says the same."""
     form, leftover = FORMATS[name], two.extra.get(name)
     if not isinstance(leftover, dict):
-        return form.show(two)
+        return form.write(two)
     try:
-        shown, unfit = form.show(two), None
+        shown, unfit = form.write(two), None
     except UsageError as error:
         shown, unfit = {}, error
     original = {key: value for key, value in shown.items() if key not in leftover.get("without", [])}

@@ -21,7 +21,7 @@ from helpers.data.blind import BlindRules
 from helpers.data.convert_files import scan_file
 from helpers.data.findings import FINDING_KINDS, SAME_PHOTO, DataReport, Finding, Place, Problems
 from helpers.data.labels import IMAGE_SUFFIXES, photo_group
-from helpers.data.preferences import PreferenceRecord, RecordLine, image_paths
+from helpers.data.preferences import PreferenceRecord, RecordLine
 from helpers.data.templates import CHAT_MARK, END_MARK, count_placeholders
 from helpers.files import UsageError, file_hash, stream_hash
 from helpers.statistics import Proportion
@@ -59,7 +59,7 @@ def check_file(
     path = Path(path)
     doctor = _DataDoctor(path, Path(root or path.parent), images, lengths)
     for line in tqdm(scan_file(path), desc=path.name, unit=" records", leave=False, disable=not images):
-        doctor.see(line)
+        doctor.examine(line)
     for other in against:
         doctor.compare(other if isinstance(other, DataReport) else find_photos(other, images=images))
     return doctor.finish()
@@ -177,14 +177,14 @@ class _DataDoctor:
         self.pairs: dict[int, int] = {}
         self.rules = BlindRules()
 
-    def see(self, line: RecordLine) -> None:
+    def examine(self, line: RecordLine) -> None:
         self.report.counts["lines"] += 1
         record, place = line.record, Place(f"{self.report.path}:{line.number}", line.number)
         if record is None:
             self._add("bad line", line.error, place)
             return
         place = place._replace(record_id=record.id, group=record.group)
-        files = image_paths(self.path, record)
+        files = [Path(os.path.normpath(self.path.parent / name)) for name in record.images]
         found = [("altered", line.change)] if line.change else []
         found += [*_text_problems(record), *self._image_problems(record, files)]
         looks = [self.looks.get(file, _ImageFile()) for file in files]

@@ -124,7 +124,7 @@ class DataReport:
         more = len(found) - PLACES_SHOWN
         return "\n".join([*lines, f"    … and {more:,} more"] if more > 0 else lines)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Everything but the photos, for a file of JSON."""
         return asdict(replace(self, path=str(self.path), photos={}))
 

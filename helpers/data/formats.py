@@ -1,6 +1,6 @@
 """The preference formats of other projects, each as two small functions on one row.
 
-`parse` says which fields of a record a row states; `show` writes the row of a record with two answers.
+`parse` says which fields of a record a row states; `write` makes the row of a record with two answers.
 Neither has to care about the rest: `helpers/data/convert_rows.py` keeps what a row or a record has beyond them,
 so that nothing is lost either way. `FORMATS` at the end is the table.
 
@@ -26,9 +26,9 @@ class Format:
     """One way to write preferences down."""
 
     title: str
-    known: Callable[[DatasetRow], bool]  # is this row of this format?
+    is_format: Callable[[DatasetRow], bool]  # is this row of this format?
     parse: Callable[[DatasetRow], DatasetRow]  # fields of a record; raises UsageError, KeyError or TypeError
-    show: Callable[[PreferenceRecord], DatasetRow] | None = None  # None: this format is only read
+    write: Callable[[PreferenceRecord], DatasetRow] | None = None  # None: this format is only read
     ordered: bool = False  # does a row say in which order the answers were shown?
     ties: bool = False  # can a row say that the two are equally good, or not judged?
     array: bool = False  # files are one JSON array instead of lines
@@ -135,17 +135,17 @@ def _show_ab(record: PreferenceRecord) -> DatasetRow:
 def _flat_format(
     image: str, question: str
 ) -> tuple[Callable[[DatasetRow], DatasetRow], Callable[[PreferenceRecord], DatasetRow]]:
-    """parse and show of formats with one column each for image, question, chosen and rejected."""
+    """parse and write of formats with one column each for image, question, chosen and rejected."""
 
     def parse(row: DatasetRow) -> DatasetRow:
         fields = _question(row[question], _image_list(row[image])) | _chosen_first(row["chosen"], row["rejected"])
         return _add_model(fields, row)
 
-    def show(record: PreferenceRecord) -> DatasetRow:
+    def write(record: PreferenceRecord) -> DatasetRow:
         chosen, rejected = _sides(record)
         return {image: _one_image(record), question: _one_question(record), "chosen": chosen, "rejected": rejected}
 
-    return parse, show
+    return parse, write
 
 
 def _parse_rlhf_v(row: DatasetRow) -> DatasetRow:

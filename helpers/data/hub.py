@@ -63,7 +63,7 @@ def fetch_hub_set(
     images: folder of the images, for sets that only name them. rows: no more than so many. file: a
     Parquet, JSON or JSONL file of the same columns that is already here, instead of the hub. Rows that
     cannot be read go to `NAME.bad.jsonl` with the reason, and their number is printed. source: of a set
-    that is not in `HUB`. Raises UsageError.
+    that is not in `HUB_SETS`. Raises UsageError.
     """
     source = source or HUB_SETS.get(name)
     if source is None:

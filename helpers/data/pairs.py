@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from helpers.data.counting import Counts, count_answer, count_question, edited_counts, is_exact, is_well_formed
 from helpers.data.labels import CountedImage
-from helpers.data.preferences import Answer, PreferenceRecord, Ranking, image_paths
+from helpers.data.preferences import Answer, PreferenceRecord, Ranking
 from helpers.files import open_image
 
 NEGATIVES = ("own", "edit", "other image")
@@ -64,9 +64,9 @@ def counting_questions(items: Sequence[CountedImage]) -> CountingQuestions:
     return CountingQuestions(questions, [item.path for item in items], [count_answer(item.counts) for item in items])
 
 
-def as_counted_images(path: Path, records: Sequence[PreferenceRecord]) -> list[CountedImage]:
-    """The first images of records of the file `path`, with their true counts."""
-    return [CountedImage(image_paths(path, record)[0], record.truth, record.group) for record in records]
+def as_counted_images(records: Sequence[PreferenceRecord]) -> list[CountedImage]:
+    """The first images of records, with their true counts."""
+    return [CountedImage(record.image_paths[0], record.truth, record.group) for record in records]
 
 
 def true_and_wrong_answers(truths: Sequence[Counts], seed: int = 0) -> list[list[str]]:
@@ -83,7 +83,6 @@ def true_and_wrong_answers(truths: Sequence[Counts], seed: int = 0) -> list[list
 
 def build_records(
     items: Sequence[CountedImage],
-    root: Path,
     own_answers: Sequence[Sequence[str]],
     negatives: Sequence[str] = ("own", "other image"),
     seed: int = 0,
@@ -91,8 +90,7 @@ def build_records(
     """One record an image: the true answer and one rejected answer of each kind in `negatives`.
 
     own_answers: N sampled answers for each item. An item whose samples are all correct has no `own`
-    answer, and no record if that was the only kind (the number of these is printed). Image paths are
-    relative to `root`.
+    answer, and no record if that was the only kind (the number of these is printed).
     """
     unknown = set(negatives) - set(NEGATIVES)
     if unknown:
@@ -112,7 +110,7 @@ def build_records(
         if "other image" in negatives:
             texts["other image"] = count_answer(others.draw(item.counts, rng))
         if len(set(texts.values())) > 1:
-            records.append(_record(item, number, root, texts, rng))
+            records.append(_record(item, number, texts, rng))
     if len(records) < len(items):
         print(f"{len(items) - len(records)} of {len(items)} images give no pair: every sampled answer is right.")
     return records
@@ -141,23 +139,23 @@ class _OtherCounts:
 
 
 def _record(
-    item: CountedImage, number: int, root: Path, texts: dict[str, str], rng: np.random.Generator
+    item: CountedImage, number: int, texts: dict[str, str], rng: np.random.Generator
 ) -> PreferenceRecord:
     """Answers in a random order, equal texts once: the position of the true answer says nothing."""
     distinct = {text: origin for origin, text in reversed(texts.items())}  # "truth" wins, then "own"
     order = [list(distinct)[i] for i in rng.permutation(len(distinct))]
     best = order.index(texts["truth"])
     ranking = [[best], [i for i in range(len(order)) if i != best]]
-    return record_of_item(item, number, root, [Answer(text=text, origin=distinct[text]) for text in order], ranking)
+    return record_of_item(item, number, [Answer(text=text, origin=distinct[text]) for text in order], ranking)
 
 
 def record_of_item(
-    item: CountedImage, number: int, root: Path, answers: list[Answer], ranking: Ranking | None
+    item: CountedImage, number: int, answers: list[Answer], ranking: Ranking | None
 ) -> PreferenceRecord:
-    """The record of the counting question about an image; its image path is relative to `root`."""
+    """The record of the counting question about an image."""
     return PreferenceRecord(
         id=f"{item.path.parent.parent.name}-{item.path.stem}",
-        images=[Path(os.path.relpath(item.path, root)).as_posix()],
+        images=[os.path.abspath(item.path)],
         prompt=[{"role": "user", "content": question_for(item, number)}],
         answers=answers,
         ranking=ranking,
@@ -205,12 +203,11 @@ def spoil_image(image: Image.Image, kind: str, rng: np.random.Generator) -> Imag
 
 
 def add_image_negatives(
-    path: Path, records: Sequence[PreferenceRecord], kinds: Sequence[str] = IMAGE_NEGATIVES, seed: int = 0
+    records: Sequence[PreferenceRecord], folder: Path, kinds: Sequence[str] = IMAGE_NEGATIVES, seed: int = 0
 ) -> list[PreferenceRecord]:
     """The records with one `negative_images` entry for each of `kinds`, in that order.
 
-    path: the records' file; spoilt images are written to the folder `negatives` beside it. "shuffled"
-    is the image of another record with another truth, so that the best answer is wrong there.
+    Spoilt images are written to `folder`. "shuffled" is the image of another record with another truth, so that the best answer is wrong there.
     """
     rng = np.random.default_rng(seed)
     result = []
@@ -224,10 +221,9 @@ def add_image_negatives(
                     raise ValueError("all records have the same truth, so no other image makes the answer wrong")
                 names.append(other.images[0])
                 continue
-            name = f"negatives/{record.id or number}-{kind}.png"
-            (path.parent / "negatives").mkdir(parents=True, exist_ok=True)
-            image = open_image(image_paths(path, record)[0], f"{path} (record {record.id or number})")
-            spoil_image(image, kind, rng).save(path.parent / name)
-            names.append(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = Path(os.path.abspath(folder / f"{record.id or number}-{kind}.png"))
+            spoil_image(open_image(record.image_paths[0], record.place), kind, rng).save(path)
+            names.append(str(path))
         result.append(record.model_copy(update={"negative_images": names}))
     return result

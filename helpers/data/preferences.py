@@ -7,19 +7,20 @@ The shortest record that a person writes by hand:
 is read as the full form: images, chat messages, N answers in the order shown (here drawn by a hash),
 and a `ranking` in tiers, best first, ties together. A pair, an A/B vote and a ranked list of N are the same record, and
 the position of an answer never says how good it is. Answers are referred to by their place in
-`answers`, counted from 0. Taught in notebook 02; `data/preference_record.schema.json` is its JSON
-Schema.
+`answers`, counted from 0. In a file, images are named relative to it; a record that was read knows where they are:
+`read_records` makes the paths absolute, `write_records` makes them relative again. Taught in notebook 02;
+`data/preference_record.schema.json` is its JSON Schema.
 """
 
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from datasets import Dataset, Image, List
 from pydantic import (
@@ -27,6 +28,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     Tag,
     ValidationError,
     field_validator,
@@ -74,7 +76,7 @@ class Answer(StrictModel):
 
     @field_validator("text")
     @classmethod
-    def _not_empty(cls, text: str) -> str:
+    def _check_not_empty(cls, text: str) -> str:
         if not text.strip():
             raise ValueError(EMPTY_ANSWER)
         return text
@@ -94,13 +96,13 @@ class Judgement(StrictModel):
 
     @field_validator("time")
     @classmethod
-    def _is_a_time(cls, time: str | None) -> str | None:
+    def _check_time(cls, time: str | None) -> str | None:
         if time is not None:
             datetime.fromisoformat(time)  # its ValueError says what is wrong
         return time
 
     @model_validator(mode="after")
-    def _ranking_fits_the_verdict(self) -> "Judgement":
+    def _check_ranking_fits_verdict(self) -> "Judgement":
         tiers = {"skip": self.ranking is None, "ranked": bool(self.ranking) and len(self.ranking) > 1}
         if not tiers.get(self.verdict, bool(self.ranking) and len(self.ranking) == 1):
             raise ValueError(f"verdict {self.verdict!r} does not go with ranking {self.ranking}")
@@ -125,8 +127,16 @@ def is_first_shown_second(first: Any, second: Any) -> bool:
     return digests[1] < digests[0]
 
 
+class Origin(NamedTuple):
+    """Where a record was read."""
+
+    file: Path
+    line: int
+    names: dict[str, str]  # absolute path of an image → its name in the file
+
+
 class PreferenceRecord(StrictModel):
-    images: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # relative to the record's file
+    images: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # in a file: relative to it; else absolute
     prompt: list[Message] = Field(min_length=1)
     answers: list[Answer] = Field(min_length=2)
     ranking: Ranking | None = None  # None: nobody has judged yet, so there are no pairs
@@ -138,6 +148,7 @@ class PreferenceRecord(StrictModel):
     source: str | None = None
     licence: str | None = None
     extra: dict[str, Any] = Field(default_factory=dict)  # what another format has beyond this one
+    _origin: Origin | None = PrivateAttr(None)  # None: the record was made, not read
 
     @model_validator(mode="before")
     @classmethod
@@ -163,7 +174,7 @@ class PreferenceRecord(StrictModel):
 
     @field_validator("extra")
     @classmethod
-    def _is_json(cls, extra: dict[str, Any]) -> dict[str, Any]:
+    def _check_extra_is_json(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if extra:  # TypeError, ValueError and UnicodeEncodeError all mean that writing would lose something
             try:
                 json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
@@ -172,7 +183,7 @@ class PreferenceRecord(StrictModel):
         return extra
 
     @model_validator(mode="after")
-    def _places_are_right(self) -> "PreferenceRecord":
+    def _check_all_places(self) -> "PreferenceRecord":
         if self.prompt[-1].role != "user":
             raise ValueError("the prompt must end with a message of the user")
         n = len(self.answers)
@@ -190,6 +201,36 @@ class PreferenceRecord(StrictModel):
             if self.answers[better].text == self.answers[worse].text:
                 raise ValueError(f"answers {better} and {worse} have the same text but different ranks")
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Equal records say the same; where they were read does not count."""
+        return isinstance(other, PreferenceRecord) and self.__dict__ == other.__dict__
+
+    @property
+    def image_paths(self) -> list[Path]:
+        """Paths of the images of a record that was read or made (not of one in a `RecordLine`)."""
+        return [Path(name) for name in self.images]
+
+    @property
+    def negative_image_paths(self) -> list[Path]:
+        """Paths of the spoilt images, likewise."""
+        return [Path(name) for name in self.negative_images]
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the record was read from; None for one that was made."""
+        return self._origin.file if self._origin else None
+
+    @property
+    def place(self) -> str:
+        """File, line and id of the record, as far as it has them: what an error has to name."""
+        read = f"{self._origin.file}:{self._origin.line}" if self._origin else ""
+        return f"{read} (record {self.id})".strip() if self.id is not None else read or "a record without an id"
+
+    def image_names(self, folder: Path | None = None) -> list[str]:
+        """The images as a file names them: as they were read, else relative to `folder` if one is given."""
+        names = self._origin.names if self._origin else {}
+        return [names.get(image) or (_relative_name(image, folder) if folder else image) for image in self.images]
 
     def tier_pairs(self) -> Iterator[tuple[int, int]]:
         """Places of every (better, worse) pair of answers."""
@@ -225,7 +266,8 @@ def record_key(record: PreferenceRecord) -> str:
     """Key of a record: its id, else a hash of its images, prompt and answers."""
     if record.id is not None:
         return record.id
-    content = record.model_dump_json(include={"images", "prompt", "answers"})
+    named = record.model_copy(update={"images": record.image_names()})
+    content = named.model_dump_json(include={"images", "prompt", "answers"})
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -311,59 +353,96 @@ def scan_line(number: int, raw: bytes) -> RecordLine:
 def read_records(path: Path) -> list[PreferenceRecord]:
     """Read a JSONL file of records (blank lines allowed).
 
-    Raises UsageError naming file, line and remedy at the first line that is not a valid record;
+    Their image paths are absolute. Raises UsageError naming file, line and remedy at the first line that is not a
+    valid record;
     `python -m helpers check FILE` lists them all.
     """
     records = []
     for line in scan_records(path):
         if line.record is None:
             raise UsageError(f"{path}:{line.number}: {line.error}")
-        records.append(line.record)
+        records.append(resolve_images(line.record, path, line.number))
     if not records:
         raise UsageError(f"{path}: holds no records. Run notebook 02 again, or give another file.")
     return records
 
 
-def image_paths(
-    path: Path, record: PreferenceRecord, which: Literal["images", "negative_images"] = "images"
-) -> list[Path]:
-    """Paths of the images of a record that was read from the file `path`."""
-    return [Path(os.path.normpath(path.parent / name)) for name in getattr(record, which)]
+def resolve_images(record: PreferenceRecord, file: Path, line: int) -> PreferenceRecord:
+    """The record of a line of `file` with absolute image paths; addresses (https://…) stay as they are."""
+    folder = Path(os.path.abspath(file)).parent
+    names = [*record.images, *record.negative_images]
+    absolute = {name: name if "://" in name else os.path.normpath(folder / name) for name in names}
+    resolved = record.model_copy(
+        update={
+            "images": [absolute[name] for name in record.images],
+            "negative_images": [absolute[name] for name in record.negative_images],
+        }
+    )
+    resolved._origin = Origin(file, line, {path: name for name, path in absolute.items()})
+    return resolved
+
+
+def name_images(record: PreferenceRecord, folder: Path) -> PreferenceRecord:
+    """The record as a file in `folder` states it: image paths relative to it, but for those that were absolute before."""
+    read = record._origin.names if record._origin else {}
+    folder = Path(os.path.abspath(folder))
+
+    def name(image: str) -> str:
+        return image if os.path.isabs(read.get(image, "")) else _relative_name(image, folder)
+
+    return record.model_copy(
+        update={
+            "images": [name(image) for image in record.images],
+            "negative_images": [name(image) for image in record.negative_images],
+        }
+    )
+
+
+def _relative_name(image: str, folder: Path) -> str:
+    """`image` relative to `folder`, with slashes; what is no absolute path, or on another drive, stays as it is."""
+    if not os.path.isabs(image):
+        return image
+    try:
+        return Path(os.path.relpath(image, os.path.abspath(folder))).as_posix()
+    except ValueError:  # on Windows there is no way from one drive to another
+        return image
+
+
+def file_of(records: Sequence[PreferenceRecord]) -> str:
+    """The file that records were read from, for errors about all of them."""
+    return str(records[0].file or "these records") if records else "no records"
 
 
 def write_records(path: Path, records: Iterable[PreferenceRecord]) -> Path:
-    """Write records as JSONL, one a line, without the fields that hold nothing."""
-    return write_lines(path, (record.model_dump_json(exclude_defaults=True) for record in records))
+    """Write records as JSONL, one a line, without the fields that hold nothing; image paths relative to the file."""
+    named = (name_images(record, path.parent) for record in records)
+    return write_lines(path, (record.model_dump_json(exclude_defaults=True) for record in named))
 
 
-def to_trl(path: Path, records: list[PreferenceRecord], which: Literal["all", "extremes"] = "all") -> Dataset:
+def to_trl(records: Sequence[PreferenceRecord], which: Literal["all", "extremes"] = "all") -> Dataset:
     """The pairs of `records` as a TRL vision-preference data set; images are decoded when they are used.
 
     Columns `images` (RGB), `prompt`, `chosen`, `rejected` (chat messages), and `negative_images` if records
     have some. TRL decides by the column name `images` that this is vision data; under any other name the
-    images would be ignored.
-    `path` is the records' file: image paths are relative to it. Raises UsageError naming file and
-    record for an image that cannot be read.
+    images would be ignored. Raises UsageError naming file, line and record for an image that cannot be read.
     """
     rows, spoilt = [], any(record.negative_images for record in records)
-    for number, record in enumerate(tqdm(records, desc="images", leave=False), start=1):
-        where = f"{path} (record {record.id or number})"
-        images, negatives = image_paths(path, record), image_paths(path, record, "negative_images")
-        for image in images + negatives:
-            open_image(image, where)  # fails here, with a name, rather than in the middle of training
+    for record in tqdm(records, desc="images", leave=False):
+        for image in record.image_paths + record.negative_image_paths:
+            open_image(image, record.place)  # fails here, with a name, rather than in the middle of training
         prompt = [message.model_dump() for message in record.prompt]
         rows += [
             {
-                "images": [str(image) for image in images],
+                "images": record.images,
                 "prompt": prompt,
                 "chosen": [{"role": "assistant", "content": pair.chosen.text}],
                 "rejected": [{"role": "assistant", "content": pair.rejected.text}],
-                **({"negative_images": [str(image) for image in negatives]} if spoilt else {}),
+                **({"negative_images": record.negative_images} if spoilt else {}),
             }
             for pair in record.pairs(which)
         ]
     if not rows:
-        raise UsageError(f"{path}: all answers are tied, so there is no pair to train on. Rank some of them.")
+        raise UsageError(f"{file_of(records)}: all answers are tied, so there is no pair to train on. Rank some of them.")
     dataset = Dataset.from_list(rows)
     for column in {"images", "negative_images"} & set(dataset.column_names):
         dataset = dataset.cast_column(column, List(Image(mode="RGB")))

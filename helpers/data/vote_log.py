@@ -36,7 +36,7 @@ class VoteEvent(StrictModel):
     undo: str | None = None  # the annotator who takes the judgement back
 
     @model_validator(mode="after")
-    def _is_one_of_two(self) -> "VoteEvent":
+    def _check_one_of_two(self) -> "VoteEvent":
         if (self.judgement is None) == (self.undo is None):
             raise ValueError("an event has either a judgement or an undo")
         return self
@@ -50,11 +50,20 @@ def stable_hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def content_hash(record: PreferenceRecord) -> str:
-    """Hash of what an annotator sees of a record: images, prompt, texts of the answers."""
-    return stable_hash([record.images, [[m.role, m.content] for m in record.prompt], [a.text for a in record.answers]])[
-        :16
-    ]
+def content_hash(record: PreferenceRecord, folder: Path) -> str:
+    """Hash of what an annotator sees of a record: images, prompt, texts of the answers.
+
+    Images count by their names, relative to the vote file's `folder` where the record was not read from a file, so
+    that votes hold on another machine, too.
+    """
+    prompt = [[message.role, message.content] for message in record.prompt]
+    answers = [answer.text for answer in record.answers]
+    return stable_hash([record.image_names(folder), prompt, answers])[:16]
+
+
+def content_hashes(records: Mapping[str, PreferenceRecord], vote_path: Path) -> dict[str, str]:
+    """`content_hash` of the records by their keys, for the votes in `vote_path`."""
+    return {key: content_hash(record, vote_path.parent) for key, record in records.items()}
 
 
 def records_by_key(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceRecord]:

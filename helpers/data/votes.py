@@ -1,7 +1,7 @@
 """What one annotator still has to judge and in which order; what the votes of all of them say.
 
 The records and the vote file (`helpers/data/vote_log.py`) are all the state there is. `widgets.AnswerRanker` is
-the way to vote, `text_ranking.rank_in_text` the one without widgets.
+the way to vote, `widgets.rank_in_text` the one without widgets.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from helpers.data.preferences import Judgement, PreferenceRecord, consensus, exp
 from helpers.data.vote_log import (
     VoteEvent,
     append_event,
-    content_hash,
+    content_hashes,
     current_judgements,
     events_on,
     lock_file,
@@ -73,8 +73,8 @@ class Votes:
     """The votes of one annotator in the file `path`, and what is left to judge of `records`.
 
     Records come in a random order, their answers too; both follow from `seed`, `annotator` and the
-    record alone. Image paths are relative to `records_path` (default: to the vote file). Raises
-    UsageError for records that cannot be told apart or have more answers than there are LABELS.
+    record alone. Raises UsageError for records that cannot be told apart or have more answers than there are
+    `ANSWER_LABELS`.
     """
 
     def __init__(
@@ -83,9 +83,8 @@ class Votes:
         records: Sequence[PreferenceRecord],
         annotator: str,
         seed: int = 0,
-        records_path: Path | None = None,
     ):
-        self.path, self.annotator, self.seed, self.records_path = path, annotator, seed, records_path or path
+        self.path, self.annotator, self.seed = path, annotator, seed
         if not annotator.strip():
             raise UsageError("annotator is empty. Give your name, or any other word that stays the same.")
         self.records = records_by_key(records)
@@ -94,7 +93,7 @@ class Votes:
                 raise UsageError(
                     f"record {key!r} has {len(record.answers)} answers. Keep at most {len(ANSWER_LABELS)}."
                 )
-        self._contents = {key: content_hash(record) for key, record in self.records.items()}
+        self._contents = content_hashes(self.records, path)
         self.keys = sorted(self.records, key=self._draw)  # in the order of showing
         self.refresh()
 
@@ -160,7 +159,7 @@ class Votes:
         self._add(item, VoteEvent(record=item.key, content=self._contents[item.key], undo=self.annotator))
         return self._item(item.key)
 
-    def again(self, item: VotingItem) -> VotingItem:
+    def renew(self, item: VotingItem) -> VotingItem:
         """The item after an error, to be judged afresh: what may have got into the file is superseded."""
         with contextlib.suppress(OSError, UsageError):  # the vote to come meets the same trouble and tells of it
             self.refresh()
@@ -192,7 +191,7 @@ def apply_votes(records: Sequence[PreferenceRecord], path: Path) -> list[Prefere
 
 
 def _current_judgements_of(by_key: Mapping[str, PreferenceRecord], path: Path) -> dict[tuple[str, str], Judgement]:
-    events, notice = events_on(path, {key: content_hash(record) for key, record in by_key.items()})
+    events, notice = events_on(path, content_hashes(by_key, path))
     if not events:
         raise UsageError(f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote.")
     if notice:
@@ -205,11 +204,12 @@ def _add_judgements(path: Path, record: PreferenceRecord, votes: list[Judgement]
     kept = [old for old in record.judgements if old.kind != "human" or old.annotator not in names]
     try:
         judgements = {"judgements": [judgement.model_dump() for judgement in kept + votes]}
-        judged = PreferenceRecord.model_validate(record.model_dump() | judgements)
+        checked = PreferenceRecord.model_validate(record.model_dump() | judgements)
     except ValidationError as error:
         raise UsageError(
             f"{path}: record {record_key(record)!r}: {explain_validation_error(error)}. Correct its lines."
         ) from None
+    judged = record.model_copy(update={"judgements": checked.judgements, "extra": dict(record.extra)})
     ranking = consensus(votes, len(record.answers))
     if ranking is not None and record.ranking not in (None, ranking):
         judged.extra.setdefault("ranking_before", record.ranking)

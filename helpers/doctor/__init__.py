@@ -26,7 +26,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Examples",
             "Forecast",
             "LOSS_SCALE",
-            "USABLE_GPU_SHARE",
             "backward",
             "collate",
             "evenly_spaced",

@@ -17,7 +17,6 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from helpers.doctor.dry_run import (
-    USABLE_GPU_SHARE,
     Examples,
     Forecast,
     backward,
@@ -41,6 +40,7 @@ from helpers.doctor.input_checks import (
 )
 from helpers.files import UsageError
 from helpers.losses import completion_logps
+from helpers.machine.memory import USABLE_SHARE
 from helpers.models.caches import images_hash
 from helpers.runtime import compute_dtype
 
@@ -68,7 +68,7 @@ def preflight(trainer: DPOTrainer, pairs: int = 8) -> PreflightChecks:
     try:
         with restoring_state(trainer):
             for check in _run(trainer, pairs, checks):
-                print(f"{'✓' if check.passed else '⚠️' if check.warns else '✗'} {check.name:<19}  {check.found}")
+                print(f"{'✓' if check.passed else '⚠️' if check.warns else '✗'} {check.name:<19}  {check.measured}")
                 checks.append(check)
     except torch.OutOfMemoryError:
         size = trainer.args.per_device_train_batch_size
@@ -76,7 +76,7 @@ def preflight(trainer: DPOTrainer, pairs: int = 8) -> PreflightChecks:
             f"the GPU's memory is too small for {size} pairs in one forward: lower batch_size of `settings` in the "
             "Parameters cell of notebook 04 and raise accumulation as much, or set gradient_checkpointing."
         ) from None
-    failed = [f"{c.name}: {c.found}. {c.remedy}" for c in checks if not c.passed and not c.warns]
+    failed = [f"{c.name}: {c.measured}. {c.remedy}" for c in checks if not c.passed and not c.warns]
     if failed:
         raise UsageError("preflight failed, nothing was trained. " + " | ".join(failed))
     for warning in (c for c in checks if not c.passed):
@@ -227,20 +227,20 @@ def _logps(trainer: DPOTrainer, batch: dict[str, Any]) -> Tensor:
     return completion_logps(logits, batch["input_ids"], batch["completion_mask"])
 
 
-def _choose_different(examples: Examples, wanted: int) -> Examples:
-    """`wanted` examples, those whose images and chosen answer are new first."""
+def _choose_different(examples: Examples, number: int) -> Examples:
+    """Choose `number` of the examples, those whose images and chosen answer are new first."""
     images, answers, new, rest = set(), set(), [], []
     for example in examples:
         image, answer = images_hash(example["images"]), example["chosen"][0]["content"]
         (rest if image in images or answer in answers else new).append(example)
         images.add(image), answers.add(answer)
-    return (new + rest)[:wanted]
+    return (new + rest)[:number]
 
 
 def _check_learning_by_heart(trainer: DPOTrainer, examples: Examples, trainable: set[str]) -> Check:
     """Can these pairs be learnt? Their preference term alone, at β = 1: how far to go is not the question here.
 
-    The weights stay trained; `unchanged` puts them back.
+    The weights stay trained; `restoring_state` puts them back.
     """
     model, losses = trainer.model, []
     weights = [p for name, p in model.named_parameters() if name in trainable]
@@ -272,7 +272,7 @@ def _check_memory(expected: Forecast) -> Check:
     total = expected.total_gb
     return Check(
         "memory",
-        total is None or expected.peak_gb <= USABLE_GPU_SHARE * total,
+        total is None or expected.peak_gb <= USABLE_SHARE * total,
         f"{expected.peak_gb:.1f} GB at the peak" + (f" of {total:.1f} GB" if total else ""),
         f"Set batch_size of `settings` in the Parameters cell of notebook 04 to {max(expected.largest_batch or 1, 1)} "
         "and raise accumulation as much, or set gradient_checkpointing.",

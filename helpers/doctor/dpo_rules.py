@@ -1,7 +1,7 @@
 """What can be wrong with a DPO run, and the rules that say so.
 
-`diagnose(run)` is a pure function of what a run leaves: TRL's log, sampled answers and a census of the
-gradients; `replay` does the same to a saved log. `helpers/doctor/dpo_doctor.py` collects the three while a
+`diagnose_dpo(run)` is a pure function of what a run leaves: TRL's log, sampled answers and a census of the
+gradients; `replay_dpo` does the same to a saved log. `helpers/doctor/dpo_doctor.py` collects the three while a
 run goes on. What can be seen before the first step, `preflight` finds. Taught in notebook 04.
 
 A finding needs a difference that is large, not only one that is sure; most limits are multiples of
@@ -18,6 +18,7 @@ import numpy as np
 
 from helpers.doctor.verdicts import Symptoms, Verdict
 from helpers.statistics import Mean, Proportion, mean_interval, proportion
+from helpers.training.reward import MAX_OVERFLOWS
 
 START_ROWS, RECENT_ROWS, WINDOW_ROWS = (
     2,
@@ -28,13 +29,12 @@ MIN_MARGIN = 0.1  # a margin of 0.1 takes the loss from 0.693 to 0.644: less tha
 WRONG_MARGIN = 0.5  # a margin of −0.5 is a loss of 0.974, which no noise around ln 2 gives
 LOSS_GROWTH, GRADIENT_GROWTH = 2, 10  # times the start; healthy runs: under 1 and 2
 GRADIENT_LEFT = 0.02  # of the start: what is left moves nothing; healthy runs keep 0.045
-ENTROPY_GROWTH, ENTROPY_LEFT = 1.5, 0.05  # times the start; healthy runs: 0.5 to 1.05
+ENTROPY_GROWTH, ENTROPY_LEFT = 1.5, 0.05  # times the start; healthy runs: 0.5 to 1.05 (PPO: 0.3)
 ENTROPY_FLOOR = 0.05  # nats a token: an answer of 20 tokens then has 1 nat in all: about e = 2.7 different answers
 SINK_NATS, SINK_SHARE = 1.0, 0.1  # chosen answers e times less likely, and by a tenth of their log-probability
 ACCURACY_GAP = 0.05  # token accuracy may not be so far under exp(−entropy), its least value if the model is calibrated
-OVERFLOW_STEPS = 8  # gradients in a row: an fp16 scaler halves itself each time, and needs a few at its start only
 CENSUS_STEPS = 5  # LoRA's A has no gradient while B = 0, which lasts for two steps with a warm-up
-LENGTH_GROWTH, REPETITION_GROWTH = 2, 0.25  # times the length, and more repeated 3-grams than, at the start
+LENGTH_GROWTH, REPETITION_GROWTH = 2, 0.25  # times the length, and more repeated 3-grams than, at the start (PPO: under 0.02 more)
 SIGHT_NATS, SIGHT_LEFT = 0.1, 0.1  # an answer e^0.1 = 1.1 times likelier with its own image; share of the start
 CUT_LENGTH = 0.9  # of the token limit: an answer tokenised again may be a little shorter than it was sampled
 
@@ -110,8 +110,8 @@ class AnswerSample:
     limit: int  # max_new_tokens
 
     @property
-    def cut(self) -> Proportion:
-        """Answers that used up the limit instead of ending."""
+    def cut_share(self) -> Proportion:
+        """Share of the answers that used up the limit instead of ending."""
         return proportion(sum(n >= CUT_LENGTH * self.limit for n in self.tokens), len(self.tokens))
 
 
@@ -179,9 +179,9 @@ def non_finite_values(run: DPOHistory) -> Symptoms:
     """The trainer logs the mean of earlier losses in place of one that is not a number; TRL's metrics do not."""
     keys = ("rewards/margins", "logps/chosen", "logps/rejected", "loss")
     wrong = [f"{key} is {run.rows[-1][key]}" for key in keys if run.rows and not math.isfinite(run.rows[-1][key])]
-    norms = [row.get("grad_norm", 0.0) for row in run.rows[-OVERFLOW_STEPS:]]
-    if len(norms) == OVERFLOW_STEPS and not np.isfinite(norms).any():
-        wrong.append(f"the gradient norm was not finite for {OVERFLOW_STEPS} steps in a row")
+    norms = [row.get("grad_norm", 0.0) for row in run.rows[-MAX_OVERFLOWS:]]
+    if len(norms) == MAX_OVERFLOWS and not np.isfinite(norms).any():
+        wrong.append(f"the gradient norm was not finite for {MAX_OVERFLOWS} steps in a row")
     if wrong:
         yield "not finite", f"{wrong[0]}."
 
@@ -274,8 +274,8 @@ def _answers(run: DPOHistory) -> Symptoms:
         return
     first, last = run.samples[0], run.samples[-1]
     sight, before = float(np.mean(last.sight)), float(np.mean(first.sight))
-    if last.cut.low > (0.5 if last is first else first.cut.high):
-        yield "answers do not end", f"share cut off at {last.limit} tokens: {last.cut}, e.g. {last.answers[0][:60]!r}."
+    if last.cut_share.low > (0.5 if last is first else first.cut_share.high):
+        yield "answers do not end", f"share cut off at {last.limit} tokens: {last.cut_share}, e.g. {last.answers[0][:60]!r}."
     if sight < max(SIGHT_NATS, 0 if last is first else SIGHT_LEFT * before):
         yield "blind", f"its own image makes an answer {sight:.2g} nats likelier than another (first {before:.2g})."
     if len(set(last.answers)) == 1 < len(last.answers) <= 2 * len(set(first.answers)):

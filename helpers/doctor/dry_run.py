@@ -1,6 +1,6 @@
 """What a training run will take: a dry step of the very trainer that will train, timed and weighed.
 
-Also what such trials need: `unchanged` puts everything back that a trial touches, `training_mode` makes
+Also what such trials need: `restoring_state` puts everything back that a trial touches, `training_mode` makes
 the model compute as it will in training. Used by `helpers/doctor/checks.py`, taught in notebook 04.
 
 Simplifications: the optimizer's own time is left out, and so is that steps of long rows are slower.
@@ -19,11 +19,11 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from trl import DPOTrainer
 
+from helpers.machine.memory import USABLE_SHARE
 from helpers.models.caches import ReferenceLogps
 from helpers.runtime import peak_memory_gb
 
 Examples = Sequence[dict[str, Any]]  # rows of the data set
-USABLE_GPU_SHARE = 0.9  # share of a GPU's memory that can be filled before fragments get in the way
 # fp16 gradients vanish below 6e-8. A fixed scale, a power of two and so exact, does here what a GradScaler does
 # over a whole training: AdamW divides gradients by their own size, so that no scale has to be taken out again.
 LOSS_SCALE = 1024.0
@@ -47,14 +47,14 @@ class Forecast:
         return f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}{fits}."
 
 
-def forecast_run(trainer: DPOTrainer, seen: Sequence[int] = ()) -> Forecast:
-    """Two passes over one batch of rows that are not among `seen`: the first fills the caches, the second uses them.
+def forecast_run(trainer: DPOTrainer, seen_rows: Sequence[int] = ()) -> Forecast:
+    """Pass twice over a batch of rows not among `seen_rows`: the first fills the caches, the second uses them.
 
     Run a pass of that size before: the first one on a GPU also loads kernels.
     """
     args, rows = trainer.args, len(trainer.train_dataset)
     size, step = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    fresh = [row for row in range(rows) if row not in set(seen)]
+    fresh = [row for row in range(rows) if row not in set(seen_rows)]
     fresh = fresh if len(fresh) >= size else range(rows)
     examples = [trainer.train_dataset[fresh[place]] for place in evenly_spaced(len(fresh), size)]
     on_gpu = torch.cuda.is_available()
@@ -71,7 +71,7 @@ def forecast_run(trainer: DPOTrainer, seen: Sequence[int] = ()) -> Forecast:
     optimizer = 8 * sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)  # AdamW: two fp32 each
     peak, total = peak_memory_gb() + optimizer / 1e9, torch.cuda.mem_get_info()[1] / 1e9
     fixed = (before + optimizer) / 1e9
-    largest = int((USABLE_GPU_SHARE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
+    largest = int((USABLE_SHARE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
     return Forecast(first, later, minutes, peak, total, largest)
 
 
@@ -84,10 +84,10 @@ def _seconds(trainer: DPOTrainer, examples: Examples) -> float:
     return time.perf_counter() - started
 
 
-def evenly_spaced(rows: int, wanted: int) -> list[int]:
+def evenly_spaced(rows: int, limit: int) -> list[int]:
     """Choose at most `limit` places in range(rows), evenly spread, because neighbours often share an image."""
-    wanted = min(wanted, rows)
-    return [number * rows // wanted for number in range(wanted)]
+    limit = min(limit, rows)
+    return [number * rows // limit for number in range(limit)]
 
 
 def collate(trainer: DPOTrainer, examples: Examples) -> dict[str, Any]:

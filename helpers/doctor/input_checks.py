@@ -27,7 +27,7 @@ MIN_KEPT_PIXELS = 0.05  # share of an image's pixels under which small things ar
 class Check:
     name: str
     passed: bool
-    found: str  # what was measured
+    measured: str
     remedy: str  # what to do if it failed
     warns: bool = False  # only a warning if it failed
 
@@ -38,7 +38,7 @@ class RowInputs:
 
     tokens: int  # image, prompt and the longer answer
     contrast: float | None  # largest standard deviation of a colour in the flattest image, 0–255; None: no image
-    kept: float | None  # smallest share of pixels, at most 1
+    kept_pixels: float | None  # smallest share of pixels, at most 1
 
 
 def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
@@ -123,7 +123,7 @@ def check_pixel_values(looks: Sequence[RowInputs]) -> Check:
 
 
 def check_image_size(looks: Sequence[RowInputs], rows: int) -> Check:
-    kept = [look.kept for look in looks if look.kept is not None] or [0.0]
+    kept = [look.kept_pixels for look in looks if look.kept_pixels is not None] or [0.0]
     return Check(
         "image size",
         min(kept) >= MIN_KEPT_PIXELS,

@@ -26,14 +26,14 @@ from helpers.training.ppo import PPOTrainer
 def find_misplaced_rewards(trainer: PPOTrainer) -> str:
     """Find rewards of the last iteration that are at the wrong place or for the wrong tokens; "" if there are none."""
     seen, settings = trainer.last, trainer.settings
-    packed = trainer.packed(seen.rollout)
+    packed = trainer.pack(seen.rollout)
     ids, mask = packed.ids[:, 1:], packed.mask[:, 1:]
-    names = ("old", "reference", "values", "entropy", "rewards", "advantages", "returns")
+    names = ("old_logps", "reference_logps", "values", "entropy", "rewards", "advantages", "returns")
     outside = [name for name in names if getattr(seen, name)[~seen.mask].any()]
     if outside or not torch.equal(mask, seen.mask):
         return f"{', '.join(outside) or 'the mask'}: not 0 outside of the tokens that are trained."
     weight = 0.0 if settings.advantages == "grpo" else trainer.log[-1]["objective/kl_weight"]
-    penalty = weight * losses.KL_ESTIMATORS[settings.kl_estimator](seen.old - seen.reference)
+    penalty = weight * losses.KL_ESTIMATORS[settings.kl_estimator](seen.old_logps - seen.reference_logps)
     wrong = _check_reward_places(seen.rollout.scores.to(mask.device), seen.rewards, penalty, mask.sum(1))
     return wrong or _check_trained_tokens(trainer, [row[own] for row, own in zip(ids, mask, strict=True)])
 
@@ -55,9 +55,9 @@ def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
     """Score the tokens that are trained again; if that differs, twice, since some scorers do not repeat themselves."""
     rollout, stops = trainer.last.rollout, torch.tensor(trainer.model.generation_config.eos_token_id)
     texts = answer_texts(trainer.processor, ids)
-    pairs = [pair for pair in zip(trainer.asked, rollout.images, strict=True) for _ in range(rollout.group)]
-    rows = [task.given(images, text) for (task, images), text in zip(pairs, texts, strict=True)]
-    cut = torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float() * trainer.settings.missing_end
+    pairs = [pair for pair in zip(trainer.asked, rollout.images, strict=True) for _ in range(rollout.group_size)]
+    rows = [task.scorer_inputs(images, text) for (task, images), text in zip(pairs, texts, strict=True)]
+    cut = torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float() * trainer.settings.no_end_penalty
     found = torch.tensor([score.total for score in score_all(trainer.score, rows)]) - cut
     wrong = (found - rollout.scores).abs().gt(SCORE_TOLERANCE * (1 + rollout.scores.abs())).nonzero().flatten().tolist()
     if not wrong or not np.allclose(
@@ -78,7 +78,11 @@ class PPODoctor:
     def __call__(self, trainer: PPOTrainer) -> None:
         look, known = not self.row or trainer.iteration % self.every == 0, {verdict.kind for verdict in self.verdicts}
         self.row, self.settings = trainer.log[-1], trainer.settings
-        groups = [name for name, part in trainer.trained.items() if not all(bool(p.isfinite().all()) for p in part)]
+        groups = [
+            name
+            for name, weights in trainer.trainable_parameters.items()
+            if not all(bool(weight.isfinite().all()) for weight in weights)
+        ]
         found = {"not finite": f"the last update broke weights of: {', '.join(groups)}."} if groups else {}
         if look and not groups and (wrong := "".join(gather_object([find_misplaced_rewards(trainer)]))):
             found["scores misplaced"] = wrong

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from helpers.config import PPOSettings
-from helpers.doctor.dpo_rules import Mean, mean_of
+from helpers.doctor.dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
 from helpers.doctor.verdicts import Symptoms, Verdict
-from helpers.statistics import proportion
+from helpers.statistics import Mean, proportion
 from helpers.training.watch import IterationRow
 
 START_SPAN, RECENT_SPAN, WINDOW_SPAN = (
@@ -26,8 +26,6 @@ START_SPAN, RECENT_SPAN, WINDOW_SPAN = (
 )  # iterations, and answers in them, at least; 1 is before any update
 
 SCORE_FALL, FALL_NOISE = 0.5, 4  # of the score at the start, and times the change from one iteration to the next
-
-PPO_REPETITION_GROWTH, PPO_ENTROPY_LEFT = 0.25, 0.05  # against the start; healthy runs: under 0.02, and 0.3
 
 KL_NATS, KL_GROWTH, KL_TARGETS = 50, 3, 3  # an answer; times the start or the target. Healthy: 16 at one peak, else 7
 
@@ -58,15 +56,16 @@ PPO_KINDS = {  # kind → severity; causes, the likeliest first; what to change.
         ("the learning rate is too high", "the KL penalty is too weak", "the reward pays for one phrase, or is wrong"),
         "Divide learning_rate in `settings` (Parameters) by 3, double kl_weight, read `trainer.last.rollout.texts`."),
     "fixed advantages": ("warning", ("an iteration has one answer, which is whitened against itself",),
-        "Set prompts and group in `settings` (Parameters) to 4 or more each, or whiten=False."),
+        "Set prompts_per_iteration and group_size in `settings` (Parameters) to 4 or more each, or whiten=False."),
     "advantages zero": ("warning",
         ("`tasks` are too easy or too hard", "`score` cannot read the answers", "temperature or top_p is too low"),
         "Look at `trainer.last.rollout` (texts, scores); take a finer `score`, other `tasks` or a larger group."),
     "KL flat zero": ("warning", ("the learning rate is too low", "the adapter is not trained", "no gradient reaches it"),
-        "Raise learning_rate in `settings` (Parameters) tenfold, and look at `trainer.trained` and grad_norm/adapter."),
+        "Raise learning_rate in `settings` (Parameters) tenfold, and look at `trainer.trainable_parameters` and "
+        "grad_norm/adapter."),
     "answers do not end": ("warning",
         ("max_new_tokens is too small", "the reward pays for length", "the model stops at another token than its template"),
-        "Raise max_new_tokens or missing_end in `settings` (Parameters), and see if `score` grows with length."),
+        "Raise max_new_tokens or no_end_penalty in `settings` (Parameters), and see if `score` grows with length."),
     "KL runaway": ("warning", ("kl_weight is too small", "the learning rate is too high", "too many epochs"),
         "Raise kl_weight in `settings` (Parameters) or set kl_target, and lower learning_rate."),
     "reward hacking": ("warning",
@@ -76,7 +75,8 @@ PPO_KINDS = {  # kind → severity; causes, the likeliest first; what to change.
         "Set critic_adapter in `settings` (Parameters) and call `trainer.warm_up_critic`, or take advantages='rloo'."),
     "nothing learnt": ("warning",
         ("too few answers so far to show a small rise", "the learning rate is too low", "kl_weight is too large"),
-        "Raise learning_rate or group in `settings` (Parameters), lower kl_weight, and look at `score` of ten answers."),
+        "Raise learning_rate or group_size in `settings` (Parameters), lower kl_weight, and look at `score` of ten "
+        "answers."),
 }  # fmt: skip
 
 EXPLAINED_BY_CHAIN = (
@@ -99,10 +99,10 @@ class PPOHistory(NamedTuple):
     last: Sequence[IterationRow]
     whole: bool  # are both as long as they should be?
 
-    def then_and_now(self, key: str) -> tuple[float, float]:
+    def start_and_recent(self, key: str) -> tuple[float, float]:
         return _mean(self.start, key), _mean(self.recent, key)
 
-    def lately(self, key: str, low: float, high: float) -> bool:
+    def is_lately_within(self, key: str, low: float, high: float) -> bool:
         return all(low < row[key] < high for row in self.recent)
 
 
@@ -111,7 +111,7 @@ def _mean(rows: Sequence[IterationRow], key: str) -> float:
 
 
 def _history(log: Sequence[IterationRow], settings: PPOSettings) -> PPOHistory:
-    size, n = settings.prompts * settings.group, len(log)
+    size, n = settings.prompts_per_iteration * settings.group_size, len(log)
     start, recent, window = (
         max(rows, math.ceil(answers / size)) for rows, answers in (START_SPAN, RECENT_SPAN, WINDOW_SPAN)
     )
@@ -125,17 +125,17 @@ def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Ver
     if not log:
         return []
     log = [{name: math.nan if value is None else value for name, value in row.items()} for row in log]
-    seen = _history(log, settings)
-    found = dict(_non_finite_values(seen)) or dict(problem for rule in PPO_RULES for problem in rule(seen))
-    return _verdicts(found, int(log[-1].get("iteration", len(log))))
+    run = _history(log, settings)
+    symptoms = dict(_non_finite_values(run)) or dict(symptom for rule in PPO_RULES for symptom in rule(run))
+    return _verdicts(symptoms, int(log[-1].get("iteration", len(log))))
 
 
-def _verdicts(found: Mapping[str, str], step: int) -> list[Verdict]:
-    explained = [kind for kind in EXPLAINED_BY_CHAIN if kind in found][1:]
+def _verdicts(symptoms: Mapping[str, str], step: int) -> list[Verdict]:
+    explained = [kind for kind in EXPLAINED_BY_CHAIN if kind in symptoms][1:]
     return [
-        Verdict(kind, step, found[kind], *PPO_KINDS[kind])
+        Verdict(kind, step, symptoms[kind], *PPO_KINDS[kind])
         for kind in PPO_KINDS
-        if kind in found and kind not in explained
+        if kind in symptoms and kind not in explained
     ]
 
 
@@ -147,93 +147,95 @@ def replay_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdi
     return sorted(first.values(), key=lambda verdict: verdict.step)
 
 
-def _non_finite_values(seen: PPOHistory) -> Symptoms:
+def _non_finite_values(run: PPOHistory) -> Symptoms:
     """Explained variance is left out: it is NaN where all returns are equal."""
-    row, parts = seen.log[-1], ("objective/", "ppo/loss/", "ppo/policy/", "ppo/advantages/")
+    row, parts = run.log[-1], ("objective/", "ppo/loss/", "ppo/policy/", "ppo/advantages/")
     wrong = [f"{name} is {row[name]}" for name in row if name.startswith(parts) and not math.isfinite(row[name])]
-    norms = [row["grad_norm/adapter"] + row["grad_norm/critic"] for row in seen.log[-NORM_ITERATIONS:]]
+    norms = [row["grad_norm/adapter"] + row["grad_norm/critic"] for row in run.log[-NORM_ITERATIONS:]]
     if len(norms) == NORM_ITERATIONS and not np.isfinite(norms).any():
         wrong.append(f"the gradient norm was not finite in {NORM_ITERATIONS} iterations in a row")
     if wrong:
         yield "not finite", f"{wrong[0]}."
 
 
-def _collapse(seen: PPOHistory) -> Symptoms:
-    if not seen.recent:
+def _collapse(run: PPOHistory) -> Symptoms:
+    if not run.recent:
         return
     names = ("objective/scores", "answers/repeated", "answers/distinct", "objective/entropy")
-    (start, score), (few, repeats), (many, distinct), (usual, entropy) = map(seen.then_and_now, names)
-    noise = np.median(np.abs(np.diff([row["objective/scores"] for row in seen.log])))
-    prompts, many = seen.settings.prompts, many * seen.answers
+    (start, score), (few, repeats), (many, distinct), (usual, entropy) = map(run.start_and_recent, names)
+    noise = np.median(np.abs(np.diff([row["objective/scores"] for row in run.log])))
+    prompts, many = run.settings.prompts_per_iteration, many * run.answers
     if score < start - max(SCORE_FALL * abs(start), FALL_NOISE * noise):
         yield "collapse", f"the score is {score:.3g}, and was {start:.3g} at the start."
-    elif repeats > few + PPO_REPETITION_GROWTH:
+    elif repeats > few + REPETITION_GROWTH:
         yield "collapse", f"{repeats:.0%} of the answers' 3-grams are repeats, and {few:.0%} were at the start."
-    elif prompts > 1 and distinct * seen.answers < 1.5 and many >= max(3, prompts / 2):
+    elif prompts > 1 and distinct * run.answers < 1.5 and many >= max(3, prompts / 2):
         yield "collapse", f"one answer to all of {prompts} prompts, where {many:.0f} differed at the start."
-    elif entropy < PPO_ENTROPY_LEFT * usual and score <= start:
+    elif entropy < ENTROPY_LEFT * usual and score <= start:
         yield "collapse", f"the entropy is {entropy:.2g} nats a token, and was {usual:.2g}; the score has not risen."
 
 
-def _ends(seen: PPOHistory) -> Symptoms:
+def _ends(run: PPOHistory) -> Symptoms:
     """Report answers that do not end: more than at the start, or more than half."""
-    if not (rows := seen.recent or seen.start):
+    if not (rows := run.recent or run.start):
         return
-    sizes = [(_mean(part, "answers/not_ended"), len(part) * seen.answers) for part in (seen.start, rows)]
+    sizes = [(_mean(part, "answers/not_ended"), len(part) * run.answers) for part in (run.start, rows)]
     first, now = (proportion(share * n, n) for share, n in sizes)
     if now.low > min(0.5, max(first.high, CUT_SHARE)):
         yield "answers do not end", f"share that is cut off: {now}; at the start {first.value:.0%}."
 
 
-def _kl(seen: PPOHistory) -> Symptoms:
-    if not seen.recent:
+def _kl(run: PPOHistory) -> Symptoms:
+    if not run.recent:
         return
-    target, (start, now) = seen.settings.kl_target, seen.then_and_now("objective/kl")
+    target, (start, now) = run.settings.kl_target, run.start_and_recent("objective/kl")
     limit = max(KL_TARGETS * target if target else KL_NATS, KL_GROWTH * start)
-    if seen.lately("objective/kl", limit, math.inf):
+    if run.is_lately_within("objective/kl", limit, math.inf):
         yield "KL runaway", f"it is {now:.3g} nats an answer, over {limit:.3g}, and was {start:.3g} at the start."
-    if seen.lately("objective/kl", -STILL_KL, STILL_KL) and seen.lately("ppo/policy/approxkl", -1, STILL_STEP):
+    near_reference = run.is_lately_within("objective/kl", -STILL_KL, STILL_KL)
+    if near_reference and run.is_lately_within("ppo/policy/approxkl", -1, STILL_STEP):
         yield (
             "KL flat zero",
-            f"{now:.1g} nats an answer; the gradient is {_mean(seen.recent, 'grad_norm/adapter'):.2g}.",
+            f"{now:.1g} nats an answer; the gradient is {_mean(run.recent, 'grad_norm/adapter'):.2g}.",
         )
 
 
-def _advantages(seen: PPOHistory) -> Symptoms:
-    settings, size = seen.settings, seen.log[-1]["ppo/advantages/size"]
-    if settings.advantages == "gae" and settings.whiten and seen.answers == 1:
+def _advantages(run: PPOHistory) -> Symptoms:
+    settings, size = run.settings, run.log[-1]["ppo/advantages/size"]
+    if settings.advantages == "gae" and settings.whiten and run.answers == 1:
         yield "fixed advantages", f"one answer, whitened by itself: scores of 0.1 and 10 train alike (size {size:.2g})."
-    if not seen.recent or _change(seen.start, seen.recent).low > 0:  # all at the top is no fault
+    if not run.recent or _change(run.start, run.recent).low > 0:  # all at the top is no fault
         return
-    (varied, equal), (start, score) = map(seen.then_and_now, ("groups/zero_variance", "objective/scores"))
-    if varied <= ALL_EQUAL < equal and score > max(start, NEAR_TOP * max(r["objective/scores"] for r in seen.log)):
+    (varied, equal), (start, score) = map(run.start_and_recent, ("groups/zero_variance", "objective/scores"))
+    if varied <= ALL_EQUAL < equal and score > max(start, NEAR_TOP * max(r["objective/scores"] for r in run.log)):
         return  # solved
-    if seen.lately("ppo/advantages/size", -1, NO_ADVANTAGE):
+    if run.is_lately_within("ppo/advantages/size", -1, NO_ADVANTAGE):
         yield "advantages zero", f"their mean size is {size:.1g}; the mean score is {score:.3g}."
     elif settings.advantages != "gae" and equal > ALL_EQUAL:
-        yield "advantages zero", f"at {equal:.0%} of the prompts all {settings.group} answers score the same."
+        yield "advantages zero", f"at {equal:.0%} of the prompts all {settings.group_size} answers score the same."
 
 
-def _learning(seen: PPOHistory) -> Symptoms:
+def _learning(run: PPOHistory) -> Symptoms:
     """Compare long windows, because a critic starts as a constant and single iterations are noisy."""
-    settings, log = seen.settings, seen.log
-    if not seen.whole:
+    settings, log = run.settings, run.log
+    if not run.whole:
         return
     critic, key = settings.advantages == "gae" and log[-1]["critic"], "ppo/explained_variance"
-    known = [row for row in seen.last if critic and math.isfinite(row[key])]
+    known = [row for row in run.last if critic and math.isfinite(row[key])]
     if len(known) > 1 and (explained := mean_of(known, key)).high < EXPLAINED_FLOOR:
         yield "value head not learning", f"it explains {explained} of the returns' variance; a constant explains 0."
-    rise, since = _change(seen.start, seen.last), _change(seen.first, seen.last)
-    score, best = _mean(seen.last, "objective/scores"), max(row["objective/scores"] for row in log)
-    alike = _mean(seen.last, "groups/zero_variance") ** (1 / settings.group)  # share of an answer's likeliest score
+    rise, since = _change(run.start, run.last), _change(run.first, run.last)
+    score, best = _mean(run.last, "objective/scores"), max(row["objective/scores"] for row in log)
+    # the share of an answer's likeliest score
+    alike = _mean(run.last, "groups/zero_variance") ** (1 / settings.group_size)
     top = alike >= NEAR_TOP and score >= NEAR_TOP * best > 0
     if max(rise.low, since.low) <= 0 and not top and len(log) >= settings.iterations / 4:
         yield "nothing learnt", f"the score is {score:.3g}; it rose by {since}, which may be 0."
 
 
-def _truth(seen: PPOHistory) -> Symptoms:
-    if seen.first and "objective/truth" in seen.log[0]:
-        score, truth = (_change(seen.first, seen.last, f"objective/{key}") for key in ("scores", "truth"))
+def _truth(run: PPOHistory) -> Symptoms:
+    if run.first and "objective/truth" in run.log[0]:
+        score, truth = (_change(run.first, run.last, f"objective/{key}") for key in ("scores", "truth"))
         if score.low > 0 and truth.high < 0:
             yield "reward hacking", f"the score rose by {score}, while the one only watched changed by {truth}."
 

@@ -16,14 +16,14 @@ class Verdict:
 
     kind: str  # one of KINDS
     step: int
-    found: str
+    measured: str
     severity: str
     causes: tuple[str, ...]
     change: str
 
     def __str__(self) -> str:
         causes = "; ".join(f"({number}) {cause}" for number, cause in enumerate(self.causes, 1))
-        head = f"{self.severity.upper()} at step {self.step}, {self.kind}: {self.found}"
+        head = f"{self.severity.upper()} at step {self.step}, {self.kind}: {self.measured}"
         return f"{head}\n  Likely: {causes}.\n  {self.change}"
 
 
@@ -35,7 +35,7 @@ def panel_html(state: str, verdicts: Sequence[Verdict]) -> str:
         items += (
             f"<div style='border-left:4px solid {color}; background:{ground}; color:#1f2328; margin:.5em 0; "
             f"padding:.4em 1em'><b style='color:{color}'>{escape(verdict.severity)} at step {verdict.step}: "
-            f"{escape(verdict.kind)}</b><br>{escape(verdict.found)}<ol>"
+            f"{escape(verdict.kind)}</b><br>{escape(verdict.measured)}<ol>"
             + "".join(f"<li>{escape(cause)}</li>" for cause in verdict.causes)
             + f"</ol>{escape(verdict.change)}</div>"
         )

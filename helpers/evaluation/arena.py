@@ -17,7 +17,6 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from helpers.data.convert_files import rebase_images
 from helpers.data.preferences import (
     Answer,
     Judgement,
@@ -25,9 +24,10 @@ from helpers.data.preferences import (
     consensus,
     explain_validation_error,
     is_first_shown_second,
+    read_records,
     write_records,
 )
-from helpers.data.vote_log import VoteEvent, content_hash, current_judgements, events_on, lock_file, records_by_key
+from helpers.data.vote_log import VoteEvent, content_hashes, current_judgements, events_on, lock_file, records_by_key
 from helpers.data.votes import Votes, apply_votes
 from helpers.files import UsageError, read_json, write_json
 from helpers.statistics import Proportion, binomial_p, proportion, votes_needed, win_rate
@@ -66,10 +66,8 @@ def build_matches(
     records = []
     for i in differ:
         texts = {name: answers[name][i] for name in names}
-        image = Path(os.path.relpath(paths[i], records_path.parent)).as_posix()
-        records.append(_match(i, image, prompts[i], texts, groups and groups[i]))
-    write_records(records_path, records)
-    return records
+        records.append(_match(i, os.path.abspath(paths[i]), prompts[i], texts, groups and groups[i]))
+    return read_records(write_records(records_path, records))
 
 
 def _answers_of_two(answers: Mapping[str, Sequence[str]], names: tuple[str, str]) -> dict[str, Sequence[str]]:
@@ -116,7 +114,7 @@ class Standings:
     unjudged: int
     win_rates: tuple[Proportion, Proportion] | None  # ties and both bad count one half; None before the first
     p: float  # exact sign test on the questions with a winner
-    shown_first: Proportion | None  # share of single votes for a winner that chose what was shown as A
+    first_shown_share: Proportion | None  # share of single votes for a winner that chose what was shown as A
     still_needed: int  # more questions with a winner, to tell a win rate `difference` off one half
     difference: float
     not_blind: int  # single votes given after their annotator had seen the names
@@ -126,20 +124,20 @@ class Standings:
         decided = sum(self.wins)
         test = f"of {decided} questions with a winner (exact sign test, p = {self.p:.2g})"
         if self.p >= 0.05:
-            return f"No difference can be claimed: {self._each()} {test}."
+            return f"No difference can be claimed: {self._count_text()} {test}."
         better = self.wins[1] > self.wins[0]
         return f"{self.names[better]} is better: it won {self.wins[better]} {test}."
 
-    def _each(self) -> str:
+    def _count_text(self) -> str:
         return " and ".join(f"{name} won {wins}" for name, wins in zip(self.names, self.wins, strict=True))
 
     def remarks(self) -> list[str]:
         """List the caveats of this result, one line each."""
         lines = [f"Ties {self.ties}, both bad {self.both_bad}, skipped {self.skipped}, not judged yet {self.unjudged}."]
-        if self.shown_first:
-            even = self.shown_first.low <= 0.5 <= self.shown_first.high
+        if self.first_shown_share:
+            even = self.first_shown_share.low <= 0.5 <= self.first_shown_share.high
             verdict = "no sign of a position bias" if even else "the position mattered; it is drawn for each question"
-            lines.append(f"Share of votes for what was shown as A: {self.shown_first} ({verdict}).")
+            lines.append(f"Share of votes for what was shown as A: {self.first_shown_share} ({verdict}).")
         aim = f"to tell {0.5 + self.difference:.0%} from 50% with 80% power"
         lines.append(f"About {self.still_needed} more questions with a winner {aim}." if self.still_needed else "")
         if self.p < 0.05:
@@ -177,7 +175,7 @@ def standings(
         names, wins, outcomes["tie"], outcomes["both bad"], outcomes["skipped"], outcomes["unjudged"],
         win_rates=(win_rate(*wins, draws), win_rate(*wins[::-1], draws)) if sum(wins) + draws else None,
         p=binomial_p(wins[0], sum(wins), 0.5) if sum(wins) else 1.0,
-        shown_first=_shown_first_share([vote for of_one in votes.values() for vote in of_one]),
+        first_shown_share=_shown_first_share([vote for of_one in votes.values() for vote in of_one]),
         still_needed=max(0, votes_needed(difference) - sum(wins)), difference=difference,
         not_blind=_count_unblinded(events, read_reveals(vote_path)),
     )  # fmt: skip
@@ -190,7 +188,7 @@ def _order_names(found: tuple[str, str], names: tuple[str, str] | None) -> tuple
 
 
 def _events(by_key: Mapping[str, PreferenceRecord], path: Path) -> list[VoteEvent]:
-    events, notice = events_on(path, {key: content_hash(record) for key, record in by_key.items()})
+    events, notice = events_on(path, content_hashes(by_key, path))
     if not events:
         raise UsageError(f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote.")
     if notice:
@@ -236,7 +234,7 @@ def read_reveals(vote_path: Path) -> dict[str, int]:
 def reveal(votes: Votes) -> None:
     """Note beside the vote file that this annotator has seen the names; the first time counts."""
     with lock_file(votes.path):
-        contents = {key: content_hash(record) for key, record in votes.records.items()}
+        contents = content_hashes(votes.records, votes.path)
         own = [event for event in events_on(votes.path, contents)[0] if event.annotator == votes.annotator]
         write_json(_reveal_path(votes.path), {votes.annotator: len(own)} | read_reveals(votes.path))
 
@@ -253,20 +251,17 @@ def _count_unblinded(events: Sequence[VoteEvent], seen: Mapping[str, int]) -> in
     return sum(before.get(key) is not judgement for key, judgement in current_judgements(events).items())
 
 
-def export_records(
-    records: Sequence[PreferenceRecord], records_path: Path, vote_path: Path, target: Path
-) -> list[PreferenceRecord]:
+def export_records(records: Sequence[PreferenceRecord], vote_path: Path, target: Path) -> list[PreferenceRecord]:
     """Write the judged records with their votes and rankings to `target`, the pairs of a next round.
 
-    Records nobody has judged, or all have skipped, are left out. Image paths are made relative to `target`.
-    Raises UsageError for a target that is one of the sources, and if nothing is judged.
+    Records nobody has judged, or all have skipped, are left out. Raises UsageError
+    for a target that is one of the sources, and if nothing is judged.
     """
-    if target.resolve() in (records_path.resolve(), vote_path.resolve()):
+    sources = {vote_path, *(record.file for record in records if record.file)}
+    if target.resolve() in {path.resolve() for path in sources}:
         raise UsageError(f"{target} holds the records or the votes themselves. Export to another file.")
     judged = [record for record in apply_votes(records, vote_path) if record.ranking is not None]
     if not judged:
         raise UsageError(f"{vote_path}: all votes are skips or taken back, so there is nothing to export. Vote first.")
-    old, new = (path.resolve().parent for path in (records_path, target))
-    moved = [rebase_images(record, old, new) for record in judged]
-    write_records(target, moved)
-    return moved
+    write_records(target, judged)
+    return judged

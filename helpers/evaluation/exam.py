@@ -54,7 +54,7 @@ class ExamResult:
         """Share of the seeds whose sampled answer is `exact` or `well_formed`, (items,)."""
         return np.mean([getattr(result, name) for result in self.sampled], axis=0)
 
-    def sight(self) -> str:
+    def describe_sight(self) -> str:
         """Do the answers come from the image? In words."""
         chance = chance_exact(self.greedy.items)
         return describe_sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
@@ -65,7 +65,7 @@ def examine(
 ) -> ExamResult:
     """Ask the policy `name` everything; two generations an item, `len(seeds)` sampled ones, and two with wrong images."""
     started = time.monotonic()
-    with policies.speaking(name) as model:
+    with policies.use_policy(name) as model:
         asked = model, policies.processor, items
         questions = [one_class_question(item.counts, number)[0] for number, item in enumerate(items)]
         return ExamResult(
@@ -86,10 +86,10 @@ def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
     facts = [one_class_question(item.counts, number) for number, item in enumerate(items)]
     rules, found = heuristic_scorer(), examined.items()
 
-    def scored(answers: Sequence[str]) -> np.ndarray:
+    def score_answers(answers: Sequence[str]) -> np.ndarray:
         return np.array([rules(None, question, text).total for text, (question, _) in zip(answers, facts, strict=True)])
 
-    def right(answers: Sequence[str]) -> np.ndarray:
+    def check_one_class(answers: Sequence[str]) -> np.ndarray:
         rows = zip(answers, facts, strict=True)
         return np.array([exact_match(None, question, text, truth).total > 0 for text, (question, truth) in rows])
 
@@ -102,8 +102,8 @@ def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
             truth=True,
         ),
         Metric("well formed, sampled", {name: e.over_seeds("well_formed") for name, e in found}),
-        Metric("one class: right", {name: right(e.one_class) for name, e in found}, truth=True),
-        Metric("one class: heuristic", {name: scored(e.one_class) for name, e in found}, "heuristic"),
+        Metric("one class: right", {name: check_one_class(e.one_class) for name, e in found}, truth=True),
+        Metric("one class: heuristic", {name: score_answers(e.one_class) for name, e in found}, "heuristic"),
     ]
 
 
@@ -118,7 +118,7 @@ def policy_findings(
             counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
             found[name] = {
                 "about": saved.about, "n": len(greedy.items), "rows": comparison_rows(own), "counting": counting.rows(),
-                "sight": examined[name].sight(), "failures": policy_failures(own, counting),
+                "sight": examined[name].describe_sight(), "failures": policy_failures(own, counting),
             }  # fmt: skip
     return found
 

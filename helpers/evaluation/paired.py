@@ -68,7 +68,8 @@ class PolicyComparison:
         items = "" if self.fixed is None else f"; {self.fixed} fixed, {self.broken} broken"
         return (
             f"{self.policy}, {self.metric}: {self.before:.3f} before → {self.after:.3f} after, difference "
-            f"{self.difference.short()} (n = {self.n}){items}, {self.test} p = {self.adjusted:.2g}: {self.verdict}."
+            f"{self.difference.short_text()} (n = {self.n}){items}, {self.test} p = {self.adjusted:.2g}: "
+            f"{self.verdict}."
         )
 
 
@@ -134,8 +135,8 @@ def comparison_rows(rows: Sequence[PolicyComparison]) -> list[list[str]]:
     for row in rows:
         items = "" if row.fixed is None else f"{row.fixed} / {row.broken}"
         lines.append([
-            row.policy, row.metric, f"{row.before:.3f}", f"{row.after:.3f}", row.difference.short(), items, row.test,
-            f"{row.adjusted:.2g}", row.verdict,
+            row.policy, row.metric, f"{row.before:.3f}", f"{row.after:.3f}", row.difference.short_text(), items,
+            row.test, f"{row.adjusted:.2g}", row.verdict,
         ])  # fmt: skip
     return lines
 
@@ -168,13 +169,13 @@ def power_note(n: int, rows: Sequence[PolicyComparison] = ()) -> str:
     )
 
 
-def describe_sight(right: Proportion, shuffled: Proportion, chance: float) -> str:
+def describe_sight(right_images: Proportion, shuffled: Proportion, chance: float) -> str:
     """Do the answers come from the image? Shares of exact answers with the right and with other items' images.
 
     chance: probability that another item's truth is this one's (`evaluation.chance_exact`).
     """
     p = binomial_p(round(shuffled.value * shuffled.n), shuffled.n, chance)
-    if right.low <= shuffled.high:
+    if right_images.low <= shuffled.high:
         return "it cannot be shown that the answers depend on the image"
     if p >= SIGNIFICANCE_LEVEL:
         return "it falls to chance, so the answers come from the image"

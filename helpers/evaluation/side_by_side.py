@@ -86,14 +86,14 @@ def _ask_policy(
     reward: Scorer | None,
 ) -> PolicyAnswer:
     processor = policies.processor
-    with policies.speaking(name) as model:
+    with policies.use_policy(name) as model:
         (ids,), (ended,) = sample_ids(
             model, processor, prompt, [[image]], temperature=decoding.temperature, top_p=decoding.top_p,
             max_new_tokens=decoding.max_new_tokens, seed=decoding.seed,
         )  # fmt: skip
         packed = pack_separately(processor, prompt, [[image]], [[ids]]).to(model.device)
         own = _next_token_logps(model, packed)
-    with policies.speaking(BASE_POLICY) as model:
+    with policies.use_policy(BASE_POLICY) as model:
         base = own if name == BASE_POLICY else _next_token_logps(model, packed)
     text = answer_texts(processor, [ids])[0]
     return PolicyAnswer(
@@ -126,7 +126,7 @@ def save_gallery_item(
     image: Image.Image,
     question: str,
     decoding: DecodingSettings,
-    spoken: Sequence[PolicyAnswer],
+    answers: Sequence[PolicyAnswer],
     truth: Counts | None,
 ) -> Path:
     """Write an example; the same one again is the same file."""
@@ -136,7 +136,7 @@ def save_gallery_item(
     name = f"{stream_hash(buffer)[:16]}.png"
     with replace_file(folder / name) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    entry = asdict(GalleryItem(name, question, decoding, truth, list(spoken)))
+    entry = asdict(GalleryItem(name, question, decoding, truth, list(answers)))
     key = stream_hash(BytesIO(repr(entry).encode()))[:16]
     return write_json(folder / f"{key}.json", entry)
 

@@ -1,6 +1,7 @@
 """What fits on this machine, how long it takes, and what outlives a lost session.
 
-Here: the forecast of memory and time, what is made smaller so that a stage fits, and copies on Google Drive. Not here:
+Here: what is to run, what the machine is, the forecast of memory and time, what is made smaller so that a stage fits, and
+copies on Google Drive. Not here:
 devices and dtypes (`runtime`). Taught in notebook 01.
 """
 
@@ -21,28 +22,40 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "use_drive",
         ],
         "duration": ["CALLS_OUTSIDE", "CALLS_PER_LAYER", "EFFICIENCY", "MachineRates", "StageSeconds", "measure_rates"],
-        "fits": [
-            "MachinePlan",
+        "facts": [
+            "DiskSpace",
+            "MachineFacts",
             "OPTIONAL_PACKAGES",
+            "SPARE_DISK_GB",
             "TESTED_PYTHON",
             "TESTED_VERSIONS",
             "available_gb",
-            "check_machine",
+            "device_number",
             "download_gb",
+            "installed_version",
+            "installed_versions",
+            "measure_disks",
+            "measure_machine",
             "untested_versions",
+        ],
+        "fits": [
+            "MachinePlan",
+            "StageForecast",
+            "check_machine",
+            "machine_text",
+            "machine_warnings",
+            "plan_images",
+            "plan_stages",
+            "stages_text",
         ],
         "fitting": ["LARGEST_PIXELS", "changed_fields", "fit_images", "fit_settings", "largest_image"],
         "memory": [
-            "BATCH_FIELDS",
             "CARD_GB",
-            "GenerationSettings",
             "LARGEST_BATCH",
             "LOGIT_BYTES",
             "OVERHEAD_GB",
             "PhaseMemory",
-            "StageSettings",
             "USABLE_SHARE",
-            "default_settings",
             "dpo_logit_bytes",
             "forecast_memory",
             "largest_batch",
@@ -50,9 +63,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "least_memory",
             "memory_table",
             "phases",
-            "set_batch",
             "smallest_card",
+        ],
+        "workload": [
+            "GenerationSettings",
+            "STAGES",
+            "StageSettings",
+            "Workload",
+            "batch_of",
+            "default_settings",
+            "set_batch",
             "smallest_settings",
+            "stage_of",
         ],
     },
 )

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from helpers.files import UsageError, artifacts_dir
-from helpers.install import is_on_colab
+from helpers.install import COLAB, KAGGLE, KAGGLE_FOLDER, hosted_machine
 
 TRAINER_STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
 
@@ -205,9 +205,13 @@ def print_checkpoints() -> None:
 def use_drive(folder: str) -> None:
     """Fetch what is newer in that folder of Google Drive, and keep it up to date from now on; "" does nothing.
 
-    An absolute path is taken as it is, also elsewhere than on Colab. Raises UsageError if Drive cannot be had.
+    An absolute path is taken as it is, also elsewhere than on Colab. Kaggle has no Drive and needs none: there one
+    line says so. Raises UsageError if Drive cannot be had.
     """
     if not folder:
+        return
+    if hosted_machine() is KAGGLE and not Path(folder).is_absolute():
+        print(f'⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "Save version".')
         return
     drive = DRIVE_MOUNT / "MyDrive" / folder
     if not Path(folder).is_absolute():
@@ -223,7 +227,7 @@ def use_drive(folder: str) -> None:
 
 
 def _mount() -> None:
-    if not is_on_colab():
+    if hosted_machine() is not COLAB:
         raise UsageError("DRIVE is for Google Colab. Elsewhere set DRIVE = '', or an absolute path.")
     from google.colab import drive
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings
-from helpers.machine.memory import GenerationSettings
-from helpers.models.shapes import NF4_BYTES, shapes_of, tokens_and_patches
+from helpers.machine.workload import GenerationSettings, StageSettings, Workload
+from helpers.models.shapes import NF4_BYTES, ModelShapes
 from helpers.runtime import compute_dtype, device
 
 EFFICIENCY = 0.4  # of a large matrix product's rate, over all products of a layer, small ones of adapters included
@@ -65,23 +65,36 @@ def measure_rates(hidden: int, intermediate: int) -> MachineRates:
     return MachineRates(2 * rows * hidden * intermediate / product, 2 * source.nbytes / copy, call)
 
 
+@dataclass(frozen=True)
 class StageSeconds:
-    """Seconds of whole stages, from shapes and rates; `options` are those of `memory.phases`."""
+    """Seconds of whole stages, from a workload and this machine's rates."""
 
-    def __init__(self, name: str, rates: MachineRates, options: dict[str, int]):
-        self.model, self.rates, self.options = shapes_of(name), rates, options
-        tokens, self.patches = tokens_and_patches(name, options["width"], options["height"], options.get("max_pixels"))
-        self.prompt = tokens + options.get("prompt_tokens", 60)
-        self.length, self.answers = options.get("answer_tokens", 20), options.get("answers", 2)
+    workload: Workload
+    rates: MachineRates
+
+    @property
+    def model(self) -> ModelShapes:
+        return self.workload.shapes
+
+    def of_stage(self, settings: StageSettings) -> float:
+        """Seconds of the stage that the settings are for."""
+        match settings:
+            case GenerationSettings():
+                return self.load(settings)
+            case DPOSettings():
+                return self.dpo(settings)
+            case RewardSettings():
+                return self.reward(settings)
+            case PPOSettings():
+                return self.ppo(settings)
 
     def forward(self, rows: int, sequence: int, read: int = 0, predicted: int = 0) -> float:
         """One pass over rows of `sequence` tokens that also see `read` earlier ones each, with `predicted` logits."""
-        model, rates, c, tokens = self.model, self.rates, self.options["compute_bytes"], rows * sequence
+        model, rates, c, tokens = self.model, self.rates, self.workload.compute_bytes, rows * sequence
         flop = 2 * model.quantised * tokens + 2 * model.hidden * model.vocab * predicted
         flop += 4 * tokens * (sequence + read) * model.queries * model.layers
-        weights = model.quantised * (
-            NF4_BYTES + 2 * c if self.options["four_bit"] else c
-        )  # read, and written and read again
+        # in 4 bits read, and written and read again
+        weights = model.quantised * (NF4_BYTES + 2 * c if self.workload.four_bit else c)
         cache = rows * read * model.layers * 2 * (model.keys + model.queries) * c
         between = tokens * model.layers * 2 * c * (10 * model.hidden + 5 * model.intermediate)  # written and read
         calls = (CALLS_OUTSIDE + CALLS_PER_LAYER * model.layers) * rates.call
@@ -90,45 +103,50 @@ class StageSeconds:
     def images(self, number: float) -> float:
         """The vision tower, once for each image."""
         width, depth, _, _ = self.model.vision
-        flop = 2 * sum(i * o for _, i, o in self.model.outside) * self.patches + 4 * self.patches**2 * width * depth
+        patches = self.workload.patches
+        flop = 2 * sum(i * o for _, i, o in self.model.outside) * patches + 4 * patches**2 * width * depth
         return number * (flop / (EFFICIENCY * self.rates.flops) + CALLS_PER_LAYER * depth * self.rates.call)
 
     def sampling(self, prompts: int, group: int) -> float:
-        step = self.forward(prompts * group, 1, self.prompt + self.length // 2, prompts * group)
-        return self.forward(prompts, self.prompt) + self.length * step
+        prompt, length = self.workload.prompt, self.workload.answer_tokens
+        step = self.forward(prompts * group, 1, prompt + length // 2, prompts * group)
+        return self.forward(prompts, prompt) + length * step
 
     def packed(self, rows: int, answers: int, predicted: bool = True) -> float:
-        return self.forward(rows, self.prompt + answers * self.length, 0, rows * answers * self.length * predicted)
+        tokens = answers * self.workload.answer_tokens
+        return self.forward(rows, self.workload.prompt + tokens, 0, rows * tokens * predicted)
 
-    def load(self, settings: GenerationSettings, examples: int) -> float:
+    def load(self, settings: GenerationSettings) -> float:
         """One batch of answers."""
         return self.images(settings.batch_size) + self.sampling(settings.batch_size, 1)
 
-    def dpo(self, settings: DPOSettings, examples: int) -> float:
+    def dpo(self, settings: DPOSettings) -> float:
         """Forwards and backwards of all steps; the reference and the vision tower once for each example."""
         batches, spoilt = settings.steps * settings.accumulation, bool(settings.image_weight or settings.anchor_weight)
         forward = self.packed(settings.batch_size * (1 + spoilt), 2)
-        seen = min(examples, batches * settings.batch_size)
+        seen = min(self.workload.examples, batches * settings.batch_size)
         passes = batches * (2 + settings.gradient_checkpointing) + seen / settings.batch_size
         return passes * forward + self.images(seen * (1 + spoilt))
 
-    def reward(self, settings: RewardSettings, examples: int) -> float:
+    def reward(self, settings: RewardSettings) -> float:
         """Forwards and backwards of all epochs, and a forward for each evaluation."""
-        passes = 2 + settings.gradient_checkpointing
-        batches = (passes * settings.epochs + EVALUATED_SHARE * settings.evaluations) * examples / settings.batch_size
-        return batches * self.packed(settings.batch_size, self.answers, False) + self.images(
-            (1 + EVALUATED_SHARE) * examples
-        )
+        examples = self.workload.examples
+        trained = settings.epochs * (2 + settings.gradient_checkpointing)
+        passes = trained + EVALUATED_SHARE * settings.evaluations
+        forward = self.packed(settings.batch_size, self.workload.answers, False)
+        batches = passes * examples / settings.batch_size
+        return batches * forward + self.images((1 + EVALUATED_SHARE) * examples)
 
-    def ppo(self, settings: PPOSettings, examples: int) -> float:
+    def ppo(self, settings: PPOSettings) -> float:
         """Samples, three looks at them (policy, reference, critic), updates; before, the critic's warm-up."""
         own = settings.advantages == "gae" and settings.critic_layers > 0 and settings.critic_adapter
-        look = self.packed(settings.prompts, settings.group)
-        updates = settings.prompts / settings.mini_batch * settings.epochs
-        passes = (1 + own) * (2 + settings.gradient_checkpointing)
-        update = updates * passes * self.packed(settings.mini_batch, settings.group)
-        warm_up = own * CRITIC_WARM_UP_EPOCHS * (2 + settings.gradient_checkpointing) * examples / settings.mini_batch
-        warm_up *= self.packed(settings.mini_batch, settings.group, False)
-        iteration = self.sampling(settings.prompts, settings.group) + (2 + own) * look + update
-        seen = examples if own else min(examples, settings.iterations * settings.prompts)
+        prompts, group, batch = settings.prompts_per_iteration, settings.group_size, settings.mini_batch
+        examples, training = self.workload.examples, 2 + settings.gradient_checkpointing
+        look = self.packed(prompts, group)
+        updates = prompts / batch * settings.epochs
+        update = updates * (1 + own) * training * self.packed(batch, group)
+        warm_up = own * CRITIC_WARM_UP_EPOCHS * training * examples / batch
+        warm_up *= self.packed(batch, group, False)
+        iteration = self.sampling(prompts, group) + (2 + own) * look + update
+        seen = examples if own else min(examples, settings.iterations * prompts)
         return settings.iterations * iteration + warm_up + self.images(seen)

@@ -6,88 +6,106 @@ fewer pixels, for all stages alike.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from helpers.config import PPOSettings
 from helpers.files import UsageError
-from helpers.machine import memory
-from helpers.machine.memory import BATCH_FIELDS, USABLE_SHARE, StageSettings
+from helpers.machine.memory import (
+    USABLE_SHARE,
+    forecast_memory,
+    largest_batch,
+    least_memory,
+    phases,
+)
+from helpers.machine.workload import (
+    STAGES,
+    GenerationSettings,
+    StageSettings,
+    Workload,
+    batch_of,
+    default_settings,
+    set_batch,
+    smallest_settings,
+    stage_of,
+)
 from helpers.models.presets import PRESETS
-from helpers.models.shapes import default_max_pixels, smaller_limits, visual_tokens
+from helpers.models.shapes import default_max_pixels, smaller_limits
 
 LARGEST_PIXELS = 4096**2  # pixels; no larger image is asked about
 
 
-def fit_images(name: str, stages: Mapping[str, StageSettings], gigabytes: float, options: dict) -> int | None:
-    """The limit of pixels with which the smallest batch of every stage fits into the usable share of `gigabytes`.
+def fit_images(workload: Workload, stages: Sequence[StageSettings], gigabytes: float) -> Workload:
+    """Return the workload with images of which the smallest batch of every stage fits.
 
-    It is `max_pixels` of the options (None: the model's own) if that fits, else the largest smaller one that does, else
-    the smallest there is. For a LLaVA, whose images cannot be made smaller, what was asked for. Options as in `phases`.
+    Its limit of pixels stays (None: the model's own) if that fits into the usable share of
+    `gigabytes`. Else it is the largest smaller one that does, else the smallest there is. The
+    images of a LLaVA cannot be made smaller.
     """
-    wish, least = (
-        options.get("max_pixels"),
-        {stage: memory.smallest_settings(stage, given) for stage, given in stages.items()},
-    )
-    tries = [wish, *smaller_limits(name, wish or default_max_pixels(name) or 0)]
-    fitting = (limit for limit in tries if _is_fitting(name, least, gigabytes, options | {"max_pixels": limit}))
-    return next(fitting, tries[-1])
+    least = [smallest_settings(settings) for settings in stages]
+    wish = workload.max_pixels or default_max_pixels(workload.model) or 0
+    smaller = (replace(workload, max_pixels=limit) for limit in smaller_limits(workload.model, wish))
+    tries = [workload, *smaller]
+    return next((tried for tried in tries if _is_fitting(tried, least, gigabytes)), tries[-1])
 
 
-def largest_image(name: str, stages: Mapping[str, StageSettings], gigabytes: float, options: dict) -> int:
-    """The largest limit of pixels with which the stages fit as they are set; 0 if they do not, or for a LLaVA."""
-    ladder = smaller_limits(name, LARGEST_PIXELS)[::-1]
+def largest_image(workload: Workload, stages: Sequence[StageSettings], gigabytes: float) -> int:
+    """Return the largest limit of pixels with which the stages fit as they are set.
+
+    It is 0 if they do not fit with any, and for a LLaVA.
+    """
+    ladder = smaller_limits(workload.model, LARGEST_PIXELS)[::-1]
     low, high = 0, len(ladder)
     while low < high:
         middle = (low + high + 1) // 2
-        side = math.isqrt(ladder[middle - 1])
-        square = options | {"width": side, "height": side, "max_pixels": ladder[middle - 1]}
-        fits = _is_fitting(name, stages, gigabytes, square)
+        limit = ladder[middle - 1]
+        side = math.isqrt(limit)
+        square = replace(workload, width=side, height=side, max_pixels=limit)
+        fits = _is_fitting(square, stages, gigabytes)
         low, high = (middle, high) if fits else (low, middle - 1)
     return ladder[low - 1] if low else 0
 
 
-def _is_fitting(name: str, stages: Mapping[str, StageSettings], gigabytes: float, options: dict) -> bool:
-    needs = (memory.forecast_memory(name, stage, settings, **options) for stage, settings in stages.items())
-    return all(need.total <= USABLE_SHARE * gigabytes for need in needs)
+def _is_fitting(workload: Workload, stages: Sequence[StageSettings], gigabytes: float) -> bool:
+    return all(forecast_memory(workload, settings).fits(gigabytes) for settings in stages)
 
 
-def fit_settings(
-    name: str, stage: str, settings: StageSettings, gigabytes: float, options: dict
-) -> tuple[StageSettings, int]:
-    """The settings, changed only if they do not fit into the usable share of `gigabytes`, and the largest batch.
+def fit_settings(workload: Workload, settings: StageSettings, gigabytes: float) -> tuple[StageSettings, int]:
+    """Return the settings, changed only if they do not fit, and the largest batch that does.
 
-    Gradient checkpointing comes before a smaller batch. That of DPO or reward training is accumulated more often, so that a
-    step has as many pairs; PPO also samples in slices. Raises UsageError if nothing fits.
+    What is to fit into is the usable share of `gigabytes`. Gradient checkpointing comes before a
+    smaller batch. That of DPO or reward training is accumulated more often, so that a step has as
+    many pairs; PPO also samples in slices. Raises UsageError if nothing fits.
     """
-    if stage == "ppo":
-        settings = _fit_sampling_batch(name, settings, gigabytes, options)
+    if isinstance(settings, PPOSettings):
+        settings = _fit_sampling_batch(workload, settings, gigabytes)
     tries = [settings]
-    if stage != "load" and not settings.gradient_checkpointing:
+    if not isinstance(settings, GenerationSettings) and not settings.gradient_checkpointing:
         tries.append(replace(settings, gradient_checkpointing=True))
     for settings in tries:
-        largest = memory.largest_batch(name, stage, settings, gigabytes, **options) or 0
-        if memory.forecast_memory(name, stage, settings, **options).total <= USABLE_SHARE * gigabytes:
-            return settings, max(largest, getattr(settings, BATCH_FIELDS[stage]))
-    sizes = [size for size in _sizes(stage, settings) if size <= largest]
+        largest = largest_batch(workload, settings, gigabytes) or 0
+        if forecast_memory(workload, settings).fits(gigabytes):
+            return settings, max(largest, batch_of(settings))
+    sizes = [size for size in _sizes(settings) if size <= largest]
     if not sizes:
-        raise _too_large_error(name, stage, settings, gigabytes, options)
-    smaller = memory.set_batch(stage, settings, sizes[-1])
-    if stage in ("dpo", "reward"):
-        smaller = replace(smaller, accumulation=settings.batch_size * settings.accumulation // sizes[-1])
+        raise _too_large_error(workload, settings, gigabytes)
+    smaller = set_batch(settings, sizes[-1])
+    if not isinstance(settings, GenerationSettings | PPOSettings):
+        pairs = settings.batch_size * settings.accumulation
+        smaller = replace(smaller, accumulation=pairs // sizes[-1])
     return smaller, largest
 
 
-def _fit_sampling_batch(name: str, settings: PPOSettings, gigabytes: float, options: dict) -> PPOSettings:
+def _fit_sampling_batch(workload: Workload, settings: PPOSettings, gigabytes: float) -> PPOSettings:
     """Lower `sampling_batch` until passes without gradients fit, even if all answers have the full length."""
-    most = settings.at_once or settings.prompts // settings.shards
-    options = options | {"answer_tokens": settings.max_new_tokens}
+    most = settings.sampling_batch or settings.prompts_per_iteration // settings.shards
+    longest = replace(workload, answer_tokens=settings.max_new_tokens)
     for size in sorted({-(-most // parts) for parts in range(1, most + 1)}, reverse=True):
-        *before, _ = memory.phases(name, "ppo", replace(settings, at_once=size), **options)
-        if all(phase.total <= USABLE_SHARE * gigabytes for phase in before):
+        *before, _ = phases(longest, replace(settings, sampling_batch=size))
+        if all(phase.fits(gigabytes) for phase in before):
             break
-    return settings if size == most else replace(settings, at_once=size)
+    return settings if size == most else replace(settings, sampling_batch=size)
 
 
 def changed_fields(before: StageSettings, after: StageSettings) -> dict[str, Any]:
@@ -95,27 +113,30 @@ def changed_fields(before: StageSettings, after: StageSettings) -> dict[str, Any
     return {f.name: new for f in fields(after) if (new := getattr(after, f.name)) != getattr(before, f.name)}
 
 
-def _sizes(stage: str, settings: StageSettings) -> list[int]:
+def _sizes(settings: StageSettings) -> list[int]:
     """Batches that a step, or PPO's iteration, can be cut into without a rest, from the smallest."""
-    if stage == "load":
+    if isinstance(settings, GenerationSettings):
         return [*range(1, settings.batch_size)]
-    if stage == "ppo":
-        return [n for n in range(settings.shards, settings.mini_batch, settings.shards) if settings.prompts % n == 0]
+    if isinstance(settings, PPOSettings):
+        least, prompts = settings.shards, settings.prompts_per_iteration
+        return [n for n in range(least, settings.mini_batch, least) if prompts % n == 0]
     pairs = settings.batch_size * settings.accumulation
     return [n for n in range(1, settings.batch_size) if pairs % n == 0]
 
 
-def _too_large_error(name: str, stage: str, settings: StageSettings, gigabytes: float, options: dict) -> UsageError:
-    need, usable = (
-        memory.forecast_memory(name, stage, memory.smallest_settings(stage, settings), **options),
-        USABLE_SHARE * gigabytes,
-    )
-    others = options | {"max_pixels": None}
-    fitting = [n for n in PRESETS if all(memory.least_memory(n, s, **others).total <= usable for s in BATCH_FIELDS)]
-    tokens = visual_tokens(name, options["width"], options["height"], options.get("max_pixels"))
-    lower = " PPO's group decides that: lower it, or take another model." if need.phase != "training" else ""
+def _too_large_error(workload: Workload, settings: StageSettings, gigabytes: float) -> UsageError:
+    need = least_memory(workload, settings)
+    fitting = []
+    for name in PRESETS:
+        other = replace(workload, model=name, max_pixels=None)
+        if all(least_memory(other, default_settings(stage)).fits(gigabytes) for stage in STAGES):
+            fitting.append(name)
+    lower = ""
+    if isinstance(settings, PPOSettings) and need.phase != "training":
+        lower = " PPO's group_size decides that: lower it, or take another model."
     return UsageError(
-        f"{name} does not fit: stage {stage} takes {need.total:.1f} GB while {need.phase}, with the smallest batch and "
-        f"images of {tokens:,} visual tokens, and {usable:.1f} GB can be used here.{lower if stage == 'ppo' else ''} "
+        f"{workload.model} does not fit: stage {stage_of(settings)} takes {need.total:.1f} GB while "
+        f"{need.phase}, with the smallest batch and images of {workload.visual_tokens:,} visual "
+        f"tokens, and {USABLE_SHARE * gigabytes:.1f} GB can be used here.{lower} "
         f"All stages fit with: {', '.join(fitting) or 'no preset'}."
     )

@@ -7,18 +7,28 @@ gradient checkpointing (Chen et al. 2016, arXiv 1604.06174) the input of every l
 visual tokens are those of `helpers/models/shapes.py`. `helpers/doctor/dry_run.py` measures a loaded model instead. Used by
 `helpers/machine/fits.py`, and by `python -m helpers memory`.
 
-Simplifications: all answers have `answer_tokens` tokens, all images one size; what an allocator loses to fragments is in
-`USABLE`; the memory-efficient kernel is taken for attention; unsloth's own kernels keep less than is counted here, and a
-copy that was quantised before may hold its vision tower in 4 bits; image features that are kept for later are not counted
-(in the memory of the machine, not of the GPU).
+Simplifications: what an allocator loses to fragments is in `USABLE_SHARE`; the memory-efficient
+kernel is taken for attention; unsloth's own kernels keep less than is counted here, and a copy that
+was quantised before may hold its vision tower in 4 bits; image features that are kept for later are
+not counted (in the memory of the machine, not of the GPU).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
-from helpers.config import DPOSettings, LoraSettings, PPOSettings, RewardSettings, dpo_preset, ppo_preset, reward_preset
+from helpers.config import DPOSettings, LoraSettings, PPOSettings, RewardSettings
 from helpers.files import UsageError
-from helpers.models.presets import PRESETS
-from helpers.models.shapes import ModelShapes, lora_weights, shapes_of, tokens_and_patches, weight_bytes
+from helpers.machine.workload import (
+    STAGES,
+    GenerationSettings,
+    StageSettings,
+    Workload,
+    default_settings,
+    set_batch,
+    smallest_settings,
+)
+from helpers.models.shapes import ModelShapes, lora_weights, weight_bytes
 
 USABLE_SHARE = 0.9  # share of a card that can be filled before fragments get in the way
 OVERHEAD_GB = 0.8  # GB: CUDA context, kernels and their workspace; on a CPU Python with its libraries
@@ -35,19 +45,7 @@ ADAMW_BYTES = 16  # bytes a trained weight: it, its gradient and two averages in
 # Bytes a logit at the peak, counted with an allocation profiler: PPO's log-probability and entropy 5 fp32 copies and their
 # gradient 1¼, or 5 without gradients ("look"); sampling 3 (processors, softmax); DPO's see `dpo_logit_bytes`
 LOGIT_BYTES = {"ppo": 25, "look": 20, "sample": 12}
-BATCH_FIELDS = {"load": "batch_size", "dpo": "batch_size", "reward": "batch_size", "ppo": "mini_batch"}
 LARGEST_BATCH = 512  # no larger batch is looked for
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """Answers without training: what notebooks that train nothing do. The defaults are `models.generate_answers`'s."""
-
-    batch_size: int = 64
-    max_new_tokens: int = 64
-
-
-StageSettings = GenerationSettings | DPOSettings | RewardSettings | PPOSettings
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,10 @@ class PhaseMemory:
     @property
     def total(self) -> float:
         return sum(getattr(self, field.name) for field in fields(self)[1:])
+
+    def fits(self, gigabytes: float) -> bool:
+        """Does it fit into the usable share of a card, or of RAM, with so many GB?"""
+        return self.total <= USABLE_SHARE * gigabytes
 
     def __str__(self) -> str:
         parts = [f"{f.name} {getattr(self, f.name):.2f}" for f in fields(self)[1:] if getattr(self, f.name) >= 0.005]
@@ -97,33 +99,37 @@ def dpo_logit_bytes(tokens: int) -> float:
     return max(4 + 4 + 3 * 4 * 128 / max(tokens, 128), 3 * 4)
 
 
+@dataclass(frozen=True)
 class _StageMemory:
     """The phases of a stage, each a `PhaseMemory`."""
 
-    def __init__(
-        self,
-        name: str,
-        settings: StageSettings,
-        image: tuple[int, int, int | None],
-        prompt: int,
-        four_bit: bool,
-        c: int,
-    ):
-        self.model, self.settings, self.c, self.four_bit = shapes_of(name), settings, c, four_bit
-        self.visual, self.patches = tokens_and_patches(name, *image)
-        self.prompt = self.visual + prompt
-        self.lora: LoraSettings | None = getattr(settings, "lora", None)
-        self.trained = self._trained()
-        workspace = (
-            OVERHEAD_GB * 1e9 + (self.model.largest * c if four_bit else 0) + (self.trained * c if c == 2 else 0)
-        )
-        weights = weight_bytes(self.model, four_bit=four_bit, compute_bytes=c)
-        self.always = {"weights": weights, "adapter": ADAMW_BYTES * self.trained, "overhead": workspace}
+    workload: Workload
+    settings: StageSettings
+
+    @property
+    def model(self) -> ModelShapes:
+        return self.workload.shapes
+
+    @property
+    def c(self) -> int:
+        return self.workload.compute_bytes
+
+    @cached_property
+    def always(self) -> PhaseMemory:
+        """What is there in every phase."""
+        workload, model, trained = self.workload, self.model, self._trained()
+        workspace = model.largest * self.c if workload.four_bit else 0
+        workspace += trained * self.c if self.c == 2 else 0
+        weights = weight_bytes(model, four_bit=workload.four_bit, compute_bytes=self.c)
+        parts = (weights, ADAMW_BYTES * trained, OVERHEAD_GB * 1e9 + workspace)
+        return PhaseMemory("always", *(size / 1e9 for size in parts))
 
     def _trained(self) -> int:
-        if self.lora is None:
+        """Numbers that are trained: adapters and heads."""
+        settings, h = self.settings, self.model.hidden
+        if isinstance(settings, GenerationSettings):
             return 0
-        settings, h, adapter = self.settings, self.model.hidden, lora_weights(self.model, self.lora)
+        adapter = lora_weights(self.model, settings.lora)
         if isinstance(settings, RewardSettings):
             return adapter + (h if settings.head == "linear" else h * (h // 2))
         if isinstance(settings, PPOSettings) and settings.advantages == "gae" and settings.critic_layers:
@@ -133,10 +139,11 @@ class _StageMemory:
         return adapter
 
     def phase(self, phase: str, rows: int, **parts: float) -> PhaseMemory:
-        features = rows * self.visual * self.model.hidden * self.c * (1 + self.model.extra_features)
-        return PhaseMemory(
-            phase, **{part: value / 1e9 for part, value in (self.always | {"features": features} | parts).items()}
-        )
+        """What is always there, the features of so many images, and the given parts in bytes."""
+        model = self.model
+        tokens = rows * self.workload.visual_tokens
+        parts |= {"features": tokens * model.hidden * self.c * (1 + model.extra_features)}
+        return replace(self.always, phase=phase, **{part: size / 1e9 for part, size in parts.items()})
 
     def encoding(self, images: int) -> PhaseMemory:
         """The vision tower without gradients: the residual, its norm, and attention's or the MLP's inside, of one layer."""
@@ -144,7 +151,7 @@ class _StageMemory:
         inside = 2 * c * width + max(4 * c * width + 8 * width, 3 * c * inner)  # rotated queries and keys are in fp32
         together = images if self.model.vision[3] is False else 1
         states = c * width * depth if all_states else 0
-        return self.phase("images are encoded", 0, activations=together * self.patches * (inside + states))
+        return self.phase("images are encoded", 0, activations=together * self.workload.patches * (inside + states))
 
     def inference(self, phase: str, rows: int, sequence: int, **parts: float) -> PhaseMemory:
         """A forward without gradients: one layer's inside."""
@@ -153,154 +160,151 @@ class _StageMemory:
         parts |= {"activations": rows * sequence * layer, "mask": rows * sequence**2 * (1 + c)}
         return self.phase(phase, rows, **parts)
 
-    def sampling(self, prompts: int, group: int, length: int) -> PhaseMemory:
+    def sampling(self, prompts: int, group: int) -> PhaseMemory:
         """All layers' keys and values; one layer's twice as it grows, and spread over all heads."""
-        model, rows = self.model, prompts * group
-        cache = rows * (self.prompt + length) * self.c * (2 * model.keys * (model.layers + 1) + 2 * model.queries)
+        model, prompt, rows = self.model, self.workload.prompt, prompts * group
+        numbers = 2 * model.keys * (model.layers + 1) + 2 * model.queries  # of a token
+        cache = rows * (prompt + self.workload.answer_tokens) * self.c * numbers
         logits = LOGIT_BYTES["sample"] * rows * model.vocab
-        return self.inference("answers are sampled", prompts, self.prompt, cache=cache, logits=logits)
+        return self.inference("answers are sampled", prompts, prompt, cache=cache, logits=logits)
 
-    def training(self, rows: int, answers: int, length: int, logits: float, checkpointing: bool) -> PhaseMemory:
+    def training(self, rows: int, answers: int, logits: float) -> PhaseMemory:
         """Forward and backward of packed rows: image and prompt once, then `answers` answers."""
-        model, c, sequence = self.model, self.c, self.prompt + answers * length
-        tokens, inside = (
-            rows * sequence,
-            layer_activation_bytes(model, self.lora, four_bit=self.four_bit, compute_bytes=c),
-        )
+        model, c, four_bit = self.model, self.c, self.workload.four_bit
+        checkpointing = self.settings.gradient_checkpointing
+        sequence = self.workload.prompt + answers * self.workload.answer_tokens
+        inside = layer_activation_bytes(model, self.settings.lora, four_bit=four_bit, compute_bytes=c)
         kept = model.layers * inside
         if checkpointing:  # inputs of all layers; one layer's inside with the gradients that run through its MLP
             kept = model.layers * c * model.hidden + inside + 2 * c * model.intermediate
-        if getattr(self.settings, "head", "") == "fusion" and c == 2 and not checkpointing:  # else they are kept anyway
+        fusion = isinstance(self.settings, RewardSettings) and self.settings.head == "fusion"
+        if fusion and c == 2 and not checkpointing:  # else they are kept anyway
             kept += model.layers * c * model.hidden
         masks = 1 + c * (1 if checkpointing else model.layers)  # as bool, and in each layer as numbers
-        activations = tokens * (kept + 4 * model.hidden) + self._vision_training(rows, checkpointing)
+        activations = rows * sequence * (kept + 4 * model.hidden)
+        activations += self._vision_training(rows, checkpointing)
         return self.phase("training", rows, activations=activations, mask=rows * sequence**2 * masks, logits=logits)
 
     def _vision_training(self, rows: int, checkpointing: bool) -> float:
         """The same for a vision tower that is trained too, with two or three matrices in its MLP."""
-        if not self.lora.vision:
+        if not self.settings.lora.vision:
             return 0
         (width, depth, inner, _), c = self.model.vision, self.c
         inside = 8 * width + 6 * c * width + 3 * c * inner
-        return rows * self.patches * (depth * c * width + inside if checkpointing else depth * inside)
+        return rows * self.workload.patches * (depth * c * width + inside if checkpointing else depth * inside)
+
+    def load(self, settings: GenerationSettings) -> list[PhaseMemory]:
+        return [self.encoding(settings.batch_size), self.sampling(settings.batch_size, 1)]
+
+    def dpo(self, settings: DPOSettings) -> list[PhaseMemory]:
+        # the chosen answer is shown once more, to a spoilt image
+        spoilt = bool(settings.image_weight or settings.anchor_weight)
+        rows = settings.batch_size * (1 + spoilt)
+        tokens = settings.batch_size * (2 + spoilt) * self.workload.answer_tokens
+        logits = dpo_logit_bytes(tokens) * tokens * self.model.vocab
+        return [self.encoding(rows), self.training(rows, 2, logits)]
+
+    def reward(self, settings: RewardSettings) -> list[PhaseMemory]:
+        batch = settings.batch_size
+        return [self.encoding(batch), self.training(batch, self.workload.answers, 0)]
+
+    def ppo(self, settings: PPOSettings) -> list[PhaseMemory]:
+        group = settings.group_size
+        together = settings.sampling_batch or settings.prompts_per_iteration // settings.shards
+        tokens = group * self.workload.answer_tokens  # answered to a prompt
+        logits = tokens * self.model.vocab
+        look = LOGIT_BYTES["look"] * together * logits
+        sequence = self.workload.prompt + tokens
+        return [
+            self.encoding(together),
+            self.sampling(together, group),
+            self.inference("answers are looked at", together, sequence, logits=look),
+            self.training(settings.mini_batch, group, LOGIT_BYTES["ppo"] * settings.mini_batch * logits),
+        ]
 
 
-def phases(
-    name: str, stage: str, settings: StageSettings | None = None, *, width: int = 1024, height: int = 1024,
-    max_pixels: int | None = None, prompt_tokens: int = 60, answer_tokens: int = 20, answers: int = 2,
-    four_bit: bool = True, compute_bytes: int = 2,
-) -> list[PhaseMemory]:  # fmt: skip
-    """Memory at the peak of each phase of a stage ("load", "dpo", "reward", "ppo").
+def phases(workload: Workload, settings: StageSettings) -> list[PhaseMemory]:
+    """Return the memory at the peak of each phase of the stage that the settings are for.
 
-    settings: of that stage; None: its preset "t4". max_pixels: as of `models.load_model`. answers: to a record of reward
-    training (pairs have 2, PPO its group). compute_bytes: 2 on a GPU, 4 on a CPU, where fp32 is computed with. Raises
-    UsageError for an unknown stage or model.
+    Raises UsageError for an unknown model.
     """
-    if stage not in BATCH_FIELDS:
-        raise UsageError(f"unknown stage {stage!r}: choose from {', '.join(BATCH_FIELDS)}.")
-    settings = settings or default_settings(stage)
-    plan = _StageMemory(name, settings, (width, height, max_pixels), prompt_tokens, four_bit, compute_bytes)
-    batch, vocab = getattr(settings, BATCH_FIELDS[stage]), plan.model.vocab
-    if stage == "load":
-        return [plan.encoding(batch), plan.sampling(batch, 1, answer_tokens)]
-    if stage == "dpo":
-        spoilt = bool(settings.image_weight or settings.anchor_weight)  # the chosen answer once more, to a spoilt image
-        rows, tokens = batch * (1 + spoilt), batch * (2 + spoilt) * answer_tokens
-        logits = dpo_logit_bytes(tokens) * tokens * vocab
-        return [plan.encoding(rows), plan.training(rows, 2, answer_tokens, logits, settings.gradient_checkpointing)]
-    if stage == "reward":
-        return [plan.encoding(batch), plan.training(batch, answers, answer_tokens, 0, settings.gradient_checkpointing)]
-    sequence, tokens = plan.prompt + settings.group * answer_tokens, settings.group * answer_tokens
-    together = settings.at_once or settings.prompts // settings.shards
-    return [
-        plan.encoding(together),
-        plan.sampling(together, settings.group, answer_tokens),
-        plan.inference("answers are looked at", together, sequence, logits=LOGIT_BYTES["look"] * together * tokens * vocab),
-        plan.training(batch, settings.group, answer_tokens, LOGIT_BYTES["ppo"] * batch * tokens * vocab, settings.gradient_checkpointing),
-    ]  # fmt: skip
+    memory = _StageMemory(workload, settings)
+    match settings:
+        case GenerationSettings():
+            return memory.load(settings)
+        case DPOSettings():
+            return memory.dpo(settings)
+        case RewardSettings():
+            return memory.reward(settings)
+        case PPOSettings():
+            return memory.ppo(settings)
 
 
-def default_settings(stage: str) -> StageSettings:
-    """The stage's preset "t4"."""
-    presets = {"load": GenerationSettings, "dpo": dpo_preset, "reward": reward_preset, "ppo": ppo_preset}
-    return GenerationSettings() if stage == "load" else presets[stage]("t4")
+def forecast_memory(workload: Workload, settings: StageSettings) -> PhaseMemory:
+    """Return the phase that takes most.
 
-
-def forecast_memory(
-    name: str, stage: str, settings: StageSettings | None = None, **options: int | bool | None
-) -> PhaseMemory:
-    """The phase that takes most; see `phases` for settings and options.
-
-    >>> forecast("qwen2-vl-2b", "dpo", dpo_preset("t4")).phase
+    >>> forecast_memory(Workload("qwen2-vl-2b"), dpo_preset("t4")).phase
     'training'
     """
-    return max(phases(name, stage, settings, **options), key=lambda memory: memory.total)
+    return max(phases(workload, settings), key=lambda memory: memory.total)
 
 
-def set_batch(stage: str, settings: StageSettings, batch: int) -> StageSettings:
-    return replace(settings, **{BATCH_FIELDS[stage]: batch})
+def least_memory(workload: Workload, settings: StageSettings) -> PhaseMemory:
+    """Return the forecast for the `smallest_settings`."""
+    return forecast_memory(workload, smallest_settings(settings))
 
 
-def smallest_settings(stage: str, settings: StageSettings) -> StageSettings:
-    """Return the settings with the smallest batch, gradient checkpointing, and one prompt sampled at a time."""
-    if stage == "load":
-        return set_batch(stage, settings, 1)
-    settings = replace(set_batch(stage, settings, 1), gradient_checkpointing=True)
-    return replace(settings, mini_batch=settings.shards, at_once=1) if stage == "ppo" else settings
+def largest_batch(workload: Workload, settings: StageSettings, gigabytes: float) -> int | None:
+    """Return the largest batch that fits into the usable share of `gigabytes`; None if not even 1 does.
 
-
-def least_memory(
-    name: str, stage: str, settings: StageSettings | None = None, **options: int | bool | None
-) -> PhaseMemory:
-    """The forecast for the `smallest` settings."""
-    return forecast_memory(name, stage, smallest_settings(stage, settings or default_settings(stage)), **options)
-
-
-def largest_batch(
-    name: str, stage: str, settings: StageSettings | None, gigabytes: float, **options: int | bool | None
-) -> int | None:
-    """Most pairs in a forward (records, for the reward model; prompts, for PPO; answers, for generation) that fit into
-    the usable share of `gigabytes`, at most `MOST`; None if not even one does. Options as in `phases`."""
-    settings = settings or default_settings(stage)
-
-    def fits(batch: int) -> bool:
-        return (
-            forecast_memory(name, stage, set_batch(stage, settings, batch), **options).total <= USABLE_SHARE * gigabytes
-        )
-
-    low, high = 0, min(LARGEST_BATCH, settings.prompts if stage == "ppo" else LARGEST_BATCH)
+    It is of pairs in a forward (records, for the reward model; prompts, for PPO; answers, for
+    generation), and at most `LARGEST_BATCH`.
+    """
+    low, high = 0, LARGEST_BATCH
+    if isinstance(settings, PPOSettings):
+        high = min(high, settings.prompts_per_iteration)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        fits = forecast_memory(workload, set_batch(settings, middle)).fits(gigabytes)
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low or None
 
 
-def smallest_card(name: str, **options: int | bool | None) -> int:
-    """The smallest of `CARDS` on which all three trainings fit with the smallest batch; 0 for a model that hardly adds
-    to what an empty program takes. Raises UsageError if it fits on none."""
-    needs = [least_memory(name, stage, **options) for stage in ("dpo", "reward", "ppo")]
+def smallest_card(name: str) -> int:
+    """Return the smallest of `CARD_GB` on which all three trainings fit with the smallest batch.
+
+    It is 0 for a model that hardly adds to what an empty program takes. Raises UsageError if it
+    fits on none.
+    """
+    trainings = ("dpo", "reward", "ppo")
+    needs = [least_memory(Workload(name), default_settings(stage)) for stage in trainings]
     if max(memory.total - OVERHEAD_GB for memory in needs) < 0.1:
         return 0
-    fitting = [card for card, size in CARD_GB.items() if max(memory.total for memory in needs) <= USABLE_SHARE * size]
-    if not fitting:
-        raise UsageError(f"{name}: cannot be trained on one card of up to {max(CARD_GB)} GB.")
-    return fitting[0]
+    for card, size in CARD_GB.items():
+        if all(memory.fits(size) for memory in needs):
+            return card
+    raise UsageError(f"{name}: cannot be trained on one card of up to {max(CARD_GB)} GB.")
 
 
-def memory_table(
-    names: list[str] | None = None, cards: tuple[int, ...] = (6, 8, 15, 24, 40), **options: int | bool | None
-) -> str:
-    """Text: for every preset and stage the GB that the `smallest` settings take, and the largest batch with them on each
-    card: with gradient checkpointing, and in PPO one prompt sampled at once."""
-    lines = [f"{'model':<21}{'stage':<8}{'GB':>6}" + "".join(f"{f'{card} GB':>8}" for card in cards)]
-    for name in names or PRESETS:
-        for stage in BATCH_FIELDS:
-            need = least_memory(name, stage, **options).total
-            given = smallest_settings(stage, default_settings(stage))
-            most = [largest_batch(name, stage, given, CARD_GB.get(card, card), **options) for card in cards]
-            cells = [
-                "–" if batch is None else f"≥ {LARGEST_BATCH}" if batch == LARGEST_BATCH else str(batch)
-                for batch in most
-            ]
-            lines.append(f"{name:<21}{stage:<8}{need:>6.1f}" + "".join(f"{cell:>8}" for cell in cells))
+def memory_table(workloads: Sequence[Workload], cards: Sequence[int] = (6, 8, 15, 24, 40)) -> str:
+    """Return a text: what the `smallest_settings` of each stage take, and the largest batch with them.
+
+    A row for each workload and stage, with the GB, and the batch on each card.
+    """
+    head = "".join(f"{f'{card} GB':>8}" for card in cards)
+    lines = [f"{'model':<21}{'stage':<8}{'GB':>6}{head}"]
+    for workload in workloads:
+        for stage in STAGES:
+            settings = smallest_settings(default_settings(stage))
+            need = forecast_memory(workload, settings).total
+            sizes = (CARD_GB.get(card, card) for card in cards)
+            most = [largest_batch(workload, settings, size) for size in sizes]
+            row = "".join(f"{_batch_text(batch):>8}" for batch in most)
+            lines.append(f"{workload.model:<21}{stage:<8}{need:>6.1f}{row}")
     return "\n".join(lines)
+
+
+def _batch_text(batch: int | None) -> str:
+    if batch is None:
+        return "–"
+    return f"≥ {batch}" if batch == LARGEST_BATCH else str(batch)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord
 from helpers.files import open_image
 from helpers.models.caches import ImageFeatures, backbone_of, use_features
 from helpers.models.prompts import answer_texts, encode
@@ -122,10 +122,10 @@ def _generate_in_batches(
 
 
 def answer_records(
-    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, path: Path, records: Sequence[PreferenceRecord]
+    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, records: Sequence[PreferenceRecord]
 ) -> list[str]:
-    """Greedy answers to the prompts of the records of the file `path`, from their first image and last turn."""
-    images = [image_paths(path, record)[0] for record in records]
+    """Greedy answers to the prompts of records, from their first image and last turn."""
+    images = [record.image_paths[0] for record in records]
     return generate_answers(model, processor, images, [record.prompt[-1].content for record in records])
 
 
@@ -165,14 +165,14 @@ def sample_ids(
     prompts: Sequence[str],
     images: Sequence[Sequence[Image.Image]],
     *,
-    group: int = 1,
+    group_size: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 64,
     seed: int = 0,
     features: ImageFeatures | None = None,
 ) -> tuple[list[Tensor], list[bool]]:
-    """`group` answers to each rendered prompt: their tokens, with the end of turn if it came, and whether it did.
+    """`group_size` answers to each rendered prompt: their tokens, with the end of turn if it came, and whether it did.
 
     Image and prompt are read once for all answers to them: the cache of keys and values, which holds all but the
     prompt's last token, is repeated. Equal arguments give equal answers; the caller's random numbers are left alone.
@@ -189,10 +189,10 @@ def sample_ids(
         torch.autocast(model.device.type, compute_dtype(), enabled=model.device.type == "cuda"),
     ):
         inner(**before, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(group)
+    cache.batch_repeat_interleave(group_size)
     if getattr(inner, "rope_deltas", None) is not None:  # M-RoPE: how far positions lag behind tokens, (rows, 1)
-        inner.rope_deltas = inner.rope_deltas.repeat_interleave(group, 0)
-    rows = {name: inputs[name].repeat_interleave(group, 0) for name in ("input_ids", "attention_mask")}
+        inner.rope_deltas = inner.rope_deltas.repeat_interleave(group_size, 0)
+    rows = {name: inputs[name].repeat_interleave(group_size, 0) for name in ("input_ids", "attention_mask")}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         output = generate_from_cache(model, cache, config, **rows)

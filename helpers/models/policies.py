@@ -87,7 +87,7 @@ class Policies:
             )
         self._loaded: set[str] = set()
 
-    def look_in(self, folder: Path) -> list[str]:
+    def add_folder(self, folder: Path) -> list[str]:
         """Names of the adapters under `folder` that join those that there are, of the same base.
 
         Raises UsageError if there is none, here or there.
@@ -104,7 +104,7 @@ class Policies:
         return [BASE_POLICY, *self.saved]
 
     @contextlib.contextmanager
-    def speaking(self, name: str) -> Iterator[PreTrainedModel | PeftModel]:
+    def use_policy(self, name: str) -> Iterator[PreTrainedModel | PeftModel]:
         """The model as the policy `name`; afterwards it is as it was. Raises UsageError for an unknown name."""
         if name == BASE_POLICY:
             with models.disable_adapters(self.model) as model:

@@ -148,8 +148,8 @@ def default_max_pixels(name: str) -> int | None:
 
 
 def smaller_limits(name: str, pixels: int) -> list[int]:
-    """Smaller limits than `pixels` that make a difference, the largest first: squares of whole visual tokens, `FEWEST` a
-    side or more (Qwen-VL), or of whole tiles (SmolVLM). Empty for a LLaVA."""
+    """Smaller limits than `pixels` that make a difference, the largest first: squares of whole visual tokens, `FEWEST_TOKENS`
+    a side or more (Qwen-VL), or of whole tiles (SmolVLM). Empty for a LLaVA."""
     vision, kind = _config(name).vision_config, _config(name).model_type
     if kind not in (*QWEN_TYPES, *TILE_TYPES):
         return []

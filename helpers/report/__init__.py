@@ -37,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "publish",
             "read_sections",
             "replace_block",
+            "write_presets",
         ],
         "plots": [
             "ACCENT_COLOR",

@@ -80,13 +80,13 @@ def color_style(background: str) -> str:
     return f"background:{background};color:#1f2328"
 
 
-def colored_tokens(spoken: PolicyAnswer) -> str:
+def colored_tokens(answer: PolicyAnswer) -> str:
     """An answer whose tokens are green where training made them likelier, red and underlined where less likely.
 
     Figures of a token appear when the pointer rests on it. The colour is full at 3 nats.
     """
     pieces = []
-    for token, own, gain, kl in zip(spoken.tokens, spoken.logps, spoken.gains, spoken.kl, strict=True):
+    for token, own, gain, kl in zip(answer.tokens, answer.logps, answer.gains, answer.kl, strict=True):
         share = min(abs(gain) / FULL_COLOR_NATS, 1.0)
         background = f"rgb({_mix(46, share)},{_mix(160, share)},{_mix(67, share)})" if gain > 0 else None
         background = background or f"rgb({_mix(248, share)},{_mix(81, share)},{_mix(73, share)})"
@@ -102,15 +102,15 @@ def _mix(full: int, share: float) -> int:
     return round(255 - (255 - full) * 0.6 * share)
 
 
-def answer_figures(spoken: PolicyAnswer) -> str:
+def answer_figures(answer: PolicyAnswer) -> str:
     """log p, KL and reward of an answer in one line."""
-    parts = [f"log p {spoken.logp:.2f}"]
-    if spoken.policy != BASE_POLICY:
-        parts.append(f"gain over the base {sum(spoken.gains):+.2f}, KL to it {sum(spoken.kl):.3f} nats")
-    if spoken.reward is not None:
-        parts.append(f"reward {spoken.reward:.2f}")
-    if not spoken.ended:
-        parts.append(f"cut after {len(spoken.tokens)} tokens")
+    parts = [f"log p {answer.logp:.2f}"]
+    if answer.policy != BASE_POLICY:
+        parts.append(f"gain over the base {sum(answer.gains):+.2f}, KL to it {sum(answer.kl):.3f} nats")
+    if answer.reward is not None:
+        parts.append(f"reward {answer.reward:.2f}")
+    if not answer.ended:
+        parts.append(f"cut after {len(answer.tokens)} tokens")
     return " · ".join(parts)
 
 
@@ -127,10 +127,10 @@ def comparison_table(
     return raw_table(rows)
 
 
-def gallery_html(folder: Path, kept: Sequence[GalleryItem], width: int = 160) -> str:
+def gallery_html(folder: Path, items: Sequence[GalleryItem], width: int = 160) -> str:
     """The examples of a gallery in the folder `folder`, as a table."""
     rows = [["image", "question", "answers"]]
-    for number, example in enumerate(kept, start=1):
+    for number, example in enumerate(items, start=1):
         first = example.spoken[0].text
         answers = [
             f"<b>{html.escape(s.policy)}</b> {mark_changes(first, s.text)[1]}<br><small>{answer_figures(s)}</small>"

@@ -27,14 +27,14 @@ def write_cards(examined: dict[str, dict[str, Any]]) -> list[Path]:
     """The cards of the policies that `Section.examined` holds → `artifacts/report/cards/NAME.md`."""
     folder = artifacts_dir() / "report" / "cards"
     return [
-        write_text(folder / f"{name.replace('/', '-')}.md", render_model_card(name, found))
-        for name, found in examined.items()
+        write_text(folder / f"{name.replace('/', '-')}.md", render_model_card(name, findings))
+        for name, findings in examined.items()
     ]
 
 
-def render_model_card(name: str, found: dict[str, Any]) -> str:
-    """The card of one policy. found: of `exam.findings`."""
-    about, base = found["about"], found["about"]["base"]
+def render_model_card(name: str, findings: dict[str, Any]) -> str:
+    """The card of one policy. findings: of `exam.policy_findings`."""
+    about, base = findings["about"], findings["about"]["base"]
     licences = data_licences(about)
     metadata = {
         "base_model": PRESETS[base].location if base in PRESETS else base, "library_name": "peft",
@@ -54,11 +54,11 @@ def render_model_card(name: str, found: dict[str, Any]) -> str:
         + json.dumps(about.get("settings", {}), indent=1)
         + "\n```",
         "## Versions\n" + ", ".join(package_versions()) + ".",
-        f"## Figures\n{found['n']} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all rows of the "
-        "report.\n\n" + markdown_table(found["rows"]),
-        "## Counting, greedy\n" + markdown_table(found["counting"]),
-        "## Does it look at the image?\n" + found["sight"] + ".",
-        "## Known failures\n" + "\n".join(f"* {line}" for line in found["failures"]),
+        f"## Figures\n{findings['n']} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all rows of the "
+        "report.\n\n" + markdown_table(findings["rows"]),
+        "## Counting, greedy\n" + markdown_table(findings["counting"]),
+        "## Does it look at the image?\n" + findings["sight"] + ".",
+        "## Known failures\n" + "\n".join(f"* {line}" for line in findings["failures"]),
         "Not tested on anything but these items. Made for teaching; decide nothing with it that matters to anyone.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from helpers.evaluation.side_by_side import read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
+from helpers.models.presets import presets_table
 from helpers.report.html import gallery_html, markdown_table, table_html
 from helpers.report.model_card import write_cards
 from helpers.runtime import machine_summary, peak_memory_gb
@@ -47,7 +48,8 @@ class Section:
     tables: list[str] = field(default_factory=list)  # HTML
     pictures: list[tuple[str, str]] = field(default_factory=list)  # (caption, PNG in base64)
     lead: int | None = None  # number of the picture that stands at the top of the page
-    examined: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each policy, for its card: `exam.findings`
+    # `exam.policy_findings` of each policy, for its card
+    examined: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def say(self, sentence: str) -> None:
         """Print a sentence and keep it for the report."""
@@ -68,10 +70,10 @@ class Section:
         self.tables.append(fragment)
         return HTML(fragment)
 
-    def share(self, name: str, share: Proportion, seed: int = 0) -> None:
+    def add_share(self, name: str, share: Proportion, seed: int = 0) -> None:
         self.headlines[name] = Headline(share.value, share.low, share.high, share.n, seed)
 
-    def single(self, name: str, value: float, seed: int = 0) -> None:
+    def add_value(self, name: str, value: float, seed: int = 0) -> None:
         """A figure measured once (a duration, a p-value): no interval."""
         self.headlines[name] = Headline(value, value, value, 1, seed)
 
@@ -86,7 +88,7 @@ class Section:
 
     def save(self) -> Path:
         """Write the section, with this notebook's peak memory, and rebuild the report."""
-        self.single("peak_memory_gb", peak_memory_gb())
+        self.add_value("peak_memory_gb", peak_memory_gb())
         write_json(artifacts_dir() / "report" / "sections" / f"{self.name}.json", asdict(self))
         return build_report()
 
@@ -150,6 +152,13 @@ def publish(root: Path) -> list[Path]:
     text = replace_block(readme.read_text(encoding="utf-8"), "figures of make demo", figures_table(figures))
     written.append(write_text(readme, text))
     return written
+
+
+def write_presets(root: Path) -> Path:
+    """Put the table of presets into the README of the repository at `root`; returns the README."""
+    readme = root / "README.md"
+    text = replace_block(readme.read_text(encoding="utf-8"), "presets", presets_table())
+    return write_text(readme, text)
 
 
 def replace_block(text: str, name: str, body: str) -> str:

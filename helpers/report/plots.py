@@ -199,7 +199,7 @@ class _LiveFigure:
         self.every, self.held_out = every, held_out
         self.handle, self.drawn, self.watching = None, 0.0, 0.0
 
-    def show(self, make: Callable[[], Figure], last: bool = False) -> None:
+    def redraw(self, make: Callable[[], Figure], last: bool = False) -> None:
         started = time.monotonic()
         if not last and started - self.drawn < self.every:
             return
@@ -222,11 +222,11 @@ class LiveCurves(_LiveFigure, TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "rewards/margins" in logs:
             self.log.append(dict(logs))
-            self.show(lambda: training_curves(self.log, state.max_steps, self.held_out))
+            self.redraw(lambda: training_curves(self.log, state.max_steps, self.held_out))
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.log:
-            self.show(lambda: training_curves(self.log, state.max_steps, self.held_out), last=True)
+            self.redraw(lambda: training_curves(self.log, state.max_steps, self.held_out), last=True)
 
 
 class LivePolicyCurves(_LiveFigure):
@@ -234,7 +234,7 @@ class LivePolicyCurves(_LiveFigure):
 
     def __call__(self, trainer) -> None:
         iterations = trainer.settings.iterations
-        self.show(lambda: policy_curves(trainer.log, iterations, self.held_out), trainer.iteration == iterations)
+        self.redraw(lambda: policy_curves(trainer.log, iterations, self.held_out), trainer.iteration == iterations)
 
 
 def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -> Figure:

@@ -3,7 +3,7 @@
 What is read under a folder, and who writes it:
 
     log.json                           DPO: a list of TRL's rows; reward model: {"steps": […], "evaluations": […]}
-    log.jsonl                          PPO, RLOO, GRPO: one row a line (`ppo_figures.JSONLog`)
+    log.jsonl                          PPO, RLOO, GRPO: one row a line (`watch.JSONLog`)
     checkpoint-N/trainer_state.json    DPO under way, at its last checkpoint: TRL's rows in "log_history"
 
 Python's own JSON reader is used on purpose, unlike for data: a log may say NaN, and that is what one looks for.
@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from helpers.files import ROOT, UsageError, read_json
+from helpers.machine.drive import TRAINER_STATE
 
-_TRAINER_STATE = "trainer_state.json"
 HELD_OUT_PREFIX = "held out/"  # before the names of figures of a reward model on held-out pairs
 
 
@@ -33,7 +33,7 @@ class LoggedStage:
     """A kind of run: its four most telling figures, and where `docs/metrics.md` defines them."""
 
     title: str
-    telling: tuple[str, ...]
+    main_figures: tuple[str, ...]
     section: str
 
 
@@ -55,7 +55,7 @@ class LoggedRun:
     """One run's log. With an `error` nothing of it could be read."""
 
     name: str  # its folder, relative to where runs were looked for
-    stage: str = ""  # a key of STAGES
+    stage: str = ""  # a key of LOGGED_STAGES
     steps: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (rows,): steps or iterations, never falling
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # (rows,): NaN where nothing finite is logged
     about: dict[str, Any] = field(default_factory=dict)  # its about.json: base, seed, settings
@@ -66,9 +66,9 @@ class LoggedRun:
 
 def find_runs(folder: Path) -> list[LoggedRun]:
     """Every run with a log under `folder`, by name; one that cannot be read is there with its `error`."""
-    found = [path for path in folder.rglob("*.json*") if path.name in ("log.json", "log.jsonl", _TRAINER_STATE)]
-    states = [path for path in found if path.name == _TRAINER_STATE]
-    files = sorted([path for path in found if path.name != _TRAINER_STATE] + _newest_states(states))
+    found = [path for path in folder.rglob("*.json*") if path.name in ("log.json", "log.jsonl", TRAINER_STATE)]
+    states = [path for path in found if path.name == TRAINER_STATE]
+    files = sorted([path for path in found if path.name != TRAINER_STATE] + _newest_states(states))
     names = Counter(path.parent for path in files)
     return [_read_run(path, _name(folder, path, names[path.parent] > 1)) for path in files]
 
@@ -263,7 +263,7 @@ def _flatten_settings(about: Mapping[str, Any]) -> dict[str, str]:
 def definitions(path: Path = ROOT / "docs" / "metrics.md") -> dict[str, dict[str, str]]:
     """{stage: {figure: its definition}} from the tables of `docs/metrics.md`; {} if it cannot be read.
 
-    | `a`, `b` | what it is |    under a paragraph that begins as `Stage.section` says → {"a": what it is, "b": …}
+    | `a`, `b` | what it is |    under a paragraph that begins as `LoggedStage.section` says → {"a": what it is, "b": …}
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -26,7 +26,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord, file_of
 from helpers.files import UsageError, read_json, write_json
 from helpers.losses import bradley_terry_loss
 from helpers.models.generation import generate_answers
@@ -129,22 +129,20 @@ class CaptionReward:
         self.model, self.tokenizer = model.to(device()).eval(), tokenizer
         self.captioner, self.batch_size = captioner, batch_size
 
-    def texts(self, path: Path, records: Sequence[PreferenceRecord]) -> list[list[str]]:
-        """`reward_texts` of the records of the file `path`, with captions if there is a captioner.
+    def texts(self, records: Sequence[PreferenceRecord]) -> list[list[str]]:
+        """`reward_texts` of records, with captions if there is a captioner.
 
         The captions of several images are put together. Raises UsageError if an image is missing.
         """
         if not records:
-            raise UsageError(f"{path}: there are no records to score. Give one or more.")
+            raise UsageError("there are no records to score. Give one or more.")
         if self.captioner is None:
             return reward_texts(records, None)
-        images = [image_paths(path, record) for record in records]
-        for number, (record, names) in enumerate(zip(records, images, strict=True), start=1):
-            if missing := [name for name in names if not name.is_file()]:
-                where = f"{path} (record {record.id or number})"
-                raise UsageError(f"{where}: image {missing[0]} does not exist. Paths are relative to the data file.")
-        captions = iter(self.captioner(list(itertools.chain(*images))))
-        return reward_texts(records, [" ".join(next(captions) for _ in names) for names in images])
+        for record in records:
+            if missing := [image for image in record.image_paths if not image.is_file()]:
+                raise UsageError(f"{record.place}: image {missing[0]} does not exist. Paths are relative to the data file.")
+        captions = iter(self.captioner([image for record in records for image in record.image_paths]))
+        return reward_texts(records, [" ".join(next(captions) for _ in record.images) for record in records])
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Scores (texts,), with gradient. Right-padded: absolute positions are then those of the text alone.
@@ -161,7 +159,6 @@ class CaptionReward:
 
     def fit(
         self,
-        path: Path,
         records: Sequence[PreferenceRecord],
         *,
         epochs: int = 10,
@@ -175,11 +172,11 @@ class CaptionReward:
         """
         pairs = [
             (texts[better], texts[worse])
-            for record, texts in zip(records, self.texts(path, records), strict=True)
+            for record, texts in zip(records, self.texts(records), strict=True)
             for better, worse in record.tier_pairs()
         ]
         if not pairs:
-            raise UsageError(f"{path}: all answers are tied, so there is no pair to train on. Rank some of them.")
+            raise UsageError(f"{file_of(records)}: all answers are tied, so there is no pair to train on. Rank some of them.")
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate)
         generator, losses = torch.Generator().manual_seed(seed), []
         self.model.train()
@@ -201,9 +198,9 @@ class CaptionReward:
         return losses
 
     @torch.no_grad()
-    def score_records(self, path: Path, records: Sequence[PreferenceRecord]) -> list[list[float]]:
+    def score_records(self, records: Sequence[PreferenceRecord]) -> list[list[float]]:
         """One list a record: a score for every answer, in the order of `answers`. Errors as in `texts`."""
-        texts = self.texts(path, records)
+        texts = self.texts(records)
         flat = list(itertools.chain(*texts))
         starts = tqdm(range(0, len(flat), self.batch_size), desc="scores", leave=False)
         scores = iter(torch.cat([self.forward(flat[i : i + self.batch_size]) for i in starts]).tolist())

@@ -27,7 +27,7 @@ from torch.nn.functional import huber_loss
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord, file_of
 from helpers.files import UsageError, open_image, read_json, write_json
 from helpers.rewards.scoring import Score, Scorer, ScorerInputs, heuristic_scorer, make_scorer
 
@@ -94,19 +94,18 @@ class FeatureReward:
         self.net = _Network(self.size, hidden)
         self._images: dict[Path, Tensor] = {}
 
-    def features(self, path: Path, records: Sequence[PreferenceRecord]) -> Tensor:
+    def features(self, records: Sequence[PreferenceRecord]) -> Tensor:
         """One row an answer, (answers, size); several images of a record count as their mean.
 
-        `path` is the records' file. Raises UsageError for an image that cannot be read, or no records.
+        Raises UsageError for an image that cannot be read, or no records.
         """
         if not records:
-            raise UsageError(f"{path}: there are no records to score. Give one or more.")
+            raise UsageError("there are no records to score. Give one or more.")
         rows = []
-        for number, record in enumerate(tqdm(records, desc="features", leave=False), start=1):
-            images = image_paths(path, record)
+        for record in tqdm(records, desc="features", leave=False):
+            images = record.image_paths
             for image in set(images) - self._images.keys():
-                where = f"{path} (record {record.id or number})"
-                self._images[image] = image_feature(self.model, self.processor, image, where)
+                self._images[image] = image_feature(self.model, self.processor, image, record.place)
             seen = torch.stack([self._images[image] for image in images]).mean(0)
             asked = text_feature(self.model, self.processor, _question(record))
             said = [text_feature(self.model, self.processor, answer.text) for answer in record.answers]
@@ -115,7 +114,6 @@ class FeatureReward:
 
     def fit(
         self,
-        path: Path,
         records: Sequence[PreferenceRecord],
         targets: Sequence[Sequence[float]],
         *,
@@ -131,12 +129,12 @@ class FeatureReward:
         targets do not fit the answers or are all equal, or if no image is left on one side.
         """
         if [len(scores) for scores in targets] != [len(record.answers) for record in records]:
-            raise UsageError(f"{path}: targets must hold one list a record, one number an answer. Use target_scores.")
-        x, y = self.features(path, records), torch.tensor([score for scores in targets for score in scores])
+            raise UsageError(f"{file_of(records)}: targets must hold one list a record, one number an answer. Use target_scores.")
+        x, y = self.features(records), torch.tensor([score for scores in targets for score in scores])
         generator = torch.Generator().manual_seed(seed)
-        train, test = _split(path, records, held_out, generator)
+        train, test = _split(records, held_out, generator)
         if min(y[train].std(), y[test].std()) < 1e-6:
-            raise UsageError(f"{path}: the targets are all equal, so there is nothing to regress. Take another scorer.")
+            raise UsageError(f"{file_of(records)}: the targets are all equal, so there is nothing to regress. Take another scorer.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = _Network(self.size, self.hidden)
@@ -156,9 +154,9 @@ class FeatureReward:
             return FeatureFit(*(r_squared(self.net(x[rows]), y[rows]) for rows in (train, test)), losses)
 
     @torch.no_grad()
-    def score_records(self, path: Path, records: Sequence[PreferenceRecord]) -> list[list[float]]:
+    def score_records(self, records: Sequence[PreferenceRecord]) -> list[list[float]]:
         """One list a record: a score for every answer, in the units of the targets. Errors as in `features`."""
-        scores = iter(self.net(self.features(path, records)).tolist())
+        scores = iter(self.net(self.features(records)).tolist())
         return [[next(scores) for _ in record.answers] for record in records]
 
     def as_scorer(self) -> Scorer:
@@ -221,13 +219,13 @@ class _Network(nn.Module):
 
 
 def _split(
-    path: Path, records: Sequence[PreferenceRecord], held_out: float, generator: torch.Generator
+    records: Sequence[PreferenceRecord], held_out: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rows of `features` to train on and to hold out; one group's, or one image's, stay together."""
-    groups = [record.group or str(image_paths(path, record)) for record in records for _ in record.answers]
+    groups = [record.group or str(record.images) for record in records for _ in record.answers]
     names = sorted(set(groups))
     apart = {names[i] for i in torch.randperm(len(names), generator=generator)[: round(held_out * len(names))]}
     if not 0 < len(apart) < len(names):
-        raise UsageError(f"{path}: {held_out:g} of {len(names)} images leaves none on one side. Give more records.")
+        raise UsageError(f"{file_of(records)}: {held_out:g} of {len(names)} images leaves none on one side. Give more records.")
     test = torch.tensor([group in apart for group in groups])
     return (~test).nonzero()[:, 0], test.nonzero()[:, 0]

@@ -9,7 +9,6 @@ so that it moves with the weights only.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -54,7 +53,7 @@ class Correlation:
         return f"{self.value:+.3f} {interval} ({n})"
 
     @property
-    def chance(self) -> bool:
+    def is_chance(self) -> bool:
         """True unless the interval is wholly on one side of 0."""
         return self.low is None or self.low <= 0 <= self.high
 
@@ -101,14 +100,14 @@ def pair_agreement(totals: np.ndarray, pairs: np.ndarray) -> Proportion | None:
     return proportion(float((truer > other).sum() + (truer == other).sum() / 2), len(pairs)) if len(pairs) else None
 
 
-def correlate(totals: np.ndarray, answers: AnswerTable, drawn: np.ndarray) -> Correlation:
-    """Spearman's ρ of `totals` and truth over all answers, midranks for ties; drawn: see `draw_records`."""
-    n, records = len(totals), drawn.shape[1]
+def correlate(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -> Correlation:
+    """Spearman's ρ of `totals` and truth over all answers, midranks for ties; resamples: see `draw_records`."""
+    n, records = len(totals), resamples.shape[1]
     if len(np.unique(totals)) == 1 or len(np.unique(answers.truth)) == 1:
         return Correlation(None, None, None, n, records)
     low = high = None
     if records >= FEW_RECORDS:
-        found = spearman_resamples(totals, answers, drawn)
+        found = spearman_resamples(totals, answers, resamples)
         low, high = (float(limit) for limit in np.percentile(found, [2.5, 97.5]))
     return Correlation(float(spearmanr(totals, answers.truth).statistic), low, high, n, records)
 
@@ -118,20 +117,20 @@ def draw_records(records: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
     return np.random.default_rng(0).multinomial(records, np.full(records, 1 / records), size=draws).astype(float)
 
 
-def spearman_resamples(totals: np.ndarray, answers: AnswerTable, drawn: np.ndarray) -> np.ndarray:
+def spearman_resamples(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -> np.ndarray:
     """ρ in each resample, (draws,); 0 where all its answers are equal: leaving it out would hide that a single
     odd answer makes the whole correlation.
 
     Answers with equal totals that are equally true form a cell; a resample is how many answers each cell has.
     """
     (total, truth), cell = np.unique(np.stack([totals, answers.truth]), axis=1, return_inverse=True)
-    size = (len(total), drawn.shape[1])
+    size = (len(total), resamples.shape[1])
     members = coo_array((np.ones(len(totals)), (cell.ravel(), answers.record)), shape=size).tocsr()
-    weights = (members @ drawn.T).T  # (draws, cells)
+    weights = (members @ resamples.T).T  # (draws, cells)
     first, second = (_centred_ranks(levels, weights) for levels in (total, truth))
     covariance, *variances = ((weights * a * b).sum(1) for a, b in [(first, second), (first, first), (second, second)])
     product = np.sqrt(variances[0] * variances[1])
-    return np.divide(covariance, product, out=np.zeros(len(drawn)), where=product > 0)
+    return np.divide(covariance, product, out=np.zeros(len(resamples)), where=product > 0)
 
 
 def _centred_ranks(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -143,7 +142,7 @@ def _centred_ranks(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def rank_samples(
-    items: Sequence[CountedImage], root: Path, own_answers: Sequence[Sequence[str]], score: Scorer
+    items: Sequence[CountedImage], own_answers: Sequence[Sequence[str]], score: Scorer
 ) -> list[PreferenceRecord]:
     """One record an image: the model's own answers in the order sampled, ranked by `score`, equal scores together.
 
@@ -160,7 +159,7 @@ def rank_samples(
             Answer(text=text, origin="own", score=result.total, scores=result.parts)
             for text, result in zip(distinct, scores, strict=True)
         ]
-        records.append(record_of_item(item, number, root, answers, _tiers([result.total for result in scores])))
+        records.append(record_of_item(item, number, answers, _tiers([result.total for result in scores])))
     if len(records) < len(items):
         print(f"{len(items) - len(records)} of {len(items)} images give no record: all their samples are alike.")
     return records

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.config import RewardSettings
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord
 from helpers.files import UsageError, open_image, read_json
 from helpers.models import shared_prefix
 from helpers.models.caches import ImageFeatures, is_frozen
@@ -61,13 +61,13 @@ class RewardModel(nn.Module):
         states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
         return self.head(states if self.layers else states[:, None])
 
-    def trainable(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained and saved: the adapter and the head."""
         adapter = {n: p for n, p in self.backbone.named_parameters() if f".{REWARD_ADAPTER}." in n}
         return adapter | {f"head.{n}": p for n, p in self.head.named_parameters()}
 
     @contextmanager
-    def active(self) -> Iterator["RewardModel"]:
+    def use_adapter(self) -> Iterator["RewardModel"]:
         """Use the adapter `reward` for a while; afterwards the policy's is back."""
         with models.use_adapter(self.backbone, REWARD_ADAPTER):
             yield self
@@ -133,19 +133,18 @@ def remove_reward_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel
 @torch.no_grad()
 def score_records(
     reward: RewardModel,
-    path: Path,
     records: Sequence[PreferenceRecord],
     images: Sequence[Sequence[Path | Image.Image]] | None = None,
     batch_size: int = 16,
 ) -> list[list[float]]:
-    """Scores of all answers of `records` of the file `path`.
+    """Scores of all answers of `records`.
 
     `images`: other ones than the records' own, for each record. Raises UsageError for one that cannot be read.
     """
-    images = images if images is not None else [image_paths(path, record) for record in records]
+    images = images if images is not None else [record.image_paths for record in records]
     reward.eval()
     scores = []
-    with reward.active():
+    with reward.use_adapter():
         for start in tqdm(range(0, len(records), batch_size), desc="scores", leave=False):
             rows = records[start : start + batch_size]
             opened = [
@@ -167,7 +166,7 @@ def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_
     def batch(rows: Sequence[ScorerInputs]) -> list[Score]:
         reward.eval()
         values = []
-        with reward.active():
+        with reward.use_adapter():
             for start in range(0, len(rows), batch_size):
                 values += reward(_pack_questions(reward, rows[start : start + batch_size])).tolist()
         scaled = [(value - mean) / scale for value in values]
@@ -212,7 +211,7 @@ def save_reward_model(
         "head": reward.head_name,
         "head_hash": head_hash(reward),
         "sees_images": reward.sees_images,
-        "trained": sorted(reward.trainable()),
+        "trained": sorted(reward.trainable_parameters()),
         "settings": asdict(settings),
         **(about or {}),
     }
@@ -235,6 +234,6 @@ def load_reward_model(model: PreTrainedModel | PeftModel, processor: ProcessorMi
     reward.head.load_state_dict(load_file(folder / "head.safetensors"))
     if head_hash(reward) != about["head_hash"]:
         raise UsageError(f"{folder}: head.safetensors is not the head that about.json speaks of. Restore the folder.")
-    for parameter in reward.trainable().values():
+    for parameter in reward.trainable_parameters().values():
         parameter.requires_grad_(False)
     return reward.eval()

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from helpers.data.blind import BLIND_RULES
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord
 from helpers.files import UsageError, open_image
 from helpers.rewards.reward_model import RecordScores, pair_gaps, pair_hits
 from helpers.statistics import Proportion, binomial_p, derangement, proportion
@@ -28,10 +28,10 @@ def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[flo
 
 
 def other_images(
-    path: Path, records: Sequence[PreferenceRecord], condition: str, seed: int = 0
+    records: Sequence[PreferenceRecord], condition: str, seed: int = 0
 ) -> list[list[Path | Image.Image]]:
     """For each record another record's images ("shuffled": never the same ones), or grey ones ("blank")."""
-    own = [image_paths(path, record) for record in records]
+    own = [record.image_paths for record in records]
     if condition == "blank":
         return [[Image.new("RGB", open_image(image).size, (127, 127, 127)) for image in row] for row in own]
     if condition != "shuffled":
@@ -90,20 +90,20 @@ class RewardReport:
         """Origin of the worse answer of each pair, (pairs,) str."""
         return np.array([r.answers[w].origin or "unknown" for r in self.records for _, w in r.tier_pairs()])
 
-    def by_kind(self, condition: str = "right") -> dict[str, Proportion]:
+    def accuracy_by_kind(self, condition: str = "right") -> dict[str, Proportion]:
         return {kind: self.accuracy(condition, self.kinds == kind) for kind in sorted(set(self.kinds.tolist()))}
 
     @property
     def macro(self) -> float:
         """Mean of the accuracies by kind, each kind counting the same."""
-        return float(np.mean([share.value for share in self.by_kind().values()]))
+        return float(np.mean([share.value for share in self.accuracy_by_kind().values()]))
 
     @property
     def negative_log_likelihood(self) -> float:
         """Mean of −log σ(gap); ln 2 = 0.6931 for scores that say nothing."""
         return float(np.logaddexp(0, -self.gaps()).mean())
 
-    def by_length(self) -> dict[str, Proportion | None]:
+    def accuracy_by_length(self) -> dict[str, Proportion | None]:
         """Accuracy where the better answer is longer, shorter, or as long, in characters."""
         pairs = [(len(r.answers[b].text), len(r.answers[w].text)) for r in self.records for b, w in r.tier_pairs()]
         difference = np.subtract(*np.array(pairs).T)
@@ -137,8 +137,9 @@ class RewardReport:
                 p = paired_p(own, pair_hits(self.gaps(condition)))
                 rows.append([f"{self.name}, {condition} image", str(self.accuracy(condition)), f"{p:.2g}"])
         rows += [[name, str(share), f"{p:.2g}"] for name, (share, p) in self.rivals().items()]
-        rows += [[f"worse answer: {kind}", str(share), ""] for kind, share in self.by_kind().items()]
-        rows += [[f"better answer {name}", str(share), ""] for name, share in self.by_length().items() if share]
+        rows += [[f"worse answer: {kind}", str(share), ""] for kind, share in self.accuracy_by_kind().items()]
+        lengths = self.accuracy_by_length()
+        rows += [[f"better answer {name}", str(share), ""] for name, share in lengths.items() if share]
         return rows
 
     def sentences(self) -> list[str]:

@@ -168,7 +168,7 @@ vqa_accuracy = _make_reference_scorer("vqa_accuracy", _vote)
 
 
 def weighted_scorer(scorers: Mapping[Scorer, float] | Sequence[tuple[str, Scorer, float]]) -> Scorer:
-    """Σ weight · scorer, one part each: `weighted({cosine: 0.7, clip: 0.3})` is α·cosine + β·CLIP.
+    """Σ weight · scorer, one part each: `weighted_scorer({cosine: 0.7, clip: 0.3})` is α·cosine + β·CLIP.
 
     Weights are no shares: CLIPScore spans 0 … 2.5, a count reward 0 … 1. Parts are named after the
     functions, or as given: [(name, scorer, weight), …]. Raises UsageError if two names are equal.

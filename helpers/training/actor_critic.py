@@ -37,9 +37,9 @@ class TokenFigures(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """`forward(packed)` gives `Figures` of the policy from one pass; `forward(packed, critic=True)` a critic's values.
+    """`forward(packed)` gives `TokenFigures` of the policy; `forward(packed, critic=True)` gives a critic's values.
 
-    The second is for a critic with its own adapter, within `as_critic()`.
+    Each is one pass. The second is for a critic with its own adapter, within `as_critic()`.
     """
 
     def __init__(self, policy: PeftModel, processor: ProcessorMixin, settings: PPOSettings, seed: int = 0):
@@ -86,10 +86,10 @@ class ActorCritic(nn.Module):
         return TokenFigures(*(figure.where(mask, 0.0) for figure in (logps, losses.entropy(logits), values)))
 
     @torch.no_grad()
-    def values(self, packed: PackedAnswers, found: TokenFigures) -> Tensor:
+    def values(self, packed: PackedAnswers, figures: TokenFigures) -> Tensor:
         """Compute the critic's value before each token, (answers, longest); `figures` are from the policy's pass."""
         if not self.own_adapter:
-            return found.values
+            return figures.values
         with self.as_critic():
             return self(packed, critic=True)
 
@@ -99,7 +99,7 @@ class ActorCritic(nn.Module):
         if self.critic is not None and not self.critic.value[-1].weight.any():
             self.critic.value[-1].bias.fill_(mean)
 
-    def trained(self) -> dict[str, list[nn.Parameter]]:
+    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         head = [] if self.critic is None else [*self.critic.parameters()]
         return {"adapter": self.adapter, "critic": head + self.critic_adapter}
 
@@ -109,28 +109,31 @@ def warm_up_critic(
     forward: nn.Module,
     accelerator: Accelerator,
     batch: Callable[[Sequence[int]], tuple[PackedAnswers, Tensor]],
-    number: int,
+    number_of_prompts: int,
     epochs: int,
-    size: int,
-    at_once: int,
+    prompts_per_step: int,
+    prompts_per_pass: int,
 ) -> list[float]:
     """Train a critic with an adapter of its own on answers whose scores are known; returns its losses.
 
-    batch(numbers) gives the answers to some of the `number` prompts and their scores, (answers,). The value of every
-    token is drawn to the score of the whole answer: nothing is bootstrapped. The learning rate falls linearly
-    from `critic_warm_up_rate` to 0. size: prompts of a step, of which `at_once` are in one pass. forward: `actor`, as several
-    processes must call it; each of them sees all answers. Raises UsageError without such a critic, whose states would soon
-    be others.
+    batch(numbers) gives the answers to some of the `number_of_prompts` prompts and their scores, (answers,). The value
+    of every token is drawn to the score of the whole answer: nothing is bootstrapped. The learning rate falls linearly
+    from `critic_warm_up_learning_rate` to 0. prompts_per_step: prompts of a step, of which `prompts_per_pass` are in
+    one pass. forward: `actor`, as several processes must call it; each of them sees all answers. Raises UsageError
+    without such a critic, whose states would soon be others.
     """
     if not actor.own_adapter:
         raise UsageError("only a critic with an adapter of its own can be warmed up: set critic_adapter=True.")
-    adamw = torch.optim.AdamW(actor.trained()["critic"], lr=actor.settings.critic_warm_up_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, 0.0, epochs * -(-number // size))
+    learning_rate = actor.settings.critic_warm_up_learning_rate
+    adamw = torch.optim.AdamW(actor.trainable_parameters()["critic"], lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, 0.0, epochs * -(-number_of_prompts // prompts_per_step))
     optimizer = accelerator.prepare(adamw)
     rng, history = np.random.default_rng(0), []
+    step_starts = range(prompts_per_step, number_of_prompts, prompts_per_step)
     for _ in tqdm(range(epochs), desc="critic", unit="epoch", leave=False):
-        for chosen in np.split(rng.permutation(number), range(size, number, size)):
-            parts = [batch(part) for part in np.split(chosen, range(at_once, len(chosen), at_once))]
+        for chosen in np.split(rng.permutation(number_of_prompts), step_starts):
+            pass_starts = range(prompts_per_pass, len(chosen), prompts_per_pass)
+            parts = [batch(part) for part in np.split(chosen, pass_starts)]
             actor.start_at(float(torch.cat([scores for _, scores in parts]).mean()))
             tokens, total = sum(packed.mask[:, 1:].sum() for packed, _ in parts), 0.0
             for packed, scores in parts:

@@ -35,13 +35,13 @@ def save_checkpoint(path: Path, state: CheckpointState) -> None:
         torch.save(state, temporary)
 
 
-def load_checkpoint(path: Path, own: dict[str, str]) -> CheckpointState:
+def load_checkpoint(path: Path, identity: dict[str, str]) -> CheckpointState:
     """The state in `path`. Raises UsageError if it is not of a run with this identity, naming what differs."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch has no error of its own for a file that is none of its
         raise UsageError(f"{path}: cannot be read ({type(error).__name__}). Delete it to start afresh.") from None
-    differs = [name for name, value in own.items() if state["identity"].get(name) != value]
+    differs = [name for name, value in identity.items() if state["identity"].get(name) != value]
     if differs:
         raise UsageError(f"{path}: of a run with other {', '.join(differs)}. Put that back, or delete the file.")
     return state

@@ -18,14 +18,14 @@ from helpers.runtime import compute_dtype
 ONE_COPY_EACH = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-def new_accelerator(stage: str, unused: bool = False) -> Accelerator:
+def new_accelerator(stage: str, find_unused_parameters: bool = False) -> Accelerator:
     """For mixed precision as this machine needs it, on the CPU where there is no GPU.
 
-    unused: a pass may leave trained weights out. Raises UsageError where weights are split over processes: these loops
-    sample from the whole model, or score with it.
+    find_unused_parameters: a pass may leave trained weights out. Raises UsageError where weights are split over
+    processes: these loops sample from the whole model, or score with it.
     """
     half = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(compute_dtype(), "no")
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=unused)]
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)]
     accelerator = Accelerator(mixed_precision=half, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
     if accelerator.distributed_type not in ONE_COPY_EACH:
         raise UsageError(
@@ -45,12 +45,12 @@ def own_share(accelerator: Accelerator, items: list) -> list:
     return items[accelerator.process_index :: accelerator.num_processes]
 
 
-def gather_in_order(accelerator: Accelerator, own: list) -> list:
+def gather_in_order(accelerator: Accelerator, own_results: list) -> list:
     """The inverse of `own_share`, of one result for each item, in every process."""
     n = accelerator.num_processes
     if n == 1:
-        return own
-    tagged = [(place * n + accelerator.process_index, item) for place, item in enumerate(own)]
+        return own_results
+    tagged = [(place * n + accelerator.process_index, item) for place, item in enumerate(own_results)]
     return [item for _, item in sorted(gather_object(tagged), key=lambda pair: pair[0])]
 
 

@@ -67,7 +67,7 @@ class PPOTrainer:
         cache: Path | None = None,
     ):
         # policy and critic have a pass each, in which the other one's weights are not used
-        self.accelerator = processes.new_accelerator("PPO", unused=settings.critic_adapter)
+        self.accelerator = processes.new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
         self.shards = max(settings.shards, self.accelerator.num_processes)
         settings.check(len(tasks), self.shards, self.accelerator.num_processes)
         if not isinstance(model, PeftModel):
@@ -79,9 +79,9 @@ class PPOTrainer:
         self.features = ImageFeatures(model, processor, cache) if self.packs and is_frozen(model) else None
         self.actor = ActorCritic(model, processor, settings, seed)
         self.forward = processes.wrap_for_processes(self.accelerator, self.actor)
-        self.trained = self.actor.trained()
+        self.trainable_parameters = self.actor.trainable_parameters()
         peaks = {"adapter": settings.learning_rate, "critic": settings.critic_learning_rate}
-        groups = [{"params": self.trained[name], "lr": lr, "peak": lr} for name, lr in peaks.items()]
+        groups = [{"params": self.trainable_parameters[name], "lr": lr, "peak": lr} for name, lr in peaks.items()]
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(groups, weight_decay=0.0, eps=settings.adam_epsilon)
         )
@@ -117,11 +117,11 @@ class PPOTrainer:
         return self.log
 
     def warm_up_critic(
-        self, tasks: Sequence[Task], answers: Sequence[Sequence[str]], epochs: int = 8, size: int = 16
+        self, tasks: Sequence[Task], answers: Sequence[Sequence[str]], epochs: int = 8, prompts_per_step: int = 16
     ) -> list[float]:
         """Train the critic on answers to each task, whoever wrote them, and their scores: no sample is drawn.
 
-        size: tasks of a step, of which `mini_batch` are in memory at a time.
+        prompts_per_step: tasks of a step, of which `mini_batch` are in memory at a time.
         """
         known: dict[int, list[float]] = {}
 
@@ -129,15 +129,17 @@ class PPOTrainer:
             prompts, images = render_tasks(self.processor, [tasks[i] for i in chosen])
             for i, pictures in zip(chosen, images, strict=True):
                 if i not in known:
-                    given = [tasks[i].given(pictures, text) for text in answers[i]]
+                    given = [tasks[i].scorer_inputs(pictures, text) for text in answers[i]]
                     known[i] = [result.total for result in score_all(self.score, given)]
             scores = torch.tensor([value for i in chosen for value in known[i]])
-            return self._inputs(prompts, images, [answers[i] for i in chosen]), scores.to(self.accelerator.device)
+            return self._model_inputs(prompts, images, [answers[i] for i in chosen]), scores.to(self.accelerator.device)
 
         self.model.eval()
         self._train_mode()
-        at_once = self.settings.mini_batch
-        return warm_up_critic(self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, size, at_once)
+        at_a_time = self.settings.mini_batch
+        return warm_up_critic(
+            self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, prompts_per_step, at_a_time
+        )
 
     def iterate(self) -> IterationRow:
         """One iteration: sample, score, compare, update."""
@@ -148,8 +150,8 @@ class PPOTrainer:
         }
         row |= self.update(experience)
         row = processes.mean_rows(self.accelerator, row)
-        row["samples"] = (self.iteration + 1) * self.settings.prompts * self.settings.group
-        self.kl.update(row["objective/kl"], self.settings.prompts * self.settings.group)
+        row["samples"] = (self.iteration + 1) * self.settings.prompts_per_iteration * self.settings.group_size
+        self.kl.update(row["objective/kl"], self.settings.prompts_per_iteration * self.settings.group_size)
         return row
 
     def sample(self) -> Rollout:
@@ -161,16 +163,16 @@ class PPOTrainer:
                 self.asked += tasks
                 parts.append(roll_out(
                     self.model, self.processor, tasks, self.score,
-                    group=settings.group, temperature=settings.temperature, top_p=settings.top_p,
-                    max_new_tokens=settings.max_new_tokens, missing_end=settings.missing_end,
+                    group_size=settings.group_size, temperature=settings.temperature, top_p=settings.top_p,
+                    max_new_tokens=settings.max_new_tokens, no_end_penalty=settings.no_end_penalty,
                     seed=seed + number * 2_654_435_761,  # a prime; of seeds the last 32 bits count
                     features=self.features, truth=self.truth,
                 ))  # fmt: skip
-        return Rollout.joined(parts)
+        return Rollout.concatenate(parts)
 
     def _slices(self, tasks: Sequence) -> list[Sequence]:
         """Split the tasks into slices that fit into memory together in passes without gradients."""
-        size = self.settings.at_once or self.settings.prompts // self.shards
+        size = self.settings.sampling_batch or self.settings.prompts_per_iteration // self.shards
         return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
     def own_shards(self) -> range:
@@ -178,7 +180,7 @@ class PPOTrainer:
 
     def next_tasks(self, shard: int) -> list[Task]:
         """Choose the tasks of this iteration and shard. Each pass over the tasks has its own order, set by the seed."""
-        size = self.settings.prompts
+        size = self.settings.prompts_per_iteration
         number, place = divmod(self.iteration, len(self.tasks) // size)
         order = np.random.default_rng([self.seed, number]).permutation(len(self.tasks))
         return [self.tasks[i] for i in order[place * size : (place + 1) * size][shard :: self.shards]]
@@ -189,7 +191,7 @@ class PPOTrainer:
         settings, scores = self.settings, rollout.scores.to(self.accelerator.device)
         if self.iteration == 0:
             self.actor.start_at(float(processes.mean_over_processes(self.accelerator, scores.mean())))
-        looks = [self._look(self.packed(rollout, part)) for part in self._slices(range(len(rollout.prompts)))]
+        looks = [self._look_at(self.pack(rollout, part)) for part in self._slices(range(len(rollout.prompts)))]
         mask, old, entropy, values, reference = map(pad_and_stack, zip(*looks, strict=True))
         kl = losses.KL_ESTIMATORS[settings.kl_estimator](old - reference)
         in_loss = settings.advantages == "grpo"  # its KL is a term of the loss
@@ -201,12 +203,12 @@ class PPOTrainer:
         if settings.advantages == "gae" and settings.whiten:
             advantages = losses.whiten(advantages, mask, partial(processes.token_mean_over_processes, self.accelerator))
         elif settings.advantages == "rloo":
-            advantages = losses.rloo_advantages(totals, settings.group)[:, None] * mask
+            advantages = losses.rloo_advantages(totals, settings.group_size)[:, None] * mask
         elif settings.advantages == "grpo":
-            advantages = losses.grpo_advantages(totals, settings.group, settings.whiten)[:, None] * mask
+            advantages = losses.grpo_advantages(totals, settings.group_size, settings.whiten)[:, None] * mask
         return Experience(rollout, mask, old, reference, values, entropy, rewards, advantages, returns)
 
-    def _look(self, packed: PackedAnswers) -> tuple[Tensor, ...]:
+    def _look_at(self, packed: PackedAnswers) -> tuple[Tensor, ...]:
         """Mask, the policy's log-probabilities and entropy, the critic's values, the reference's log-probabilities."""
         with self.accelerator.autocast():
             old = self.actor(packed)
@@ -218,11 +220,11 @@ class PPOTrainer:
     def update(self, experience: Experience) -> IterationRow:
         """Epochs of clipped updates over mini-batches of tasks; figures are means over all of them."""
         settings, rollout, rows = self.settings, experience.rollout, []
-        left = 1 - self.iteration / settings.iterations if settings.anneal else 1.0
+        left = 1 - self.iteration / settings.iterations if settings.anneal_lr else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = left * group["peak"]
         self._train_mode()
-        rng, tasks = np.random.default_rng([self.seed, self.iteration]), settings.prompts // self.shards
+        rng, tasks = np.random.default_rng([self.seed, self.iteration]), settings.prompts_per_iteration // self.shards
         size, starts = settings.mini_batch // self.shards, range(0, len(rollout.prompts), tasks)
         for _ in range(settings.epochs):
             for chosen in np.split(rng.permutation(tasks), range(size, tasks, size)):
@@ -235,13 +237,13 @@ class PPOTrainer:
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         return means | {"ppo/ratio_first": rows[0]["ppo/ratio"]}
 
-    def step(self, experience: Experience, chosen: Sequence[int]) -> IterationRow:
-        """One optimizer step on the answers to the tasks `chosen`. What gets no gradient stays as it is."""
+    def step(self, experience: Experience, tasks: Sequence[int]) -> IterationRow:
+        """One optimizer step on the answers to the tasks with these numbers. What gets no gradient stays as it is."""
         settings = self.settings
-        batch, answers = self.packed(experience.rollout, chosen), experience.rollout.numbers(chosen)
+        batch, answers = self.pack(experience.rollout, tasks), experience.rollout.answer_numbers(tasks)
         mask = batch.mask[:, 1:]
         count = processes.token_count(self.accelerator, mask)
-        names = ("old", "reference", "values", "advantages", "returns")
+        names = ("old_logps", "reference_logps", "values", "advantages", "returns")
         old, reference, values, advantages, returns = (experience.cut(n, answers, mask.shape[1]) for n in names)
         with self.accelerator.autocast():
             new = self.forward(batch)
@@ -263,7 +265,7 @@ class PPOTrainer:
                 self.accelerator.backward(settings.value_weight * value)
         self.accelerator.unscale_gradients(self.optimizer)
         norms = {}
-        for name, weights in self.trained.items():
+        for name, weights in self.trainable_parameters.items():
             norms[name] = float(nn.utils.clip_grad_norm_(weights, settings.max_grad_norm))
             if norms[name] == 0:  # Adam's momentum would move weights without a gradient
                 for weight in weights:
@@ -280,13 +282,13 @@ class PPOTrainer:
             "grad_norm/critic": norms["critic"],
         }
 
-    def packed(self, rollout: Rollout, tasks: Sequence[int] | None = None) -> PackedAnswers:
+    def pack(self, rollout: Rollout, tasks: Sequence[int] | None = None) -> PackedAnswers:
         """Model inputs of the answers to some of the rollout's tasks (all of them), in their order."""
         tasks = range(len(rollout.prompts)) if tasks is None else tasks
         prompts, images = [rollout.prompts[i] for i in tasks], [rollout.images[i] for i in tasks]
-        return self._inputs(prompts, images, [rollout.answers(i) for i in tasks])
+        return self._model_inputs(prompts, images, [rollout.answers(i) for i in tasks])
 
-    def _inputs(self, *batch: Sequence) -> PackedAnswers:
+    def _model_inputs(self, *batch: Sequence) -> PackedAnswers:
         """Build the model inputs from the prompts, the images of each prompt and the answers to each prompt."""
         if self.packs:
             return pack(self.model, self.processor, *batch, self.features).to(self.accelerator.device)
@@ -303,7 +305,7 @@ class PPOTrainer:
 
     def _weights(self) -> dict[str, Tensor]:
         """Return all trained weights by name: the policy's adapter, the critic's adapter and its head."""
-        known = {id(parameter) for group in self.trained.values() for parameter in group}
+        known = {id(parameter) for group in self.trainable_parameters.values() for parameter in group}
         return {name: p.detach() for name, p in self.actor.named_parameters() if id(p) in known}
 
     def _save(self, path: Path) -> None:
@@ -318,7 +320,7 @@ class PPOTrainer:
 
     @torch.no_grad()
     def _resume(self, path: Path) -> None:
-        own = {"settings": replace(self.settings, checkpoint_every=0, at_once=0), "seed": self.seed}
+        own = {"settings": replace(self.settings, checkpoint_every=0, sampling_batch=0), "seed": self.seed}
         own |= {"number of processes": self.accelerator.num_processes, "reward": self.score.__name__}
         self.identity = ppo_checkpoint.run_identity(self.model, self.processor, self.tasks, **own)
         if not path.exists():

@@ -19,16 +19,16 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from helpers.config import RewardSettings
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord, file_of
 from helpers.files import UsageError, open_image, replace_file
 from helpers.losses import bradley_terry_loss, focal_bradley_terry_loss, listwise_loss
 from helpers.models.shared_prefix import PackedAnswers
 from helpers.rewards.reward_model import RewardModel, pair_gaps, pair_hits, score_records
 from helpers.training import distributed as processes
 
-MAX_OVERFLOWS = (
-    8  # steps in a row: a scaler of fp16 gradients halves itself each time, and needs a few at its start only
-)
+# steps in a row whose numbers may break: a scaler of fp16 gradients halves itself each time, and needs a few such
+# steps at its start only
+MAX_OVERFLOWS = 8
 Objective = Callable[[Tensor, PreferenceRecord, RewardSettings], Tensor]  # scores (answers,) → losses (terms,)
 
 
@@ -53,7 +53,7 @@ def _pair_scores(scores: Tensor, record: PreferenceRecord) -> tuple[Tensor, Tens
 def _bradley_terry_terms(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
     better, worse, gaps = _pair_scores(scores, record)
     margin = settings.margin_weight * gaps
-    return bradley_terry_loss(better, worse, margin, settings.label_smoothing, settings.centring)
+    return bradley_terry_loss(better, worse, margin, settings.label_smoothing, settings.centring_weight)
 
 
 def _focal_terms(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
@@ -83,7 +83,8 @@ def losses_of(scores: Tensor, records: Sequence[PreferenceRecord], settings: Rew
 class RewardTrainer:
     """`train()` runs to the end, or to where held-out accuracy stops rising; the best weights stay.
 
-    path, records: what is trained on (those that do not fill a step are left to other epochs); held_out: (path, records) of other photos. `checkpoint` is a file:
+    records: what is trained on (those that do not fill a step are left to other epochs); held_out: records of other
+    photos. `checkpoint` is a file:
     after each evaluation the whole state is in it, and a trainer that finds it goes on as if it had
     never stopped. Raises UsageError for records without a pair or an unknown objective.
     """
@@ -91,18 +92,16 @@ class RewardTrainer:
     def __init__(
         self,
         reward: RewardModel,
-        path: Path,
         records: Sequence[PreferenceRecord],
-        held_out: tuple[Path, Sequence[PreferenceRecord]],
+        held_out: Sequence[PreferenceRecord],
         settings: RewardSettings,
         seed: int = 0,
         checkpoint: Path | None = None,
     ):
-        self.reward, self.path, self.settings = reward, path, settings
-        self.records, judged = ([r for r in rows if any(r.tier_pairs())] for rows in (records, held_out[1]))
-        self.held_out = held_out[0], judged
-        if not self.records or not judged:
-            raise UsageError(f"{path}: no pair of a better and a worse answer to train on, or none held out.")
+        self.reward, self.settings = reward, settings
+        self.records, self.held_out = ([r for r in rows if any(r.tier_pairs())] for rows in (records, held_out))
+        if not self.records or not self.held_out:
+            raise UsageError(f"{file_of(records)}: no pair of a better and a worse answer to train on, or none held out.")
         if settings.objective not in OBJECTIVES:
             raise UsageError(f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}.")
         self.seed, self.checkpoint, self.run, self.step = seed, checkpoint, RewardRun(), 0
@@ -110,7 +109,7 @@ class RewardTrainer:
         self.per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
         self.steps = settings.epochs * max(1, len(self.records) // self.per_step)
         self.every = max(1, self.steps // settings.evaluations)
-        self.weights = reward.trainable()
+        self.weights = reward.trainable_parameters()
         adamw = torch.optim.AdamW(self.weights.values(), settings.learning_rate, weight_decay=settings.weight_decay)
         self.optimizer = self.accelerator.prepare(adamw)
         warmup = round(settings.warmup_share * self.steps)
@@ -119,7 +118,7 @@ class RewardTrainer:
         self.not_finite = 0  # steps in a row
         if settings.gradient_checkpointing:
             reward.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        with reward.active():
+        with reward.use_adapter():
             for weight in self.weights.values():
                 weight.requires_grad_(True)
             self.forward = processes.wrap_for_processes(self.accelerator, reward)
@@ -130,7 +129,7 @@ class RewardTrainer:
         started = time.perf_counter() - self.run.seconds
         name, quiet = f"reward model, {self.settings.objective}", not self.accelerator.is_main_process or None
         bar = tqdm(total=self.steps, initial=self.step, desc=name, unit="step", disable=quiet)
-        with self.reward.active():
+        with self.reward.use_adapter():
             while self.step < self.steps and not self._is_stuck():
                 self.run.log.append(self._train_step())
                 self.step += 1
@@ -160,7 +159,7 @@ class RewardTrainer:
         return {"step": self.step + 1, **figures, "learning_rate": rate, "grad_norm": float(norm)}
 
     def _watch_numbers(self, loss: float, norm: float) -> None:
-        """Raises UsageError after `OVERFLOWS` steps in a row whose loss or gradient is no number."""
+        """Raises UsageError after `MAX_OVERFLOWS` steps in a row whose loss or gradient is no number."""
         self.not_finite = 0 if math.isfinite(loss) and math.isfinite(norm) else self.not_finite + 1
         if self.not_finite == MAX_OVERFLOWS:
             raise UsageError(
@@ -197,7 +196,7 @@ class RewardTrainer:
         return [self.records[i] for i in order[place * self.per_step : (place + 1) * self.per_step]]
 
     def _batch(self, rows: Sequence[PreferenceRecord]) -> PackedAnswers:
-        images = [[open_image(image, f"{self.path} ({r.id})") for image in image_paths(self.path, r)] for r in rows]
+        images = [[open_image(image, record.place) for image in record.image_paths] for record in rows]
         return self.reward.batch(rows, images)
 
     def _evaluate(self) -> None:
@@ -209,8 +208,8 @@ class RewardTrainer:
 
     def held_out_accuracy(self) -> tuple[float, float]:
         """Accuracy and mean loss on the held-out records."""
-        path, records = self.held_out
-        own = score_records(self.reward, path, processes.own_share(self.accelerator, records))
+        records = self.held_out
+        own = score_records(self.reward, processes.own_share(self.accelerator, records))
         scores = processes.gather_in_order(self.accelerator, own)
         flat = torch.tensor([value for row in scores for value in row])
         return float(pair_hits(pair_gaps(records, scores)).mean()), float(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
 
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord
 from helpers.files import open_image
 from helpers.models.caches import ImageFeatures
 from helpers.models.generation import sample_ids
@@ -36,15 +36,15 @@ class Task:
     def question(self) -> str:
         return self.turns[-1][1]
 
-    def given(self, images: Sequence[Image.Image], answer: str) -> ScorerInputs:
+    def scorer_inputs(self, images: Sequence[Image.Image], answer: str) -> ScorerInputs:
         """Arguments for a scorer: the first image, the question, the answer and the truth."""
         return images[0] if images else None, self.question, answer, self.facts
 
 
-def tasks_of(path: Path, records: Sequence[PreferenceRecord]) -> list[Task]:
-    """The prompts of the records of the file `path`; their answers are not used, their truth is."""
+def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
+    """The prompts of records; their answers are not used, their truth is."""
     return [
-        Task(tuple(image_paths(path, record)), tuple((m.role, m.content) for m in record.prompt), record.truth)
+        Task(tuple(record.image_paths), tuple((m.role, m.content) for m in record.prompt), record.truth)
         for record in records
     ]
 
@@ -58,11 +58,11 @@ def render_tasks(processor: ProcessorMixin, tasks: Sequence[Task]) -> tuple[list
 
 @dataclass(frozen=True)
 class Rollout:
-    """`group` answers to each task, the answers to one task together."""
+    """`group_size` answers to each task, the answers to one task together."""
 
     prompts: Sequence[str]  # of the tasks, rendered
     images: Sequence[Sequence[Image.Image]]
-    group: int
+    group_size: int
     ids: Sequence[Tensor]  # tokens of each answer, with the end of turn if it came
     texts: Sequence[str]
     ended: Tensor  # (answers,) bool
@@ -71,7 +71,7 @@ class Rollout:
     truth: Tensor | None = None  # (answers,) score by another scorer, which is only watched
 
     @classmethod
-    def joined(cls, parts: Sequence["Rollout"]) -> "Rollout":
+    def concatenate(cls, parts: Sequence["Rollout"]) -> "Rollout":
         """The rollouts of several lists of tasks as one."""
         if len(parts) == 1:
             return parts[0]
@@ -81,7 +81,7 @@ class Rollout:
         names = dict.fromkeys(name for part in parts for name in part.parts)
         return cls(
             **rows,
-            group=parts[0].group,
+            group_size=parts[0].group_size,
             ended=torch.cat([part.ended for part in parts]),
             scores=torch.cat([part.scores for part in parts]),
             parts={n: torch.cat([p.parts.get(n, torch.zeros(len(p.scores))) for p in parts]) for n in names},
@@ -89,25 +89,25 @@ class Rollout:
         )
 
     def answers(self, task: int) -> Sequence[Tensor]:
-        return self.ids[task * self.group : (task + 1) * self.group]
+        return self.ids[task * self.group_size : (task + 1) * self.group_size]
 
-    def numbers(self, tasks: Sequence[int]) -> list[int]:
+    def answer_numbers(self, tasks: Sequence[int]) -> list[int]:
         """Numbers of the answers to these tasks, in their order."""
-        return [task * self.group + k for task in tasks for k in range(self.group)]
+        return [task * self.group_size + k for task in tasks for k in range(self.group_size)]
 
 
 @dataclass(frozen=True)
 class Experience:
     """A rollout with what is known of its tokens; tensors are (answers, longest), 0 where `mask` is 0.
 
-    Of the three log-probabilities two are here: `old`, of the policy that sampled, and `reference`. The third,
-    of the policy that is being updated, is computed anew in each update.
+    Two of the three log-probabilities are here: `old_logps`, of the policy that sampled, and `reference_logps`.
+    The third, of the policy that is being updated, is computed anew in each update.
     """
 
     rollout: Rollout
     mask: Tensor  # 1 on an answer's own tokens
-    old: Tensor
-    reference: Tensor
+    old_logps: Tensor
+    reference_logps: Tensor
     values: Tensor  # what the critic expects before each token
     entropy: Tensor
     rewards: Tensor  # of each token: the score on the last one, and the KL penalty
@@ -131,29 +131,29 @@ def roll_out(
     tasks: Sequence[Task],
     score: Scorer,
     *,
-    group: int,
+    group_size: int,
     temperature: float,
     top_p: float,
     max_new_tokens: int,
-    missing_end: float,
+    no_end_penalty: float,
     seed: int,
     features: ImageFeatures | None = None,
     truth: Scorer | None = None,
 ) -> Rollout:
-    """Sample `group` answers to each task and score them; one that does not end loses `missing_end`."""
+    """Sample `group_size` answers to each task and score them; one that does not end loses `no_end_penalty`."""
     prompts, images = render_tasks(processor, tasks)
-    repeated = [number for number in range(len(tasks)) for _ in range(group)]
+    repeated = [number for number in range(len(tasks)) for _ in range(group_size)]
     ids, ended = sample_ids(
-        model, processor, prompts, images, group=group,
+        model, processor, prompts, images, group_size=group_size,
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, features=features,
     )  # fmt: skip
     texts = answer_texts(processor, ids)
-    rows = [tasks[i].given(images[i], text) for i, text in zip(repeated, texts, strict=True)]
+    rows = [tasks[i].scorer_inputs(images[i], text) for i, text in zip(repeated, texts, strict=True)]
     found, ends = score_all(score, rows), torch.tensor(ended)
     names = dict.fromkeys(name for result in found for name in result.parts)
     return Rollout(
-        prompts, images, group, ids, texts, ends,
-        scores=torch.tensor([result.total for result in found]) - missing_end * (~ends).float(),
+        prompts, images, group_size, ids, texts, ends,
+        scores=torch.tensor([result.total for result in found]) - no_end_penalty * (~ends).float(),
         parts={name: torch.tensor([result.parts.get(name, 0.0) for result in found]) for name in names},
         truth=torch.tensor([result.total for result in score_all(truth, rows)]) if truth else None,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What a training writes down while it runs: figures of an iteration, held-out answers, JSON lines, TensorBoard.
 
-`describe` has the figures of PPO's samples; losses, gradients and ratios come from the updates. Each is defined in one
-sentence in `docs/metrics.md`. Taught in notebooks 04 and 05.
+`experience_figures` has the figures of PPO's samples; losses, gradients and ratios come from the updates. Each is
+defined in one sentence in `docs/metrics.md`. Taught in notebooks 04 and 05.
 """
 
 import json
@@ -28,11 +28,11 @@ LOGGED_SAMPLES = 8  # answers that `SampleLog` writes at a time
 def experience_figures(experience: Experience) -> IterationRow:
     """Means over the answers of an iteration, before the update."""
     rollout, mask = experience.rollout, experience.mask
-    grouped = rollout.scores.view(-1, rollout.group)
+    grouped = rollout.scores.view(-1, rollout.group_size)
     truth = {} if rollout.truth is None else {"objective/truth": rollout.truth.mean()}
     row = truth | {
         "objective/scores": rollout.scores.mean(),
-        "objective/kl": (experience.old - experience.reference).sum(1).mean(),
+        "objective/kl": (experience.old_logps - experience.reference_logps).sum(1).mean(),
         "objective/entropy": masked_mean(experience.entropy, mask),
         "ppo/returns/mean": masked_mean(experience.returns, mask),
         "ppo/returns/var": masked_var(experience.returns, mask),
@@ -93,8 +93,8 @@ def first_samples(trainer) -> list[dict]:
         {
             "iteration": trainer.iteration,
             "prompt": rollout.prompts[task],
-            "answer": rollout.texts[task * rollout.group],
-            "score": float(rollout.scores[task * rollout.group]),
+            "answer": rollout.texts[task * rollout.group_size],
+            "score": float(rollout.scores[task * rollout.group_size]),
         }
         for task in range(min(LOGGED_SAMPLES, len(rollout.prompts)))
     ]
@@ -119,31 +119,31 @@ class TensorBoard:
 
 
 class HeldOutAnswers(TrainerCallback):
-    """Greedy answers to the records of the file `path`, before the first step and every `every` steps.
+    """Greedy answers to records, before the first step and every `every` steps.
 
     It is a callback of TRL's trainers, and a watcher of `ppo.PPOTrainer`, whose iterations are steps here.
     `shares` holds (step, share of exact answers); `watching` counts the seconds that it took.
     """
 
-    def __init__(self, processor: ProcessorMixin, path: Path, records: Sequence[PreferenceRecord], every: int = 20):
-        self.processor, self.path, self.records, self.every = processor, path, records, every
+    def __init__(self, processor: ProcessorMixin, records: Sequence[PreferenceRecord], every: int = 20):
+        self.processor, self.records, self.every = processor, records, every
         self.shares: list[tuple[int, Proportion]] = []
         self.watching = 0.0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._ask(model, state.global_step)
+        self._record_answers(model, state.global_step)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self._ask(model, state.global_step)
+            self._record_answers(model, state.global_step)
 
     def __call__(self, trainer) -> None:
         if trainer.iteration % self.every == 0 or trainer.iteration == trainer.settings.iterations:
-            self._ask(trainer.model, trainer.iteration)
+            self._record_answers(trainer.model, trainer.iteration)
 
-    def _ask(self, model: PreTrainedModel | PeftModel, step: int) -> None:
+    def _record_answers(self, model: PreTrainedModel | PeftModel, step: int) -> None:
         started = time.monotonic()
-        answers = answer_records(model, self.processor, self.path, self.records)
+        answers = answer_records(model, self.processor, self.records)
         exact = sum(is_exact(answer, record.truth) for answer, record in zip(answers, self.records, strict=True))
         self.shares.append((step, proportion(exact, len(answers))))
         self.watching += time.monotonic() - started

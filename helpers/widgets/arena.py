@@ -55,7 +55,7 @@ class Arena(AnswerRanker):
         self.state |= {"revealed": self.revealed, "standings": self.standings and str(self.standings)}
 
     def _reveal(self) -> None:
-        with show_errors(self._not_done):
+        with show_errors(self._report_failure):
             arena.reveal(self.votes)
             self.revealed = True
             self._draw_standings()
@@ -72,16 +72,16 @@ class Arena(AnswerRanker):
         self._tell()
 
     def _export(self) -> None:
-        with show_errors(self._not_done):
+        with show_errors(self._report_failure):
             everything = list(self.votes.records.values())
-            judged = arena.export_records(everything, self.votes.records_path, self.votes.path, self.export_path)
+            judged = arena.export_records(everything, self.votes.path, self.export_path)
             pairs = sum(len(record.pairs()) for record in judged)
             self.exported.value = note(
                 f"{self.export_path.resolve()}: {len(judged)} judged records, {pairs} with a better answer to train on; "
                 f"{len(everything) - len(judged)} left out, not judged or skipped. The file names the models."
             )
 
-    def _not_done(self, text: str) -> None:
+    def _report_failure(self, text: str) -> None:
         self.exported.value = note(text, error=True)
 
 

@@ -50,20 +50,20 @@ def listen_to_keys(box: w.DOMWidget) -> None:
     display({"application/javascript": _KEYS.replace("NAME", name), "text/plain": ""}, raw=True)
 
 
-def show(box: w.DOMWidget, static: str = "") -> None:
-    """Display a widget; pages without scripts show the HTML `static` in its place."""
+def show(box: w.DOMWidget, fallback_html: str = "") -> None:
+    """Display a widget; pages without scripts show `fallback_html` in its place."""
     view = {"model_id": box.model_id, "version_major": 2, "version_minor": 0}
     bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "a widget: run the cell to use it"}
-    display(bundle | ({"text/html": static} if static else {}), raw=True)
+    display(bundle | ({"text/html": fallback_html} if fallback_html else {}), raw=True)
 
 
-def button(text: str, act: Callable[[], None], key: str = "") -> w.Button:
-    """A button that calls `act`; with a key, which is shown on it, see `listen_to_keys`."""
+def button(text: str, on_click: Callable[[], None], key: str = "") -> w.Button:
+    """A button that calls `on_click`; with a key, which is shown on it, see `listen_to_keys`."""
     shown = f"{text} ({key})" if key else text
     made = w.Button(description=shown, tooltip=f"key: {key}" if key else text, layout=w.Layout(width="auto"))
     if key:
         made.add_class(f"key-{key}")
-    made.on_click(lambda _: act())
+    made.on_click(lambda _: on_click())
     return made
 
 
@@ -79,12 +79,12 @@ def note(text: str, error: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def show_errors(say: Callable[[str], None]) -> Iterator[None]:
+def show_errors(report: Callable[[str], None]) -> Iterator[None]:
     """Show errors of a callback in the widget, because nobody would see them elsewhere."""
     try:
         yield
     except (UsageError, ValueError, RuntimeError, OSError) as error:
-        say(f"Error: {error}")
+        report(f"Error: {error}")
 
 
 def jpeg_strip(images: Sequence[Image.Image]) -> bytes:

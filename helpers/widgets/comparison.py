@@ -125,15 +125,15 @@ class Comparison:
         self.upload.observe(self._take_upload, "value")
         self.suggestion.observe(self._suggest, "value")
         self.marks.observe(lambda _: self._draw(), "value")
-        self.folder.observe(self._look, "value")
+        self.folder.observe(self._add_folder, "value")
         for control in (self.names, self.question, self.temperature, self.top_p, self.max_new_tokens, self.seed):
             control.observe(self._ask, "value")
 
     def show(self) -> None:
         """Display the widget; where no widgets run, its answers as plain HTML."""
-        show(self.box, self._as_html())
+        show(self.box, self._render_html())
 
-    def _as_html(self) -> str:
+    def _render_html(self) -> str:
         return f"<p><b>{html.escape(self.question.value)}</b></p>{self.answers.value}"
 
     # --- what they do ---
@@ -162,10 +162,10 @@ class Comparison:
                 self._own.save(temporary, "PNG")
             self._ask()
 
-    def _look(self, _change=None) -> None:
+    def _add_folder(self, _change=None) -> None:
         """Adapters of another folder join those that there are."""
         with show_errors(self._fail), contextlib.redirect_stdout(io.StringIO()) as told:
-            new, chosen, self._quiet = self.policies.look_in(Path(self.folder.value)), self.names.value, True
+            new, chosen, self._quiet = self.policies.add_folder(Path(self.folder.value)), self.names.value, True
             self.names.options = self.policies.names
             self.names.value, self._quiet = chosen, False
             self.message.value = note(f"{told.getvalue()} {len(new)} more in {self.folder.value}")
@@ -205,16 +205,16 @@ class Comparison:
         truth_line = f"<p style='margin:6px 4px'><b>truth</b> {html.escape(known)}</p>"
         self.answers.value = f"<div style='display:flex;flex-wrap:wrap'>{cards}</div>{truth_line}"
 
-    def _card(self, spoken: PolicyAnswer, right: bool | None) -> str:
+    def _card(self, answer: PolicyAnswer, right: bool | None) -> str:
         first, mark = self._spoken[0], {True: "✓ counts right", False: "✗ not the truth", None: ""}[right]
         words = mark_changes(
-            first.text, (self._spoken[1] if spoken is first and len(self._spoken) > 1 else spoken).text
+            first.text, (self._spoken[1] if answer is first and len(self._spoken) > 1 else answer).text
         )
-        text = words[0] if spoken is first else words[1]
-        text = colored_tokens(spoken) if self.marks.value == LIKELIER_TOKENS else text
+        text = words[0] if answer is first else words[1]
+        text = colored_tokens(answer) if self.marks.value == LIKELIER_TOKENS else text
         return (
             "<div style='flex:1 1 280px;margin:4px;padding:6px 10px;border:1px solid #999;line-height:22px'>"
-            f"<b>{html.escape(spoken.policy)}</b> {mark}<br>{text}<br><small>{answer_figures(spoken)}</small></div>"
+            f"<b>{html.escape(answer.policy)}</b> {mark}<br>{text}<br><small>{answer_figures(answer)}</small></div>"
         )
 
     def _fail(self, text: str) -> None:

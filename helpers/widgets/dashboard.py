@@ -53,9 +53,9 @@ class Dashboard:
         self.meanings = w.HTML(layout=w.Layout(height="130px", overflow="auto"))
         self.box = self._lay_out()
         self.box.add_class("dashboard")
-        self.stage.observe(lambda _: self._changed(self._fill), "value")
+        self.stage.observe(lambda _: self._on_change(self._fill), "value")
         for control in (self.chosen, self.axis, self.smoothing):
-            control.observe(lambda _: self._changed(self._draw), "value")
+            control.observe(lambda _: self._on_change(self._draw), "value")
         self._read()
 
     def show(self) -> None:
@@ -78,11 +78,11 @@ class Dashboard:
 
     # What can be chosen
 
-    def _changed(self, act: Callable[[], None]) -> None:
+    def _on_change(self, update: Callable[[], None]) -> None:
         """A control was moved by the reader; `_set` moves them, too, and draws once by itself."""
         if not self._filling:
             with show_errors(self._fail):
-                act()
+                update()
 
     def _read(self) -> None:
         """Read all logs anew; what was chosen stays chosen where it is still there."""
@@ -93,23 +93,23 @@ class Dashboard:
             new = sorted({run.name for run in self.runs if not run.error} - before) if before else []
             self._told = f"{len(self.runs)} logs, read at {time.strftime('%H:%M:%S')}"
             self._told += f"; new: {', '.join(new)}" if new else ""
-            stages = [stage for stage in LOGGED_STAGES if self._of(stage)]
+            stages = [stage for stage in LOGGED_STAGES if self._runs_of_stage(stage)]
             stage = self.stage.value if self.stage.value in stages else next(iter(stages), None)
             self._set(self.stage, [(LOGGED_STAGES[stage].title, stage) for stage in stages], stage)
             self._fill()
 
-    def _of(self, stage: str | None) -> list[LoggedRun]:
+    def _runs_of_stage(self, stage: str | None) -> list[LoggedRun]:
         return [run for run in self.runs if run.stage == stage and not run.error]
 
     def _fill(self) -> None:
         """Runs, axes and figures of the stage."""
-        runs = self._of(self.stage.value)
+        runs = self._runs_of_stage(self.stage.value)
         names = [run.name for run in runs]
         kept = [name for name in self.chosen.value if name in names] or names[:SHOWN_RUNS]
         self._set(self.chosen, [(name, name) for name in names], tuple(kept))
-        telling = LOGGED_STAGES[self.stage.value].telling if runs else ()
-        metrics = dict.fromkeys([*telling, *sorted({name for run in runs for name in run.columns})])
-        self._ticks.children = [self._tick(name, name in telling) for name in metrics]
+        main_figures = LOGGED_STAGES[self.stage.value].main_figures if runs else ()
+        metrics = dict.fromkeys([*main_figures, *sorted({name for run in runs for name in run.columns})])
+        self._ticks.children = [self._tick(name, name in main_figures) for name in metrics]
         self._draw()
 
     def _set(self, control: w.Widget, options: list[tuple[str, str]], value: str | tuple[str, ...] | None) -> None:
@@ -128,13 +128,14 @@ class Dashboard:
         if key not in self.metrics:
             shown = name.replace("<", "‹").replace(">", "›")
             self.metrics[key] = w.Checkbox(ticked, description=shown, indent=False, layout=w.Layout(width="220px"))
-            self.metrics[key].observe(lambda _: self._changed(self._draw), "value")
+            self.metrics[key].observe(lambda _: self._on_change(self._draw), "value")
         return self.metrics[key]
 
     # What is shown of it
 
     def _draw(self) -> None:
-        stage, runs = self.stage.value, [run for run in self._of(self.stage.value) if run.name in self.chosen.value]
+        stage = self.stage.value
+        runs = [run for run in self._runs_of_stage(stage) if run.name in self.chosen.value]
         possible = axes(runs)
         self._set(
             self.axis, [(n, n) for n in possible], self.axis.value if self.axis.value in possible else possible[0]

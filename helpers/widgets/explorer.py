@@ -227,22 +227,22 @@ class Explorer:
                 "shown": [row.number for row in shown], "counts": {name: counts[name] for name in OUTCOMES},
                 "errors": errors,
             }  # fmt: skip
-            self.header.value, self.grid.value = self._head(), _grid(cards)
-            self.message.value = note(self._found())
+            self.header.value, self.grid.value = self._heading(), _grid(cards)
+            self.message.value = note(self._count_text())
 
-    def _found(self) -> str:
+    def _count_text(self) -> str:
         number, page, pages = (self.state[name] for name in ("matching", "page", "pages"))
         line = f"{number} of {len(self.items)} items; page {page + 1} of {pages}."
         if not number:
             return f"{line} Nothing fits: choose less narrowly."
         return f"{line} Change: {'as given' if self.policy.value in self.change else 'number of counts that differ'}."
 
-    def _head(self) -> str:
+    def _heading(self) -> str:
         counts, n = self.state["counts"], len(self.items)
         right = [proportion(counts["both right"] + counts[name], n) for name in ("broken", "fixed")]
         line = " · ".join(f"<b>{name}</b> {counts[name]}" for name in OUTCOMES)
         names = [html.escape(name) for name in (self.base, self.policy.value)]
-        shares = f"all counts right: {names[0]} {right[0].short()}, {names[1]} {right[1]}"
+        shares = f"all counts right: {names[0]} {right[0].short_text()}, {names[1]} {right[1]}"
         return f"<div style='line-height:22px'>{line}<br>{shares}</div>"
 
     def _cards(self, shown: Sequence[ItemRow]) -> tuple[list[str], list[str]]:
@@ -269,8 +269,8 @@ def _menu(label: str, options: list[tuple[str, str]]) -> w.Dropdown:
     return w.Dropdown(options=options, description=label, style={"description_width": "110px"}, layout=layout)
 
 
-def item_card(row: ItemRow, picture: str, names: tuple[str, str]) -> str:
-    """One item as HTML of a fixed height; what is longer scrolls. `picture` is HTML, all else is escaped."""
+def item_card(row: ItemRow, picture_html: str, names: tuple[str, str]) -> str:
+    """One item as HTML of a fixed height; what is longer scrolls. `picture_html` is HTML, all else is escaped."""
     color = {"broken": color_style(REMOVED_COLOR), "fixed": color_style(ADDED_COLOR)}
     badge = f"<b style='padding:0 4px;{color.get(row.outcome, '')}'>{row.outcome}</b>"
     texts = mark_changes(row.before, row.after)
@@ -284,7 +284,7 @@ def item_card(row: ItemRow, picture: str, names: tuple[str, str]) -> str:
         "<div tabindex='0' role='group' style='height:360px;overflow:auto;border:1px solid #888;padding:6px;"
         f"box-sizing:border-box;line-height:20px;overflow-wrap:anywhere' aria-label='item {row.number}, {row.outcome}'>"
         f"<div>item {row.number} {badge} change {row.change:.3g}</div>"
-        f"<div style='height:{THUMBNAIL[1]}px;overflow:auto'>{picture}</div>{answers}"
+        f"<div style='height:{THUMBNAIL[1]}px;overflow:auto'>{picture_html}</div>{answers}"
         f"<div><b>truth</b> {truth}</div><div><small>{kinds}; group {html.escape(row.item.group)}</small></div></div>"
     )
 

@@ -9,7 +9,7 @@ import ipywidgets as w
 import numpy as np
 from scipy.stats import rankdata
 
-from helpers.data.preferences import PreferenceRecord, image_paths, record_key
+from helpers.data.preferences import PreferenceRecord, record_key
 from helpers.files import UsageError, open_image, read_json, write_json
 from helpers.rewards.heuristic import HEURISTIC_RULES
 from helpers.rewards.ranking import (
@@ -46,15 +46,15 @@ class ScorerPlayground:
     """Sliders for the weights of the heuristic's rules; one record ranked by it, and all of them against the truth.
 
     path: file of `records`, to which their images are relative. Records without known counts are left
-    out, which is said. counts_known: do the rules know the counts? (A box changes it.) kept: a JSON
+    out, which is said. counts_known: do the rules know the counts? (A box changes it.) weights_path: a JSON
     file of weights, written with each change and read when the cell is run again. Raises UsageError
     if no record has known counts.
     """
 
     def __init__(
-        self, records: Sequence[PreferenceRecord], path: Path, counts_known: bool = True, kept: Path | None = None
+        self, records: Sequence[PreferenceRecord], counts_known: bool = True, weights_path: Path | None = None
     ):
-        self.records, self.path, self.kept = select_with_counts(records), path, kept
+        self.records, self.weights_path = select_with_counts(records), weights_path
         self.left_out, self.state, self._moving = len(records) - len(self.records), {}, False
         self.answers, self.drawn, self._values = flatten(self.records), draw_records(len(self.records)), {}
         style = {"description_width": "110px"}
@@ -118,9 +118,9 @@ class ScorerPlayground:
         return {name: slider.value for name, slider in self.sliders.items()}
 
     def _restore(self) -> None:
-        if self.kept and self.kept.exists():
+        if self.weights_path and self.weights_path.exists():
             with show_errors(partial(self._faults.__setitem__, "weights")):
-                self._set(read_weights(self.kept))
+                self._set(read_weights(self.weights_path))
 
     def _set(self, weights: Mapping[str, float]) -> None:
         for name, slider in self.sliders.items():
@@ -138,8 +138,8 @@ class ScorerPlayground:
             return
         self._faults.pop("weights", None)
         with show_errors(partial(self._faults.__setitem__, "weights")):
-            if self.kept:
-                write_json(self.kept, self.weights)
+            if self.weights_path:
+                write_json(self.weights_path, self.weights)
         self._measure()
 
     def _measure(self) -> None:
@@ -148,9 +148,10 @@ class ScorerPlayground:
             self._values[told] = rule_values(self.records, told)
         self.totals = weighted_sum(self._values[told], self.weights)
         correlation = correlate(self.totals, self.answers, self.drawn)
-        agreed = pair_agreement(self.totals, self.answers.pairs)
-        self.state |= {"weights": self.weights, "counts_known": told, "correlation": correlation, "agreement": agreed}
-        self.summary.value = ranking_summary(correlation, agreed, told)
+        agreement = pair_agreement(self.totals, self.answers.pairs)
+        self.state |= {"weights": self.weights, "counts_known": told}
+        self.state |= {"correlation": correlation, "agreement": agreement}
+        self.summary.value = ranking_summary(correlation, agreement, told)
         self._rank()
 
     def _pick(self) -> None:
@@ -160,7 +161,7 @@ class ScorerPlayground:
         self._faults.pop("picture", None)
         with show_errors(partial(self._faults.__setitem__, "picture")):
             where = f"record {record_key(record)}"
-            content = jpeg_strip([open_image(path, where) for path in image_paths(self.path, record)])
+            content = jpeg_strip([open_image(path, where) for path in record.image_paths])
         self.picture.value, self.picture.layout.visibility = content, "visible" if content else "hidden"
         self._rank()
 
@@ -187,16 +188,18 @@ class ScorerPlayground:
         self.message.value = "".join(note(text, error=True) for text in self._faults.values()) + note(left)
 
 
-def ranking_summary(correlation: Correlation, agreed: Proportion | None, counts_known: bool) -> str:
+def ranking_summary(correlation: Correlation, agreement: Proportion | None, counts_known: bool) -> str:
     """HTML: how well the score ranks as the truth does, and what cannot be said."""
     lines = [f"Rank correlation (Spearman) with the truth (count_graded): {correlation}."]
     if correlation.low is None or correlation.value is None:
         lines.append("Whether that is more than chance cannot be said.")
-    elif correlation.chance:
+    elif correlation.is_chance:
         lines.append("The interval includes 0: it cannot be told from chance.")
     else:
         lines.append("It ranks with the truth." if correlation.value > 0 else "It ranks against the truth.")
-    shared = f"{agreed}; a tie counts half, .5 is chance" if agreed else "there are none that are not equally true"
+    shared = "there are none that are not equally true"
+    if agreement:
+        shared = f"{agreement}; a tie counts half, .5 is chance"
     lines.append(f"Pairs of one record's answers that are ranked as the truth ranks them: {shared}.")
     lines.append(
         f"The rules {'are told the very counts that they are judged by' if counts_known else 'know no counts'}."

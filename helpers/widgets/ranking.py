@@ -7,7 +7,6 @@ from functools import partial
 
 import ipywidgets as w
 
-from helpers.data.preferences import image_paths
 from helpers.data.votes import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
 from helpers.widgets.common import button, escape_text, jpeg_strip, listen_to_keys, note, show
@@ -99,7 +98,7 @@ class AnswerRanker:
         content = b""
         try:
             if self.item:
-                paths = image_paths(self.votes.records_path, self.item.record)
+                paths = self.item.record.image_paths
                 content = jpeg_strip([open_image(path, "this item") for path in paths])
         except UsageError as error:
             self._say(f"{error} Or skip it.", error=True)
@@ -130,11 +129,14 @@ class AnswerRanker:
         n = len(self.item.order) if self.item else 0
         if n == 2:
             self._vote("ranked", [[k], [1 - k]])
-        elif not complete_tiers(self._tiers, n) and not any(k in tier for tier in self._tiers) and not self._too_soon():
+            return
+        if complete_tiers(self._tiers, n) or any(k in tier for tier in self._tiers):
+            return
+        if not self._is_too_soon():
             last = [[*self._tiers[-1], k]] if self.joined.value and self._tiers else [*self._tiers[-1:], [k]]
             self._place(*self._tiers[:-1], *last)
 
-    def _too_soon(self) -> bool:
+    def _is_too_soon(self) -> bool:
         if soon := time.monotonic() - self._shown < self.pause:
             self._say("That click came as the item appeared, so it did not count.")
         return soon
@@ -145,7 +147,7 @@ class AnswerRanker:
 
     def _vote(self, verdict: VoteVerdict, tiers: Tiers = ()) -> None:
         """The vote goes to the disk, then the next item comes; after an error this one stays."""
-        if self.item is None or self._too_soon():
+        if self.item is None or self._is_too_soon():
             return
         shown = self.marks[: len(self.item.order)]
         marks = {name: [int(row[i].value) for row in shown] for i, name in enumerate(self.criteria)}
@@ -153,12 +155,12 @@ class AnswerRanker:
             counted = self.votes.vote(self.item, verdict, tiers, marks, round(time.monotonic() - self._shown, 2))
             self._show(self.votes.next(), "" if counted else "The last one had been judged elsewhere; that vote stays.")
         except (OSError, UsageError) as error:
-            self.item = self.votes.again(self.item)
+            self.item = self.votes.renew(self.item)
             self._say(f"Not counted: {error}", error=True)
 
     def _undo(self) -> None:
         try:
-            if not self._too_soon() and (item := self.votes.undo()):
+            if not self._is_too_soon() and (item := self.votes.undo()):
                 self._show(item, "Judge this one again.")
         except (OSError, UsageError) as error:
             self._say(f"Not undone: {error}", error=True)

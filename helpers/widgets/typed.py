@@ -7,20 +7,20 @@ from collections.abc import Callable
 
 from IPython.display import display
 
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord
 from helpers.data.votes import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
 
 
-def complete_tiers(tiers: Tiers, n: int, joined: bool = False) -> Tiers | None:
-    """Tiers of `n` answers with the only one left put last (`joined`: level with the last); None while more are.
+def complete_tiers(tiers: Tiers, n: int, join_last: bool = False) -> Tiers | None:
+    """Tiers of `n` answers with the only one left put last (`join_last`: level with the last); None while more are.
 
-    completed([[1]], 2) → [[1], [0]];  completed([[1], [0]], 3, joined=True) → [[1], [0, 2]]
+    complete_tiers([[1]], 2) → [[1], [0]];  complete_tiers([[1], [0]], 3, join_last=True) → [[1], [0, 2]]
     """
     left = [k for k in range(n) if not any(k in tier for tier in tiers)]
     if len(left) > 1:
         return None
-    if left and joined:
+    if left and join_last:
         return [*tiers[:-1], [*tiers[-1], *left]]
     return [*tiers, left] if left else tiers
 
@@ -32,16 +32,16 @@ def prompt_text(record: PreferenceRecord) -> str:
     return "\n".join(f"{message.role}: {message.content}" for message in record.prompt)
 
 
-def rank_in_text(votes: Votes, ask: Callable[[str], str] = input) -> None:
+def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None:
     """Rank by typing, where widgets do not appear: the same votes, in the same order, in the same file.
 
-    `ask` gets the question and gives the reply. Stops at the end, and at "q".
+    `read_reply` gets the question and gives the reply. Stops at the end, and at "q".
     """
     item = votes.next()
     while item is not None:
         _print(item, votes)
         started = time.monotonic()
-        reply = ask("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ").strip().lower()
+        reply = read_reply("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ").strip().lower()
         if reply == "q":
             return
         try:
@@ -52,13 +52,13 @@ def rank_in_text(votes: Votes, ask: Callable[[str], str] = input) -> None:
             item = votes.next()
         except (UsageError, OSError) as error:
             print(f"Not counted: {error}")
-            item = votes.again(item)
+            item = votes.renew(item)
     print(f"{votes.progress()}: all are judged.")
 
 
 def _print(item: VotingItem, votes: Votes) -> None:
     print(f"\n{votes.progress()}\n{votes.notice}")
-    for path in image_paths(votes.records_path, item.record):
+    for path in item.record.image_paths:
         print(path)
         try:
             image = open_image(path)

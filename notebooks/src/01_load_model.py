@@ -58,8 +58,9 @@ section = report.Section("01_load_model", "The model before training")
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
-# that is not enough, the size of the images. Nothing is loaded for it.
+# The rows say what this machine is. The table says, by arithmetic and before anything is loaded, how many GB and about how
+# many minutes each stage takes, and what was changed so that it fits: the batch, and where that is not enough, the size of
+# the images. Every notebook asks this first, for the stages that it runs; `plan` holds the settings that fit.
 
 # %%
 plan = machine.check_machine(MODEL)
@@ -223,7 +224,7 @@ if MODEL == "tiny" and DATA == "data/traffic":
     assert shuffled.exact_share.value < 0.1 < greedy.exact_share.value, "its answers come from the image"
 
 # %%
-section.share("base_exact_validation", greedy.exact_share)
+section.add_share("base_exact_validation", greedy.exact_share)
 print("report:", section.save())
 
 # %% [markdown]

@@ -71,8 +71,7 @@ section = report.Section("02_build_preferences", "The preference data")
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
-# that is not enough, the size of the images. Nothing is loaded for it.
+# [Notebook 01](01_load_model.ipynb) says how to read this table.
 
 # %%
 plan = machine.check_machine(MODEL)
@@ -143,7 +142,7 @@ for rule in rewards.HEURISTIC_RULES:
 score = rewards.SCORERS[SCORER]
 for text in own_answers[number]:
     print(f"{score(None, data.question_for(train[number], number), text, train[number].counts).total:.3f}  {text}")
-ranked = rewards.rank_samples(train, out, own_answers, score)
+ranked = rewards.rank_samples(train, own_answers, score)
 ranked_pairs = [pair for record in ranked for pair in record.pairs()]
 extremes = [pair for record in ranked for pair in record.pairs("extremes")]
 print(f"{len(ranked)} images give {len(ranked_pairs)} pairs, {len(extremes)} of them best against worst")
@@ -180,7 +179,7 @@ for facts in ("counts known", "counts unknown"):
 # The true answer is preferred to each of them; the worse ones are tied among themselves.
 
 # %%
-records = data.build_records(train, out, own_answers, NEGATIVES, SEED) if PAIRS == "built" else ranked
+records = data.build_records(train, own_answers, NEGATIVES, SEED) if PAIRS == "built" else ranked
 pairs = [pair for record in records for pair in record.pairs()]
 print(f"{len(records)} records, {len(pairs)} pairs")
 print(json.dumps(records[number].model_dump(exclude_defaults=True), indent=1))
@@ -196,7 +195,7 @@ titles = [
     for r in shown
 ]
 section.picture(
-    report.image_grid([files.open_image(data.image_paths(out / "train.jsonl", r)[0]) for r in shown], titles),
+    report.image_grid([files.open_image(r.image_paths[0]) for r in shown], titles),
     "Four records: the preferred answer has a tick",
 )
 
@@ -218,7 +217,7 @@ print(data.render_blind_table(rules))
 # wrong and that the picture decides. For comparison, all three kinds:
 
 # %%
-print(data.render_blind_table(data.blind_rules(data.build_records(train, out, own_answers, data.NEGATIVES, SEED))))
+print(data.render_blind_table(data.blind_rules(data.build_records(train, own_answers, data.NEGATIVES, SEED))))
 
 # %% [markdown]
 # ### How a published data set leaked
@@ -269,10 +268,10 @@ if "other image" in rules:
 # sharper picture" beats three of the four without reading anything in it.
 
 # %%
-spoilt = data.add_image_negatives(out / "train.jsonl", records[:64], data.IMAGE_NEGATIVES, SEED)
+spoilt = data.add_image_negatives(records[:64], out / "negatives", data.IMAGE_NEGATIVES, SEED)
 names = [
-    *data.image_paths(out / "train.jsonl", spoilt[number]),
-    *(out / name for name in spoilt[number].negative_images),
+    *spoilt[number].image_paths,
+    *spoilt[number].negative_image_paths,
 ]
 section.picture(
     report.image_grid([files.open_image(name) for name in names], ["true", *data.IMAGE_NEGATIVES]),
@@ -280,7 +279,7 @@ section.picture(
 )
 
 # %%
-for kind, share in data.true_image_detail_shares(out / "train.jsonl", spoilt, data.IMAGE_NEGATIVES).items():
+for kind, share in data.true_image_detail_shares(spoilt, data.IMAGE_NEGATIVES).items():
     print(f"{kind:<9} the true image has more detail in {share}")
 
 # %% [markdown]
@@ -301,9 +300,9 @@ for place, (split, items) in enumerate(held_out.items(), start=1):
     answers = models.sample_answers(
         model, processor, asked.images, asked.questions, ANSWERS, seed=SEED + 1000 * place, max_new_tokens=budget
     )
-    built = data.build_records(items, out, answers, NEGATIVES, SEED + place) if PAIRS == "built" else None
+    built = data.build_records(items, answers, NEGATIVES, SEED + place) if PAIRS == "built" else None
     data.write_records(
-        out / f"{split}.jsonl", built if PAIRS == "built" else rewards.rank_samples(items, out, answers, score)
+        out / f"{split}.jsonl", built if PAIRS == "built" else rewards.rank_samples(items, answers, score)
     )
 about = {"data": str(folder), "classes": CLASSES, "model": MODEL, "pairs": PAIRS, "negatives": NEGATIVES, "seed": SEED}
 files.write_json(out / "about.json", about)
@@ -336,7 +335,7 @@ print(leaks or f"no photo of train is in {' or '.join(held_out)}")
 # the cell again and it goes on. Give another name for a second annotator and compare.
 
 # %%
-votes = data.Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me", records_path=out / "train.jsonl")
+votes = data.Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me")
 widgets.Ranking(votes).show()
 
 # %% [markdown]
@@ -380,8 +379,8 @@ assert first.low < 0.9, "the position of an answer must not give the label away"
 
 # %%
 assert not sum((other.errors for other in others), checked.errors), "the doctor found errors: see above"
-section.share("blind_rule_best", worst_share)
-section.single("preference_pairs", len(pairs))
+section.add_share("blind_rule_best", worst_share)
+section.add_value("preference_pairs", len(pairs))
 print("report:", section.save())
 
 # %% [markdown]

@@ -71,8 +71,7 @@ settings
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
-# that is not enough, the size of the images. Nothing is loaded for it.
+# [Notebook 01](01_load_model.ipynb) says how to read this table.
 
 # %%
 plan = machine.check_machine(MODEL, reward=settings)
@@ -171,7 +170,7 @@ if not test_path.exists():
     test_path = valid_path
 train, valid, test = (data.read_records(path) for path in (train_path, valid_path, test_path))
 print({path.name: sum(len(r.pairs()) for r in rows) for path, rows in
-       ((train_path, train), (valid_path, valid), (test_path, test))}, "pairs")  # fmt: skip
+       ((train_path, train), (valid_path, valid), (test))}, "pairs")  # fmt: skip
 
 # %% [markdown]
 # ## Where the number comes from
@@ -189,7 +188,7 @@ def load():
 
 model, processor = load()
 record = train[0]
-pictures = [files.open_image(image) for image in data.image_paths(train_path, record)]
+pictures = [files.open_image(image) for image in record.image_paths]
 prompt, answers = models.render(processor, record.prompt[-1].content, len(pictures)), [a.text for a in record.answers]
 packed = models.pack(model, processor, [prompt], [pictures], [answers])
 alone = models.pack_separately(processor, [prompt], [pictures], [answers])
@@ -227,7 +226,7 @@ def train_reward(head, objective, sees_images=True, seed=SEED):
     checkpoint = files.artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
     if not RESUME:
         checkpoint.unlink(missing_ok=True)
-    trainer = training.RewardTrainer(reward, train_path, train, (valid_path, valid), chosen_settings, seed, checkpoint)
+    trainer = training.RewardTrainer(reward, train, valid, chosen_settings, seed, checkpoint)
     return reward, trainer.train()
 
 
@@ -246,15 +245,15 @@ section.picture(
 # %%
 random_head = rewards.new_reward_model(*load(), settings, seed=SEED + 1)
 others = {}
-baselines = {"random head": rewards.score_records(random_head, test_path, test)}
+baselines = {"random head": rewards.score_records(random_head, test)}
 twin, _ = train_reward(HEADS[0], OBJECTIVES[0], sees_images=False)
-baselines["text-only twin"] = rewards.score_records(twin, test_path, test)
+baselines["text-only twin"] = rewards.score_records(twin, test)
 
 # %%
-scores = {"right": rewards.score_records(reward, test_path, test)}
+scores = {"right": rewards.score_records(reward, test)}
 for condition in ("shuffled", "blank"):
     scores[condition] = rewards.score_records(
-        reward, test_path, test, rewards.other_images(test_path, test, condition, SEED)
+        reward, test, rewards.other_images(test, condition, SEED)
     )
 reward_report = rewards.RewardReport("reward model", test, scores, baselines)
 section.table(reward_report.rows())
@@ -268,7 +267,7 @@ for sentence in reward_report.sentences():
 # image's counts that is impossible, and the accuracy with a shuffled image must be near .5:
 
 # %%
-for kind, share in reward_report.by_kind("shuffled").items():
+for kind, share in reward_report.accuracy_by_kind("shuffled").items():
     print(f"shuffled image, worse answer {kind!r}: {share}")
 
 # %% [markdown]
@@ -287,7 +286,7 @@ section.picture(report.reliability_diagram(bins), f"Reliability on the test pair
 # The same answers in the opposite order must have the same scores.
 
 # %%
-backwards = rewards.score_records(reward, test_path, rewards.swap_answers(test))
+backwards = rewards.score_records(reward, rewards.swap_answers(test))
 difference = max(
     abs(a - b)
     for row, other in zip(scores["right"], backwards, strict=True)
@@ -313,7 +312,7 @@ for head in HEADS:
 rows, best = [["head", "objective", "validation", "test", "p against the first", "seconds"]], None
 first_hits = rewards.pair_hits(reward_report.gaps())
 for (head, objective), (candidate, its_run) in trained.items():
-    found = rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(candidate, test_path, test)))
+    found = rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(candidate, test)))
     reached = max(row["accuracy"] for row in its_run.evaluations)
     share = statistics.proportion(float(found.sum()), len(found))
     rows.append(
@@ -340,8 +339,8 @@ section.table(rows)
 
 # %%
 features = rewards.FeatureReward(model, processor)
-fit = features.fit(train_path, train, rewards.target_scores(train), seed=SEED)
-others["pooled features → heuristic"] = features.score_records(test_path, test)
+fit = features.fit(train, rewards.target_scores(train), seed=SEED)
+others["pooled features → heuristic"] = features.score_records(test)
 print(f"R² on images held out: {fit.r2_held_out:.3f}")
 
 # %% [markdown]
@@ -356,11 +355,11 @@ bridge = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokeni
 print(bridge.texts(train_path, train[:1])[0][0])
 
 # %%
-bridge.fit(train_path, train, epochs=CAPTION_EPOCHS, seed=SEED)
-others["caption bridge"] = bridge.score_records(test_path, test)
+bridge.fit(train, epochs=CAPTION_EPOCHS, seed=SEED)
+others["caption bridge"] = bridge.score_records(test)
 blind = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokenizer, None)
-blind.fit(train_path, train, epochs=CAPTION_EPOCHS, seed=SEED)
-others["the same without captions"] = blind.score_records(test_path, test)
+blind.fit(train, epochs=CAPTION_EPOCHS, seed=SEED)
+others["the same without captions"] = blind.score_records(test)
 
 # %%
 rows = [["", "test", "p against the first"]]
@@ -388,7 +387,7 @@ for head in ("linear", "mlp"):
         untrained = dataclasses.replace(settings, head=head)
         one = rewards.new_reward_model(*load(), untrained, seed, sees_images=False)
         random_hits.append(
-            rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(one, test_path, test)))[:500]
+            rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(one, test)))[:500]
         )
 print("random heads:", ", ".join(f"{found.mean():.3f}" for found in random_hits))
 high, low = max(random_hits, key=lambda found: found.mean()), min(random_hits, key=lambda found: found.mean())
@@ -436,7 +435,7 @@ print(f"{head}, {objective}: validation {reached:.3f}, head {rewards.head_hash(w
 
 # %%
 again = rewards.load_reward_model(*load(), folder)
-before, after = (rewards.score_records(one, valid_path, valid) for one in (winner, again))
+before, after = (rewards.score_records(one, valid) for one in (winner, again))
 difference = max(abs(a - b) for row, other in zip(before, after, strict=True) for a, b in zip(row, other, strict=True))
 print(f"largest difference after loading: {difference:.1e}")
 
@@ -450,7 +449,7 @@ print(f"largest difference after loading: {difference:.1e}")
 # bridge comes close, because this model's captions count what the pairs are about. One head or objective may come out badly with one seed:
 # [docs/results.md](../docs/results.md) has three seeds of the first.
 #
-# **If the accuracy stays at .5**, is anything trained (`reward.trainable()`), is the learning rate far too low?
+# **If the accuracy stays at .5**, is anything trained (`reward.trainable_parameters()`), is the learning rate far too low?
 # **If the accuracy with a shuffled image is as high**, the pairs can be solved without looking: see the
 # blind rules in notebook 02.
 #
@@ -458,16 +457,16 @@ print(f"largest difference after loading: {difference:.1e}")
 
 # %%
 assert difference < 1e-4, "a reloaded model must give the same scores"
-assert any(name.startswith("head.") for name in reward.trainable()), "the head is trained and saved"
+assert any(name.startswith("head.") for name in reward.trainable_parameters()), "the head is trained and saved"
 if MODEL == "tiny" and EPOCHS is None and "scene-" in train[0].images[0]:
     assert reward_report.accuracy().low > 0.8, "most unseen pairs should be told apart"
     assert reward_report.accuracy().value > reward_report.accuracy("shuffled").value + 0.2, "and not without the image"
 
 # %%
-section.share("rm_pair_accuracy", reward_report.accuracy(), SEED)
-section.share("rm_pair_accuracy_shuffled_images", reward_report.accuracy("shuffled"), SEED)
-section.share("rm_shorter_wins", reward_report.rivals()["shorter"][0], SEED)
-section.single("rm_train_seconds", run.seconds, SEED)
+section.add_share("rm_pair_accuracy", reward_report.accuracy(), SEED)
+section.add_share("rm_pair_accuracy_shuffled_images", reward_report.accuracy("shuffled"), SEED)
+section.add_share("rm_shorter_wins", reward_report.rivals()["shorter"][0], SEED)
+section.add_value("rm_train_seconds", run.seconds, SEED)
 section.conclude(
     f"The reward model picks the better answer in {reward_report.accuracy()} of unseen pairs, with another image in "
     f"{reward_report.accuracy('shuffled')}."

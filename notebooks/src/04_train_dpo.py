@@ -84,8 +84,7 @@ settings
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
-# that is not enough, the size of the images. Nothing is loaded for it.
+# [Notebook 01](01_load_model.ipynb) says how to read this table.
 
 # %%
 plan = machine.check_machine(MODEL, dpo=settings)
@@ -149,7 +148,7 @@ source = files.artifact(
     "preferences/train.jsonl", "notebook 02", lambda: ROOT / "data" / "traffic" / "preferences_train.jsonl"
 )
 records = data.read_records(source)
-train_data = data.to_trl(source, records)
+train_data = data.to_trl(records)
 print(train_data)
 
 # %% [markdown]
@@ -189,14 +188,14 @@ def new_trainer(seed=0, dataset=train_data, model=None, callbacks=(), name=None,
 valid_source = source.with_name(source.name.replace("train", "valid"))
 valid_records = data.read_records(valid_source)
 base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
-held_out_exact = training.HeldOutAnswers(processor, valid_source, valid_records[:64])
+held_out_exact = training.HeldOutAnswers(processor, valid_records[:64])
 curves = report.LiveCurves(held_out=held_out_exact.shares)
 
 
 def new_doctor():
     """Watches a run: the log, the gradients, and what the model says to eight images it does not train on."""
     watched = valid_records[:8]
-    images = [data.image_paths(valid_source, record)[0] for record in watched]
+    images = [record.image_paths[0] for record in watched]
     return doctor.DPODoctor(processor, images, [record.prompt[-1].content for record in watched])
 
 
@@ -279,7 +278,7 @@ section.say(
 # Accuracy on the training pairs can be memory. The validation pairs come from other images.
 
 # %%
-valid_data = data.to_trl(valid_source, valid_records)
+valid_data = data.to_trl(valid_records)
 pairs = evaluation.evaluate_pairs(model, processor, valid_data)
 held_out = pairs.accuracy
 section.say(f"Validation pairs on which the policy prefers the chosen answer more than the base does: {held_out}.")
@@ -301,7 +300,7 @@ if pairs.chosen.mean() < pairs.reference_chosen.mean():
 
 # %%
 record = valid_records[0]
-image, question = files.open_image(data.image_paths(valid_source, record)[0]), record.prompt[-1].content
+image, question = files.open_image(record.image_paths[0]), record.prompt[-1].content
 with models.disable_adapters(model):
     before = models.generate_answers(model, processor, [image], [question])[0]
 after = models.generate_answers(model, processor, [image], [question])[0]
@@ -319,7 +318,7 @@ print(f"{question}\n  before: {before}\n  after:  {after}\n  truth:  {record.tru
 def save(trainer, run, seed):
     """Adapter, settings, log and reference answers → artifacts/dpo/seed-N."""
     folder = files.artifacts_dir() / "dpo" / f"seed-{seed}"
-    answers = models.answer_records(trainer.model, processor, valid_source, valid_records)
+    answers = models.answer_records(trainer.model, processor, valid_records)
     about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": seed}
     about |= {"settings": dataclasses.asdict(settings), "data": str(source)}
     models.save_adapter(trainer.model, folder, about)
@@ -368,16 +367,16 @@ section.table([["seed", "seconds", "greedy exact, validation images"], *rows])
 def gallery():
     """name → (data, changed settings)"""
     grey = files.artifacts_dir() / "dpo" / "grey.png"
-    files.open_image(data.image_paths(source, records[0])[0]).point(lambda _: 127).save(grey)
+    files.open_image(records[0].image_paths[0]).point(lambda _: 127).save(grey)
     coins = torch.rand(len(records), generator=torch.Generator().manual_seed(0)) < 0.5  # at random, or it is a pattern
     turned = [record.model_copy(update={"ranking": record.ranking[::-1]}) for record in records]
     swapped = [other if coin else record for record, other, coin in zip(records, turned, coins, strict=True)]
     blind = [record.model_copy(update={"images": [str(grey)]}) for record in records]
     return {
-        "half of the labels swapped": (data.to_trl(source, swapped), {"sft_weight": 0.0}),
+        "half of the labels swapped": (data.to_trl(swapped), {"sft_weight": 0.0}),
         "learning rate / 10,000": (train_data, {"learning_rate": settings.learning_rate / 1e4, "sft_weight": 0.0}),
-        "one grey picture for all": (data.to_trl(source, blind), {}),
-        "one-sided negatives, no SFT term": (data.to_trl(source, data.make_one_sided(records)), {"sft_weight": 0.0}),
+        "one grey picture for all": (data.to_trl(blind), {}),
+        "one-sided negatives, no SFT term": (data.to_trl(data.make_one_sided(records)), {"sft_weight": 0.0}),
     }
 
 
@@ -386,7 +385,7 @@ table = [["run", "loss at the end", "training accuracy", "validation pairs", "ex
 for name, (dataset, changes) in gallery().items() if GALLERY_STEPS else ():
     watching, exact_there = (
         new_doctor(),
-        training.HeldOutAnswers(processor, valid_source, valid_records[:64], every=GALLERY_STEPS),
+        training.HeldOutAnswers(processor, valid_records[:64], every=GALLERY_STEPS),
     )
     failing = new_trainer(
         dataset=dataset,
@@ -419,7 +418,7 @@ if GALLERY_STEPS:
 
 
 # %%
-valid_items = data.as_counted_images(valid_source, valid_records)
+valid_items = data.as_counted_images(valid_records)
 sweep = {}
 for beta_there, weight in SWEEP:
     tried = new_trainer(name="sweep", steps=40, checkpoint_steps=0, beta=beta_there, sft_weight=weight)
@@ -447,7 +446,7 @@ if sweep:
 # (notebook 03) takes its place where no truth is known.
 
 # %%
-items = data.as_counted_images(source, records)[:256]
+items = data.as_counted_images(records)[:256]
 asked = data.counting_questions(items)
 budget = models.answer_budget(processor, asked.answers)
 on_policy, rounds = models.load_model(MODEL)[0], []
@@ -462,8 +461,8 @@ for number in range(ROUNDS + 1 if ROUNDS else 0):
     own = models.sample_answers(
         on_policy, processor, asked.images, asked.questions, seed=1000 * (number + 1), max_new_tokens=budget
     )
-    ranked = rewards.rank_samples(items, source.parent, own, rewards.count_graded)
-    pairs_there = data.to_trl(source, ranked, "extremes")
+    ranked = rewards.rank_samples(items, own, rewards.count_graded)
+    pairs_there = data.to_trl(ranked, "extremes")
     round_trainer = new_trainer(
         dataset=pairs_there, model=on_policy, name=f"round-{number + 1}", steps=60, checkpoint_steps=0, sft_weight=0.0
     )
@@ -500,8 +499,8 @@ if MODEL == "tiny" and STEPS is None and "scene-" in records[0].images[0]:
 # %%
 for seed in SEEDS:
     suffix = "" if seed == SEEDS[0] else f"_seed_{seed}"
-    section.single(f"dpo_train_seconds{suffix}", seconds[seed], seed)
-section.share("dpo_pair_accuracy_validation", held_out, SEEDS[0])
+    section.add_value(f"dpo_train_seconds{suffix}", seconds[seed], seed)
+section.add_share("dpo_pair_accuracy_validation", held_out, SEEDS[0])
 print("report:", section.save())
 
 # %% [markdown]

@@ -90,8 +90,7 @@ settings
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
-# that is not enough, the size of the images. Nothing is loaded for it.
+# [Notebook 01](01_load_model.ipynb) says how to read this table.
 
 # %%
 plan = machine.check_machine(MODEL, ppo=settings)
@@ -168,7 +167,7 @@ if not all(isinstance(record.truth, dict) for record in [*records, *valid_record
     raise files.UsageError(
         f"{source}: records without true counts, by which this notebook scores and judges. Use notebook 04."
     )
-tasks, items = training.tasks_of(source, records), data.as_counted_images(test_source, test_records)
+tasks, items = training.tasks_of(records), data.as_counted_images(test_records)
 print(f"{len(tasks)} questions to train on, {len(items)} held-out ones: {tasks[0].question!r} {tasks[0].facts}")
 
 # %% [markdown]
@@ -200,7 +199,7 @@ def new_trainer(name, score, changes=None, questions=None, watch=(), truth=None,
 base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 longest = max(settings.max_new_tokens, models.answer_budget(processor, data.counting_questions(items).answers))
 settings = dataclasses.replace(settings, max_new_tokens=longest)
-held_out = training.HeldOutAnswers(processor, valid_source, valid_records[:64], every=2)
+held_out = training.HeldOutAnswers(processor, valid_records[:64], every=2)
 watching, curves = doctor.PPODoctor(), report.LivePolicyCurves(held_out=held_out.shares)
 trainer = new_trainer("ppo", rewards.count_exact, watch=[held_out, watching, curves], model=base)
 before = {t: evaluation.evaluate_counting(base, processor, items, temperature=t) for t in (0.0, 1.0)}
@@ -255,7 +254,7 @@ experience = trainer.last
 failed = [n for n, score in enumerate(experience.rollout.scores.tolist()) if score < 1] or [0]
 ids = experience.rollout.ids[failed[0]]
 tokens = [processor.tokenizer.decode([i]) for i in ids.tolist()]
-facts = trainer.asked[failed[0] // settings.group].facts
+facts = trainer.asked[failed[0] // settings.group_size].facts
 report.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"truth: {facts}")
 
 # %% [markdown]
@@ -276,15 +275,15 @@ def save(name, run):
 def judge(name, run):
     """Greedy and sampled answers to the held-out questions → artifacts/ppo/NAME, and a row of the table."""
     save(name, run)
-    noted = models.answer_records(run.model, processor, valid_source, valid_records)
+    noted = models.answer_records(run.model, processor, valid_records)
     file = files.artifacts_dir() / "ppo" / name / "validation_answers.json"
     files.write_json(file, {"records": str(valid_source), "answers": noted})
     found = {t: evaluation.evaluate_counting(run.model, processor, items, temperature=t) for t in (0.0, 1.0)}
     p = statistics.mcnemar_p(before[0.0].exact, found[0.0].exact)
     kind_of_judge = "circular" if run.score is rewards.count_exact else "independent"
     return found, [
-        name, kind_of_judge, found[0.0].exact_share.short(), found[1.0].exact_share.short(), found[1.0].well_formed_share.short(),
-        f"{p:.1g}", f"{int(run.log[-1]['samples'])}", f"{run.seconds:.0f}",
+        name, kind_of_judge, found[0.0].exact_share.short_text(), found[1.0].exact_share.short_text(),
+        found[1.0].well_formed_share.short_text(), f"{p:.1g}", f"{int(run.log[-1]['samples'])}", f"{run.seconds:.0f}",
         f"{sum(row['objective/kl'] for row in run.log[-5:]) / 5:.2f}",
     ]  # fmt: skip
 
@@ -301,7 +300,7 @@ head = [
     "KL",
 ]
 shares = (before[0.0].exact_share, before[1.0].exact_share, before[1.0].well_formed_share)
-results, rows = {}, [head, ["base", "", *(share.short() for share in shares), "", "", "", "0"]]
+results, rows = {}, [head, ["base", "", *(share.short_text() for share in shares), "", "", "", "0"]]
 results["ppo"], row = judge("ppo", trainer)
 rows.append(row)
 section.table(rows)
@@ -313,11 +312,12 @@ section.table(rows)
 # number, the mean: what remains when the critic is taken away.
 
 # %%
-half = {"prompts": settings.prompts // 2, "group": 2 * settings.group, "mini_batch": max(1, settings.mini_batch // 2)}
+half = {"prompts_per_iteration": settings.prompts_per_iteration // 2, "group_size": 2 * settings.group_size}
+half |= {"mini_batch": max(1, settings.mini_batch // 2)}
 kinds = {"rloo": {"advantages": "rloo"}, "grpo": {"advantages": "grpo", **half}, "constant": {"critic_layers": 0}}
 reached = {"ppo": held_out.shares}
 for name in COMPARE:
-    shares = training.HeldOutAnswers(processor, valid_source, valid_records[:64], every=2)
+    shares = training.HeldOutAnswers(processor, valid_records[:64], every=2)
     other = new_trainer(name, rewards.count_exact, kinds[name], watch=[shares, doctor.PPODoctor()])
     other.train()
     results[name], row = judge(name, other)
@@ -325,7 +325,7 @@ for name in COMPARE:
     reached[name] = shares.shares
 
 # %%
-per_iteration = settings.prompts * settings.group
+per_iteration = settings.prompts_per_iteration * settings.group_size
 first = {
     name: next((per_iteration * at for at, share in found if share.value >= 0.9), None)
     for name, found in reached.items()
@@ -347,7 +347,7 @@ def train_reward_model():
     """What notebook 03 makes, with its preset."""
     chosen = config.reward_preset(PRESET)
     reward = rewards.new_reward_model(models.load_model(MODEL)[0], processor, chosen, SEED)
-    training.RewardTrainer(reward, source, records, (valid_source, valid_records), chosen, SEED).train()
+    training.RewardTrainer(reward, records, valid_records, chosen, SEED).train()
     return rewards.save_reward_model(reward, files.artifacts_dir() / "ppo" / "reward", chosen)
 
 
@@ -355,7 +355,7 @@ if REWARD_MODEL:
     folder = files.artifact("reward", "notebook 03", train_reward_model)
     policy = models.add_adapter(models.load_model(MODEL)[0], settings.lora, SEED)
     reward = rewards.load_reward_model(policy, processor, folder)
-    seen = torch.tensor([s for row in rewards.score_records(reward, valid_source, valid_records) for s in row])
+    seen = torch.tensor([s for row in rewards.score_records(reward, valid_records) for s in row])
     score = rewards.as_scorer(reward, float(seen.mean()), float(seen.std()))
     watching = doctor.PPODoctor()
     learnt = new_trainer(
@@ -379,7 +379,7 @@ def one_class(records, path):
     """How many of one class? The classes take turns."""
     for number, record in enumerate(records):
         question, answer = data.one_class_question(record.truth, number)
-        yield training.Task(tuple(data.image_paths(path, record)), (("user", question),), answer)
+        yield training.Task(tuple(record.image_paths), (("user", question),), answer)
 
 
 rules = rewards.heuristic_scorer()
@@ -387,8 +387,9 @@ without_truth = rewards.make_scorer(
     "heuristic", lambda image, question, answer, facts: rules(image, question, answer).parts
 )
 simple = list(one_class(records, source))
-wild = {"advantages": "grpo", "prompts": 8, "group": 16, "mini_batch": 2, "epochs": 4, "clip": 0.5, "kl_weight": 0.0}
-wild |= {"temperature": 1.5, "max_new_tokens": 24, "missing_end": 0.5, "anneal": False, "iterations": HACKING}
+wild = {"advantages": "grpo", "prompts_per_iteration": 8, "group_size": 16, "mini_batch": 2, "epochs": 4}
+wild |= {"clip": 0.5, "kl_weight": 0.0}
+wild |= {"temperature": 1.5, "max_new_tokens": 24, "no_end_penalty": 0.5, "anneal_lr": False, "iterations": HACKING}
 table = [
     [
         "KL weight",
@@ -446,7 +447,7 @@ for score_there in (0.2, 1.0):
 #
 # Both runs below ask "Is there a bus in the image?", and have the project's reward and the same learning rate, that of
 # the tiny model: the project's own, 5·10⁻⁶, moves it by nothing. (It planned to mix the reward with CLIP:
-# `weighted({cosine: 0.7, load_clip(): 0.3})`, with `load_clip` of `helpers/rewards/similarity.py`, where a CLIP model can be had.)
+# `rewards.weighted_scorer({cosine: 0.7, rewards.load_clip(): 0.3})`, which needs a download of a CLIP model.)
 # The doctor stops the first, so the cure gets more answers; it is not for want of answers that the first one fell.
 
 
@@ -457,7 +458,7 @@ def presence(records, path):
     for number, record in enumerate(records):
         kind = list(record.truth)[number % len(record.truth)]
         question = ("user", f"Is there a {singular.get(kind, kind)} in the image?")
-        yield training.Task(tuple(data.image_paths(path, record)), (question,), "Yes." if record.truth[kind] else "No.")
+        yield training.Task(tuple(record.image_paths), (question,), "Yes." if record.truth[kind] else "No.")
 
 
 words, unseen = list(presence(records, source)), list(presence(test_records, test_source))
@@ -475,19 +476,20 @@ def short_answers(model):
 
 project = config.ppo_preset("vqa")
 kept = [
-    "prompts",
-    "group",
+    "prompts_per_iteration",
+    "group_size",
     "mini_batch",
     "epochs",
     "gamma",
     "entropy_weight",
     "kl_weight",
     "max_grad_norm",
-    "missing_end",
+    "no_end_penalty",
 ]
 failing = {name: getattr(project, name) for name in kept}
-failing |= {"critic_adapter": False, "anneal": False, "iterations": VQA}
-cure = {"advantages": "rloo", "prompts": 16, "group": 4, "mini_batch": 8, "iterations": max(1, VQA // 4)}
+failing |= {"critic_adapter": False, "anneal_lr": False, "iterations": VQA}
+cure = {"advantages": "rloo", "prompts_per_iteration": 16, "group_size": 4, "mini_batch": 8}
+cure |= {"iterations": max(1, VQA // 4)}
 print(f"the project: {failing}")
 
 # %%
@@ -535,16 +537,17 @@ if MODEL == "tiny" and ITERATIONS is None and "scene-" in records[0].images[0]:
 names = {"ppo": "ppo", "rloo": "rloo", "grpo": "grpo", "reward-model": "ppo_rm"}
 for name, figure in names.items():
     if name in results:
-        section.share(f"{figure}_exact", results[name][0.0].exact_share, SEED)
-section.share("ppo_exact_sampled", results["ppo"][1.0].exact_share, SEED)
-section.share("ppo_wellformed_sampled", results["ppo"][1.0].well_formed_share, SEED)
-section.single("ppo_samples", log[-1]["samples"], SEED)
-section.single("ppo_train_seconds", trainer.seconds + warm_seconds, SEED)
+        section.add_share(f"{figure}_exact", results[name][0.0].exact_share, SEED)
+section.add_share("ppo_exact_sampled", results["ppo"][1.0].exact_share, SEED)
+section.add_share("ppo_wellformed_sampled", results["ppo"][1.0].well_formed_share, SEED)
+section.add_value("ppo_samples", log[-1]["samples"], SEED)
+section.add_value("ppo_train_seconds", trainer.seconds + warm_seconds, SEED)
 if trainer.actor.critic:
-    section.single("ppo_explained_variance", known, SEED)
+    section.add_value("ppo_explained_variance", known, SEED)
 section.conclude(
     f"PPO with the count reward: greedy exact {before[0.0].exact_share} → {results['ppo'][0.0].exact_share}, sampled "
-    f"{before[1.0].exact_share.short()} → {results['ppo'][1.0].exact_share.short()}, after {int(log[-1]['samples'])} samples."
+    f"{before[1.0].exact_share.short_text()} → {results['ppo'][1.0].exact_share.short_text()}, "
+    f"after {int(log[-1]['samples'])} samples."
 )
 print("report:", section.save())
 

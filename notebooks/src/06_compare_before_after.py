@@ -65,8 +65,7 @@ section = report.Section("06_compare_before_after", "Before and after, on held-o
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
-# that is not enough, the size of the images. Nothing is loaded for it.
+# [Notebook 01](01_load_model.ipynb) says how to read this table.
 
 # %%
 plan = machine.check_machine(MODEL)
@@ -123,7 +122,7 @@ packed = models.pack_separately(
 ).to(policies.model.device)
 log_p = {}
 for name in ("base", first):
-    with policies.speaking(name) as model, torch.no_grad():
+    with policies.use_policy(name) as model, torch.no_grad():
         log_p[name] = models.answer_logits(model, packed)[0, :-1].float().log_softmax(-1)
 kl = (log_p[first].exp() * (log_p[first] - log_p["base"])).sum(-1)
 chosen = log_p[first].gather(-1, packed.ids[0, 1:, None])[:, 0]
@@ -140,7 +139,7 @@ print(f"{spoken.text!r}: log p {chosen.sum():.3f}, KL to the base {kl.sum():.3f}
 # %%
 found = {}
 for name in ("base", first):
-    with policies.speaking(name) as model:
+    with policies.use_policy(name) as model:
         found[name] = evaluation.evaluate_counting(model, processor, items)
 before, after = found["base"], found[first]
 broken, fixed = np.flatnonzero(before.exact & ~after.exact), np.flatnonzero(~before.exact & after.exact)
@@ -170,7 +169,7 @@ names = ("base", first)
 asked = items[-3 * MATCHES :]  # more than wanted, since equal answers are no match
 said_by = {}
 for name in names:
-    with policies.speaking(name) as model:
+    with policies.use_policy(name) as model:
         said_by[name] = evaluation.evaluate_counting(model, processor, asked, temperature=1.0, seed=1).answers
 prompts = [data.question_for(item, number) for number, item in enumerate(asked)]
 seen = data.stable_hash(list(said_by.values()))[:8]  # votes belong to these answers: others get another file
@@ -179,7 +178,7 @@ records, voted = (
 )
 paths, groups = [item.path for item in asked], [item.group for item in asked]
 matches = evaluation.build_matches(paths, prompts, said_by, names, groups, records_path=records)[:MATCHES]
-blind = widgets.Arena(data.Votes(voted, matches, ANNOTATOR, records_path=records))
+blind = widgets.Arena(data.Votes(voted, matches, ANNOTATOR))
 blind.show()
 
 # %% [markdown]
@@ -195,7 +194,7 @@ source = files.artifact(
     "preferences/valid.jsonl", "notebook 02", lambda: ROOT / "data" / "traffic" / "preferences_valid.jsonl"
 )
 weights = files.artifacts_dir() / "widgets" / "playground.json"
-playground = widgets.ScorerPlayground(data.read_records(source), source, kept=weights)
+playground = widgets.ScorerPlayground(data.read_records(source), weights_path=weights)
 playground.show()
 
 # %% [markdown]

@@ -70,8 +70,7 @@ section = report.Section("07_evaluate", "Does it help? Evaluation on held-out im
 # %% [markdown]
 # ## Is the machine enough?
 #
-# What this machine is, what the model takes on it by arithmetic, and what was changed so that it fits: the batch, and where
-# that is not enough, the size of the images. Nothing is loaded for it.
+# [Notebook 01](01_load_model.ipynb) says how to read this table.
 
 # %%
 plan = machine.check_machine(MODEL)
@@ -105,8 +104,8 @@ for policy in saved:
         continue
     noted = files.read_json(path)
     source = Path(noted["records"])
-    with policies.speaking(policy.name) as model:
-        answers = models.answer_records(model, processor, source, data.read_records(source))
+    with policies.use_policy(policy.name) as model:
+        answers = models.answer_records(model, processor, data.read_records(source))
     same = sum(a == b for a, b in zip(answers, noted["answers"], strict=True))
     assert same == len(answers), f"{policy.name}: {len(answers) - same} answers changed on reloading"
     section.say(f"{policy.name}: reloaded in a new process, {same} of {len(answers)} greedy answers are identical.")
@@ -124,7 +123,7 @@ rows = [["model", "all counts right, greedy", f"sampled, {len(SEEDS)} seeds", "i
 for name, found in examined.items():
     shares = [found.greedy.exact_share, found.sampled_exact, found.shuffled.exact_share, found.blank.exact_share,
               found.greedy.well_formed_share, found.sampled_well_formed]  # fmt: skip
-    rows.append([name, *(share.short() for share in shares), f"{found.seconds:.0f}"])
+    rows.append([name, *(share.short_text() for share in shares), f"{found.seconds:.0f}"])
 section.table(rows)
 
 # %%
@@ -184,7 +183,8 @@ section.say(evaluation.power_note(len(set(clusters)), comparisons))
 # %%
 for name, found in examined.items():
     section.conclude(
-        f"{name} with shuffled images: {found.shuffled.exact_share}, chance {evaluation.chance_exact(items):.4f}: {found.sight()}."
+        f"{name} with shuffled images: {found.shuffled.exact_share}, chance {evaluation.chance_exact(items):.4f}: "
+        f"{found.describe_sight()}."
     )
 
 # %% [markdown]
@@ -233,7 +233,7 @@ def generate(images, prompts):
 
 
 for name in ("base", first):
-    with policies.speaking(name) as model:
+    with policies.use_policy(name) as model:
         grade = evaluation.grade_pope(polled, evaluation.ask(polled, generate, batch=len(polled)))
     rows = [[what, evaluation.shown(value)] for what, value in grade.rows()]
     display(section.table([[f"POPE, {name}", "figure"], *rows]))
@@ -273,7 +273,7 @@ for name in ("base", first):
 for benchmark, file in BENCHMARKS.items():
     questions = evaluation.load(benchmark, files.artifacts_dir() / "benchmarks", file=Path(file) if file else None)
     for name in names:
-        with policies.speaking(name) as model:
+        with policies.use_policy(name) as model:
             answers = evaluation.ask(questions, generate)
         evaluation.write_answers(
             files.artifacts_dir() / "benchmarks" / f"{benchmark}-{name.replace('/', '-')}.jsonl", questions, answers
@@ -309,21 +309,21 @@ if MODEL == "tiny" and folder.name == "traffic":
 
 # %%
 base = examined["base"]
-section.share("base_exact", base.greedy.exact_share)
-section.share("base_exact_sampled", base.sampled[0].exact_share)
-section.share("base_wellformed_sampled", base.sampled[0].well_formed_share)
-section.share("base_exact_shuffled_images", base.shuffled.exact_share)
+section.add_share("base_exact", base.greedy.exact_share)
+section.add_share("base_exact_sampled", base.sampled[0].exact_share)
+section.add_share("base_wellformed_sampled", base.sampled[0].well_formed_share)
+section.add_share("base_exact_shuffled_images", base.shuffled.exact_share)
 for policy in [policy for policy in saved if policy.name.startswith("dpo")]:
     found, suffix = examined[policy.name], "" if policy is saved[0] else f"_{policy.folder.name.replace('-', '_')}"
-    section.share(f"dpo_exact{suffix}", found.greedy.exact_share, policy.seed)
-    section.share(f"dpo_exact_sampled{suffix}", found.sampled[0].exact_share, policy.seed)
-    section.share(f"dpo_wellformed_sampled{suffix}", found.sampled[0].well_formed_share, policy.seed)
-    section.share(f"dpo_exact_shuffled_images{suffix}", found.shuffled.exact_share, policy.seed)
+    section.add_share(f"dpo_exact{suffix}", found.greedy.exact_share, policy.seed)
+    section.add_share(f"dpo_exact_sampled{suffix}", found.sampled[0].exact_share, policy.seed)
+    section.add_share(f"dpo_wellformed_sampled{suffix}", found.sampled[0].well_formed_share, policy.seed)
+    section.add_share(f"dpo_exact_shuffled_images{suffix}", found.shuffled.exact_share, policy.seed)
     p = next(row.adjusted for row in comparisons if (row.policy, row.metric) == (policy.name, "all counts right"))
-    section.single(f"dpo_mcnemar_p{suffix}", p, policy.seed)
+    section.add_value(f"dpo_mcnemar_p{suffix}", p, policy.seed)
 one_class = next(metric for metric in metrics if metric.name == "one class: right").values
 for label, name in {"base": "base", "dpo": next((name for name in names if name.startswith("dpo")), "base")}.items():
-    section.share(f"{label}_one_class", statistics.proportion(int(one_class[name].sum()), len(items)))
+    section.add_share(f"{label}_one_class", statistics.proportion(int(one_class[name].sum()), len(items)))
 section.examined = evaluation.policy_findings(policies, examined, comparisons)
 print("report:", section.save())
 

@@ -35,7 +35,7 @@ def test_blind_rules_by_hand():
 def test_own_answers_leak_and_those_of_other_images_do_not():
     items = made_up_items(1000)
     answers = wrong_downwards(items)
-    rules = {kind: blind_rules(build_records(items, TRAFFIC, answers, (kind,)))[kind] for kind in NEGATIVES}
+    rules = {kind: blind_rules(build_records(items, answers, (kind,)))[kind] for kind in NEGATIVES}
     assert rules["own"]["larger total"].value == 1
     assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())
     assert rules["edit"]["larger total"].low <= 0.5 <= rules["edit"]["larger total"].high
@@ -56,9 +56,7 @@ def test_position_and_length_need_no_counts():
 
 def test_only_another_photo_is_as_sharp_as_the_true_one(tmp_path):
     items = read_yolo(TRAFFIC, "train")[:60]
-    records = build_records(items, tmp_path, [[]] * 60, ("other image",))
-    shares = true_image_detail_shares(
-        tmp_path / "r.jsonl", add_image_negatives(tmp_path / "r.jsonl", records), IMAGE_NEGATIVES
-    )
+    records = build_records(items, [[]] * 60, ("other image",))
+    shares = true_image_detail_shares(add_image_negatives(records, tmp_path), IMAGE_NEGATIVES)
     assert shares["blank"].value == 1 and shares["blurred"].value == 1
     assert shares["shuffled"].low < 0.5 < shares["shuffled"].high

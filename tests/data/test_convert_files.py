@@ -6,13 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import records
 
-from helpers.data.convert_files import convert_file, detect_format, rebase_images, scan_file, write_file
+from helpers.data.convert_files import convert_file, detect_format, scan_file, write_file
 from helpers.data.convert_rows import EXTRA_COLUMN, from_row, to_rows
 from helpers.data.formats import FORMATS
-from helpers.data.preferences import PreferenceRecord, read_records, write_records
+from helpers.data.preferences import PreferenceRecord, name_images, read_records, resolve_images, write_records
 from helpers.files import UsageError
 
-TWO_WAY = [name for name, form in FORMATS.items() if form.show]
+TWO_WAY = [name for name, form in FORMATS.items() if form.write]
 RANKED = {
     "images": ["a.png"],
     "prompt": "How many cars?",
@@ -24,11 +24,12 @@ RANKED = {
 
 
 def fits(name: str, record: PreferenceRecord) -> bool:
-    """What a format can hold, said once more and differently."""
-    one_question = {"ab", "chosen_rejected", "rlhf_v", "rlaif_v", "mmpr", "vl_rewardbench"}
-    if name in one_question and (len(record.prompt) > 1 or len(record.images) > 1):
+    """What a format can hold, read off the columns of its row in `ROWS`."""
+    row = ROWS[name]
+    turns = [row[column] for column in ("conversations", "messages", "prompt") if column in row]
+    if len(record.prompt) > 1 and not any(isinstance(column, list) for column in turns):
         return False
-    if name == "llava_rlhf" and len(record.images) > 1:
+    if len(record.images) > 1 and "images" not in row:
         return False
     tied = record.ranking is None or len(record.ranking) < 2
     return not tied or (name == "ab" and len(record.answers) == 2)
@@ -243,7 +244,9 @@ def test_convert_moves_paths_and_says_what_it_did(tmp_path):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = convert_file(source, tmp_path / "out" / "r.jsonl")
     assert summary.startswith("3 records →") and "changed in 1 rows: the prompt was in another model's" in summary
-    assert read_records(tmp_path / "out" / "r.jsonl")[0].images == ["../path/to/img1.jpg"]
+    lines = (tmp_path / "out" / "r.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["images"] == ["../path/to/img1.jpg"]
+    assert read_records(tmp_path / "out" / "r.jsonl")[0].images == [str(tmp_path / "path" / "to" / "img1.jpg")]
     summary = convert_file(tmp_path / "out" / "r.jsonl", tmp_path / "trl.jsonl", "trl")
     assert "2 records →" in summary and "left out: record 2: no answer is ranked above another" in summary
     assert json.loads((tmp_path / "trl.jsonl").read_text().splitlines()[0])["images"] == ["path/to/img1.jpg"]
@@ -270,8 +273,8 @@ def test_records_of_this_project_are_recognised(tmp_path):
     path = write_records(tmp_path / "r.jsonl", records)
     assert [line.record for line in scan_file(path)] == records
     assert detect_format({"image": "a", "prompt": "q", "chosen": "x", "rejected": "y"}) == "record"
-    moved = rebase_images(
-        records[0].model_copy(update={"images": ["a.png", "/b.png", "http://c/d.png"]}), tmp_path, tmp_path / "x"
-    )
-    assert moved.images == ["../a.png", "/b.png", "http://c/d.png"]
+    named = records[0].model_copy(update={"images": ["a.png", "/b.png", "http://c/d.png"]})
+    read = resolve_images(named, tmp_path / "r.jsonl", 1)
+    assert read.images == [str(tmp_path / "a.png"), "/b.png", "http://c/d.png"]
+    assert name_images(read, tmp_path / "x").images == ["../a.png", "/b.png", "http://c/d.png"]
     assert len(to_rows("trl", records[0])) == 3 and len(to_rows("trl", records[0], "extremes")) == 1

@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from helpers.data.hub import HUB_SETS, fetch_hub_set
-from helpers.data.preferences import image_paths, read_records
+from helpers.data.preferences import read_records
 from helpers.files import UsageError, open_image
 
 TEXT, LONG = Value("string"), Value("int64")
@@ -76,7 +76,7 @@ def test_images_become_files_and_groups(name, tmp_path):
     assert len(records) == 3 and len(list((tmp_path / "out" / "images").iterdir())) == 2
     assert records[0].group == records[1].group != records[2].group
     assert records[0].source.startswith("openbmb/RLAIF-V-Dataset@") and records[0].licence == "CC BY-NC 4.0"
-    assert open_image(image_paths(path, records[2])[0]).getpixel((0, 0)) == (0, 0, 255)
+    assert open_image(records[2].image_paths[0]).getpixel((0, 0)) == (0, 0, 255)
     assert {a.model for a in records[0].answers} == {"llava15-7b"} and records[0].pairs()[0].chosen.text == "Here."
     assert records[0].extra["rlaif_v"]["row"]["image_path"] == "a.jpg"
 

@@ -17,7 +17,7 @@ from helpers.data.pairs import (
     spoil_image,
     true_and_wrong_answers,
 )
-from helpers.data.preferences import image_paths, read_records
+from helpers.data.preferences import read_records
 from helpers.models.generation import answer_budget, sample_answers
 from helpers.rewards.ranking import rank_samples
 from helpers.rewards.scoring import SCORERS
@@ -27,13 +27,13 @@ CLASSES = ["cars", "buses"]
 
 def test_the_true_answer_is_preferred_and_every_other_is_wrong():
     items = made_up_items()
-    records = build_records(items, TRAFFIC, wrong_downwards(items), ("own", "edit", "other image"))
+    records = build_records(items, wrong_downwards(items), ("own", "edit", "other image"))
     for record, item in zip(records, items, strict=True):
         (best,) = record.ranking[0]
         assert record.answers[best].text == count_answer(item.counts) and record.answers[best].origin == "truth"
         assert all(not is_exact(p.rejected.text, item.counts) for p in record.pairs())
         assert record.truth == item.counts and record.group == item.group
-        assert image_paths(TRAFFIC / "x.jsonl", record) == [item.path]
+        assert record.image_paths == [item.path]
     positions = [record.ranking[0][0] for record in records]
     assert 0 < np.mean([p == 0 for p in positions]) < 0.6, "the position of the true answer is drawn"
 
@@ -41,26 +41,26 @@ def test_the_true_answer_is_preferred_and_every_other_is_wrong():
 def test_an_image_whose_samples_are_all_right_has_no_own_answer(capsys):
     items = made_up_items(3)
     right = [[count_answer(item.counts)] for item in items]
-    records = build_records(items, TRAFFIC, right, ("own", "other image"))
+    records = build_records(items, right, ("own", "other image"))
     assert {a.origin for r in records for a in r.answers} == {"truth", "other image"}
-    assert build_records(items, TRAFFIC, right, ("own",)) == []
+    assert build_records(items, right, ("own",)) == []
     assert "3 of 3 images give no pair" in capsys.readouterr().out
 
 
 def test_a_well_formed_wrong_answer_is_taken_before_a_garbled_one():
     (item, other) = made_up_items(2)
     wrong = count_answer({**item.counts, "cars": item.counts["cars"] + 1})
-    (record, _) = build_records([item, other], TRAFFIC, [["garble", wrong], ["garble"]], ("own",))
+    (record, _) = build_records([item, other], [["garble", wrong], ["garble"]], ("own",))
     assert [a.text for a in record.answers if a.origin == "own"] == [wrong]
 
 
 def test_kinds_that_do_not_exist_and_data_without_variety_are_errors():
     items = made_up_items(3)
     with pytest.raises(ValueError, match="unknown kinds of negatives"):
-        build_records(items, TRAFFIC, [[]] * 3, ("other",))
+        build_records(items, [[]] * 3, ("other",))
     same = [CountedImage(i.path, {"cars": 1, "buses": 1}, i.group) for i in items]
     with pytest.raises(ValueError, match="all images have the same counts"):
-        build_records(same, TRAFFIC, [[]] * 3, ("other image",))
+        build_records(same, [[]] * 3, ("other image",))
 
 
 def test_samples_are_ranked_by_a_score_with_margins(capsys):
@@ -69,14 +69,14 @@ def test_samples_are_ranked_by_a_score_with_margins(capsys):
     right, off_by_one = count_answer(item.counts), count_answer({"cars": cars + 1, "buses": buses})
     both_off = count_answer({"cars": cars + 1, "buses": buses + 1})
     samples = [[off_by_one, right, off_by_one, " ", both_off], [right, right]]
-    (record,) = rank_samples([item, same], TRAFFIC, samples, SCORERS["count_per_class"])
+    (record,) = rank_samples([item, same], samples, SCORERS["count_per_class"])
     assert [a.text for a in record.answers] == [off_by_one, right, both_off]  # as sampled, each once
     assert [a.score for a in record.answers] == [0.5, 1.0, 0.0] and record.ranking == [[1], [0], [2]]
     assert [pair.margin for pair in record.pairs()] == [0.5, 1.0, 0.5]
     (extreme,) = record.pairs("extremes")
     assert extreme.margin == 1.0 and extreme.chosen.text == right and extreme.rejected.text == both_off
     assert "1 of 2 images give no record" in capsys.readouterr().out
-    (tie,) = rank_samples([item], TRAFFIC, [[off_by_one, both_off]], SCORERS["count_exact"])
+    (tie,) = rank_samples([item], [[off_by_one, both_off]], SCORERS["count_exact"])
     assert tie.ranking == [[0, 1]] and tie.pairs() == []
 
 
@@ -96,19 +96,18 @@ def test_spoilt_images_keep_their_size_and_lose_their_content():
 
 def test_image_negatives_are_written_beside_the_records(tmp_path):
     items = read_yolo(TRAFFIC, "train")[:6]
-    records = build_records(items, tmp_path, [[]] * 6, ("other image",))
-    path = tmp_path / "train.jsonl"
-    spoilt = add_image_negatives(path, records, IMAGE_NEGATIVES)
+    records = build_records(items, [[]] * 6, ("other image",))
+    spoilt = add_image_negatives(records, tmp_path / "negatives", IMAGE_NEGATIVES)
     truths = {record.images[0]: record.truth for record in records}
     for record in spoilt:
         blank, crop, shuffled, blurred = record.negative_images
-        assert blank == f"negatives/{record.id}-blank.png" and crop != blurred
+        assert blank == str(tmp_path / "negatives" / f"{record.id}-blank.png") and crop != blurred
         assert truths[shuffled] != record.truth, "with an equal truth the answer would be right there"
-        assert Image.open(tmp_path / blurred).size == (112, 112)
-    assert spoilt == add_image_negatives(path, records, IMAGE_NEGATIVES), "the seed decides"
+        assert Image.open(blurred).size == (112, 112)
+    assert spoilt == add_image_negatives(records, tmp_path / "negatives", IMAGE_NEGATIVES), "the seed decides"
     same = [record.model_copy(update={"truth": {"cars": 1}}) for record in records]
     with pytest.raises(ValueError, match="all records have the same truth"):
-        add_image_negatives(path, same, ("shuffled",))
+        add_image_negatives(same, tmp_path, ("shuffled",))
 
 
 def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
@@ -128,7 +127,7 @@ def test_shipped_preferences_are_built_from_the_shipped_scenes():
     assert len(records) == 512
     for number, record in enumerate(records):
         item = items[record.id]
-        assert record.truth == item.counts and image_paths(path, record) == [item.path]
+        assert record.truth == item.counts and record.image_paths == [item.path]
         assert record.prompt[0].content == question_for(item, number)
     rules = blind_rules(records)
     assert all(share.low <= 0.5 <= share.high for share in rules["other image"].values())

@@ -14,6 +14,7 @@ from helpers.data.preferences import (
     json_schema,
     read_records,
     record_key,
+    resolve_images,
     scan_records,
     to_trl,
     write_records,
@@ -159,10 +160,39 @@ def test_ranked_answers_give_every_pair_across_tiers_and_none_within():
 
 
 def test_records_survive_the_round_trip(tmp_path):
-    records = [PreferenceRecord.model_validate(r) for r in (SHORT, RANKED)] + read_records(
-        TRAFFIC / "preferences_train.jsonl"
-    )
-    assert read_records(write_records(tmp_path / "r.jsonl", records)) == records
+    path = tmp_path / "r.jsonl"
+    records = [resolve_images(PreferenceRecord.model_validate(r), path, 1) for r in (SHORT, RANKED)]
+    records += read_records(TRAFFIC / "preferences_train.jsonl")
+    assert read_records(write_records(path, records)) == records
+
+
+def test_images_are_absolute_once_read_and_relative_in_the_file(tmp_path):
+    line = {**SHORT, "image": "images/a.png"}
+    path = write_lines(tmp_path / "one" / "r.jsonl", [json.dumps(line)])
+    (record,) = read_records(path)
+    assert record.images == [str(tmp_path / "one" / "images" / "a.png")] and record.place == f"{path}:1"
+    copy = write_records(tmp_path / "two" / "r.jsonl", [record])
+    assert json.loads(copy.read_text())["images"] == ["../one/images/a.png"]
+    assert read_records(copy) == [record]
+    here = write_records(tmp_path / "one" / "again.jsonl", [record])
+    assert json.loads(here.read_text())["images"] == ["images/a.png"]
+
+
+def test_absolute_names_and_addresses_stay_what_they_were(tmp_path):
+    names = ["/photos/a.png", "https://example.org/b.png"]
+    path = write_lines(tmp_path / "r.jsonl", [json.dumps({**SHORT, "image": name}) for name in names])
+    records = read_records(path)
+    assert [record.images for record in records] == [[name] for name in names]
+    copy = write_records(tmp_path / "out" / "r.jsonl", records)
+    assert [json.loads(line)["images"] for line in copy.read_text().splitlines()] == [[name] for name in names]
+
+
+def test_the_key_of_a_record_without_an_id_does_not_depend_on_the_folder(tmp_path):
+    keys = set()
+    for folder in ("one", "two"):
+        path = write_lines(tmp_path / folder / "r.jsonl", [json.dumps(SHORT)])
+        keys.add(record_key(read_records(path)[0]))
+    assert keys == {record_key(PreferenceRecord.model_validate(SHORT))}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +237,7 @@ def test_no_file_and_no_records_are_errors(tmp_path):
 
 def test_to_trl_has_the_columns_that_make_trl_use_the_images(tmp_path):
     Image.new("L", (30, 20), 99).save(tmp_path / "a.png")
-    data = to_trl(tmp_path / "p.jsonl", [PreferenceRecord.model_validate(RANKED)])
+    data = to_trl([resolve_images(PreferenceRecord.model_validate(RANKED), tmp_path / "p.jsonl", 1)])
     assert data.column_names == ["images", "prompt", "chosen", "rejected"] and len(data) == 5
     row = data[0]
     assert row["images"][0].mode == "RGB" and row["images"][0].size == (30, 20)
@@ -216,17 +246,18 @@ def test_to_trl_has_the_columns_that_make_trl_use_the_images(tmp_path):
 
 
 def test_a_missing_or_broken_image_is_named_before_training(tmp_path):
-    records = [PreferenceRecord.model_validate({**SHORT, "id": "r7"})]
-    path = tmp_path / "p.jsonl"
-    with pytest.raises(UsageError, match=r"p\.jsonl \(record r7\): image .*a\.png does not exist"):
-        to_trl(path, records)
+    records = [resolve_images(PreferenceRecord.model_validate({**SHORT, "id": "r7"}), tmp_path / "p.jsonl", 3)]
+    with pytest.raises(UsageError, match=r"p\.jsonl:3 \(record r7\): image .*a\.png does not exist"):
+        to_trl(records)
     (tmp_path / "a.png").write_text("not a picture")
     with pytest.raises(UsageError, match=r"\(record r7\): image .*a\.png cannot be read"):
-        to_trl(path, records)
+        to_trl(records)
 
 
 def test_only_ties_is_an_error(tmp_path):
     Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
-    tied = PreferenceRecord.model_validate({**RANKED, "ranking": [[0, 1, 2, 3]]})
+    tied = resolve_images(
+        PreferenceRecord.model_validate({**RANKED, "ranking": [[0, 1, 2, 3]]}), tmp_path / "p.jsonl", 1
+    )
     with pytest.raises(UsageError, match="all answers are tied"):
-        to_trl(tmp_path / "p.jsonl", [tied])
+        to_trl([tied])

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +31,7 @@ def records(count, n=2):
 def event(name="r0", annotator="ana", verdict="tie", ranking=((0, 1),), **fields):
     ranking = ranking and [list(tier) for tier in ranking]
     judgement = Judgement(kind="human", annotator=annotator, verdict=verdict, ranking=ranking, **fields)
-    return VoteEvent(record=name, content=module.content_hash(record(name)), judgement=judgement)
+    return VoteEvent(record=name, content=module.content_hash(record(name), Path(".")), judgement=judgement)
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_a_disk_that_fills_up_in_mid_line(path, monkeypatch):
     assert (
         not Votes(path, records(3), "ana").judged and "half a line (40 bytes" in Votes(path, records(3), "ana").notice
     )
-    assert votes.vote(votes.again(item), "skip")
+    assert votes.vote(votes.renew(item), "skip")
     assert {key: vote.verdict for key, vote in votes.judged.items()} == {item.key: "skip"} and not votes.notice
 
 
@@ -139,7 +140,7 @@ def test_after_a_failed_sync_the_next_click_supersedes(path, monkeypatch):
     with pytest.raises(OSError, match="Input/output"):
         votes.vote(item, "tie")
     monkeypatch.undo()
-    assert votes.vote(votes.again(item), "ranked", [[1], [0]])
+    assert votes.vote(votes.renew(item), "ranked", [[1], [0]])
     assert votes.judged[item.key].verdict == "ranked" and len(votes.judged) == 1
 
 
@@ -352,7 +353,7 @@ def test_kappa_by_hand(path):
     append_event(path, event("r6", "ana", "skip", None))
     append_event(path, event("r6", "ben"))
     kappa = annotator_agreement(records(7), path)
-    assert kappa.value == pytest.approx(11 / 15) and kappa.same == pytest.approx(5 / 6)
+    assert kappa.value == pytest.approx(11 / 15) and kappa.observed_agreement == pytest.approx(5 / 6)
     assert (kappa.n, kappa.groups) == (6, 6) and kappa.low < 11 / 15 < kappa.high
     assert (
         annotator_agreement(records(7), path) == kappa
@@ -403,7 +404,7 @@ def test_agreement_where_there_is_none_to_state(path):
 def test_the_last_answer_places_itself():
     assert complete_tiers([], 2) is None and complete_tiers([[1]], 2) == [[1], [0]]
     assert complete_tiers([[1]], 3) is None and complete_tiers([[1], [0]], 3) == [[1], [0], [2]]
-    assert complete_tiers([[1], [0]], 3, joined=True) == [[1], [0, 2]] and complete_tiers([[0, 1], [2]], 3) == [
+    assert complete_tiers([[1], [0]], 3, join_last=True) == [[1], [0, 2]] and complete_tiers([[0, 1], [2]], 3) == [
         [0, 1],
         [2],
     ]

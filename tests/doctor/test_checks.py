@@ -297,11 +297,11 @@ def test_bf16_is_noticed_where_a_gpu_has_none(make, monkeypatch):
     assert preflight._check_dtypes(trainer, trainable).passed
     layer = trainer.model.get_base_model().model.language_model.layers[0].mlp.up_proj.base_layer
     layer.compute_dtype = torch.bfloat16
-    assert "1 in bf16, which this GPU only emulates" in preflight._check_dtypes(trainer, trainable).found
+    assert "1 in bf16, which this GPU only emulates" in preflight._check_dtypes(trainer, trainable).measured
     layer.compute_dtype = torch.float32
     trainer.model.get_base_model().model.language_model.norm.bfloat16()
     check = preflight._check_dtypes(trainer, trainable)
-    assert not check.passed and "language_model.norm.weight" in check.found
+    assert not check.passed and "language_model.norm.weight" in check.measured
 
 
 def test_a_max_length_is_noticed(make):
@@ -327,7 +327,7 @@ def test_a_strongly_reduced_image_is_a_warning(make, capsys):
     checks = preflight.preflight(trainer, PAIRS)
     found = next(check for check in checks if check.name == "image size")
     assert not found.passed and found.warns
-    assert found.found == "the model sees at least 4% of an image's pixels (8 of 8 rows)"
+    assert found.measured == "the model sees at least 4% of an image's pixels (8 of 8 rows)"
     printed = capsys.readouterr().out
     assert (
         "⚠️ image size" in printed
@@ -348,7 +348,7 @@ def test_the_share_of_pixels_is_that_of_the_processor(tiny):
         "rejected": answer("3 4"),
     }
     look = input_checks.row_inputs(processor, row)
-    assert look.kept == pytest.approx(140 * 56 / (224 * 112))
+    assert look.kept_pixels == pytest.approx(140 * 56 / (224 * 112))
     assert look.contrast == pytest.approx(80)
 
 
@@ -376,7 +376,7 @@ def test_the_forecast_measures_rows_that_were_not_seen(make, monkeypatch):
     monkeypatch.setattr(forecast, "_seconds", seconds)
     trainer.train_dataset = [{**row, "place": place} for place, row in enumerate(trainer.train_dataset)]
     with forecast.restoring_state(trainer):
-        expected = forecast.forecast_run(trainer, seen=[0, 2, 5])
+        expected = forecast.forecast_run(trainer, seen_rows=[0, 2, 5])
     assert passes == [([1, 3, 4, 6], 0), ([1, 3, 4, 6], 4)] and features.computed == 4
     assert expected.peak_gb > 0.1 and expected.later > 0 and expected.minutes > 0
 
@@ -411,7 +411,7 @@ def test_going_on_with_a_trained_adapter(make):
         before = snapshot(second)
         checks = preflight.preflight(second, PAIRS)
         assert all(check.passed for check in checks)
-        assert "reaches 21 of 21" in checks[8].found and "42 of 42" in checks[4].found
+        assert "reaches 21 of 21" in checks[8].measured and "42 of 42" in checks[4].measured
         assert_same(before, snapshot(second))
 
 
@@ -420,7 +420,7 @@ def test_mdpo_and_all_other_terms_are_switched_off_for_the_first_loss(make):
     replace_data(trainer, negative_images=lambda row: [row["images"][0].rotate(180)])
     before = snapshot(trainer)
     checks = preflight.preflight(trainer, PAIRS)
-    assert all(check.passed for check in checks) and checks[7].found.startswith("0.6931")
+    assert all(check.passed for check in checks) and checks[7].measured.startswith("0.6931")
     assert_same(before, snapshot(trainer))
     assert trainer.image_weight == trainer.anchor_weight == 1.0
 

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings
-from helpers.data.preferences import image_paths, read_records, to_trl
+from helpers.data.preferences import read_records, to_trl
 from helpers.doctor import dpo_doctor as run_doctor
 from helpers.doctor.dpo_doctor import DPODoctor
 from helpers.doctor.dpo_rules import DPO_KINDS, AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, replay_dpo
@@ -43,7 +43,7 @@ FOREIGN = (
 @pytest.fixture(scope="module")
 def pairs():
     path = TRAFFIC / "preferences_train.jsonl"
-    return to_trl(path, read_records(path)[:180]).select(range(320))
+    return to_trl(read_records(path)[:180]).select(range(320))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def held_out():
     """Eight images and their questions."""
     path = TRAFFIC / "preferences_valid.jsonl"
     records = read_records(path)[:8]
-    images = [open_image(image_paths(path, record)[0]) for record in records]
+    images = [open_image(record.image_paths[0]) for record in records]
     return images, [record.prompt[-1].content for record in records]
 
 
@@ -151,7 +151,7 @@ def test_a_learning_rate_that_is_too_low(watch):
     """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the healthy run)."""
     watched = watch(steps=20, learning_rate=1e-7)
     assert kinds(watched) == {"too slow": 20}
-    advised = float(watched.doctor.verdicts[0].found.split("rate of about ")[1].split()[0])
+    advised = float(watched.doctor.verdicts[0].measured.split("rate of about ")[1].split()[0])
     assert 3e-5 < advised < 3e-3
 
 
@@ -286,7 +286,7 @@ def log(steps, **values):
 
 
 def found(rows=(), **about):
-    return {v.kind: v.found for v in diagnose_dpo(DPOHistory(**({"log": rows, "pairs": 8, "beta": 1.0} | about)))}
+    return {v.kind: v.measured for v in diagnose_dpo(DPOHistory(**({"log": rows, "pairs": 8, "beta": 1.0} | about)))}
 
 
 def wave(height, around=0.0):
@@ -465,7 +465,7 @@ def test_repeated_3_grams():
 
 
 def test_a_replay_tells_when_each_finding_would_have_come():
-    """At the end the loss is fine again, so that `diagnose` alone would not know."""
+    """At the end the loss is fine again, so that `diagnose_dpo` alone would not know."""
     rows = log(40, loss=lambda step: 0.9 if 10 <= step <= 20 else 0.3)
     samples = [sample(), sample(20, answers=["No."] * 8)]
     assert found(rows, samples=samples).keys() == {"one answer"}

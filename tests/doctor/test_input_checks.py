@@ -69,7 +69,7 @@ def test_a_trained_vision_tower(name, packed, pairs_dataset, tmp_path):
     assert not packed or trainer.data_collator.features is None
     checks = {check.name: check for check in preflight(trainer)}
     assert all(check.passed for check in checks.values())
-    reached = checks["gradient"].found
+    reached = checks["gradient"].measured
     assert reached.startswith("reaches 35 of 41" if name.startswith("llava") else "reaches 33 of 33"), reached
 
 
@@ -101,4 +101,4 @@ def test_the_share_of_pixels_of_each_processor(name, kept):
     texts = {"prompt": "How many?", "chosen": "2", "rejected": "3"}
     row = {key: [{"role": "user", "content": text}] for key, text in texts.items()}
     look = input_checks.row_inputs(processor, {**row, "images": [noise(448, 448)] * 2})
-    assert look.kept == pytest.approx(kept / 448**2)
+    assert look.kept_pixels == pytest.approx(kept / 448**2)

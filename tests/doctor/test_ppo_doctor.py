@@ -26,14 +26,14 @@ from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
 SETTINGS = dataclasses.replace(
-    PPO_PRESETS["tiny"], max_new_tokens=40, prompts=4, group=4, mini_batch=2, kl_weight=0.01, iterations=3
+    PPO_PRESETS["tiny"], max_new_tokens=40, prompts_per_iteration=4, group_size=4, mini_batch=2, kl_weight=0.01, iterations=3
 )
 
 
 @pytest.fixture(scope="module")
 def tasks():
     path = TRAFFIC / "preferences_train.jsonl"
-    return tasks_of(path, read_records(path)[:80])
+    return tasks_of(read_records(path)[:80])
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +102,9 @@ def test_no_learning_rate(watch):
 
 
 def test_one_answer_an_iteration(watch):
-    watched = watch(prompts=1, group=1, mini_batch=1)
+    watched = watch(prompts_per_iteration=1, group_size=1, mini_batch=1)
     assert kinds(watched) == {"fixed advantages": 1}
-    assert "Set prompts and group in `settings`" in watched.printed
+    assert "Set prompts_per_iteration and group_size in `settings`" in watched.printed
 
 
 def test_whitening_one_answer_does_take_its_score_out():
@@ -123,7 +123,7 @@ def test_answers_that_are_cut_off(watch):
 
 def test_a_reward_for_wrong_counts(watch):
     wrong = make_scorer("wrong", lambda *given: {"wrong": 1 - count_exact(*given).total})
-    watched = watch(score=wrong, truth=count_exact, learning_rate=2e-4, kl_weight=0.0, anneal=False, iterations=14)
+    watched = watch(score=wrong, truth=count_exact, learning_rate=2e-4, kl_weight=0.0, anneal_lr=False, iterations=14)
     assert kinds(watched).keys() == {"reward hacking"}
     assert "reward hacking" not in {
         verdict.kind
@@ -179,7 +179,7 @@ def test_an_update_that_breaks_the_weights(watch):
         def update(*args, **kwargs):
             step(*args, **kwargs)
             if trainer.iteration == 1:
-                trainer.trained["adapter"][0].data[0, 0] = math.inf
+                trainer.trainable_parameters["adapter"][0].data[0, 0] = math.inf
 
         trainer.optimizer.step = update
 
@@ -190,7 +190,7 @@ def test_an_update_that_breaks_the_weights(watch):
 
 # Samples that were spoilt by hand
 
-FIGURES = ("old", "reference", "values", "entropy", "rewards", "advantages", "returns")
+FIGURES = ("old_logps", "reference_logps", "values", "entropy", "rewards", "advantages", "returns")
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_where_a_score_should_lie():
 
 # The rules, on logs made by hand
 
-MADE = PPOSettings(iterations=40, prompts=8, group=4)  # 32 answers an iteration: start 1, recent 3, long looks of 10
+MADE = PPOSettings(iterations=40, prompts_per_iteration=8, group_size=4)  # 32 answers an iteration: start 1, recent 3, long looks of 10
 
 
 def log(iterations, **values):
@@ -290,7 +290,7 @@ def log(iterations, **values):
 
 
 def found(rows, **changes):
-    return {v.kind: v.found for v in diagnose_ppo(rows, dataclasses.replace(MADE, **changes))}
+    return {v.kind: v.measured for v in diagnose_ppo(rows, dataclasses.replace(MADE, **changes))}
 
 
 def later(start, rest, last=0):
@@ -347,7 +347,7 @@ def test_one_answer_to_all_prompts():
     assert "all of 8 prompts, where 16 differed" in found(log(5, distinct=later(0.5, 1 / 32)))["collapse"]
     assert found(log(5, distinct=later(0.5, 2 / 32))) == {}
     assert found(log(5, distinct=later(3 / 32, 1 / 32))) == {}, "three answers to eight prompts at the start"
-    assert found(log(5, distinct=later(0.5, 1 / 32)), prompts=1, group=32) == {}, "the right one to one prompt"
+    assert found(log(5, distinct=later(0.5, 1 / 32)), prompts_per_iteration=1, group_size=32) == {}, "the right one to one prompt"
 
 
 def test_the_entropy_is_gone():
@@ -408,12 +408,12 @@ def test_groups_whose_answers_all_score_the_same():
 
 
 def test_one_answer_that_is_whitened():
-    alone = {"prompts": 1, "group": 1}
+    alone = {"prompts_per_iteration": 1, "group_size": 1}
     assert found(log(1), **alone).keys() == {"fixed advantages"}
     assert found(log(60, size=0.0, kl=0.0, approxkl=0.0), **alone).keys() == {"fixed advantages"}, (
         "the cause of the rest"
     )
-    assert found(log(1), **alone, whiten=False) == {} == found(log(1), prompts=2, group=1)
+    assert found(log(1), **alone, whiten=False) == {} == found(log(1), prompts_per_iteration=2, group_size=1)
 
 
 def test_a_critic_that_explains_nothing():
@@ -457,13 +457,13 @@ def test_a_run_that_starts_near_the_top():
     assert found(log(20, scores=wave(0.05, 0.93), zero_variance=0.53)) == {}
     assert "nothing learnt" in found(log(20, scores=wave(0.05, 0.93), zero_variance=0.52))  # 0.8492
     # one answer a prompt says nothing of the kind: ±0.12 around 0.5 is 0.81 of the best row
-    assert "nothing learnt" in found(log(20, scores=wave(0.12, 0.5), zero_variance=1.0), prompts=32, group=1)
+    assert "nothing learnt" in found(log(20, scores=wave(0.12, 0.5), zero_variance=1.0), prompts_per_iteration=32, group_size=1)
     assert "nothing learnt" in found(log(20, scores=-1.0, zero_variance=0.9)), "no top is known below 0"
 
 
 def test_looks_are_longer_where_iterations_are_small():
     """Four answers an iteration: 16 in the start are 4 iterations, 48 are 12, 160 are 40."""
-    small = {"prompts": 2, "group": 2}
+    small = {"prompts_per_iteration": 2, "group_size": 2}
     seen = ppo_doctor._seen(log(80), dataclasses.replace(MADE, **small))
     assert [len(part) for part in (seen.start, seen.recent, seen.first, seen.last)] == [4, 12, 40, 40] and seen.whole
     falls = log(16, scores=later(0.5, 0.1, last=4), zero_variance=0.0)
@@ -498,7 +498,7 @@ def test_the_panel_shows_state_and_findings():
 
 def test_groups_that_are_all_right_at_last_are_no_fault():
     """RLOO on questions that are learnt: all answers to a prompt score the same, but did not at first."""
-    rloo = {"advantages": "rloo", "prompts": 16, "group": 4}
+    rloo = {"advantages": "rloo", "prompts_per_iteration": 16, "group_size": 4}
     solved = log(30, scores=later(0.9, 1.0, last=5), zero_variance=later(0.5, 1.0, last=5))
     assert "advantages zero" not in found(solved, **rloo)
     assert "advantages zero" in found(log(30, scores=0.5, zero_variance=1.0), **rloo), "never told apart"

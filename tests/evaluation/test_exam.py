@@ -44,7 +44,7 @@ def page_of(examined, saved):
     for sentence in [
         *map(str, rows),
         *find_reward_hacking(rows),
-        *(f"{name}: {e.sight()}" for name, e in examined.items()),
+        *(f"{name}: {e.describe_sight()}" for name, e in examined.items()),
     ]:
         section.conclude(sentence)
     policies = SimpleNamespace(saved={policy.name: policy for policy in saved})

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
-from helpers.data.preferences import PreferenceRecord, image_paths, read_records
+from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.evaluation.judge import judge_pairs, parse_verdict
 from helpers.evaluation.reward_benchmarks import (
     BENCHMARKS,
@@ -78,7 +78,7 @@ def test_vl_rewardbench_groups_by_the_start_of_the_id(tmp_path):
     records = load_benchmark("vl_rewardbench", tmp_path / "out", file=file)
     assert {record.id: VL.group_of(record) for record in records} == groups
     assert records[0].source.startswith("MMInstruction/VL-RewardBench@file ")  # not the pinned revision: a file
-    assert open_image(image_paths(tmp_path / "out" / "x", records[0])[0]).size == (8, 6)
+    assert open_image(records[0].image_paths[0]).size == (8, 6)
 
 
 def test_the_second_pair_of_an_id_gets_its_own(tmp_path):
@@ -120,7 +120,7 @@ def test_multimodal_rewardbench_with_the_images_in_a_parquet_file(tmp_path):
     row = multimodal_row("SEED-Bench_1", "vqa", Image=png("blue"))
     file = parquet(tmp_path / "t.parquet", schema, [row])
     (loaded,) = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
-    assert open_image(image_paths(tmp_path / "out" / "x", loaded)[0]).getpixel((0, 0)) == (0, 0, 255)
+    assert open_image(loaded.image_paths[0]).getpixel((0, 0)) == (0, 0, 255)
     assert loaded.ranking == [[0], [1]]
 
 

@@ -28,7 +28,7 @@ def image():
 def test_the_answers_are_those_of_generate(policies, image):
     spoken = ask_policies(policies, policies.names, image, QUESTION)
     for row in spoken:
-        with policies.speaking(row.policy) as model:
+        with policies.use_policy(row.policy) as model:
             assert row.text == models.generate_answers(model, policies.processor, [image], [QUESTION])[0]
     assert spoken[0].ended and "".join(spoken[0].tokens) == spoken[0].text + end_of_turn(policies.processor)
 
@@ -50,7 +50,7 @@ def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, image):
     }
     found = {}
     for name in ("dpo/shipped", "base"):
-        with policies.speaking(name) as model:
+        with policies.use_policy(name) as model:
             found[name] = model(**whole).logits[0, start - 1 : -1].float().log_softmax(-1)
     own, base = found["dpo/shipped"], found["base"]
     picked = [values.gather(-1, ids[0][:, None])[:, 0] for values in (own, base)]

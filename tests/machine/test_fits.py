@@ -1,7 +1,9 @@
 """The machine check on machines that are made up: a T4, small cards, a CPU, Colab, other versions, little disk."""
 
 import importlib.metadata
+import importlib.util
 import os
+import platform
 import shutil
 import socket
 from collections import namedtuple
@@ -17,8 +19,7 @@ from packaging.version import Version
 
 from helpers.config import dpo_preset, ppo_preset, reward_preset
 from helpers.files import ROOT, UsageError
-from helpers.machine import duration, memory
-from helpers.machine import fits as machine
+from helpers.machine import duration, facts, fits, memory
 from helpers.machine.duration import (
     CALLS_OUTSIDE,
     CALLS_PER_LAYER,
@@ -27,31 +28,46 @@ from helpers.machine.duration import (
     StageSeconds,
     measure_rates,
 )
-from helpers.machine.fits import (
+from helpers.machine.facts import (
     OPTIONAL_PACKAGES,
     TESTED_PYTHON,
     TESTED_VERSIONS,
-    check_machine,
     download_gb,
+    installed_version,
+    installed_versions,
+    measure_disks,
+    measure_machine,
     untested_versions,
 )
+from helpers.machine.fits import check_machine, machine_warnings
 from helpers.machine.fitting import fit_settings
-from helpers.machine.memory import GenerationSettings, forecast_memory
+from helpers.machine.memory import forecast_memory
+from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models.presets import PRESETS
 from helpers.models.shapes import shapes_of, visual_tokens
 
-CARD = {"width": 448, "height": 448, "four_bit": True, "compute_bytes": 2}
 Disk = namedtuple("Disk", "total used free")
 T4 = 15.8e9  # bytes
+
+
+def card(name, **changes):
+    """Images as large as the presets have them, on a GPU."""
+    return replace(Workload(name, 448, 448), **changes)
+
+
+def tested_versions(**others):
+    """The highest tested version of all packages but the others."""
+    tested = {package: high + ".0" for package, (_, high) in TESTED_VERSIONS.items()}
+    return {"Python": TESTED_PYTHON[1] + ".0"} | tested | others
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch, artifacts, tmp_path):
     """No cache of the hub, versions as tested, 100 GB of disk, no Colab, fixed rates, no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(machine, "_version", lambda package: TESTED_VERSIONS[package][1] + ".0")
+    monkeypatch.setattr(facts, "installed_versions", tested_versions)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(200 * 10**9, 0, 100 * 10**9))
-    monkeypatch.setattr(machine, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
+    monkeypatch.setattr(fits, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
 
@@ -78,11 +94,11 @@ def test_a_t4_computes_in_fp16_and_what_fits_stays_as_it_is(monkeypatch, capsys)
     assert plan.dpo is given["dpo"] and plan.reward is given["reward"] and plan.ppo is given["ppo"]
     assert "Tesla T4, compute capability 7.5" in out and "15.8 GB of 15.8 GB GPU memory are free" in out
     assert "float16: this GPU only emulates bfloat16 (its compute capability is below 8.0)" in out
-    assert "versions    as tested, Python" in out and plan.warnings == [] and "⚠️" not in out
+    assert "versions    as tested, Python" in out and plan.warnings == () and "⚠️" not in out
     # 0.9 × 15.8 = 14.2 GB; all stages have a row, and none a change
     rows = [line.split() for line in out.split("GB of 14.2")[1].splitlines()[1:5]]
     assert [row[0] for row in rows] == ["load", "dpo", "reward", "ppo"] and all(row[-1] == "–" for row in rows)
-    assert [float(row[1]) for row in rows] == [round(plan.memory[row[0]].total, 1) for row in rows]
+    assert [float(row[1]) for row in rows] == [round(plan.forecasts[row[0]].memory.total, 1) for row in rows]
 
 
 def test_a_card_of_capability_8_computes_in_bf16(monkeypatch, capsys):
@@ -96,14 +112,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_accumulated_twice_as_often(monk
     settings = replace(reward_preset("t4"), batch_size=4, accumulation=4, gradient_checkpointing=True)
     plan = check_machine("llava-next-llama3-8b", reward=settings)
     # weights 6.35, adapter 0.24, overhead 0.95, and 1.68 for each record: (14.22 − 7.54) / 1.68 = 3.98
-    assert plan.largest["reward"] == 3
+    assert plan.forecasts["reward"].largest_batch == 3
     assert plan.reward == replace(settings, batch_size=2, accumulation=8)  # 4 × 4 = 2 × 8 = 16 records a step
     assert "batch_size 4 → 2, accumulation 4 → 8" in capsys.readouterr().out
-    assert (
-        plan.memory["reward"].total
-        <= 0.9 * 15.8
-        < forecast_memory("llava-next-llama3-8b", "reward", settings, **CARD).total
-    )
+    too_much = forecast_memory(card("llava-next-llama3-8b"), settings).total
+    assert plan.forecasts["reward"].memory.total <= 0.9 * 15.8 < too_much
 
 
 def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
@@ -117,9 +130,9 @@ def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
     named = text.rsplit("with: ", 1)[1].rstrip(".").split(", ")
     assert named == [name for name in PRESETS if PRESETS[name].gpu_gb <= 6] and "\n" not in text
     with pytest.raises(UsageError, match=r"stage reward takes 9\.2 GB while training, with the smallest batch"):
-        fit_settings("llava-next-llama3-8b", "reward", reward_preset("t4"), 9.0, CARD)
-    with pytest.raises(UsageError, match=r"while answers are sampled.*PPO's group decides that"):
-        fit_settings("llava-next-llama3-8b", "ppo", ppo_preset("t4"), 11.0, CARD)
+        fit_settings(card("llava-next-llama3-8b"), reward_preset("t4"), 9.0)
+    with pytest.raises(UsageError, match=r"while answers are sampled.*PPO's group_size decides that"):
+        fit_settings(card("llava-next-llama3-8b"), ppo_preset("t4"), 11.0)
 
 
 def test_what_this_process_holds_counts_as_free_and_what_others_hold_does_not(monkeypatch, capsys):
@@ -131,7 +144,7 @@ def test_what_this_process_holds_counts_as_free_and_what_others_hold_does_not(mo
 def test_generation_gets_smaller_batches(monkeypatch):
     gpu(monkeypatch, T4)
     plan = check_machine("llava-next-llama3-8b")
-    assert 1 <= plan.load.batch_size == plan.largest["load"] < 64
+    assert 1 <= plan.load.batch_size == plan.forecasts["load"].largest_batch < 64
     assert check_machine("qwen2-vl-2b").load == GenerationSettings()
 
 
@@ -141,19 +154,16 @@ def test_images_are_made_smaller_where_the_smallest_batch_does_not_fit(monkeypat
     out = capsys.readouterr().out
     n = round(plan.max_pixels**0.5 / 28)
     assert plan.max_pixels == (28 * n) ** 2 and 30 < n < 80
-    square = CARD | {"width": 4000, "height": 4000}
-    needs = [
-        forecast_memory("qwen2.5-vl-3b", "reward", plan.reward, **square, max_pixels=(28 * k) ** 2).total
-        for k in (n, n + 1)
-    ]
-    assert needs[0] <= 0.9 * 6.5 < needs[1] and plan.memory["reward"].total == needs[0]
+    square = card("qwen2.5-vl-3b", width=4000, height=4000)
+    needs = [forecast_memory(replace(square, max_pixels=(28 * k) ** 2), plan.reward).total for k in (n, n + 1)]
+    assert needs[0] <= 0.9 * 6.5 < needs[1] and plan.forecasts["reward"].memory.total == needs[0]
     seen = visual_tokens("qwen2.5-vl-3b", 4000, 4000, plan.max_pixels)
     assert (n - 1) ** 2 <= seen <= n**2  # rounding in transformers can make it one less
     assert f"4000 × 4000 pixels are {seen:,} visual tokens (max_pixels {plan.max_pixels:,})\n" in out
-    assert plan.warnings == [
+    assert plan.warnings == (
         f"images are reduced to {plan.max_pixels:,} instead of 5,017,600 pixels, {seen:,} visual tokens instead of 6,400, so "
-        "that the smallest batch fits. Small things may be lost to sight."
-    ]
+        "that the smallest batch fits. Small things may be lost to sight.",
+    )
 
 
 def test_a_limit_that_is_asked_for_is_kept_if_it_fits_and_more_room_is_told(monkeypatch, capsys):
@@ -161,11 +171,10 @@ def test_a_limit_that_is_asked_for_is_kept_if_it_fits_and_more_room_is_told(monk
     assert check_machine("qwen2-vl-2b", dpo=dpo_preset("t4")).max_pixels is None
     assert "256 visual tokens (max_pixels 200,704); up to " in capsys.readouterr().out
     plan = check_machine("qwen2-vl-2b", dpo=dpo_preset("t4"), max_pixels=672**2)
-    assert plan.max_pixels == 672**2 and plan.warnings == []
+    assert plan.max_pixels == 672**2 and plan.warnings == ()
     assert "576 visual tokens (max_pixels 451,584)" in capsys.readouterr().out
-    assert plan.memory["dpo"] == forecast_memory(
-        "qwen2-vl-2b", "dpo", plan.dpo, **CARD | {"width": 672, "height": 672}, max_pixels=672**2
-    )
+    square = card("qwen2-vl-2b", width=672, height=672, max_pixels=672**2)
+    assert plan.forecasts["dpo"].memory == forecast_memory(square, plan.dpo)
     assert check_machine("llava-1.5-7b").max_pixels is None
     assert "576 visual tokens\n" in capsys.readouterr().out
 
@@ -175,26 +184,28 @@ def test_on_a_cpu_ram_is_the_budget_and_fp32_is_computed_in(monkeypatch, capsys)
     plan = check_machine("qwen2-vl-2b", dpo=dpo_preset("t4"))
     out = capsys.readouterr().out
     assert "10.0 GB of 20.0 GB RAM are free" in out and "float32: there is no GPU" in out and "GB of 9.0" in out
-    options = CARD | {"compute_bytes": 4}
-    assert plan.memory["dpo"] == forecast_memory("qwen2-vl-2b", "dpo", plan.dpo, **options)
+    whole = card("qwen2-vl-2b", compute_bytes=4)
+    assert plan.forecasts["dpo"].memory == forecast_memory(whole, plan.dpo)
     # 1,310,195,712 weights as stored, 898,789,888 in fp32
-    assert plan.memory["dpo"].weights == pytest.approx((1_310_195_712 * 0.5159 + 898_789_888 * 4) / 1e9, rel=1e-3)
+    assert plan.forecasts["dpo"].memory.weights == pytest.approx(
+        (1_310_195_712 * 0.5159 + 898_789_888 * 4) / 1e9, rel=1e-3
+    )
     assert plan.load.batch_size < 64 and plan.dpo == dpo_preset("t4")
 
 
 def test_without_bitsandbytes_weights_are_whole(monkeypatch):
     cpu(monkeypatch, 60e9)
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
-    found = check_machine("qwen2-vl-2b").memory["load"].weights
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = check_machine("qwen2-vl-2b").forecasts["load"].memory.weights
     assert found == pytest.approx(2_208_985_600 * 4 / 1e9, rel=1e-3)
 
 
 def test_long_answers_are_warned_of(monkeypatch):
     gpu(monkeypatch, T4)
-    assert check_machine("qwen2-vl-2b", ppo=ppo_preset("t4", max_new_tokens=256)).ppo.at_once == 3  # no warning
-    settings = ppo_preset("t4", max_new_tokens=256, mini_batch=8, at_once=1)
+    assert check_machine("qwen2-vl-2b", ppo=ppo_preset("t4", max_new_tokens=256)).ppo.sampling_batch == 3  # no warning
+    settings = ppo_preset("t4", max_new_tokens=256, mini_batch=8, sampling_batch=1)
     warning = check_machine("qwen2-vl-2b", ppo=settings).warnings[0]
-    need = forecast_memory("qwen2-vl-2b", "ppo", settings, answer_tokens=256, **CARD).total
+    need = forecast_memory(card("qwen2-vl-2b", answer_tokens=256), settings).total
     assert f"max_new_tokens = 256 would take {need:.1f} GB" in warning and need > 0.9 * 15.8
 
 
@@ -232,24 +243,28 @@ def test_tested_versions_are_the_pinned_ones_and_the_lowest_that_are_admitted():
 )
 def test_versions_that_are_off_are_named(monkeypatch, capsys, package, version, said):
     cpu(monkeypatch, 10e9)
-    monkeypatch.setattr(machine, "_version", lambda name: version if name == package else TESTED_VERSIONS[name][0])
+    lowest = {name: low for name, (low, _) in TESTED_VERSIONS.items()} | {package: version}
+    monkeypatch.setattr(facts, "installed_versions", lambda: tested_versions(**lowest))
     plan = check_machine("tiny")
     assert len(plan.warnings) == 1 and plan.warnings[0].startswith(said)
     assert f"⚠️  {said}" in (out := capsys.readouterr().out) and "1 not as tested, see below" in out
 
 
-def test_patches_and_local_builds_are_as_tested_and_what_is_optional_may_be_missing(monkeypatch):
+def test_patches_and_local_builds_are_as_tested_and_what_is_optional_may_be_missing():
+    highest = {package: high for package, (_, high) in TESTED_VERSIONS.items()}
     builds = {"torch": "2.14.9+cu130", "numpy": "2.1.3"} | dict.fromkeys(OPTIONAL_PACKAGES)
-    monkeypatch.setattr(machine, "_version", lambda name: builds.get(name, TESTED_VERSIONS[name][1]))
-    assert untested_versions() == []
-    monkeypatch.setattr(machine.platform, "python_version", lambda: "3.14.0")
-    assert untested_versions() == ["Python 3.14.0: tested is 3.11 to 3.13. If something fails, install that first."]
+    installed = {"Python": platform.python_version()} | highest | builds
+    assert untested_versions(installed) == []
+    assert untested_versions(installed | {"Python": "3.14.0"}) == [
+        "Python 3.14.0: tested is 3.11 to 3.13. If something fails, install that first."
+    ]
 
 
-def test_a_package_that_is_not_there_has_no_version(monkeypatch):
-    monkeypatch.undo()
-    assert machine._version("no-such-package") is None
-    assert machine._version("torch") == importlib.metadata.version("torch")
+def test_a_package_that_is_not_there_has_no_version():
+    assert installed_version("no-such-package") is None
+    assert installed_version("torch") == importlib.metadata.version("torch")
+    found = installed_versions()
+    assert found["torch"] == installed_version("torch") and found["Python"] == platform.python_version()
 
 
 def test_a_download_is_the_copy_in_4_bits_on_a_gpu_and_16_bits_else(tmp_path):
@@ -265,51 +280,59 @@ def test_a_download_is_the_copy_in_4_bits_on_a_gpu_and_16_bits_else(tmp_path):
 def test_little_disk_is_warned_of(monkeypatch, capsys):
     gpu(monkeypatch, T4)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10**11, 0, 4 * 10**9))
-    assert check_machine("tiny").warnings == []  # 2 GB for artifacts
+    assert check_machine("tiny").warnings == ()  # 2 GB for artifacts
     (warning,) = check_machine("qwen2-vl-2b").warnings  # and 2.5 for the model
     assert warning.startswith("disk: 4.0 GB free at") and "4.5 GB are needed" in warning
     assert "4.0 GB free at" in capsys.readouterr().out
 
 
 def test_two_disks_are_told_apart(monkeypatch, tmp_path, artifacts):
-    gpu(monkeypatch, T4)
-    monkeypatch.setattr(machine, "_disk", lambda folder: folder == artifacts)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Disk(0, 0, 3e9 if folder == artifacts else 1e9))
-    (warning,) = check_machine("qwen2-vl-2b").warnings  # 2 of 3 GB for artifacts, and 2.5 of 1 for the model
+    disks = measure_disks(download_gb("qwen2-vl-2b", True), disk_of=lambda folder: folder == artifacts)
+    # 2 of 3 GB for artifacts, and 2.5 of 1 for the model
+    (warning,) = machine_warnings(replace(measure_machine(None), disks=disks))
     assert warning.startswith(f"disk: 1.0 GB free at {tmp_path}, 2.5 GB are needed")
 
 
 def test_on_colab_it_says_whether_drive_is_there(monkeypatch, capsys):
     cpu(monkeypatch, 10e9)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-2026.08")
-    assert check_machine("tiny").warnings == [
-        "Drive is not mounted: artifacts and checkpoints are lost with this session."
-    ]
+    assert check_machine("tiny").warnings == (
+        "Drive is not mounted: artifacts and checkpoints are lost with this session.",
+    )
     monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == "/content/drive")
-    assert check_machine("tiny").warnings == []
+    assert check_machine("tiny").warnings == ()
     assert "release-2026.08, Drive is mounted" in capsys.readouterr().out
+
+
+def test_kaggle_is_not_taken_for_colab(monkeypatch, capsys):
+    cpu(monkeypatch, 10e9)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-2026.08")  # Kaggle's image has it
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert check_machine("tiny").warnings == ()
+    assert "Drive" not in capsys.readouterr().out
 
 
 def test_a_model_on_the_hub_has_no_forecast_and_its_settings_stay(monkeypatch, capsys):
     cpu(monkeypatch, 10e9)
     plan = check_machine("nobody/model", dpo=dpo_preset("t4"), max_pixels=10**5)
-    assert plan.dpo == dpo_preset("t4") and plan.memory == {} and plan.max_pixels == 10**5
+    assert plan.dpo == dpo_preset("t4") and plan.forecasts == {} and plan.max_pixels == 10**5
     assert "⚠️  no forecast for nobody/model" in capsys.readouterr().out
 
 
 def test_a_checkpoint_in_a_folder_has_one(monkeypatch):
     cpu(monkeypatch, 10e9)
-    assert check_machine(ROOT / "data" / "tiny-qwen2-vl").largest["load"] == memory.LARGEST_BATCH
+    assert check_machine(ROOT / "data" / "tiny-qwen2-vl").forecasts["load"].largest_batch == memory.LARGEST_BATCH
 
 
 # --- minutes ---
 
-HERE = CARD | {"width": 112, "height": 112, "prompt_tokens": 24}  # 16 visual tokens, prompts of 40
+HERE = Workload("tiny", 112, 112, prompt_tokens=24)  # 16 visual tokens, prompts of 40
 NEVER = float("inf")
 
 
 def test_seconds_of_products_by_hand():
-    seconds = StageSeconds("tiny", MachineRates(1e9, NEVER, 0.0), HERE)
+    seconds = StageSeconds(HERE, MachineRates(1e9, NEVER, 0.0))
     # 3 layers: q and o 128², k and v 128 × 64, 3 of 128 × 384 = 589,824 weights; rows of 40 tokens, 10 predictions of 402
     flop = 2 * 589_824 * 80 + 4 * 80 * 40 * 128 * 3 + 2 * 128 * 402 * 10
     assert shapes_of("tiny").quantised == 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 384) == 589_824
@@ -320,32 +343,36 @@ def test_seconds_of_products_by_hand():
 
 
 def test_seconds_of_calls_by_hand():
-    seconds = StageSeconds("tiny", MachineRates(NEVER, NEVER, 1.0), HERE)
+    def seconds(settings, examples):
+        return StageSeconds(replace(HERE, examples=examples), MachineRates(NEVER, NEVER, 1.0)).of_stage(settings)
+
     forward, tower = CALLS_OUTSIDE + 3 * CALLS_PER_LAYER, 2 * CALLS_PER_LAYER
     dpo = replace(dpo_preset("tiny"), steps=10, batch_size=4, accumulation=2)
     # 20 forwards and backwards; the reference and the tower for 40 examples
-    assert seconds.dpo(dpo, 40) == pytest.approx((2 * 20 + 40 / 4) * forward + 40 * tower)
+    assert seconds(dpo, 40) == pytest.approx((2 * 20 + 40 / 4) * forward + 40 * tower)
     # with checkpointing one more; 20 examples are seen twice, and computed once
     again = replace(dpo, gradient_checkpointing=True)
-    assert seconds.dpo(again, 20) == pytest.approx((3 * 20 + 20 / 4) * forward + 20 * tower)
+    assert seconds(again, 20) == pytest.approx((3 * 20 + 20 / 4) * forward + 20 * tower)
     # 2 epochs of 64 / 16 batches, 6 evaluations of an eighth
     reward = replace(reward_preset("tiny"), epochs=2, batch_size=16, evaluations=6)
-    assert seconds.reward(reward, 64) == pytest.approx((2 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
+    assert seconds(reward, 64) == pytest.approx((2 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
     again = replace(reward, gradient_checkpointing=True)
-    assert seconds.reward(again, 64) == pytest.approx((3 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
+    assert seconds(again, 64) == pytest.approx((3 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
     # prefill and 20 tokens; policy and reference; 2 epochs of 4 updates of 2
-    ppo = replace(ppo_preset("tiny"), iterations=3, prompts=8, mini_batch=2, epochs=2, critic_adapter=False)
-    assert seconds.ppo(ppo, 100) == pytest.approx(3 * (21 + 2 + 8 * 2) * forward + 24 * tower)
+    ppo = replace(
+        ppo_preset("tiny"), iterations=3, prompts_per_iteration=8, mini_batch=2, epochs=2, critic_adapter=False
+    )
+    assert seconds(ppo, 100) == pytest.approx(3 * (21 + 2 + 8 * 2) * forward + 24 * tower)
     # a critic of its own looks too, is updated too, and is warmed up in 8 epochs
     own = replace(ppo, critic_adapter=True)
-    assert seconds.ppo(own, 100) == pytest.approx((3 * (21 + 3 + 8 * 4) + 8 * 2 * 100 / 2) * forward + 100 * tower)
+    assert seconds(own, 100) == pytest.approx((3 * (21 + 3 + 8 * 4) + 8 * 2 * 100 / 2) * forward + 100 * tower)
     again = replace(own, gradient_checkpointing=True)
-    assert seconds.ppo(again, 100) == pytest.approx((3 * (21 + 3 + 8 * 6) + 8 * 3 * 100 / 2) * forward + 100 * tower)
+    assert seconds(again, 100) == pytest.approx((3 * (21 + 3 + 8 * 6) + 8 * 3 * 100 / 2) * forward + 100 * tower)
 
 
 def test_seconds_of_copies_by_hand():
-    model, seconds = shapes_of("tiny"), StageSeconds("tiny", MachineRates(NEVER, 1.0, 0.0), HERE)
-    weights = model.quantised * (duration.NF4 + 4)  # unpacked to 2 bytes, and read again
+    model, seconds = shapes_of("tiny"), StageSeconds(HERE, MachineRates(NEVER, 1.0, 0.0))
+    weights = model.quantised * (duration.NF4_BYTES + 4)  # unpacked to 2 bytes, and read again
     between = 3 * 2 * 2 * (10 * 128 + 5 * 384)
     assert seconds.forward(1, 1) == pytest.approx(weights + between)
     # 5 earlier tokens of 2 rows: keys and values of 64 numbers, spread to 128
@@ -355,14 +382,16 @@ def test_seconds_of_copies_by_hand():
 def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
     gpu(monkeypatch, T4)
     plan = check_machine("qwen2-vl-7b", reward=replace(reward_preset("t4"), batch_size=4), examples=100)
-    seconds = StageSeconds("qwen2-vl-7b", MachineRates(1e12, 1e11, 1e-5), CARD)
-    assert plan.minutes["reward"] == pytest.approx(seconds.reward(plan.reward, 100) / 60)
-    assert plan.minutes["load"] == pytest.approx(seconds.load(plan.load, 100) / 60)
+    seconds = StageSeconds(card("qwen2-vl-7b", examples=100), MachineRates(1e12, 1e11, 1e-5))
+    assert plan.forecasts["reward"].minutes == pytest.approx(seconds.reward(plan.reward) / 60)
+    assert plan.forecasts["load"].minutes == pytest.approx(seconds.load(plan.load) / 60)
 
 
 def test_smaller_images_take_less_time():
-    small = StageSeconds("qwen2-vl-2b", MachineRates(1e12, 1e11, 1e-5), CARD | {"max_pixels": 224**2})
+    large, small = card("qwen2-vl-2b"), card("qwen2-vl-2b", max_pixels=224**2)
     assert small.prompt == 60 + 8 * 8 and small.patches == 16 * 16
+    seconds = [StageSeconds(w, MachineRates(1e12, 1e11, 1e-5)).of_stage(dpo_preset("t4")) for w in (small, large)]
+    assert seconds[0] < seconds[1]
 
 
 def test_rates_of_this_machine_are_sensible():

@@ -22,17 +22,20 @@ from helpers.config import ATTENTION, LoraSettings, PPOSettings, dpo_preset, ppo
 from helpers.files import UsageError
 from helpers.machine import memory
 from helpers.machine.memory import (
-    BATCH_FIELDS,
     CARD_GB,
     LOGIT_BYTES,
     USABLE_SHARE,
-    GenerationSettings,
-    default_settings,
     dpo_logit_bytes,
     forecast_memory,
     largest_batch,
     layer_activation_bytes,
     phases,
+)
+from helpers.machine.workload import (
+    STAGES,
+    GenerationSettings,
+    Workload,
+    default_settings,
     set_batch,
     smallest_settings,
 )
@@ -54,6 +57,8 @@ from helpers.models.shared_prefix import answer_states, pack
 
 SIZES = [(448, 448), (640, 480), (480, 640), (112, 112), (30, 31), (1000, 667), (4000, 3000), (333, 1999)]
 SIZES += [(random.Random(k).randint(20, 2500), random.Random(-k - 1).randint(20, 2500)) for k in range(60)]
+
+QWEN = Workload("qwen2-vl-2b")
 
 
 @pytest.mark.parametrize(
@@ -106,9 +111,9 @@ def test_a_size_that_is_none_and_shapes_that_are_on_the_hub_are_one_line():
     with pytest.raises(UsageError, match="sides of over 200 : 1"):
         visual_tokens("qwen2-vl-2b", 9000, 20)
     with pytest.raises(UsageError, match="nobody/model: its shapes are on the hub"):
-        forecast_memory("nobody/model", "dpo")
+        forecast_memory(Workload("nobody/model"), dpo_preset("t4"))
     with pytest.raises(UsageError, match="unknown stage 'sft': choose from load, dpo, reward, ppo"):
-        forecast_memory("tiny", "sft")
+        forecast_memory(Workload("tiny"), default_settings("sft"))
 
 
 def test_weights_in_4_bits_are_those_of_the_loaded_model(tiny):
@@ -231,9 +236,10 @@ def expected(folder, lora, packed, *, checkpointing, four_bit=True, compute_byte
     length = int(packed.mask.sum(1).max())
     prompt = packed.inputs["input_ids"].shape[1] - 2 * length - visual_tokens(folder, 224, 224)
     settings = replace(dpo_preset("t4"), lora=lora, gradient_checkpointing=checkpointing)
-    found = phases(
-        folder, "dpo", settings, width=224, height=224, prompt_tokens=prompt, answer_tokens=length, four_bit=four_bit, compute_bytes=compute_bytes
-    )[1]  # fmt: skip
+    workload = Workload(
+        folder, 224, 224, prompt_tokens=prompt, answer_tokens=length, four_bit=four_bit, compute_bytes=compute_bytes
+    )
+    found = phases(workload, settings)[1]
     return 1e9 * (found.activations + found.mask), 4 * lora_weights(shapes_of(folder), lora)
 
 
@@ -280,14 +286,14 @@ def test_what_a_layer_keeps_by_hand():
 
 def test_logits_by_hand():
     # 2 pairs × 2 answers × 20 tokens × 151,936 × 5 copies in fp32
-    found = forecast_memory("qwen2-vl-2b", "dpo", dpo_preset("t4"))
+    found = forecast_memory(QWEN, dpo_preset("t4"))
     assert found.logits == pytest.approx(2 * 2 * 20 * 151936 * 20 / 1e9) == pytest.approx(0.243, abs=1e-3)
     # 16 pairs: 640 tokens, of which 128 at a time have three more copies: 8 + 12 / 5 < 12 bytes
-    many = forecast_memory("qwen2-vl-2b", "dpo", replace(dpo_preset("t4"), batch_size=16))
+    many = forecast_memory(QWEN, replace(dpo_preset("t4"), batch_size=16))
     assert many.logits == pytest.approx(640 * 151936 * 12 / 1e9)
-    assert phases("qwen2-vl-2b", "reward")[1].logits == 0
+    assert phases(QWEN, reward_preset("t4"))[1].logits == 0
     # mDPO shows the chosen answer to a spoilt image once more: 3 answers, and twice the rows
-    spoilt = forecast_memory("qwen2-vl-2b", "dpo", dpo_preset("mdpo"))
+    spoilt = forecast_memory(QWEN, dpo_preset("mdpo"))
     assert spoilt.logits == pytest.approx(1.5 * found.logits) and spoilt.features == pytest.approx(2 * found.features)
 
 
@@ -327,7 +333,7 @@ def test_bytes_a_logit_are_those_that_the_losses_allocate(call, grad, rows, expe
 
 
 def test_the_phases_of_ppo_by_hand():
-    encoding, sampling, looking, training = phases("qwen2-vl-2b", "ppo", ppo_preset("t4"))
+    encoding, sampling, looking, training = phases(QWEN, ppo_preset("t4"))
     # 8 × 4 answers after 256 + 60 + 20 tokens; 2 × 256 numbers in 28 layers and one more, and one layer spread to 2 × 1536
     assert sampling.cache * 1e9 == pytest.approx(32 * 336 * 2 * (2 * 256 * 29 + 2 * 1536))
     # all 8 × 4 × 20 tokens at once without gradients, 2 × 4 × 20 with
@@ -337,12 +343,12 @@ def test_the_phases_of_ppo_by_hand():
     assert training.mask * 1e9 == pytest.approx(2 * 396**2 * 3) and looking.mask * 1e9 == pytest.approx(8 * 396**2 * 3)
     # adapters of policy and critic, and a head of 1536² + 1536 × 768
     assert sampling.adapter * 1e9 == pytest.approx(16 * (2 * 18_464_768 + 1536**2 + 1536 * 768))
-    assert forecast_memory("qwen2-vl-2b", "ppo").phase == looking.phase and encoding.cache == 0
+    assert forecast_memory(QWEN, ppo_preset("t4")).phase == looking.phase and encoding.cache == 0
 
 
 def test_prompts_that_are_not_looked_at_together_take_no_memory_together():
     whole, sliced, sharded = (
-        phases("qwen2-vl-2b", "ppo", replace(ppo_preset("t4"), **how)) for how in ({}, {"at_once": 2}, {"shards": 2})
+        phases(QWEN, replace(ppo_preset("t4"), **how)) for how in ({}, {"sampling_batch": 2}, {"shards": 2})
     )
     for part in ("cache", "logits", "features", "activations", "mask"):
         for place in range(3):  # images are encoded, answers are sampled, and looked at
@@ -352,47 +358,40 @@ def test_prompts_that_are_not_looked_at_together_take_no_memory_together():
 
 
 def test_with_checkpointing_the_inputs_of_all_layers_are_kept_and_the_inside_of_one():
-    found = phases("qwen2-vl-2b", "dpo", dpo_preset("t4"))[1]
+    found = phases(QWEN, dpo_preset("t4"))[1]
     # 2 rows of 256 + 60 + 2 × 20 tokens: 28 inputs of 1536, a layer (as above), gradients of 8960 twice, the last norm
     by_hand = 2 * 356 * (28 * 2 * 1536 + 102_672 + 2 * 2 * 8960 + 4 * 1536)
     assert found.activations * 1e9 == pytest.approx(by_hand)
 
 
 def test_without_checkpointing_every_layer_has_a_mask():
-    training = phases("qwen2-vl-2b", "reward")[1]
+    training = phases(QWEN, reward_preset("t4"))[1]
     assert training.mask * 1e9 == pytest.approx(356**2 * (1 + 2 * 28))  # one row of 256 + 60 + 2 × 20
-    saved = phases("qwen2-vl-2b", "reward", replace(reward_preset("t4"), gradient_checkpointing=True))[1]
+    saved = phases(QWEN, replace(reward_preset("t4"), gradient_checkpointing=True))[1]
     assert saved.mask * 1e9 == pytest.approx(356**2 * (1 + 2))
-    fused = phases("qwen2-vl-2b", "reward", replace(reward_preset("t4"), gradient_checkpointing=True, head="fusion"))[1]
+    fused = phases(QWEN, replace(reward_preset("t4"), gradient_checkpointing=True, head="fusion"))[1]
     assert fused.activations == saved.activations  # the inputs of layers are kept anyway
 
 
 def test_more_of_anything_takes_more():
-    def total(stage="dpo", settings=None, name="qwen3-vl-2b", **options):
-        return forecast_memory(name, stage, settings, **options).total
-
     dpo, ppo, reward = dpo_preset("t4"), ppo_preset("t4"), reward_preset("t4")
-    assert total(settings=set_batch("dpo", dpo, 4)) > total(settings=dpo)
+
+    def total(settings=dpo, **changes):
+        return forecast_memory(Workload("qwen3-vl-2b", **changes), settings).total
+
+    assert total(settings=set_batch(dpo, 4)) > total(settings=dpo)
     assert total(settings=replace(dpo, gradient_checkpointing=False)) > total(settings=dpo)
     assert total(settings=replace(dpo, lora=LoraSettings(vision=True))) > total(settings=dpo)
     assert total(four_bit=False) > total() and total(compute_bytes=4) > total() and total(answer_tokens=40) > total()
     assert total(width=224, height=224) < total() and total(prompt_tokens=600) > total()
-    assert (
-        total("reward", reward, answers=4) > total("reward", replace(reward, head="fusion")) > total("reward", reward)
-    )
-    assert (
-        total("ppo", ppo)
-        > total("ppo", replace(ppo, critic_adapter=False))
-        > total("ppo", replace(ppo, critic_layers=0))
-    )
-    assert total("ppo", replace(ppo, critic_layers=0)) == total(
-        "ppo", replace(ppo, advantages="rloo", critic_adapter=False)
-    )
+    assert total(reward, answers=4) > total(replace(reward, head="fusion")) > total(reward)
+    assert total(ppo) > total(replace(ppo, critic_adapter=False)) > total(replace(ppo, critic_layers=0))
+    assert total(replace(ppo, critic_layers=0)) == total(replace(ppo, advantages="rloo", critic_adapter=False))
 
 
 def test_all_images_of_qwen_are_encoded_at_once_and_those_of_llava_one_by_one():
     def encoding(name, size):
-        return phases(name, "load", GenerationSettings(batch_size=size))[0].activations
+        return phases(Workload(name), GenerationSettings(batch_size=size))[0].activations
 
     assert encoding("qwen2-vl-2b", 8) == pytest.approx(8 * encoding("qwen2-vl-2b", 1))
     assert encoding("llava-1.5-7b", 8) == encoding("llava-1.5-7b", 1)
@@ -400,24 +399,24 @@ def test_all_images_of_qwen_are_encoded_at_once_and_those_of_llava_one_by_one():
     assert encoding("llava-1.5-7b", 1) * 1e9 == pytest.approx(577 * 2 * (24 * 1024 + 2 * 1024 + 3 * 4096))
 
 
-@pytest.mark.parametrize("stage", BATCH_FIELDS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_largest_batch_fits_and_one_more_does_not(stage):
-    settings = replace(ppo_preset("t4"), prompts=64, group=2) if stage == "ppo" else memory.default_settings(stage)
-    gigabytes = forecast_memory("qwen2-vl-2b", stage, set_batch(stage, settings, 20)).total / USABLE_SHARE
-    found = largest_batch("qwen2-vl-2b", stage, settings, gigabytes * 1.0001)
+    settings = default_settings(stage)
+    if stage == "ppo":
+        settings = replace(settings, prompts_per_iteration=64, group_size=2)
+    gigabytes = forecast_memory(QWEN, set_batch(settings, 20)).total / USABLE_SHARE
+    found = largest_batch(QWEN, settings, gigabytes * 1.0001)
     assert found >= 20
-    needs = [
-        forecast_memory("qwen2-vl-2b", stage, set_batch(stage, settings, size)).total for size in (found, found + 1)
-    ]
+    needs = [forecast_memory(QWEN, set_batch(settings, size)).total for size in (found, found + 1)]
     assert needs[0] <= USABLE_SHARE * gigabytes * 1.0001 and (
         needs[1] > USABLE_SHARE * gigabytes * 1.0001 or found == 64
     )
 
 
 def test_limits_of_the_largest_batch():
-    assert largest_batch("llava-next-llama3-8b", "reward", None, 24) is None
-    assert largest_batch("tiny", "dpo", None, 80) == memory.LARGEST_BATCH
-    assert largest_batch("tiny", "ppo", PPOSettings(prompts=8), 80) == 8  # an iteration has no more
+    assert largest_batch(Workload("llava-next-llama3-8b"), reward_preset("t4"), 24) is None
+    assert largest_batch(Workload("tiny"), dpo_preset("t4"), 80) == memory.LARGEST_BATCH
+    assert largest_batch(Workload("tiny"), PPOSettings(prompts_per_iteration=8), 80) == 8  # an iteration has no more
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -426,9 +425,9 @@ def test_the_card_of_a_preset_is_the_smallest_on_which_all_trainings_fit(name):
     assert memory.smallest_card(name) == card
     if card:
         smaller = [size for other, size in CARD_GB.items() if other < card]
+        least = [smallest_settings(default_settings(stage)) for stage in ("dpo", "reward", "ppo")]
         fits = [
-            [largest_batch(name, s, smallest_settings(s, default_settings(s)), size) for s in ("dpo", "reward", "ppo")]
-            for size in (*smaller, CARD_GB[card])
+            [largest_batch(Workload(name), settings, size) for settings in least] for size in (*smaller, CARD_GB[card])
         ]
         assert all(fits[-1]) and all(None in row for row in fits[:-1])
 
@@ -446,10 +445,10 @@ def test_the_table_on_the_command_line(capsys):
     assert Counter(row.split()[0] for row in rows) == {"llava-1.5-7b": 4, "tiny": 4}
     cells = next(row.split() for row in rows if "reward" in row)
     saving = replace(reward_preset("t4"), gradient_checkpointing=True)
-    assert cells[3:5] == ["–", "5"] and cells[5] == str(largest_batch("llava-1.5-7b", "reward", saving, 15.8))
+    assert cells[3:5] == ["–", "5"] and cells[5] == str(largest_batch(Workload("llava-1.5-7b", 100, 900), saving, 15.8))
     assert main(["memory", "--model", "tinny"]) == 1 and "Did you mean 'tiny'?" in capsys.readouterr().err
 
 
 def test_a_forecast_reads_as_a_sentence():
-    text = str(forecast_memory("qwen2-vl-2b", "dpo", dpo_preset("t4")))
+    text = str(forecast_memory(QWEN, dpo_preset("t4")))
     assert text.startswith("4.0 GB while training (weights 2.47, adapter 0.30, ") and "cache" not in text

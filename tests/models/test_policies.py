@@ -66,7 +66,7 @@ def test_the_shipped_adapter_counts_what_the_base_miscounts(shipped):
     items = read_yolo(TRAFFIC, "test")[:60]
     shares = []
     for name in ("base", "dpo/shipped"):
-        with shipped.speaking(name) as model:
+        with shipped.use_policy(name) as model:
             shares.append(evaluate_counting(model, shipped.processor, items).exact_share)
     assert shares[0].high < 0.6 and shares[1].low > 0.9
 
@@ -81,7 +81,7 @@ def test_one_base_speaks_for_all_and_is_left_as_it_was(tmp_path):
     image = read_yolo(TRAFFIC, "test")[0].path
 
     def answer(name):
-        with policies.speaking(name) as speaker:
+        with policies.use_policy(name) as speaker:
             return models.generate_answers(speaker, processor, [image], [question])[0]
 
     first = answer("base")
@@ -98,10 +98,10 @@ def test_more_adapters_of_the_same_base_can_join(tmp_path, tiny):
     copy(tmp_path / "two" / "dpo" / "a")
     copy(tmp_path / "two" / "ppo" / "b")
     policies = Policies(*tiny, find_policies("tiny", tmp_path / "one"))
-    assert policies.look_in(tmp_path / "two") == ["ppo/b"] and policies.names == ["base", "dpo/a", "ppo/b"]
+    assert policies.add_folder(tmp_path / "two") == ["ppo/b"] and policies.names == ["base", "dpo/a", "ppo/b"]
     assert policies.saved["dpo/a"].folder.is_relative_to(tmp_path / "one"), "a name that is taken stays whose it was"
     with pytest.raises(UsageError, match="no adapter yet"):
-        Policies(*tiny).look_in(tmp_path / "two")
+        Policies(*tiny).add_folder(tmp_path / "two")
 
 
 def test_an_adapter_that_was_there_stays_active(tmp_path):
@@ -109,10 +109,10 @@ def test_an_adapter_that_was_there_stays_active(tmp_path):
     model, processor = models.load_model("tiny")
     model = models.add_adapter(model, LoraSettings(), name="reward")
     policies = Policies(model, processor, find_policies("tiny", tmp_path))
-    with policies.speaking("dpo/a") as speaker:
+    with policies.use_policy("dpo/a") as speaker:
         assert speaker.active_adapter == "dpo/a"
     assert policies.model.active_adapter == "reward"
-    with policies.speaking("base") as speaker, torch.no_grad():
+    with policies.use_policy("base") as speaker, torch.no_grad():
         assert all(not layer.active_adapters or layer.disable_adapters for layer in lora_layers(speaker))
     assert policies.model.active_adapter == "reward"
 
@@ -125,5 +125,5 @@ def test_unknown_and_reserved_names_are_refused(tmp_path, tiny):
     copy(tmp_path / "base")
     with pytest.raises(UsageError, match="cannot be called 'base'"):
         Policies(*tiny, find_policies("tiny", tmp_path))
-    with pytest.raises(UsageError, match="unknown policy 'dpo': there are base"), Policies(*tiny).speaking("dpo"):
+    with pytest.raises(UsageError, match="unknown policy 'dpo': there are base"), Policies(*tiny).use_policy("dpo"):
         pass

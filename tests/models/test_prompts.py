@@ -242,7 +242,7 @@ def test_sampled_answers_are_scored_without_the_space(monkeypatch):
     monkeypatch.setattr(rollout, "sample_ids", lambda *_, **__: (ids, [True, True]))
     seen = []
     score = make_scorer("watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0})
-    how = {"group": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "missing_end": 1.0, "seed": 0}
+    how = {"group_size": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "no_end_penalty": 1.0, "seed": 0}
     tasks = [rollout.Task((), (("user", "Q"),), {})]
     assert rollout.roll_out(model, processor, tasks, score, **how).texts == ["Two cars.", "No."] == seen
 

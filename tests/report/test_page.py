@@ -10,8 +10,8 @@ from helpers.statistics import proportion
 
 def test_sections_become_a_page_and_a_summary(artifacts):
     section = Section("04_train_dpo", "DPO <training>")
-    section.share("dpo_exact", proportion(9, 10), seed=2)
-    section.single("dpo_train_seconds", 41.5, seed=2)
+    section.add_share("dpo_exact", proportion(9, 10), seed=2)
+    section.add_value("dpo_train_seconds", 41.5, seed=2)
     section.conclude("better & real")
     section.table([["a", "b"], ["<script>", "2"]])
     figure, axis = plt.subplots()

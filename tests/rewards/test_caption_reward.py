@@ -11,7 +11,7 @@ from shipped import TRAFFIC
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BertConfig, Qwen2Config
 
-from helpers.data.preferences import PreferenceRecord, image_paths, read_records
+from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.files import ROOT, UsageError
 from helpers.rewards.caption_reward import (
     CaptionReward,
@@ -54,7 +54,7 @@ def separable(n, seed=0):
 
 def accuracy(reward, records):
     """Share of pairs that are scored the right way round."""
-    scores = reward.score_records(TRAIN, records)
+    scores = reward.score_records(records)
     hits = [s[i] > s[j] for s, record in zip(scores, records, strict=True) for i, j in record.tier_pairs()]
     return sum(hits) / len(hits)
 
@@ -92,7 +92,7 @@ def test_texts_of_a_record_stand_in_the_order_of_its_answers():
 
 def test_the_caption_is_the_models_own_and_made_once_for_a_path(tiny, records, monkeypatch):
     caption = vlm_captioner(*tiny, "How many cars, motorcycles, buses and bicycles are in the image?")
-    paths = [image_paths(TRAIN, record)[0] for record in records[:2]]
+    paths = [record.image_paths[0] for record in records[:2]]
     first = caption([*paths, paths[0]])
     assert first[0] == first[2] != first[1] and all(" cars, " in text for text in first)
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_the_caption_is_the_models_own_and_made_once_for_a_path(tiny, records, m
 
 def test_each_answer_gets_the_caption_of_its_own_images(tokenizer, records):
     two = records[1].model_copy(update={"images": [records[1].images[0], records[2].images[0]]})
-    texts = CaptionReward(tiny_text_reward(tokenizer), tokenizer, captioner).texts(TRAIN, [records[0], two, records[3]])
+    texts = CaptionReward(tiny_text_reward(tokenizer), tokenizer, captioner).texts([records[0], two, records[3]])
     assert "Image description: cars in scene-000000\n" in texts[0][0]
     assert "Image description: cars in scene-000001 cars in scene-000002\n" in texts[1][-1]
     assert "Image description: cars in scene-000003\n" in texts[2][0]
@@ -116,8 +116,8 @@ def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
     gaps = []
     for data in (train, tossed):
         reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
-        losses = reward.fit(TRAIN, data, **QUICK)
-        gaps.append(sum(abs(a - b) for a, b in reward.score_records(TRAIN, test)) / len(test))
+        losses = reward.fit(data, **QUICK)
+        gaps.append(sum(abs(a - b) for a, b in reward.score_records(test)) / len(test))
         if data is train:
             assert losses[-1] < 0.1 and accuracy(reward, test) > 0.95
     assert gaps[1] < gaps[0] / 4
@@ -125,7 +125,7 @@ def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
 
 def test_pairs_that_only_the_caption_decides(tokenizer, records):
     """Is it red or blue? Half of the 20 held-out images are red: the twin, which sees none, gets 10 right."""
-    images = [str(image_paths(TRAIN, record)[0]) for record in records[:80]]
+    images = [str(record.image_paths[0]) for record in records[:80]]
     colours = dict(zip(images, itertools.cycle(("red", "blue")), strict=False))
     data = [made_up(colour, {"red": "blue", "blue": "red"}[colour], image) for image, colour in colours.items()]
     share = {}
@@ -135,7 +135,7 @@ def test_pairs_that_only_the_caption_decides(tokenizer, records):
 
     for name, write, epochs in (("captions", seen, 25), ("twin", None, 2)):
         reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, write)
-        reward.fit(TRAIN, data[:60], epochs=epochs, learning_rate=1e-3, batch_size=16)
+        reward.fit(data[:60], epochs=epochs, learning_rate=1e-3, batch_size=16)
         share[name] = accuracy(reward, data[60:])
     assert share["captions"] > 0.95 and share["twin"] == 0.5
 
@@ -144,16 +144,16 @@ def test_the_loss_is_the_mean_of_minus_log_sigmoid_of_the_difference(tokenizer):
     """One batch at learning rate 0: the loss is that of the first scores; at scores ±200 it is finite."""
     data = separable(8)
     reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
-    scores = reward.score_records(TRAIN, data)
+    scores = reward.score_records(data)
     expected = [
         math.log1p(math.exp(s[worse] - s[better]))
         for s, record in zip(scores, data, strict=True)
         for better, worse in record.tier_pairs()
     ]
-    assert reward.fit(TRAIN, data, epochs=1, learning_rate=0.0) == pytest.approx([sum(expected) / 8], abs=1e-5)
+    assert reward.fit(data, epochs=1, learning_rate=0.0) == pytest.approx([sum(expected) / 8], abs=1e-5)
     with torch.no_grad():
         reward.model.classifier.weight *= 1e4
-    assert math.isfinite(reward.fit(TRAIN, data, epochs=1, learning_rate=0.0)[0])
+    assert math.isfinite(reward.fit(data, epochs=1, learning_rate=0.0)[0])
 
 
 @pytest.mark.parametrize("make", [tiny_text_reward, decoder, bert], ids=["distilbert", "qwen2", "bert"])
@@ -183,9 +183,9 @@ def test_the_same_seed_gives_the_same_scores_and_leaves_the_generator_alone(toke
         state = torch.random.get_rng_state()
         reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
         reward.model.distilbert.embeddings.dropout.p = 0.1  # dropout is seeded, too
-        reward.fit(TRAIN, separable(20), epochs=1, seed=seed, batch_size=8)
+        reward.fit(separable(20), epochs=1, seed=seed, batch_size=8)
         assert torch.equal(torch.random.get_rng_state(), state) and not reward.model.training
-        scores.append(reward.score_records(TRAIN, separable(5, seed=1)))
+        scores.append(reward.score_records(separable(5, seed=1)))
     assert scores[0] == scores[1] != scores[2]
 
 
@@ -194,7 +194,7 @@ def test_all_pairs_of_a_ranking_are_trained_on(tokenizer, records, monkeypatch):
     reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
     real = reward.forward
     monkeypatch.setattr(reward, "forward", lambda texts: seen.append(list(texts)) or real(texts))
-    reward.fit(TRAIN, records[1:3], epochs=1, batch_size=3)  # two records of three answers, one of them best
+    reward.fit(records[1:3], epochs=1, batch_size=3)  # two records of three answers, one of them best
     pairs = {(a, b) for texts in seen for a, b in zip(texts[: len(texts) // 2], texts[len(texts) // 2 :], strict=True)}
     texts = reward_texts(records[1:3], None)
     assert pairs == {(t[i], t[j]) for t, r in zip(texts, records[1:3], strict=True) for i, j in r.tier_pairs()}
@@ -203,17 +203,17 @@ def test_all_pairs_of_a_ranking_are_trained_on(tokenizer, records, monkeypatch):
 
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(tokenizer, records, tmp_path):
     reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None, batch_size=2)
-    reward.fit(TRAIN, records[:8], epochs=1)
+    reward.fit(records[:8], epochs=1)
     folder = reward.save(tmp_path / "reward")
     assert (folder / "model.safetensors").exists() and not list(folder.glob("*.bin"))
-    expected = reward.score_records(TRAIN, records[:4])
+    expected = reward.score_records(records[:4])
     code = f"""
 import json, pathlib
 from helpers.rewards.caption_reward import CaptionReward
 from helpers.data.preferences import read_records
 path = pathlib.Path({str(TRAIN)!r})
 reward = CaptionReward.load(pathlib.Path({str(folder)!r}), None)
-print(json.dumps(reward.score_records(path, read_records(path)[:4])))
+print(json.dumps(reward.score_records(read_records(path)[:4])))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     again = json.loads(done.stdout.splitlines()[-1])
@@ -232,17 +232,17 @@ def test_a_captioned_reward_is_not_loaded_as_its_twin(tokenizer, tmp_path):
 def test_what_cannot_be_scored_or_trained_on_is_refused(tokenizer, records):
     reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, captioner)
     with pytest.raises(UsageError, match="there are no records to score"):
-        reward.score_records(TRAIN, [])
+        reward.score_records([])
     lost = records[0].model_copy(update={"images": ["gone.png"]})
     with pytest.raises(UsageError, match=r"record train-scene-000000\): image .*gone.png does not exist"):
-        reward.score_records(TRAIN, [lost])
+        reward.score_records([lost])
     tied = records[0].model_copy(update={"ranking": [[0, 1]]})
     with pytest.raises(UsageError, match="all answers are tied"):
-        reward.fit(TRAIN, [tied])
+        reward.fit([tied])
     twin = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
-    assert len(twin.score_records(TRAIN, [lost])[0]) == 2  # needs no image
+    assert len(twin.score_records([lost])[0]) == 2  # needs no image
     with pytest.raises(UsageError, match="too long, the model reads 256"):
-        twin.score_records(TRAIN, [made_up("2 " * 300, "3")])
+        twin.score_records([made_up("2 " * 300, "3")])
 
 
 def test_only_a_model_with_one_output_is_taken(tokenizer, tmp_path):

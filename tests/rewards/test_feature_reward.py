@@ -11,7 +11,7 @@ from shipped import TRAFFIC
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from helpers.data.preferences import image_paths, read_records
+from helpers.data.preferences import read_records
 from helpers.files import ROOT, UsageError
 from helpers.rewards import feature_reward
 from helpers.rewards.feature_reward import FeatureReward, image_feature, r_squared, target_scores, text_feature
@@ -52,7 +52,7 @@ def test_r_squared_is_that_of_the_definition():
 def test_the_image_feature_is_the_mean_of_the_tokens_the_language_model_gets(tiny, records):
     """112 × 112 pixels are 16 visual tokens of 28 × 28."""
     model, processor = tiny
-    path = image_paths(TRAIN, records[0])[0]
+    path = records[0].image_paths[0]
     inputs = processor.image_processor(images=[Image.open(path).convert("RGB")], return_tensors="pt")
     with torch.no_grad():
         tokens = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
@@ -100,38 +100,38 @@ def test_an_image_is_read_once_for_its_path(tiny, records, monkeypatch):
     monkeypatch.setattr(feature_reward, "image_feature", lambda *a: calls.append(a[2]) or real(*a))
     reward = FeatureReward(*tiny)
     for _ in range(2):
-        reward.features(TRAIN, [records[0], records[1], records[0]])
-    assert calls == [image_paths(TRAIN, record)[0] for record in records[:2]]
+        reward.features([records[0], records[1], records[0]])
+    assert calls == [record.image_paths[0] for record in records[:2]]
 
 
 def test_it_learns_a_score_of_answers_and_shuffled_targets_do_not_carry_over(reward, records):
     targets = words(records)
-    fit = reward.fit(TRAIN, records, targets, epochs=80)
+    fit = reward.fit(records, targets, epochs=80)
     assert fit.r2_train > 0.95 and fit.r2_held_out > 0.6 and fit.losses[-1] < fit.losses[0] / 10
     flat = [score for scores in targets for score in scores]
     random.Random(0).shuffle(flat)
     shuffled = iter(flat)
-    fit = reward.fit(TRAIN, records, [[next(shuffled) for _ in scores] for scores in targets], epochs=80)
+    fit = reward.fit(records, [[next(shuffled) for _ in scores] for scores in targets], epochs=80)
     assert fit.r2_train > 0.5 > 0 > fit.r2_held_out  # learnt by heart
 
 
 def test_scores_come_in_the_order_of_records_and_answers_and_in_the_units_of_the_targets(reward, records):
     targets = [[100 * score + 100_000 for score in scores] for scores in words(records)]
-    reward.fit(TRAIN, records, targets, epochs=80)
-    scores = reward.score_records(TRAIN, records)
+    reward.fit(records, targets, epochs=80)
+    scores = reward.score_records(records)
     assert [len(s) for s in scores] == [len(r.answers) for r in records]
     flat = torch.tensor([[a, b] for s, t in zip(scores, targets, strict=True) for a, b in zip(s, t, strict=True)])
     assert (flat[:, 0] - flat[:, 1]).abs().mean() < 15
-    alone = [reward.score_records(TRAIN, [record])[0] for record in records[:5]]
+    alone = [reward.score_records([record])[0] for record in records[:5]]
     for one, among in zip(alone, scores[:5], strict=True):
         assert one == pytest.approx(among, abs=0.1)  # of about 100,000
 
 
 def test_the_image_changes_the_score(reward, records):
-    reward.fit(TRAIN, records, cars(records), epochs=10)
+    reward.fit(records, cars(records), epochs=10)
     other = records[0].model_copy(update={"images": records[7].images})
-    assert reward.score_records(TRAIN, [other])[0] != pytest.approx(
-        reward.score_records(TRAIN, records[:1])[0], abs=1e-3
+    assert reward.score_records([other])[0] != pytest.approx(
+        reward.score_records(records[:1])[0], abs=1e-3
     )
 
 
@@ -142,13 +142,13 @@ def test_held_out_images_are_not_trained_on(reward, records):
     places = [i for i, record in enumerate(records) for _ in record.answers]
     held = {places[row] for row in out.tolist()}
     assert len(held) == 12  # of 60 images
-    reward.fit(TRAIN, records, words(records), epochs=3, seed=3)
-    before = reward.score_records(TRAIN, records)
+    reward.fit(records, words(records), epochs=3, seed=3)
+    before = reward.score_records(records)
     spoilt = [
         [s + 9 * k for k, s in enumerate(scores)] if i in held else scores for i, scores in enumerate(words(records))
     ]
-    reward.fit(TRAIN, records, spoilt, epochs=3, seed=3)
-    assert reward.score_records(TRAIN, records) == before
+    reward.fit(records, spoilt, epochs=3, seed=3)
+    assert reward.score_records(records) == before
 
 
 def test_the_same_seed_gives_the_same_scores_and_leaves_the_generator_alone(reward, records):
@@ -156,15 +156,15 @@ def test_the_same_seed_gives_the_same_scores_and_leaves_the_generator_alone(rewa
     for seed in (1, 1, 2):
         torch.rand(1)  # what was drawn before does not matter
         state = torch.random.get_rng_state()
-        reward.fit(TRAIN, records, words(records), epochs=2, seed=seed)
+        reward.fit(records, words(records), epochs=2, seed=seed)
         assert torch.equal(torch.random.get_rng_state(), state)
-        scores.append(reward.score_records(TRAIN, records))
+        scores.append(reward.score_records(records))
     assert scores[0] == scores[1] != scores[2]
 
 
 def test_the_frozen_model_stays_bit_equal_and_without_gradient(tiny, reward, records):
     before = [parameter.detach().clone() for parameter in tiny[0].parameters()]
-    reward.fit(TRAIN, records, words(records), epochs=1)
+    reward.fit(records, words(records), epochs=1)
     for parameter, old in zip(tiny[0].parameters(), before, strict=True):
         assert torch.equal(parameter, old) and parameter.grad is None
 
@@ -179,11 +179,11 @@ def test_the_heuristic_of_answers_is_what_is_regressed(records):
 
 
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(tiny, reward, records, tmp_path):
-    reward.fit(TRAIN, records, words(records), epochs=3)
+    reward.fit(records, words(records), epochs=3)
     reward.save(tmp_path / "reward")
     assert not list((tmp_path / "reward").glob("*.pt"))
-    expected = reward.score_records(TRAIN, records[:4])
-    assert FeatureReward.load(tmp_path / "reward", *tiny).score_records(TRAIN, records[:4]) == expected
+    expected = reward.score_records(records[:4])
+    assert FeatureReward.load(tmp_path / "reward", *tiny).score_records(records[:4]) == expected
     code = f"""
 import json, pathlib
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -193,7 +193,7 @@ path, tiny = pathlib.Path({str(TRAIN)!r}), {str(ROOT / "data" / "tiny-qwen2-vl")
 model, processor = AutoModelForImageTextToText.from_pretrained(tiny), AutoProcessor.from_pretrained(tiny)
 processor.image_processor.size["longest_edge"] = 112 * 112
 reward = FeatureReward.load(pathlib.Path({str(tmp_path / "reward")!r}), model, processor)
-print(json.dumps(reward.score_records(path, read_records(path)[:4])))
+print(json.dumps(reward.score_records(read_records(path)[:4])))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     for again, scores in zip(json.loads(done.stdout.splitlines()[-1]), expected, strict=True):
@@ -202,16 +202,16 @@ print(json.dumps(reward.score_records(path, read_records(path)[:4])))
 
 def test_what_does_not_fit_is_refused(tiny, reward, records, tmp_path):
     with pytest.raises(UsageError, match="there are no records to score"):
-        reward.score_records(TRAIN, [])
+        reward.score_records([])
     with pytest.raises(UsageError, match="targets must hold one list a record"):
-        reward.fit(TRAIN, records, words(records)[:-1])
+        reward.fit(records, words(records)[:-1])
     with pytest.raises(UsageError, match="all equal, so there is nothing to regress"):
-        reward.fit(TRAIN, records, [[0.4] * len(record.answers) for record in records])
+        reward.fit(records, [[0.4] * len(record.answers) for record in records])
     with pytest.raises(UsageError, match="none on one side"):
-        reward.fit(TRAIN, records[:2], words(records[:2]))
+        reward.fit(records[:2], words(records[:2]))
     lost = records[0].model_copy(update={"images": ["gone.png"]})
     with pytest.raises(UsageError, match=r"record train-scene-000000\): image .*gone.png does not exist"):
-        reward.score_records(TRAIN, [lost])
+        reward.score_records([lost])
 
 
 def test_a_folder_of_another_model_or_a_damaged_one_is_refused(tiny, reward, tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import PreferenceRecord, read_records, resolve_images
 from helpers.files import ROOT, UsageError
 from helpers.rewards import ranking as rule_ranking
+from helpers.rewards.heuristic import HEURISTIC_RULES
 from helpers.rewards.ranking import AnswerTable
 from helpers.rewards.scoring import heuristic_scorer
 from helpers.widgets import playground as widgets
@@ -43,7 +44,9 @@ def folder(tmp_path):
 
 @pytest.fixture
 def play(folder):
-    return lambda records, **options: ScorerPlayground(records, folder / "records.jsonl", **options)
+    return lambda records, **options: ScorerPlayground(
+        [resolve_images(r, folder / "x.jsonl", 1) for r in records], **options
+    )
 
 
 def answers(record_of, truth):
@@ -101,7 +104,7 @@ def test_rank_correlation_by_hand_and_with_ties_as_scipy_has_it():
     # ranks 1 2 3 4 5 and 2 1 4 3 5: Σd² = 4, ρ = 1 − 6·4/(5·24) = .8
     found = rule_ranking.correlate(np.array([10.0, 20, 30, 40, 50]), answers(range(5), [2, 1, 4, 3, 5]), drawn)
     assert found.value == pytest.approx(0.8) and found.n == found.records == 5
-    assert found.low is None and found.chance and "no interval" in str(found), "five records are too few"
+    assert found.low is None and found.is_chance and "no interval" in str(found), "five records are too few"
     assert rule_ranking.correlate(np.ones(5), answers(range(5), range(5)), drawn).value is None
     assert rule_ranking.correlate(np.arange(5.0), answers(range(5), np.ones(5)), drawn).value is None
 
@@ -132,7 +135,7 @@ def test_one_odd_answer_is_not_taken_for_a_correlation():
     totals, truth = np.ones(100), np.linspace(0, 1, 100)
     totals[99] = 2
     found = rule_ranking.correlate(totals, answers(np.repeat(np.arange(50), 2), truth), rule_ranking.draw_records(50))
-    assert found.value > 0.1 and found.low == 0 and found.chance
+    assert found.value > 0.1 and found.low == 0 and found.is_chance
 
 
 def test_what_cannot_be_told_from_chance_is_said():
@@ -237,10 +240,10 @@ def test_a_missing_picture_is_told_and_the_rest_goes_on(play):
 
 def test_weights_are_there_when_the_cell_is_run_again(play, folder):
     kept = folder / "weights.json"
-    playground = play([record(0)], kept=kept)
+    playground = play([record(0)], weights_path=kept)
     assert not kept.exists(), "nothing was moved"
     playground.sliders["reasoning"].value = 1.2
-    again = play([record(0)], kept=kept)
+    again = play([record(0)], weights_path=kept)
     assert again.weights == widgets.DEFAULT_WEIGHTS | {"reasoning": 1.2} and again.state == playground.state
     playground.reset.click()
     assert json.loads(kept.read_text()) == widgets.DEFAULT_WEIGHTS
@@ -252,7 +255,7 @@ def test_weights_are_there_when_the_cell_is_run_again(play, folder):
 )
 def test_a_file_of_weights_that_is_none_is_told(play, folder, content):
     (folder / "weights.json").write_text(content)
-    playground = play([record(0)], kept=folder / "weights.json")
+    playground = play([record(0)], weights_path=folder / "weights.json")
     assert "weights.json" in playground.state["message"] and playground.weights == widgets.DEFAULT_WEIGHTS
     assert (folder / "weights.json").read_text() == content
     playground.sliders["reasoning"].value = 1.0
@@ -263,7 +266,7 @@ def test_weights_that_cannot_be_written_are_told(play, folder, monkeypatch):
     def full(path, value):
         raise OSError(28, "No space left on device")
 
-    playground = play([record(0)], kept=folder / "weights.json")
+    playground = play([record(0)], weights_path=folder / "weights.json")
     with monkeypatch.context() as patch:
         patch.setattr(widgets, "write_json", full)
         playground.sliders["reasoning"].value = 1.0
@@ -279,7 +282,7 @@ def test_controls_have_names_and_heights_do_not_change(play):
     playground.record.value = 1
     assert heights == [part.layout.height for part in changing] and all(heights)
     controls = [*playground.sliders.values(), playground.record, playground.counts_known, playground.reset]
-    assert all(control.description for control in controls) and len(controls) == len(widgets.RULES) + 3
+    assert all(control.description for control in controls) and len(controls) == len(HEURISTIC_RULES) + 3
     assert all((s.min, s.max, s.step) == (-2, 2, 0.1) for s in playground.sliders.values())
 
 

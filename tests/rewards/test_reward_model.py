@@ -48,7 +48,7 @@ def made(number, choose, folder):
 
 def trainer(model, records, settings=QUICK, seed=0, **options):
     reward = reward_model.new_reward_model(*model, settings, seed)
-    return RewardTrainer(reward, PATH, records, (PATH, records[:8]), settings, seed, **options)
+    return RewardTrainer(reward, records, records[:8], settings, seed, **options)
 
 
 def flat(scores):
@@ -56,7 +56,7 @@ def flat(scores):
 
 
 def weights(reward):
-    return {name: value.detach().clone() for name, value in reward.trainable().items()}
+    return {name: value.detach().clone() for name, value in reward.trainable_parameters().items()}
 
 
 # --- the model ---------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_training_moves_adapter_and_head_and_nothing_else(records):
     assert all(torch.equal(after[name], value) for name, value in before.items()), "base and policy stay as they are"
     assert policy.active_adapter == models.POLICY_ADAPTER
     assert [n for n, p in policy.named_parameters() if p.requires_grad] == [n for n in before if ".default." in n]
-    with run.reward.active():
+    with run.reward.use_adapter():
         assert policy.active_adapter == "reward"
 
 
@@ -105,17 +105,17 @@ def test_a_head_that_is_not_there():
 def test_the_image_changes_the_score_and_the_text_only_twin_has_none(records):
     run = trainer(models.load_model("tiny"), records)
     run.train()
-    own = score_records(run.reward, PATH, records[:4])
+    own = score_records(run.reward, records[:4])
     grey = [[Image.new("RGB", (112, 112), "grey")]] * 4
-    assert (flat(own) - flat(score_records(run.reward, PATH, records[:4], grey))).abs().max() > 1e-3
+    assert (flat(own) - flat(score_records(run.reward, records[:4], grey))).abs().max() > 1e-3
     twin = reward_model.new_reward_model(*models.load_model("tiny"), QUICK, sees_images=False)
-    blind = [score_records(twin, PATH, records[:4], images) for images in (None, grey)]
+    blind = [score_records(twin, records[:4], images) for images in (None, grey)]
     assert blind[0] == blind[1]
 
 
 def test_scores_do_not_depend_on_the_batch(records):
     reward = reward_model.new_reward_model(*models.load_model("tiny"), QUICK)
-    together, alone = (score_records(reward, PATH, records[:9], batch_size=size) for size in (9, 1))
+    together, alone = (score_records(reward, records[:9], batch_size=size) for size in (9, 1))
     assert_close(flat(together), flat(alone), rtol=1e-4, atol=1e-6)
 
 
@@ -130,9 +130,9 @@ def test_every_head_on_every_architecture(name, head, records, tmp_path):
     run.train()
     assert all(np.isfinite(row["loss"]) for row in run.run.log)
     assert any(not torch.equal(value, start[name]) for name, value in weights(run.reward).items())
-    scores = score_records(run.reward, PATH, records[:3])
+    scores = score_records(run.reward, records[:3])
     folder = reward_model.save_reward_model(run.reward, tmp_path / "reward", settings)
-    again = score_records(reward_model.load_reward_model(*build(name), folder), PATH, records[:3])
+    again = score_records(reward_model.load_reward_model(*build(name), folder), records[:3])
     assert_close(flat(again), flat(scores), rtol=1e-5, atol=1e-6)
 
 
@@ -145,7 +145,7 @@ from helpers import models, reward_model
 from helpers.data.preferences import read_records
 path = Path(sys.argv[2])
 reward = reward_model.load(*models.load_model("tiny"), Path(sys.argv[1]))
-print(json.dumps(reward_model.score_records(reward, path, read_records(path)[:6])))
+print(json.dumps(reward_model.score_records(reward, read_records(path)[:6])))
 """
 
 
@@ -153,7 +153,7 @@ def test_a_new_process_gives_the_same_scores(records, tmp_path):
     """A source project evaluated a fresh random head: its trained one was never saved."""
     run = trainer(models.load_model("tiny"), records)
     run.train()
-    scores = score_records(run.reward, PATH, records[:6])
+    scores = score_records(run.reward, records[:6])
     folder = reward_model.save_reward_model(run.reward, tmp_path / "reward", QUICK, {"accuracy": 0.9})
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
     about = json.loads((folder / "about.json").read_text())
@@ -198,7 +198,7 @@ def test_accumulated_gradients_are_those_of_the_full_batch(records):
     for size in (8, 2, 3):
         settings = dataclasses.replace(QUICK, head="linear", batch_size=size)
         run = trainer(model, uneven, settings)
-        with run.reward.active():
+        with run.reward.use_adapter():
             run.reward.eval()  # no dropout
             figures = run.gradients(uneven)
         found.append((figures["loss"], {name: value.grad.clone() for name, value in run.weights.items()}))
@@ -272,10 +272,10 @@ def test_it_stops_when_held_out_accuracy_does_not_rise_and_keeps_the_best(record
 def test_made_up_pairs_are_learnt_and_random_labels_are_not(tmp_path):
     settings = dataclasses.replace(QUICK, epochs=3, batch_size=16)
     for choose, learnt in ((lambda i: 0, True), (lambda i: np.random.default_rng([7, i]).integers(2), False)):
-        path, rows = made(300, choose, tmp_path)
+        _, rows = made(300, choose, tmp_path)
         reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
-        RewardTrainer(reward, path, rows[:200], (path, rows[:20]), settings).train()
-        found = pair_hits(pair_gaps(rows[200:], score_records(reward, path, rows[200:])))
+        RewardTrainer(reward, rows[:200], rows[:20], settings).train()
+        found = pair_hits(pair_gaps(rows[200:], score_records(reward, rows[200:])))
         share = proportion(found.sum(), len(found))
         assert share.value > 0.95 if learnt else share.low < 0.5 < share.high
 
@@ -287,7 +287,7 @@ def test_margins_smoothing_and_centring_reach_the_loss(records):
     scores = torch.tensor([1.0, -0.5, 0.5])[: len(record.answers)]
     plain = RewardSettings()
     base = losses_of(scores, [record], plain)
-    for change in ({"margin_weight": 1.0}, {"label_smoothing": 0.2}, {"centring": 0.1}, {"objective": "focal"}):
+    for change in ({"margin_weight": 1.0}, {"label_smoothing": 0.2}, {"centring_weight": 0.1}, {"objective": "focal"}):
         assert not torch.allclose(losses_of(scores, [record], dataclasses.replace(plain, **change)), base)
     assert len(losses_of(scores, [record], plain)) == len(list(record.tier_pairs()))
 
@@ -295,8 +295,8 @@ def test_margins_smoothing_and_centring_reach_the_loss(records):
 def test_records_without_a_pair_are_left_out_and_an_error_if_there_are_no_others(records):
     tied = [record.model_copy(update={"ranking": None}) for record in records[:3]]
     reward = reward_model.new_reward_model(*models.load_model("tiny"), QUICK)
-    mixed = RewardTrainer(reward, PATH, [*tied, *records[3:8]], (PATH, [*tied, *records[8:10]]), QUICK)
-    assert mixed.records == records[3:8] and mixed.held_out[1] == records[8:10]
+    mixed = RewardTrainer(reward, [*tied, *records[3:8]], [*tied, *records[8:10]], QUICK)
+    assert mixed.records == records[3:8] and mixed.held_out == records[8:10]
     assert np.isfinite(mixed.train().evaluations[-1]["loss"])
     with pytest.raises(UsageError, match="no pair of a better and a worse answer"):
         trainer(models.load_model("tiny"), tied)

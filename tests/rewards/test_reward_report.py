@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.data.preferences import PreferenceRecord, image_paths
+from helpers.data.preferences import PreferenceRecord, resolve_images
 from helpers.files import UsageError
 from helpers.rewards.reward_model import pair_gaps, pair_hits
 from helpers.rewards.reward_report import (
@@ -48,14 +48,14 @@ def test_the_report_by_hand():
     report = RewardReport("model", RECORDS, {"right": SCORES})
     assert report.accuracy().value == pytest.approx(3.5 / 5) and report.accuracy().n == 5
     # worse answer edit: 1, 0, 1 → 2/3; own: ½, 1 → 3/4; macro (2/3 + 3/4) / 2
-    shares = {kind: (share.value, share.n) for kind, share in report.by_kind().items()}
+    shares = {kind: (share.value, share.n) for kind, share in report.accuracy_by_kind().items()}
     assert shares == {"edit": (pytest.approx(2 / 3), 3), "own": (pytest.approx(0.75), 2)}
     assert report.macro == pytest.approx((2 / 3 + 3 / 4) / 2) != pytest.approx(report.accuracy().value)
     # log(1 + e^−gap): 0.1269, 0.6931, 1.3133, 0.3133, 0.0486
     assert report.negative_log_likelihood == pytest.approx(
         (0.12693 + 0.69315 + 1.31326 + 0.31326 + 0.04859) / 5, abs=1e-4
     )
-    lengths = {name: (share.value, share.n) for name, share in report.by_length().items()}
+    lengths = {name: (share.value, share.n) for name, share in report.accuracy_by_length().items()}
     assert lengths == {"longer": (0.75, 2), "shorter": (0.5, 2), "as long": (1.0, 1)}
     rivals = {name: share.value for name, (share, _) in report.rivals().items()}
     # better first: records 0, 2, 2; shorter: both of record 2, a tie in record 3; longer: records 0 and 1, a tie
@@ -128,15 +128,15 @@ def test_words_for_a_model_that_a_rule_or_a_random_head_matches():
 def test_other_images_are_never_the_own_ones(tmp_path):
     for i in range(3):
         Image.new("RGB", (20 + i, 30), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    path = tmp_path / "a.jsonl"
-    records = [record(i % 3, ["a", "b"], [[0], [1]]) for i in range(6)]  # two records an image
+    made = [record(i % 3, ["a", "b"], [[0], [1]]) for i in range(6)]  # two records an image
+    records = [resolve_images(one, tmp_path / "a.jsonl", line) for line, one in enumerate(made, start=1)]
     for seed in range(5):
-        for r, row in zip(records, other_images(path, records, "shuffled", seed), strict=True):
-            assert row != image_paths(path, r) and len(row) == 1 and row[0].exists()
-    grey = other_images(path, records, "blank")
+        for r, row in zip(records, other_images(records, "shuffled", seed), strict=True):
+            assert row != r.image_paths and len(row) == 1 and row[0].exists()
+    grey = other_images(records, "blank")
     assert [row[0].size for row in grey[:3]] == [(20, 30), (21, 30), (22, 30)]
     with pytest.raises(ValueError, match="unknown condition 'grey'"):
-        other_images(path, records, "grey")
+        other_images(records, "grey")
 
 
 def test_swapped_keeps_what_is_better():

@@ -553,14 +553,9 @@ def test_parts_sum_to_the_total(weights, answer):
 
 
 def test_the_ready_scorers():
-    assert list(SCORERS) == [
-        "heuristic",
-        "count_exact",
-        "count_per_class",
-        "count_graded",
-        "exact_match",
-        "vqa_accuracy",
-    ]
+    ready = {"heuristic", "count_exact", "count_per_class", "count_graded", "exact_match", "vqa_accuracy"}
+    assert ready <= SCORERS.keys()  # recipes and notebooks ask for these; others may come
+    assert all(scorer.__name__ == name for name, scorer in SCORERS.items())
     assert SCORERS["count_exact"](None, QUESTION, count_answer(TRUTH), TRUTH).total == 1
 
 

@@ -28,9 +28,9 @@ preset = "tiny"
 settings = { steps = 3, batch_size = 4, sft_weight = 0.0, warmup_share = 0.0, checkpoint_steps = 2 }
 [ppo]
 preset = "tiny"
-warm_up = 1
+critic_warm_up_epochs = 1
 score = { count_graded = 1.0 }
-settings = { iterations = 2, prompts = 8, group = 2, mini_batch = 4, shards = 2, checkpoint_every = 2, max_new_tokens = 24 }
+settings = { iterations = 2, prompts_per_iteration = 8, group_size = 2, mini_batch = 4, shards = 2, checkpoint_every = 2, max_new_tokens = 24 }
 """
 REPORT = 'import torch.distributed as d; print("processes", d.get_world_size() if d.is_initialized() else 1)'
 

@@ -341,10 +341,7 @@ def spoilt_dataset(tmp_path_factory):
     """Eight pairs with a blank image to compare with."""
     source = ROOT / "data" / "traffic" / "preferences_train.jsonl"
     folder = tmp_path_factory.mktemp("spoilt")
-    records = [
-        r.model_copy(update={"images": [str(source.parent / i) for i in r.images]}) for r in read_records(source)[:6]
-    ]
-    return to_trl(folder / "x.jsonl", add_image_negatives(folder / "x.jsonl", records, ("blank",)))
+    return to_trl(add_image_negatives(read_records(source)[:6], folder, ("blank",)))
 
 
 def test_mdpo_is_the_sum_of_its_three_terms(make, spoilt_dataset):

@@ -30,14 +30,14 @@ from helpers.training.rollout import render_tasks, tasks_of
 PATH = TRAFFIC / "preferences_train.jsonl"
 RECORDS = read_records(PATH)[:32]
 SMALL = dataclasses.replace(
-    PPO_PRESETS["tiny"], prompts=4, group=4, mini_batch=2, iterations=4, checkpoint_every=1, critic_adapter=False
+    PPO_PRESETS["tiny"], prompts_per_iteration=4, group_size=4, mini_batch=2, iterations=4, checkpoint_every=1, critic_adapter=False
 )
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 
 
 def trainer(settings=SMALL, score=count_graded, model=None, **options) -> PPOTrainer:
     base, processor = models.load_model("tiny")
-    return PPOTrainer(model or base, processor, tasks_of(PATH, RECORDS), score, settings, **options)
+    return PPOTrainer(model or base, processor, tasks_of(RECORDS), score, settings, **options)
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -83,7 +83,7 @@ def test_one_base_serves_all_roles():
     policy = models.add_adapter(base, SMALL.lora)
     reward = reward_model.new_reward_model(policy, processor, RewardSettings())
     settings = dataclasses.replace(SMALL, critic_adapter=True)
-    run = PPOTrainer(policy, processor, tasks_of(PATH, RECORDS), reward_model.as_scorer(reward), settings)
+    run = PPOTrainer(policy, processor, tasks_of(RECORDS), reward_model.as_scorer(reward), settings)
     assert run.actor.policy is run.model is reward.backbone is policy
     frozen = {name: p for name, p in policy.named_parameters() if "lora_" not in name}
     assert {p.data_ptr() for p in frozen.values()} == before
@@ -117,17 +117,17 @@ def test_three_log_probabilities():
     run.iterate()
     run.iteration = 1
     experience = run.experience(run.sample())
-    packed = run.packed(experience.rollout)
+    packed = run.pack(experience.rollout)
     with torch.no_grad(), models.disable_adapters(run.model):
         base = answer_logps(run.model, packed)
-    assert_close(experience.reference, base, rtol=1e-4, atol=1e-4)  # image tokens are left out of ours: 1e-5
-    assert (experience.old - experience.reference).abs().max() > 0.01
+    assert_close(experience.reference_logps, base, rtol=1e-4, atol=1e-4)  # image tokens are left out of ours: 1e-5
+    assert (experience.old_logps - experience.reference_logps).abs().max() > 0.01
     with torch.no_grad():
-        assert_close(run.actor(packed).logps, experience.old)
+        assert_close(run.actor(packed).logps, experience.old_logps)
     run.update(experience)
     with torch.no_grad():
         new = run.actor(packed).logps
-    assert (new - experience.old).abs().max() > 0.01 and (new - experience.reference).abs().max() > 0.01
+    assert (new - experience.old_logps).abs().max() > 0.01 and (new - experience.reference_logps).abs().max() > 0.01
 
 
 def test_rewards_and_advantages_of_an_iteration():
@@ -137,7 +137,7 @@ def test_rewards_and_advantages_of_an_iteration():
         run.iterate()
         run.iteration = 1
         e = run.experience(run.sample())
-        kl = (e.old - e.reference) * e.mask
+        kl = (e.old_logps - e.reference_logps) * e.mask
         weight = 0.0 if advantages == "grpo" else 0.1
         totals = e.rollout.scores - weight * kl.sum(1)
         assert_close(e.rewards.sum(1), totals)
@@ -158,7 +158,7 @@ def test_rewards_and_advantages_of_an_iteration():
 
 def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
     run = trainer()
-    whole = run.packed
+    whole = run.pack
 
     def shifted(rollout, tasks=None):
         """In an update, not in the look before."""
@@ -166,7 +166,7 @@ def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
         changed = dataclasses.replace(rollout, ids=[ids.roll(1) for ids in rollout.ids]) if updates else rollout
         return whole(changed, tasks)
 
-    monkeypatch.setattr(run, "packed", shifted)
+    monkeypatch.setattr(run, "pack", shifted)
     with pytest.raises(RuntimeError, match="before any update"):
         run.iterate()
 
@@ -222,15 +222,15 @@ def test_slices_change_no_figure_of_an_iteration():
         rollout = dataclasses.replace(rollout, ids=[ids[: 5 + 2 * (n // 4)] for n, ids in enumerate(rollout.ids)])
         whole = run.experience(rollout)
         for size in (1, 3):
-            run.settings = dataclasses.replace(run.settings, at_once=size)
+            run.settings = dataclasses.replace(run.settings, sampling_batch=size)
             sliced = run.experience(rollout)
-            for name in ("mask", "old", "reference", "values", "entropy", "rewards", "advantages", "returns"):
+            for name in ("mask", "old_logps", "reference_logps", "values", "entropy", "rewards", "advantages", "returns"):
                 assert_close(getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_slices_ask_the_same_questions_and_are_drawn_apart():
     whole = trainer(dataclasses.replace(SMALL, temperature=3.0))
-    run = trainer(dataclasses.replace(SMALL, temperature=3.0, at_once=1))
+    run = trainer(dataclasses.replace(SMALL, temperature=3.0, sampling_batch=1))
     same = [whole.tasks[0]] * len(whole.tasks)
     assert whole.sample().prompts == run.sample().prompts and whole.asked == run.asked
     run.tasks = same
@@ -243,7 +243,7 @@ def test_slices_ask_the_same_questions_and_are_drawn_apart():
 
 
 def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
-    run = trainer(dataclasses.replace(SMALL, critic_adapter=True, at_once=1, mini_batch=2))
+    run = trainer(dataclasses.replace(SMALL, critic_adapter=True, sampling_batch=1, mini_batch=2))
     seen = {True: [], False: []}  # with and without gradients
 
     def counted(forward):
@@ -254,7 +254,7 @@ def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
         return look
 
     monkeypatch.setattr(run.actor, "forward", counted(run.actor.forward))
-    run.warm_up_critic(run.tasks[:6], [["A.", "B."]] * 6, epochs=1, size=6)
+    run.warm_up_critic(run.tasks[:6], [["A.", "B."]] * 6, epochs=1, prompts_per_step=6)
     assert seen == {True: [2, 2, 2], False: []}
     run.iterate()
     assert set(seen[True]) == {2} and set(seen[False]) == {1}
@@ -262,12 +262,12 @@ def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
 
 def test_a_critic_warms_up_in_parts_as_in_one():
     yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
-    tasks, answers = tasks_of(PATH, RECORDS[:8]), [["Yes.", "No, not at all."], ["No."]] * 4
+    tasks, answers = tasks_of(RECORDS[:8]), [["Yes.", "No, not at all."], ["No."]] * 4
     runs, histories = [], []
     for parts, saving in ((4, False), (1, False), (2, True)):
         settings = dataclasses.replace(SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving)
         runs.append(trainer(settings, yes))
-        histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, size=4))
+        histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, prompts_per_step=4))
     for run, history in zip(runs[1:], histories[1:], strict=True):
         assert len(history) == 6 and history == pytest.approx(histories[0], rel=1e-3)
         for name, value in weights(runs[0]).items():
@@ -277,7 +277,7 @@ def test_a_critic_warms_up_in_parts_as_in_one():
 
 def test_a_short_run_learns():
     """From .43 exact answers when sampled."""
-    settings = dataclasses.replace(SMALL, prompts=16, mini_batch=8, iterations=8)
+    settings = dataclasses.replace(SMALL, prompts_per_iteration=16, mini_batch=8, iterations=8)
     log = trainer(settings, count_exact).train()
     scores = [row["objective/scores"] for row in log]
     assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.15
@@ -287,8 +287,8 @@ def test_a_short_run_learns():
 def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
     yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
     run = trainer(dataclasses.replace(SMALL, critic_adapter=True), yes)
-    before, tasks = weights(run), tasks_of(PATH, RECORDS[:8])
-    history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, size=4)
+    before, tasks = weights(run), tasks_of(RECORDS[:8])
+    history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, prompts_per_step=4)
     assert len(history) == 40 and np.mean(history[-4:]) < 0.7 * np.mean(history[:4])
     assert all(name.startswith("critic.") or f".{CRITIC_ADAPTER}." in name for name in moved(run, before))
     with pytest.raises(UsageError, match="critic_adapter=True"):
@@ -328,14 +328,14 @@ def test_the_kl_controller_follows_its_target():
     ("change", "words"),
     [
         ({"advantages": "dpo"}, "choose gae, rloo or grpo"),
-        ({"advantages": "rloo", "group": 1}, "set group to 2"),
+        ({"advantages": "rloo", "group_size": 1}, "set group_size to 2"),
         ({"temperature": 0.0}, "temperature over 0"),
-        ({"prompts": 64}, "32 tasks"),
+        ({"prompts_per_iteration": 64}, "32 tasks"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, words, tiny):
     with pytest.raises(UsageError, match=words):
-        PPOTrainer(*tiny, tasks_of(PATH, RECORDS), count_exact, dataclasses.replace(SMALL, **change))
+        PPOTrainer(*tiny, tasks_of(RECORDS), count_exact, dataclasses.replace(SMALL, **change))
 
 
 def test_a_reward_model_scores_as_it_does_on_records(tiny):
@@ -343,11 +343,11 @@ def test_a_reward_model_scores_as_it_does_on_records(tiny):
     base, processor = models.load_model("tiny")
     reward = reward_model.new_reward_model(base, processor, RewardSettings())
     records = RECORDS[:3]
-    expected = [score for row in reward_model.score_records(reward, PATH, records) for score in row]
-    tasks = tasks_of(PATH, records)
+    expected = [score for row in reward_model.score_records(reward, records) for score in row]
+    tasks = tasks_of(records)
     _, images = render_tasks(processor, tasks)
     rows = [
-        task.given(pictures, answer.text)
+        task.scorer_inputs(pictures, answer.text)
         for task, pictures, record in zip(tasks, images, records, strict=True)
         for answer in record.answers
     ]
@@ -406,10 +406,10 @@ def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
         trainer(dataclasses.replace(settings, clip=0.1), checkpoint=path).train()
     base, processor = models.load_model("tiny")
     with pytest.raises(UsageError, match="other data"):
-        PPOTrainer(base, processor, tasks_of(PATH, RECORDS[:-1]), count_graded, settings, checkpoint=path).train()
+        PPOTrainer(base, processor, tasks_of(RECORDS[:-1]), count_graded, settings, checkpoint=path).train()
     base, processor = models.load_model("tiny", four_bit=False)
     with pytest.raises(UsageError, match="base model"):
-        PPOTrainer(base, processor, tasks_of(PATH, RECORDS), count_graded, settings, checkpoint=path).train()
+        PPOTrainer(base, processor, tasks_of(RECORDS), count_graded, settings, checkpoint=path).train()
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match="cannot be read"):
         trainer(settings, checkpoint=path).train()
@@ -417,7 +417,7 @@ def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
 
 def test_a_run_goes_on_where_fewer_prompts_fit_at_once(tmp_path, capsys):
     finished(tmp_path, iterations=1)
-    settings = dataclasses.replace(SMALL, iterations=2, kl_target=1.0, critic_adapter=True, at_once=2)
+    settings = dataclasses.replace(SMALL, iterations=2, kl_target=1.0, critic_adapter=True, sampling_batch=2)
     run = trainer(dataclasses.replace(settings, iterations=1), checkpoint=tmp_path / "run.pt")
     run.train()
     assert run.iteration == 1 and "Going on after iteration 1 of 1" in capsys.readouterr().out
@@ -483,9 +483,9 @@ def test_old_names_of_settings():
     settings = ppo_preset(
         "captions", ppo_epochs=2, clip_range=0.1, batch_size=16, mini_batch_size=4, gamma=0.9, lam=0.8
     )
-    assert (settings.epochs, settings.clip, settings.prompts, settings.mini_batch) == (2, 0.1, 16, 4)
+    assert (settings.epochs, settings.clip, settings.prompts_per_iteration, settings.mini_batch) == (2, 0.1, 16, 4)
     assert (settings.gamma, settings.lam) == (0.9, 0.8)
-    assert ppo_preset("t4", batch_size=64, mini_batch_size=16).prompts == 16  # × group 4
+    assert ppo_preset("t4", batch_size=64, mini_batch_size=16).prompts_per_iteration == 16  # × group_size 4
     with pytest.raises(UsageError, match="no PPO setting is called clip_rang"):
         ppo_preset("tiny", clip_rang=0.1)
     with pytest.raises(UsageError, match="choose tiny or"):
@@ -496,7 +496,7 @@ def test_the_question_answering_projects_numbers():
     vqa = ppo_preset("vqa")
     assert (vqa.learning_rate, vqa.critic_learning_rate, vqa.critic_layers) == (5e-6, 1e-5, 3)
     assert (vqa.gamma, vqa.lam, vqa.clip, vqa.value_weight, vqa.entropy_weight) == (0.99, 0.95, 0.2, 0.5, 0.01)
-    assert (vqa.max_grad_norm, vqa.prompts, vqa.group, vqa.epochs, vqa.kl_weight) == (0.5, 1, 1, 1, 0.0)
+    assert (vqa.max_grad_norm, vqa.prompts_per_iteration, vqa.group_size, vqa.epochs, vqa.kl_weight) == (0.5, 1, 1, 1, 0.0)
     assert (vqa.lora.r, vqa.lora.alpha, vqa.lora.dropout, len(vqa.lora.target_modules)) == (8, 32, 0.05, 7)
     # LLaVA-NeXT's language model: 32 layers, 4,096 wide, 1,024 for keys and values, 14,336 in the MLP
     wide = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096)]

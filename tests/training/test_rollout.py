@@ -24,11 +24,11 @@ QUESTIONS = ["How many cars?", "How many buses are in the image, and of which co
 
 @pytest.fixture(scope="module")
 def tasks():
-    return tasks_of(PATH, read_records(PATH)[:4])
+    return tasks_of(read_records(PATH)[:4])
 
 
 def rolled(tiny, tasks, score=count_exact, **options):
-    defaults = {"group": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40, "missing_end": 1.0, "seed": 0}
+    defaults = {"group_size": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40, "no_end_penalty": 1.0, "seed": 0}
     return roll_out(*tiny, tasks, score, **defaults | options)
 
 
@@ -98,14 +98,14 @@ def test_answers_to_one_task_stand_together(tiny, tasks):
     )
     rollout = rolled(tiny, tasks, whose, truth=count_exact)
     assert rollout.scores.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and seen == [(112, 112)] * 12
-    assert rollout.numbers([2, 0]) == [6, 7, 8, 0, 1, 2]
+    assert rollout.answer_numbers([2, 0]) == [6, 7, 8, 0, 1, 2]
     exact = [count_exact(None, "", text, tasks[n // 3].facts).total for n, text in enumerate(rollout.texts)]
     assert rollout.truth.tolist() == exact and 0 < sum(exact) < 12
 
 
 def test_an_answer_that_does_not_end_loses_the_penalty(tiny, tasks):
     one = make_scorer("one", lambda *given: {"one": 1.0})
-    cut = rolled(tiny, tasks, one, max_new_tokens=5, missing_end=0.25)
+    cut = rolled(tiny, tasks, one, max_new_tokens=5, no_end_penalty=0.25)
     assert not cut.ended.any() and {len(ids) for ids in cut.ids} == {5}
     assert cut.scores.tolist() == [0.75] * 12 and cut.parts["one"].tolist() == [1.0] * 12
     whole = rolled(tiny, tasks, one)

@@ -23,7 +23,7 @@ def experience() -> Experience:
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
     ids = [torch.tensor(row) for row in ([5, 6, 7], [5], [8, 9], [5, 6, 7])]
     rollout = Rollout(
-        prompts=["a", "b"], images=[[], []], group=2, ids=ids, texts=["x", "y", "z", "x"],
+        prompts=["a", "b"], images=[[], []], group_size=2, ids=ids, texts=["x", "y", "z", "x"],
         ended=torch.tensor([True, True, True, False]), scores=torch.tensor([1.0, 0.0, 0.5, 0.5]),
         parts={"exact": torch.tensor([1.0, 0.0, 1.0, 1.0])}, truth=torch.tensor([1.0, 0.0, 0.0, 0.0]),
     )  # fmt: skip

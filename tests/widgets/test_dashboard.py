@@ -221,10 +221,10 @@ def test_definitions_come_from_the_tables(tmp_path):
 
 def test_what_is_shown_first_is_defined_in_the_docs():
     for stage in ("dpo", "ppo"):
-        assert all(run_logs.definition(stage, metric) for metric in LOGGED_STAGES[stage].telling)
+        assert all(run_logs.definition(stage, metric) for metric in LOGGED_STAGES[stage].main_figures)
     assert run_logs.definition("ppo", "reward/count_exact") == "each part of the score by itself"
     assert "KL" not in run_logs.definition("dpo", "loss") and run_logs.definition("dpo", "objective/kl") is None
-    assert all(len(stage.telling) == 4 for stage in LOGGED_STAGES.values())
+    assert all(len(stage.main_figures) == 4 for stage in LOGGED_STAGES.values())
 
 
 def test_the_figure_has_a_line_a_run_with_gaps():
@@ -255,7 +255,7 @@ def test_it_shows_the_first_stage_at_once(folder):
     dashboard = Dashboard(folder)
     state = dashboard.state
     assert state["stage"] == "dpo" and state["runs"] == ["dpo/one", "dpo/two"] and state["axis"] == "step"
-    assert state["metrics"] == list(LOGGED_STAGES["dpo"].telling) and not state["errors"] and not state["notes"]
+    assert state["metrics"] == list(LOGGED_STAGES["dpo"].main_figures) and not state["errors"] and not state["notes"]
     assert state["last"]["dpo/two"]["loss"] == 0.6 and bytes(dashboard.picture.value).startswith(b"\x89PNG")
     assert "0.6</td>" in dashboard.table.value and "<b>loss</b>: preference term" in dashboard.meanings.value
     assert "4 logs, read at" in dashboard.message.value
@@ -274,10 +274,10 @@ def test_stage_runs_figures_axis_and_smoothing_change_the_picture(quick, folder)
     pictures.append(dashboard.picture.value)
     assert len(set(pictures)) == len(pictures) and dashboard.state["axis"] == "seconds"
     assert "samples" in dashboard.state["metrics"] and dashboard.state["last"] == {
-        "ppo/grpo": dict.fromkeys(LOGGED_STAGES["ppo"].telling) | {"objective/scores": 0.3, "samples": 192}
+        "ppo/grpo": dict.fromkeys(LOGGED_STAGES["ppo"].main_figures) | {"objective/scores": 0.3, "samples": 192}
     }
     dashboard.stage.value = "dpo"
-    assert dashboard.state["axis"] == "step" and dashboard.state["metrics"] == list(LOGGED_STAGES["dpo"].telling)
+    assert dashboard.state["axis"] == "step" and dashboard.state["metrics"] == list(LOGGED_STAGES["dpo"].main_figures)
     dashboard.stage.value = "ppo"
     assert "samples" in dashboard.state["metrics"], "a stage's ticks stay"
 

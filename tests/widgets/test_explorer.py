@@ -130,9 +130,9 @@ def test_broken_comes_first_and_the_header_counts(explorer):
     assert explorer.state["counts"] == {"broken": 2, "fixed": 2, "both wrong": 1, "both right": 1}
     assert "<b>broken</b> 2 · <b>fixed</b> 2 · <b>both wrong</b> 1 · <b>both right</b> 1" in explorer.header.value
     # before: both right and broken, 3 of 6; after: both right and fixed, 3 of 6
-    assert explorer.header.value.count(proportion(3, 6).short()) == 2 and "n = 6" in explorer.header.value
+    assert explorer.header.value.count(proportion(3, 6).short_text()) == 2 and "n = 6" in explorer.header.value
     explorer.policy.value = "perfect"
-    assert f"base {proportion(3, 6).short()}, perfect {proportion(6, 6)}" in explorer.header.value
+    assert f"base {proportion(3, 6).short_text()}, perfect {proportion(6, 6)}" in explorer.header.value
     explorer.policy.value = "policy"
     first = explorer.grid.value.split("role='group'")[1]
     assert "item 5" in first and "broken" in first and "2 cars, 1 buses" in first and "not parsed" in first

@@ -61,13 +61,13 @@ def ask_questions(questions: Sequence[BenchmarkQuestion], generate: Generate, ba
     return answers
 
 
-def check_each(values: Mapping[str, Any], questions: Sequence[BenchmarkQuestion], where: str | Path, what: str) -> None:
+def check_each(values: Mapping[str, Any], questions: Sequence[BenchmarkQuestion], place: str | Path, what: str) -> None:
     """Raises UsageError unless there is one value for each question and for nothing else."""
     known = questions_by_id(questions)
     if stranger := next((key for key in values if key not in known), None):
-        raise UsageError(f"{where}: no question has the id {stranger!r}. Give the questions that were asked.")
+        raise UsageError(f"{place}: no question has the id {stranger!r}. Give the questions that were asked.")
     if missing := [key for key in known if key not in values]:
-        raise UsageError(f"{where}: {len(missing)} of {len(known)} questions have no {what}, the first {missing[0]}.")
+        raise UsageError(f"{place}: {len(missing)} of {len(known)} questions have no {what}, the first {missing[0]}.")
 
 
 def read_each(

@@ -18,10 +18,10 @@ from typing import Literal
 from helpers.data.labels import CountedImage
 from helpers.data.scenes import PLURAL
 from helpers.evaluation.official.questions import BenchmarkQuestion
+from helpers.evaluation.official.yes_no import POPE_SPLITS
 from helpers.files import UsageError
 
 Strategy = Literal["random", "popular", "adversarial"]
-STRATEGIES = ("random", "popular", "adversarial")
 SINGULAR = {plural: kind for kind, plural in PLURAL.items()}
 
 
@@ -37,8 +37,8 @@ def pope_questions(
     An object that occurs in no image is never asked about. singular: the word for one of a class; a class that is not
     in it is asked about by its name. Prints how many images are left out. Raises UsageError if all are.
     """
-    if strategy not in STRATEGIES:
-        raise UsageError(f"unknown strategy {strategy!r}: choose from {', '.join(STRATEGIES)}.")
+    if strategy not in POPE_SPLITS:
+        raise UsageError(f"unknown strategy {strategy!r}: choose from {', '.join(POPE_SPLITS)}.")
     if per_image < 1:
         raise UsageError(f"per_image = {per_image}: ask at least about one object that is there.")
     objects = list(dict.fromkeys(name for item in items for name in _present_objects(item)))

@@ -1,9 +1,8 @@
-"""What happens when a notebook is opened in Colab, as far as it can be tried elsewhere.
+"""What is installed on Colab and Kaggle, as far as it can be tried elsewhere.
 
 `colab_versions.toml` holds the versions that matter of Colab's GPU runtime. They are claimed in an empty environment,
-and pip and uv say what they would change there; they are really installed, and the real set-up cell runs there, with
-this work tree as the repository. Neither Colab's own front end nor its GPU is there: no unsloth is installed. The first
-time, gigabytes are fetched for it; with uv's cache filled it takes seconds.
+and pip and uv say what they would change there. Then `helpers/install.py`, on packages that are only claimed. That they
+are really installed is in `test_setup.py`.
 """
 
 import json
@@ -15,17 +14,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from colab import TABLE, VERSIONS, claim, claimed_environment, find_python, run_or_skip, uv
+from colab import TABLE, VERSIONS, claim, claimed_environment, run_or_skip, uv
 from packaging.utils import canonicalize_name
 
-from helpers import install, notebooks
-from helpers.files import ROOT, UsageError
+from helpers import install
+from helpers.files import ROOT
 from helpers.install import VersionChanges, ensure, pins, read_requirements, unmet_requirements
-from helpers.notebooks import NOTEBOOKS
 
 REQUIREMENTS = ROOT / "requirements.txt"
-FORK = 'repository = "https://github.com/someone/alignment"\ntag = "v1.0"'
-EMPTY = 'repository = ""\ntag = ""'
 
 
 # What pip and uv would do on Colab
@@ -109,166 +105,6 @@ def test_the_pinned_versions_satisfy_the_requirements(tmp_path):
 
 def test_the_table_has_all_that_is_protected():
     assert TABLE["protected"].keys() == set(install.PROTECTED)
-
-
-# The set-up cell itself
-
-
-@pytest.fixture(scope="module")
-def runtime(tmp_path_factory):
-    """Python of an environment with Colab's versions really installed (its torch as it comes from the index)."""
-    if not (python := find_python()):
-        pytest.skip(f"Python {TABLE['python']} is not to be found")
-    folder = tmp_path_factory.mktemp("runtime")
-    subprocess.run([python, "-m", "venv", folder], check=True)
-    wanted = [f"{name}=={version.split('+')[0]}" for name, version in VERSIONS.items()]
-    uv("pip", "install", "--quiet", "--python", folder, *wanted)
-    uv("pip", "uninstall", "--quiet", "--python", folder, "jedi")  # as on Colab, though IPython asks for it
-    yield folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    shutil.rmtree(folder, ignore_errors=True)  # gigabytes
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    """This work tree as a Git repository of one commit with the tag v1."""
-    folder = tmp_path_factory.mktemp("origin") / "alignment"
-
-    def git(*arguments, where=ROOT):
-        run = subprocess.run(["git", "-C", where, *arguments], capture_output=True, text=True)
-        return run.stdout if run.returncode == 0 else pytest.skip(f"git {arguments[0]}: {run.stderr.strip()}")
-
-    for name in git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    git("init", "--quiet", where=folder)
-    git("add", "--all", where=folder)
-    me = ["-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
-    git(*me, "commit", "--quiet", "--message", "all", where=folder)
-    git("tag", "v1", where=folder)
-    return folder.as_uri()
-
-
-@pytest.fixture
-def shared_notebooks(tmp_path, monkeypatch):
-    """Copies of two notebooks and of setup.toml that may be changed: call it with new lines for the address."""
-    copy = tmp_path / "notebooks"
-    (copy / "src").mkdir(parents=True)
-    for name in ("setup.toml", "index.toml", "src/01_load_model.py", "src/05_train_ppo.py"):
-        shutil.copy(NOTEBOOKS / name, copy / name)
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", copy)
-
-    def change(address: str) -> Path:
-        text = (NOTEBOOKS / "setup.toml").read_text(encoding="utf-8")
-        start = text.index("\nrepository = ") + 1
-        end = text.index("\n", text.index("\ntag = ") + 1)
-        (copy / "setup.toml").write_text(text[:start] + address + text[end:], encoding="utf-8")
-        return copy
-
-    return change
-
-
-def run_cell(python: Path | str, code: str, content: Path) -> subprocess.CompletedProcess:
-    """Run code as in a fresh kernel of Colab, with `content` for the folder /content."""
-    content.mkdir(exist_ok=True)
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "VLM_ARTIFACTS")}
-    environment = kept | {"COLAB_RELEASE_TAG": "test", "HF_HUB_OFFLINE": "1"}
-    code = code.replace("/content", content.as_posix())
-    return subprocess.run([python, "-c", code], cwd=content, env=environment, capture_output=True, text=True)
-
-
-LOOK = """
-import importlib.metadata, json
-print(json.dumps({found.name.lower(): found.version for found in importlib.metadata.distributions()}))"""
-
-
-def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_path):
-    """Cloned, installed, nothing protected touched, model code imported; a second run has nothing to do."""
-    shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
-    cell, content = notebooks.set_up_cell(), tmp_path / "content"
-    before = json.loads(run_cell(runtime, LOOK, content).stdout)
-    first = run_cell(runtime, cell + LOOK, content)
-    assert first.returncode == 0, first.stdout + first.stderr
-    lines = first.stdout.splitlines()
-    assert lines[0].startswith("Installing for") and lines[-2].startswith(("CPU, ", "NVIDIA", "Tesla"))
-    assert (content / "alignment" / "helpers" / "models.py").exists()
-    changes = install.compare_versions(before, json.loads(lines[-1]))
-    assert changes.replaced.keys() == {"datasets", "pyarrow", "torchao"} and changes.added["trl"] == "1.14.2"
-    assert not {"jedi", "unsloth"} & changes.added.keys()
-    clock = "\nimport time; print(time.process_time())"  # seconds of CPU: other tests may keep it waiting
-    second = run_cell(runtime, cell.split("from helpers import models")[0] + clock, content)
-    assert second.returncode == 0 and float(second.stdout) < 5, (
-        second.stdout + second.stderr
-    )  # and nothing else is said
-
-
-def test_a_clone_that_was_cut_off_is_not_taken_for_a_whole_one(repository, shared_notebooks, tmp_path):
-    shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
-    fetch = notebooks.set_up_cell().split("from helpers.install")[0] + "\nprint(ROOT)"
-    content = tmp_path / "content"
-    killed = fetch.replace("part.rename(ROOT)", "raise KeyboardInterrupt")
-    assert run_cell(sys.executable, killed, content).returncode and not (content / "alignment").exists()
-    run = run_cell(sys.executable, fetch, content)
-    assert run.stdout.strip() == f"{content.as_posix()}/alignment", run.stderr
-    wrong = run_cell(sys.executable, fetch.replace('"v1"', '"v2"'), tmp_path / "other")
-    assert wrong.returncode == 1 and "(tag 'v2') cannot be fetched" in wrong.stderr and "Traceback" not in wrong.stderr
-
-
-def test_without_an_address_the_cell_says_what_to_set(shared_notebooks, tmp_path):
-    shared_notebooks(EMPTY)
-    run = run_cell(sys.executable, notebooks.set_up_cell(), tmp_path / "content")
-    assert run.returncode == 1 and run.stderr.strip() == (
-        "helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above."
-    )
-
-
-# The address, in one place
-
-
-def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_again(shared_notebooks):
-    copy = shared_notebooks(EMPTY)
-    notebooks.sync_notebooks()
-    bare = {path: path.read_text(encoding="utf-8") for path in (copy / "src").glob("*.py")}
-    assert not any("colab-badge" in text for text in bare.values()) and "Colab" not in notebooks.badges()
-    shared_notebooks(FORK)
-    for _ in range(2):  # the second time nothing changes
-        notebooks.sync_notebooks()
-        for path in bare:
-            text = path.read_text(encoding="utf-8")
-            assert text.count('REPOSITORY, TAG = "https://github.com/someone/alignment", "v1.0"') == 1
-            badge = (
-                "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google"
-                f".com/github/someone/alignment/blob/v1.0/notebooks/{path.stem}.ipynb)"
-            )
-            assert text.splitlines()[2:5] == ["#", f"# {badge}", "#"]
-            first = json.loads((copy / f"{path.stem}.ipynb").read_text(encoding="utf-8"))["cells"][0]
-            assert "".join(first["source"]).splitlines()[1:3] == ["", badge]
-    assert badge in notebooks.badges() and notebooks.badges().count("colab-badge.svg") == 7
-    shared_notebooks(EMPTY)
-    notebooks.sync_notebooks()
-    assert {path: path.read_text(encoding="utf-8") for path in bare} == bare
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ('repository = "https://github.com/someone/alignment"\ntag = ""', "repository and tag go together"),
-        ('repository = "https://x.org/a b"\ntag = "v1"', "' ' cannot stand in an address"),
-        ('repository = "https://x.org/a\\""\ntag = "v1"', "cannot stand in an address"),
-        ("repository = \ntag = 1", "not TOML"),
-    ],
-)
-def test_a_bad_address_is_refused(shared_notebooks, address, message):
-    shared_notebooks(address)
-    with pytest.raises(UsageError, match=message):
-        notebooks.sync_notebooks()
-
-
-def test_a_source_without_a_set_up_cell_or_a_title_is_refused():
-    text = (NOTEBOOKS / "src" / "01_load_model.py").read_text(encoding="utf-8")
-    for broken in (text.replace('tags=["setup"]', ""), text.replace("# # 01", "# 01")):
-        with pytest.raises(UsageError, match="needs a title in its first cell and one cell tagged 'setup'"):
-            notebooks.add_shared_parts(broken, "01_load_model.ipynb")
 
 
 # helpers/install.py, on packages that are only claimed
@@ -379,6 +215,48 @@ def test_on_colab_it_installs_with_the_protected_pinned_and_a_second_call_nothin
     assert ensure(tmp_path) == VersionChanges({}, {}) and len(pip.calls) == 1 and capsys.readouterr().out == ""
 
 
+def test_it_installs_on_kaggle_too_whose_image_has_the_marks_of_colab(site, pip, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    claim(site, "torch", "2.11.0")
+    pip.does = replace_with(site, ("datasets", "4.8.5"), ("trl", "1.14.2"))
+    assert ensure(tmp_path) == VersionChanges({"datasets": "4.8.5", "trl": "1.14.2"}, {})
+    assert pip.calls[0][1:] == (["datasets<5,>=4.7", "trl==1.14.2"], ["torch==2.11.0"])
+
+
+def test_what_the_reader_is_to_do_names_the_menus_of_the_machine(site, pip, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    claim(site, "torch", "2.15.0")
+    with pytest.raises(SystemExit, match=r"This Kaggle runtime .* another environment in the notebook's settings"):
+        ensure(tmp_path)
+    replace_with(site, ("torch", "2.11.0"))()
+    pip.code, pip.does = 1, lambda: None
+    with pytest.raises(SystemExit, match="in the way: Stop the session and start it again, then run"):
+        ensure(tmp_path)
+    monkeypatch.setattr(install, "_stale", ["datasets"])
+    with pytest.raises(SystemExit, match=r"RESTART NEEDED: datasets .* Run → Restart & clear cell outputs, then run"):
+        ensure(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variables", "machine"),
+    [
+        ((), None),
+        (("COLAB_RELEASE_TAG",), install.COLAB),
+        (("KAGGLE_KERNEL_RUN_TYPE",), install.KAGGLE),
+        (("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"), install.KAGGLE),
+    ],
+)
+def test_which_hosted_machine_this_is(variables, machine, monkeypatch):
+    for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in variables:
+        monkeypatch.setenv(name, "test")
+    assert install.hosted_machine() is machine
+    if machine is None:  # a kernel of Colab without the variable
+        monkeypatch.setitem(sys.modules, "google.colab", sys)
+        assert install.hosted_machine() is install.COLAB
+
+
 def test_uv_is_taken_where_python_has_it(site, pip, tmp_path, monkeypatch):
     claim(site, "torch", "2.11.0")
     monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: name == "uv")
@@ -458,9 +336,10 @@ def test_no_network_is_one_sentence(tool, tmp_path):
         env=os.environ | {"UV_HTTP_RETRIES": "0"},
     )
     assert run.returncode
-    assert install.explain_failure(run.stdout + run.stderr).startswith(
-        "There is no network: the packages cannot be fetched."
-    )
+    colab, kaggle = [install.explain_failure(run.stdout + run.stderr, host) for host in (install.COLAB, install.KAGGLE)]
+    start, end = "There is no network: the packages cannot be fetched. ", ", then run this cell again."
+    assert colab == f"{start}Check the connection{end}"
+    assert kaggle == f"{start}Turn on Internet in the notebook's settings{end}"
 
 
 def test_elsewhere_than_on_colab_nothing_is_installed(site, pip, tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 Two trainers with the same weights, adapters, data and optimizer take the same batches in turn, in one
 process and in an order that changes each time. Stock is `trl.DPOTrainer` with its own collator and forward:
-`dpo.dpo_trainer(packed=False)`, in which nothing of TRL's step is overridden; only the needless copy of a
+`dpo.dpo_trainer(packs=False)`, in which nothing of TRL's step is overridden; only the needless copy of a
 fresh adapter is gone, as with TRL's own `peft_config`. Ours shows image and prompt of a pair once, keeps
 image features and asks the reference once. Each batch comes twice: in the first epoch our caches are
 filled, from the second on they are warm. A step is all of it: decoding of images, collator, forward,
@@ -170,7 +170,7 @@ class Side:
         model, processor = models.load_model(location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1])
         started = time.perf_counter()
         self.trainer = dpo.dpo_trainer(
-            model, processor, dataset, case.settings, output_dir=folder / "run", packed=None if packed else False
+            model, processor, dataset, case.settings, output_dir=folder / "run", packs=None if packed else False
         )
         self.setup_seconds = time.perf_counter() - started
         collator = dpo.PairCollator if packed else DataCollatorForVisionPreference

@@ -210,7 +210,7 @@ def ppo_settings(plan: "Plan", **changes: Any) -> PPOSettings:
 def forecast(plan: "Plan", settings: StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:
     """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and answers."""
     tasks, rows = questions(plan, ASKED), dataset_of(plan, ASKED)
-    texts = [render_conversation(processor, list(task.turns), 0) for task in tasks]
+    texts = [render_conversation(processor, task.turns, 0) for task in tasks]
     prompt = tokenize(processor, texts, [[] for _ in texts])["input_ids"].shape[1] + 2  # marks around the image
     answers = [len(answer_ids(processor, row[side][0]["content"])) for row in rows for side in ("chosen", "rejected")]
     workload = Workload(

@@ -1,7 +1,7 @@
 """The parts of `benchmarks/gpu.py`, each a function (plan, note, backend) that runs in a process of its own.
 
 `backend` is who loads the model, decided before this module was imported (`gpu.import_parts`). Stock TRL is what it is in
-`benchmarks/dpo.py`: `dpo.dpo_trainer(packed=False)`. Seconds of a DPO step run from the end of one step to the end of
+`benchmarks/dpo.py`: `dpo.dpo_trainer(packs=False)`. Seconds of a DPO step run from the end of one step to the end of
 the next: collator, forward, backward, optimizer, log. Peaks are what PyTorch allocated (on a CPU the memory of the
 process, since it began); forecasts are `helpers/machine/memory.py`'s, on a GPU without its context.
 """
@@ -44,12 +44,12 @@ from benchmarks.gpu_model import (
 )
 from helpers import runtime
 from helpers.config import DPO_PRESETS
+from helpers.data.preferences import from_trl
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
 from helpers.machine.workload import GenerationSettings
-from helpers.models.prompts import render_conversation
-from helpers.models.shared_prefix import PackedAnswers, answer_logits, pack_separately
+from helpers.models.shared_prefix import PackedAnswers, Packer, answer_logits
 from helpers.rewards.scoring import make_scorer
 from helpers.statistics import proportion
 from helpers.training import dpo
@@ -110,9 +110,10 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
 def look_at(plan: "Plan", model: nn.Module, processor: ProcessorMixin) -> tuple[Look, nn.Module, PackedAnswers]:
     """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang on their names."""
     rows = dataset_of(plan, 2 * BATCH)
-    prompts = [render_conversation(processor, [(t["role"], t["content"]) for t in row["prompt"]], 1) for row in rows]
-    answers = [[row["chosen"][0]["content"], row["rejected"][0]["content"]] for row in rows]
-    batch = pack_separately(processor, prompts, [row["images"] for row in rows], answers).to(runtime.device())
+    known = [from_trl(row) for row in rows]
+    answers = [[pair.chosen, pair.rejected] for pair in known]
+    plain = Packer(model, processor, packs=False, device=runtime.device())
+    batch = plain([pair.prompt for pair in known], [pair.images for pair in known], answers)
     logits = say(model, batch)[batch.mask.roll(-1, 1)].float().cpu()
     trainer = dpo.dpo_trainer(model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look")
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -193,12 +194,12 @@ class Clock(TrainerCallback):
         self.last += self.seconds[-1]
 
 
-def train_dpo(plan: "Plan", note: "Notes", backend: str, packed: bool | None = None) -> None:
+def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = None) -> None:
     """All steps, on so few pairs that the second half of them sees each once more."""
     model, processor = load_model(plan)
     settings, clock, peak = dpo_settings(plan), Clock(), Peak()
-    rows, folder = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)), plan.folder / f"dpo-{backend}-{packed}"
-    trainer = dpo.dpo_trainer(model, processor, rows, settings, output_dir=folder, packed=packed, callbacks=[clock])
+    rows, folder = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)), plan.folder / f"dpo-{backend}-{packs}"
+    trainer = dpo.dpo_trainer(model, processor, rows, settings, output_dir=folder, packs=packs, callbacks=[clock])
     note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
     log = dpo.train_dpo(trainer).log
     note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
@@ -234,7 +235,7 @@ def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
     settings, peak = ppo_settings(plan), Peak()
     tasks = questions(plan, plan.iterations * settings.prompts_per_iteration)
     trainer = PPOTrainer(model, processor, tasks, length, settings)
-    note(packs=trainer.packs)
+    note(packs=trainer.packer.packs)
     log = trainer.train()
     seconds = [row["seconds"] - before for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)]
     norms = [row["grad_norm/adapter"] for row in log]
@@ -320,6 +321,6 @@ def largest(one: Weights, other: Weights) -> float:
 
 PARTS = {
     "checkpoint": checkpoint, "load": load, "exchange": exchange,
-    "dpo": train_dpo, "trl": partial(train_dpo, packed=False), "ppo": train_ppo,
+    "dpo": train_dpo, "trl": partial(train_dpo, packs=False), "ppo": train_ppo,
     **{f"{name}_{stage}": partial(f, stage=stage) for name, f in (("killed", killed), ("resume", resume)) for stage in SMALL},
 }  # fmt: skip

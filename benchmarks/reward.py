@@ -29,7 +29,7 @@ from helpers.config import RewardSettings, reward_preset
 from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.files import read_json, write_json, write_text
 from helpers.models.prompts import render
-from helpers.models.shared_prefix import hidden_states, pack, pack_separately
+from helpers.models.shared_prefix import encode_prompts, hidden_states, pack, pack_separately
 from helpers.report.page import markdown_table, replace_block
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import score_records
@@ -124,8 +124,9 @@ def speed(repeats: int = 15) -> dict[str, dict]:
     image = Image.effect_noise((448, 448), 80).convert("RGB")
     prompt = render(processor, "How many cars, motorcycles, buses and bicycles are in the image?")
     answers = [f"There are {n} cars, {n} motorcycles, 0 buses, 0 bicycles in the image." for n in range(4)]
-    packed = pack(model, processor, [prompt], [[image]], [answers])
-    singles = [pack_separately(processor, [prompt], [[image]], [[answer]]) for answer in answers]
+    encoded = encode_prompts(processor, [prompt], [[image]])
+    packed = pack(model, processor, encoded, [answers])
+    singles = [pack_separately(processor, encoded, [[answer]]) for answer in answers]
     visual = int((packed.inputs["input_ids"] == processor.image_token_id).sum())
     together, apart = hidden_states(model, packed), torch.cat([hidden_states(model, single) for single in singles])
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)

@@ -82,7 +82,7 @@ def stock_trainer(model, processor, tasks: list[Task], score: Scorer, settings: 
     rows = [
         {
             "images": [str(image) for image in task.images],
-            "prompt": [{"role": role, "content": text} for role, text in task.turns],
+            "prompt": [message.model_dump() for message in task.turns],
             "truth": task.facts,
         }
         for task in tasks

@@ -79,7 +79,7 @@ def print_summary(figures: dict[str, dict[str, float]]) -> None:
 
 
 def write_notebooks(args: argparse.Namespace) -> None:
-    """Write the notebooks from their percent-format sources, and README's table from the presets."""
+    """Write the notebooks from their sources, and README's table from the presets."""
     from helpers.report.page import write_presets
 
     for path in [*notebooks.sync_notebooks(), write_presets(ROOT)]:
@@ -209,9 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="dpo.settings.steps=20")
     command.add_argument("--out", type=Path, help="folder for all it makes (default: artifacts/recipes/NAME)")
     command.set_defaults(action=run_recipe)
-    command = commands.add_parser(
-        "sync", help="write notebooks/*.ipynb from notebooks/src/*.py, README's table from the presets"
-    )
+    command = commands.add_parser("sync", help="write the notebooks, and README's table of presets")
     command.set_defaults(action=write_notebooks)
     command = commands.add_parser("report", help="write the report and the model cards; evaluates first if needed")
     command.add_argument("--model", default="tiny", help="base of the adapters (default: tiny)")

@@ -79,8 +79,8 @@ def _preset(presets: dict, name: str, stage: str):
 
 @dataclass(frozen=True)
 class RewardSettings:
-    head: str = "mlp"  # linear, mlp, fusion: helpers/models/heads.py
-    objective: str = "bradley_terry"  # or listwise, focal
+    head: str = "mlp"  # a name in HEADS: helpers/models/heads.py
+    objective: str = "bradley_terry"  # a name in OBJECTIVES: helpers/training/reward.py
     learning_rate: float = 5e-6
     epochs: int = 3
     batch_size: int = 1  # records in one forward, each with all its answers

@@ -39,8 +39,8 @@ from helpers.data.pairs import question_for
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json, write_text
 from helpers.install import COLAB, hosted_machine
 from helpers.models.presets import config_of, model_without_weights, preset_of
-from helpers.models.prompts import render
-from helpers.models.shared_prefix import PACKING_TOLERANCE, answer_logits, pack_separately
+from helpers.models.prompts import user_message
+from helpers.models.shared_prefix import PACKING_TOLERANCE, Packer, answer_logits
 from helpers.report.model_card import _shorten_path, data_licences, package_versions, render_model_card
 from helpers.report.page import read_sections
 from helpers.rewards.reward_model import REWARD_ADAPTER
@@ -69,7 +69,7 @@ PUBLISHED_FILES = re.compile(
 class ReferenceOutput:
     """The output of base + adapter, which the merged model must repeat."""
 
-    inputs: tuple[list, list, list]  # prompts as the chat template writes them, images, greedy answers
+    inputs: tuple[list, list, list]  # conversations, images, greedy answers
     logits: Tensor  # (tokens of all answers, vocab), before each token
     effect: float  # how far the adapter moves them, relative to their norm
 
@@ -178,8 +178,8 @@ def reference_output(model: PeftModel, processor: ProcessorMixin, images: int = 
     items = read_yolo(ROOT / "data" / "traffic", "test")[:images]
     questions, pictures = [question_for(item, i) for i, item in enumerate(items)], [open_image(i.path) for i in items]
     answers = models.generate_answers(model, processor, pictures, questions, max_new_tokens=32)
-    prompts = [render(processor, question) for question in questions]
-    inputs = prompts, [[picture] for picture in pictures], [[text] for text in answers]
+    conversations = [[user_message(question)] for question in questions]
+    inputs = conversations, [[picture] for picture in pictures], [[text] for text in answers]
     logits = _logits(model, processor, inputs)
     if not logits.isfinite().all():
         raise UsageError(f"in {model.dtype} this model's numbers overflow. Merge with --dtype fp32.")
@@ -188,7 +188,7 @@ def reference_output(model: PeftModel, processor: ProcessorMixin, images: int = 
 
 
 def _logits(model: torch.nn.Module, processor: ProcessorMixin, inputs: tuple[list, list, list]) -> Tensor:
-    packed = pack_separately(processor, *inputs).to(model.device)
+    packed = Packer(model, processor, packs=False)(*inputs)
     return answer_logits(model, packed)[:, :-1][packed.mask[:, 1:]].float().cpu()
 
 
@@ -253,7 +253,7 @@ def hub_card(about: dict[str, Any], name: str) -> str:
         text += f", merged into its weights in {merged['dtype']}: logits are within {merged['relative_error']:.0e} of those "
         text += "of base + adapter. Figures below are of the adapter on the base as notebook 07 loaded it, usually in 4 bits"
     text += ".\n\n## "
-    examined = [item for section in read_sections() for item in section.examined.items() if item[1]["about"] == facts]
+    examined = [item for section in read_sections() for item in section.examined.items() if item[1].about == facts]
     if examined:
         text += render_model_card(*examined[0]).partition("\n## ")[2]
     else:

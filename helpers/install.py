@@ -79,7 +79,7 @@ KAGGLE = HostedMachine(
     start_anew="Stop the session and start it again",
     change_versions="Choose another environment in the notebook's settings.",
 )
-KAGGLE_FOLDER = Path("/kaggle/working")  # all that Kaggle keeps, with "Save version"
+KAGGLE_FOLDER = Path("/kaggle/working")  # all that Kaggle keeps, with "Save Version"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ COLAB_URL = "https://colab.research.google.com"
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """The notebooks in the order of reading: file, title, what they need and make, minutes on a CPU."""
+    """The notebooks in the order of reading: file, title, what each needs and makes, minutes."""
     return tomllib.loads((NOTEBOOKS / "index.toml").read_text(encoding="utf-8"))["notebook"]
 
 

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import models
 from helpers.data.convert_files import convert_file
 from helpers.data.labels import read_visual_genome
-from helpers.data.pairs import as_counted_images, counting_questions, one_class_question
+from helpers.data.pairs import as_counted_images, one_class_question, presence_question
 from helpers.data.preferences import PreferenceRecord, read_records, write_records
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json
+from helpers.models.prompts import user_message
 from helpers.recipes import Recipe
-from helpers.rewards.ranking import rank_samples
+from helpers.rewards.ranking import sample_and_rank
 from helpers.rewards.scoring import SCORERS, Scorer
 from helpers.statistics import Proportion
 from helpers.training.rollout import Task, tasks_of
@@ -50,7 +51,7 @@ class RecipeRun:
         """The questions of a split, with what is true: all counts, or an answer."""
         if self.recipe.data.format == "visual_genome":
             rows = read_json(self.folder / "data" / f"{split}-questions.json")
-            return [Task((Path(row["image"]),), (("user", row["question"]),), row["answer"]) for row in rows]
+            return [Task((Path(row["image"]),), (user_message(row["question"]),), row["answer"]) for row in rows]
         return tasks_of(self.records(split))
 
     def add_figure(self, name: str, figure: Proportion | float) -> None:
@@ -105,21 +106,15 @@ def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
     images.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         for record in read_records(ROOT / getattr(run.recipe.data, split)):
-            number, kinds = len(entries), list(record.truth)
+            number = len(entries)
             open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
-            kind = kinds[number % len(kinds)]
-            presence = f"Is there a {_to_singular(kind)} in the image?", "Yes." if record.truth[kind] else "No."
-            asked = [presence, one_class_question(record.truth, number)]
+            asked = [ask(record.truth, number) for ask in (presence_question, one_class_question)]
             qas = [
                 {"qa_id": 2 * number + place, "image_id": number, "question": question, "answer": answer}
                 for place, (question, answer) in enumerate(asked)
             ]
             entries.append({"id": number, "qas": qas})
     return write_json(images.parent / "question_answers.json", entries), images
-
-
-def _to_singular(plural: str) -> str:
-    return plural.removesuffix("es") if plural == "buses" else plural.removesuffix("s")
 
 
 def rank_answers(run: RecipeRun) -> None:
@@ -130,13 +125,9 @@ def rank_answers(run: RecipeRun) -> None:
     settings, (model, processor) = run.recipe.rank, run.load()
     score = get_scorer(settings.scorer)
     for place, split in enumerate(SPLITS):
-        items = as_counted_images(run.records(split))
-        asked = counting_questions(items)
-        own = models.sample_answers(
-            model, processor, asked.images, asked.questions, settings.answers,
-            seed=run.recipe.seed + 1000 * place, max_new_tokens=models.answer_budget(processor, asked.answers),
-        )  # fmt: skip
-        write_records(run.folder / "data" / f"{split}-ranked.jsonl", rank_samples(items, own, score))
+        items, seed = as_counted_images(run.records(split)), run.recipe.seed + 1000 * place
+        ranked = sample_and_rank(model, processor, items, score, settings.answers, seed=seed)
+        write_records(run.folder / "data" / f"{split}-ranked.jsonl", ranked)
     run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))
 
 

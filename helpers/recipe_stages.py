@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin
@@ -21,7 +20,8 @@ from helpers.data.preferences import PreferenceRecord, to_trl
 from helpers.doctor.checks import preflight
 from helpers.doctor.dpo_doctor import DPODoctor
 from helpers.doctor.ppo_doctor import PPODoctor
-from helpers.evaluation.exactness import evaluate_counting
+from helpers.evaluation.exactness import evaluate_greedy_and_sampled
+from helpers.evaluation.policy_table import score_greedy_answers
 from helpers.files import UsageError, read_json, write_json
 from helpers.recipe_run import RecipeRun, get_scorer, prepare_data, rank_answers
 from helpers.recipes import fit_recipe
@@ -33,10 +33,10 @@ from helpers.rewards.scoring import SCORERS, Scorer, exact_match, weighted_score
 from helpers.rewards.similarity import cosine_scorer, load_clip, text_embedder
 from helpers.statistics import derangement, mcnemar_p, proportion
 from helpers.training import dpo
-from helpers.training import watch as ppo_figures
-from helpers.training.ppo import PPOTrainer
 from helpers.training.reward import RewardTrainer
 from helpers.training.rollout import Task
+from helpers.training.run_folder import ppo_trainer, save_policy
+from helpers.training.watch import log_mean
 
 
 def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -141,9 +141,7 @@ def train_dpo_policy(run: RecipeRun) -> None:
     recipe, (model, processor) = run.recipe, run.load()
     records = run.pairs("train")
     folder, alone = run.folder / "dpo", PartialState().num_processes == 1
-    watched = run.pairs("valid")[:8]
-    images = [record.image_paths[0] for record in watched]
-    doctor = DPODoctor(processor, images, [record.prompt[-1].content for record in watched])
+    doctor = DPODoctor.of_records(processor, run.pairs("valid")[:8])
     trainer = dpo.dpo_trainer(
         model, processor, to_trl(records), recipe.dpo_settings(), seed=recipe.seed,
         output_dir=folder / "trainer", cache=run.folder / "cache", callbacks=[doctor] if alone else [],
@@ -152,33 +150,28 @@ def train_dpo_policy(run: RecipeRun) -> None:
         preflight(trainer)
     done = dpo.train_dpo(trainer, resume=True)
     if trainer.accelerator.is_main_process:
-        about = run.about(settings=dataclasses.asdict(recipe.dpo_settings()))
-        models.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder, about)
-        write_json(folder / "log.json", done.log)
-        run.add_figure("dpo_loss_last_10", float(np.mean([row["loss"] for row in done.log[-10:]])))
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        save_policy(policy, folder, recipe.dpo_settings(), run.about(), done.log)
+        run.add_figure("dpo_loss_last_10", log_mean(done.log[-10:], "loss"))
 
 
 def train_ppo_policy(run: RecipeRun) -> None:
     recipe, (model, processor) = run.recipe, run.load()
     settings, tasks, folder = recipe.ppo_settings(), run.tasks("train"), run.folder / "ppo"
     model, score = _weighted_scorer(run, model, processor, tasks)
-    main = PartialState().is_main_process
-    logs = [ppo_figures.JSONLog(folder / "log.jsonl"), ppo_figures.SampleLog(folder / "samples.jsonl")]
-    trainer = PPOTrainer(
-        model, processor, tasks, score, settings, seed=recipe.seed, truth=_truth_scorer(tasks),
-        watch=[PPODoctor(), *(logs if main else [])], checkpoint=folder / "checkpoint.pt",
-        cache=run.folder / "cache" / "features",
+    trainer = ppo_trainer(
+        model, processor, tasks, score, settings, folder, seed=recipe.seed, truth=_truth_scorer(tasks),
+        watch=[PPODoctor()], cache=run.folder / "cache" / "features",
     )  # fmt: skip
     if trainer.actor.own_adapter and recipe.ppo.critic_warm_up_epochs and isinstance(tasks[0].facts, dict):
         answers = true_and_wrong_answers([task.facts for task in tasks], recipe.seed)
         trainer.warm_up_critic(tasks, answers, recipe.ppo.critic_warm_up_epochs)
     log = trainer.train()
-    if main:
-        about = run.about(reward=score.__name__, settings=dataclasses.asdict(settings))
-        models.save_adapter(trainer.model, folder, about)
+    if PartialState().is_main_process:
+        save_policy(trainer.model, folder, settings, run.about(reward=score.__name__))
         for name in ("objective/scores", "objective/truth", "objective/kl"):
             for when, rows in (("first", log[:3]), ("last", log[-3:])):
-                run.add_figure(f"ppo_{name.split('/')[1]}_{when}", float(np.mean([row[name] for row in rows])))
+                run.add_figure(f"ppo_{name.split('/')[1]}_{when}", log_mean(rows, name))
 
 
 def _truth_scorer(tasks: Sequence[Task]) -> Scorer:
@@ -210,8 +203,7 @@ def _learnt_scorer(run: RecipeRun, model: PreTrainedModel, processor: ProcessorM
     """The stage `reward`'s model on the policy's base; its scores are standardised on the validation answers."""
     policy = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
     scored = reward_model.load_reward_model(policy, processor, run.folder / "reward" / "best")
-    seen = torch.tensor([score for row in score_records(scored, run.pairs("valid")) for score in row])
-    return scored.backbone, reward_model.as_scorer(scored, float(seen.mean()), float(seen.std()))
+    return scored.backbone, reward_model.standardised_scorer(scored, run.pairs("valid"))
 
 
 def evaluate_policies(run: RecipeRun) -> None:
@@ -232,14 +224,13 @@ def _right_answers(
     """Which greedy answers are right, (tasks,). Counts are asked for in both wordings, sampled ones noted as well."""
     if isinstance(tasks[0].facts, dict):
         items = as_counted_images(run.records("test"))
-        greedy, sampled = (evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0))
-        run.add_figure(f"{name}_exact", greedy.exact_share)
-        run.add_figure(f"{name}_exact_sampled", sampled.exact_share)
-        run.add_figure(f"{name}_wellformed_sampled", sampled.well_formed_share)
-        return list(greedy.exact)
-    images, questions = [task.images[0] for task in tasks], [task.question for task in tasks]
-    said = models.generate_answers(model, processor, images, questions)
-    right = [bool(exact_match(None, t.question, text, t.facts).total) for t, text in zip(tasks, said, strict=True)]
+        found = evaluate_greedy_and_sampled(model, processor, items)
+        run.add_figure(f"{name}_exact", found.greedy.exact_share)
+        run.add_figure(f"{name}_exact_sampled", found.sampled.exact_share)
+        run.add_figure(f"{name}_wellformed_sampled", found.sampled.well_formed_share)
+        return list(found.greedy.exact)
+    (totals,) = score_greedy_answers(model, processor, tasks, exact_match)
+    right = [bool(total) for total in totals]
     run.add_figure(f"{name}_right", proportion(sum(right), len(right)))
     return right
 

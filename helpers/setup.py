@@ -25,6 +25,6 @@ def set_up(drive: str = "") -> Path:
 
     use_drive(drive)
     if hosted_machine() is KAGGLE:
-        print(f'Artifacts are in {artifacts_dir()}. Kaggle keeps {KAGGLE_FOLDER} by "Save version".')
+        print(f'Artifacts are in {artifacts_dir()}. Kaggle keeps {KAGGLE_FOLDER} by "Save Version".')
     print(machine_summary())
     return ROOT

@@ -7,12 +7,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from shipped import TRAFFIC
+from transformers import AutoProcessor
 
 from helpers import models
 from helpers.data.labels import read_yolo
 from helpers.data.preferences import read_records, to_trl
+from helpers.files import ROOT
 
-FIRST = ("test_notebooks_run", "test_browser", "test_setup", "test_install", "test_processes")  # the longest, to share the work
+# The longest files, by their names: they start first, so that workers share the rest.
+FIRST = ("test_notebooks_run", "test_browser", "test_setup", "test_install", "test_distributed")
 
 
 def pytest_collection_modifyitems(items):
@@ -44,3 +47,9 @@ def artifacts(tmp_path, monkeypatch):
     """An empty artifacts folder of the test's own."""
     monkeypatch.setenv("VLM_ARTIFACTS", str(tmp_path / "artifacts"))
     return tmp_path / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """The processor of the embedded base alone, where no weights are needed."""
+    return AutoProcessor.from_pretrained(ROOT / "data" / "tiny-qwen2-vl")

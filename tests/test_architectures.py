@@ -18,10 +18,10 @@ from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
 from helpers.data.preferences import read_records
 from helpers.models.caches import backbone_of
 from helpers.models.prompts import count_image_tokens, encode, render
-from helpers.models.shared_prefix import answer_logps, pack_separately
+from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
-from helpers.training import dpo, ppo
+from helpers.training import dpo
 from helpers.training.ppo import PPOTrainer
 from helpers.training.reward import RewardTrainer
 from helpers.training.rollout import tasks_of
@@ -140,8 +140,8 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
     prompts = [render(processor, question) for question in QUESTIONS]
     with torch.no_grad():
         own, other = (
-            answer_logps(model, pack_separately(processor, prompts, [[image] for image in images], answers)).sum(1)
-            for images in (IMAGES, IMAGES[::-1])
+            answer_logps(model, pack_separately(processor, encode_prompts(processor, prompts, images), answers)).sum(1)
+            for images in ([[image] for image in IMAGES], [[image] for image in IMAGES[::-1]])
         )
     assert ((own - other).abs() > 1e-3).all()
     saved = models.save_adapter(model, tmp_path / "adapter", {})
@@ -157,9 +157,9 @@ def test_dpo_in_trls_layout_learns_the_same(checkpoint, pairs, tmp_path):
     """The fallback, with a template that TRL splits into the tokens that the suite trains on."""
     name, folder = checkpoint
     how = {"four_bit": False}
-    packed, _, ours = trained_by_dpo(folder, pairs, tmp_path, packed=True, **how)
+    packed, _, ours = trained_by_dpo(folder, pairs, tmp_path, packs=True, **how)
     stock, before, theirs = trained_by_dpo(
-        folder, pairs, tmp_path, packed=False, template=template_for_trl(name), **how
+        folder, pairs, tmp_path, packs=False, template=template_for_trl(name), **how
     )
     assert isinstance(packed.data_collator, dpo.PairCollator) != isinstance(stock.data_collator, dpo.PairCollator)
     for own, other in zip(ours.log, theirs.log, strict=True):
@@ -172,7 +172,7 @@ def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pair
     """Why the fallback is only that: LLaVA is not asked as it was trained and never learns to end an answer."""
     name, folder = checkpoint
     model, processor = models.load_model(folder)
-    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, output_dir=tmp_path, packed=False)
+    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, output_dir=tmp_path, packs=False)
     batch, decode = trainer.data_collator([trainer.train_dataset[0]]), processor.tokenizer.decode
     row, mask = batch["input_ids"][0], batch["completion_mask"][0].bool()
     begin = {"llava": "USER:", "llava_next": "<|start_header_id|>", "qwen3_vl": "<|im_start|>user"}
@@ -187,7 +187,7 @@ def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pair
 def test_a_reward_model(checkpoint, tmp_path):
     _, folder = checkpoint
     reward = reward_model.new_reward_model(*models.load_model(folder), REWARD)
-    assert reward.packs
+    assert reward.packer.packs
     before = weights(reward)
     run = RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train()
     assert len(run.log) == 2 and all(math.isfinite(row["loss"]) for row in run.log)
@@ -197,37 +197,34 @@ def test_a_reward_model(checkpoint, tmp_path):
     saved = reward_model.save_reward_model(reward, tmp_path / "reward", REWARD)
     loaded = reward_model.load_reward_model(*models.load_model(folder), saved)
     again = reward_model.score_records(loaded, RECORDS[:3])
-    loaded.packs, loaded.features = False, None
+    loaded.packer = Packer(loaded.backbone, loaded.processor, packs=False)
     rows = reward_model.score_records(loaded, RECORDS[:3])
     for own, same, row in zip(scores, again, rows, strict=True):
         assert same == pytest.approx(own, abs=1e-5) and row == pytest.approx(own, abs=1e-4)
 
 
-def test_a_reward_model_learns_without_packing(checkpoint, monkeypatch):
+def test_a_reward_model_learns_without_packing(checkpoint):
     _, folder = checkpoint
     logs = []
     for packs in (True, False):
-        monkeypatch.setattr(reward_model.shared_prefix, "can_pack", lambda *_, packs=packs: packs)
-        reward = reward_model.new_reward_model(*models.load_model(folder, four_bit=False), REWARD)
-        assert (reward.features is None) != packs
+        reward = reward_model.new_reward_model(*models.load_model(folder, four_bit=False), REWARD, packs=packs)
+        assert (reward.packer.features is None) != packs
         logs.append(RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train().log)
     for packed, rows in zip(*logs, strict=True):
         assert rows["loss"] == pytest.approx(packed["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize(("advantages", "packs"), [("gae", True), ("grpo", True), ("gae", False)])
-def test_ppo(checkpoint, advantages, packs, monkeypatch):
+def test_ppo(checkpoint, advantages, packs):
     """The image token is made the likeliest by far; it is still not sampled, and has no probability in the update."""
     _, folder = checkpoint
     model, processor = models.load_model(folder)
     likeliest = torch.zeros(len(processor.tokenizer))
     likeliest[processor.image_token_id] = 50.0
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + likeliest)
-    if not packs:
-        monkeypatch.setattr(ppo, "can_pack", lambda *_: False)
     settings = dataclasses.replace(PPO, advantages=advantages, critic_sees_image=packs)  # from kept features
-    run = PPOTrainer(model, processor, tasks_of(RECORDS), length, settings)
-    assert run.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
+    run = PPOTrainer(model, processor, tasks_of(RECORDS), length, settings, packs=packs or None)
+    assert run.packer.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
     before = weights(run.actor)
     row = run.train()[-1]
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-4) and row["samples"] == 4

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import gpu, gpu_model, gpu_parts
 from helpers import runtime
@@ -328,7 +329,7 @@ def test_the_checkpoint_of_a_preset_loads_and_packs(tmp_path, preset):
     assert all(words) and processor.tokenizer.decode([vocabulary - 1]) == f" w{vocabulary - 1}"
     assert len(processor.tokenizer("w599 and")["input_ids"]) > 3  # no text becomes such a token
     assert model.config.image_token_id == processor.image_token_id == words.index("<|image_pad|>")
-    image = runtime.Image.effect_noise((112, 112), 80).convert("RGB")
+    image = Image.effect_noise((112, 112), 80).convert("RGB")
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Cars?"}]}], tokenize=False
     )

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from helpers import export, models
 from helpers.cli import main
 from helpers.config import LoraSettings
+from helpers.evaluation.exam import PolicyFindings
 from helpers.files import ROOT, UsageError, read_json, write_json
 from helpers.models.policies import SHIPPED_POLICIES
 from helpers.models.prompts import encode
@@ -162,16 +163,12 @@ def test_nothing_on_the_card_names_this_machine(merged):
 
 def test_the_card_of_a_preset_links_to_it_and_brings_the_figures(artifacts):
     about = {"base": "qwen2.5-vl-3b", "seed": 1, "reward": "count_exact", "data": DATA}
-    found = {
-        "about": about,
-        "n": 400,
-        "failures": ["it lies"],
-        "rows": [["p"], ["0.01"]],
-        "counting": [["c"], ["d"]],
-        "sight": "s",
-    }
+    found = PolicyFindings(
+        about=about, n=400, rows=[["p"], ["0.01"]], counting=[["c"], ["d"]], sight="s", failures=["it lies"]
+    )
+    other = dataclasses.replace(found, about=about | {"seed": 2}, failures=["no"])
     section = Section("07_evaluate", "Evaluation")
-    section.examined = {"ppo/ppo": found, "ppo/other": found | {"about": about | {"seed": 2}, "failures": ["no"]}}
+    section.examined = {"ppo/ppo": found, "ppo/other": other}
     section.save()
     how = {"dtype": "float16", "relative_error": 1e-3}
     card = export.hub_card(about | {"merged": how}, "mine")

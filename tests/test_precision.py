@@ -26,7 +26,7 @@ from helpers.doctor import checks as preflight
 from helpers.files import ROOT
 from helpers.losses import dpo_loss, token_logps
 from helpers.models.prompts import encode, render
-from helpers.models.shared_prefix import answer_logps, pack_separately
+from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training import dpo, ppo
@@ -177,7 +177,8 @@ def test_ppo_trains_policy_and_critic_in_fp32():
     score = make_scorer("turns", lambda *given: {"turns": next(turns)})
     run = ppo.PPOTrainer(*models.load_model("tiny"), tasks_of(records), score, settings)
     row = run.iterate()
-    assert in_fp16(run.model) and dtypes(p for part in run.trainable_parameters.values() for p in part) == {torch.float32}
+    trained = [weight for part in run.trainable_parameters.values() for weight in part]
+    assert in_fp16(run.model) and dtypes(trained) == {torch.float32}
     assert {CRITIC_ADAPTER, models.POLICY_ADAPTER} == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
     assert all(abs(value) < float("inf") for value in row.values())
     figures = run.actor(run.pack(run.last.rollout))
@@ -188,7 +189,8 @@ def test_a_critics_head_and_adapter_are_made_in_fp32():
     model, processor = models.load_model("tiny")
     settings = dataclasses.replace(PPO_PRESETS["tiny"], lora=ADAPTER)
     actor = ActorCritic(models.add_adapter(model, ADAPTER), processor, settings)
-    assert in_fp16(actor.policy) and dtypes(p for part in actor.trainable_parameters().values() for p in part) == {torch.float32}
+    trained = [weight for part in actor.trainable_parameters().values() for weight in part]
+    assert in_fp16(actor.policy) and dtypes(trained) == {torch.float32}
 
 
 def test_log_probabilities_of_logits_in_fp16_are_exact():
@@ -208,9 +210,8 @@ def test_log_probabilities_of_logits_in_fp16_are_exact():
 
 def test_log_probabilities_of_answers_come_in_fp32():
     model, processor = models.load_model("tiny")
-    row = pack_separately(
-        processor, [render(processor, "How many cars?")], [[noise(112, 112)]], [["There are 2 cars."]]
-    )
+    prompt = encode_prompts(processor, [render(processor, "How many cars?")], [[noise(112, 112)]])
+    row = pack_separately(processor, prompt, [["There are 2 cars."]])
     with torch.no_grad():
         assert model(**encode(processor, ["How many cars?"], [noise(112, 112)])).logits.dtype == torch.float16
         logps = answer_logps(model, row)

@@ -7,7 +7,11 @@ import re
 import pytest
 from shape import ROOMS, ROOT, first_glance, imported, read_sources, readme_tree, room_of
 
-TREE = readme_tree((ROOT / "README.md").read_text(encoding="utf-8"))
+from helpers.notebooks import catalogue
+from helpers.report.page import write_presets
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TREE = readme_tree(README)
 ENTRIES = [line.split()[0] for line in TREE[1:]]
 NAMES = [entry.removesuffix("/").removesuffix(".py") for entry in ENTRIES]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +37,18 @@ def test_every_entry_imports_only_what_stands_above_it():
         above = NAMES[: NAMES.index(own) + 1]
         modules = [name.split(".")[1] for name in imported(source) if name.startswith("helpers.")]
         assert set(modules) <= set(above), f"helpers/{path} imports what README names below it"
+
+
+def test_the_tree_names_the_notebooks_of_the_catalogue():
+    listed = re.findall(r"^  (\d\d_\w+) ", README, flags=re.M)
+    assert [f"{name}.ipynb" for name in listed] == [entry["file"] for entry in catalogue()]
+
+
+def test_the_table_of_presets_is_written_anew(tmp_path):
+    stale = re.sub(r"^\| `tiny` .*\n", "", README, flags=re.M)
+    assert stale != README
+    (tmp_path / "README.md").write_text(stale, encoding="utf-8")
+    assert write_presets(tmp_path).read_text(encoding="utf-8") == README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

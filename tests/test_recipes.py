@@ -168,8 +168,10 @@ def test_on_a_t4_every_recipe_fits_by_the_forecast(monkeypatch, capsys, name):
     after = fit_recipe(before)
     assert after.max_pixels is None and after.model == before.model
     assert after.dpo == before.dpo and after.reward_settings().batch_size == before.reward_settings().batch_size
-    assert after.ppo_settings().group_size == before.ppo_settings().group_size  # prompts at once, checkpointing, mini-batches
-    assert after.ppo_settings().sampling_batch == {"captions": 16, "questions": 3}.get(name, 0)  # as docs/recipes.md says
+    # prompts at once, checkpointing, mini-batches
+    assert after.ppo_settings().group_size == before.ppo_settings().group_size
+    together = {"captions": 16, "questions": 3}  # as docs/recipes.md says
+    assert after.ppo_settings().sampling_batch == together.get(name, 0)
     assert "changed to fit" in capsys.readouterr().out
 
 

@@ -1,10 +1,11 @@
 """The rooms: imports point down only, and special libraries have one home."""
 
+import ast
 import subprocess
 import sys
 
 import pytest
-from shape import ROOMS, imported, room_of
+from shape import ROOMS, imported, public_names, room_of
 
 from helpers.files import ROOT
 
@@ -27,6 +28,17 @@ def test_imports_point_down_and_special_libraries_have_one_home(module):
             assert low <= high, f"{module} imports {name}, which is above it"
         home = HOMES.get(root) or ""
         assert module.as_posix().startswith(home), f"{module} imports {name}; its home is {home}"
+
+
+@pytest.mark.parametrize("room", ROOMS[1:-1])
+def test_names_that_a_room_lists_are_there(room):
+    tree = ast.parse((HELPERS / room / "__init__.py").read_text(encoding="utf-8"))
+    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    (listed,) = [ast.literal_eval(node.value) for node in keywords if node.arg == "submod_attrs"]
+    for module, names in listed.items():
+        source = (HELPERS / room / f"{module}.py").read_text(encoding="utf-8")
+        missing = set(names) - public_names(source)
+        assert not missing, f"helpers/{room}/{module}.py does not define {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("command", ["import helpers.data; [getattr(helpers.data, n) for n in helpers.data.__all__]",

@@ -5,6 +5,7 @@ runtime are really installed. Neither Colab's own front end nor its GPU is there
 time, gigabytes are fetched for it; with uv's cache filled it takes seconds. Kaggle is a folder, without its packages.
 """
 
+import ast
 import json
 import os
 import shutil
@@ -183,35 +184,51 @@ def test_the_nearest_folder_above_that_holds_the_repository_is_taken(shared_note
     assert run_cell(sys.executable, fetch, tmp_path / "notes").stdout.strip() == tmp_path.as_posix()
 
 
-KAGGLE_LOOK = """
+@pytest.mark.parametrize("place", ["alignment", "datasets/someone/alignment/alignment-v1.0"])
+def test_a_repository_attached_on_kaggle_is_found_without_internet(shared_notebooks, tmp_path, place):
+    """Kaggle has had two layouts of /kaggle/input, and unpacks an archive into a folder of its own."""
+    shared_notebooks('repository = "http://127.0.0.1:9/alignment"\ntag = "v1"')
+    (tmp_path / "input" / "photos").mkdir(parents=True)
+    (tmp_path / "input" / place / "helpers").mkdir(parents=True)
+    (tmp_path / "input" / place / "helpers" / "setup.py").touch()
+    run = run_cell(sys.executable, fetching_part(notebooks.set_up_cell()), tmp_path / "working", kaggle=True)
+    assert run.stdout.strip() == (tmp_path / "input" / place).as_posix(), run.stderr
+    assert list((tmp_path / "working").iterdir()) == []
+
+
+BEFORE = """
+from pathlib import Path
+class Recorder:
+    started = []
+    def find_spec(self, name, path, target=None):
+        self.started.append(name)
+sys.meta_path.insert(0, Recorder())
+import helpers.setup
+helpers.setup.KAGGLE_FOLDER = Path.cwd()
+"""
+AFTER = """
 from helpers import files
 files.write_text(files.artifacts_dir() / "note", "kept")
 print(ROOT)
 print(files.ROOT)
-print([name for name in sys.modules if name in ORDER])
+print([name for name in Recorder.started if name in ("unsloth", "torch", "transformers") or name.startswith("helpers.")])
 """
-ORDER = ["helpers.setup", "helpers.install", "helpers.models", "helpers.models.loading", "torch", "transformers"]
 
 
-@pytest.mark.parametrize("place", ["alignment", "datasets/someone/alignment/alignment-v1.0"])
-def test_a_repository_attached_on_kaggle_is_read_only_and_artifacts_are_kept(
-    repository_folder, shared_notebooks, tmp_path, place
-):
-    """Without a network; Kaggle has had two layouts of /kaggle/input, and unpacks an archive into a folder of its own."""
+def test_what_is_attached_on_kaggle_is_only_read_and_artifacts_are_kept(repository_folder, shared_notebooks, tmp_path):
     shared_notebooks('repository = "http://127.0.0.1:9/alignment"\ntag = "v1"')
-    attached, working = tmp_path / "input" / place, tmp_path / "working"
+    attached, working = tmp_path / "input" / "alignment", tmp_path / "working"
     shutil.copytree(repository_folder, attached, ignore=shutil.ignore_patterns(".git"))
     before = sorted(attached.rglob("*"))
-    patch = f"import helpers.setup\nhelpers.setup.KAGGLE_FOLDER = Path({str(working)!r})\n"
-    cell = notebooks.set_up_cell().replace("from helpers", f"from pathlib import Path\n{patch}from helpers")
-    cell = cell.replace('DRIVE = ""', 'DRIVE = "mine"') + f"\nORDER = {ORDER}" + KAGGLE_LOOK
-    run = run_cell(sys.executable, cell, working, kaggle=True)
+    cell = notebooks.set_up_cell().replace("from helpers", BEFORE + "from helpers")
+    run = run_cell(sys.executable, cell.replace('DRIVE = ""', 'DRIVE = "mine"') + AFTER, working, kaggle=True)
     assert run.returncode == 0, run.stdout + run.stderr
     drive, artifacts, machine, *roots, order = run.stdout.splitlines()
     assert drive.startswith("⚠️  DRIVE is for Google Colab and does nothing here.")
-    assert artifacts == f'Artifacts are in {working}/artifacts. Kaggle keeps {working} by "Save version".'
+    assert artifacts == f'Artifacts are in {working}/artifacts. Kaggle keeps {working} by "Save Version".'
     assert machine.startswith(("CPU, ", "NVIDIA", "Tesla")) and roots == [str(attached)] * 2
-    assert order == str(ORDER), "helpers.models comes first: on a GPU it brings in unsloth"
+    first = ["helpers.setup", "helpers.install", "helpers.models", "helpers.models.loading"]
+    assert ast.literal_eval(order)[:4] == first, "helpers.models.loading brings in unsloth, before all others"
     assert sorted(path.name for path in working.rglob("*")) == ["artifacts", "note"]
     assert sorted(attached.rglob("*")) == before
 
@@ -247,7 +264,8 @@ def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_aga
             assert text.splitlines()[2:5] == ["#", f"# {badge}", "#"]
             first = json.loads((copy / f"{path.stem}.ipynb").read_text(encoding="utf-8"))["cells"][0]
             assert "".join(first["source"]).splitlines()[1:3] == ["", badge]
-    assert badge in notebooks.badges() and notebooks.badges().count("colab-badge.svg") == len(notebooks.catalogue())
+    assert badge in notebooks.badges()
+    assert notebooks.badges().count("colab-badge.svg") == len(notebooks.catalogue())
     shared_notebooks(EMPTY)
     notebooks.sync_notebooks()
     assert {path: path.read_text(encoding="utf-8") for path in bare} == bare

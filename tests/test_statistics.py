@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from helpers.statistics import (
     binomial_p,
     cluster_bootstrap,
+    derangement,
     detectable_difference,
     holm_adjust,
     items_needed,
@@ -16,6 +17,7 @@ from helpers.statistics import (
     mcnemar_power,
     mean_interval,
     proportion,
+    repeated_share,
     sample_mean,
     votes_needed,
     win_rate,
@@ -196,3 +198,16 @@ def test_199_votes_tell_six_in_ten_from_one_half():
     assert votes_needed(0.1, tie_share=0.5) == 398 and votes_needed(0.5) == 6
     with pytest.raises(ValueError, match="½"):
         votes_needed(0.6)
+
+
+def test_a_derangement_leaves_nothing_in_place_and_loses_nothing():
+    for n in (2, 3, 10, 400):
+        order = derangement(n, seed=n)
+        assert sorted(order) == list(range(n)) and not (order == np.arange(n)).any()
+    with pytest.raises(ValueError, match="at least 2"):
+        derangement(1, 0)
+
+
+def test_repeated_3_grams():
+    assert repeated_share([1, 2, 3, 1, 2, 3, 1]) == pytest.approx(0.4)  # 123 231 312 123 231
+    assert repeated_share([1, 2, 3, 4]) == 0 and repeated_share([1, 2]) == 0

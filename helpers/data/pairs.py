@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from helpers.data.counting import Counts, count_answer, count_question, edited_counts, is_exact, is_well_formed
 from helpers.data.labels import CountedImage
 from helpers.data.preferences import Answer, PreferenceRecord, Ranking
+from helpers.data.scenes import SINGULAR
 from helpers.files import open_image
 
 NEGATIVES = ("own", "edit", "other image")
@@ -43,6 +44,15 @@ def one_class_question(counts: Counts, number: int) -> tuple[str, str]:
     """Ask for the count of one class, and give the true answer; the item's number chooses the class."""
     name = list(counts)[number % len(counts)]
     return f"How many {name} are there?", f"There are {counts[name]} {name}."
+
+
+def presence_question(counts: Counts, number: int) -> tuple[str, str]:
+    """Ask whether there is one of a class, and give the true answer, one word.
+
+    The item's number chooses the class. Only the classes of the scenes are put into the singular.
+    """
+    name = list(counts)[number % len(counts)]
+    return f"Is there a {SINGULAR.get(name, name)} in the image?", "Yes." if counts[name] else "No."
 
 
 def highest_counts(truths: Sequence[Counts]) -> dict[str, int]:
@@ -181,6 +191,19 @@ def make_one_sided(records: Sequence[PreferenceRecord], seed: int = 0) -> list[P
             answers = [Answer(text=count_answer(record.truth)), Answer(text=count_answer(raised), origin="edit")]
             result.append(record.model_copy(update={"answers": answers, "ranking": [[0], [1]]}))
     return result
+
+
+def swap_rankings(
+    records: Sequence[PreferenceRecord], swapped: Sequence[bool]
+) -> list[PreferenceRecord]:
+    """The records, with the worst answers first in those that `swapped` marks: wrong labels.
+
+    swapped: (records,). Like `make_one_sided`, for showing what such data does.
+    """
+    return [
+        record.model_copy(update={"ranking": record.ranking[::-1]}) if swap else record
+        for record, swap in zip(records, swapped, strict=True)
+    ]
 
 
 def spoil_image(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:

@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import PIL.Image
 from datasets import Dataset, Image, List
 from pydantic import (
     BaseModel,
@@ -447,3 +448,18 @@ def to_trl(records: Sequence[PreferenceRecord], which: Literal["all", "extremes"
     for column in {"images", "negative_images"} & set(dataset.column_names):
         dataset = dataset.cast_column(column, List(Image(mode="RGB")))
     return dataset
+
+
+class TrlPair(NamedTuple):
+    """A row of a TRL vision-preference data set in this package's words."""
+
+    images: list[PIL.Image.Image]
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+def from_trl(row: dict[str, Any]) -> TrlPair:
+    """Read a row that `to_trl` made: TRL's dictionaries become messages here and nowhere else."""
+    prompt = [Message(role=turn["role"], content=turn["content"]) for turn in row["prompt"]]
+    return TrlPair(list(row["images"]), prompt, row["chosen"][0]["content"], row["rejected"][0]["content"])

@@ -22,6 +22,7 @@ from helpers.files import write_text
 
 VEHICLE_KINDS = ("car", "motorcycle", "bus", "bicycle")
 PLURAL = {"car": "cars", "motorcycle": "motorcycles", "bus": "buses", "bicycle": "bicycles"}
+SINGULAR = {plural: kind for kind, plural in PLURAL.items()}
 CLASSES = tuple(PLURAL.values())
 COLORS = {
     "red": (214, 40, 40),

@@ -49,6 +49,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lengths": ["RecordLengths", "image_tokens", "text_tokens"],
         "ppo_doctor": ["PPODoctor", "find_misplaced_rewards"],
         "ppo_rules": ["PPOHistory", "PPO_KINDS", "SCORE_TOLERANCE", "diagnose_ppo", "replay_ppo"],
-        "verdicts": ["Symptoms", "Verdict", "panel_html"],
+        "verdicts": ["Symptoms", "Verdict", "panel_html", "verdict_kinds"],
     },
 )

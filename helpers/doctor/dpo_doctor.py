@@ -15,12 +15,13 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
+from helpers.data.preferences import PreferenceRecord
 from helpers.doctor.dpo_rules import AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, non_finite_values
 from helpers.doctor.verdicts import panel_html
 from helpers.files import open_image
 from helpers.models.generation import generate_answers
-from helpers.models.prompts import render
-from helpers.models.shared_prefix import answer_logps, pack_separately
+from helpers.models.prompts import user_message
+from helpers.models.shared_prefix import Packer, answer_logps
 from helpers.statistics import repeated_share
 
 KEEP_EVERY = 5  # steps between two copies of the weights
@@ -97,6 +98,14 @@ class DPODoctor(TrainerCallback):
                 parameter.data.copy_(weights[name])
         print(f"Training is stopped, and the adapter has its weights of step {step} again.")
 
+    @classmethod
+    def of_records(
+        cls, processor: ProcessorMixin, records: Sequence[PreferenceRecord]
+    ) -> "DPODoctor":
+        """Watch the answers to the first image and the last turn of some records, not trained on."""
+        images = [record.image_paths[0] for record in records]
+        return cls(processor, images, [record.prompt[-1].content for record in records])
+
     def state(self) -> str:
         """One line: how far the run is and how it does."""
         if not self.run.rows:
@@ -172,5 +181,5 @@ def sight_sample(
 
 def _logp(model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, prompt: str, answer: str) -> float:
     """Log-probability of one answer; one at a time, because logits of a large vocabulary would fill a small GPU."""
-    row = pack_separately(processor, [render(processor, prompt)], [[image]], [[answer]])
-    return float(answer_logps(model, row.to(model.device)).sum())
+    row = Packer(model, processor, packs=False)([[user_message(prompt)]], [[image]], [[answer]])
+    return float(answer_logps(model, row).sum())

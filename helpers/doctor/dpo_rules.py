@@ -29,12 +29,13 @@ MIN_MARGIN = 0.1  # a margin of 0.1 takes the loss from 0.693 to 0.644: less tha
 WRONG_MARGIN = 0.5  # a margin of −0.5 is a loss of 0.974, which no noise around ln 2 gives
 LOSS_GROWTH, GRADIENT_GROWTH = 2, 10  # times the start; healthy runs: under 1 and 2
 GRADIENT_LEFT = 0.02  # of the start: what is left moves nothing; healthy runs keep 0.045
-ENTROPY_GROWTH, ENTROPY_LEFT = 1.5, 0.05  # times the start; healthy runs: 0.5 to 1.05 (PPO: 0.3)
+ENTROPY_GROWTH, ENTROPY_LEFT = 1.5, 0.05  # times the start; healthy runs: 0.5 to 1.05; of PPO: 0.3
 ENTROPY_FLOOR = 0.05  # nats a token: an answer of 20 tokens then has 1 nat in all: about e = 2.7 different answers
 SINK_NATS, SINK_SHARE = 1.0, 0.1  # chosen answers e times less likely, and by a tenth of their log-probability
 ACCURACY_GAP = 0.05  # token accuracy may not be so far under exp(−entropy), its least value if the model is calibrated
 CENSUS_STEPS = 5  # LoRA's A has no gradient while B = 0, which lasts for two steps with a warm-up
-LENGTH_GROWTH, REPETITION_GROWTH = 2, 0.25  # times the length, and more repeated 3-grams than, at the start (PPO: under 0.02 more)
+LENGTH_GROWTH = 2  # times the length at the start
+REPETITION_GROWTH = 0.25  # more repeated 3-grams than at the start; healthy runs of PPO: under 0.02
 SIGHT_NATS, SIGHT_LEFT = 0.1, 0.1  # an answer e^0.1 = 1.1 times likelier with its own image; share of the start
 CUT_LENGTH = 0.9  # of the token limit: an answer tokenised again may be a little shorter than it was sampled
 
@@ -275,7 +276,8 @@ def _answers(run: DPOHistory) -> Symptoms:
     first, last = run.samples[0], run.samples[-1]
     sight, before = float(np.mean(last.sight)), float(np.mean(first.sight))
     if last.cut_share.low > (0.5 if last is first else first.cut_share.high):
-        yield "answers do not end", f"share cut off at {last.limit} tokens: {last.cut_share}, e.g. {last.answers[0][:60]!r}."
+        example = repr(last.answers[0][:60])
+        yield "answers do not end", f"share cut off at {last.limit} tokens: {last.cut_share}, e.g. {example}."
     if sight < max(SIGHT_NATS, 0 if last is first else SIGHT_LEFT * before):
         yield "blind", f"its own image makes an answer {sight:.2g} nats likelier than another (first {before:.2g})."
     if len(set(last.answers)) == 1 < len(last.answers) <= 2 * len(set(first.answers)):

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from trl import DPOTrainer
 
+from helpers.data.preferences import from_trl
 from helpers.doctor.dry_run import Examples, collate
 from helpers.files import UsageError
 from helpers.models import prompts
@@ -42,10 +43,11 @@ class RowInputs:
 
 
 def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
-    images = list(row["images"])
-    prompt = prompts.render_conversation(processor, [(t["role"], t["content"]) for t in row["prompt"]], len(images))
+    pair = from_trl(row)
+    images = pair.images
+    prompt = prompts.render_conversation(processor, pair.prompt, len(images))
     inputs = prompts.tokenize(processor, [prompt], [images])
-    longer = max(len(prompts.answer_ids(processor, row[side][0]["content"])) for side in ("chosen", "rejected"))
+    longer = max(len(prompts.answer_ids(processor, answer)) for answer in (pair.chosen, pair.rejected))
     tokens = inputs["input_ids"].shape[1] + longer
     if not images or "pixel_values" not in inputs:
         return RowInputs(tokens, None, None)
@@ -179,8 +181,7 @@ def check_end_of_turn(trainer: DPOTrainer, batches: Batches) -> Check:
     tokenizer, stops = processor.tokenizer, trainer.model.generation_config.eos_token_id
     answers = [ids for pair in _completions(batches) for ids in pair]
     closed = sum(tokenizer.decode(ids).rstrip().endswith(tokenizer.eos_token) for ids in answers)
-    turns = [*prompts.chat_messages("question", 0), {**prompts.chat_messages("answer", 0)[0], "role": "assistant"}]
-    after = processor.apply_chat_template(turns, tokenize=False).rpartition("answer")[2].strip()
+    after = prompts.text_after_answer(processor)
     stopping = tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])
     return Check(
         "end of turn",

@@ -59,7 +59,7 @@ class RecordLengths:
 
 def text_tokens(processor: ProcessorMixin, record: PreferenceRecord) -> int:
     """Tokens of the prompt in its chat template and of the longest answer, without those of the images."""
-    prompt = render_conversation(processor, [(m.role, m.content) for m in record.prompt], len(record.images))
+    prompt = render_conversation(processor, record.prompt, len(record.images))
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     own = len(ids) + bool(bos_text(processor)) - ids.count(image_token_id(processor))
     return own + max(len(answer_ids(processor, answer.text)) for answer in record.answers)

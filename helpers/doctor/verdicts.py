@@ -27,6 +27,11 @@ class Verdict:
         return f"{head}\n  Likely: {causes}.\n  {self.change}"
 
 
+def verdict_kinds(verdicts: Sequence[Verdict]) -> str:
+    """The kinds of what was found, for a row of a table: "loss rises, answers do not end", or "nothing"."""
+    return ", ".join(verdict.kind for verdict in verdicts) or "nothing"
+
+
 def panel_html(state: str, verdicts: Sequence[Verdict]) -> str:
     """HTML for a notebook: the state of a run and what was found."""
     items = ""

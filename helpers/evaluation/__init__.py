@@ -22,8 +22,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "standings",
         ],
         "counting_metrics": ["ClassMetrics", "CountMetrics", "count_metrics"],
-        "exactness": ["CountingResult", "chance_exact", "evaluate_counting", "images_for"],
-        "exam": ["ExamResult", "exam_metrics", "examine", "policy_failures", "policy_findings"],
+        "exactness": ["CountingResult", "GreedyAndSampled", "chance_exact", "evaluate_counting", "evaluate_greedy_and_sampled", "images_for"],
+        "exam": ["ExamResult", "PolicyFindings", "exam_metrics", "exam_rows", "examine", "policy_failures", "policy_findings"],
         "hallucination": [
             "ChairMetrics",
             "Mention",
@@ -43,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "find_reward_hacking",
             "power_note",
         ],
+        "policy_table": ["PolicyTable", "score_greedy_answers"],
         "reward_benchmarks": [
             "BENCHMARKS",
             "Benchmark",

@@ -96,6 +96,30 @@ def evaluate_counting(
     return CountingResult(items, answers, images, temperature, seed)
 
 
+@dataclass(frozen=True)
+class GreedyAndSampled:
+    """Greedy answers to some counting questions, and answers sampled at temperature 1."""
+
+    greedy: CountingResult
+    sampled: CountingResult
+
+    def shares(self) -> dict[str, Proportion]:
+        """The three shares that tell whether a training worked."""
+        return {
+            "exact": self.greedy.exact_share,
+            "exact, sampled": self.sampled.exact_share,
+            "well formed, sampled": self.sampled.well_formed_share,
+        }
+
+
+def evaluate_greedy_and_sampled(
+    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, items: Sequence[CountedImage]
+) -> GreedyAndSampled:
+    """Ask the counting question about every item twice: greedy, and sampled with seed 0."""
+    greedy, sampled = (evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0))
+    return GreedyAndSampled(greedy, sampled)
+
+
 def chance_exact(items: Sequence[CountedImage]) -> float:
     """Probability that the true counts of another item happen to be right for this one."""
     keys = [tuple(item.counts.values()) for item in items]

@@ -25,7 +25,7 @@ from helpers.evaluation.paired import (
 )
 from helpers.models.policies import Policies
 from helpers.rewards.scoring import exact_match, heuristic_scorer
-from helpers.statistics import Estimate, sample_mean
+from helpers.statistics import Estimate, Proportion, sample_mean
 
 EXAM_SEEDS = (0, 1, 2)
 
@@ -54,10 +54,33 @@ class ExamResult:
         """Share of the seeds whose sampled answer is `exact` or `well_formed`, (items,)."""
         return np.mean([getattr(result, name) for result in self.sampled], axis=0)
 
+    def shares(self) -> dict[str, Proportion]:
+        """The shares of a chart: all of them are of single answers, so that sampled ones are of the first seed."""
+        sampled = self.sampled[0]
+        return {
+            "exact, greedy": self.greedy.exact_share,
+            f"exact, sampled (seed {sampled.seed})": sampled.exact_share,
+            "exact, images shuffled": self.shuffled.exact_share,
+            "exact, images blank": self.blank.exact_share,
+            f"well formed, sampled (seed {sampled.seed})": sampled.well_formed_share,
+        }
+
     def describe_sight(self) -> str:
         """Do the answers come from the image? In words."""
         chance = chance_exact(self.greedy.items)
         return describe_sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
+
+
+@dataclass(frozen=True)
+class PolicyFindings:
+    """What the report and a model card say of one policy; all of it can be written as JSON."""
+
+    about: dict[str, Any]  # how it was made: about.json of its adapter
+    n: int  # items that were asked about
+    rows: list[list[str]]  # its comparison with the base, the first row heads of columns
+    counting: list[list[str]]  # counting metrics of its greedy answers, likewise
+    sight: str  # do the answers come from the image?
+    failures: list[str]  # a sentence each
 
 
 def examine(
@@ -78,6 +101,20 @@ def examine(
             ),
             time.monotonic() - started,
         )
+
+
+def exam_rows(examined: Mapping[str, ExamResult]) -> list[list[str]]:
+    """What every model reached, for `report.Section.table`, the head first."""
+    seeds = len(next(iter(examined.values())).sampled)
+    head = ["model", "all counts right, greedy", f"sampled, {seeds} seeds", "images shuffled"]
+    rows = [[*head, "images blank", "well formed, greedy", "well formed, sampled", "seconds"]]
+    for name, found in examined.items():
+        exact = [found.greedy.exact_share, found.sampled_exact]
+        exact += [found.shuffled.exact_share, found.blank.exact_share]
+        formed = [found.greedy.well_formed_share, found.sampled_well_formed]
+        texts = [share.short_text() for share in (*exact, *formed)]
+        rows.append([name, *texts, f"{found.seconds:.0f}"])
+    return rows
 
 
 def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
@@ -109,17 +146,21 @@ def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
 
 def policy_findings(
     policies: Policies, examined: Mapping[str, ExamResult], rows: Sequence[PolicyComparison]
-) -> dict[str, dict[str, Any]]:
-    """Collect what the report and the model cards need of every policy except the base, as JSON."""
+) -> dict[str, PolicyFindings]:
+    """Collect what the report and the model cards need of every policy except the base."""
     found = {}
     for name, saved in policies.saved.items():
         if name in examined:
             own, greedy = [row for row in rows if row.policy == name], examined[name].greedy
             counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
-            found[name] = {
-                "about": saved.about, "n": len(greedy.items), "rows": comparison_rows(own), "counting": counting.rows(),
-                "sight": examined[name].describe_sight(), "failures": policy_failures(own, counting),
-            }  # fmt: skip
+            found[name] = PolicyFindings(
+                about=saved.about,
+                n=len(greedy.items),
+                rows=comparison_rows(own),
+                counting=counting.rows(),
+                sight=examined[name].describe_sight(),
+                failures=policy_failures(own, counting),
+            )
     return found
 
 

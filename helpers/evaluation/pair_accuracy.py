@@ -10,33 +10,26 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import models
-from helpers.models.prompts import render_conversation
-from helpers.models.shared_prefix import answer_logps, can_pack, pack, pack_separately
+from helpers.data.preferences import from_trl
+from helpers.models.shared_prefix import Packer, answer_logps
 from helpers.statistics import Proportion, proportion
 
 
 @torch.no_grad()
-def pair_logps(
-    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, dataset: Dataset, batch_size: int = 16
-) -> tuple[np.ndarray, np.ndarray]:
+def pair_logps(packer: Packer, dataset: Dataset, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the chosen and the rejected answer of every pair, (pairs,) each.
 
-    dataset: columns images, prompt, chosen, rejected (`preferences.to_trl`).
+    packer: of the model that is asked. dataset: columns images, prompt, chosen, rejected (`preferences.to_trl`).
     """
-    packs, values = can_pack(model, processor), []
-    for start in tqdm(range(0, len(dataset), batch_size), desc="log-probabilities", leave=False):
-        rows = dataset[start : start + batch_size]
-        prompts = [
-            render_conversation(processor, [(turn["role"], turn["content"]) for turn in prompt], len(images))
-            for prompt, images in zip(rows["prompt"], rows["images"], strict=True)
-        ]
-        answers = [[c[0]["content"], r[0]["content"]] for c, r in zip(rows["chosen"], rows["rejected"], strict=True)]
-        batch = processor, prompts, rows["images"], answers
-        packed = pack(model, *batch) if packs else pack_separately(*batch)
-        values.append(answer_logps(model, packed.to(model.device)).sum(1).cpu())
+    values, size = [], len(dataset)
+    for start in tqdm(range(0, size, batch_size), desc="log-probabilities", leave=False):
+        pairs = [from_trl(dataset[number]) for number in range(start, min(start + batch_size, size))]
+        answers = [[pair.chosen, pair.rejected] for pair in pairs]
+        packed = packer([pair.prompt for pair in pairs], [pair.images for pair in pairs], answers)
+        values.append(answer_logps(packer.model, packed).sum(1).cpu())
     chosen, rejected = torch.cat(values).numpy().reshape(-1, 2).T
     return chosen, rejected
 
@@ -57,8 +50,15 @@ class PairResult:
         return proportion(int((margin > 0).sum()), len(margin))
 
 
-def evaluate_pairs(model: PeftModel, processor: ProcessorMixin, dataset: Dataset) -> PairResult:
-    """Ask policy and reference (the adapter off) for the log-probabilities of every pair."""
-    policy = pair_logps(model, processor, dataset)
+def evaluate_pairs(
+    model: PeftModel, processor: ProcessorMixin, dataset: Dataset, packs: bool | None = None
+) -> PairResult:
+    """Ask policy and reference (the adapter off) for the log-probabilities of every pair.
+
+    packs: both answers in one row, or a row each; None tries whether the model can.
+    """
+    # features of all held-out images would fill the memory, and each is needed only a few times
+    packer = Packer(model, processor, packs=packs, keeps_features=False)
+    policy = pair_logps(packer, dataset)
     with models.disable_adapters(model):
-        return PairResult(*policy, *pair_logps(model, processor, dataset))
+        return PairResult(*policy, *pair_logps(packer, dataset))

@@ -20,8 +20,8 @@ from helpers.data.counting import Counts
 from helpers.files import UsageError, read_json, replace_file, stream_hash, write_json
 from helpers.models.generation import sample_ids
 from helpers.models.policies import BASE_POLICY, Policies
-from helpers.models.prompts import answer_texts, render
-from helpers.models.shared_prefix import PackedAnswers, answer_logits, pack_separately
+from helpers.models.prompts import answer_texts, user_message
+from helpers.models.shared_prefix import EncodedPrompts, PackedAnswers, Packer, answer_logits
 from helpers.rewards.scoring import Scorer
 
 
@@ -72,26 +72,28 @@ def ask_policies(
 
     reward: scores (image, question, answer) without knowing a truth, for example `reward_model.as_scorer`.
     """
-    prompt = [render(policies.processor, question)]
-    return [_ask_policy(policies, name, image, question, prompt, decoding, reward) for name in names]
+    packer = Packer(policies.model, policies.processor, packs=False)
+    prompt = packer.encode([[user_message(question)]], [[image]])
+    return [_ask_policy(policies, packer, name, image, question, prompt, decoding, reward) for name in names]
 
 
 def _ask_policy(
     policies: Policies,
+    packer: Packer,
     name: str,
     image: Image.Image,
     question: str,
-    prompt: list[str],
+    prompt: EncodedPrompts,
     decoding: DecodingSettings,
     reward: Scorer | None,
 ) -> PolicyAnswer:
     processor = policies.processor
     with policies.use_policy(name) as model:
         (ids,), (ended,) = sample_ids(
-            model, processor, prompt, [[image]], temperature=decoding.temperature, top_p=decoding.top_p,
+            model, processor, prompt, temperature=decoding.temperature, top_p=decoding.top_p,
             max_new_tokens=decoding.max_new_tokens, seed=decoding.seed,
         )  # fmt: skip
-        packed = pack_separately(processor, prompt, [[image]], [[ids]]).to(model.device)
+        packed = packer.pack(prompt, [[ids]])
         own = _next_token_logps(model, packed)
     with policies.use_policy(BASE_POLICY) as model:
         base = own if name == BASE_POLICY else _next_token_logps(model, packed)

@@ -211,7 +211,7 @@ def use_drive(folder: str) -> None:
     if not folder:
         return
     if hosted_machine() is KAGGLE and not Path(folder).is_absolute():
-        print(f'⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "Save version".')
+        print(f'⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "Save Version".')
         return
     drive = DRIVE_MOUNT / "MyDrive" / folder
     if not Path(folder).is_absolute():

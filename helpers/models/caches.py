@@ -53,8 +53,11 @@ def images_hash(images: Sequence[Image.Image]) -> str:
 
 
 def is_frozen(model: PreTrainedModel | PeftModel) -> bool:
-    """Is nothing outside the language model trained, so that features stay what they are?"""
-    return not any(parameter.requires_grad for _, parameter in _vision(model))
+    """Is nothing outside the language model trained or adapted, so that features stay what they are?
+
+    An adapter there may be switched off, and counts also while it is not trained.
+    """
+    return not any(parameter.requires_grad or "lora_" in name for name, parameter in _vision(model))
 
 
 def _vision(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -68,12 +71,12 @@ class ImageFeatures:
     """Encoded prompts and image features of a model whose vision tower is frozen.
 
     folder: keep features as safetensors files there instead of in memory. Raises ValueError if the
-    vision tower is trained, since its features change with every step.
+    vision tower is trained or has an adapter, since its features change then.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path | None = None):
         if not is_frozen(model):
-            raise ValueError("the vision tower is trained: its features cannot be kept")
+            raise ValueError("the vision tower is trained or has an adapter: its features cannot be kept")
         self._core, self._processor, self._folder = backbone_of(model), processor, folder
         weights = tensors_hash((name, p) for name, p in _vision(model))
         self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
@@ -81,14 +84,22 @@ class ImageFeatures:
         self._prompts: dict[tuple[str, str], BatchFeature] = {}
         self.computed = 0  # for how many image lists the vision tower ran
 
-    def key(self, images: Sequence[Image.Image]) -> str:
-        return hashlib.blake2b((self._fingerprint + images_hash(images)).encode(), digest_size=16).hexdigest()
+    def key(self, image_hash: str) -> str:
+        """Key of the features of images with this `images_hash`."""
+        return hashlib.blake2b((self._fingerprint + image_hash).encode(), digest_size=16).hexdigest()
 
     def encode(
-        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]],
+        image_hashes: Sequence[str],
     ) -> list[tuple[BatchFeature, Features]]:
-        """For each rendered prompt its model inputs, (1, seq) and without pixels, and the features of its images."""
-        keys = [self.key(pictures) if pictures else "" for pictures in images]
+        """For each rendered prompt its model inputs, (1, seq) and without pixels, and the features of its images.
+
+        image_hashes: `images_hash` of the images of each prompt.
+        """
+        rows = zip(images, image_hashes, strict=True)
+        keys = [self.key(image_hash) if pictures else "" for pictures, image_hash in rows]
         found = {key: self._load(key) if key else {} for key in keys}
         missing: dict[str, BatchFeature] = {}
         for prompt, pictures, key in zip(prompts, images, keys, strict=True):

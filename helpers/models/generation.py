@@ -17,9 +17,9 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel,
 
 from helpers.data.preferences import PreferenceRecord
 from helpers.files import open_image
-from helpers.models.caches import ImageFeatures, backbone_of, use_features
+from helpers.models.caches import backbone_of, use_features
 from helpers.models.prompts import answer_texts, encode
-from helpers.models.shared_prefix import prompt_inputs
+from helpers.models.shared_prefix import EncodedPrompts, prompt_inputs
 from helpers.runtime import compute_dtype
 
 
@@ -162,24 +162,22 @@ def sample_answers(
 def sample_ids(
     model: torch.nn.Module,
     processor: ProcessorMixin,
-    prompts: Sequence[str],
-    images: Sequence[Sequence[Image.Image]],
+    prompts: EncodedPrompts,
     *,
     group_size: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_new_tokens: int = 64,
     seed: int = 0,
-    features: ImageFeatures | None = None,
 ) -> tuple[list[Tensor], list[bool]]:
-    """`group_size` answers to each rendered prompt: their tokens, with the end of turn if it came, and whether it did.
+    """`group_size` answers to each prompt: their tokens, with the end of turn if it came, and whether it did.
 
     Image and prompt are read once for all answers to them: the cache of keys and values, which holds all but the
     prompt's last token, is repeated. Equal arguments give equal answers; the caller's random numbers are left alone.
     """
     config = generation_config(model, processor, temperature, top_p, max_new_tokens)
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    inputs, kept, _ = prompt_inputs(processor, prompts, images, features)
+    inputs, kept, _ = prompt_inputs(processor, prompts)
     inputs, kept = inputs.to(model.device), {name: value.to(model.device) for name, value in kept.items()}
     tokens = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
     before = {name: value[:, :-1] if name in tokens else value for name, value in inputs.items()}

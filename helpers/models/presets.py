@@ -86,7 +86,10 @@ def model_without_weights(name_or_path: str | Path) -> PreTrainedModel:
 
 
 def presets_table() -> str:
-    """The checkpoints as a Markdown table: name, where it is, smallest card for training in 4 bits, licence."""
+    """The checkpoints as a Markdown table.
+
+    Columns: name, where it is, the smallest card for training in 4 bits, licence.
+    """
     rows = ["| preset | checkpoint | smallest card | licence |", "|---|---|---|---|"]
     for name, preset in PRESETS.items():
         card = f"{preset.gpu_gb} GB" if preset.gpu_gb else "none"

@@ -12,23 +12,32 @@ from functools import lru_cache
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
+from helpers.data.preferences import Message
 
-def chat_messages(prompt: str, images: int = 1) -> list[dict]:
-    """One user turn: `images` placeholders, then the text."""
-    content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
-    return [{"role": "user", "content": content}]
+Conversation = Sequence[Message]  # the last message is the question that is answered
 
 
-def render_conversation(processor: ProcessorMixin, turns: Sequence[tuple[str, str]], images: int) -> str:
-    """(role, text) turns as the model sees them, up to where the answer begins; images are in the first question."""
-    first = [role for role, _ in turns].index("user")
-    messages = [chat_messages(text, images if i == first else 0)[0] | {"role": r} for i, (r, text) in enumerate(turns)]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+def user_message(text: str) -> Message:
+    """A question as a message. Unlike a message that is read from a file, it may be empty."""
+    return Message.model_construct(role="user", content=text)
+
+
+def _chat_message(message: Message, images: int = 0) -> dict:
+    """A message in the words of chat templates: `images` placeholders, then the text."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": message.content}]
+    return {"role": message.role, "content": content}
+
+
+def render_conversation(processor: ProcessorMixin, messages: Conversation, images: int) -> str:
+    """Messages as the model sees them, up to where the answer begins; images are in the first question."""
+    first = [message.role for message in messages].index("user")
+    turns = [_chat_message(message, images if i == first else 0) for i, message in enumerate(messages)]
+    return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
 def render(processor: ProcessorMixin, prompt: str, images: int = 1) -> str:
     """The prompt as the model sees it, up to the point where the answer begins."""
-    return render_conversation(processor, [("user", prompt)], images)
+    return render_conversation(processor, [user_message(prompt)], images)
 
 
 def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
@@ -94,13 +103,22 @@ def _answer_prefix(processor: ProcessorMixin, template: str) -> tuple[str, str]:
 
     Only a space is taken: the line break of LLaVA-NeXT's template is not what that model was trained with.
     """
-    turns = [*chat_messages("question", 0), chat_messages("answer", 0)[0] | {"role": "assistant"}]
-    prompt = processor.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
-    whole = processor.apply_chat_template(turns, tokenize=False)
+    prompt = render(processor, "question", images=0)
+    whole = _question_and_answer(processor)
     if not whole.startswith(prompt):
         return "", ""
     space = whole[len(prompt) :].partition("answer")[0]
     return prompt.rpartition("question")[2], space if space == " " else ""
+
+
+def text_after_answer(processor: ProcessorMixin) -> str:
+    """What the chat template writes after an answer, without white space: the end of turn, or nothing."""
+    return _question_and_answer(processor).rpartition("answer")[2].strip()
+
+
+def _question_and_answer(processor: ProcessorMixin) -> str:
+    messages = [user_message("question"), Message(role="assistant", content="answer")]
+    return processor.apply_chat_template([_chat_message(m) for m in messages], tokenize=False)
 
 
 def image_token_id(processor: ProcessorMixin) -> int:

@@ -6,12 +6,16 @@ Answers see the image, the prompt and themselves, never each other: a block mask
 positions go on from the prompt for each of them. Log-probabilities and hidden states are those of one
 row per answer (`plain`), at the cost of one image and one prompt. Taught in notebooks 03 and 04.
 
+`Packer` decides once for a model whether it packs, and goes in two steps: `encode` reads prompts and images, once
+for all answers to them; `pack` puts answers behind them.
+
 Simplification: attention is computed for the whole row and then masked, so that many long answers
 cost more than they must.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -22,12 +26,106 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from helpers.losses import token_logps
-from helpers.models.caches import Features, ImageFeatures, backbone_of, concatenate_features, is_frozen, use_features
-from helpers.models.prompts import answer_ids, render, tokenize
+from helpers.models.caches import (
+    Features,
+    ImageFeatures,
+    backbone_of,
+    concatenate_features,
+    images_hash,
+    is_frozen,
+    use_features,
+)
+from helpers.models.prompts import Conversation, answer_ids, render, render_conversation, tokenize
 
 RenderedPrompt = str  # a prompt as `prompts.render_conversation` writes it
 AnswerInput = str | Tensor  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
 PACKING_TOLERANCE = 2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Prompts and their images as the model reads them: made once, for any answers that will follow."""
+
+    texts: Sequence[RenderedPrompt]
+    image_hashes: Sequence[str]  # `images_hash` of the images of each prompt
+    rows: Sequence[BatchFeature]  # model inputs of each prompt, (1, seq); without pixels if there are features
+    features: Sequence[Features]  # of the images of each prompt; empty if none are kept
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, numbers: Sequence[int]) -> "EncodedPrompts":
+        """The prompts with these numbers, in this order."""
+        return EncodedPrompts(
+            texts=[self.texts[n] for n in numbers],
+            image_hashes=[self.image_hashes[n] for n in numbers],
+            rows=[self.rows[n] for n in numbers],
+            features=[self.features[n] for n in numbers],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["EncodedPrompts"]) -> "EncodedPrompts":
+        """The prompts of all parts, one part after the other."""
+        return cls(
+            texts=[text for part in parts for text in part.texts],
+            image_hashes=[image_hash for part in parts for image_hash in part.image_hashes],
+            rows=[row for part in parts for row in part.rows],
+            features=[features for part in parts for features in part.features],
+        )
+
+
+def encode_prompts(
+    processor: ProcessorMixin,
+    prompts: Sequence[RenderedPrompt],
+    images: Sequence[Sequence[Image.Image]],
+    features: ImageFeatures | None = None,
+) -> EncodedPrompts:
+    """Hash the images of each prompt and tokenise each prompt with them, equal ones once.
+
+    With `features`, images that were seen before cost neither the processor nor the vision tower.
+    """
+    hashes = [images_hash(pictures) for pictures in images]
+    if features is not None:
+        pairs = features.encode(prompts, images, hashes)
+        rows, kept = [inputs for inputs, _ in pairs], [own for _, own in pairs]
+        return EncodedPrompts(list(prompts), hashes, rows, kept)
+    known: dict[tuple[str, str], BatchFeature] = {}
+    for prompt, image_hash, pictures in zip(prompts, hashes, images, strict=True):
+        if (prompt, image_hash) not in known:
+            known[prompt, image_hash] = tokenize(processor, [prompt], [pictures])
+    rows = [known[key] for key in zip(prompts, hashes, strict=True)]
+    return EncodedPrompts(list(prompts), hashes, rows, [{} for _ in rows])
+
+
+def prompt_inputs(
+    processor: ProcessorMixin, prompts: EncodedPrompts, padding_side: str = "left"
+) -> tuple[BatchFeature, Features, Tensor | None]:
+    """Model inputs of all prompts together, and if features are kept, these and their mean, (prompts, hidden)."""
+    paddings = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
+    together = BatchFeature()
+    for name in dict.fromkeys(name for row in prompts.rows for name in row):
+        values = [row[name] for row in prompts.rows if name in row]
+        together[name] = _pad_and_concatenate(values, paddings.get(name, 0), padding_side)
+    kept = concatenate_features(prompts.features)
+    if not kept:
+        return together, {}, None
+    together["pixel_values"] = torch.zeros(1)  # says that there are images; `use_features` says what they are
+    name = "pooled" if "pooled" in kept else "pooled.all"
+    no_image = kept[name].new_zeros(kept[name].shape[-1])
+    means = [own[name].flatten(0, -2).mean(0) if own else no_image for own in prompts.features]
+    return together, kept, torch.stack(means)
+
+
+def _pad_and_concatenate(values: Sequence[Tensor], padding: int, side: str) -> Tensor:
+    """One tensor of several, which may differ in all sizes but the first: in tokens, or in the tiles of an image."""
+    sizes = [max(size) for size in zip(*(value.shape[1:] for value in values), strict=True)]
+    padded = []
+    for value in values:
+        missing = [size - own for size, own in zip(sizes, value.shape[1:], strict=True)]
+        left_and_right = [(n, 0) if side == "left" and value.ndim == 2 else (0, n) for n in missing]
+        amounts = [n for pair in reversed(left_and_right) for n in pair]  # as `pad` wants them, last size first
+        padded.append(pad(value, amounts, value=padding))
+    return torch.cat(padded)
 
 
 @dataclass(frozen=True)
@@ -65,16 +163,11 @@ class PackedAnswers:
 def pack(
     model: PreTrainedModel | PeftModel,
     processor: ProcessorMixin,
-    prompts: Sequence[RenderedPrompt],
-    images: Sequence[Sequence[Image.Image]],
+    prompts: EncodedPrompts,
     answers: Sequence[Sequence[AnswerInput]],
-    features: ImageFeatures | None = None,
 ) -> PackedAnswers:
-    """All answers to a prompt in one row; prompts are left-padded. `answers` may be of different numbers.
-
-    With `features`, images that were seen before cost neither the processor nor the vision tower.
-    """
-    inputs, kept, pooled = prompt_inputs(processor, prompts, images, features)
+    """All answers to a prompt in one row; prompts are left-padded. `answers` may be of different numbers."""
+    inputs, kept, pooled = prompt_inputs(processor, prompts)
     width, padding = inputs["input_ids"].shape[1], processor.tokenizer.pad_token_id
     tails, segments, columns = [], [], []
     for row in answers:
@@ -97,37 +190,31 @@ def pack(
     return PackedAnswers(inputs, owners, *_columns(columns), kept, None if pooled is None else pooled[owners])
 
 
-def prompt_inputs(
+def pack_separately(
     processor: ProcessorMixin,
-    prompts: Sequence[RenderedPrompt],
-    images: Sequence[Sequence[Image.Image]],
-    features: ImageFeatures | None = None,
-) -> tuple[BatchFeature, Features, Tensor | None]:
-    """Build inputs of left-padded prompts; with `features`, also add these and their mean, (prompts, hidden)."""
-    if features is None:
-        return tokenize(processor, prompts, images, "left"), {}, None
-    pairs = features.encode(prompts, images)
-    lengths = [inputs["input_ids"].shape[1] for inputs, _ in pairs]
-    paddings = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
-    together = BatchFeature()
-    for name in dict.fromkeys(name for inputs, _ in pairs for name in inputs):
-        rows = [inputs[name] for inputs, _ in pairs if name in inputs]
-        if name in paddings:
-            before = [max(lengths) - length for length in lengths]
-            rows = [pad(row, (n, 0), value=paddings[name]) for row, n in zip(rows, before, strict=True)]
-        together[name] = torch.cat(rows)
-    kept = concatenate_features([own for _, own in pairs])
-    if not kept:
-        return together, {}, None
-    together["pixel_values"] = torch.zeros(1)  # says that there are images; `given` says what they are
-    hidden = kept["pooled" if "pooled" in kept else "pooled.all"]
-    means = [
-        own["pooled" if "pooled" in own else "pooled.all"].flatten(0, -2).mean(0)
-        if own
-        else hidden.new_zeros(hidden.shape[-1])
-        for _, own in pairs
-    ]
-    return together, kept, torch.stack(means)
+    prompts: EncodedPrompts,
+    answers: Sequence[Sequence[AnswerInput]],
+    padding_side: str = "right",
+) -> PackedAnswers:
+    """Put each answer in a row of its own, with its own copy of the image: works with every architecture."""
+    numbers = [number for number, row in enumerate(answers) for _ in row]
+    ids = [_answer_ids(processor, answer) for row in answers for answer in row]
+    alone = prompts.select(numbers)
+    lengths = [row["input_ids"].shape[1] for row in alone.rows]
+    rows = [_append_answer(row, own) for row, own in zip(alone.rows, ids, strict=True)]
+    inputs, kept, pooled = prompt_inputs(processor, replace(alone, rows=rows), padding_side)
+    width, columns = inputs["input_ids"].shape[1], []
+    for length, own in zip(lengths, ids, strict=True):
+        stop = width if padding_side == "left" else length + len(own)
+        columns.append(torch.arange(stop - len(own) - 1, stop))
+    return PackedAnswers(inputs, torch.arange(len(ids)), *_columns(columns), kept, pooled)
+
+
+def _append_answer(prompt: BatchFeature, ids: Tensor) -> BatchFeature:
+    """Model inputs of one prompt, (1, seq), with the tokens of an answer, (tokens,), behind it."""
+    tails = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.zeros_like(ids)}
+    longer = {name: torch.cat([prompt[name], tail[None]], 1) for name, tail in tails.items() if name in prompt}
+    return BatchFeature({**prompt, **longer})
 
 
 def _columns(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -137,33 +224,6 @@ def _columns(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(c) for c in columns])
     places = torch.arange(longest).expand_as(filled)
     return filled, (places > 0) & (places < lengths[:, None])
-
-
-def pack_separately(
-    processor: ProcessorMixin,
-    prompts: Sequence[RenderedPrompt],
-    images: Sequence[Sequence[Image.Image]],
-    answers: Sequence[Sequence[AnswerInput]],
-    padding_side: str = "right",
-) -> PackedAnswers:
-    """Put each answer in a row of its own, with its own copy of the image: works with every architecture."""
-    flat = [(number, answer) for number, row in enumerate(answers) for answer in row]
-    ids = [_answer_ids(processor, answer) for _, answer in flat]
-    inputs = tokenize(processor, [prompts[n] for n, _ in flat], [images[n] for n, _ in flat], "right")
-    lengths = inputs["attention_mask"].sum(1).tolist()
-    tails = {"input_ids": ids, "attention_mask": [torch.ones_like(own) for own in ids]}
-    if "mm_token_type_ids" in inputs:
-        tails["mm_token_type_ids"] = [torch.zeros_like(own) for own in ids]
-    for name, tail in tails.items():
-        rows = [torch.cat([row[:n], own]) for row, n, own in zip(inputs[name], lengths, tail, strict=True)]
-        empty = processor.tokenizer.pad_token_id if name == "input_ids" else 0
-        inputs[name] = pad_sequence(rows, batch_first=True, padding_value=empty, padding_side=padding_side)
-    width = inputs["input_ids"].shape[1]
-    columns = []
-    for length, own in zip(lengths, ids, strict=True):
-        stop = width if padding_side == "left" else length + len(own)
-        columns.append(torch.arange(stop - len(own) - 1, stop))
-    return PackedAnswers(inputs, torch.arange(len(flat)), *_columns(columns))
 
 
 def _answer_ids(processor: ProcessorMixin, text: AnswerInput) -> Tensor:
@@ -261,11 +321,11 @@ def packing_error(
     """
     was_training = model.training
     model.eval()
-    batch = [prompt], [images], [answers]
     features = ImageFeatures(model, processor) if images and is_frozen(model) else None
-    layouts = [
-        p.to(model.device) for p in (pack(model, processor, *batch, features), pack_separately(processor, *batch))
-    ]
+    kept = encode_prompts(processor, [prompt], [images], features)
+    plain = encode_prompts(processor, [prompt], [images])
+    layouts = [pack(model, processor, kept, [answers]), pack_separately(processor, plain, [answers])]
+    layouts = [packed.to(model.device) for packed in layouts]
     states = [hidden_states(model, p).float() for p in layouts]
     logits = [answer_logits(model, p)[:, -1].float() for p in layouts]
     model.train(was_training)
@@ -289,3 +349,63 @@ def can_pack(model: PreTrainedModel | PeftModel, processor: ProcessorMixin) -> b
             f"⚠️  One row per answer instead of one per image, which is slower: packing does not work here ({reason})."
         )
     return error <= PACKING_TOLERANCE
+
+
+class Packer:
+    """Decides once how answers to prompts become inputs of a model, and makes them.
+
+    packs: all answers to a prompt in one row (`pack`), or a row each (`pack_separately`); None tries whether the
+    model can pack, and says so if not. keeps_features: image features are computed once, where the model packs and
+    nothing trains or adapts its vision tower; in the folder `cache`, else in memory. device: of what `pack` makes;
+    None: the model's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        processor: ProcessorMixin,
+        *,
+        cache: Path | None = None,
+        packs: bool | None = None,
+        keeps_features: bool = True,
+        device: torch.device | str | None = None,
+    ):
+        self.model, self.processor = model, processor
+        self.packs = can_pack(model, processor) if packs is None else packs
+        self.features: ImageFeatures | None = None
+        self._device = device
+        if not self.packs or not keeps_features:
+            return
+        if is_frozen(model):
+            self.features = ImageFeatures(model, processor, cache)
+        else:
+            print("⚠️  The vision tower is trained or has an adapter: image features are computed anew in every pass.")
+
+    @property
+    def device(self) -> torch.device | str:
+        return self.model.device if self._device is None else self._device
+
+    def encode(
+        self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
+    ) -> EncodedPrompts:
+        """Render and tokenise each conversation, and look up its images: once for all answers to it."""
+        pairs = zip(conversations, images, strict=True)
+        texts = [render_conversation(self.processor, messages, len(pictures)) for messages, pictures in pairs]
+        return encode_prompts(self.processor, texts, images, self.features)
+
+    def pack(self, prompts: EncodedPrompts, answers: Sequence[Sequence[AnswerInput]]) -> PackedAnswers:
+        """Model inputs of all answers to each prompt, in their order, on `device`."""
+        if self.packs:
+            packed = pack(self.model, self.processor, prompts, answers)
+        else:
+            packed = pack_separately(self.processor, prompts, answers)
+        return packed.to(self.device)
+
+    def __call__(
+        self,
+        conversations: Sequence[Conversation],
+        images: Sequence[Sequence[Image.Image]],
+        answers: Sequence[Sequence[AnswerInput]],
+    ) -> PackedAnswers:
+        """`encode` and `pack` in one step, for answers that are needed once."""
+        return self.pack(self.encode(conversations, images), answers)

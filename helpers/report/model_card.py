@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from helpers.data.convert_files import raw_rows
+from helpers.evaluation.exam import PolicyFindings
 from helpers.files import ROOT, UsageError, artifacts_dir, write_text
 from helpers.models.presets import PRESETS
 from helpers.report.html import markdown_table
@@ -23,7 +24,7 @@ STAGE_NOTEBOOKS = {"dpo": "04", "ppo": "05"}
 UNKNOWN_LICENCE = "not stated in the data: say it before you publish"
 
 
-def write_cards(examined: dict[str, dict[str, Any]]) -> list[Path]:
+def write_cards(examined: dict[str, PolicyFindings]) -> list[Path]:
     """The cards of the policies that `Section.examined` holds → `artifacts/report/cards/NAME.md`."""
     folder = artifacts_dir() / "report" / "cards"
     return [
@@ -32,9 +33,9 @@ def write_cards(examined: dict[str, dict[str, Any]]) -> list[Path]:
     ]
 
 
-def render_model_card(name: str, findings: dict[str, Any]) -> str:
-    """The card of one policy. findings: of `exam.policy_findings`."""
-    about, base = findings["about"], findings["about"]["base"]
+def render_model_card(name: str, findings: PolicyFindings) -> str:
+    """The card of one policy, as Markdown."""
+    about, base = findings.about, findings.about["base"]
     licences = data_licences(about)
     metadata = {
         "base_model": PRESETS[base].location if base in PRESETS else base, "library_name": "peft",
@@ -54,11 +55,11 @@ def render_model_card(name: str, findings: dict[str, Any]) -> str:
         + json.dumps(about.get("settings", {}), indent=1)
         + "\n```",
         "## Versions\n" + ", ".join(package_versions()) + ".",
-        f"## Figures\n{findings['n']} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all rows of the "
-        "report.\n\n" + markdown_table(findings["rows"]),
-        "## Counting, greedy\n" + markdown_table(findings["counting"]),
-        "## Does it look at the image?\n" + findings["sight"] + ".",
-        "## Known failures\n" + "\n".join(f"* {line}" for line in findings["failures"]),
+        f"## Figures\n{findings.n} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all rows of the "
+        "report.\n\n" + markdown_table(findings.rows),
+        "## Counting, greedy\n" + markdown_table(findings.counting),
+        "## Does it look at the image?\n" + findings.sight + ".",
+        "## Known failures\n" + "\n".join(f"* {line}" for line in findings.failures),
         "Not tested on anything but these items. Made for teaching; decide nothing with it that matters to anyone.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -9,11 +9,11 @@ import html
 import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from helpers.evaluation.exam import PolicyFindings
 from helpers.evaluation.side_by_side import read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
 from helpers.models.presets import presets_table
@@ -48,8 +48,7 @@ class Section:
     tables: list[str] = field(default_factory=list)  # HTML
     pictures: list[tuple[str, str]] = field(default_factory=list)  # (caption, PNG in base64)
     lead: int | None = None  # number of the picture that stands at the top of the page
-    # `exam.policy_findings` of each policy, for its card
-    examined: dict[str, dict[str, Any]] = field(default_factory=dict)
+    examined: dict[str, PolicyFindings] = field(default_factory=dict)  # of each policy, for its card
 
     def say(self, sentence: str) -> None:
         """Print a sentence and keep it for the report."""
@@ -100,6 +99,7 @@ def read_sections() -> list[Section]:
         data = read_json(path)
         try:
             data["headlines"] = {name: Headline(**values) for name, values in data["headlines"].items()}
+            data["examined"] = {name: PolicyFindings(**values) for name, values in data["examined"].items()}
             sections.append(Section(**data))
         except (TypeError, KeyError, AttributeError):
             raise UsageError(f"{path}: written by another version. Delete it and run its notebook again.") from None

@@ -51,6 +51,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "pair_agreement",
             "rank_samples",
             "rule_values",
+            "sample_and_rank",
             "select_with_counts",
             "spearman_resamples",
             "weighted_sum",
@@ -68,6 +69,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "remove_reward_adapter",
             "save_reward_model",
             "score_records",
+            "standardised_scorer",
         ],
         "reward_report": [
             "RewardReport",

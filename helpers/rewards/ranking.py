@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from peft import PeftModel
 from scipy.sparse import coo_array
 from scipy.stats import spearmanr
+from transformers import PreTrainedModel, ProcessorMixin
 
+from helpers import models
 from helpers.data.labels import CountedImage
-from helpers.data.pairs import question_for, record_of_item
+from helpers.data.pairs import counting_questions, question_for, record_of_item
 from helpers.data.preferences import Answer, PreferenceRecord, Ranking
 from helpers.files import UsageError
 from helpers.rewards.heuristic import HEURISTIC_RULES
@@ -163,6 +166,24 @@ def rank_samples(
     if len(records) < len(items):
         print(f"{len(items) - len(records)} of {len(items)} images give no record: all their samples are alike.")
     return records
+
+
+def sample_and_rank(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    items: Sequence[CountedImage],
+    score: Scorer,
+    number: int = 4,
+    *,
+    seed: int = 0,
+) -> list[PreferenceRecord]:
+    """Let the model answer the counting question about each item `number` times; `rank_samples` of that."""
+    asked = counting_questions(items)
+    budget = models.answer_budget(processor, asked.answers)
+    answers = models.sample_answers(
+        model, processor, asked.images, asked.questions, number, seed=seed, max_new_tokens=budget
+    )
+    return rank_samples(items, answers, score)
 
 
 def _tiers(scores: Sequence[float]) -> Ranking:

@@ -27,10 +27,9 @@ from helpers.config import RewardSettings
 from helpers.data.preferences import PreferenceRecord
 from helpers.files import UsageError, open_image, read_json
 from helpers.models import shared_prefix
-from helpers.models.caches import ImageFeatures, is_frozen
 from helpers.models.heads import HEADS, fused_layers
-from helpers.models.prompts import render_conversation
-from helpers.models.shared_prefix import PackedAnswers
+from helpers.models.prompts import Conversation, user_message
+from helpers.models.shared_prefix import PackedAnswers, Packer
 from helpers.rewards.scoring import Score, Scorer, ScorerInputs, make_scorer
 from helpers.runtime import seed_everything, tensors_hash
 
@@ -41,11 +40,17 @@ RecordScores = Sequence[Sequence[float]]  # for each record a score for each of 
 class RewardModel(nn.Module):
     """`forward(packed)` gives the scores of packed answers, (answers,), in fp32.
 
-    With `sees_images=False` it is its own text-only twin: the same weights to train, no image.
+    With `sees_images=False` it is its own text-only twin: the same weights to train, no image. packs: all answers to a
+    prompt in one row, or a row each; None tries whether the model can.
     """
 
     def __init__(
-        self, backbone: PeftModel, processor: ProcessorMixin, head_name: str = "mlp", sees_images: bool = True
+        self,
+        backbone: PeftModel,
+        processor: ProcessorMixin,
+        head_name: str = "mlp",
+        sees_images: bool = True,
+        packs: bool | None = None,
     ):
         super().__init__()
         text = backbone.config.get_text_config()
@@ -54,8 +59,7 @@ class RewardModel(nn.Module):
         self.backbone, self.processor, self.head_name, self.sees_images = backbone, processor, head_name, sees_images
         self.head = HEADS[head_name](text.hidden_size).to(backbone.device)
         self.layers = fused_layers(text.num_hidden_layers, self.head.layers)
-        self.packs = shared_prefix.can_pack(backbone, processor)
-        self.features = ImageFeatures(backbone, processor) if self.packs and is_frozen(backbone) else None
+        self.packer = Packer(backbone, processor, packs=packs)
 
     def forward(self, packed: PackedAnswers) -> Tensor:
         states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
@@ -74,25 +78,17 @@ class RewardModel(nn.Module):
 
     def batch(self, records: Sequence[PreferenceRecord], images: Sequence[Sequence[Image.Image]]) -> PackedAnswers:
         """Model inputs of all answers of `records`, in their order."""
-        turns = [[(m.role, m.content) for m in record.prompt] for record in records]
-        return self.pack(turns, images, [[answer.text for answer in record.answers] for record in records])
+        answers = [[answer.text for answer in record.answers] for record in records]
+        return self.pack([record.prompt for record in records], images, answers)
 
     def pack(
         self,
-        turns: Sequence[Sequence[tuple[str, str]]],
+        conversations: Sequence[Conversation],
         images: Sequence[Sequence[Image.Image]],
         answers: Sequence[Sequence[str]],
     ) -> PackedAnswers:
-        """Model inputs of all answers to each conversation of (role, text) turns, in their order."""
-        images = images if self.sees_images else [[] for _ in turns]
-        prompts = [
-            render_conversation(self.processor, row, len(pictures)) for row, pictures in zip(turns, images, strict=True)
-        ]
-        if self.packs:
-            packed = shared_prefix.pack(self.backbone, self.processor, prompts, images, answers, self.features)
-        else:
-            packed = shared_prefix.pack_separately(self.processor, prompts, images, answers)
-        return packed.to(self.backbone.device)
+        """Model inputs of all answers to each conversation, in their order."""
+        return self.packer(conversations, images if self.sees_images else [[] for _ in images], answers)
 
 
 def new_reward_model(
@@ -101,16 +97,18 @@ def new_reward_model(
     settings: RewardSettings,
     seed: int = 0,
     sees_images: bool = True,
+    packs: bool | None = None,
 ) -> RewardModel:
     """A reward model to be trained: a fresh adapter `reward` on `model`, and a random head.
 
-    An adapter `reward` that `model` has is replaced. With a policy on it, `model` is shared by both.
+    An adapter `reward` that `model` has is replaced. With a policy on it, `model` is shared by both. packs: see
+    `RewardModel`.
     """
     model = remove_reward_adapter(model)
     with _keep_policy_active(model):
         backbone = models.add_adapter(model, settings.lora, seed, REWARD_ADAPTER)
     seed_everything(seed)
-    return RewardModel(backbone, processor, settings.head, sees_images)
+    return RewardModel(backbone, processor, settings.head, sees_images, packs)
 
 
 def _keep_policy_active(model: PreTrainedModel | PeftModel) -> AbstractContextManager:
@@ -177,11 +175,18 @@ def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_
     return score
 
 
+def standardised_scorer(reward: RewardModel, records: Sequence[PreferenceRecord]) -> Scorer:
+    """`as_scorer` in deviations: mean and deviation are those of the answers in `records`."""
+    seen = torch.tensor([score for row in score_records(reward, records) for score in row])
+    return as_scorer(reward, float(seen.mean()), float(seen.std()))
+
+
 def _pack_questions(reward: RewardModel, rows: Sequence[ScorerInputs]) -> PackedAnswers:
     """Model inputs in the order of `rows`; answers to the same question about the same image share a row."""
     groups = [list(group) for _, group in groupby(rows, key=lambda row: (id(row[0]), row[1]))]
     images = [[group[0][0]] if group[0][0] is not None else [] for group in groups]
-    return reward.pack([[("user", group[0][1])] for group in groups], images, [[row[2] for row in g] for g in groups])
+    conversations = [[user_message(group[0][1])] for group in groups]
+    return reward.pack(conversations, images, [[answer for _, _, answer, _ in group] for group in groups])
 
 
 def pair_gaps(records: Sequence[PreferenceRecord], scores: RecordScores) -> np.ndarray:

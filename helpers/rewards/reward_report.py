@@ -118,15 +118,15 @@ class RewardReport:
         constant = len(set(lengths)) < 2 or len(set(flat)) < 2
         return float("nan") if constant else float(spearmanr(flat, lengths).statistic)
 
+    def compare_with(self, scores: RecordScores) -> tuple[Proportion, float]:
+        """Accuracy of other scores on the same pairs, and p of the paired test of the model against them."""
+        own, other = pair_hits(self.gaps()), pair_hits(pair_gaps(self.records, scores))
+        return proportion(float(other.sum()), len(other)), paired_p(own, other)
+
     def rivals(self) -> dict[str, tuple[Proportion, float]]:
         """Accuracy of every baseline on the same pairs, and p of the paired test of the model against it."""
-        own = pair_hits(self.gaps())
         rules = {name: rule_scores(self.records, name) for name in ("shown first", "shorter", "longer")}
-        result = {}
-        for name, scores in {**rules, **self.baselines}.items():
-            other = pair_hits(pair_gaps(self.records, scores))
-            result[name] = (proportion(float(other.sum()), len(other)), paired_p(own, other))
-        return result
+        return {name: self.compare_with(scores) for name, scores in {**rules, **self.baselines}.items()}
 
     def rows(self) -> list[list[str]]:
         """The report as a table, the head first."""

@@ -227,6 +227,15 @@ def grpo_reward_function(scorer: Scorer, facts_column: str = "truth") -> Callabl
     return reward
 
 
-# Ready to use; those of helpers/rewards/similarity.py need an embedder or a model first
-_READY = (heuristic_scorer(), count_exact, count_per_class, count_graded, exact_match, vqa_accuracy)
-SCORERS: dict[str, Scorer] = {scorer.__name__: scorer for scorer in _READY}
+# As recipes and notebooks ask for them; those of similarity.py need an embedder or a model first
+SCORERS: dict[str, Scorer] = {
+    scorer.__name__: scorer
+    for scorer in (
+        heuristic_scorer(),
+        count_exact,
+        count_per_class,
+        count_graded,
+        exact_match,
+        vqa_accuracy,
+    )
+}

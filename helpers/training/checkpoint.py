@@ -22,7 +22,10 @@ CheckpointState = dict[str, Any]
 
 def run_identity(model: PeftModel, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any) -> dict[str, str]:
     """Describe what a resumed run must share with its checkpoint: settings, data, base model and processor."""
-    asked = [([file_hash(image) for image in task.images], task.turns, repr(task.facts)) for task in tasks]
+    asked = []
+    for task in tasks:
+        turns = tuple((message.role, message.content) for message in task.turns)
+        asked.append(([file_hash(image) for image in task.images], turns, repr(task.facts)))
     return {name: repr(value) for name, value in settings.items()} | {
         "data": hashlib.blake2b(repr(asked).encode(), digest_size=16).hexdigest(),
         "base model or processor": reference_hash(model, processor, None),

@@ -32,8 +32,8 @@ from helpers.config import DPOSettings
 from helpers.files import UsageError
 from helpers.losses import anchor_loss, completion_logps, dpo_loss
 from helpers.machine.drive import last_checkpoint
-from helpers.models.caches import ImageFeatures, ReferenceLogps, is_frozen, reference_hash
-from helpers.models.shared_prefix import PackedAnswers, answer_logits, can_pack
+from helpers.models.caches import ReferenceLogps, reference_hash
+from helpers.models.shared_prefix import PackedAnswers, Packer, answer_logits
 from helpers.runtime import compute_dtype
 from helpers.training.collators import PairCollator
 
@@ -159,14 +159,14 @@ def dpo_trainer(
     output_dir: Path,
     callbacks: Sequence[TrainerCallback] = (),
     cache: Path | None = None,
-    packed: bool | None = None,
+    packs: bool | None = None,
 ) -> VLMDPOTrainer:
     """A TRL trainer for `model`, which gets a fresh adapter unless it has one to go on with.
 
     dataset: columns images, prompt, chosen, rejected (`preferences.to_trl`). The adapter is in fp32
     and the only thing that is trained. The reference is the model as it is handed over: the base
     with the adapter off, or a frozen copy of an adapter that was trained before. Image features and
-    reference log-probabilities are kept in the folder `cache`, else in memory. `packed`: image
+    reference log-probabilities are kept in the folder `cache`, else in memory. `packs`: image
     and prompt of a pair once, or TRL's own layout; None tries whether the model can.
     """
     if not isinstance(model, PeftModel):
@@ -176,8 +176,10 @@ def dpo_trainer(
     _align_special_tokens(model, processor)
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     fresh = not any(weight.any() for name, weight in weights.items() if "lora_B" in name)
-    packed = can_pack(model, processor) if packed is None else packed
-    if not packed and (settings.image_weight or settings.anchor_weight):
+    folder = cache / "features" if cache else None
+    # on the CPU, where TRL's loader pins batches; `_prepare_inputs` moves them
+    packer = Packer(model, processor, cache=folder, packs=packs, device="cpu")
+    if not packer.packs and (settings.image_weight or settings.anchor_weight):
         raise UsageError("image_weight and anchor_weight need one row per image, which this model cannot do: set 0.")
     trainer = VLMDPOTrainer(
         model=model,
@@ -192,8 +194,8 @@ def dpo_trainer(
     if fresh:  # without the copy, TRL switches the adapter off
         model.delete_adapter(REFERENCE_ADAPTER)
     _restore(model, weights)
-    if packed:
-        _use_packed(trainer, settings, None if fresh else REFERENCE_ADAPTER, cache)
+    if packer.packs:
+        _use_packed(trainer, packer, settings, None if fresh else REFERENCE_ADAPTER, cache)
     return trainer
 
 
@@ -206,14 +208,12 @@ def _restore(model: PeftModel, weights: dict[str, Tensor]) -> None:
             parameter.requires_grad_(source == name)
 
 
-def _use_packed(trainer: VLMDPOTrainer, settings: DPOSettings, reference: str | None, cache: Path | None) -> None:
-    model, processor = trainer.model, trainer.processing_class
-    features = ImageFeatures(model, processor, cache / "features" if cache else None) if is_frozen(model) else None
-    if features is None:
-        print("⚠️  The vision tower is trained: image features are computed anew in every step.")
-    store = ReferenceLogps(reference_hash(model, processor, reference), cache)
+def _use_packed(
+    trainer: VLMDPOTrainer, packer: Packer, settings: DPOSettings, reference: str | None, cache: Path | None
+) -> None:
+    store = ReferenceLogps(reference_hash(trainer.model, trainer.processing_class, reference), cache)
     spoilt = bool(settings.image_weight or settings.anchor_weight)
-    trainer.data_collator = PairCollator(model, processor, features, store, spoilt)
+    trainer.data_collator = PairCollator(packer, store, spoilt)
     trainer.image_weight, trainer.anchor_weight = settings.image_weight, settings.anchor_weight
     trainer.precompute_ref_logps = True  # TRL takes them from the batch; as an argument it refuses this for images
 

@@ -27,14 +27,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import losses, models
 from helpers.config import PPOSettings
-from helpers.models.caches import ImageFeatures, is_frozen
-from helpers.models.shared_prefix import PackedAnswers, can_pack, pack, pack_separately
+from helpers.models.shared_prefix import PackedAnswers, Packer
 from helpers.rewards.scoring import Scorer, score_all
 from helpers.runtime import seed_everything
 from helpers.training import checkpoint as ppo_checkpoint
 from helpers.training import distributed as processes
 from helpers.training.actor_critic import ActorCritic, warm_up_critic
-from helpers.training.rollout import Experience, Rollout, Task, pad_and_stack, render_tasks, roll_out
+from helpers.training.rollout import Experience, Rollout, Task, pad_and_stack, roll_out
 from helpers.training.watch import IterationRow, experience_figures
 
 Watcher = Callable[["PPOTrainer"], None]
@@ -49,7 +48,8 @@ class PPOTrainer:
 
     watch: called after each iteration with the trainer; its `stopped` ends the run. checkpoint: a file that holds
     the whole state after every `checkpoint_every` iterations; a trainer that finds it goes on as if it had
-    never stopped. cache: a folder for image features.
+    never stopped. cache: a folder for image features. packs: all answers to a task in one row, or a row each; None
+    tries whether the model can.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class PPOTrainer:
         watch: Sequence[Watcher] = (),
         checkpoint: Path | None = None,
         cache: Path | None = None,
+        packs: bool | None = None,
     ):
         # policy and critic have a pass each, in which the other one's weights are not used
         self.accelerator = processes.new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
@@ -75,8 +76,7 @@ class PPOTrainer:
         seed_everything(seed)
         self.model, self.processor, self.tasks, self.score, self.truth = model, processor, tasks, score, truth
         self.settings, self.seed, self.watch, self.checkpoint = settings, seed, watch, checkpoint
-        self.packs = can_pack(model, processor)
-        self.features = ImageFeatures(model, processor, cache) if self.packs and is_frozen(model) else None
+        self.packer = Packer(model, processor, cache=cache, packs=packs, device=self.accelerator.device)
         self.actor = ActorCritic(model, processor, settings, seed)
         self.forward = processes.wrap_for_processes(self.accelerator, self.actor)
         self.trainable_parameters = self.actor.trainable_parameters()
@@ -126,13 +126,14 @@ class PPOTrainer:
         known: dict[int, list[float]] = {}
 
         def batch(chosen: Sequence[int]) -> tuple[PackedAnswers, Tensor]:
-            prompts, images = render_tasks(self.processor, [tasks[i] for i in chosen])
+            images = [tasks[i].open_images() for i in chosen]
             for i, pictures in zip(chosen, images, strict=True):
                 if i not in known:
                     given = [tasks[i].scorer_inputs(pictures, text) for text in answers[i]]
                     known[i] = [result.total for result in score_all(self.score, given)]
             scores = torch.tensor([value for i in chosen for value in known[i]])
-            return self._model_inputs(prompts, images, [answers[i] for i in chosen]), scores.to(self.accelerator.device)
+            packed = self.packer([tasks[i].turns for i in chosen], images, [answers[i] for i in chosen])
+            return packed, scores.to(self.accelerator.device)
 
         self.model.eval()
         self._train_mode()
@@ -162,11 +163,11 @@ class PPOTrainer:
             for number, tasks in enumerate(self._slices(self.next_tasks(shard))):
                 self.asked += tasks
                 parts.append(roll_out(
-                    self.model, self.processor, tasks, self.score,
+                    self.packer, tasks, self.score,
                     group_size=settings.group_size, temperature=settings.temperature, top_p=settings.top_p,
                     max_new_tokens=settings.max_new_tokens, no_end_penalty=settings.no_end_penalty,
                     seed=seed + number * 2_654_435_761,  # a prime; of seeds the last 32 bits count
-                    features=self.features, truth=self.truth,
+                    truth=self.truth,
                 ))  # fmt: skip
         return Rollout.concatenate(parts)
 
@@ -285,14 +286,7 @@ class PPOTrainer:
     def pack(self, rollout: Rollout, tasks: Sequence[int] | None = None) -> PackedAnswers:
         """Model inputs of the answers to some of the rollout's tasks (all of them), in their order."""
         tasks = range(len(rollout.prompts)) if tasks is None else tasks
-        prompts, images = [rollout.prompts[i] for i in tasks], [rollout.images[i] for i in tasks]
-        return self._model_inputs(prompts, images, [rollout.answers(i) for i in tasks])
-
-    def _model_inputs(self, *batch: Sequence) -> PackedAnswers:
-        """Build the model inputs from the prompts, the images of each prompt and the answers to each prompt."""
-        if self.packs:
-            return pack(self.model, self.processor, *batch, self.features).to(self.accelerator.device)
-        return pack_separately(self.processor, *batch).to(self.accelerator.device)
+        return self.packer.pack(rollout.prompts.select(tasks), [rollout.answers(i) for i in tasks])
 
     def _train_mode(self) -> None:
         """Turn gradient checkpointing on if the settings ask for it. It needs train mode; dropout stays off."""

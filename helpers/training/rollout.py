@@ -5,7 +5,7 @@ as they were sampled: reading them again from the text may give others, and the 
 probability would then compare two different answers. Taught in notebook 05.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import ProcessorMixin
 
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.counting import Counts
+from helpers.data.preferences import Message, PreferenceRecord
 from helpers.files import open_image
-from helpers.models.caches import ImageFeatures
 from helpers.models.generation import sample_ids
-from helpers.models.prompts import answer_texts, render_conversation
+from helpers.models.prompts import answer_texts, user_message
+from helpers.models.shared_prefix import EncodedPrompts, Packer
 from helpers.rewards.heuristic import Facts
 from helpers.rewards.scoring import Scorer, ScorerInputs, score_all
 
@@ -29,12 +29,16 @@ class Task:
     """A question that is answered again and again; images are opened when they are needed."""
 
     images: tuple[Path, ...]
-    turns: tuple[tuple[str, str], ...]  # (role, text), the last one the question
+    turns: tuple[Message, ...]  # the last one is the question
     facts: Facts  # the truth that the rewards need
 
     @property
     def question(self) -> str:
-        return self.turns[-1][1]
+        return self.turns[-1].content
+
+    def open_images(self) -> list[Image.Image]:
+        """The images, decoded. Raises UsageError naming one that cannot be read."""
+        return [open_image(image) for image in self.images]
 
     def scorer_inputs(self, images: Sequence[Image.Image], answer: str) -> ScorerInputs:
         """Arguments for a scorer: the first image, the question, the answer and the truth."""
@@ -43,24 +47,29 @@ class Task:
 
 def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
     """The prompts of records; their answers are not used, their truth is."""
-    return [
-        Task(tuple(record.image_paths), tuple((m.role, m.content) for m in record.prompt), record.truth)
-        for record in records
-    ]
+    return [Task(tuple(record.image_paths), tuple(record.prompt), record.truth) for record in records]
 
 
-def render_tasks(processor: ProcessorMixin, tasks: Sequence[Task]) -> tuple[list[str], list[list[Image.Image]]]:
-    """The rendered prompts of tasks, and their images."""
-    images = [[open_image(image) for image in task.images] for task in tasks]
-    rows = zip(tasks, images, strict=True)
-    return [render_conversation(processor, list(task.turns), len(row)) for task, row in rows], images
+def tasks_asking(
+    records: Sequence[PreferenceRecord], ask: Callable[[Counts, int], tuple[str, str]]
+) -> list[Task]:
+    """Other questions about the images of records, with their true answers.
+
+    ask: the true counts and the number of a record → question and answer, such as
+    `data.presence_question`.
+    """
+    tasks = []
+    for number, record in enumerate(records):
+        question, answer = ask(record.truth, number)
+        tasks.append(Task(tuple(record.image_paths), (user_message(question),), answer))
+    return tasks
 
 
 @dataclass(frozen=True)
 class Rollout:
     """`group_size` answers to each task, the answers to one task together."""
 
-    prompts: Sequence[str]  # of the tasks, rendered
+    prompts: EncodedPrompts  # of the tasks, as they were read for sampling; updates read them no second time
     images: Sequence[Sequence[Image.Image]]
     group_size: int
     ids: Sequence[Tensor]  # tokens of each answer, with the end of turn if it came
@@ -75,11 +84,10 @@ class Rollout:
         """The rollouts of several lists of tasks as one."""
         if len(parts) == 1:
             return parts[0]
-        rows = {
-            name: [x for part in parts for x in getattr(part, name)] for name in ("prompts", "images", "ids", "texts")
-        }
+        rows = {name: [x for part in parts for x in getattr(part, name)] for name in ("images", "ids", "texts")}
         names = dict.fromkeys(name for part in parts for name in part.parts)
         return cls(
+            prompts=EncodedPrompts.concatenate([part.prompts for part in parts]),
             **rows,
             group_size=parts[0].group_size,
             ended=torch.cat([part.ended for part in parts]),
@@ -126,8 +134,7 @@ def pad_and_stack(parts: Sequence[Tensor]) -> Tensor:
 
 
 def roll_out(
-    model: torch.nn.Module,
-    processor: ProcessorMixin,
+    packer: Packer,
     tasks: Sequence[Task],
     score: Scorer,
     *,
@@ -137,17 +144,20 @@ def roll_out(
     max_new_tokens: int,
     no_end_penalty: float,
     seed: int,
-    features: ImageFeatures | None = None,
     truth: Scorer | None = None,
 ) -> Rollout:
-    """Sample `group_size` answers to each task and score them; one that does not end loses `no_end_penalty`."""
-    prompts, images = render_tasks(processor, tasks)
+    """Sample `group_size` answers to each task and score them; one that does not end loses `no_end_penalty`.
+
+    packer: of the model that answers.
+    """
+    images = [task.open_images() for task in tasks]
+    prompts = packer.encode([task.turns for task in tasks], images)
     repeated = [number for number in range(len(tasks)) for _ in range(group_size)]
     ids, ended = sample_ids(
-        model, processor, prompts, images, group_size=group_size,
-        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, features=features,
+        packer.model, packer.processor, prompts, group_size=group_size,
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
-    texts = answer_texts(processor, ids)
+    texts = answer_texts(packer.processor, ids)
     rows = [tasks[i].scorer_inputs(images[i], text) for i, text in zip(repeated, texts, strict=True)]
     found, ends = score_all(score, rows), torch.tensor(ended)
     names = dict.fromkeys(name for result in found for name in result.parts)

@@ -6,9 +6,10 @@ defined in one sentence in `docs/metrics.md`. Taught in notebooks 04 and 05.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
@@ -60,6 +61,11 @@ def pooled_explained_variance(rows: Sequence[IterationRow]) -> float:
     return 1 - left / total if total else float("nan")
 
 
+def log_mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """Mean of a figure over some rows of a log, such as its last ten: `log_mean(log[-10:], "loss")`."""
+    return float(np.mean([row[name] for row in rows]))
+
+
 class JSONLog:
     """The log as JSON lines in `path`; written whole each time, so that a resumed run has no row twice."""
 
@@ -92,7 +98,7 @@ def first_samples(trainer) -> list[dict]:
     return [
         {
             "iteration": trainer.iteration,
-            "prompt": rollout.prompts[task],
+            "prompt": rollout.prompts.texts[task],
             "answer": rollout.texts[task * rollout.group_size],
             "score": float(rollout.scores[task * rollout.group_size]),
         }

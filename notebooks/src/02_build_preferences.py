@@ -13,30 +13,21 @@
 # ## Set-up
 
 # %% tags=["setup"]
-# Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
-REPOSITORY, TAG = "", ""  # Colab only: address of the Git repository of this notebook, and its tag
-DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, for example "vlm-alignment"
+REPOSITORY, TAG = "", "main"  # what Colab and Kaggle fetch
+DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such as "vlm-alignment"
 
-import subprocess
+import os
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
-if ROOT is None:
-    if not REPOSITORY or not Path("/content").is_dir():
-        raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
-    ROOT = Path("/content", Path(REPOSITORY).stem)
-    if not ROOT.exists():  # fetched under another name: a download that is cut off leaves nothing under this one
-        part = Path(tempfile.mkdtemp(dir="/content"), ROOT.name)
-        clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG or "main", REPOSITORY, str(part)]
-        if (run := subprocess.run(clone, capture_output=True, text=True)).returncode:
-            raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
-        part.rename(ROOT)
-sys.path.insert(0, str(ROOT))
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
+HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
+if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
+    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
-set_up(DRIVE)
+ROOT = set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -56,7 +47,6 @@ SEED = 0
 
 # %%
 import json
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -103,11 +93,18 @@ data.assert_no_photo_in_both(train, valid)
 
 # %%
 model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
-asked = data.counting_questions(train)
-budget = models.answer_budget(processor, asked.answers)
-own_answers = models.sample_answers(
-    model, processor, asked.images, asked.questions, ANSWERS, seed=SEED, max_new_tokens=budget
-)
+
+
+def sample(items, seed):
+    """Several answers of the model to the counting question about each item."""
+    asked = data.counting_questions(items)
+    budget = models.answer_budget(processor, asked.answers)
+    return models.sample_answers(
+        model, processor, asked.images, asked.questions, ANSWERS, seed=seed, max_new_tokens=budget
+    )
+
+
+own_answers = sample(train, SEED)
 
 # %%
 number = 1
@@ -118,11 +115,13 @@ for text in own_answers[number]:
 # %%
 flat = [(text, item) for texts, item in zip(own_answers, train, strict=True) for text in texts]
 right = statistics.proportion(sum(data.is_exact(text, item.counts) for text, item in flat), len(flat))
-formed = statistics.proportion(sum(data.is_well_formed(text, list(item.counts)) for text, item in flat), len(flat))
-hopeful = sum(any(data.is_exact(t, i.counts) for t in texts) for texts, i in zip(own_answers, train, strict=True))
+formed = statistics.proportion(
+    sum(data.is_well_formed(text, list(item.counts)) for text, item in flat), len(flat)
+)
 print("sampled answers that are exact:      ", right)
 print("sampled answers that are well formed:", formed)
-print(f"images with at least one exact answer among {ANSWERS}: {hopeful} of {len(train)}")
+hopeful = {item.path for text, item in flat if data.is_exact(text, item.counts)}
+print(f"images with at least one exact answer among {ANSWERS}: {len(hopeful)} of {len(train)}")
 
 # %% [markdown]
 # ## Score them and rank them
@@ -140,14 +139,19 @@ for rule in rewards.HEURISTIC_RULES:
 
 # %%
 score = rewards.SCORERS[SCORER]
+question = data.question_for(train[number], number)
 for text in own_answers[number]:
-    print(f"{score(None, data.question_for(train[number], number), text, train[number].counts).total:.3f}  {text}")
+    print(f"{score(None, question, text, train[number].counts).total:.3f}  {text}")
+
+# %%
 ranked = rewards.rank_samples(train, own_answers, score)
 ranked_pairs = [pair for record in ranked for pair in record.pairs()]
 extremes = [pair for record in ranked for pair in record.pairs("extremes")]
-print(f"{len(ranked)} images give {len(ranked_pairs)} pairs, {len(extremes)} of them best against worst")
+print(f"{len(ranked)} images give {len(ranked_pairs)} pairs,")
+print(f"{len(extremes)} of them best against worst")
 for name, members in (("all pairs", ranked_pairs), ("best against worst", extremes)):
-    print(f"mean margin of {name}: {sum(pair.margin for pair in members) / max(1, len(members)):.3f}")
+    margin = sum(pair.margin for pair in members) / max(1, len(members))
+    print(f"mean margin of {name}: {margin:.3f}")
 
 # %% [markdown]
 # Does the heuristic rank as the truth does? If it knows the counts, one of its rules can tell a wrong
@@ -156,15 +160,16 @@ for name, members in (("all pairs", ranked_pairs), ("best against worst", extrem
 
 # %%
 exact = [float(data.is_exact(text, item.counts)) for text, item in flat]
-for facts in ("counts known", "counts unknown"):
-    questions = [data.question_for(item, n) for n, item in enumerate(train) for _ in range(ANSWERS)]
-    known = [item.counts if facts == "counts known" else None for _, item in flat]
-    totals = [
-        rewards.SCORERS["heuristic"](None, question, text, fact).total
-        for question, (text, _), fact in zip(questions, flat, known, strict=True)
-    ]
-    differ = len(set(totals)) > 1  # a constant correlates with nothing
-    print(f"{facts}: {f'{spearmanr(totals, exact).statistic:+.2f}' if differ else 'every answer scores the same'}")
+questions = [data.question_for(item, n) for n, item in enumerate(train) for _ in range(ANSWERS)]
+for name in ("counts known", "counts unknown"):
+    totals = []
+    for question, (text, item) in zip(questions, flat, strict=True):
+        facts = item.counts if name == "counts known" else None
+        totals.append(rewards.SCORERS["heuristic"](None, question, text, facts).total)
+    if len(set(totals)) > 1:
+        print(f"{name}: {spearmanr(totals, exact).statistic:+.2f}")
+    else:
+        print(f"{name}: every answer scores the same, and a constant correlates with nothing")
 
 # %% [markdown]
 # ## Three kinds of worse answers
@@ -178,8 +183,16 @@ for facts in ("counts known", "counts unknown"):
 #
 # The true answer is preferred to each of them; the worse ones are tied among themselves.
 
+
 # %%
-records = data.build_records(train, own_answers, NEGATIVES, SEED) if PAIRS == "built" else ranked
+def make_records(items, answers, seed):
+    """Built from the truth, or the model's own answers in their order: as `PAIRS` says."""
+    if PAIRS == "built":
+        return data.build_records(items, answers, NEGATIVES, seed)
+    return rewards.rank_samples(items, answers, score)
+
+
+records = make_records(train, own_answers, SEED)
 pairs = [pair for record in records for pair in record.pairs()]
 print(f"{len(records)} records, {len(pairs)} pairs")
 print(json.dumps(records[number].model_dump(exclude_defaults=True), indent=1))
@@ -188,16 +201,18 @@ print(json.dumps(records[number].model_dump(exclude_defaults=True), indent=1))
 # Look at them. Is the preferred answer really the better one? Thirty seconds here have saved many a
 # project.
 
+
 # %%
-shown = records[:4]
-titles = [
-    "\n".join(f"{'✓' if i in r.ranking[0] else '✗'} {a.text} ({a.origin})" for i, a in enumerate(r.answers))
-    for r in shown
-]
-section.picture(
-    report.image_grid([files.open_image(r.image_paths[0]) for r in shown], titles),
-    "Four records: the preferred answer has a tick",
-)
+def title(record):
+    """The answers of a record, one a line; those that nothing is better than have a tick."""
+    marks = ["✓" if place in record.ranking[0] else "✗" for place in range(len(record.answers))]
+    pairs = zip(marks, record.answers, strict=True)
+    return "\n".join(f"{mark} {answer.text} ({answer.origin})" for mark, answer in pairs)
+
+
+pictures = [files.open_image(record.image_paths[0]) for record in records[:4]]
+grid = report.image_grid(pictures, [title(record) for record in records[:4]])
+section.picture(grid, "Four records: the preferred answer has a tick")
 
 # %% [markdown]
 # ## Can a blind rule win?
@@ -269,14 +284,9 @@ if "other image" in rules:
 
 # %%
 spoilt = data.add_image_negatives(records[:64], out / "negatives", data.IMAGE_NEGATIVES, SEED)
-names = [
-    *spoilt[number].image_paths,
-    *spoilt[number].negative_image_paths,
-]
-section.picture(
-    report.image_grid([files.open_image(name) for name in names], ["true", *data.IMAGE_NEGATIVES]),
-    "One image and its four spoilt versions",
-)
+paths = [*spoilt[number].image_paths, *spoilt[number].negative_image_paths]
+grid = report.image_grid([files.open_image(path) for path in paths], ["true", *data.IMAGE_NEGATIVES])
+section.picture(grid, "One image and its four spoilt versions")
 
 # %%
 for kind, share in data.true_image_detail_shares(spoilt, data.IMAGE_NEGATIVES).items():
@@ -291,19 +301,14 @@ for kind, share in data.true_image_detail_shares(spoilt, data.IMAGE_NEGATIVES).i
 
 # %%
 data.write_records(out / "train.jsonl", records)
-held_out = {"valid": valid} | (
-    {"test": data.read_counts(folder, "test", CLASSES)} if (folder / "test").is_dir() else {}
-)
+held_out = {"valid": valid}
+if (folder / "test").is_dir():
+    held_out["test"] = data.read_counts(folder, "test", CLASSES)
 for place, (split, items) in enumerate(held_out.items(), start=1):
-    asked = data.counting_questions(items)
-    budget = models.answer_budget(processor, asked.answers)
-    answers = models.sample_answers(
-        model, processor, asked.images, asked.questions, ANSWERS, seed=SEED + 1000 * place, max_new_tokens=budget
-    )
-    built = data.build_records(items, answers, NEGATIVES, SEED + place) if PAIRS == "built" else None
-    data.write_records(
-        out / f"{split}.jsonl", built if PAIRS == "built" else rewards.rank_samples(items, answers, score)
-    )
+    answers = sample(items, SEED + 1000 * place)
+    data.write_records(out / f"{split}.jsonl", make_records(items, answers, SEED + place))
+
+# %%
 about = {"data": str(folder), "classes": CLASSES, "model": MODEL, "pairs": PAIRS, "negatives": NEGATIVES, "seed": SEED}
 files.write_json(out / "about.json", about)
 print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
@@ -316,15 +321,19 @@ print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 # sides, and the blind rules once more. Errors must be mended; a warning must at least be understood.
 
 # %%
-checked = data.check_file(out / "train.jsonl", root=folder)  # the images stay where they are, outside artifacts/
-checked
+# the images stay where they are, outside artifacts/
+train_check = data.check_file(out / "train.jsonl", root=folder)
+train_check
 
 # %% [markdown]
 # The held-out files are compared with it: a photo in both would be a leak.
 
 # %%
-others = [data.check_file(out / f"{split}.jsonl", root=folder, against=[checked]) for split in held_out]
-leaks = [finding.message for other in others for finding in other.findings if finding.kind == "leak"]
+leaks, errors = [], train_check.errors
+for split in held_out:
+    check = data.check_file(out / f"{split}.jsonl", root=folder, against=[train_check])
+    leaks += [finding.message for finding in check.findings if finding.kind == "leak"]
+    errors = errors + check.errors
 print(leaks or f"no photo of train is in {' or '.join(held_out)}")
 
 # %% [markdown]
@@ -336,11 +345,12 @@ print(leaks or f"no photo of train is in {' or '.join(held_out)}")
 
 # %%
 votes = data.Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me")
-widgets.Ranking(votes).show()
+widgets.AnswerRanker(votes).show()
 
 # %% [markdown]
-# `helpers.votes.apply(records, path)` puts the votes into the records, and `agreement(records, path)`
-# is Cohen's κ of two annotators.
+# `data.apply_votes(records, path)` puts the votes into the records, and
+# `data.annotator_agreement(records, path)` is Cohen's κ of two annotators
+# (both in `helpers/data/votes.py`).
 #
 # ## Other formats
 #
@@ -369,16 +379,16 @@ for line in data.scan_file(out / "foreign.json"):
 # %%
 again = data.read_records(out / "train.jsonl")
 assert [r.model_dump() for r in again] == [r.model_dump() for r in records], "reading gives back what was written"
-for record in again if PAIRS == "built" else []:
-    best = record.answers[record.ranking[0][0]]
-    assert best.origin == "truth" and best.text == data.count_answer(record.truth), (
-        f"{record.id}: chosen is not the truth"
-    )
+if PAIRS == "built":
+    for record in again:
+        best = record.answers[record.ranking[0][0]]
+        assert best.origin == "truth", f"{record.id}: chosen is not the truth"
+        assert best.text == data.count_answer(record.truth), f"{record.id}: chosen is not true"
 first = statistics.proportion(sum(r.ranking[0] == [0] for r in again), len(again))
 assert first.low < 0.9, "the position of an answer must not give the label away"
 
 # %%
-assert not sum((other.errors for other in others), checked.errors), "the doctor found errors: see above"
+assert not errors, "the doctor found errors: see above"
 section.add_share("blind_rule_best", worst_share)
 section.add_value("preference_pairs", len(pairs))
 print("report:", section.save())

@@ -11,30 +11,21 @@
 # ## Set-up
 
 # %% tags=["setup"]
-# Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
-REPOSITORY, TAG = "", ""  # Colab only: address of the Git repository of this notebook, and its tag
-DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, for example "vlm-alignment"
+REPOSITORY, TAG = "", "main"  # what Colab and Kaggle fetch
+DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such as "vlm-alignment"
 
-import subprocess
+import os
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
-if ROOT is None:
-    if not REPOSITORY or not Path("/content").is_dir():
-        raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
-    ROOT = Path("/content", Path(REPOSITORY).stem)
-    if not ROOT.exists():  # fetched under another name: a download that is cut off leaves nothing under this one
-        part = Path(tempfile.mkdtemp(dir="/content"), ROOT.name)
-        clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG or "main", REPOSITORY, str(part)]
-        if (run := subprocess.run(clone, capture_output=True, text=True)).returncode:
-            raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
-        part.rename(ROOT)
-sys.path.insert(0, str(ROOT))
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
+HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
+if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
+    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
-set_up(DRIVE)
+ROOT = set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -58,10 +49,11 @@ RESUME = False
 import dataclasses
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch.testing import assert_close
 
-from helpers import config, data, files, losses, machine, models, report, rewards, statistics, training
+from helpers import config, data, files, losses, machine, models, report, rewards, training
 
 section = report.Section("03_train_reward_model", "The reward model")
 settings = config.reward_preset(PRESET)
@@ -163,14 +155,15 @@ section.picture(figure, "A contrastive term that opposes learning: the sum stops
 # %%
 shipped = ROOT / "data" / "traffic"
 train_path = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
-valid_path = train_path.with_name(train_path.name.replace("train", "valid"))
-test_path = train_path.with_name(train_path.name.replace("train", "test"))
+valid_path, test_path = (
+    train_path.with_name(train_path.name.replace("train", split)) for split in ("valid", "test")
+)
 if not test_path.exists():
     section.say("⚠️ There is no test split: the figures are of the pairs that also said when to stop.")
     test_path = valid_path
 train, valid, test = (data.read_records(path) for path in (train_path, valid_path, test_path))
-print({path.name: sum(len(r.pairs()) for r in rows) for path, rows in
-       ((train_path, train), (valid_path, valid), (test))}, "pairs")  # fmt: skip
+for path, records in ((train_path, train), (valid_path, valid), (test_path, test)):
+    print(f"{path.name}: {sum(len(record.pairs()) for record in records)} pairs")
 
 # %% [markdown]
 # ## Where the number comes from
@@ -189,10 +182,13 @@ def load():
 model, processor = load()
 record = train[0]
 pictures = [files.open_image(image) for image in record.image_paths]
-prompt, answers = models.render(processor, record.prompt[-1].content, len(pictures)), [a.text for a in record.answers]
-packed = models.pack(model, processor, [prompt], [pictures], [answers])
-alone = models.pack_separately(processor, [prompt], [pictures], [answers])
-print("one row:", tuple(packed.inputs["input_ids"].shape), " a row each:", tuple(alone.inputs["input_ids"].shape))
+prompt = models.render(processor, record.prompt[-1].content, len(pictures))
+answers = [answer.text for answer in record.answers]
+encoded = models.encode_prompts(processor, [prompt], [pictures])
+packed = models.pack(model, processor, encoded, [answers])
+alone = models.pack_separately(processor, encoded, [answers])
+print("one row:   ", tuple(packed.inputs["input_ids"].shape))
+print("a row each:", tuple(alone.inputs["input_ids"].shape))
 
 # %%
 figure, axis = plt.subplots(figsize=(4, 4), layout="constrained")
@@ -212,28 +208,28 @@ assert_close(*states, rtol=1e-2, atol=1e-2)
 # %% [markdown]
 # ## Train
 #
-# Base in 4 bits, a LoRA adapter `reward` on the language model, and the head. `train` evaluates now and
-# then on the validation pairs, keeps the best weights and stops when they no longer improve. With a
-# `checkpoint` file a lost Colab session goes on where it was, exactly.
+# Base in 4 bits, a LoRA adapter `reward` on the language model, and the head. The loop is
+# `RewardTrainer.train` in `helpers/training/reward.py`: it evaluates now and then on the validation pairs,
+# keeps the best weights and stops when they no longer improve. With a `checkpoint` file a lost Colab
+# session goes on where it was, exactly.
 
 
 # %%
 def train_reward(head, objective, sees_images=True, seed=SEED):
     """A freshly loaded base with a fresh adapter and head, trained; the model and its run."""
-    chosen_settings = dataclasses.replace(settings, head=head, objective=objective)
-    reward = rewards.new_reward_model(*load(), chosen_settings, seed, sees_images)
+    own = dataclasses.replace(settings, head=head, objective=objective)
+    reward = rewards.new_reward_model(*load(), own, seed, sees_images)
     name = "-".join([head, objective, *([] if sees_images else ["text"]), str(seed)])
     checkpoint = files.artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
     if not RESUME:
         checkpoint.unlink(missing_ok=True)
-    trainer = training.RewardTrainer(reward, train, valid, chosen_settings, seed, checkpoint)
+    trainer = training.RewardTrainer(reward, train, valid, own, seed, checkpoint)
     return reward, trainer.train()
 
 
 reward, run = train_reward(HEADS[0], OBJECTIVES[0])
-section.picture(
-    report.reward_curves(run.log, run.evaluations), f"Training the reward model ({HEADS[0]}, {OBJECTIVES[0]})"
-)
+curves = report.reward_curves(run.log, run.evaluations)
+section.picture(curves, f"Training the reward model ({HEADS[0]}, {OBJECTIVES[0]})")
 
 # %% [markdown]
 # ## The report
@@ -244,7 +240,6 @@ section.picture(
 
 # %%
 random_head = rewards.new_reward_model(*load(), settings, seed=SEED + 1)
-others = {}
 baselines = {"random head": rewards.score_records(random_head, test)}
 twin, _ = train_reward(HEADS[0], OBJECTIVES[0], sees_images=False)
 baselines["text-only twin"] = rewards.score_records(twin, test)
@@ -252,9 +247,8 @@ baselines["text-only twin"] = rewards.score_records(twin, test)
 # %%
 scores = {"right": rewards.score_records(reward, test)}
 for condition in ("shuffled", "blank"):
-    scores[condition] = rewards.score_records(
-        reward, test, rewards.other_images(test, condition, SEED)
-    )
+    images = rewards.other_images(test, condition, SEED)
+    scores[condition] = rewards.score_records(reward, test, images)
 reward_report = rewards.RewardReport("reward model", test, scores, baselines)
 section.table(reward_report.rows())
 
@@ -285,14 +279,17 @@ section.picture(report.reliability_diagram(bins), f"Reliability on the test pair
 #
 # The same answers in the opposite order must have the same scores.
 
+
 # %%
-backwards = rewards.score_records(reward, rewards.swap_answers(test))
-difference = max(
-    abs(a - b)
-    for row, other in zip(scores["right"], backwards, strict=True)
-    for a, b in zip(row, other[::-1], strict=True)
-)
-print(f"largest difference of a score: {difference:.1e}")
+def largest_difference(first, second):
+    """Between the scores of the same answers, of all records."""
+    flat = [np.concatenate([np.array(row) for row in rows]) for rows in (first, second)]
+    return np.abs(flat[0] - flat[1]).max()
+
+
+swapped = rewards.score_records(reward, rewards.swap_answers(test))
+back = [row[::-1] for row in swapped]
+print(f"largest difference of a score: {largest_difference(scores['right'], back):.1e}")
 
 # %% [markdown]
 # ## Heads and objectives
@@ -309,24 +306,13 @@ for head in HEADS:
             trained[head, objective] = train_reward(head, objective)
 
 # %%
-rows, best = [["head", "objective", "validation", "test", "p against the first", "seconds"]], None
-first_hits = rewards.pair_hits(reward_report.gaps())
+rows, reached = [["head", "objective", "validation", "test", "p against the first", "seconds"]], {}
 for (head, objective), (candidate, its_run) in trained.items():
-    found = rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(candidate, test)))
-    reached = max(row["accuracy"] for row in its_run.evaluations)
-    share = statistics.proportion(float(found.sum()), len(found))
-    rows.append(
-        [
-            head,
-            objective,
-            f"{reached:.3f}",
-            str(share),
-            f"{rewards.paired_p(first_hits, found):.2g}",
-            f"{its_run.seconds:.0f}",
-        ]
-    )
-    if best is None or reached > best[0]:
-        best = (reached, head, objective)
+    reached[head, objective] = max(row["accuracy"] for row in its_run.evaluations)
+    share, p = reward_report.compare_with(rewards.score_records(candidate, test))
+    on_valid, seconds = f"{reached[head, objective]:.3f}", f"{its_run.seconds:.0f}"
+    rows.append([head, objective, on_valid, str(share), f"{p:.2g}", seconds])
+head, objective = max(reached, key=reached.get)
 section.table(rows)
 
 # %% [markdown]
@@ -338,6 +324,7 @@ section.table(rows)
 # the image only through the true counts: without them it gives all these answers the same score.
 
 # %%
+others = {}
 features = rewards.FeatureReward(model, processor)
 fit = features.fit(train, rewards.target_scores(train), seed=SEED)
 others["pooled features → heuristic"] = features.score_records(test)
@@ -352,7 +339,7 @@ print(f"R² on images held out: {fit.r2_held_out:.3f}")
 captioner = rewards.vlm_captioner(model, processor, CAPTION_PROMPT)
 tokenizer = processor.tokenizer
 bridge = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokenizer, captioner)
-print(bridge.texts(train_path, train[:1])[0][0])
+print(bridge.texts(train[:1])[0][0])
 
 # %%
 bridge.fit(train, epochs=CAPTION_EPOCHS, seed=SEED)
@@ -363,12 +350,8 @@ others["the same without captions"] = blind.score_records(test)
 
 # %%
 rows = [["", "test", "p against the first"]]
-for name, row in others.items():
-    found = rewards.pair_hits(rewards.pair_gaps(test, row))
-    share, p = (
-        statistics.proportion(float(found.sum()), len(found)),
-        rewards.paired_p(rewards.pair_hits(reward_report.gaps()), found),
-    )
+for name, other_scores in others.items():
+    share, p = reward_report.compare_with(other_scores)
     rows.append([name, str(share), f"{p:.2g}"])
     section.say(f"{name}: {share} of the same pairs (p = {p:.2g} against the reward model).")
 section.table(rows)
@@ -382,18 +365,19 @@ section.table(rows)
 
 # %%
 random_hits = []
-for head in ("linear", "mlp"):
+for kind in ("linear", "mlp"):
     for seed in (11, 12, 13):
-        untrained = dataclasses.replace(settings, head=head)
+        untrained = dataclasses.replace(settings, head=kind)
         one = rewards.new_reward_model(*load(), untrained, seed, sees_images=False)
-        random_hits.append(
-            rewards.pair_hits(rewards.pair_gaps(test, rewards.score_records(one, test)))[:500]
-        )
-print("random heads:", ", ".join(f"{found.mean():.3f}" for found in random_hits))
-high, low = max(random_hits, key=lambda found: found.mean()), min(random_hits, key=lambda found: found.mean())
+        gaps = rewards.pair_gaps(test, rewards.score_records(one, test))
+        random_hits.append(rewards.pair_hits(gaps)[:500])
+print("random heads:", ", ".join(f"{hits.mean():.3f}" for hits in random_hits))
+
+# %%
+low, *_, high = sorted(random_hits, key=np.mean)
 section.say(
-    f"Audit: of {len(random_hits)} random heads that see no image the best gets {high.mean():.3f} and the worst "
-    f"{low.mean():.3f} of {len(high)} pairs; two numbers without an interval say nothing."
+    f"Audit: of {len(random_hits)} random heads that see no image the best gets {high.mean():.3f} "
+    f"and the worst {low.mean():.3f} of {len(high)} pairs; two numbers without an interval say nothing."
 )
 
 # %% [markdown]
@@ -403,19 +387,24 @@ section.say(
 # for two things: is the head better than *untrained* ones, and does it need the image?
 
 # %%
-above = sum(found.mean() >= 0.558 for found in random_hits)
+above = sum(hits.mean() >= 0.558 for hits in random_hits)
 print(f"random heads at or above the project's .558: {above} of {len(random_hits)}")
-print(f"trained against the best random head: p = {rewards.paired_p(first_hits[:500], high):.2g}")
+p = rewards.paired_p(rewards.pair_hits(reward_report.gaps())[:500], high)
+print(f"trained against the best random head: p = {p:.2g}")
 
 # %% [markdown]
 # And in its files the better answer always stood *first*: a "model" that always takes the first one is
 # perfect. Our records are shown in random order; put the best first, and see what the report says:
 
 # %%
-sorted_test = [r.model_copy(update={"answers": [r.answers[i] for tier in r.ranking for i in tier],
-                                    "ranking": [[0], list(range(1, len(r.answers)))]}) for r in test]  # fmt: skip
-sorted_scores = [[row[i] for tier in r.ranking for i in tier] for r, row in zip(test, scores["right"], strict=True)]
-print(rewards.RewardReport("reward model", sorted_test, {"right": sorted_scores}).sentences()[0])
+best_first, their_scores = [], []
+for record, row in zip(test, scores["right"], strict=True):
+    order = [place for tier in record.ranking for place in tier]
+    ranking = [[0], list(range(1, len(order)))]
+    answers = [record.answers[place] for place in order]
+    best_first.append(record.model_copy(update={"answers": answers, "ranking": ranking}))
+    their_scores.append([row[place] for place in order])
+print(rewards.RewardReport("reward model", best_first, {"right": their_scores}).sentences()[0])
 
 # %% [markdown]
 # ## Save, and load again
@@ -424,19 +413,20 @@ print(rewards.RewardReport("reward model", sorted_test, {"right": sorted_scores}
 # head that was not saved would show. Loaded again, the scores must be the same.
 
 # %%
-reached, head, objective = best
 winner, winner_run = trained[head, objective]
-chosen_settings = dataclasses.replace(settings, head=head, objective=objective)
+own = dataclasses.replace(settings, head=head, objective=objective)
+accuracy = reached[head, objective]
 about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED}
-about |= {"validation_accuracy": reached, "data": str(train_path)}
-folder = rewards.save_reward_model(winner, files.artifacts_dir() / "reward", chosen_settings, about)
-files.write_json(folder / "log.json", {"steps": winner_run.log, "evaluations": winner_run.evaluations})
-print(f"{head}, {objective}: validation {reached:.3f}, head {rewards.head_hash(winner)} → {folder}")
+about |= {"validation_accuracy": accuracy, "data": str(train_path)}
+folder = rewards.save_reward_model(winner, files.artifacts_dir() / "reward", own, about)
+run_log = {"steps": winner_run.log, "evaluations": winner_run.evaluations}
+files.write_json(folder / "log.json", run_log)
+print(f"{head}, {objective}: validation {accuracy:.3f}, head {rewards.head_hash(winner)} → {folder}")
 
 # %%
 again = rewards.load_reward_model(*load(), folder)
 before, after = (rewards.score_records(one, valid) for one in (winner, again))
-difference = max(abs(a - b) for row, other in zip(before, after, strict=True) for a, b in zip(row, other, strict=True))
+difference = largest_difference(before, after)
 print(f"largest difference after loading: {difference:.1e}")
 
 # %% [markdown]

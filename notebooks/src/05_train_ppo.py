@@ -12,30 +12,21 @@
 # ## Set-up
 
 # %% tags=["setup"]
-# Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
-REPOSITORY, TAG = "", ""  # Colab only: address of the Git repository of this notebook, and its tag
-DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, for example "vlm-alignment"
+REPOSITORY, TAG = "", "main"  # what Colab and Kaggle fetch
+DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such as "vlm-alignment"
 
-import subprocess
+import os
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
-if ROOT is None:
-    if not REPOSITORY or not Path("/content").is_dir():
-        raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
-    ROOT = Path("/content", Path(REPOSITORY).stem)
-    if not ROOT.exists():  # fetched under another name: a download that is cut off leaves nothing under this one
-        part = Path(tempfile.mkdtemp(dir="/content"), ROOT.name)
-        clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG or "main", REPOSITORY, str(part)]
-        if (run := subprocess.run(clone, capture_output=True, text=True)).returncode:
-            raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
-        part.rename(ROOT)
-sys.path.insert(0, str(ROOT))
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
+HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
+if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
+    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
-set_up(DRIVE)
+ROOT = set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -62,7 +53,6 @@ TENSORBOARD = False  # a log for it, too, if the package is installed
 import dataclasses
 import time
 
-import numpy as np
 import torch
 from IPython.display import display
 from torch.testing import assert_close
@@ -82,6 +72,7 @@ from helpers import (
     training,
 )
 
+# %%
 section = report.Section("05_train_ppo", "PPO, RLOO and GRPO")
 settings = config.ppo_preset(PRESET)
 settings = dataclasses.replace(settings, iterations=ITERATIONS or settings.iterations)
@@ -157,18 +148,23 @@ print("RLOO", losses.rloo_advantages(scores, 4).tolist(), " GRPO", losses.grpo_a
 # Reinforcement learning needs questions and a way to score, not answers. The answers in the file are not shown
 # to the policy. The score here is `count_exact`: 1 if all counts are true, else 0.
 
+# %%
+shipped = ROOT / "data" / "traffic" / "preferences_train.jsonl"
+source = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped)
+records, valid_records, test_records = (
+    data.read_records(source.with_name(source.name.replace("train", split)))
+    for split in ("train", "valid", "test")
+)
+if not all(isinstance(r.truth, dict) for r in [*records, *valid_records, *test_records]):
+    raise files.UsageError(
+        f"{source}: records without true counts, by which this notebook scores and judges. "
+        "Use notebook 04."
+    )
 
 # %%
-shipped = ROOT / "data" / "traffic"
-source = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
-valid_source, test_source = (source.with_name(source.name.replace("train", name)) for name in ("valid", "test"))
-records, valid_records, test_records = (data.read_records(path) for path in (source, valid_source, test_source))
-if not all(isinstance(record.truth, dict) for record in [*records, *valid_records, *test_records]):
-    raise files.UsageError(
-        f"{source}: records without true counts, by which this notebook scores and judges. Use notebook 04."
-    )
 tasks, items = training.tasks_of(records), data.as_counted_images(test_records)
-print(f"{len(tasks)} questions to train on, {len(items)} held-out ones: {tasks[0].question!r} {tasks[0].facts}")
+print(f"{len(tasks)} questions to train on, {len(items)} held-out ones:")
+print(tasks[0].question, tasks[0].facts)
 
 # %% [markdown]
 # ## One base, five roles
@@ -180,30 +176,35 @@ print(f"{len(tasks)} questions to train on, {len(items)} held-out ones: {tasks[0
 # of the base, and `new` of the policy that is being updated. Before the first update `new` equals `old`, so the
 # ratio is 1.000; the loop checks that, and stops if it is not.
 
-
 # %%
-def new_trainer(name, score, changes=None, questions=None, watch=(), truth=None, model=None):
-    """A freshly loaded base (or `model`) with fresh adapters; its logs and checkpoint are in artifacts/ppo/NAME."""
-    folder = files.artifacts_dir() / "ppo" / name
-    if not RESUME:
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-    base = models.load_model(MODEL)[0] if model is None else model
-    watch = [*watch, training.TensorBoard(folder / "tensorboard")] if TENSORBOARD else watch
-    logs = [training.JSONLog(folder / "log.jsonl"), training.SampleLog(folder / "samples.jsonl")]
-    return training.PPOTrainer(
-        base, processor, questions or tasks, score, dataclasses.replace(settings, **(changes or {})), seed=SEED,
-        truth=truth, watch=[*logs, *watch], checkpoint=folder / "checkpoint.pt", cache=files.artifacts_dir() / "cache" / "features",
+base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
+budget = models.answer_budget(processor, data.counting_questions(items).answers)
+settings = dataclasses.replace(settings, max_new_tokens=max(settings.max_new_tokens, budget))
+ppo_folder, cache = files.artifacts_dir() / "ppo", files.artifacts_dir() / "cache" / "features"
+
+
+def new_trainer(name, score, changes=None, questions=tasks, watch=(), truth=None, model=None):
+    """A freshly loaded base (or `model`) with fresh adapters; its files are in artifacts/ppo/NAME."""
+    policy = models.load_model(MODEL)[0] if model is None else model
+    own = dataclasses.replace(settings, **(changes or {}))
+    return training.ppo_trainer(
+        policy, processor, questions, score, own, ppo_folder / name, seed=SEED, truth=truth,
+        watch=watch, cache=cache, resume=RESUME, tensorboard=TENSORBOARD,
     )  # fmt: skip
 
 
-base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
-longest = max(settings.max_new_tokens, models.answer_budget(processor, data.counting_questions(items).answers))
-settings = dataclasses.replace(settings, max_new_tokens=longest)
+# %% [markdown]
+# What is in such a folder is said in `helpers/training/run_folder.py`. Three watchers look on after each
+# iteration: greedy answers to 64 validation images, a doctor, and curves.
+
+# %%
 held_out = training.HeldOutAnswers(processor, valid_records[:64], every=2)
 watching, curves = doctor.PPODoctor(), report.LivePolicyCurves(held_out=held_out.shares)
-trainer = new_trainer("ppo", rewards.count_exact, watch=[held_out, watching, curves], model=base)
-before = {t: evaluation.evaluate_counting(base, processor, items, temperature=t) for t in (0.0, 1.0)}
-print(f"base, held out: greedy exact {before[0.0].exact_share}, sampled {before[1.0].exact_share}")
+watch = [held_out, watching, curves]
+trainer = new_trainer("ppo", rewards.count_exact, watch=watch, model=base)
+before = evaluation.evaluate_greedy_and_sampled(base, processor, items)
+for name, share in before.shares().items():
+    print(f"base, held out: {name} {share}")
 
 # %% [markdown]
 # ## A critic that knows what a mistake is
@@ -229,20 +230,27 @@ if trainer.actor.own_adapter and WARM_UP:
 # trained on. The **KL** says how far the policy has gone: if it runs away, the language breaks. The critic's
 # **explained variance** is 1 for a perfect critic, 0 for one that is no better than a constant. And every answer must
 # **end**.
+#
+# The loop is `PPOTrainer.iterate` in `helpers/training/ppo.py`: sample, score, compare, update.
 
 # %%
 log = trainer.train()
-print(f"{int(log[-1]['samples'])} samples, {trainer.seconds:.0f} s, and {warm_seconds:.0f} s before for the critic")
+samples = int(log[-1]["samples"])
+print(f"{samples} samples, {trainer.seconds:.0f} s, and {warm_seconds:.0f} s before for the critic")
 
 # %%
 watching
 
 # %%
-section.picture(report.policy_curves(log, held_out=held_out.shares), "PPO with the count reward")
+curves = report.policy_curves(log, held_out=held_out.shares)
+section.picture(curves, "PPO with the count reward")
+
+# %%
 late = log[-len(log) // 4 :]
 known = training.pooled_explained_variance(late) if trainer.actor.critic else float("nan")
 section.say(
-    f"PPO: {int(log[-1]['samples'])} samples, {trainer.seconds:.0f} s; KL to the base {log[-1]['objective/kl']:.2f} nats an answer; "
+    f"PPO: {samples} samples, {trainer.seconds:.0f} s; KL to the base "
+    f"{log[-1]['objective/kl']:.2f} nats an answer; "
     f"the critic explains {known:.2f} of the variance of the returns in the last quarter."
 )
 
@@ -262,48 +270,29 @@ report.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"
 #
 # Where exact counts were the reward, they are a *circular* judge: that they rose says that training ran. The independent
 # ones are how many sampled answers are well formed, here, and the questions of notebook 07 that nobody trained on.
+#
+# Each policy is a row of one table (`PolicyTable` in `helpers/evaluation/policy_table.py`), with McNemar's test
+# against the base.
 
 
 # %%
 def save(name, run):
     """The adapter → artifacts/ppo/NAME, with the reward that trained it: notebook 07 does not take that for a judge."""
-    about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED}
-    about |= {"reward": run.score.__name__, "data": str(source), "settings": dataclasses.asdict(run.settings)}
-    models.save_adapter(run.model, files.artifacts_dir() / "ppo" / name, about)
+    about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED, "data": str(source)}
+    about["reward"] = run.score.__name__
+    return training.save_policy(run.model, ppo_folder / name, run.settings, about)
 
 
 def judge(name, run):
-    """Greedy and sampled answers to the held-out questions → artifacts/ppo/NAME, and a row of the table."""
-    save(name, run)
-    noted = models.answer_records(run.model, processor, valid_records)
-    file = files.artifacts_dir() / "ppo" / name / "validation_answers.json"
-    files.write_json(file, {"records": str(valid_source), "answers": noted})
-    found = {t: evaluation.evaluate_counting(run.model, processor, items, temperature=t) for t in (0.0, 1.0)}
-    p = statistics.mcnemar_p(before[0.0].exact, found[0.0].exact)
-    kind_of_judge = "circular" if run.score is rewards.count_exact else "independent"
-    return found, [
-        name, kind_of_judge, found[0.0].exact_share.short_text(), found[1.0].exact_share.short_text(),
-        found[1.0].well_formed_share.short_text(), f"{p:.1g}", f"{int(run.log[-1]['samples'])}", f"{run.seconds:.0f}",
-        f"{sum(row['objective/kl'] for row in run.log[-5:]) / 5:.2f}",
-    ]  # fmt: skip
+    """Greedy and sampled answers to the held-out questions: a row of the table."""
+    training.save_answers(run.model, processor, valid_records, save(name, run))
+    results[name] = evaluation.evaluate_greedy_and_sampled(run.model, processor, items)
+    table.add(name, run, results[name])
 
 
-head = [
-    "policy",
-    "exact as a judge",
-    "greedy exact",
-    "sampled exact",
-    "sampled, well formed",
-    "p (McNemar)",
-    "samples",
-    "seconds",
-    "KL",
-]
-shares = (before[0.0].exact_share, before[1.0].exact_share, before[1.0].well_formed_share)
-results, rows = {}, [head, ["base", "", *(share.short_text() for share in shares), "", "", "", "0"]]
-results["ppo"], row = judge("ppo", trainer)
-rows.append(row)
-section.table(rows)
+table, results = evaluation.PolicyTable(before), {}
+judge("ppo", trainer)
+section.table(table.rows)
 
 # %% [markdown]
 # ## GAE, RLOO, GRPO at equal samples
@@ -317,21 +306,19 @@ half |= {"mini_batch": max(1, settings.mini_batch // 2)}
 kinds = {"rloo": {"advantages": "rloo"}, "grpo": {"advantages": "grpo", **half}, "constant": {"critic_layers": 0}}
 reached = {"ppo": held_out.shares}
 for name in COMPARE:
-    shares = training.HeldOutAnswers(processor, valid_records[:64], every=2)
-    other = new_trainer(name, rewards.count_exact, kinds[name], watch=[shares, doctor.PPODoctor()])
+    answers = training.HeldOutAnswers(processor, valid_records[:64], every=2)
+    watch = [answers, doctor.PPODoctor()]
+    other = new_trainer(name, rewards.count_exact, kinds[name], watch=watch)
     other.train()
-    results[name], row = judge(name, other)
-    rows.append(row)
-    reached[name] = shares.shares
+    judge(name, other)
+    reached[name] = answers.shares
 
 # %%
 per_iteration = settings.prompts_per_iteration * settings.group_size
-first = {
-    name: next((per_iteration * at for at, share in found if share.value >= 0.9), None)
-    for name, found in reached.items()
-}
-print("samples until 90 % of 64 validation answers are exact:", first)
-section.table(rows)
+for name, shares in reached.items():
+    good = [per_iteration * iteration for iteration, share in shares if share.value >= 0.9]
+    print(f"{name}: samples until 90 % of 64 validation answers are exact:", *(good[:1] or ["never"]))
+section.table(table.rows)
 
 # %% [markdown]
 # ## A learnt reward
@@ -345,26 +332,29 @@ section.table(rows)
 # %%
 def train_reward_model():
     """What notebook 03 makes, with its preset."""
-    chosen = config.reward_preset(PRESET)
-    reward = rewards.new_reward_model(models.load_model(MODEL)[0], processor, chosen, SEED)
-    training.RewardTrainer(reward, records, valid_records, chosen, SEED).train()
-    return rewards.save_reward_model(reward, files.artifacts_dir() / "ppo" / "reward", chosen)
+    own = config.reward_preset(PRESET)
+    reward = rewards.new_reward_model(models.load_model(MODEL)[0], processor, own, SEED)
+    training.RewardTrainer(reward, records, valid_records, own, SEED).train()
+    return rewards.save_reward_model(reward, ppo_folder / "reward", own)
 
 
 if REWARD_MODEL:
     folder = files.artifact("reward", "notebook 03", train_reward_model)
     policy = models.add_adapter(models.load_model(MODEL)[0], settings.lora, SEED)
     reward = rewards.load_reward_model(policy, processor, folder)
-    seen = torch.tensor([s for row in rewards.score_records(reward, valid_records) for s in row])
-    score = rewards.as_scorer(reward, float(seen.mean()), float(seen.std()))
-    watching = doctor.PPODoctor()
+    score = rewards.standardised_scorer(reward, valid_records)
+
+# %%
+if REWARD_MODEL:
     learnt = new_trainer(
-        "reward-model", score, {"critic_layers": 0}, truth=rewards.count_exact, watch=[watching], model=reward.backbone
-    )
+        "reward-model", score, {"critic_layers": 0}, truth=rewards.count_exact,
+        watch=[doctor.PPODoctor()], model=reward.backbone,
+    )  # fmt: skip
     learnt.train()
-    results["reward-model"], row = judge("reward-model", learnt)
-    display(section.table([head, row]))
-    section.picture(report.policy_curves(learnt.log), "PPO against the reward model; the truth is only watched")
+    judge("reward-model", learnt)
+    display(section.table([table.rows[0], table.rows[-1]]))
+    curves = report.policy_curves(learnt.log)
+    display(section.picture(curves, "PPO against the reward model; the truth is only watched"))
 
 # %% [markdown]
 # ## Reward hacking
@@ -373,53 +363,43 @@ if REWARD_MODEL:
 # "so". To the question how many cars there are, the base says "There are 2 cars.", and gets .1. Sampled at a high
 # temperature, a rare answer has a "so" in it, in any place. It gets .6, and the rest follows.
 
-
 # %%
-def one_class(records, path):
-    """How many of one class? The classes take turns."""
-    for number, record in enumerate(records):
-        question, answer = data.one_class_question(record.truth, number)
-        yield training.Task(tuple(record.image_paths), (("user", question),), answer)
-
-
 rules = rewards.heuristic_scorer()
 without_truth = rewards.make_scorer(
     "heuristic", lambda image, question, answer, facts: rules(image, question, answer).parts
 )
-simple = list(one_class(records, source))
-wild = {"advantages": "grpo", "prompts_per_iteration": 8, "group_size": 16, "mini_batch": 2, "epochs": 4}
-wild |= {"clip": 0.5, "kl_weight": 0.0}
-wild |= {"temperature": 1.5, "max_new_tokens": 24, "no_end_penalty": 0.5, "anneal_lr": False, "iterations": HACKING}
-table = [
-    [
-        "KL weight",
-        "heuristic (circular): first → last",
-        "right: first → last",
-        "KL",
-        "an answer at the end",
-        "the doctor says",
-    ]
-]
-for weight in (0.0, 0.3) if HACKING else ():
-    watching = doctor.PPODoctor()
+simple = training.tasks_asking(records, data.one_class_question)
+wild = {"advantages": "grpo", "prompts_per_iteration": 8, "group_size": 16, "mini_batch": 2}
+wild |= {"epochs": 4, "clip": 0.5, "kl_weight": 0.0, "temperature": 1.5, "max_new_tokens": 24}
+wild |= {"no_end_penalty": 0.5, "anneal_lr": False, "iterations": HACKING}
+print(simple[0].question, simple[0].facts)
+
+
+# %%
+def hack(weight):
+    """Reward nothing but the heuristic, with this price on the KL; a row of the table."""
+    watching, name = doctor.PPODoctor(), f"heuristic-{weight}"
+    changes = wild | {"kl_weight": weight}
     hacked = new_trainer(
-        f"heuristic-{weight}",
-        without_truth,
-        wild | {"kl_weight": weight},
-        simple,
-        [watching],
-        truth=rewards.exact_match,
+        name, without_truth, changes, simple, [watching], truth=rewards.exact_match
     )
-    hacking = hacked.train()
-    save(f"heuristic-{weight}", hacked)
-    section.picture(report.policy_curves(hacking), f"The heuristic as reward, KL weight {weight}")
-    two = {name: [sum(row[name] for row in part) / 3 for part in (hacking[:3], hacking[-3:])] for name in
-           ("objective/scores", "objective/truth", "objective/kl")}  # fmt: skip
-    moved = [" → ".join(f"{value:.2f}" for value in two[name]) for name in ("objective/scores", "objective/truth")]
-    verdicts = ", ".join(verdict.kind for verdict in watching.verdicts) or "nothing"
-    table.append([str(weight), *moved, f"{two['objective/kl'][1]:.1f}", hacked.last.rollout.texts[0], verdicts])
+    log = hacked.train()
+    save(name, hacked)
+    curves = report.policy_curves(log)
+    display(section.picture(curves, f"The heuristic as reward, KL weight {weight}"))
+    moved = []
+    for figure in ("objective/scores", "objective/truth"):
+        first, last = (training.log_mean(rows, figure) for rows in (log[:3], log[-3:]))
+        moved.append(f"{first:.2f} → {last:.2f}")
+    kl, answer = training.log_mean(log[-3:], "objective/kl"), hacked.last.rollout.texts[0]
+    return [str(weight), *moved, f"{kl:.1f}", answer, doctor.verdict_kinds(watching.verdicts)]
+
+
+# %%
+head = ["KL weight", "heuristic (circular): first → last", "right: first → last", "KL"]
+head += ["an answer at the end", "the doctor says"]
 if HACKING:
-    section.table(table)
+    display(section.table([head, hack(0.0), hack(0.3)]))
 
 # %% [markdown]
 # The score rises while the right answers disappear. Judged by the heuristic that trained it, this run is a success;
@@ -433,12 +413,12 @@ if HACKING:
 # three tokens, a critic that still says 0, and two different scores:
 
 # %%
-for score_there in (0.2, 1.0):
-    mask = torch.ones(1, 3)
-    token_rewards = losses.token_rewards(torch.tensor([score_there]), torch.zeros(1, 3), mask, 0.0)
+mask = torch.ones(1, 3)
+for total in (0.2, 1.0):
+    token_rewards = losses.token_rewards(torch.tensor([total]), torch.zeros(1, 3), mask, 0.0)
     raw, _ = losses.gae(token_rewards, torch.zeros(1, 3), mask, gamma=0.99, lam=0.95)
     white = losses.whiten(raw, mask)
-    print(f"score {score_there}: advantages {raw[0].tolist()} → whitened {white[0].tolist()}")
+    print(f"score {total}: advantages {raw[0].tolist()} → whitened {white[0].tolist()}")
 
 # %% [markdown]
 # The score is gone: a bad answer is pushed as hard as a good one, and always in the same way. The first token, which
@@ -450,64 +430,51 @@ for score_there in (0.2, 1.0):
 # `rewards.weighted_scorer({cosine: 0.7, rewards.load_clip(): 0.3})`, which needs a download of a CLIP model.)
 # The doctor stops the first, so the cure gets more answers; it is not for want of answers that the first one fell.
 
-
 # %%
-def presence(records, path):
-    """Is there one of a class? The classes take turns; the answer is one word."""
-    singular = {plural: kind for kind, plural in data.PLURAL.items()}
-    for number, record in enumerate(records):
-        kind = list(record.truth)[number % len(record.truth)]
-        question = ("user", f"Is there a {singular.get(kind, kind)} in the image?")
-        yield training.Task(tuple(record.image_paths), (question,), "Yes." if record.truth[kind] else "No.")
-
-
-words, unseen = list(presence(records, source)), list(presence(test_records, test_source))
-cosine = rewards.cosine_scorer(
-    rewards.tfidf_embedder([task.facts for task in words])
-)  # the project's embedding model is not at hand
-
-
-def short_answers(model):
-    """Cosine reward and rightness of greedy answers to the held-out questions, (questions,) each."""
-    said = models.generate_answers(model, processor, [t.images[0] for t in unseen], [t.question for t in unseen])
-    given = [(None, t.question, text, t.facts) for t, text in zip(unseen, said, strict=True)]
-    return [np.array([score(*row).total for row in given]) for score in (cosine, rewards.exact_match)]
-
-
+words = training.tasks_asking(records, data.presence_question)
+unseen = training.tasks_asking(test_records, data.presence_question)
+# the project's embedding model is not at hand
+cosine = rewards.cosine_scorer(rewards.tfidf_embedder([task.facts for task in words]))
 project = config.ppo_preset("vqa")
-kept = [
-    "prompts_per_iteration",
-    "group_size",
-    "mini_batch",
-    "epochs",
-    "gamma",
-    "entropy_weight",
-    "kl_weight",
-    "max_grad_norm",
-    "no_end_penalty",
-]
+kept = ["prompts_per_iteration", "group_size", "mini_batch", "epochs", "gamma", "entropy_weight"]
+kept += ["kl_weight", "max_grad_norm", "no_end_penalty"]
 failing = {name: getattr(project, name) for name in kept}
-failing |= {"critic_adapter": False, "anneal_lr": False, "iterations": VQA}
+failing |= {"critic_adapter": False, "anneal_lr": False, "iterations": VQA, "max_new_tokens": 8}
 cure = {"advantages": "rloo", "prompts_per_iteration": 16, "group_size": 4, "mini_batch": 8}
-cure |= {"iterations": max(1, VQA // 4)}
+cure |= {"iterations": max(1, VQA // 4), "max_new_tokens": 8}
 print(f"the project: {failing}")
 
+
 # %%
-table = [["run", "answers", "cosine, held out", "right, held out", "p (McNemar)", "the doctor says"]]
-short = {"base": short_answers(models.load_model(MODEL)[0])} if VQA else {}
-for name, changes in {"one answer at a time": failing, "the cure": cure}.items() if VQA else ():
+def short_answers(model):
+    """Cosine reward and rightness of greedy answers to the held-out questions, (questions,) each."""
+    return evaluation.score_greedy_answers(model, processor, unseen, cosine, rewards.exact_match)
+
+
+def intervals(close, right):
+    """Both with their intervals, for the table."""
+    hits = statistics.proportion(right.sum(), len(right))
+    return [str(statistics.mean_interval(close)), str(hits)]
+
+
+def train_short(name, changes):
+    """Train on the questions that one word answers; a row of the table."""
     watching = doctor.PPODoctor()
-    run = new_trainer(name.replace(" ", "-"), cosine, changes | {"max_new_tokens": 8}, words, [watching])
+    run = new_trainer(name.replace(" ", "-"), cosine, changes, words, [watching])
     run.train()
-    short[name] = short_answers(run.model)
-    verdicts = ", ".join(verdict.kind for verdict in watching.verdicts) or "nothing"
-    p = statistics.mcnemar_p(short["base"][1], short[name][1])
-    table.append([name, f"{int(run.log[-1]['samples'])}", str(statistics.mean_interval(short[name][0])),
-                  str(statistics.proportion(short[name][1].sum(), len(short[name][1]))), f"{p:.1g}", verdicts])  # fmt: skip
+    close, right = short_answers(run.model)
+    figures = [*intervals(close, right), f"{statistics.mcnemar_p(base_right, right):.1g}"]
+    answers = str(int(run.log[-1]["samples"]))
+    return [name, answers, *figures, doctor.verdict_kinds(watching.verdicts)]
+
+
+# %%
+head = ["run", "answers", "cosine, held out", "right, held out", "p (McNemar)", "the doctor says"]
 if VQA:
-    table.insert(1, ["base", "0", str(statistics.mean_interval(short["base"][0])),
-                     str(statistics.proportion(short["base"][1].sum(), len(short["base"][1]))), "", ""])  # fmt: skip
-    display(section.table(table))
+    base_close, base_right = short_answers(models.load_model(MODEL)[0])
+    rows = [head, ["base", "0", *intervals(base_close, base_right), "", ""]]
+    rows += [train_short("one answer at a time", failing), train_short("the cure", cure)]
+    display(section.table(rows))
 
 # %% [markdown]
 # ## What you should see
@@ -530,24 +497,28 @@ base_weights = [name for name, p in trainer.model.named_parameters() if p.requir
 assert not base_weights, "only adapters are trained"
 if MODEL == "tiny" and ITERATIONS is None and "scene-" in records[0].images[0]:
     for name in ("ppo", *COMPARE):
-        assert results[name][0.0].exact_share.low > 0.8, f"{name} should count most held-out scenes right"
+        share = results[name].greedy.exact_share
+        assert share.low > 0.8, f"{name} should count most held-out scenes right"
     assert WARM_UP < 8 or known > 0.2, "the critic should know more than the mean score"
 
 # %%
 names = {"ppo": "ppo", "rloo": "rloo", "grpo": "grpo", "reward-model": "ppo_rm"}
 for name, figure in names.items():
     if name in results:
-        section.add_share(f"{figure}_exact", results[name][0.0].exact_share, SEED)
-section.add_share("ppo_exact_sampled", results["ppo"][1.0].exact_share, SEED)
-section.add_share("ppo_wellformed_sampled", results["ppo"][1.0].well_formed_share, SEED)
+        section.add_share(f"{figure}_exact", results[name].greedy.exact_share, SEED)
+sampled_before, sampled = before.sampled, results["ppo"].sampled
+section.add_share("ppo_exact_sampled", sampled.exact_share, SEED)
+section.add_share("ppo_wellformed_sampled", sampled.well_formed_share, SEED)
 section.add_value("ppo_samples", log[-1]["samples"], SEED)
 section.add_value("ppo_train_seconds", trainer.seconds + warm_seconds, SEED)
 if trainer.actor.critic:
     section.add_value("ppo_explained_variance", known, SEED)
+
+# %%
 section.conclude(
-    f"PPO with the count reward: greedy exact {before[0.0].exact_share} → {results['ppo'][0.0].exact_share}, sampled "
-    f"{before[1.0].exact_share.short_text()} → {results['ppo'][1.0].exact_share.short_text()}, "
-    f"after {int(log[-1]['samples'])} samples."
+    f"PPO with the count reward: greedy exact {before.greedy.exact_share} → "
+    f"{results['ppo'].greedy.exact_share}, sampled {sampled_before.exact_share.short_text()} → "
+    f"{sampled.exact_share.short_text()}, after {samples} samples."
 )
 print("report:", section.save())
 

@@ -11,30 +11,21 @@
 # ## Set-up
 
 # %% tags=["setup"]
-# Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
-REPOSITORY, TAG = "", ""  # Colab only: address of the Git repository of this notebook, and its tag
-DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, for example "vlm-alignment"
+REPOSITORY, TAG = "", "main"  # what Colab and Kaggle fetch
+DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such as "vlm-alignment"
 
-import subprocess
+import os
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
-if ROOT is None:
-    if not REPOSITORY or not Path("/content").is_dir():
-        raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
-    ROOT = Path("/content", Path(REPOSITORY).stem)
-    if not ROOT.exists():  # fetched under another name: a download that is cut off leaves nothing under this one
-        part = Path(tempfile.mkdtemp(dir="/content"), ROOT.name)
-        clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG or "main", REPOSITORY, str(part)]
-        if (run := subprocess.run(clone, capture_output=True, text=True)).returncode:
-            raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
-        part.rename(ROOT)
-sys.path.insert(0, str(ROOT))
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
+HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
+if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
+    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
-set_up(DRIVE)
+ROOT = set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -117,9 +108,8 @@ comparison.show()
 # %%
 image, question = files.open_image(items[0].path), data.question_for(items[0], 0)
 (spoken,) = evaluation.ask_policies(policies, [first], image, question)
-packed = models.pack_separately(
-    processor, [models.render(processor, question)], [[image]], [[torch.tensor(spoken.ids)]]
-).to(policies.model.device)
+encoded = models.encode_prompts(processor, [models.render(processor, question)], [[image]])
+packed = models.pack_separately(processor, encoded, [[torch.tensor(spoken.ids)]]).to(policies.model.device)
 log_p = {}
 for name in ("base", first):
     with policies.use_policy(name) as model, torch.no_grad():

@@ -12,30 +12,21 @@
 # ## Set-up
 
 # %% tags=["setup"]
-# Set-up, the same in every notebook. On Colab: fetch the repository and install what is missing.
-REPOSITORY, TAG = "", ""  # Colab only: address of the Git repository of this notebook, and its tag
-DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, for example "vlm-alignment"
+REPOSITORY, TAG = "", "main"  # what Colab and Kaggle fetch
+DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such as "vlm-alignment"
 
-import subprocess
+import os
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "setup.py").exists()), None)
-if ROOT is None:
-    if not REPOSITORY or not Path("/content").is_dir():
-        raise SystemExit("helpers/ is not here. Open the notebook in its repository; on Colab, set REPOSITORY above.")
-    ROOT = Path("/content", Path(REPOSITORY).stem)
-    if not ROOT.exists():  # fetched under another name: a download that is cut off leaves nothing under this one
-        part = Path(tempfile.mkdtemp(dir="/content"), ROOT.name)
-        clone = ["git", "clone", "--quiet", "--depth", "1", "--branch", TAG or "main", REPOSITORY, str(part)]
-        if (run := subprocess.run(clone, capture_output=True, text=True)).returncode:
-            raise SystemExit(f"{REPOSITORY} (tag {TAG!r}) cannot be fetched: {run.stderr.strip()} Check both above.")
-        part.rename(ROOT)
-sys.path.insert(0, str(ROOT))
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
+HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
+if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
+    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
-set_up(DRIVE)
+ROOT = set_up(DRIVE)
 
 # %% [markdown]
 # ## Parameters
@@ -63,7 +54,7 @@ from IPython.display import display
 from scipy.stats import binom
 from torch.testing import assert_close
 
-from helpers import data, evaluation, export, files, machine, models, report, statistics
+from helpers import data, evaluation, export, files, machine, models, report
 
 section = report.Section("07_evaluate", "Does it help? Evaluation on held-out images")
 
@@ -86,7 +77,8 @@ if split == "valid":
     section.say(f"{folder.name} has no test split: these are its validation images, so read the figures with care.")
 saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
 saved = [policy for policy in saved if any(fnmatch(policy.name, pattern) for pattern in POLICIES)]
-policies = models.Policies(*models.load_model(MODEL, max_pixels=models.image_limit(saved, plan.max_pixels)), saved)
+max_pixels = models.image_limit(saved, plan.max_pixels)
+policies = models.Policies(*models.load_model(MODEL, max_pixels=max_pixels), saved)
 processor, names = policies.processor, policies.names
 print(f"{len(items)} images of {folder.name}/{split}; {', '.join(names)}")
 assert saved, f"no adapter fits {POLICIES}"
@@ -100,40 +92,33 @@ assert saved, f"no adapter fits {POLICIES}"
 # %%
 for policy in saved:
     path = policy.folder / "validation_answers.json"
-    if not path.exists():
-        continue
-    noted = files.read_json(path)
-    source = Path(noted["records"])
-    with policies.use_policy(policy.name) as model:
-        answers = models.answer_records(model, processor, data.read_records(source))
-    same = sum(a == b for a, b in zip(answers, noted["answers"], strict=True))
-    assert same == len(answers), f"{policy.name}: {len(answers) - same} answers changed on reloading"
-    section.say(f"{policy.name}: reloaded in a new process, {same} of {len(answers)} greedy answers are identical.")
+    if path.exists():
+        noted = files.read_json(path)
+        records = data.read_records(Path(noted["records"]))
+        with policies.use_policy(policy.name) as model:
+            answers = models.answer_records(model, processor, records)
+        same = sum(a == b for a, b in zip(answers, noted["answers"], strict=True))
+        assert same == len(answers), f"{policy.name}: {len(answers) - same} answers changed on reloading"
+        section.say(
+            f"{policy.name}: reloaded in a new process, {same} of {len(answers)} greedy answers "
+            "are identical."
+        )
 
 # %% [markdown]
 # ## Ask everyone the same questions
 #
 # All counts: greedy, sampled at temperature 1 with three seeds, with the images exchanged between items, with grey
 # images. And the count of one class, which the preferences did not train: what is paid for the gain elsewhere shows here.
+# Who asks what is in `examine` in `helpers/evaluation/exam.py`.
 
 # %%
 examined = {name: evaluation.examine(policies, name, items, SEEDS) for name in names}
-rows = [["model", "all counts right, greedy", f"sampled, {len(SEEDS)} seeds", "images shuffled", "images blank",
-         "well formed, greedy", "well formed, sampled", "seconds"]]  # fmt: skip
-for name, found in examined.items():
-    shares = [found.greedy.exact_share, found.sampled_exact, found.shuffled.exact_share, found.blank.exact_share,
-              found.greedy.well_formed_share, found.sampled_well_formed]  # fmt: skip
-    rows.append([name, *(share.short_text() for share in shares), f"{found.seconds:.0f}"])
-section.table(rows)
+section.table(evaluation.exam_rows(examined))
 
 # %%
-measures = {
-    name: {"exact, greedy": found.greedy.exact_share, "exact, sampled (seed 0)": found.sampled[0].exact_share,
-           "exact, images shuffled": found.shuffled.exact_share, "exact, images blank": found.blank.exact_share,
-           "well formed, sampled (seed 0)": found.sampled[0].well_formed_share}
-    for name, found in examined.items()
-}  # fmt: skip
-section.picture(report.interval_chart(measures, f"{len(items)} held-out images"), "Shares with 95 % intervals")
+shares = {name: found.shares() for name, found in examined.items()}
+chart = report.interval_chart(shares, f"{len(items)} held-out images")
+section.picture(chart, "Shares with 95 % intervals")
 
 # %% [markdown]
 # ## Is the difference real?
@@ -194,9 +179,11 @@ for name, found in examined.items():
 
 # %%
 for name in ("base", first):
-    counts = evaluation.count_metrics(examined[name].greedy.answers, [item.counts for item in items])
-    display_rows = counts.rows()
-    display(section.table([[f"{display_rows[0][0]} ({name})", *display_rows[0][1:]], *display_rows[1:]]))
+    greedy = examined[name].greedy
+    (corner, *columns), *rows = evaluation.count_metrics(
+        greedy.answers, [item.counts for item in items]
+    ).rows()
+    display(section.table([[f"{corner} ({name})", *columns], *rows]))
 errors = {name: examined[name].greedy.errors() for name in ("base", first)}
 section.picture(report.error_chart(errors), f"Stated minus true count before and after ({first})")
 
@@ -223,7 +210,7 @@ section.picture(
 polled = [
     q
     for kind in ("random", "popular", "adversarial")
-    for q in evaluation.pope_questions(items[:200], kind, per_image=1)
+    for q in evaluation.official.pope_questions(items[:200], kind, per_image=1)
 ]
 
 
@@ -234,9 +221,9 @@ def generate(images, prompts):
 
 for name in ("base", first):
     with policies.use_policy(name) as model:
-        grade = evaluation.grade_pope(polled, evaluation.ask(polled, generate, batch=len(polled)))
-    rows = [[what, evaluation.shown(value)] for what, value in grade.rows()]
-    display(section.table([[f"POPE, {name}", "figure"], *rows]))
+        answers = evaluation.official.ask_questions(polled, generate, batch=len(polled))
+    grade = evaluation.official.grade_pope(polled, answers)
+    display(section.table(grade.table(f"POPE, {name}")))
 
 # %% [markdown]
 # ## Texts: what BLEU and ROUGE do not see
@@ -246,7 +233,7 @@ for name in ("base", first):
 # %%
 truths = [data.one_class_question(item.counts, number)[1] for number, item in enumerate(items)]
 for name in ("base", first):
-    found = evaluation.text_metrics(examined[name].one_class, truths)
+    found = evaluation.reference_metrics(examined[name].one_class, truths)
     display(section.table([[f"one class, {name}", "figure"], *found.rows()[1:]]))
 
 # %% [markdown]
@@ -270,23 +257,25 @@ for name in ("base", first):
 # download it at the pinned revision. VL-RewardBench is for reward models: notebook 03.
 
 # %%
+official, out = evaluation.official, files.artifacts_dir() / "benchmarks"
 for benchmark, file in BENCHMARKS.items():
-    questions = evaluation.load(benchmark, files.artifacts_dir() / "benchmarks", file=Path(file) if file else None)
+    questions = official.load_questions(benchmark, out, file=Path(file) if file else None)
     for name in names:
         with policies.use_policy(name) as model:
-            answers = evaluation.ask(questions, generate)
-        evaluation.write_answers(
-            files.artifacts_dir() / "benchmarks" / f"{benchmark}-{name.replace('/', '-')}.jsonl", questions, answers
-        )
-        grade = evaluation.GRADES[benchmark](questions, answers)
+            answers = official.ask_questions(questions, generate)
+        path = out / f"{benchmark}-{name.replace('/', '-')}.jsonl"
+        official.write_answers(path, questions, answers)
+        grade = official.GRADES[benchmark](questions, answers)
         print(name, grade, sep="\n")
-        rows = [[what, evaluation.shown(value)] for what, value in grade.rows()]
-        display(section.table([[f"{benchmark}, {name}", "figure"], *rows]))
-for benchmark, (questions, reviews) in JUDGED.items():
-    questions = evaluation.load(benchmark, files.artifacts_dir() / "benchmarks", file=Path(questions))
-    grade = evaluation.GRADES[benchmark](questions, evaluation.read_reviews(Path(reviews), questions))
+        display(section.table(grade.table(f"{benchmark}, {name}")))
+
+# %%
+for benchmark, (questions_file, reviews_file) in JUDGED.items():
+    questions = official.load_questions(benchmark, out, file=Path(questions_file))
+    reviews = official.read_reviews(Path(reviews_file), questions)
+    grade = official.GRADES[benchmark](questions, reviews)
     print(grade)
-    display(section.table([[benchmark, "figure"], *[[what, evaluation.shown(value)] for what, value in grade.rows()]]))
+    display(section.table(grade.table(benchmark)))
 
 # %% [markdown]
 # ## What you should see
@@ -308,23 +297,7 @@ if MODEL == "tiny" and folder.name == "traffic":
         assert examined[name].sampled_well_formed.value >= 0.90, f"{name}: sampling is broken"
 
 # %%
-base = examined["base"]
-section.add_share("base_exact", base.greedy.exact_share)
-section.add_share("base_exact_sampled", base.sampled[0].exact_share)
-section.add_share("base_wellformed_sampled", base.sampled[0].well_formed_share)
-section.add_share("base_exact_shuffled_images", base.shuffled.exact_share)
-for policy in [policy for policy in saved if policy.name.startswith("dpo")]:
-    found, suffix = examined[policy.name], "" if policy is saved[0] else f"_{policy.folder.name.replace('-', '_')}"
-    section.add_share(f"dpo_exact{suffix}", found.greedy.exact_share, policy.seed)
-    section.add_share(f"dpo_exact_sampled{suffix}", found.sampled[0].exact_share, policy.seed)
-    section.add_share(f"dpo_wellformed_sampled{suffix}", found.sampled[0].well_formed_share, policy.seed)
-    section.add_share(f"dpo_exact_shuffled_images{suffix}", found.shuffled.exact_share, policy.seed)
-    p = next(row.adjusted for row in comparisons if (row.policy, row.metric) == (policy.name, "all counts right"))
-    section.add_value(f"dpo_mcnemar_p{suffix}", p, policy.seed)
-one_class = next(metric for metric in metrics if metric.name == "one class: right").values
-for label, name in {"base": "base", "dpo": next((name for name in names if name.startswith("dpo")), "base")}.items():
-    section.add_share(f"{label}_one_class", statistics.proportion(int(one_class[name].sum()), len(items)))
-section.examined = evaluation.policy_findings(policies, examined, comparisons)
+report.add_exam_figures(section, policies, examined, metrics, comparisons)
 print("report:", section.save())
 
 # %% [markdown]
@@ -335,16 +308,13 @@ print("report:", section.save())
 # With both empty, nothing happens. `docs/export.md` says the rest.
 
 # %%
-if EXPORT or PUSH_TO:
-    from helpers import export
-
-    wanted = saved[0].folder
-    if PUSH_TO:
-        export.push_token(PUSH_TO)  # rather now than after the merge
-    if EXPORT:
-        wanted = export.merge(None, wanted, Path(EXPORT))
-    if PUSH_TO:
-        print(export.push(wanted, PUSH_TO))
+wanted = saved[0].folder
+if PUSH_TO:
+    export.push_token(PUSH_TO)  # rather now than after the merge
+if EXPORT:
+    wanted = export.merge(None, wanted, Path(EXPORT))
+if PUSH_TO:
+    print(export.push(wanted, PUSH_TO))
 
 # %% [markdown]
 # ## Next

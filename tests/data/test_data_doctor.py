@@ -1,76 +1,22 @@
-import base64
+"""What the doctor of data finds in a file, where, and what it does not take for a fault."""
+
 import json
 import random
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from IPython.lib.pretty import pretty
 from pictures import noise
 from PIL import Image
+from preference_files import QUESTION, answers, draw, messages, row, told, write
 from shipped import TRAFFIC
-from transformers import AutoProcessor
 
 from helpers.cli import main
-from helpers.data.convert_files import is_array, scan_file
 from helpers.data.data_doctor import check_file, find_photos
 from helpers.data.findings import FINDING_KINDS, salvage
-from helpers.data.preferences import PreferenceRecord
-from helpers.doctor.lengths import RecordLengths, image_tokens, text_tokens
+from helpers.doctor.lengths import RecordLengths, image_tokens
 from helpers.files import ROOT, UsageError
-from helpers.models.prompts import count_image_tokens, render
-from helpers.models.shared_prefix import pack_separately
-
-QUESTION = "How many cars are in the image?"
-
-
-def row(i, **change):
-    """Record number i of a file in which nothing is wrong; the better answer stands first in every other one."""
-    texts = [f"There are {i + 10} cars.", f"There are {99 - i} cars."]
-    record = {
-        "images": [f"images/{i}.png"],
-        "prompt": [{"role": "user", "content": QUESTION}],
-        "answers": [{"text": text} for text in (texts if i % 2 else texts[::-1])],
-        "ranking": [[0], [1]] if i % 2 else [[1], [0]],
-        "id": f"r{i}",
-        "group": f"photo-{i}",
-    }
-    return {**record, **change}
-
-
-def draw(path, number, size=(30, 20)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (number % 256, 7, 7)).save(path)
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """24 images, so that a file of one record an image has enough pairs to be judged by the blind rules."""
-    for i in range(24):
-        draw(tmp_path / "images" / f"{i}.png", i)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT / "data" / "tiny-qwen2-vl")
-
-
-def told(report):
-    return [(finding.kind, finding.line) for finding in report.findings]
-
-
-def messages(report):
-    return [finding.message for finding in report.findings]
-
 
 # --- the clean file, and one finding at a time ----------------------------------------------------
 
@@ -81,10 +27,6 @@ def test_a_clean_file_has_no_findings(folder, processor):
     assert report.counts == {"lines": 24, "records": 24, "pairs": 24, "images": 24}
     assert "24 records, 24 pairs, 24 images, 0 errors, 0 warnings, 0 notes." in str(report)
     assert "shown first" in str(report) and "0.500 [0.314, 0.686] (n = 24)" in str(report)
-
-
-def answers(*texts, scores=(None, None, None)):
-    return [{"text": text, "score": score} for text, score in zip(texts, scores, strict=False)]
 
 
 SAID = {"text": "There are 11 cars."}
@@ -341,21 +283,6 @@ def test_without_images_none_is_opened(tmp_path):
     assert check_file(write(tmp_path / "a.jsonl", [row(0), row(1)]), images=False).findings == []
 
 
-def test_tokens_are_those_that_the_model_gets(processor):
-    record = PreferenceRecord.model_validate(row(1))
-    for size in [(30, 20), (112, 112), (300, 40), (1000, 700), (28, 29)]:
-        image = Image.new("RGB", size)
-        packed = pack_separately(processor, [render(processor, QUESTION)], [[image]], [[record.answers[0].text]])
-        assert count_image_tokens(processor, packed.inputs) == [image_tokens(processor, size)]
-        assert packed.inputs["input_ids"].shape[1] == image_tokens(processor, size) + text_tokens(processor, record)
-
-
-def test_other_processors_are_asked_with_a_blank_image(processor, monkeypatch):
-    expected = image_tokens(processor, (100, 60))
-    monkeypatch.delattr(type(processor.image_processor), "get_number_of_image_patches")
-    assert image_tokens(processor, (100, 60)) == expected > 1
-
-
 def test_lengths_are_summed_up_and_long_records_told(folder, processor):
     long = [{"text": "There are " + "very " * 50 + "many."}, {"text": "12"}]
     rows = [*(row(i) for i in range(9)), row(9, answers=long, ranking=[[0], [1]])]
@@ -376,19 +303,6 @@ def test_what_the_model_cannot_take_is_an_error(folder, processor):
     draw(folder / "thin.png", 1, (500, 2))  # Qwen2-VL refuses sides that differ by more than 200 times
     report = check_file(write(folder / "a.jsonl", [row(0, images=["thin.png"])]), lengths=RecordLengths(processor))
     assert told(report) == [("unfit for the model", 1)] and "aspect ratio" in messages(report)[0]
-
-
-def test_a_conversation_has_its_images_in_the_first_question(processor):
-    roles = ["system", "user", "assistant", "user"]
-    prompt = [{"role": role, "content": "Count the cars."} for role in roles]
-    once = PreferenceRecord.model_validate(row(1, prompt=prompt))
-    twice = PreferenceRecord.model_validate(row(1, prompt=prompt, images=["a.png", "b.png"]))
-    marks = [f"<|im_start|>{role}\nCount the cars.<|im_end|>\n" for role in roles]
-    image = "<|vision_start|><|vision_end|>"
-    marks[1] = marks[1].replace("\n", f"\n{image}", 1)
-    text = "".join(marks) + "<|im_start|>assistant\n" + "There are 11 cars.<|im_end|>"
-    assert text_tokens(processor, once) == len(processor.tokenizer(text)["input_ids"])
-    assert text_tokens(processor, twice) == text_tokens(processor, once) + 2
 
 
 FOREIGN = {
@@ -429,46 +343,7 @@ def test_of_an_array_that_was_cut_off_the_whole_items_are_kept(folder):
     assert "unknown format (columns: question)" in messages(check_file(folder / "a.json"))[0]
 
 
-# --- reports, salvage, command line ----------------------------------------------------------------
-
-
-def test_a_report_shows_the_worst_first_and_few_places_of_each(tmp_path):
-    rows = [*(row(i, ranking=None) for i in range(7)), "{"]
-    text = str(check_file(write(tmp_path / "a.jsonl", rows), images=False))
-    assert text.index("ERROR: bad line (1)") < text.index("NOTE: no pairs (7)")
-    assert "    a.jsonl:5 (r4): not ranked\n    … and 2 more" in text and "r5" not in text
-    long = check_file(
-        write(tmp_path / "b.jsonl", [row(0, **{"x" * 5000: 1}), row(1, id="a\nb", ranking=None)]), images=False
-    )
-    assert "xxx…\n" in str(long) and "b.jsonl:2 (a b): not ranked" in str(long) and len(str(long)) < 2000
-    assert pretty(long) == str(long)  # what a notebook shows
-
-
-def test_salvage_keeps_good_lines_and_says_what_was_wrong_with_the_others(folder):
-    good = [json.dumps(row(0)), "", json.dumps(row(1)) + "\r", json.dumps(row(2, prompt="Wie viele Straßen? 数"))]
-    bad = [json.dumps(row(3, id="r0")), json.dumps(row(4, images=["gone.png"])), '{"cut": "数']
-    path = folder / "a.jsonl"
-    path.write_bytes(
-        "\n".join([good[0], bad[0], *good[1:3], bad[1], bad[2], ""]).encode() + b"\xff\n" + good[3].encode()
-    )
-    report = check_file(path)
-    assert salvage(path, report, folder / "out.jsonl") == (3, 4)
-    assert (folder / "out.jsonl").read_bytes() == "".join(f"{g}\n" for g in good if g).encode()
-    entries = [json.loads(line) for line in (folder / "out.bad.jsonl").read_text("utf-8").splitlines()]
-    assert [entry["line"] for entry in entries] == [2, 5, 6, 7]
-    assert [entry["raw"] for entry in entries[:3]] == bad and "encoding" not in entries[0]
-    assert base64.b64decode(entries[3]["raw"]) == b"\xff" and entries[3]["encoding"] == "base64"
-    assert entries[0]["error"] == "line 1 has this id too" and "gone.png does not exist" in entries[1]["error"]
-    assert check_file(folder / "out.jsonl").errors == []
-
-
-def test_salvage_does_not_overwrite_what_it_reads(tmp_path):
-    path = write(tmp_path / "a.bad.jsonl", [row(0)])
-    report = check_file(path, images=False)
-    for out in ("a.bad.jsonl", "a.jsonl"):
-        with pytest.raises(UsageError, match="would be overwritten"):
-            salvage(path, report, tmp_path / out)
-    assert path.read_text() == json.dumps(row(0)) + "\n"
+# --- the command line ------------------------------------------------------------------------------
 
 
 def test_the_command_exits_with_1_on_errors_only(folder, capsys):
@@ -512,66 +387,6 @@ def test_help_says_what_every_option_does(capsys):
         "as this model does",
     ):
         assert words in text
-
-
-# --- whatever happens to a file --------------------------------------------------------------------
-
-LINES = [json.dumps(row(i, extra={"note": "数 🚌"}), ensure_ascii=False).encode() for i in range(4)]
-LINES += [json.dumps({"image": "5.png", "prompt": QUESTION, "chosen": "5", "rejected": "6"}).encode(), b""]
-ORIGINAL = {line: PreferenceRecord.model_validate_json(line) for line in LINES if line}
-TINY = [*rb'NaN null -Infinity 1e999 " \ \ud800 { } ] , "id":"r1", "score":1e400,'.split(), b" "]
-RARE = [b"\n", b"\r", b"\n\n", b"\0", b"\x85", b"\xff\xfe", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xed\xa0\x80"]
-LONG = [b"[" * 100_000, b'{"a":' * 3000, b"9" * 5000, b'"score":' + b"9" * 400 + b",", LINES[0], LINES[4] + b"\n"]
-
-
-def damaged(pick):
-    """The file after one to four cuts, flips, repeats and insertions, at places of which each is as likely."""
-    data = b"\n".join(LINES)
-    for _ in range(pick.randint(1, 4)):
-        start = pick.choice([0, pick.randint(0, len(data)), data.find(b"\n", pick.randint(0, len(data))) + 1])
-        stop = start + pick.choice([0, 1, 2, 10, 300, max(0, data.find(b"\n", start) + 1 - start)])
-        part = data[start:stop]
-        new = pick.choice([pick.choice([*TINY, *RARE, *LONG]), b"", bytes(byte ^ 0x21 for byte in part), part * 2])
-        data = data[:start] + new + (data[stop:] if pick.random() < 0.95 else b"")
-    return data
-
-
-def lines_of_salvage(folder):
-    """The good lines in order, and the bad ones by number, as they were."""
-    *good, end = (folder / "out.jsonl").read_bytes().split(b"\n")
-    assert end == b""
-    entries = map(json.loads, (folder / "out.bad.jsonl").read_bytes().splitlines())
-    return good, {e["line"]: base64.b64decode(e["raw"]) if "encoding" in e else e["raw"].encode() for e in entries}
-
-
-def test_no_damage_loses_a_good_line_or_stops_the_check(tmp_path):
-    seen = Counter()
-    for number in range(10_000):
-        (tmp_path / "a.jsonl").write_bytes(data := damaged(random.Random(number)))
-        raw = {n: line for n, line in enumerate(data.split(b"\n"), start=1) if line.strip()}
-        scanned = {line.number: line for line in scan_file(tmp_path / "a.jsonl")}
-        if is_array(tmp_path / "a.jsonl"):  # only if no line is lost by it
-            assert sum(line.record is not None for line in scanned.values()) >= sum(x in ORIGINAL for x in raw.values())
-            raw = {line.number: line.raw for line in scanned.values()}
-        assert scanned.keys() == raw.keys(), number
-        for n, line in scanned.items():
-            assert (line.record is None) == bool(line.error), number
-            assert raw[n] not in ORIGINAL or line.record == ORIGINAL[raw[n]], number
-        report = check_file(tmp_path / "a.jsonl", images=False)
-        bad_lines = [finding.line for finding in report.findings if finding.kind == "bad line"]
-        assert bad_lines == [n for n, line in scanned.items() if line.error], number
-        assert sum(salvage(tmp_path / "a.jsonl", report, tmp_path / "out.jsonl")) == len(raw) and str(report), number
-        if is_array(tmp_path / "a.jsonl"):
-            seen["arrays"] += 1
-            continue
-        good, bad = lines_of_salvage(tmp_path)
-        assert bad.keys() >= set(bad_lines) and good == [raw[n] for n in raw if n not in bad], number
-        assert all(raw[n] == line for n, line in bad.items()), number
-        seen.update(
-            lines=len(raw), bad=len(bad_lines), whole=sum(line in ORIGINAL for line in raw.values()), salvaged=len(good)
-        )
-    # whole lines were kept in great number, and lines that were not whole were of both kinds
-    assert seen["whole"] > 20_000 and seen["bad"] > 8_000 and seen["lines"] - seen["bad"] > seen["whole"] + 500
 
 
 def test_100_000_records_take_less_than_a_minute_and_a_gigabyte(tmp_path):

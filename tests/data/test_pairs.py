@@ -13,14 +13,14 @@ from helpers.data.pairs import (
     build_records,
     counting_questions,
     make_one_sided,
+    presence_question,
     question_for,
     spoil_image,
+    swap_rankings,
     true_and_wrong_answers,
 )
-from helpers.data.preferences import read_records
+from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.models.generation import answer_budget, sample_answers
-from helpers.rewards.ranking import rank_samples
-from helpers.rewards.scoring import SCORERS
 
 CLASSES = ["cars", "buses"]
 
@@ -61,23 +61,6 @@ def test_kinds_that_do_not_exist_and_data_without_variety_are_errors():
     same = [CountedImage(i.path, {"cars": 1, "buses": 1}, i.group) for i in items]
     with pytest.raises(ValueError, match="all images have the same counts"):
         build_records(same, [[]] * 3, ("other image",))
-
-
-def test_samples_are_ranked_by_a_score_with_margins(capsys):
-    (item, same) = made_up_items(2)
-    cars, buses = item.counts.values()
-    right, off_by_one = count_answer(item.counts), count_answer({"cars": cars + 1, "buses": buses})
-    both_off = count_answer({"cars": cars + 1, "buses": buses + 1})
-    samples = [[off_by_one, right, off_by_one, " ", both_off], [right, right]]
-    (record,) = rank_samples([item, same], samples, SCORERS["count_per_class"])
-    assert [a.text for a in record.answers] == [off_by_one, right, both_off]  # as sampled, each once
-    assert [a.score for a in record.answers] == [0.5, 1.0, 0.0] and record.ranking == [[1], [0], [2]]
-    assert [pair.margin for pair in record.pairs()] == [0.5, 1.0, 0.5]
-    (extreme,) = record.pairs("extremes")
-    assert extreme.margin == 1.0 and extreme.chosen.text == right and extreme.rejected.text == both_off
-    assert "1 of 2 images give no record" in capsys.readouterr().out
-    (tie,) = rank_samples([item], [[off_by_one, both_off]], SCORERS["count_exact"])
-    assert tie.ranking == [[0, 1]] and tie.pairs() == []
 
 
 def test_spoilt_images_keep_their_size_and_lose_their_content():
@@ -155,3 +138,19 @@ def test_answers_for_a_critic_are_true_edited_and_of_other_images():
     assert true_and_wrong_answers(truths, seed=3) == true_and_wrong_answers(truths, seed=3)
     with pytest.raises(ValueError, match="all images have the same counts"):
         true_and_wrong_answers([{"cars": 1}, {"cars": 1}])
+
+
+def test_questions_of_presence_take_the_classes_in_turns():
+    counts = {"buses": 2, "bicycles": 0, "lorries": 1}
+    assert presence_question(counts, 0) == ("Is there a bus in the image?", "Yes.")
+    assert presence_question(counts, 4) == ("Is there a bicycle in the image?", "No.")
+    # a class that no scene has keeps its name
+    assert presence_question(counts, 2) == ("Is there a lorries in the image?", "Yes.")
+
+
+def test_swapped_rankings_are_upside_down_and_the_others_as_they_were():
+    short = {"images": ["a.png"], "prompt": "How many?", "answers": [{"text": t} for t in "abc"]}
+    records = [PreferenceRecord.model_validate({**short, "ranking": [[1], [0, 2]]})] * 2
+    kept, swapped = swap_rankings(records, [False, True])
+    assert kept.ranking == [[1], [0, 2]] and swapped.ranking == [[0, 2], [1]]
+    assert kept.answers == swapped.answers

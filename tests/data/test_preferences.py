@@ -19,7 +19,7 @@ from helpers.data.preferences import (
     to_trl,
     write_records,
 )
-from helpers.files import ROOT, UsageError
+from helpers.files import ROOT, UsageError, write_text
 
 SHORT = {"image": "a.png", "prompt": "How many cars?", "chosen": "There are 2.", "rejected": "There are 3."}
 RANKED = {
@@ -168,7 +168,7 @@ def test_records_survive_the_round_trip(tmp_path):
 
 def test_images_are_absolute_once_read_and_relative_in_the_file(tmp_path):
     line = {**SHORT, "image": "images/a.png"}
-    path = write_lines(tmp_path / "one" / "r.jsonl", [json.dumps(line)])
+    path = write_text(tmp_path / "one" / "r.jsonl", json.dumps(line) + "\n")
     (record,) = read_records(path)
     assert record.images == [str(tmp_path / "one" / "images" / "a.png")] and record.place == f"{path}:1"
     copy = write_records(tmp_path / "two" / "r.jsonl", [record])
@@ -180,7 +180,9 @@ def test_images_are_absolute_once_read_and_relative_in_the_file(tmp_path):
 
 def test_absolute_names_and_addresses_stay_what_they_were(tmp_path):
     names = ["/photos/a.png", "https://example.org/b.png"]
-    path = write_lines(tmp_path / "r.jsonl", [json.dumps({**SHORT, "image": name}) for name in names])
+    path = write_text(
+        tmp_path / "r.jsonl", "".join(json.dumps({**SHORT, "image": name}) + "\n" for name in names)
+    )
     records = read_records(path)
     assert [record.images for record in records] == [[name] for name in names]
     copy = write_records(tmp_path / "out" / "r.jsonl", records)
@@ -190,7 +192,7 @@ def test_absolute_names_and_addresses_stay_what_they_were(tmp_path):
 def test_the_key_of_a_record_without_an_id_does_not_depend_on_the_folder(tmp_path):
     keys = set()
     for folder in ("one", "two"):
-        path = write_lines(tmp_path / folder / "r.jsonl", [json.dumps(SHORT)])
+        path = write_text(tmp_path / folder / "r.jsonl", json.dumps(SHORT) + "\n")
         keys.add(record_key(read_records(path)[0]))
     assert keys == {record_key(PreferenceRecord.model_validate(SHORT))}
 

@@ -1,150 +1,19 @@
+"""Votes as a whole: orders, undo, export, and how far annotators agree."""
+
 import contextlib
-import json
 import multiprocessing
-import os
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from made_up_votes import event, record, records
 
-from helpers.data import vote_log as module
-from helpers.data.preferences import Judgement, PreferenceRecord, read_records, write_records
-from helpers.data.vote_log import VoteEvent, append_event, read_events
+from helpers.data.preferences import Judgement, read_records, resolve_images, write_records
+from helpers.data.vote_log import append_event, read_events
 from helpers.data.votes import Votes, annotator_agreement, apply_votes
 from helpers.files import UsageError
 from helpers.statistics import binomial_p
-from helpers.widgets.typed import complete_tiers, parse_reply, rank_in_text
-
-
-def record(name="r0", n=2, **fields):
-    answers = [{"text": f"{name} answer {place}", "model": f"model {place}"} for place in range(n)]
-    return PreferenceRecord(image="photo.png", prompt="How many?", answers=answers, id=name, **fields)
-
-
-def records(count, n=2):
-    return [record(f"r{number}", n) for number in range(count)]
-
-
-def event(name="r0", annotator="ana", verdict="tie", ranking=((0, 1),), **fields):
-    ranking = ranking and [list(tier) for tier in ranking]
-    judgement = Judgement(kind="human", annotator=annotator, verdict=verdict, ranking=ranking, **fields)
-    return VoteEvent(record=name, content=module.content_hash(record(name), Path(".")), judgement=judgement)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "votes.jsonl"
-
-
-# The file
-
-
-def test_a_line_is_an_event_and_reads_back(path):
-    first, second = event("r0", seconds=1.5, order=[1, 0]), event("r1", "ben", "ranked", [[1], [0]])
-    append_event(path, first)
-    append_event(path, second)
-    assert read_events(path) == ([first, second], b"")
-    line = json.loads(path.read_text().splitlines()[0])
-    assert line["record"] == "r0" and line["judgement"]["verdict"] == "tie" and line["judgement"]["order"] == [1, 0]
-
-
-def test_every_half_line_is_ignored_and_damages_no_later_vote(path):
-    first, second, third = event("r0"), event("r1", annotator="zoë"), event("r2")
-    append_event(path, first)
-    start = path.stat().st_size
-    append_event(path, second)
-    whole = path.read_bytes()
-    for end in range(start, len(whole)):
-        path.write_bytes(whole[:end])
-        complete = end == len(whole) - 1  # only the newline is missing: nothing of the vote is lost
-        kept = [first, second] if complete else [first]
-        assert read_events(path) == (kept, b"" if complete else whole[start:end])
-        append_event(path, third)
-        assert read_events(path) == ([*kept, third], b""), f"cut after {end - start} bytes"
-        assert path.read_bytes().startswith(whole[:end]), "what was there stays"
-
-
-@given(cuts=st.lists(st.integers(1, 400), min_size=1, max_size=5), name=st.text(min_size=1, max_size=5))
-@settings(max_examples=40, deadline=None)
-def test_half_lines_one_after_the_other(tmp_path_factory, cuts, name):
-    """Killed in the line that closes a half line, and again."""
-    path = tmp_path_factory.mktemp("cuts") / "votes.jsonl"
-    last = VoteEvent(record=name, content="0", undo="ana")
-    append_event(path, last)
-    for cut in cuts:
-        before = path.read_bytes()
-        append_event(path, last)
-        path.write_bytes(path.read_bytes()[: len(before) + cut])
-    append_event(path, last)
-    events, tail = read_events(path)
-    assert tail == b"" and set(map(str, events)) == {str(last)} and 2 <= len(events) <= len(cuts) + 2
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ('{"record": "r0", "content": "0"}', "an event has either a judgement or an undo"),
-        ('{"record": "r0", "content": "0", "undo": 5}', "undo: Input should be a valid string"),
-        ('{"record": "r0", ', "not JSON"),
-        ("[1]", "valid dictionary"),
-        ('{"record": "r0", "content": "0", "undo": "a", "undo": "b"}', "stands twice"),
-    ],
-)
-def test_a_whole_line_that_is_no_event_is_an_error_with_its_place(path, line, reason):
-    append_event(path, event())
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(UsageError, match=rf"votes\.jsonl:2: .*{reason}.*Correct the line"):
-        read_events(path)
-
-
-def test_a_vote_counts_only_after_write_and_sync(path, monkeypatch):
-    calls = []
-    write, sync = os.write, os.fsync
-    monkeypatch.setattr(module.os, "write", lambda fd, data: calls.append(("write", data)) or write(fd, data))
-    monkeypatch.setattr(module.os, "fsync", lambda fd: calls.append(("sync", os.fstat(fd).st_ino)) or sync(fd))
-    append_event(path, event())
-    file, folder = path.stat().st_ino, path.parent.stat().st_ino
-    assert calls == [("write", path.read_bytes()), ("sync", file), ("sync", folder)], "one write, then both syncs"
-    calls.clear()
-    append_event(path, event("r1"))
-    assert [call[0] for call in calls] == ["write", "sync"], "the folder only when the file is new"
-
-
-def test_a_disk_that_fills_up_in_mid_line(path, monkeypatch):
-    votes = Votes(path, records(3), "ana")
-    item = votes.next()
-    write = os.write
-    monkeypatch.setattr(module.os, "write", lambda fd, data: write(fd, data[:40]))
-    with pytest.raises(OSError, match="No space left"):
-        votes.vote(item, "tie")
-    monkeypatch.undo()
-    assert (
-        not Votes(path, records(3), "ana").judged and "half a line (40 bytes" in Votes(path, records(3), "ana").notice
-    )
-    assert votes.vote(votes.renew(item), "skip")
-    assert {key: vote.verdict for key, vote in votes.judged.items()} == {item.key: "skip"} and not votes.notice
-
-
-def test_after_a_failed_sync_the_next_click_supersedes(path, monkeypatch):
-    """The line may be in the file all the same; the annotator was told that it does not count."""
-    votes = Votes(path, records(3), "ana")
-    item = votes.next()
-
-    def fail(_):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(module.os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        votes.vote(item, "tie")
-    monkeypatch.undo()
-    assert votes.vote(votes.renew(item), "ranked", [[1], [0]])
-    assert votes.judged[item.key].verdict == "ranked" and len(votes.judged) == 1
-
-
-# What follows from it
 
 
 def test_two_records_with_one_key(path):
@@ -311,7 +180,8 @@ def test_apply_attaches_and_ranks(path):
         rest = {"judgements", "ranking", "extra"}
         assert old.model_dump(exclude=rest) == new.model_dump(exclude=rest)
     assert apply_votes(after, path) == after, "once more changes nothing"
-    assert read_records(write_records(path.with_name("ranked.jsonl"), after)) == after
+    ranked = path.with_name("ranked.jsonl")
+    assert read_records(write_records(ranked, after)) == [resolve_images(record, ranked, 1) for record in after]
 
 
 def test_two_annotators_who_disagree_make_a_tie(path):
@@ -396,58 +266,6 @@ def test_agreement_where_there_is_none_to_state(path):
     with pytest.raises(UsageError, match="Name two of them"):
         annotator_agreement(records(2), path)
     assert annotator_agreement(records(2), path, ("ana", "eva")).n == 1
-
-
-# Without widgets
-
-
-def test_the_last_answer_places_itself():
-    assert complete_tiers([], 2) is None and complete_tiers([[1]], 2) == [[1], [0]]
-    assert complete_tiers([[1]], 3) is None and complete_tiers([[1], [0]], 3) == [[1], [0], [2]]
-    assert complete_tiers([[1], [0]], 3, join_last=True) == [[1], [0, 2]] and complete_tiers([[0, 1], [2]], 3) == [
-        [0, 1],
-        [2],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("reply", "n", "vote"),
-    [
-        ("b", 2, ("ranked", [[1], [0]])),
-        ("a>b", 2, ("ranked", [[0], [1]])),
-        ("a = b", 2, ("ranked", [[0, 1]])),
-        ("b>a=c", 3, ("ranked", [[1], [0, 2]])),
-        ("c a", 3, ("ranked", [[2], [0], [1]])),
-        ("c=a=b, d", 4, ("ranked", [[2, 0, 1], [3]])),
-        ("t", 2, ("tie", [])),
-        ("x", 3, ("all bad", [])),
-        ("s", 2, ("skip", [])),
-    ],
-)
-def test_replies(reply, n, vote):
-    assert parse_reply(reply, n) == vote
-
-
-@pytest.mark.parametrize("reply", ["", "c", "aa", "a=", "=a", "a==b", "better", "ab=", "1", "ba?", "aba"])
-def test_replies_that_are_no_vote(reply):
-    with pytest.raises(UsageError, match="is no vote"):
-        parse_reply(reply, 2)
-
-
-def test_ranking_by_typing(tmp_path, path, capsys):
-    Image.new("RGB", (20, 10)).save(tmp_path / "photo.png")
-    votes = Votes(path, records(4), "ana")
-    replies = ["a", "u", "B", "nonsense", "t", "q"]
-    rank_in_text(votes, lambda _: replies.pop(0))
-    shown = capsys.readouterr().out
-    assert [v.verdict for v in Votes(path, records(4), "ana").judged.values()] == ["ranked", "tie"] and not replies
-    item = votes._item(votes.keys[0])
-    assert votes.judged[item.key].ranking == [[item.order[1]], [item.order[0]]] and "'nonsense' is no vote" in shown
-    assert f"[A] {item.texts[0]}" in shown and "How many?" in shown and "photo.png" in shown and "model" not in shown
-    (tmp_path / "photo.png").unlink()
-    rank_in_text(votes, lambda _: "s")
-    assert "Skip it" in (end := capsys.readouterr().out) and end.endswith("all are judged.\n")
-    assert votes.progress().startswith("4 of 4 · 2 skipped")
 
 
 # Two kernels at once

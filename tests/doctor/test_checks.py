@@ -36,7 +36,7 @@ def make(pairs_dataset, tmp_path):
         base, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **changes)
         data = data or pairs_dataset.select(range(0, 32, 4))
-        return dpo.dpo_trainer(model or base, processor, data, settings, output_dir=tmp_path, packed=packed)
+        return dpo.dpo_trainer(model or base, processor, data, settings, output_dir=tmp_path, packs=packed)
 
     return build
 
@@ -367,7 +367,7 @@ def test_the_forecast_is_arithmetic(make, monkeypatch):
 def test_the_forecast_measures_rows_that_were_not_seen(make, monkeypatch):
     """The first pass computes image features, the second finds them."""
     trainer = make()
-    features, measure, passes = trainer.data_collator.features, forecast._seconds, []
+    features, measure, passes = trainer.data_collator.packer.features, forecast._seconds, []
 
     def seconds(trainer, examples):
         passes.append(([example["place"] for example in examples], features.computed))

@@ -20,7 +20,7 @@ def trainer_of(name, pairs_dataset, tmp_path, packed, **changes):
     model, processor = build(name)
     settings = dataclasses.replace(SETTINGS, **changes)
     data = pairs_dataset.select(range(0, 32, 4))
-    return dpo.dpo_trainer(model, processor, data, settings, output_dir=tmp_path, packed=packed)
+    return dpo.dpo_trainer(model, processor, data, settings, output_dir=tmp_path, packs=packed)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
@@ -66,7 +66,7 @@ def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_d
 def test_a_trained_vision_tower(name, packed, pairs_dataset, tmp_path):
     """Nothing is kept then. LLaVA and LLaVA-NeXT never use the last layer of their tower, with 6 adapters."""
     trainer = trainer_of(name, pairs_dataset, tmp_path, packed, lora=LoraSettings(vision=True))
-    assert not packed or trainer.data_collator.features is None
+    assert not packed or trainer.data_collator.packer.features is None
     checks = {check.name: check for check in preflight(trainer)}
     assert all(check.passed for check in checks.values())
     reached = checks["gradient"].measured

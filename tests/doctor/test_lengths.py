@@ -6,11 +6,14 @@ Expected numbers are worked by hand; what a preset's own limit (max_pixels, long
 import pytest
 from architectures import build
 from PIL import Image
+from preference_files import QUESTION, row
 from transformers import CLIPImageProcessor, Idefics3ImageProcessor, LlavaNextImageProcessor, Qwen2VLImageProcessor
 
-from helpers.doctor.lengths import image_tokens
+from helpers.data.preferences import PreferenceRecord
+from helpers.doctor.lengths import image_tokens, text_tokens
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import count_image_tokens, encode, image_token_id, render, tokenize
+from helpers.models.shared_prefix import encode_prompts, pack_separately
 
 
 def qwen(name, patch_size, longest_edge, shortest_edge=56 * 56):
@@ -112,3 +115,32 @@ def test_two_images_of_different_size_in_one_prompt_and_in_two():
     assert count_image_tokens(processor, together) == [256 + 234]
     assert count_image_tokens(processor, tokenize(processor, [render(processor, "Q", images=0)], [[]])) == [0]
     assert image_token_id(processor) == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+
+def test_tokens_are_those_that_the_model_gets(processor):
+    record = PreferenceRecord.model_validate(row(1))
+    for size in [(30, 20), (112, 112), (300, 40), (1000, 700), (28, 29)]:
+        image = Image.new("RGB", size)
+        prompt = encode_prompts(processor, [render(processor, QUESTION)], [[image]])
+        packed = pack_separately(processor, prompt, [[record.answers[0].text]])
+        assert count_image_tokens(processor, packed.inputs) == [image_tokens(processor, size)]
+        assert packed.inputs["input_ids"].shape[1] == image_tokens(processor, size) + text_tokens(processor, record)
+
+
+def test_other_processors_are_asked_with_a_blank_image(processor, monkeypatch):
+    expected = image_tokens(processor, (100, 60))
+    monkeypatch.delattr(type(processor.image_processor), "get_number_of_image_patches")
+    assert image_tokens(processor, (100, 60)) == expected > 1
+
+
+def test_a_conversation_has_its_images_in_the_first_question(processor):
+    roles = ["system", "user", "assistant", "user"]
+    prompt = [{"role": role, "content": "Count the cars."} for role in roles]
+    once = PreferenceRecord.model_validate(row(1, prompt=prompt))
+    twice = PreferenceRecord.model_validate(row(1, prompt=prompt, images=["a.png", "b.png"]))
+    marks = [f"<|im_start|>{role}\nCount the cars.<|im_end|>\n" for role in roles]
+    image = "<|vision_start|><|vision_end|>"
+    marks[1] = marks[1].replace("\n", f"\n{image}", 1)
+    text = "".join(marks) + "<|im_start|>assistant\n" + "There are 11 cars.<|im_end|>"
+    assert text_tokens(processor, once) == len(processor.tokenizer(text)["input_ids"])
+    assert text_tokens(processor, twice) == text_tokens(processor, once) + 2

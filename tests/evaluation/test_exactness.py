@@ -3,7 +3,14 @@ import pytest
 from shipped import TRAFFIC
 
 from helpers.data.labels import CountedImage, read_yolo
-from helpers.evaluation.exactness import CountingResult, chance_exact, evaluate_counting, images_for
+from helpers.evaluation.exactness import (
+    CountingResult,
+    GreedyAndSampled,
+    chance_exact,
+    evaluate_counting,
+    evaluate_greedy_and_sampled,
+    images_for,
+)
 from helpers.statistics import derangement
 
 
@@ -12,14 +19,6 @@ def items_with(*totals):
         CountedImage(TRAFFIC / "valid" / "images" / "scene-100000.png", {"cars": n}, str(i))
         for i, n in enumerate(totals)
     ]
-
-
-def test_a_derangement_leaves_nothing_in_place_and_loses_nothing():
-    for n in (2, 3, 10, 400):
-        order = derangement(n, seed=n)
-        assert sorted(order) == list(range(n)) and not (order == np.arange(n)).any()
-    with pytest.raises(ValueError, match="at least 2"):
-        derangement(1, 0)
 
 
 def test_chance_by_hand():
@@ -58,3 +57,20 @@ def test_the_base_under_counts_two_wheelers_and_reads_the_image(tiny, valid_item
         assert np.abs(errors[cls]).mean() < 0.05
     for cls in ("motorcycles", "bicycles"):
         assert set(np.unique(errors[cls])) <= {-1.0, 0.0} and (errors[cls] == -1).mean() > 0.2
+
+
+def test_the_three_shares_by_hand():
+    right, wrong = "There are 1 cars in the image.", "no idea"
+    items = items_with(1, 1)
+    greedy = CountingResult(items, [right, right], "right", 0.0, 0)
+    sampled = CountingResult(items, [right, wrong], "right", 1.0, 0)
+    shares = GreedyAndSampled(greedy, sampled).shares()
+    assert {name: share.value for name, share in shares.items()} == {
+        "exact": 1.0, "exact, sampled": 0.5, "well formed, sampled": 0.5,
+    }  # fmt: skip
+
+
+def test_greedy_and_sampled_answers_are_those_of_two_evaluations(tiny, valid_items):
+    found = evaluate_greedy_and_sampled(*tiny, valid_items[:4])
+    assert found.greedy == evaluate_counting(*tiny, valid_items[:4])
+    assert found.sampled == evaluate_counting(*tiny, valid_items[:4], temperature=1.0)

@@ -109,3 +109,18 @@ def test_sampled_shares_are_of_items_not_of_answers():
     results = [CountingResult(ITEMS, texts, "right", 1.0, 0) for texts in (TRUE[:2] + wrong[2:], wrong, wrong)]
     found = ExamResult(results[0], tuple(results), results[1], results[1], wrong, 0.0).sampled_exact
     assert found.value == pytest.approx(2 / 3 / 60) and found.n == 60
+
+
+def test_rows_and_shares_of_an_exam_by_hand():
+    wrong = ["There are 9 cars."] * len(ITEMS)
+    base, after = said(wrong), said(TRUE)
+    head, first, second = exam.exam_rows({"base": base, "ppo": after})
+    assert len(head) == len(first) == len(second) and head[2] == "sampled, 3 seeds"
+    assert [text.split()[0] for text in first[1:5]] == ["0.000", "0", "0.000", "0.000"]
+    assert [text.split()[0] for text in second[1:5]] == ["1.000", "1", "0.000", "0.000"]
+    assert second[0] == "ppo" and second[-1] == "1"
+    shares = {name: share.value for name, share in after.shares().items()}
+    assert shares == {
+        "exact, greedy": 1.0, "exact, sampled (seed 0)": 1.0, "exact, images shuffled": 0.0,
+        "exact, images blank": 0.0, "well formed, sampled (seed 0)": 1.0,
+    }  # fmt: skip

@@ -298,7 +298,7 @@ def test_use_drive_refuses_in_one_line(colab, monkeypatch):
 def test_on_kaggle_one_line_says_that_there_is_no_drive(colab, monkeypatch, capsys):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # its image has google.colab, too
     resume.use_drive("vlm")
-    said = '⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps /kaggle/working by "Save version".\n'
+    said = '⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps /kaggle/working by "Save Version".\n'
     assert (colab.mounted, capsys.readouterr().out, resume._running) == (0, said, {})
 
 

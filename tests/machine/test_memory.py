@@ -53,7 +53,7 @@ from helpers.models.shapes import (
     visual_tokens,
     weight_bytes,
 )
-from helpers.models.shared_prefix import answer_states, pack
+from helpers.models.shared_prefix import answer_states, encode_prompts, pack
 
 SIZES = [(448, 448), (640, 480), (480, 640), (112, 112), (30, 31), (1000, 667), (4000, 3000), (333, 1999)]
 SIZES += [(random.Random(k).randint(20, 2500), random.Random(-k - 1).randint(20, 2500)) for k in range(60)]
@@ -193,7 +193,8 @@ def packed_rows(folder, lora, four_bit):
     images = [[Image.effect_noise((224, 224), 80).convert("RGB")] for _ in range(2)]
     prompts = [render(processor, "How many cars are there?")] * 2
     answers = [["there are many cars and many cars and 1"] * 2] * 2
-    return model, pack(model, processor, prompts, images, answers, ImageFeatures(model, processor))
+    encoded = encode_prompts(processor, prompts, images, ImageFeatures(model, processor))
+    return model, pack(model, processor, encoded, answers)
 
 
 def kept_bytes(model, packed, half):

@@ -19,7 +19,7 @@ from helpers.evaluation.exactness import images_for
 from helpers.files import ROOT, UsageError
 from helpers.models import presets
 from helpers.models.prompts import count_image_tokens, encode, render
-from helpers.models.shared_prefix import answer_logps, pack_separately
+from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately
 
 QUESTION = count_question(CLASSES)
 
@@ -86,7 +86,8 @@ def test_sampling_before_training_leaves_the_gradient_alone(tiny, valid_items):
     model, processor = with_adapter()
     push_off_zero(model)
     image = images_for(valid_items[:1])
-    row = pack_separately(processor, [render(processor, QUESTION)], [image], [["There are 2 cars."]])
+    prompt = encode_prompts(processor, [render(processor, QUESTION)], [image])
+    row = pack_separately(processor, prompt, [["There are 2 cars."]])
 
     def gradients():
         model.zero_grad()
@@ -135,7 +136,7 @@ def test_a_saved_adapter_answers_the_same_in_a_new_process(tmp_path, valid_items
     here = models.generate_answers(model, processor, images_for(items), [QUESTION] * 16)
     code = f"""
 import json, pathlib
-from helpers import models, presets
+from helpers import models
 from helpers.evaluation import images_for
 from helpers.data.labels import read_yolo
 model, processor = models.load_model("tiny")
@@ -265,7 +266,7 @@ def test_images_may_be_paths(tiny, valid_items):
 
 def test_answers_are_marked_and_end_the_turn(tiny, valid_items):
     prompts, images = [render(tiny[1], QUESTION)] * 2, [[image] for image in images_for(valid_items[:2])]
-    rows = pack_separately(tiny[1], prompts, images, [["Yes."], ["There are 2 cars."]])
+    rows = pack_separately(tiny[1], encode_prompts(tiny[1], prompts, images), [["Yes."], ["There are 2 cars."]])
     texts = [tiny[1].tokenizer.decode(ids[mask]) for ids, mask in zip(rows.ids, rows.mask, strict=True)]
     assert texts == ["Yes.<|im_end|>", "There are 2 cars.<|im_end|>"]
 
@@ -297,8 +298,8 @@ torch.cuda.get_device_properties = lambda index=0: card
 import unsloth
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from helpers import loading
-from test_models import logits_with, make_adapter
+from helpers.models import loading
+from models.test_adapters import logits_with, make_adapter
 loading.unsloth, folder = unsloth, Path(sys.argv[1])
 make_adapter(folder, "unsloth", seed=1)
 logits = {name: logits_with(folder, name) for name in ("transformers", "unsloth")}

@@ -132,4 +132,5 @@ def test_a_preset_is_known_by_each_of_its_names(tmp_path):
 
 
 def test_the_readme_has_the_table():
-    assert presets.presets_table() in (ROOT / "README.md").read_text(encoding="utf-8"), "run: make sync"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert presets.presets_table() in readme, "run: make sync"

@@ -9,7 +9,7 @@ from architectures import TEMPLATES, build
 from pictures import noise
 from shipped import TRAFFIC
 
-from helpers.data.preferences import read_records
+from helpers.data.preferences import Message, read_records
 from helpers.doctor import input_checks
 from helpers.models.caches import ImageFeatures, processor_settings
 from helpers.models.prompts import (
@@ -21,8 +21,9 @@ from helpers.models.prompts import (
     render,
     render_conversation,
     tokenize,
+    user_message,
 )
-from helpers.models.shared_prefix import pack, pack_separately
+from helpers.models.shared_prefix import Packer, encode_prompts, pack, pack_separately
 from helpers.rewards.scoring import make_scorer
 from helpers.training import rollout
 
@@ -39,7 +40,10 @@ ONE = {
     "smolvlm": "<|im_start|>User:<image>Q<end_of_utterance>\nAssistant:",
     "idefics3": "<|im_start|>User:<image>Q<end_of_utterance>\nAssistant:",
 }
-TURNS = [("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R")]
+TURNS = [
+    Message(role=role, content=text)
+    for role, text in (("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"))
+]
 _CHATML = (
     f"<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n{_IMAGE}Q<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"
     "<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n"
@@ -94,7 +98,7 @@ def test_a_conversation_as_the_checkpoint_knows_it(family):
     """The image belongs to the first question; a turn of the system takes the place of the default one."""
     name, _, processor = family
     assert render_conversation(processor, TURNS, 1) == MANY[name]
-    assert render_conversation(processor, [("user", "Q")], 1) == ONE[name]
+    assert render_conversation(processor, [user_message("Q")], 1) == ONE[name]
 
 
 def test_the_first_token_is_there_once(family):
@@ -111,9 +115,9 @@ def test_the_first_token_is_there_once(family):
         "right": tokenize(processor, texts, pictures, "right"),
         "encode": encode(processor, ["Q", "A longer one?"], IMAGES),
         "no image": tokenize(processor, [render(processor, "Q", images=0)], [[]]),
-        "packed": pack(model, processor, texts, pictures, answers).inputs,
-        "kept": pack(model, processor, texts, pictures, answers, features).inputs,
-        "plain": pack_separately(processor, texts, pictures, answers).inputs,
+        "packed": pack(model, processor, encode_prompts(processor, texts, pictures), answers).inputs,
+        "kept": pack(model, processor, encode_prompts(processor, texts, pictures, features), answers).inputs,
+        "plain": pack_separately(processor, encode_prompts(processor, texts, pictures), answers).inputs,
     }
     for layout, inputs in every.items():
         for row in inputs["input_ids"]:
@@ -187,7 +191,7 @@ def test_an_answer_ends_in_the_end_of_turn_and_nowhere_else(family):
 def test_an_answer_has_the_tokens_that_it_has_in_a_conversation(family):
     """SmolVLM's and LLaVA's prompts end in "Assistant:", and a space is before the first word."""
     name, _, processor = family
-    turns = [("user", "Q"), ("assistant", "There are 2."), ("user", "R")]
+    turns = [user_message("Q"), Message(role="assistant", content="There are 2."), user_message("R")]
     whole = processor.tokenizer(render_conversation(processor, turns, 0), add_special_tokens=False)["input_ids"]
     prompt = processor.tokenizer(render(processor, "Q", images=0), add_special_tokens=False)["input_ids"]
     answer = answer_ids(processor, "There are 2.")
@@ -243,8 +247,9 @@ def test_sampled_answers_are_scored_without_the_space(monkeypatch):
     seen = []
     score = make_scorer("watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0})
     how = {"group_size": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "no_end_penalty": 1.0, "seed": 0}
-    tasks = [rollout.Task((), (("user", "Q"),), {})]
-    assert rollout.roll_out(model, processor, tasks, score, **how).texts == ["Two cars.", "No."] == seen
+    tasks = [rollout.Task((), (user_message("Q"),), {})]
+    packer = Packer(model, processor, packs=False)
+    assert rollout.roll_out(packer, tasks, score, **how).texts == ["Two cars.", "No."] == seen
 
 
 def test_the_look_before_training_counts_prompt_and_answer(family):

@@ -8,8 +8,18 @@ from helpers import models
 from helpers.config import LoraSettings
 from helpers.models import shared_prefix
 from helpers.models.caches import ImageFeatures
-from helpers.models.prompts import render
-from helpers.models.shared_prefix import answer_logits, answer_logps, can_pack, hidden_states, pack, pack_separately
+from helpers.models.prompts import render, user_message
+from helpers.models.shared_prefix import (
+    EncodedPrompts,
+    Packer,
+    answer_logits,
+    answer_logps,
+    can_pack,
+    encode_prompts,
+    hidden_states,
+    pack,
+    pack_separately,
+)
 
 QUESTIONS = ["How many cars?", "How many buses are in the image, and of which color are they?"]
 ANSWERS = [["There are 2.", "No."], ["There are 2 cars, 0 buses.", "x", "Green. Yes"]]
@@ -22,15 +32,16 @@ IMAGES = [
 @pytest.fixture(scope="module", params=BUILDERS)
 def batch(request):
     model, processor = build(request.param)
-    return model, processor, [render(processor, question) for question in QUESTIONS]
+    prompts = [render(processor, question) for question in QUESTIONS]
+    return model, processor, encode_prompts(processor, prompts, IMAGES)
 
 
 def test_answers_in_one_row_have_the_states_of_a_row_each(batch):
     model, processor, prompts = batch
-    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    packed = pack(model, processor, prompts, ANSWERS)
     assert packed.inputs["input_ids"].shape[0] == 2 and len(packed.rows) == 5
     states = hidden_states(model, packed)
-    right, left = (pack_separately(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left"))
+    right, left = (pack_separately(processor, prompts, ANSWERS, side) for side in ("right", "left"))
     assert_close(states, hidden_states(model, right), rtol=1e-4, atol=1e-5)
     assert_close(hidden_states(model, left), hidden_states(model, right), rtol=1e-4, atol=1e-5)
     layers = hidden_states(model, packed, (1, 2, 3))
@@ -40,12 +51,12 @@ def test_answers_in_one_row_have_the_states_of_a_row_each(batch):
 
 def test_an_answer_does_not_see_the_others_but_sees_the_image(batch):
     model, processor, prompts = batch
-    before = hidden_states(model, pack(model, processor, prompts, IMAGES, ANSWERS))
+    before = hidden_states(model, pack(model, processor, prompts, ANSWERS))
     other_answers = [["There are 2.", "Seven of them, at least."], ANSWERS[1]]
-    after = hidden_states(model, pack(model, processor, prompts, IMAGES, other_answers))
+    after = hidden_states(model, pack(model, processor, prompts, other_answers))
     assert_close(after[[0, 2, 3, 4]], before[[0, 2, 3, 4]], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(after[1], before[1], atol=1e-3)
-    other_image = hidden_states(model, pack(model, processor, prompts, [IMAGES[0], IMAGES[0]], ANSWERS))
+    other_image = hidden_states(model, pack(model, processor, encode_prompts(processor, prompts.texts, [IMAGES[0]] * 2), ANSWERS))
     changed = (other_image - before).norm(dim=1)
     assert (changed[2:] > 1e-4).all() and (changed[:2] < 1e-4).all()
 
@@ -55,8 +66,8 @@ def test_gradients_are_equal(batch):
     weight = model.get_decoder().layers[0].mlp.up_proj.weight
     gradients = []
     for inputs in (
-        pack(model, processor, prompts, IMAGES, ANSWERS),
-        pack_separately(processor, prompts, IMAGES, ANSWERS),
+        pack(model, processor, prompts, ANSWERS),
+        pack_separately(processor, prompts, ANSWERS),
     ):
         weight.requires_grad_(True)
         gradients.append(torch.autograd.grad(hidden_states(model, inputs).square().sum(), weight)[0])
@@ -69,14 +80,14 @@ def test_log_probabilities_are_equal_token_by_token(batch, answers):
     """N = 2 and 4 and unequal numbers, against a row each with padding on either side, with and without kept features."""
     model, processor, prompts = batch
     kept = ImageFeatures(model, processor)
-    packed = pack(model, processor, prompts, IMAGES, answers)
+    packed = pack(model, processor, prompts, answers)
     ours = answer_logps(model, packed)
     assert ours.shape == packed.mask[:, 1:].shape and (ours[packed.mask[:, 1:]] < 0).all()
     assert (ours[~packed.mask[:, 1:]] == 0).all() and ours.dtype == torch.float32
-    with_kept = pack(model, processor, prompts, IMAGES, answers, kept)
+    with_kept = pack(model, processor, encode_prompts(processor, prompts.texts, IMAGES, kept), answers)
     assert_close(answer_logps(model, with_kept), ours, rtol=1e-4, atol=1e-5)
     for side in ("right", "left"):
-        alone = pack_separately(processor, prompts, IMAGES, answers, side)
+        alone = pack_separately(processor, prompts, answers, side)
         assert torch.equal(alone.ids[alone.mask], packed.ids[packed.mask])
         assert_close(answer_logps(model, alone), ours, rtol=1e-4, atol=1e-5)
 
@@ -93,9 +104,9 @@ def test_an_adapters_gradients_are_equal(batch):
     kept = ImageFeatures(policy, processor)
     gradients = []
     for inputs in (
-        pack(policy, processor, prompts, IMAGES, ANSWERS, kept),
-        pack(policy, processor, prompts, IMAGES, ANSWERS),
-        *(pack_separately(processor, prompts, IMAGES, ANSWERS, side) for side in ("right", "left")),
+        pack(policy, processor, encode_prompts(processor, prompts.texts, IMAGES, kept), ANSWERS),
+        pack(policy, processor, prompts, ANSWERS),
+        *(pack_separately(processor, prompts, ANSWERS, side) for side in ("right", "left")),
     ):
         sums = answer_logps(policy, inputs).sum(1)
         loss = -torch.nn.functional.logsigmoid(sums[0] - sums[1] + sums[2] - sums[3]) - 0.1 * sums[4]
@@ -110,7 +121,7 @@ def test_the_language_head_runs_on_answers_only(batch):
     model, processor, prompts = batch
     sizes = []
     hook = model.get_output_embeddings().register_forward_hook(lambda m, inputs, output: sizes.append(output.shape[1]))
-    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    packed = pack(model, processor, prompts, ANSWERS)
     logits = answer_logits(model, packed)
     hook.remove()
     longest_row = max(int(packed.mask[:2].sum()), int(packed.mask[2:].sum()))
@@ -120,10 +131,8 @@ def test_the_language_head_runs_on_answers_only(batch):
 def test_without_images_too(batch):
     model, processor, _ = batch
     prompts = [render(processor, question, images=0) for question in QUESTIONS]
-    packed, rows = (
-        pack(model, processor, prompts, [[], []], ANSWERS),
-        pack_separately(processor, prompts, [[], []], ANSWERS),
-    )
+    prompts = encode_prompts(processor, prompts, [[], []])
+    packed, rows = pack(model, processor, prompts, ANSWERS), pack_separately(processor, prompts, ANSWERS)
     assert_close(hidden_states(model, packed), hidden_states(model, rows), rtol=1e-4, atol=1e-5)
 
 
@@ -137,9 +146,70 @@ def test_a_model_that_cannot_pack_is_found_and_said(batch, monkeypatch, capsys):
 
 def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, capsys):
     model, processor, prompts = batch
-    packed = pack(model, processor, prompts, IMAGES, ANSWERS)
+    packed = pack(model, processor, prompts, ANSWERS)
     expected, forward = answer_logits(model, packed), model.forward
     monkeypatch.setattr(model, "forward", lambda logits_to_keep=0, **inputs: forward(**inputs))
     assert_close(answer_logits(model, packed), expected)
     monkeypatch.setattr(model, "forward", lambda **inputs: type("Output", (), {"logits": torch.empty(0)}))
     assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out
+
+
+def inputs_of(packed):
+    return {name: value for name, value in packed.inputs.items()} | dict(packed.features)
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "plain"])
+def test_prompts_are_encoded_once_and_selected_for_every_batch(batch, packs, monkeypatch):
+    """Some prompts in another order give the inputs that encoding them anew gives, and cost nothing."""
+    model, processor, _ = batch
+    conversations = [[user_message(question)] for question in [*QUESTIONS, "Is it day?"]]
+    images = [*IMAGES, IMAGES[0]]
+    packer = Packer(model, processor, packs=packs)
+    assert (packer.features is not None) == packs
+    encoded, again = packer.encode(conversations, images), packer.encode(conversations[:1], images[:1])
+    assert len(encoded) == 3 and encoded.image_hashes[0] == encoded.image_hashes[2] != encoded.image_hashes[1]
+    numbers, answers = [2, 0], [["Yes."], ANSWERS[0]]
+    expected = packer([conversations[n] for n in numbers], [images[n] for n in numbers], answers)
+
+    def forbidden(*_, **__):
+        raise AssertionError("encoded a second time")
+
+    for name in ("images_hash", "tokenize", "render_conversation"):
+        monkeypatch.setattr(shared_prefix, name, forbidden)
+    monkeypatch.setattr(type(processor), "__call__", forbidden)
+    chosen = encoded.select(numbers)
+    assert chosen.texts == [encoded.texts[2], encoded.texts[0]]
+    assert_close(inputs_of(packer.pack(chosen, answers)), inputs_of(expected), rtol=0, atol=0)
+    parts = EncodedPrompts.concatenate([encoded.select([2]), again])
+    assert_close(inputs_of(packer.pack(parts, answers)), inputs_of(expected), rtol=0, atol=0)
+    assert parts.image_hashes == chosen.image_hashes and len(encoded.select([])) == 0
+
+
+def test_equal_prompts_are_tokenised_once(batch, monkeypatch):
+    model, processor, _ = batch
+    calls, call = [], type(processor).__call__
+    monkeypatch.setattr(type(processor), "__call__", lambda self, **given: calls.append(given["text"]) or call(self, **given))
+    packer = Packer(model, processor, packs=False)
+    conversations = [[user_message(question)] for question in (QUESTIONS[0], QUESTIONS[0], QUESTIONS[1])]
+    encoded = packer.encode(conversations, [IMAGES[0], IMAGES[0], IMAGES[0]])
+    assert calls == [[encoded.texts[0]], [encoded.texts[2]]]
+
+
+def test_a_packer_that_is_told_tries_nothing(batch, monkeypatch):
+    model, processor, _ = batch
+    monkeypatch.setattr(shared_prefix, "can_pack", lambda *_: pytest.fail("tried"))
+    assert Packer(model, processor, packs=True).features is not None
+    assert Packer(model, processor, packs=True, keeps_features=False).features is None
+    assert Packer(model, processor, packs=False).features is None
+    packed = Packer(model, processor, packs=True, device="meta")([[user_message("?")]], [IMAGES[0]], [["No."]])
+    assert {value.device.type for value in inputs_of(packed).values()} == {"meta"}
+
+
+def test_an_adapter_of_the_vision_tower_is_not_kept_even_if_it_is_not_trained(capsys):
+    """It may be switched off, and its features are then others."""
+    model, processor = build("qwen2_vl")
+    policy = models.add_adapter(model, LoraSettings(r=4, vision=True))
+    for parameter in policy.parameters():
+        parameter.requires_grad_(False)
+    assert Packer(policy, processor, packs=True).features is None
+    assert "has an adapter" in capsys.readouterr().out

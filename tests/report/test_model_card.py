@@ -1,17 +1,19 @@
+import dataclasses
 import json
 
 import pytest
 import yaml
 
+from helpers.evaluation.exam import PolicyFindings
 from helpers.files import UsageError
 from helpers.report.model_card import data_licences, render_model_card, training_command
 
 
 def found(**about):
-    return {
-        "about": {"base": "tiny", "seed": 2, "settings": {"beta": 0.5}} | about, "n": 400, "failures": ["it lies"],
-        "rows": [["policy", "p"], ["x|y", "0.01"]], "counting": [["class"], ["cars"]], "sight": "it falls to chance",
-    }  # fmt: skip
+    return PolicyFindings(
+        about={"base": "tiny", "seed": 2, "settings": {"beta": 0.5}} | about, n=400, failures=["it lies"],
+        rows=[["policy", "p"], ["x|y", "0.01"]], counting=[["class"], ["cars"]], sight="it falls to chance",
+    )  # fmt: skip
 
 
 def test_a_card_holds_what_a_reader_of_the_hub_needs():
@@ -45,4 +47,4 @@ def test_the_command_quotes_what_a_shell_would_read():
         training_command("ppo/ppo", {"base": "a b", "seed": 1})
         == "python -m helpers run 05 --set 'MODEL=a b' --set SEED=1"
     )
-    assert json.dumps(found())
+    assert json.dumps(dataclasses.asdict(found()))

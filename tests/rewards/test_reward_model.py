@@ -141,10 +141,11 @@ def test_every_head_on_every_architecture(name, head, records, tmp_path):
 SCORE = """
 import json, sys
 from pathlib import Path
-from helpers import models, reward_model
+from helpers import models
 from helpers.data.preferences import read_records
+from helpers.rewards import reward_model
 path = Path(sys.argv[2])
-reward = reward_model.load(*models.load_model("tiny"), Path(sys.argv[1]))
+reward = reward_model.load_reward_model(*models.load_model("tiny"), Path(sys.argv[1]))
 print(json.dumps(reward_model.score_records(reward, read_records(path)[:6])))
 """
 
@@ -302,3 +303,15 @@ def test_records_without_a_pair_are_left_out_and_an_error_if_there_are_no_others
         trainer(models.load_model("tiny"), tied)
     with pytest.raises(UsageError, match="unknown objective 'contrastive'"):
         trainer(models.load_model("tiny"), records, dataclasses.replace(QUICK, objective="contrastive"))
+
+
+def test_standardised_scores_are_deviations_from_those_of_the_records(records):
+    model, processor = models.load_model("tiny")
+    reward = reward_model.new_reward_model(model, processor, RewardSettings())
+    known = [score for row in score_records(reward, records[:4]) for score in row]
+    score = reward_model.standardised_scorer(reward, records[:4])
+    record = records[0]
+    image = Image.open(record.image_paths[0]).convert("RGB")
+    found = score(image, record.prompt[-1].content, record.answers[0].text, None).total
+    # numpy's deviation of a sample, as torch has it
+    assert found == pytest.approx((known[0] - np.mean(known)) / np.std(known, ddof=1), abs=1e-3)

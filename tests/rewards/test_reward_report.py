@@ -149,3 +149,14 @@ def test_a_report_needs_pairs():
     with pytest.raises(UsageError, match="hold no pair"):
         RewardReport("model", [record(0, ["a", "b"], None)], {"right": [[1.0, 2.0]]})
     assert rule_scores(RECORDS[:1], "shorter") == [[-4, -2]]
+
+
+def test_other_scores_on_the_same_pairs_by_hand():
+    """Hits of the report 1, ½, 0, 1, 1; of the other 1, 1, 1, 0, ½: (1 + 1 + 1 + 0 + ½) / 5 = .7."""
+    other = [[2.0, 0.0], [0.0, 1.0], [2.0, 1.0, 3.0], [0.0, 0.0]]
+    gaps = pair_gaps(RECORDS, other)
+    assert gaps.tolist() == [2, 1, 1, -1, 0]
+    share, p = RewardReport("model", RECORDS, {"right": SCORES}).compare_with(other)
+    assert share.value == pytest.approx(0.7) and share.n == 5
+    # the report wins two pairs (4, 5), the other two (2, 3): 2 of 4 tosses
+    assert p == pytest.approx(1.0)

@@ -15,6 +15,9 @@ from helpers.data.preferences import read_records, to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
 from helpers.files import ROOT, UsageError
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
+from helpers.models import caches, shared_prefix
+from helpers.models.caches import ImageFeatures, images_hash
+from helpers.models.shared_prefix import Packer
 from helpers.training import dpo
 
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=6, batch_size=8)
@@ -25,7 +28,7 @@ def make(pairs_dataset, tmp_path):
     """Trainer of a fresh adapter (or of `model`), with changed settings."""
 
     def build(model=None, dataset=None, **changes):
-        options = {name: changes.pop(name) for name in ("packed", "cache", "output_dir") if name in changes}
+        options = {name: changes.pop(name) for name in ("packs", "cache", "output_dir") if name in changes}
         base, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **changes)
         options = {"output_dir": tmp_path} | options
@@ -103,7 +106,7 @@ def test_ten_steps_log_what_stock_trl_logs(make):
     This is the test that fails when a new TRL asks something else of model or batch.
     """
     changes = {"steps": 10, "batch_size": 4, "losses": ("sigmoid", "bco_pair"), "loss_weights": (0.8, 0.2)}
-    stock, ours = make(packed=False, **changes), make(**changes)
+    stock, ours = make(packs=False, **changes), make(**changes)
     assert type(stock.data_collator).__module__.startswith("trl.") and not stock.precompute_ref_logps
     calls = {"stock": 0, "ours": 0}
     for name, trainer in (("stock", stock), ("ours", ours)):
@@ -126,8 +129,8 @@ def test_ten_steps_log_what_stock_trl_logs(make):
 def test_every_loss_of_trl_comes_out_the_same(make, loss):
     """Packed against TRL's layout, with an adapter that has left zero."""
     values = []
-    for packed in (True, False):
-        trainer = make(packed=packed, losses=(loss,), label_smoothing=0.1, beta=0.3)
+    for packs in (True, False):
+        trainer = make(packs=packs, losses=(loss,), label_smoothing=0.1, beta=0.3)
         off_zero(trainer.model)
         trainer.model.eval()
         with torch.no_grad():
@@ -137,7 +140,7 @@ def test_every_loss_of_trl_comes_out_the_same(make, loss):
 
 def test_the_pure_losses_are_trls(make):
     """Our formulas on our log-probabilities against TRL's on TRL's batch, with an adapter that is not zero."""
-    trainer = make(packed=False)
+    trainer = make(packs=False)
     off_zero(trainer.model)
     trainer.model.eval()
     batch = batch_of(trainer, range(8))
@@ -165,13 +168,14 @@ def test_the_pure_losses_are_trls(make):
 
 
 def test_our_log_probabilities_are_those_of_trls_batch(make, pairs_dataset):
-    trainer = make(packed=False)
+    trainer = make(packs=False)
     trainer.model.eval()
     batch = batch_of(trainer, range(8))
     inputs = {k: v for k, v in batch.items() if k != "completion_mask"}
     with torch.no_grad():
         theirs = completion_logps(trainer.model(**inputs).logits, batch["input_ids"], batch["completion_mask"])
-    ours = pair_logps(trainer.model, trainer.processing_class, pairs_dataset.select(range(8)), batch_size=3)
+    packer = Packer(trainer.model, trainer.processing_class, packs=True)
+    ours = pair_logps(packer, pairs_dataset.select(range(8)), batch_size=3)
     assert_close(torch.tensor([*ours[0], *ours[1]]), theirs.cpu(), atol=1e-4, rtol=1e-4)
 
 
@@ -179,14 +183,30 @@ def test_the_vision_tower_runs_once_an_image_and_the_reference_once_a_pair(make,
     trainer = make(steps=12, cache=tmp_path / "cache")
     images = len({row["images"][0].tobytes() for row in trainer.train_dataset})
     dpo.train_dpo(trainer)
-    store, features = trainer.data_collator.reference, trainer.data_collator.features
+    store, features = trainer.data_collator.reference, trainer.data_collator.packer.features
     assert features.computed == images < len(trainer.train_dataset) == len(store) == 32
     again = make(cache=tmp_path / "cache")
     again._reference = None  # TRL's trainer must find all it needs in the files
     store = again.data_collator.reference
     assert len(store) == 32
     batch = batch_of(again, range(32))
-    assert again.data_collator.features.computed == 0 and store.get(batch["keys"]).shape == (32, 2)
+    assert again.data_collator.packer.features.computed == 0 and store.get(batch["keys"]).shape == (32, 2)
+
+
+def test_an_image_is_hashed_once_a_batch(make, spoilt_dataset, monkeypatch):
+    """Features and reference log-probabilities are looked up by the same hash, also of spoilt images."""
+    hashed = []
+
+    def counted(images):
+        hashed.append(images)
+        return images_hash(images)
+
+    for module in (caches, shared_prefix):
+        monkeypatch.setattr(module, "images_hash", counted)
+    for trainer, lists in ((make(), 4), (make(dataset=spoilt_dataset, image_weight=1.0), 8)):
+        hashed.clear()
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        assert len(hashed) == lists and len(set(batch["keys"])) == 4
 
 
 def test_kept_figures_are_those_of_the_reference(make):
@@ -254,26 +274,27 @@ def test_a_reference_file_that_a_kill_cut_short_is_gone_on_with(make, tmp_path):
 def test_features_of_other_weights_or_sizes_are_not_read(tiny, tmp_path, pairs_dataset):
     model, processor = models.load_model("tiny")
     image = pairs_dataset[0]["images"][0]
-    features = dpo.ImageFeatures(model, processor, tmp_path)
-    _, first = features.encode(["x"], [[image]])[0]
-    _, again = dpo.ImageFeatures(model, processor, tmp_path).encode(["y"], [[image]])[0]
+    one, two = images_hash([image]), images_hash([image, image])
+    features = ImageFeatures(model, processor, tmp_path)
+    _, first = features.encode(["x"], [[image]], [one])[0]
+    _, again = ImageFeatures(model, processor, tmp_path).encode(["y"], [[image]], [one])[0]
     assert_close(dict(again), dict(first), rtol=0, atol=0) and len(list(tmp_path.iterdir())) == 1
     next(p for n, p in model.named_parameters() if "merger" in n).data[0] += 0.1
-    changed = dpo.ImageFeatures(model, processor, tmp_path)
-    assert changed.key([image]) != features.key([image]) and changed.key([image, image]) != changed.key([image])
-    _, other = changed.encode(["x"], [[image]])[0]
+    changed = ImageFeatures(model, processor, tmp_path)
+    assert changed.key(one) != features.key(one) and changed.key(two) != changed.key(one)
+    _, other = changed.encode(["x"], [[image]], [one])[0]
     assert changed.computed == 1 and not torch.equal(other["pooled.all"], first["pooled.all"])
     processor.image_processor.size["longest_edge"] //= 4
-    smaller = dpo.ImageFeatures(model, processor, tmp_path)
-    assert smaller.key([image]) != changed.key([image])
-    assert len(smaller.encode(["x"], [[image]])[0][1]["pooled.all"]) == 4 < len(other["pooled.all"])
+    smaller = ImageFeatures(model, processor, tmp_path)
+    assert smaller.key(one) != changed.key(one)
+    assert len(smaller.encode(["x"], [[image]], [one])[0][1]["pooled.all"]) == 4 < len(other["pooled.all"])
 
 
 def test_a_trained_vision_tower_is_not_cached_and_gets_gradients(make, capsys):
     trainer, stock = (
-        make(lora=LoraSettings(vision=True), packed=p, gradient_checkpointing=True) for p in (None, False)
+        make(lora=LoraSettings(vision=True), packs=p, gradient_checkpointing=True) for p in (None, False)
     )
-    assert "vision tower is trained" in capsys.readouterr().out and trainer.data_collator.features is None
+    assert "vision tower is trained" in capsys.readouterr().out and trainer.data_collator.packer.features is None
     gradients = []
     for t in (trainer, stock):
         t.model.eval()
@@ -383,7 +404,7 @@ def test_mdpo_without_spoilt_images_is_refused(make):
     with pytest.raises(UsageError, match=r"negative_images.*add_image_negatives"):
         dpo.train_dpo(trainer)
     with pytest.raises(UsageError, match="image_weight and anchor_weight need one row per image"):
-        make(image_weight=1.0, packed=False)
+        make(image_weight=1.0, packs=False)
 
 
 def test_presets_are_configurations_that_trl_takes(tmp_path):
@@ -394,7 +415,7 @@ def test_presets_are_configurations_that_trl_takes(tmp_path):
     assert issubclass(dpo.VLMDPOTrainer, DPOTrainer)
 
 
-def test_pairs_may_have_several_images_and_turns(tiny, pairs_dataset, monkeypatch):
+def test_pairs_may_have_several_images_and_turns(tiny, pairs_dataset):
     """Packed against a row for each answer."""
     row = pairs_dataset[0]
     turns = [{"role": "system", "content": "Be short."}, *row["prompt"], {"role": "assistant", "content": "Two."}]
@@ -407,9 +428,7 @@ def test_pairs_may_have_several_images_and_turns(tiny, pairs_dataset, monkeypatc
     several = several.map(lambda r, i: {"images": [str(i)]}, with_indices=True).with_transform(
         lambda batch: {**batch, "images": [rows[int(i[0])]["images"] for i in batch["images"]]}
     )
-    packed = pair_logps(*tiny, several)
-    monkeypatch.setattr("helpers.evaluation.can_pack", lambda *_: False)
-    apart = pair_logps(*tiny, several)
+    packed, apart = (pair_logps(Packer(*tiny, packs=packs), several) for packs in (True, False))
     assert_close(torch.tensor([*packed]), torch.tensor([*apart]), rtol=1e-4, atol=1e-4)
     assert len({round(float(value), 3) for value in packed[0]}) == 3
 

@@ -19,18 +19,26 @@ from helpers import losses, models
 from helpers.config import PPO_PRESETS, RewardSettings, ppo_preset
 from helpers.data.preferences import read_records
 from helpers.files import ROOT, UsageError
+from helpers.models import shared_prefix
 from helpers.models.shared_prefix import answer_logps
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import count_exact, count_graded, make_scorer, weighted_scorer
 from helpers.training import checkpoint as ppo_checkpoint
+from helpers.training import rollout as rollouts
 from helpers.training.actor_critic import CRITIC_ADAPTER
 from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import render_tasks, tasks_of
+from helpers.training.rollout import tasks_of
 
 PATH = TRAFFIC / "preferences_train.jsonl"
 RECORDS = read_records(PATH)[:32]
 SMALL = dataclasses.replace(
-    PPO_PRESETS["tiny"], prompts_per_iteration=4, group_size=4, mini_batch=2, iterations=4, checkpoint_every=1, critic_adapter=False
+    PPO_PRESETS["tiny"],
+    prompts_per_iteration=4,
+    group_size=4,
+    mini_batch=2,
+    iterations=4,
+    checkpoint_every=1,
+    critic_adapter=False,
 )
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 
@@ -190,8 +198,7 @@ def test_the_questions_answers_of_one_word_have_nothing_to_learn_from():
 
 def test_without_packing_an_iteration_is_the_same():
     """One row an answer: another way to the same numbers."""
-    runs = [trainer(dataclasses.replace(SMALL, critic_layers=0)) for _ in range(2)]
-    runs[1].packs, runs[1].features = False, None
+    runs = [trainer(dataclasses.replace(SMALL, critic_layers=0), packs=packs) for packs in (True, False)]
     packed, rows = (run.iterate() for run in runs)
     assert packed.keys() == rows.keys()
     for key in (
@@ -202,6 +209,26 @@ def test_without_packing_an_iteration_is_the_same():
         "ppo/policy/approxkl",
     ):
         assert packed[key] == pytest.approx(rows[key], rel=2e-2, abs=1e-4), key
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "plain"])
+def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
+    """Sampling reads them; three passes without gradients and two epochs of updates only pack what was read."""
+    run = trainer(dataclasses.replace(SMALL, epochs=2, critic_adapter=True, sampling_batch=2), packs=packs)
+    read, hashed, opened = [], [], []
+    call, hash_of, open_file = type(run.processor).__call__, shared_prefix.images_hash, rollouts.open_image
+
+    def count_texts(self, **given):
+        read.extend(given["text"])
+        return call(self, **given)
+
+    monkeypatch.setattr(type(run.processor), "__call__", count_texts)
+    monkeypatch.setattr(shared_prefix, "images_hash", lambda images: hashed.append(images) or hash_of(images))
+    monkeypatch.setattr(rollouts, "open_image", lambda path: opened.append(path) or open_file(path))
+    run.iterate()
+    asked = run.last.rollout.prompts
+    assert len(set(zip(asked.texts, asked.image_hashes, strict=True))) == 4 and sorted(read) == sorted(asked.texts)
+    assert len(hashed) == len(opened) == 4
 
 
 def test_gradient_checkpointing_changes_no_number():
@@ -224,7 +251,8 @@ def test_slices_change_no_figure_of_an_iteration():
         for size in (1, 3):
             run.settings = dataclasses.replace(run.settings, sampling_batch=size)
             sliced = run.experience(rollout)
-            for name in ("mask", "old_logps", "reference_logps", "values", "entropy", "rewards", "advantages", "returns"):
+            names = ("mask", "old_logps", "reference_logps", "values", "entropy", "rewards", "advantages", "returns")
+            for name in names:
                 assert_close(getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -232,7 +260,7 @@ def test_slices_ask_the_same_questions_and_are_drawn_apart():
     whole = trainer(dataclasses.replace(SMALL, temperature=3.0))
     run = trainer(dataclasses.replace(SMALL, temperature=3.0, sampling_batch=1))
     same = [whole.tasks[0]] * len(whole.tasks)
-    assert whole.sample().prompts == run.sample().prompts and whole.asked == run.asked
+    assert whole.sample().prompts.texts == run.sample().prompts.texts and whole.asked == run.asked
     run.tasks = same
     rollout = run.sample()
     groups = [tuple(rollout.texts[4 * n : 4 * n + 4]) for n in range(4)]
@@ -345,7 +373,7 @@ def test_a_reward_model_scores_as_it_does_on_records(tiny):
     records = RECORDS[:3]
     expected = [score for row in reward_model.score_records(reward, records) for score in row]
     tasks = tasks_of(records)
-    _, images = render_tasks(processor, tasks)
+    images = [task.open_images() for task in tasks]
     rows = [
         task.scorer_inputs(pictures, answer.text)
         for task, pictures, record in zip(tasks, images, records, strict=True)
@@ -496,7 +524,8 @@ def test_the_question_answering_projects_numbers():
     vqa = ppo_preset("vqa")
     assert (vqa.learning_rate, vqa.critic_learning_rate, vqa.critic_layers) == (5e-6, 1e-5, 3)
     assert (vqa.gamma, vqa.lam, vqa.clip, vqa.value_weight, vqa.entropy_weight) == (0.99, 0.95, 0.2, 0.5, 0.01)
-    assert (vqa.max_grad_norm, vqa.prompts_per_iteration, vqa.group_size, vqa.epochs, vqa.kl_weight) == (0.5, 1, 1, 1, 0.0)
+    assert (vqa.prompts_per_iteration, vqa.group_size, vqa.epochs) == (1, 1, 1)
+    assert (vqa.max_grad_norm, vqa.kl_weight) == (0.5, 0.0)
     assert (vqa.lora.r, vqa.lora.alpha, vqa.lora.dropout, len(vqa.lora.target_modules)) == (8, 32, 0.05, 7)
     # LLaVA-NeXT's language model: 32 layers, 4,096 wide, 1,024 for keys and values, 14,336 in the MLP
     wide = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096)]

@@ -12,10 +12,10 @@ from helpers.data.preferences import read_records
 from helpers.files import UsageError
 from helpers.models.caches import ImageFeatures
 from helpers.models.generation import sample_ids
-from helpers.models.prompts import render
-from helpers.models.shared_prefix import answer_logps, pack, pack_separately
+from helpers.models.prompts import render, user_message
+from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack, pack_separately
 from helpers.rewards.scoring import Score, count_exact, make_scorer
-from helpers.training.rollout import Task, roll_out, tasks_of
+from helpers.training.rollout import Task, roll_out, tasks_asking, tasks_of
 
 PATH = TRAFFIC / "preferences_train.jsonl"
 IMAGES = [[noise(112, 112)], [noise(84, 140, 60, seed=1)]]
@@ -28,8 +28,9 @@ def tasks():
 
 
 def rolled(tiny, tasks, score=count_exact, **options):
-    defaults = {"group_size": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40, "no_end_penalty": 1.0, "seed": 0}
-    return roll_out(*tiny, tasks, score, **defaults | options)
+    defaults = {"group_size": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40}
+    defaults |= {"no_end_penalty": 1.0, "seed": 0}
+    return roll_out(Packer(*tiny, packs=True), tasks, score, **defaults | options)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -40,8 +41,7 @@ def test_kept_features_give_the_answers_that_pixels_give(name):
     how = {"max_new_tokens": 6, "seed": 3}
     features = ImageFeatures(model, processor)
     kept, pixels = (
-        sample_ids(model, processor, *rows, features=features, **how),
-        sample_ids(model, processor, *rows, **how),
+        sample_ids(model, processor, encode_prompts(processor, *rows, given), **how) for given in (features, None)
     )
     assert [row.tolist() for row in kept[0]] == [row.tolist() for row in pixels[0]] and kept[1] == pixels[1]
     assert features.computed == 2  # images, not answers
@@ -54,9 +54,10 @@ def test_sampled_tokens_have_the_same_log_probabilities_in_both_layouts(name):
     prompts = [render(processor, question) for question in QUESTIONS]
     ids = [torch.tensor([5, 9, 300, 9]), torch.tensor([7]), torch.tensor([11, 12])]
     answers = [ids[:2], ids[2:]]
-    packed = pack(model, processor, prompts, IMAGES, answers, ImageFeatures(model, processor))
+    kept = encode_prompts(processor, prompts, IMAGES, ImageFeatures(model, processor))
+    packed = pack(model, processor, kept, answers)
     for side in ("right", "left"):
-        rows = pack_separately(processor, prompts, IMAGES, answers, side)
+        rows = pack_separately(processor, encode_prompts(processor, prompts, IMAGES), answers, side)
         assert [row[1:][mask[1:]].tolist() for row, mask in zip(rows.ids, rows.mask, strict=True)] == [
             i.tolist() for i in ids
         ]
@@ -70,11 +71,11 @@ def test_tokens_are_those_that_were_sampled(tiny, tasks):
     """The probabilities that generation had for them are those of the packed forward: nothing is shifted."""
     model, processor = tiny
     rollout = rolled(tiny, tasks, temperature=0.7)
-    packed = pack(model, processor, rollout.prompts, rollout.images, [rollout.answers(i) for i in range(4)])
+    packed = pack(model, processor, rollout.prompts, [rollout.answers(i) for i in range(4)])
     for row, mask, ids in zip(packed.ids, packed.mask, rollout.ids, strict=True):
         assert row[1:][mask[1:]].tolist() == ids.tolist()
     shifted = [[ids.roll(1) for ids in rollout.answers(i)] for i in range(4)]
-    wrong = pack(model, processor, rollout.prompts, rollout.images, shifted)
+    wrong = pack(model, processor, rollout.prompts, shifted)
     with torch.no_grad():
         own, other = (answer_logps(model, inputs).sum(1) for inputs in (packed, wrong))
     assert own.min() > -8 and (other < own - 8).all()
@@ -134,6 +135,18 @@ def test_image_tokens_are_never_sampled(tiny, tasks):
 
 
 def test_a_missing_image_is_named(tiny, tmp_path):
-    lost = Task((tmp_path / "lost.png",), (("user", "How many?"),), {"cars": 1})
+    lost = Task((tmp_path / "lost.png",), (user_message("How many?"),), {"cars": 1})
     with pytest.raises(UsageError, match=r"lost\.png"):
         rolled(tiny, [lost])
+
+
+def test_other_questions_about_the_images_of_records():
+    records = read_records(PATH)[:2]
+
+    def ask(counts, number):
+        return f"Question {number}?", f"{sum(counts.values())}"
+
+    tasks = tasks_asking(records, ask)
+    assert [task.images for task in tasks] == [tuple(record.image_paths) for record in records]
+    assert [task.turns for task in tasks] == [(("user", "Question 0?"),), (("user", "Question 1?"),)]
+    assert [task.facts for task in tasks] == [str(sum(r.truth.values())) for r in records]

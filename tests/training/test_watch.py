@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from helpers.files import UsageError
+from helpers.models.shared_prefix import EncodedPrompts
 from helpers.report import plots
 from helpers.statistics import proportion
 from helpers.training import watch as ppo_figures
@@ -23,7 +24,7 @@ def experience() -> Experience:
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
     ids = [torch.tensor(row) for row in ([5, 6, 7], [5], [8, 9], [5, 6, 7])]
     rollout = Rollout(
-        prompts=["a", "b"], images=[[], []], group_size=2, ids=ids, texts=["x", "y", "z", "x"],
+        prompts=EncodedPrompts(["a", "b"], ["", ""], [{}, {}], [{}, {}]), images=[[], []], group_size=2, ids=ids, texts=["x", "y", "z", "x"],
         ended=torch.tensor([True, True, True, False]), scores=torch.tensor([1.0, 0.0, 0.5, 0.5]),
         parts={"exact": torch.tensor([1.0, 0.0, 1.0, 1.0])}, truth=torch.tensor([1.0, 0.0, 0.0, 0.0]),
     )  # fmt: skip
@@ -102,3 +103,8 @@ def test_the_panel_is_drawn_with_and_without_critic_truth_and_held_out_questions
         assert titles[2] == ("critic: explained variance" if log[0]["critic"] else "groups with equal scores")
         assert len(figure.axes[0].lines) == (3 if shares else 1)
     plots.value_strip(["There", " are", " "], [0.5, -0.1, 1.2], "truth").savefig(tmp_path / "x.png")
+
+
+def test_a_mean_of_some_rows_by_hand():
+    rows = [{"loss": value} for value in (4.0, 1.0, 2.0)]
+    assert ppo_figures.log_mean(rows[-2:], "loss") == 1.5  # (1 + 2) / 2

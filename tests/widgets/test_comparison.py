@@ -12,10 +12,10 @@ from shipped import TRAFFIC
 from helpers import models
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import question_for
-from helpers.evaluation.side_by_side import PolicyAnswer, read_gallery
+from helpers.evaluation.side_by_side import read_gallery
 from helpers.files import UsageError
 from helpers.models.policies import SHIPPED_POLICIES, Policies, find_policies
-from helpers.report.html import colored_tokens, comparison_table, gallery_html, mark_changes
+from helpers.report.html import gallery_html
 from helpers.rewards.scoring import make_scorer
 from helpers.widgets.comparison import LIKELIER_TOKENS, Comparison, is_answer_right
 
@@ -186,21 +186,3 @@ def test_verdicts(answer, question, expected):
     question = "Please count the cars, motorcycles, buses and bicycles you see." if question == "all" else question
     assert is_answer_right(answer, question, TRUTH) is expected
     assert is_answer_right(answer, question, None) is None
-
-
-def test_changed_words_are_marked_and_markup_is_escaped():
-    before, after = mark_changes("There are 2 <b>cars</b>", "There are 3 <b>cars</b>")
-    assert before == "There are <mark style='background:#ffd7d5;color:#1f2328'>2</mark> &lt;b&gt;cars&lt;/b&gt;"
-    assert after == "There are <mark style='background:#c8f0d3;color:#1f2328'>3</mark> &lt;b&gt;cars&lt;/b&gt;"
-
-
-def test_token_colours_grow_with_the_gain_and_do_not_speak_alone():
-    """+3 nats: full green, 255 − 0.6·(255 − 46) = 130; −0.5 nats: a sixth of red, underlined."""
-    page = colored_tokens(PolicyAnswer("p", "a<b", [1, 2], ["a", "<b"], [-1, -1], [-4, -0.5], [0.1, 0.2], True))
-    assert "background:rgb(130,198,142);color:#1f2328;text-decoration:none" in page
-    assert "text-decoration:underline dotted" in page and "&lt;b</span>" in page and "-0.50 against the base" in page
-
-
-def test_the_static_table_holds_pictures_and_both_answers(items):
-    page = comparison_table(items, ["one", "two"], ["one", "three"], [1])
-    assert "✗" in page and "two" in page and "three" in page and page.count("<img") == 1 and "one" not in page

@@ -20,7 +20,7 @@ from jupyter_client import KernelManager
 from pictures import noise
 from PIL import Image
 
-from helpers.data.preferences import PreferenceRecord, read_records, write_records
+from helpers.data.preferences import PreferenceRecord, read_records, resolve_images, write_records
 from helpers.data.vote_log import current_judgements, read_events
 from helpers.data.votes import Votes, apply_votes
 from helpers.files import ROOT, UsageError
@@ -54,11 +54,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+def in_folder(items, folder):
+    """Records as they are once read from a file in `folder`."""
+    return [resolve_images(item, folder / "records.jsonl", line) for line, item in enumerate(items, start=1)]
+
+
 @pytest.fixture
 def rank(folder):
     """Make a widget on the vote file of this test; `pause` off, since scripts do not double-click."""
     return lambda items, annotator="ana", **options: widgets.AnswerRanker(
-        Votes(folder / "votes.jsonl", items, annotator), **({"pause": 0} | options)
+        Votes(folder / "votes.jsonl", in_folder(items, folder), annotator), **({"pause": 0} | options)
     )
 
 
@@ -411,11 +416,11 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from helpers.data.preferences import read_records
 from helpers.data.votes import Votes
-from helpers.widgets import Ranking
+from helpers.widgets import AnswerRanker
 """
     SHOW = """
 folder = Path({folder!r})
-ranking = Ranking(Votes(folder / "votes.jsonl", read_records(folder / "records.jsonl"), "ana"), pause=0)
+ranking = AnswerRanker(Votes(folder / "votes.jsonl", read_records(folder / "records.jsonl"), "ana"), pause=0)
 ids = {{name: button.model_id for name, button in ranking.buttons.items()}}
 ids |= {{str(k): button.model_id for k, button in enumerate(ranking.choices)}}
 ids |= {{f"text {{k}}": text.model_id for k, text in enumerate(ranking.texts)}} | {{"progress": ranking.progress.model_id}}

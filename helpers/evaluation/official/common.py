@@ -31,6 +31,11 @@ class GradeTable:
         """(name, figure); None where the official rule divides by zero."""
         raise NotImplementedError
 
+    def table(self, head: str) -> list[list[str]]:
+        """Rows for `report.Section.table`; `head` stands over the names of the figures."""
+        rows = [[name, format_figure(value)] for name, value in self.rows()]
+        return [[head, "figure"], *rows]
+
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
         return "\n".join([self.title, *(f"  {name:{width}}  {format_figure(value)}" for name, value in self.rows())])

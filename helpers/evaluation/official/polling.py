@@ -16,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from helpers.data.labels import CountedImage
-from helpers.data.scenes import PLURAL
+from helpers.data.scenes import SINGULAR
 from helpers.evaluation.official.questions import BenchmarkQuestion
 from helpers.evaluation.official.yes_no import POPE_SPLITS
 from helpers.files import UsageError
 
 Strategy = Literal["random", "popular", "adversarial"]
-SINGULAR = {plural: kind for kind, plural in PLURAL.items()}
 
 
 def pope_questions(

@@ -1,0 +1,72 @@
+"""What reinforcement learning has reached: a table of policies, and scores of their greedy answers.
+
+Every policy answers the held-out counting questions that the base has answered. Taught in
+notebook 05.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from peft import PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
+
+from helpers import models
+from helpers.evaluation.exactness import GreedyAndSampled
+from helpers.rewards.scoring import Scorer, count_exact, score_all
+from helpers.statistics import mcnemar_p
+from helpers.training.ppo import PPOTrainer
+from helpers.training.rollout import Task
+from helpers.training.watch import log_mean
+
+LAST_ROWS = 5  # iterations that the KL of a row is the mean of
+
+
+class PolicyTable:
+    """Rows for `report.Section.table`: the head, the base, and a row for each policy that was added."""
+
+    HEAD = (
+        "policy",
+        "exact as a judge",
+        "greedy exact",
+        "sampled exact",
+        "sampled, well formed",
+        "p (McNemar)",
+        "samples",
+        "seconds",
+        "KL",
+    )
+
+    def __init__(self, base: GreedyAndSampled):
+        self.base = base
+        shares = [share.short_text() for share in base.shares().values()]
+        self.rows: list[list[str]] = [list(self.HEAD), ["base", "", *shares, "", "", "", "0"]]
+
+    def add(self, name: str, trainer: PPOTrainer, result: GreedyAndSampled) -> None:
+        """Add what a trained policy reached.
+
+        p compares its greedy answers with the base's. Exact counts are a circular judge of a policy
+        whose reward they were.
+        """
+        judge = "circular" if trainer.score is count_exact else "independent"
+        shares = [share.short_text() for share in result.shares().values()]
+        p = mcnemar_p(self.base.greedy.exact, result.greedy.exact)
+        samples = int(trainer.log[-1]["samples"])
+        kl = log_mean(trainer.log[-LAST_ROWS:], "objective/kl")
+        costs = [f"{p:.1g}", str(samples), f"{trainer.seconds:.0f}", f"{kl:.2f}"]
+        self.rows.append([name, judge, *shares, *costs])
+
+
+def score_greedy_answers(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    tasks: Sequence[Task],
+    *scorers: Scorer,
+) -> list[np.ndarray]:
+    """Totals of the greedy answers to the tasks by each scorer, (tasks,) each.
+
+    The model sees the first image and the last turn of a task; the scorers see no image.
+    """
+    paths, questions = [task.images[0] for task in tasks], [task.question for task in tasks]
+    answers = models.generate_answers(model, processor, paths, questions)
+    rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
+    return [np.array([score.total for score in score_all(scorer, rows)]) for scorer in scorers]

@@ -1,0 +1,54 @@
+"""DPO in rounds, on pairs that the policy itself has just made (Guo et al. 2024, arXiv 2402.04792).
+
+A policy that learns leaves its old mistakes behind, and pairs that were made once show only those.
+Simplification: a scorer ranks the answers where the paper asks a judge. Taught in notebook 04.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
+
+from helpers.config import DPOSettings
+from helpers.data.labels import CountedImage
+from helpers.data.preferences import to_trl
+from helpers.rewards.ranking import sample_and_rank
+from helpers.rewards.scoring import Scorer
+from helpers.training.dpo import DPORun, dpo_trainer, train_dpo
+
+
+@dataclass(frozen=True)
+class OnPolicyRound:
+    """What a round leaves: the policy that begins the next one, and what it was trained on."""
+
+    policy: PeftModel
+    pairs: int
+    run: DPORun
+
+
+def on_policy_round(
+    policy: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    items: Sequence[CountedImage],
+    score: Scorer,
+    settings: DPOSettings,
+    *,
+    sampling_seed: int,
+    seed: int = 0,
+    folder: Path,
+    cache: Path | None = None,
+) -> OnPolicyRound:
+    """Sample four answers to each question, score them, train on the best against the worst.
+
+    policy: the base in the first round, then what the round before has left; it is the reference of this
+    round. folder: for TRL's files. cache: for image features and reference log-probabilities.
+    """
+    ranked = sample_and_rank(policy, processor, items, score, seed=sampling_seed)
+    pairs = to_trl(ranked, "extremes")
+    trainer = dpo_trainer(
+        policy, processor, pairs, settings, seed=seed, output_dir=folder / "trainer", cache=cache
+    )
+    run = train_dpo(trainer)
+    return OnPolicyRound(trainer.model, len(pairs), run)

@@ -1,0 +1,108 @@
+"""The folder of a run: logs and checkpoint while it trains, then the policy and how it was made.
+
+    log.jsonl, samples.jsonl    figures of each iteration of PPO, and some of its sampled answers
+    checkpoint.pt               the whole state of PPO; a run that was cut off goes on from it
+    adapter_model.safetensors   the trained adapter, with `about.json` on how it was made
+    log.json                    the log of DPO
+    validation_answers.json     greedy answers before saving: a policy that is loaded gives the same
+
+Taught in notebooks 04 and 05; the recipes use it, too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
+
+from helpers import models
+from helpers.config import DPOSettings, PPOSettings
+from helpers.data.counting import is_exact
+from helpers.data.preferences import PreferenceRecord, file_of
+from helpers.files import write_json
+from helpers.rewards.scoring import Scorer
+from helpers.statistics import Proportion, proportion
+from helpers.training.ppo import PPOTrainer, Watcher
+from helpers.training.rollout import Task
+from helpers.training.watch import JSONLog, SampleLog, TensorBoard
+
+
+def ppo_trainer(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    tasks: Sequence[Task],
+    score: Scorer,
+    settings: PPOSettings,
+    folder: Path,
+    *,
+    seed: int = 0,
+    truth: Scorer | None = None,
+    watch: Sequence[Watcher] = (),
+    cache: Path | None = None,
+    resume: bool = True,
+    tensorboard: bool = False,
+) -> PPOTrainer:
+    """A `PPOTrainer` whose logs and checkpoint are in `folder`; only the first process writes logs.
+
+    Without `resume`, a checkpoint that is there is deleted. cache: a folder for image features, which
+    several runs may share. Raises UsageError if `tensorboard` is wanted and not installed.
+    """
+    checkpoint = folder / "checkpoint.pt"
+    watchers = list(watch)
+    if PartialState().is_main_process:
+        if not resume:
+            checkpoint.unlink(missing_ok=True)
+        watchers = [JSONLog(folder / "log.jsonl"), SampleLog(folder / "samples.jsonl"), *watchers]
+        if tensorboard:
+            watchers.append(TensorBoard(folder / "tensorboard"))
+    return PPOTrainer(
+        model,
+        processor,
+        tasks,
+        score,
+        settings,
+        seed=seed,
+        truth=truth,
+        watch=watchers,
+        checkpoint=checkpoint,
+        cache=cache,
+    )
+
+
+def save_policy(
+    model: PeftModel,
+    folder: Path,
+    settings: DPOSettings | PPOSettings,
+    about: Mapping[str, Any],
+    log: Sequence[Mapping[str, float]] = (),
+) -> Path:
+    """Save a trained adapter and how it was made; a log, if there is one, goes to `log.json`.
+
+    about: the base, its `max_pixels`, the seed, the data and, of PPO, the `reward` that trained it, so
+    that nobody takes that for an independent judge. The settings are added to it.
+    """
+    models.save_adapter(model, folder, {**about, "settings": asdict(settings)})
+    if log:
+        write_json(folder / "log.json", list(log))
+    return folder
+
+
+def save_answers(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    records: Sequence[PreferenceRecord],
+    folder: Path,
+) -> Proportion:
+    """Write the greedy answers to `records` beside the adapter; the share of them that is exact.
+
+    Notebook 07 asks the saved policy again, and its answers must be the same.
+    """
+    answers = models.answer_records(model, processor, records)
+    value = {"records": file_of(records), "answers": answers}
+    write_json(folder / "validation_answers.json", value)
+    pairs = zip(answers, records, strict=True)
+    exact = sum(is_exact(answer, record.truth) for answer, record in pairs)
+    return proportion(exact, len(answers))

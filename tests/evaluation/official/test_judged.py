@@ -1,0 +1,143 @@
+"""LLaVA-Bench's and MMHal-Bench's rules on hand-made reviews; what is expected is worked out from the rules."""
+
+import json
+import random
+
+import pytest
+from made_up_questions import question, values
+
+from helpers.evaluation.official import grade_llava_bench, grade_mmhal_bench, read_reviews
+from helpers.evaluation.official.judged import parse_llava_scores, parse_mmhal_rating
+from helpers.files import UsageError
+
+
+@pytest.mark.parametrize(
+    ("review", "scores"),
+    [
+        ("8 7", (8, 7)),
+        ("8,7\nBoth …", (8, 7)),
+        ("8.5 7.25\n", (8.5, 7.25)),
+        ("8, 7", (-1, -1)),  # comma and blank make three fields
+        ("8 7 ", (-1, -1)),
+        ("8/10 7/10", (-1, -1)),
+        ("Scores:\n8 7", (-1, -1)),
+        ("", (-1, -1)),
+    ],
+)
+def test_llava_scores_of_the_first_line(review, scores):
+    assert parse_llava_scores(review) == scores
+
+
+def llava():
+    rows = [("conv", "8 6\n…"), ("conv", "7,7"), ("detail", "9, 8"), ("complex", "5 10")]
+    questions = [question(str(i), "reference", group) for i, (group, _) in enumerate(rows)]
+    return questions, {str(i): review for i, (_, review) in enumerate(rows)}
+
+
+def test_llava_figures():
+    grade = grade_llava_bench(*llava())
+    assert grade.relative == {
+        "all": 115.8,  # (6 + 7 − 1 + 10) / (8 + 7 − 1 + 5) = 22 / 19
+        "conv": 86.7,  # 13 / 15
+        "detail": 100.0,  # −1 / −1: nothing could be read
+        "complex": 200.0,
+    }
+    assert grade.relative_parsed == {"all": 115.0, "conv": 86.7, "detail": None, "complex": 200.0}  # 23 / 20
+    assert (grade.unparsable.value, grade.unparsable.n) == (1 / 4, 4)
+    assert "detail without unparsable   not defined" in str(grade)
+
+
+def test_llava_rounds_means_before_the_ratio():
+    one = [question("1", "", "conv")]
+    assert grade_llava_bench(one, {"1": "0.0016 0.001"}).relative["all"] == 50.0  # .001 / .002, not 62.5
+    assert grade_llava_bench(one, {"1": "0 8"}).relative["all"] is None
+
+
+def test_llava_review_files(tmp_path):
+    questions, reviews = llava()
+    lines = [
+        {"id": i + 1, "question_id": i, "category": "llava_bench_conv", "content": reviews[str(i)], "tuple": tuple_}
+        for i, tuple_ in enumerate([[8.0, 6.0], [7.0, 7.0], [-1, -1], [5.0, 10.0]])
+    ]
+    path = tmp_path / "reviews.jsonl"
+
+    def write():
+        path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+        return path
+
+    assert read_reviews(write(), questions) == reviews
+    lines[3] = {
+        "question_id": "3",
+        "content": "[Context] …",
+        "review": reviews["3"],
+    }  # lmms-eval: content is the prompt
+    assert read_reviews(write(), questions) == reviews
+    lines[2]["tuple"] = [9.0, 8.0]
+    with pytest.raises(UsageError, match=r"reviews.jsonl:3: tuple \[9.0, 8.0\] is not what"):
+        read_reviews(write(), questions)
+    lines[2] = dict(lines[1])
+    with pytest.raises(UsageError, match=r"reviews.jsonl:3: a second review for the id 1"):
+        read_reviews(write(), questions)
+    lines[2] = {"question_id": 2}
+    with pytest.raises(UsageError, match=r"reviews.jsonl:3: a row needs question_id or id"):
+        read_reviews(write(), questions)
+    lines.pop(2)
+    with pytest.raises(UsageError, match="1 of 4 questions have no review, the first 2"):
+        read_reviews(write(), questions)
+
+
+MMHAL = [
+    ("attribute", "Fine.\n- Rating: 6, very informative", 6),
+    ("counting", "rating: 3. Again: Rating: 3", 3),
+    ("attribute", "Rating: 2", 2),
+    ("counting", "Rating: 10", 1),  # "rating: 1" stands in it
+    ("attribute", "I would say 5", None),
+    ("counting", "Rating: 1 or rating: 5", None),
+]
+
+
+def mmhal():
+    questions = [question(str(i + 1), "…", group) for i, (group, _, _) in enumerate(MMHAL)]
+    return questions, {str(i + 1): review for i, (_, review, _) in enumerate(MMHAL)}
+
+
+def test_mmhal_figures():
+    assert [parse_mmhal_rating(review) for _, review, _ in MMHAL] == [rating for *_, rating in MMHAL]
+    assert parse_mmhal_rating("**Rating**: 5") is None and parse_mmhal_rating("Rating: 4.5") == 4
+    grade = grade_mmhal_bench(*mmhal())
+    assert grade.average == 2.0  # (6 + 3 + 2 + 1 + 0 + 0) / 6
+    assert (grade.hallucination_rate.value, grade.hallucination_rate.n) == (4 / 6, 6)
+    assert grade.types == pytest.approx({"attribute": 8 / 3, "counting": 4 / 3})
+    assert (grade.unparsable.value, grade.average_parsed) == (2 / 6, 3.0)  # (6 + 3 + 2 + 1) / 4
+    assert (grade.hallucination_rate_parsed.value, grade.hallucination_rate_parsed.n) == (2 / 4, 4)
+    assert values(grade)["average score, counting"] == pytest.approx(4 / 3)
+
+
+def test_mmhal_without_a_single_rating():
+    questions, _ = mmhal()
+    grade = grade_mmhal_bench(questions, {q.id: "…" for q in questions})
+    assert grade.average == 0 and grade.hallucination_rate.value == 1
+    assert grade.average_parsed is grade.hallucination_rate_parsed is None
+
+
+def test_mmhal_responses_of_the_api_go_by_place(tmp_path):
+    questions, reviews = mmhal()
+    path = tmp_path / "evaluation.json"
+    responses = [{"model": "m", "choices": [{"message": {"content": review}}]} for review in reviews.values()]
+    path.write_text(json.dumps(responses, indent=2))
+    assert read_reviews(path, questions) == reviews
+    lines = [json.dumps({"id": key, "review": review}) for key, review in reviews.items()]
+    random.Random(0).shuffle(lines)
+    (tmp_path / "ids.jsonl").write_text("\n\n".join(lines))  # a blank line is no row
+    assert read_reviews(tmp_path / "ids.jsonl", questions) == reviews
+    path.write_text(json.dumps(responses + responses[:1]))
+    with pytest.raises(UsageError, match=r"evaluation.json:7: more than 6 responses"):
+        read_reviews(path, questions)
+    path.write_text(json.dumps([{"choices": []}]))
+    with pytest.raises(UsageError, match=r"evaluation.json:1: a response needs choices"):
+        read_reviews(path, questions)
+    path.write_text('{"id": "1", "review": "Rating: 3"')
+    with pytest.raises(UsageError, match=r"evaluation.json:1: not JSON"):
+        read_reviews(path, questions)
+    with pytest.raises(UsageError, match="no such file"):
+        read_reviews(tmp_path / "none.json", questions)

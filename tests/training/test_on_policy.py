@@ -1,0 +1,28 @@
+"""A round of DPO on pairs that the policy has just made."""
+
+import dataclasses
+import math
+
+import pytest
+
+from helpers import models
+from helpers.config import DPO_PRESETS
+from helpers.rewards.scoring import count_graded
+from helpers.training.on_policy import on_policy_round
+
+SETTINGS = dataclasses.replace(
+    DPO_PRESETS["tiny"], steps=2, batch_size=4, sft_weight=0.0, checkpoint_steps=0
+)
+
+
+def test_each_round_begins_at_the_policy_that_the_one_before_has_left(valid_items, tmp_path):
+    policy, processor = models.load_model("tiny")
+    for number in (1, 2):
+        done = on_policy_round(
+            policy, processor, valid_items[:12], count_graded, SETTINGS,
+            sampling_seed=1000 * number, folder=tmp_path / str(number), cache=tmp_path / "cache",
+        )  # fmt: skip
+        assert 0 < done.pairs <= 12 and len(done.run.log) == 2
+        # the reference is the policy at the start of the round, so that no margin is there: ln 2
+        assert done.run.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        policy = done.policy

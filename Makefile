@@ -34,7 +34,7 @@ notebooks: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 sync: $(STAMP)  ## notebooks/src/*.py → notebooks/*.ipynb, without outputs; presets → README.md
-	$(BIN)/python -m helpers sync
+	$(BIN)/python tools/sync.py
 
 fmt: $(STAMP)  ## format code and notebooks
 	$(BIN)/ruff check --fix .
@@ -46,7 +46,7 @@ base: $(STAMP)  ## rebuild the embedded base and the traffic data from nothing (
 	$(BIN)/python data/build_policy.py
 
 readme: $(STAMP)  ## figures and pictures of the last demo → README.md and docs/
-	$(BIN)/python -m helpers readme
+	$(BIN)/python tools/publish.py
 
 lock: $(STAMP)  ## renew constraints.txt
 	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header requirements.txt requirements-dev.txt --output-file constraints.txt

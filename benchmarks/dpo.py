@@ -48,10 +48,11 @@ from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.preferences import PreferenceRecord, read_records, to_trl
 from helpers.files import UsageError, open_image, read_json, write_json, write_text
 from helpers.models import presets
-from helpers.report.page import markdown_table, replace_block
+from helpers.report import markdown_table
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR
 from helpers.runtime import device, machine_summary
 from helpers.training import dpo
+from tools.publish import replace_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PREFERENCES = TRAFFIC / "preferences_train.jsonl"

@@ -28,10 +28,11 @@ from helpers.data.preferences import read_records, to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.evaluation.pair_accuracy import evaluate_pairs
 from helpers.files import write_json, write_text
-from helpers.report.page import markdown_table, replace_block
+from helpers.report import markdown_table
 from helpers.runtime import machine_summary
 from helpers.statistics import Proportion, derangement
 from helpers.training import dpo
+from tools.publish import replace_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PLAIN = dataclasses.replace(DPO_PRESETS["tiny"], steps=60, sft_weight=0.0)

@@ -26,11 +26,12 @@ from helpers.data.pairs import build_records, counting_questions
 from helpers.data.preferences import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_json, write_text
-from helpers.report.page import markdown_table, replace_block
+from helpers.report import markdown_table
 from helpers.report.plots import interval_chart
 from helpers.runtime import machine_summary
 from helpers.statistics import Proportion, proportion
 from helpers.training import dpo
+from tools.publish import replace_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PRESET = DPO_PRESETS["tiny"]

@@ -12,9 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.files import ROOT, artifacts_dir, read_json, write_json, write_text
-from helpers.recipe_run import RecipeRun
 from helpers.recipe_stages import run_stages
-from helpers.recipes import RECIPES, read_recipe
+from helpers.recipes import RECIPES, RecipeRun, read_recipe
 from helpers.runtime import machine_summary
 
 RESULTS = Path(__file__).with_suffix(".json")

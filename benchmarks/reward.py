@@ -30,13 +30,14 @@ from helpers.data.preferences import PreferenceRecord, read_records
 from helpers.files import read_json, write_json, write_text
 from helpers.models.prompts import render
 from helpers.models.shared_prefix import encode_prompts, hidden_states, pack, pack_separately
-from helpers.report.page import markdown_table, replace_block
+from helpers.report import markdown_table
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import score_records
 from helpers.rewards.reward_report import RewardReport, other_images
 from helpers.runtime import machine_summary
 from helpers.statistics import Proportion
 from helpers.training.reward import RewardTrainer
+from tools.publish import replace_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PRESET = reward_preset("tiny")

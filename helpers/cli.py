@@ -11,7 +11,7 @@ from helpers import notebooks
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
 
 if TYPE_CHECKING:
-    from helpers.doctor.lengths import RecordLengths
+    from helpers.doctor import RecordLengths
 
 if TYPE_CHECKING:
     pass
@@ -52,7 +52,7 @@ def run_notebooks(args: argparse.Namespace) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Run the suite on the embedded model, with three training seeds, and print what came out."""
-    from helpers.report.page import Section, collect_headlines, read_sections
+    from helpers.report import Section, collect_headlines, read_sections
 
     started = args.started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
@@ -78,19 +78,10 @@ def print_summary(figures: dict[str, dict[str, float]]) -> None:
         print(f"{name:<36} {figure['value']:>10.4g}{interval} (n = {figure['n']}, seed {figure['seed']})")
 
 
-def write_notebooks(args: argparse.Namespace) -> None:
-    """Write the notebooks from their sources, and README's table from the presets."""
-    from helpers.report.page import write_presets
-
-    for path in [*notebooks.sync_notebooks(), write_presets(ROOT)]:
-        print(path)
-
-
 def run_recipe(args: argparse.Namespace) -> None:
     """Run the stages of a recipe: in one process, or in each of those that torchrun or accelerate has started."""
-    from helpers.recipe_run import RecipeRun
     from helpers.recipe_stages import run_stages
-    from helpers.recipes import find_recipe, read_recipe
+    from helpers.recipes import RecipeRun, find_recipe, read_recipe
 
     path = find_recipe(args.config)
     recipe = read_recipe(path, laptop=args.laptop, changes=[parse_setting(text) for text in args.set])
@@ -99,21 +90,13 @@ def run_recipe(args: argparse.Namespace) -> None:
 
 def write_report(args: argparse.Namespace) -> None:
     """Write the page and the model cards from what the notebooks found; run the evaluation if nobody has."""
-    from helpers.report.page import EVALUATION_NOTEBOOK, build_report
+    from helpers.report import EVALUATION_NOTEBOOK, build_report
 
     folder = artifacts_dir() / "report"
     if args.again or not (folder / "sections" / f"{EVALUATION_NOTEBOOK}.json").exists():
         values = {"MODEL": args.model} | ({"ADAPTERS": str(args.adapters.resolve())} if args.adapters else {})
         notebooks.run_notebook(EVALUATION_NOTEBOOK, values, folder / "notebooks")
     for path in [build_report(), *sorted((folder / "cards").glob("*.md"))]:
-        print(path)
-
-
-def update_readme(args: argparse.Namespace) -> None:
-    """Put the figures of the last run into README.md and docs/."""
-    from helpers.report.page import publish
-
-    for path in publish(ROOT):
         print(path)
 
 
@@ -144,7 +127,7 @@ def check_files(args: argparse.Namespace) -> None:
 
 def convert_preferences(args: argparse.Namespace) -> None:
     """Convert a preference file of any known format."""
-    from helpers.data.convert_files import convert_file
+    from helpers.data import convert_file
 
     print(convert_file(args.file, args.out, args.to, args.pairs))
 
@@ -164,16 +147,15 @@ def export_adapter(args: argparse.Namespace) -> None:
 
 def write_schema(args: argparse.Namespace) -> None:
     """Write the JSON Schema of a preference record."""
-    from helpers.data.preferences import json_schema
+    from helpers.data import json_schema
 
     print(write_json(ROOT / "data" / "preference_record.schema.json", json_schema()))
 
 
 def print_memory(args: argparse.Namespace) -> None:
     """Print what presets take in memory, by arithmetic."""
-    from helpers.machine.memory import memory_table
-    from helpers.machine.workload import Workload
-    from helpers.models.presets import PRESETS
+    from helpers.machine import Workload, memory_table
+    from helpers.models import PRESETS
 
     size = (args.width, args.height, args.max_pixels)
     print(memory_table([Workload(name, *size) for name in args.model or PRESETS]))
@@ -183,8 +165,8 @@ def _lengths(name: str) -> "RecordLengths":
     """What counts the tokens that a model sees; its weights are not loaded."""
     from transformers import AutoConfig
 
-    from helpers.doctor.lengths import RecordLengths
-    from helpers.models.loading import load_processor, original_source
+    from helpers.doctor import RecordLengths
+    from helpers.models import load_processor, original_source
 
     processor, source = load_processor(name), original_source(name)
     config = AutoConfig.from_pretrained(source.location, revision=source.revision).get_text_config()
@@ -209,15 +191,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="dpo.settings.steps=20")
     command.add_argument("--out", type=Path, help="folder for all it makes (default: artifacts/recipes/NAME)")
     command.set_defaults(action=run_recipe)
-    command = commands.add_parser("sync", help="write the notebooks, and README's table of presets")
-    command.set_defaults(action=write_notebooks)
     command = commands.add_parser("report", help="write the report and the model cards; evaluates first if needed")
     command.add_argument("--model", default="tiny", help="base of the adapters (default: tiny)")
     command.add_argument("--adapters", type=Path, help="folder with adapters (default: the artifacts)")
     command.add_argument("--again", action="store_true", help="evaluate again, though it was done before")
     command.set_defaults(action=write_report)
-    command = commands.add_parser("readme", help="put the figures of the last run into README.md and docs/")
-    command.set_defaults(action=update_readme)
     command = commands.add_parser("check", help="say what is wrong with files of preference records")
     command.description = "Check files of preference records (JSONL) before training. Exit code 1 if one has errors."
     command.add_argument("file", nargs="+", type=Path, help="several are also searched for photos they share")

@@ -34,18 +34,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from helpers.data.labels import read_yolo
-from helpers.data.pairs import question_for
+from helpers.data import question_for, read_yolo
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json, write_text
 from helpers.install import COLAB, hosted_machine
-from helpers.models.presets import config_of, model_without_weights, preset_of
-from helpers.models.prompts import user_message
-from helpers.models.shared_prefix import PACKING_TOLERANCE, Packer, answer_logits
+from helpers.models import (
+    PACKING_TOLERANCE,
+    Packer,
+    answer_logits,
+    config_of,
+    model_without_weights,
+    preset_of,
+    user_message,
+)
+from helpers.report import read_sections
 from helpers.report.model_card import _shorten_path, data_licences, package_versions, render_model_card
-from helpers.report.page import read_sections
-from helpers.rewards.reward_model import REWARD_ADAPTER
+from helpers.rewards import REWARD_ADAPTER
 from helpers.runtime import tensors_hash
-from helpers.training.actor_critic import CRITIC_ADAPTER
+from helpers.training import CRITIC_ADAPTER
 
 EXPORT_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 EXPORT_TOLERANCES = {

@@ -50,7 +50,8 @@ NO_NETWORK = re.compile(
     "NewConnectionError|ConnectTimeout|ProxyError|Connection refused|name resolution|Name or service not known"
     "|Could not resolve host|getaddrinfo|dns error|error sending request|Network is unreachable|tcp connect error"
 )
-_stale: list[str] = []  # replaced though this kernel had loaded them: until it is restarted, nothing may go on
+# Replaced though this kernel had loaded them: until it is restarted, nothing may go on.
+stale_packages: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ def ensure(root: Path = _ROOT) -> VersionChanges:
     Raises SystemExit with one message for the reader: what is wrong, and what to do.
     """
     machine = hosted_machine()
-    if machine and _stale:
-        raise SystemExit(_restart(_stale, machine))
+    if machine and stale_packages:
+        raise SystemExit(_restart(stale_packages, machine))
     wanted = read_requirements(root / "requirements.txt", has_gpu())
     lacking = unmet_requirements(wanted)
     if not lacking:
@@ -208,9 +209,9 @@ def ensure(root: Path = _ROOT) -> VersionChanges:
     changes = compare_versions(before, installed_versions())
     _verify(changes, unmet_requirements(wanted), machine)
     print(changes)
-    _stale.extend(loaded_packages(changes.replaced))
-    if _stale:
-        raise SystemExit(_restart(_stale, machine))
+    stale_packages.extend(loaded_packages(changes.replaced))
+    if stale_packages:
+        raise SystemExit(_restart(stale_packages, machine))
     return changes
 
 

@@ -8,35 +8,57 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
-from helpers.data.blind import best_rule, blind_rules
-from helpers.data.pairs import as_counted_images, true_and_wrong_answers
-from helpers.data.preferences import PreferenceRecord, to_trl
-from helpers.doctor.checks import preflight
-from helpers.doctor.dpo_doctor import DPODoctor
-from helpers.doctor.ppo_doctor import PPODoctor
-from helpers.evaluation.exactness import evaluate_greedy_and_sampled
-from helpers.evaluation.policy_table import score_greedy_answers
-from helpers.files import UsageError, read_json, write_json
-from helpers.recipe_run import RecipeRun, get_scorer, prepare_data, rank_answers
-from helpers.recipes import fit_recipe
-from helpers.rewards import reward_model
-from helpers.rewards.caption_reward import CaptionReward, load_text_reward, tiny_text_reward, vlm_captioner
-from helpers.rewards.feature_reward import FeatureReward, target_scores
-from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
-from helpers.rewards.scoring import SCORERS, Scorer, exact_match, weighted_scorer
-from helpers.rewards.similarity import cosine_scorer, load_clip, text_embedder
+from helpers.data import (
+    PreferenceRecord,
+    as_counted_images,
+    best_rule,
+    blind_rules,
+    convert_file,
+    one_class_question,
+    presence_question,
+    read_records,
+    read_visual_genome,
+    to_trl,
+    true_and_wrong_answers,
+    write_records,
+)
+from helpers.doctor import DPODoctor, PPODoctor, preflight
+from helpers.evaluation import evaluate_greedy_and_sampled, score_greedy_answers
+from helpers.files import ROOT, UsageError, open_image, read_json, write_json
+from helpers.recipes import RecipeRun, fit_recipe
+from helpers.rewards import (
+    SCORERS,
+    CaptionReward,
+    FeatureReward,
+    Scorer,
+    cosine_scorer,
+    exact_match,
+    get_scorer,
+    load_clip,
+    load_text_reward,
+    pair_gaps,
+    pair_hits,
+    reward_model,
+    sample_and_rank,
+    score_records,
+    target_scores,
+    text_embedder,
+    tiny_text_reward,
+    vlm_captioner,
+    weighted_scorer,
+)
 from helpers.statistics import derangement, mcnemar_p, proportion
-from helpers.training import dpo
-from helpers.training.reward import RewardTrainer
-from helpers.training.rollout import Task
-from helpers.training.run_folder import ppo_trainer, save_policy
-from helpers.training.watch import log_mean
+from helpers.training import RewardTrainer, Task, dpo, log_mean, ppo_trainer, save_policy
+
+SPLITS = ("train", "valid", "test")
 
 
 def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -64,6 +86,68 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
         if state.is_main_process:
             write_json(path, run.figures)
     return run.figures
+
+
+def prepare_data(run: RecipeRun) -> None:
+    """Data of any format → the run's own records; our own files are first put into the format of the recipe."""
+    settings, target = run.recipe.data, run.folder / "data"
+    if settings.format == "visual_genome":
+        return _prepare_questions(run)
+    for split in SPLITS:
+        source = ROOT / getattr(settings, split)
+        if settings.format != "record":
+            between = target / f"{split}.{settings.format}.json"
+            print(convert_file(source, between, settings.format))
+            source = between
+        convert_file(source, target / f"{split}.jsonl")
+        write_records(target / f"{split}.jsonl", run.records(split)[: settings.limit])
+    run.add_figure("pairs", sum(len(record.pairs()) for record in run.records("train")))
+
+
+def _prepare_questions(run: RecipeRun) -> None:
+    """Visual Genome's questions, split by image; without its images, such a file is made from the scenes."""
+    settings, target = run.recipe.data, run.folder / "data"
+    file, images = (ROOT / settings.train, ROOT / settings.images) if settings.images else _write_scene_questions(run)
+    asked = read_visual_genome(file, images)
+    groups = list(dict.fromkeys(item.group for item in asked))
+    order = np.random.default_rng(run.recipe.seed).permutation(len(groups))
+    first = {groups[i] for i in order[: round(settings.train_share * len(groups))]}
+    for split, inside in (("train", True), ("test", False)):
+        rows = [item for item in asked if (item.group in first) == inside][: settings.limit]
+        rows = [{"image": str(item.path.resolve()), "question": item.question, "answer": item.answer} for item in rows]
+        write_json(target / f"{split}-questions.json", rows)
+        run.add_figure(f"questions_{split}", len(rows))
+
+
+def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
+    """Two questions with short answers about each of the shipped scenes, in Visual Genome's form."""
+    images, entries = run.folder / "data" / "images", []
+    images.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        for record in read_records(ROOT / getattr(run.recipe.data, split)):
+            number = len(entries)
+            open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
+            asked = [ask(record.truth, number) for ask in (presence_question, one_class_question)]
+            qas = [
+                {"qa_id": 2 * number + place, "image_id": number, "question": question, "answer": answer}
+                for place, (question, answer) in enumerate(asked)
+            ]
+            entries.append({"id": number, "qas": qas})
+    return write_json(images.parent / "question_answers.json", entries), images
+
+
+def rank_answers(run: RecipeRun) -> None:
+    """Answers sampled from the model and ranked by a scorer take the place of those in the data, as pairs.
+
+    The questions of PPO and of the evaluation stay all of them, also those whose sampled answers are all alike.
+    """
+    settings, (model, processor) = run.recipe.rank, run.load()
+    score = get_scorer(settings.scorer)
+    for place, split in enumerate(SPLITS):
+        items, seed = as_counted_images(run.records(split)), run.recipe.seed + 1000 * place
+        ranked = sample_and_rank(model, processor, items, score, settings.answers, seed=seed)
+        write_records(run.folder / "data" / f"{split}-ranked.jsonl", ranked)
+    run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))
 
 
 def train_feature_reward(run: RecipeRun) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
+from transformers import PreTrainedModel, ProcessorMixin
 
+from helpers import models
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, dpo_preset, ppo_preset, reward_preset
-from helpers.data.formats import FORMATS
-from helpers.data.preferences import StrictModel, explain_validation_error
-from helpers.files import ROOT, UsageError
-from helpers.machine.fits import check_machine
-from helpers.machine.fitting import changed_fields
+from helpers.data import FORMATS, PreferenceRecord, StrictModel, explain_validation_error, read_records
+from helpers.files import ROOT, UsageError, read_json
+from helpers.machine import changed_fields, check_machine
+from helpers.statistics import Proportion
+from helpers.training import Task, tasks_of
 
 RECIPES = ROOT / "recipes"
 StageName = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
@@ -190,3 +192,45 @@ def _lists_to_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _lists_to_tuples(part) for name, part in value.items()}
     return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
+
+
+@dataclasses.dataclass
+class RecipeRun:
+    """A recipe, the folder of what it makes, and the figures that have been found."""
+
+    recipe: Recipe
+    folder: Path
+    figures: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+        recipe = self.recipe
+        return models.load_model(recipe.model, four_bit=recipe.four_bit, max_pixels=recipe.max_pixels)
+
+    def records(self, split: str) -> list[PreferenceRecord]:
+        return read_records(self.folder / "data" / f"{split}.jsonl")
+
+    def pairs(self, split: str) -> list[PreferenceRecord]:
+        """Training pairs of reward models and DPO: the model's own ranked answers if there are any, else the data."""
+        ranked = self.folder / "data" / f"{split}-ranked.jsonl"
+        return read_records(ranked) if ranked.exists() else self.records(split)
+
+    def tasks(self, split: str) -> list[Task]:
+        """The questions of a split, with what is true: all counts, or an answer."""
+        if self.recipe.data.format == "visual_genome":
+            rows = read_json(self.folder / "data" / f"{split}-questions.json")
+            return [Task((Path(row["image"]),), (models.user_message(row["question"]),), row["answer"]) for row in rows]
+        return tasks_of(self.records(split))
+
+    def add_figure(self, name: str, figure: Proportion | float) -> None:
+        """Keep a figure and print it with its interval."""
+        value = figure if isinstance(figure, float | int) else figure.value
+        row = {"value": float(value), "seed": self.recipe.seed}
+        if not isinstance(figure, float | int):
+            row |= {"low": figure.low, "high": figure.high, "n": figure.n}
+        self.figures[name] = row
+        print(f"{name:<34} {f'{figure:.4g}' if isinstance(figure, float) else figure}", flush=True)
+
+    def about(self, **more: Any) -> dict[str, Any]:
+        recipe = self.recipe
+        own = {"base": recipe.model, "seed": recipe.seed, "recipe": recipe.title, "max_pixels": recipe.max_pixels}
+        return own | more

@@ -20,11 +20,12 @@ def set_up(drive: str = "") -> Path:
         os.environ.setdefault("VLM_ARTIFACTS", str(KAGGLE_FOLDER / "artifacts"))
     from helpers import models as models  # first of all: on a GPU it brings in unsloth
     from helpers.files import ROOT, artifacts_dir
-    from helpers.machine.drive import use_drive
+    from helpers.machine import use_drive
     from helpers.runtime import machine_summary
 
     use_drive(drive)
     if hosted_machine() is KAGGLE:
-        print(f'Artifacts are in {artifacts_dir()}. Kaggle keeps {KAGGLE_FOLDER} by "Save Version".')
+        kept = f'Kaggle keeps {KAGGLE_FOLDER} by "Save Version".'
+        print(f"Artifacts are in {artifacts_dir()}. {kept}")
     print(machine_summary())
     return ROOT

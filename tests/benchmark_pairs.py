@@ -12,6 +12,4 @@ def record(name, ranking=((0,), (1,)), answers=("a", "b")):
 
 
 NAMES = ["wildvision-1", "RLHF-1", "RLHF-2", "RLHF-3", "RLAIF-4", "mmmu_1", "mmmu_2"]
-
-
 RECORDS = [record(name, ((1,), (0,)) if name == "RLHF-2" else ((0,), (1,))) for name in NAMES]

@@ -4,8 +4,6 @@ from helpers.data.formats import FORMATS
 from helpers.data.preferences import PreferenceRecord
 
 TWO_WAY = [name for name, form in FORMATS.items() if form.write]
-
-
 RANKED = {
     "images": ["a.png"],
     "prompt": "How many cars?",

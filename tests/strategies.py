@@ -2,8 +2,7 @@
 
 import itertools
 
-from hypothesis import assume
-from hypothesis import strategies as st
+from hypothesis import assume, strategies as st
 
 from helpers.data.preferences import PreferenceRecord
 

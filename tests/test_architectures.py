@@ -158,9 +158,7 @@ def test_dpo_in_trls_layout_learns_the_same(checkpoint, pairs, tmp_path):
     name, folder = checkpoint
     how = {"four_bit": False}
     packed, _, ours = trained_by_dpo(folder, pairs, tmp_path, packs=True, **how)
-    stock, before, theirs = trained_by_dpo(
-        folder, pairs, tmp_path, packs=False, template=template_for_trl(name), **how
-    )
+    stock, before, theirs = trained_by_dpo(folder, pairs, tmp_path, packs=False, template=template_for_trl(name), **how)
     assert isinstance(packed.data_collator, dpo.PairCollator) != isinstance(stock.data_collator, dpo.PairCollator)
     for own, other in zip(ours.log, theirs.log, strict=True):
         for key in ("loss", "logps/chosen", "logps/rejected", "rewards/margins"):
@@ -223,7 +221,7 @@ def test_ppo(checkpoint, advantages, packs):
     likeliest[processor.image_token_id] = 50.0
     model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + likeliest)
     settings = dataclasses.replace(PPO, advantages=advantages, critic_sees_image=packs)  # from kept features
-    run = PPOTrainer(model, processor, tasks_of(RECORDS), length, settings, packs=packs or None)
+    run = PPOTrainer(model, processor, tasks_of(RECORDS), length, settings, packs=None if packs else False)
     assert run.packer.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
     before = weights(run.actor)
     row = run.train()[-1]

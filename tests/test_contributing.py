@@ -22,7 +22,7 @@ import json
 from helpers import rewards
 from helpers.cli import main
 from helpers.files import UsageError
-from helpers.recipe_run import get_scorer
+from helpers.rewards import get_scorer
 from helpers.recipes import find_recipe, read_recipe
 
 codes = [

@@ -117,7 +117,7 @@ def site(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(sys, "path", [str(folder), *(p for p in sys.path if "site-packages" not in p)])
     monkeypatch.setattr(install, "has_gpu", lambda: False)
-    monkeypatch.setattr(install, "_stale", [])
+    monkeypatch.setattr(install, "stale_packages", [])
     (tmp_path / "requirements.txt").write_text("torch>=2.11,<2.15\ndatasets>=4.7,<5\ntrl==1.14.2\nunsloth==1.0 # GPU\n")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "test")
     return folder
@@ -232,7 +232,7 @@ def test_what_the_reader_is_to_do_names_the_menus_of_the_machine(site, pip, tmp_
     pip.code, pip.does = 1, lambda: None
     with pytest.raises(SystemExit, match="in the way: Stop the session and start it again, then run"):
         ensure(tmp_path)
-    monkeypatch.setattr(install, "_stale", ["datasets"])
+    monkeypatch.setattr(install, "stale_packages", ["datasets"])
     with pytest.raises(SystemExit, match=r"RESTART NEEDED: datasets .* Run → Restart & clear cell outputs, then run"):
         ensure(tmp_path)
 
@@ -302,7 +302,7 @@ def test_a_replaced_package_that_was_loaded_asks_for_a_restart_until_there_is_on
         with pytest.raises(SystemExit, match=r"RESTART NEEDED: datasets had been loaded .* Restart session"):
             ensure(tmp_path)
     assert len(pip.calls) == 1
-    monkeypatch.setattr(install, "_stale", [])  # a new kernel
+    monkeypatch.setattr(install, "stale_packages", [])  # a new kernel
     assert ensure(tmp_path) == VersionChanges({}, {})
 
 

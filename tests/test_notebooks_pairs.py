@@ -6,7 +6,8 @@ import tomllib
 import nbformat
 import pytest
 
-from helpers.notebooks import NOTEBOOKS, notebook_from_source, set_up_cell
+from helpers.notebooks import NOTEBOOKS
+from tools.sync import notebook_from_source, set_up_cell
 
 NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
 SKELETON = (

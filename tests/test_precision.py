@@ -29,8 +29,7 @@ from helpers.models.prompts import encode, render
 from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
-from helpers.training import dpo, ppo
-from helpers.training import reward as reward_training
+from helpers.training import dpo, ppo, reward as reward_training
 from helpers.training.actor_critic import CRITIC_ADAPTER, ActorCritic
 from helpers.training.rollout import tasks_of
 
@@ -87,6 +86,7 @@ def test_a_model_in_four_bits_is_in_fp16_and_its_adapter_in_fp32(tmp_path):
     assert {config._attn_implementation for config in configs} == {"sdpa"}
     assert {type(config).__name__ for config in configs} >= {"Qwen2VLTextConfig", "Qwen2VLVisionConfig"}
     model = models.add_adapter(model, ADAPTER)
+    # 42 tensors: 3 layers × 7 linear layers × A and B
     assert len(trained(model)) == 42 and in_fp16(model)
     folder = models.save_adapter(model, tmp_path, {})
     assert dtypes(load_file(folder / "adapter_model.safetensors").values()) == {torch.float32}

@@ -8,7 +8,7 @@ import pytest
 from shape import ROOMS, ROOT, first_glance, imported, read_sources, readme_tree, room_of
 
 from helpers.notebooks import catalogue
-from helpers.report.page import write_presets
+from tools.sync import write_presets
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TREE = readme_tree(README)

@@ -6,17 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import cli, recipes
-from helpers import recipe_stages as stages
+from helpers import cli, recipe_stages as stages, recipes
 from helpers.config import ALL_LINEAR, ATTENTION
 from helpers.files import UsageError, read_json
 from helpers.machine import facts, fits
 from helpers.machine.duration import MachineRates
 from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models import presets
-from helpers.recipe_run import RecipeRun
 from helpers.recipe_stages import run_stages
-from helpers.recipes import RECIPES, deep_merge, find_recipe, fit_recipe, read_recipe
+from helpers.recipes import RECIPES, RecipeRun, deep_merge, find_recipe, fit_recipe, read_recipe
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 SHORT = {  # of each recipe, so that it takes seconds

@@ -31,14 +31,18 @@ def test_imports_point_down_and_special_libraries_have_one_home(module):
 
 
 @pytest.mark.parametrize("room", ROOMS[1:-1])
-def test_names_that_a_room_lists_are_there(room):
-    tree = ast.parse((HELPERS / room / "__init__.py").read_text(encoding="utf-8"))
-    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
-    (listed,) = [ast.literal_eval(node.value) for node in keywords if node.arg == "submod_attrs"]
+def test_a_room_lists_the_public_names_of_its_modules(room):
+    listed = {}
+    for node in ast.parse((HELPERS / room / "__init__.pyi").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            listed.setdefault(node.module, set()).update(alias.name for alias in node.names)
     for module, names in listed.items():
         source = (HELPERS / room / f"{module}.py").read_text(encoding="utf-8")
-        missing = set(names) - public_names(source)
+        missing = names - public_names(source)
         assert not missing, f"helpers/{room}/{module}.py does not define {', '.join(missing)}"
+        defined = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        unlisted = {name for name in defined if not name.startswith("_")} - names
+        assert not unlisted, f"helpers/{room}/__init__.pyi does not list {', '.join(unlisted)} of {module}.py"
 
 
 @pytest.mark.parametrize("command", ["import helpers.data; [getattr(helpers.data, n) for n in helpers.data.__all__]",
@@ -47,3 +51,14 @@ def test_reading_and_checking_data_needs_neither_torch_nor_transformers(command)
     code = f"import sys\n{command}\nprint(sorted({{'torch', 'transformers'}} & sys.modules.keys()))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.splitlines()[-1] == "[]", run.stdout + run.stderr
+
+
+TESTS = ROOT / "tests"
+TEST_FILES = sorted(path.relative_to(TESTS) for path in TESTS.rglob("test_*.py") if path.parent != TESTS)
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=str)
+def test_a_test_in_a_room_has_the_name_of_a_module_of_that_room(path):
+    """Tests that cross rooms stand at the top of `tests/`."""
+    module = path.with_name(path.name.removeprefix("test_"))
+    assert (HELPERS / module).exists(), f"tests/{path}: there is no helpers/{module}"

@@ -1,8 +1,9 @@
 """What happens when a notebook is opened on Colab or Kaggle, as far as it can be tried elsewhere.
 
-The set-up cell runs with this work tree as the repository, in an environment in which the versions of Colab's GPU
-runtime are really installed. Neither Colab's own front end nor its GPU is there: no unsloth is installed. The first
-time, gigabytes are fetched for it; with uv's cache filled it takes seconds. Kaggle is a folder, without its packages.
+The set-up cell runs with this work tree as the repository, in an environment in which the versions of
+Colab's GPU runtime are really installed. Neither Colab's own front end nor its GPU is there: no unsloth is
+installed. The first time, gigabytes are fetched for it; with uv's cache filled it takes seconds. Kaggle is
+a folder, without its packages.
 """
 
 import ast
@@ -19,6 +20,7 @@ from colab import TABLE, VERSIONS, find_python, uv
 from helpers import install, notebooks, setup
 from helpers.files import ROOT, UsageError, artifacts_dir
 from helpers.notebooks import NOTEBOOKS
+from tools import sync
 
 FORK = 'repository = "https://github.com/someone/alignment"\ntag = "v1.0"'
 EMPTY = 'repository = ""\ntag = ""'
@@ -76,6 +78,7 @@ def shared_notebooks(tmp_path, monkeypatch):
     for name in ("setup.toml", "index.toml", "src/01_load_model.py", "src/05_train_ppo.py"):
         shutil.copy(NOTEBOOKS / name, copy / name)
     monkeypatch.setattr(notebooks, "NOTEBOOKS", copy)
+    monkeypatch.setattr(sync, "NOTEBOOKS", copy)
 
     def change(address: str) -> Path:
         text = (NOTEBOOKS / "setup.toml").read_text(encoding="utf-8")
@@ -87,16 +90,21 @@ def shared_notebooks(tmp_path, monkeypatch):
     return change
 
 
-def run_cell(python: Path | str, code: str, folder: Path, kaggle: bool = False) -> subprocess.CompletedProcess:
-    """Run code as in a fresh kernel of Colab, with `folder` for /content; of Kaggle, with `folder` for /kaggle/working."""
+def run_cell(python: Path | str, code: str, folder: Path, kaggle: bool = False):
+    """Run code as in a fresh kernel that starts in `folder`: /content on Colab, /kaggle/working on Kaggle.
+
+    Returns the completed process.
+    """
     folder.mkdir(exist_ok=True, parents=True)
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "VLM_ARTIFACTS")}
-    # Kaggle's image has Colab's variable, too
-    environment = kept | {"COLAB_RELEASE_TAG": "test", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "VLM_ARTIFACTS")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["COLAB_RELEASE_TAG"] = "test"  # Kaggle's image has it, too
     if kaggle:
         environment["KAGGLE_KERNEL_RUN_TYPE"] = "Interactive"
     code = code.replace("/kaggle/input", (folder.parent / "input").as_posix())
-    return subprocess.run([python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    command = [python, "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def fetching_part(cell: str) -> str:
@@ -112,7 +120,7 @@ print(json.dumps({found.name.lower(): found.version for found in importlib.metad
 def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_path):
     """Cloned, installed, nothing protected touched, model code imported; a second run has nothing to do."""
     shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
-    cell, content = notebooks.set_up_cell(), tmp_path / "content"
+    cell, content = sync.set_up_cell(), tmp_path / "content"
     before = json.loads(run_cell(runtime, LOOK, content).stdout)
     first = run_cell(runtime, cell + LOOK, content)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -131,11 +139,12 @@ def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_pat
 
 def test_a_clone_that_was_cut_off_is_not_taken_for_a_whole_one(repository, shared_notebooks, tmp_path):
     shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
-    fetch = fetching_part(notebooks.set_up_cell())
+    fetch = fetching_part(sync.set_up_cell())
     content = tmp_path / "content"
     assert fetch.count("mv new$$ alignment") == 1
     killed = fetch.replace("mv new$$ alignment", "kill -9 $$")
-    assert run_cell(sys.executable, killed, content).returncode and not (content / "alignment").exists()
+    assert run_cell(sys.executable, killed, content).returncode
+    assert not (content / "alignment").exists()
     run = run_cell(sys.executable, fetch, content)
     assert run.stdout.strip() == f"{content.as_posix()}/alignment", run.stderr
     assert run.stderr == ""  # not the page of advice that Git writes about tags
@@ -146,29 +155,33 @@ def test_a_clone_that_was_cut_off_is_not_taken_for_a_whole_one(repository, share
 
 def test_what_cannot_be_fetched_is_said_in_one_line(repository, shared_notebooks, tmp_path):
     shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
-    fetch, content = fetching_part(notebooks.set_up_cell()), tmp_path / "content"
+    fetch, content = fetching_part(sync.set_up_cell()), tmp_path / "content"
     wrong = run_cell(sys.executable, fetch.replace('"v1"', '"v2"'), content)
     assert wrong.returncode == 1 and not (content / "alignment").exists()
-    assert wrong.stderr.count("\n") == 1 and f"{repository!r} (tag 'v2') cannot be fetched" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+    assert f"{repository!r} (tag 'v2') cannot be fetched" in wrong.stderr
     assert "Remote branch v2 not found" in (content / "fetch.log").read_text()
+
+
+WHAT_TO_DO = (
+    "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset.\n"
+)
 
 
 def test_without_internet_on_kaggle_the_cell_says_what_to_do(shared_notebooks, tmp_path):
     address = "http://127.0.0.1:9/alignment"  # nothing listens there
     shared_notebooks(f'repository = "{address}"\ntag = "v1"')
-    run = run_cell(sys.executable, notebooks.set_up_cell(), tmp_path / "working", kaggle=True)
+    run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "working", kaggle=True)
     assert run.returncode == 1 and run.stderr == (
-        f"helpers/ is not here, and '{address}' (tag 'v1') cannot be fetched, see fetch.log. Open the notebook in its "
-        "repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset.\n"
+        f"helpers/ is not here, and '{address}' (tag 'v1') cannot be fetched, see fetch.log. {WHAT_TO_DO}"
     )
 
 
 def test_without_an_address_the_cell_says_what_to_set(shared_notebooks, tmp_path):
     shared_notebooks(EMPTY)
-    run = run_cell(sys.executable, notebooks.set_up_cell(), tmp_path / "content")
+    run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "content")
     assert run.returncode == 1 and run.stderr == (
-        "helpers/ is not here, and '' (tag 'main') cannot be fetched, see fetch.log. Open the notebook in its "
-        "repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset.\n"
+        f"helpers/ is not here, and '' (tag 'main') cannot be fetched, see fetch.log. {WHAT_TO_DO}"
     )
 
 
@@ -177,7 +190,7 @@ def test_the_nearest_folder_above_that_holds_the_repository_is_taken(shared_note
     for folder in (tmp_path, tmp_path / "fork"):
         (folder / "helpers").mkdir(parents=True)
         (folder / "helpers" / "setup.py").touch()
-    fetch = fetching_part(notebooks.set_up_cell())
+    fetch = fetching_part(sync.set_up_cell())
     for place in ("fork", "fork/notebooks", "fork/notebooks/mine/deeper"):
         run = run_cell(sys.executable, fetch, tmp_path / place)
         assert run.stdout.strip() == (tmp_path / "fork").as_posix(), run.stderr
@@ -185,13 +198,14 @@ def test_the_nearest_folder_above_that_holds_the_repository_is_taken(shared_note
 
 
 @pytest.mark.parametrize("place", ["alignment", "datasets/someone/alignment/alignment-v1.0"])
-def test_a_repository_attached_on_kaggle_is_found_without_internet(shared_notebooks, tmp_path, place):
-    """Kaggle has had two layouts of /kaggle/input, and unpacks an archive into a folder of its own."""
+def test_an_attached_repository_is_found_without_internet(shared_notebooks, tmp_path, place):
+    """Kaggle has had two layouts of /kaggle/input, and unpacks an archive into its own folder."""
     shared_notebooks('repository = "http://127.0.0.1:9/alignment"\ntag = "v1"')
     (tmp_path / "input" / "photos").mkdir(parents=True)
     (tmp_path / "input" / place / "helpers").mkdir(parents=True)
     (tmp_path / "input" / place / "helpers" / "setup.py").touch()
-    run = run_cell(sys.executable, fetching_part(notebooks.set_up_cell()), tmp_path / "working", kaggle=True)
+    fetch = fetching_part(sync.set_up_cell())
+    run = run_cell(sys.executable, fetch, tmp_path / "working", kaggle=True)
     assert run.stdout.strip() == (tmp_path / "input" / place).as_posix(), run.stderr
     assert list((tmp_path / "working").iterdir()) == []
 
@@ -211,24 +225,27 @@ from helpers import files
 files.write_text(files.artifacts_dir() / "note", "kept")
 print(ROOT)
 print(files.ROOT)
-print([name for name in Recorder.started if name in ("unsloth", "torch", "transformers") or name.startswith("helpers.")])
+names = ("helpers.", "unsloth", "torch", "transformers")
+print([name for name in Recorder.started if name.startswith(names)])
 """
 
 
-def test_what_is_attached_on_kaggle_is_only_read_and_artifacts_are_kept(repository_folder, shared_notebooks, tmp_path):
+def test_what_is_attached_is_only_read_and_artifacts_are_kept(repository_folder, shared_notebooks, tmp_path):
     shared_notebooks('repository = "http://127.0.0.1:9/alignment"\ntag = "v1"')
     attached, working = tmp_path / "input" / "alignment", tmp_path / "working"
     shutil.copytree(repository_folder, attached, ignore=shutil.ignore_patterns(".git"))
     before = sorted(attached.rglob("*"))
-    cell = notebooks.set_up_cell().replace("from helpers", BEFORE + "from helpers")
-    run = run_cell(sys.executable, cell.replace('DRIVE = ""', 'DRIVE = "mine"') + AFTER, working, kaggle=True)
+    cell = sync.set_up_cell().replace('DRIVE = ""', 'DRIVE = "mine"')
+    cell = cell.replace("from helpers", BEFORE + "from helpers") + AFTER
+    run = run_cell(sys.executable, cell, working, kaggle=True)
     assert run.returncode == 0, run.stdout + run.stderr
     drive, artifacts, machine, *roots, order = run.stdout.splitlines()
     assert drive.startswith("⚠️  DRIVE is for Google Colab and does nothing here.")
-    assert artifacts == f'Artifacts are in {working}/artifacts. Kaggle keeps {working} by "Save Version".'
+    kept = f'Kaggle keeps {working} by "Save Version".'
+    assert artifacts == f"Artifacts are in {working}/artifacts. {kept}"
     assert machine.startswith(("CPU, ", "NVIDIA", "Tesla")) and roots == [str(attached)] * 2
     first = ["helpers.setup", "helpers.install", "helpers.models", "helpers.models.loading"]
-    assert ast.literal_eval(order)[:4] == first, "helpers.models.loading brings in unsloth, before all others"
+    assert ast.literal_eval(order)[:4] == first, "unsloth comes first, and loading.py brings it in"
     assert sorted(path.name for path in working.rglob("*")) == ["artifacts", "note"]
     assert sorted(attached.rglob("*")) == before
 
@@ -248,12 +265,12 @@ def test_on_kaggle_artifacts_go_where_the_reader_wants_them(artifacts, monkeypat
 
 def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_again(shared_notebooks):
     copy = shared_notebooks(EMPTY)
-    notebooks.sync_notebooks()
+    sync.sync_notebooks()
     bare = {path: path.read_text(encoding="utf-8") for path in (copy / "src").glob("*.py")}
-    assert not any("colab-badge" in text for text in bare.values()) and "Colab" not in notebooks.badges()
+    assert not any("colab-badge" in text for text in bare.values()) and "Colab" not in sync.badges()
     shared_notebooks(FORK)
     for _ in range(2):  # the second time nothing changes
-        notebooks.sync_notebooks()
+        sync.sync_notebooks()
         for path in bare:
             text = path.read_text(encoding="utf-8")
             assert text.count('REPOSITORY, TAG = "https://github.com/someone/alignment", "v1.0"') == 1
@@ -264,10 +281,10 @@ def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_aga
             assert text.splitlines()[2:5] == ["#", f"# {badge}", "#"]
             first = json.loads((copy / f"{path.stem}.ipynb").read_text(encoding="utf-8"))["cells"][0]
             assert "".join(first["source"]).splitlines()[1:3] == ["", badge]
-    assert badge in notebooks.badges()
-    assert notebooks.badges().count("colab-badge.svg") == len(notebooks.catalogue())
+    assert badge in sync.badges()
+    assert sync.badges().count("colab-badge.svg") == len(notebooks.catalogue())
     shared_notebooks(EMPTY)
-    notebooks.sync_notebooks()
+    sync.sync_notebooks()
     assert {path: path.read_text(encoding="utf-8") for path in bare} == bare
 
 
@@ -283,11 +300,11 @@ def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_aga
 def test_a_bad_address_is_refused(shared_notebooks, address, message):
     shared_notebooks(address)
     with pytest.raises(UsageError, match=message):
-        notebooks.sync_notebooks()
+        sync.sync_notebooks()
 
 
 def test_a_source_without_a_set_up_cell_or_a_title_is_refused():
     text = (NOTEBOOKS / "src" / "01_load_model.py").read_text(encoding="utf-8")
     for broken in (text.replace('tags=["setup"]', ""), text.replace("# # 01", "# 01")):
         with pytest.raises(UsageError, match="needs a title in its first cell and one cell tagged 'setup'"):
-            notebooks.add_shared_parts(broken, "01_load_model.ipynb")
+            sync.add_shared_parts(broken, "01_load_model.ipynb")

@@ -76,9 +76,7 @@ def blind_rules(records: Iterable[PreferenceRecord]) -> BlindTable:
     return rules.table()
 
 
-def true_image_detail_shares(
-    records: Sequence[PreferenceRecord], kinds: Sequence[str]
-) -> dict[str, Proportion]:
+def true_image_detail_shares(records: Sequence[PreferenceRecord], kinds: Sequence[str]) -> dict[str, Proportion]:
     """Compute how often the true image has more detail than the spoilt one, for each kind of `negative_images`.
 
     Detail is the standard deviation of the differences between neighbouring pixels. A share near 1 means

@@ -21,6 +21,8 @@ QUESTION_TEMPLATES = (
     "How many {classes} are in the image?",
     "Please count the {classes} you see.",
 )
+# The classes of the shipped scenes; of others the plural is taken as it is.
+SINGULAR = {"cars": "car", "motorcycles": "motorcycle", "buses": "bus", "bicycles": "bicycle"}
 SPELLINGS = {"buss": "buses", "bus": "buses"}  # "buss" stands in published vehicle-count data
 
 

@@ -25,10 +25,17 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
-from helpers.data.counting import Counts, count_answer, count_question, edited_counts, is_exact, is_well_formed
+from helpers.data.counting import (
+    SINGULAR,
+    Counts,
+    count_answer,
+    count_question,
+    edited_counts,
+    is_exact,
+    is_well_formed,
+)
 from helpers.data.labels import CountedImage
 from helpers.data.preferences import Answer, PreferenceRecord, Ranking
-from helpers.data.scenes import SINGULAR
 from helpers.files import open_image
 
 NEGATIVES = ("own", "edit", "other image")
@@ -148,9 +155,7 @@ class _OtherCounts:
         return self._different[key][int(rng.integers(len(self._different[key])))]
 
 
-def _record(
-    item: CountedImage, number: int, texts: dict[str, str], rng: np.random.Generator
-) -> PreferenceRecord:
+def _record(item: CountedImage, number: int, texts: dict[str, str], rng: np.random.Generator) -> PreferenceRecord:
     """Answers in a random order, equal texts once: the position of the true answer says nothing."""
     distinct = {text: origin for origin, text in reversed(texts.items())}  # "truth" wins, then "own"
     order = [list(distinct)[i] for i in rng.permutation(len(distinct))]
@@ -159,9 +164,7 @@ def _record(
     return record_of_item(item, number, [Answer(text=text, origin=distinct[text]) for text in order], ranking)
 
 
-def record_of_item(
-    item: CountedImage, number: int, answers: list[Answer], ranking: Ranking | None
-) -> PreferenceRecord:
+def record_of_item(item: CountedImage, number: int, answers: list[Answer], ranking: Ranking | None) -> PreferenceRecord:
     """The record of the counting question about an image."""
     return PreferenceRecord(
         id=f"{item.path.parent.parent.name}-{item.path.stem}",
@@ -194,7 +197,8 @@ def make_one_sided(records: Sequence[PreferenceRecord], seed: int = 0) -> list[P
 
 
 def swap_rankings(
-    records: Sequence[PreferenceRecord], swapped: Sequence[bool]
+    records: Sequence[PreferenceRecord],
+    swapped: Sequence[bool],
 ) -> list[PreferenceRecord]:
     """The records, with the worst answers first in those that `swapped` marks: wrong labels.
 

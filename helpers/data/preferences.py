@@ -443,7 +443,9 @@ def to_trl(records: Sequence[PreferenceRecord], which: Literal["all", "extremes"
             for pair in record.pairs(which)
         ]
     if not rows:
-        raise UsageError(f"{file_of(records)}: all answers are tied, so there is no pair to train on. Rank some of them.")
+        raise UsageError(
+            f"{file_of(records)}: all answers are tied, so there is no pair to train on. Rank some of them."
+        )
     dataset = Dataset.from_list(rows)
     for column in {"images", "negative_images"} & set(dataset.column_names):
         dataset = dataset.cast_column(column, List(Image(mode="RGB")))

@@ -40,8 +40,8 @@ from helpers.doctor.input_checks import (
 )
 from helpers.files import UsageError
 from helpers.losses import completion_logps
-from helpers.machine.memory import USABLE_SHARE
-from helpers.models.caches import images_hash
+from helpers.machine import USABLE_SHARE
+from helpers.models import images_hash
 from helpers.runtime import compute_dtype
 
 LN2 = math.log(2)  # loss of a policy that equals its reference

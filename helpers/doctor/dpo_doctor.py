@@ -15,13 +15,11 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
-from helpers.data.preferences import PreferenceRecord
+from helpers.data import PreferenceRecord
 from helpers.doctor.dpo_rules import AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, non_finite_values
 from helpers.doctor.verdicts import panel_html
 from helpers.files import open_image
-from helpers.models.generation import generate_answers
-from helpers.models.prompts import user_message
-from helpers.models.shared_prefix import Packer, answer_logps
+from helpers.models import Packer, answer_logps, generate_answers, user_message
 from helpers.statistics import repeated_share
 
 KEEP_EVERY = 5  # steps between two copies of the weights
@@ -100,7 +98,9 @@ class DPODoctor(TrainerCallback):
 
     @classmethod
     def of_records(
-        cls, processor: ProcessorMixin, records: Sequence[PreferenceRecord]
+        cls,
+        processor: ProcessorMixin,
+        records: Sequence[PreferenceRecord],
     ) -> "DPODoctor":
         """Watch the answers to the first image and the last turn of some records, not trained on."""
         images = [record.image_paths[0] for record in records]

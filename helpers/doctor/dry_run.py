@@ -10,7 +10,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from trl import DPOTrainer
 
-from helpers.machine.memory import USABLE_SHARE
-from helpers.models.caches import ReferenceLogps
+from helpers.machine import USABLE_SHARE
+from helpers.models import ReferenceLogps
 from helpers.runtime import peak_memory_gb
 
 Examples = Sequence[dict[str, Any]]  # rows of the data set
@@ -47,10 +47,25 @@ class Forecast:
         return f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}{fits}."
 
 
-def forecast_run(trainer: DPOTrainer, seen_rows: Sequence[int] = ()) -> Forecast:
+def time_pass(trainer: DPOTrainer, examples: Examples) -> float:
+    """Seconds of one pass over `examples` and back, without the optimizer."""
+    started = time.perf_counter()
+    backward(loss_of(trainer, collate(trainer, examples)))
+    trainer.model.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def forecast_run(
+    trainer: DPOTrainer,
+    seen_rows: Sequence[int] = (),
+    measure: Callable[[DPOTrainer, Examples], float] = time_pass,
+) -> Forecast:
     """Pass twice over a batch of rows not among `seen_rows`: the first fills the caches, the second uses them.
 
-    Run a pass of that size before: the first one on a GPU also loads kernels.
+    Run a pass of that size before: the first one on a GPU also loads kernels. measure: seconds of a pass over
+    examples.
     """
     args, rows = trainer.args, len(trainer.train_dataset)
     size, step = args.per_device_train_batch_size, args.gradient_accumulation_steps
@@ -62,7 +77,7 @@ def forecast_run(trainer: DPOTrainer, seen_rows: Sequence[int] = ()) -> Forecast
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() if on_gpu else 0
     with training_mode(trainer):
-        first, later = (_seconds(trainer, examples) * step for _ in range(2))
+        first, later = (measure(trainer, examples) * step for _ in range(2))
     first = first if "packed" in collate(trainer, examples[:1]) else later  # TRL's layout keeps nothing
     epoch = min(args.max_steps, math.ceil(rows / (size * step)))
     minutes = (epoch * first + (args.max_steps - epoch) * later) / 60
@@ -73,15 +88,6 @@ def forecast_run(trainer: DPOTrainer, seen_rows: Sequence[int] = ()) -> Forecast
     fixed = (before + optimizer) / 1e9
     largest = int((USABLE_SHARE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
     return Forecast(first, later, minutes, peak, total, largest)
-
-
-def _seconds(trainer: DPOTrainer, examples: Examples) -> float:
-    started = time.perf_counter()
-    backward(loss_of(trainer, collate(trainer, examples)))
-    trainer.model.zero_grad()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def evenly_spaced(rows: int, limit: int) -> list[int]:

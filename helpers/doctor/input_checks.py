@@ -14,11 +14,10 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from trl import DPOTrainer
 
-from helpers.data.preferences import from_trl
+from helpers.data import from_trl
 from helpers.doctor.dry_run import Examples, collate
 from helpers.files import UsageError
-from helpers.models import prompts
-from helpers.models.caches import backbone_of
+from helpers.models import backbone_of, prompts
 
 Batches = Sequence[dict[str, Any]]
 MIN_KEPT_PIXELS = 0.05  # share of an image's pixels under which small things are gone

@@ -11,16 +11,8 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import ProcessorMixin
 
-from helpers.data.findings import Problems
-from helpers.data.preferences import PreferenceRecord
-from helpers.models.prompts import (
-    answer_ids,
-    bos_text,
-    count_image_tokens,
-    encode,
-    image_token_id,
-    render_conversation,
-)
+from helpers.data import PreferenceRecord, Problems
+from helpers.models import answer_ids, bos_text, count_image_tokens, encode, image_token_id, render_conversation
 
 
 class RecordLengths:

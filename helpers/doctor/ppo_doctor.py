@@ -18,9 +18,9 @@ from helpers import losses
 from helpers.config import PPOSettings
 from helpers.doctor.ppo_rules import SCORE_TOLERANCE, _verdicts, diagnose_ppo
 from helpers.doctor.verdicts import panel_html
-from helpers.models.prompts import answer_texts
-from helpers.rewards.scoring import score_all
-from helpers.training.ppo import PPOTrainer
+from helpers.models import answer_texts
+from helpers.rewards import score_all
+from helpers.training import PPOTrainer
 
 
 def find_misplaced_rewards(trainer: PPOTrainer) -> str:

@@ -17,7 +17,7 @@ from helpers.config import PPOSettings
 from helpers.doctor.dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
 from helpers.doctor.verdicts import Symptoms, Verdict
 from helpers.statistics import Mean, proportion
-from helpers.training.watch import IterationRow
+from helpers.training import IterationRow
 
 START_SPAN, RECENT_SPAN, WINDOW_SPAN = (
     (1, 16),

@@ -17,18 +17,24 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from helpers.data.preferences import (
+from helpers.data import (
     Answer,
     Judgement,
     PreferenceRecord,
+    VoteEvent,
+    Votes,
+    apply_votes,
     consensus,
+    content_hashes,
+    current_judgements,
+    events_on,
     explain_validation_error,
     is_first_shown_second,
+    lock_file,
     read_records,
+    records_by_key,
     write_records,
 )
-from helpers.data.vote_log import VoteEvent, content_hashes, current_judgements, events_on, lock_file, records_by_key
-from helpers.data.votes import Votes, apply_votes
 from helpers.files import UsageError, read_json, write_json
 from helpers.statistics import Proportion, binomial_p, proportion, votes_needed, win_rate
 

@@ -17,7 +17,7 @@ from numbers import Integral
 
 import numpy as np
 
-from helpers.data.counting import Counts, parse_counts
+from helpers.data import Counts, parse_counts
 from helpers.files import UsageError
 from helpers.statistics import Estimate, Proportion, proportion, sample_mean
 

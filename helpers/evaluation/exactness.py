@@ -15,9 +15,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
-from helpers.data.counting import count_answer, is_exact, is_well_formed, parse_counts
-from helpers.data.labels import CountedImage
-from helpers.data.pairs import question_for
+from helpers.data import CountedImage, count_answer, is_exact, is_well_formed, parse_counts, question_for
 from helpers.files import open_image
 from helpers.statistics import Proportion, derangement, proportion
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from helpers import models
-from helpers.data.labels import CountedImage
-from helpers.data.pairs import one_class_question
+from helpers.data import CountedImage, one_class_question
 from helpers.evaluation.counting_metrics import CountMetrics, count_metrics
 from helpers.evaluation.exactness import CountingResult, chance_exact, evaluate_counting
 from helpers.evaluation.paired import (
@@ -23,8 +22,8 @@ from helpers.evaluation.paired import (
     find_reward_hacking,
     power_note,
 )
-from helpers.models.policies import Policies
-from helpers.rewards.scoring import exact_match, heuristic_scorer
+from helpers.models import Policies
+from helpers.rewards import exact_match, heuristic_scorer
 from helpers.statistics import Estimate, Proportion, sample_mean
 
 EXAM_SEEDS = (0, 1, 2)

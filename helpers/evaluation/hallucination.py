@@ -21,7 +21,7 @@ from numbers import Integral
 from pathlib import Path
 
 from helpers.files import UsageError
-from helpers.rewards.heuristic import NUMBER_WORDS
+from helpers.rewards import NUMBER_WORDS
 from helpers.statistics import Proportion, proportion
 
 Phrase = tuple[str, ...]  # words in lower case

@@ -13,7 +13,7 @@ from typing import Literal
 
 from tqdm.auto import tqdm
 
-from helpers.data.preferences import PreferenceRecord, record_key
+from helpers.data import PreferenceRecord, record_key
 from helpers.evaluation.reward_benchmarks import Benchmark, Grade, check_records, grade
 from helpers.files import UsageError
 from helpers.statistics import Proportion, proportion

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
 from helpers import models
-from helpers.data.preferences import from_trl
-from helpers.models.shared_prefix import Packer, answer_logps
+from helpers.data import from_trl
+from helpers.models import Packer, answer_logps
 from helpers.statistics import Proportion, proportion
 
 

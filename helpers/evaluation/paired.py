@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import permutation_test
 
 from helpers.files import UsageError
-from helpers.models.policies import BASE_POLICY
+from helpers.models import BASE_POLICY
 from helpers.statistics import (
     Estimate,
     Proportion,

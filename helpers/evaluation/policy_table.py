@@ -12,11 +12,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.evaluation.exactness import GreedyAndSampled
-from helpers.rewards.scoring import Scorer, count_exact, score_all
+from helpers.rewards import Scorer, count_exact, score_all
 from helpers.statistics import mcnemar_p
-from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import Task
-from helpers.training.watch import log_mean
+from helpers.training import PPOTrainer, Task, log_mean
 
 LAST_ROWS = 5  # iterations that the KL of a row is the mean of
 

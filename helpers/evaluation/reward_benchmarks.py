@@ -23,10 +23,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers.data.convert_files import raw_rows
-from helpers.data.formats import DatasetRow
-from helpers.data.hub import HUB_SETS, HubSet, fetch_hub_set
-from helpers.data.preferences import PreferenceRecord, read_records, record_key, write_records
+from helpers.data import (
+    HUB_SETS,
+    DatasetRow,
+    HubSet,
+    PreferenceRecord,
+    fetch_hub_set,
+    raw_rows,
+    read_records,
+    record_key,
+    write_records,
+)
 from helpers.files import UsageError, file_hash, write_lines
 from helpers.statistics import Proportion, proportion
 

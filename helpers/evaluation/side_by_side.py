@@ -16,13 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from helpers.data.counting import Counts
+from helpers.data import Counts
 from helpers.files import UsageError, read_json, replace_file, stream_hash, write_json
-from helpers.models.generation import sample_ids
-from helpers.models.policies import BASE_POLICY, Policies
-from helpers.models.prompts import answer_texts, user_message
-from helpers.models.shared_prefix import EncodedPrompts, PackedAnswers, Packer, answer_logits
-from helpers.rewards.scoring import Scorer
+from helpers.models import (
+    BASE_POLICY,
+    EncodedPrompts,
+    PackedAnswers,
+    Packer,
+    Policies,
+    answer_logits,
+    answer_texts,
+    sample_ids,
+    user_message,
+)
+from helpers.rewards import Scorer
 
 
 @dataclass(frozen=True)

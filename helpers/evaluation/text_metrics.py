@@ -22,8 +22,7 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
 from helpers.files import UsageError
-from helpers.rewards.heuristic import Facts
-from helpers.rewards.scoring import Scorer, exact_match, make_scorer, require_references, vqa_accuracy
+from helpers.rewards import Facts, Scorer, exact_match, make_scorer, require_references, vqa_accuracy
 from helpers.statistics import Estimate, Proportion, proportion, sample_mean
 
 BLEU_RESAMPLES = 1000  # as many as sacrebleu draws

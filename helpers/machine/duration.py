@@ -17,7 +17,7 @@ import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings
 from helpers.machine.workload import GenerationSettings, StageSettings, Workload
-from helpers.models.shapes import NF4_BYTES, ModelShapes
+from helpers.models import NF4_BYTES, ModelShapes
 from helpers.runtime import compute_dtype, device
 
 EFFICIENCY = 0.4  # of a large matrix product's rate, over all products of a layer, small ones of adapters included

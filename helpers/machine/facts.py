@@ -21,8 +21,7 @@ from packaging.version import Version
 
 from helpers.files import ROOT, artifacts_dir
 from helpers.install import COLAB, hosted_machine
-from helpers.models.presets import preset_of
-from helpers.models.shapes import shapes_of, weight_bytes
+from helpers.models import preset_of, shapes_of, weight_bytes
 from helpers.runtime import compute_dtype
 
 # Lowest and highest version that the suite is tested with: Colab's of August 2026 where it keeps its own, and those of
@@ -88,7 +87,7 @@ def measure_machine(download: float | None) -> MachineFacts:
         free_gb=free,
         total_gb=total,
         dtype=compute_dtype(),
-        versions=installed_versions(),
+        versions=versions_in_use(),
         colab=os.environ.get("COLAB_RELEASE_TAG", "") if hosted_machine() is COLAB else "",
         on_drive=on_drive,
         disks=() if download is None else measure_disks(download),
@@ -115,7 +114,7 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def installed_versions() -> dict[str, str | None]:
+def versions_in_use() -> dict[str, str | None]:
     """Return the versions of Python and of each tested package; None: not installed."""
     packages = {package: installed_version(package) for package in TESTED_VERSIONS}
     return {"Python": platform.python_version()} | packages

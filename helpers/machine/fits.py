@@ -25,7 +25,7 @@ from helpers.machine.facts import MachineFacts, download_gb, measure_machine, un
 from helpers.machine.fitting import changed_fields, fit_images, fit_settings, largest_image
 from helpers.machine.memory import USABLE_SHARE, PhaseMemory, forecast_memory
 from helpers.machine.workload import GenerationSettings, StageSettings, Workload, stage_of
-from helpers.models.shapes import default_max_pixels, is_known, visual_tokens
+from helpers.models import default_max_pixels, is_known, visual_tokens
 
 
 @dataclass(frozen=True)

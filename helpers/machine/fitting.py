@@ -30,8 +30,7 @@ from helpers.machine.workload import (
     smallest_settings,
     stage_of,
 )
-from helpers.models.presets import PRESETS
-from helpers.models.shapes import default_max_pixels, smaller_limits
+from helpers.models import PRESETS, default_max_pixels, smaller_limits
 
 LARGEST_PIXELS = 4096**2  # pixels; no larger image is asked about
 

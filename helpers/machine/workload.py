@@ -19,7 +19,7 @@ from helpers.config import (
     reward_preset,
 )
 from helpers.files import UsageError
-from helpers.models.shapes import ModelShapes, shapes_of, tokens_and_patches
+from helpers.models import ModelShapes, shapes_of, tokens_and_patches
 
 
 @dataclass(frozen=True)

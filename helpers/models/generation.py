@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from helpers.data.preferences import PreferenceRecord
+from helpers.data import PreferenceRecord
 from helpers.files import open_image
 from helpers.models.caches import backbone_of, use_features
 from helpers.models.prompts import answer_texts, encode

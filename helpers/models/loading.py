@@ -81,7 +81,7 @@ def load_model(
     """
     processor = load_processor(name_or_path, max_pixels=max_pixels)
     preset = preset_of(name_or_path)
-    if preset and (preset.parameters or 0) > SLOW_ON_A_CPU and not _has_gpu():
+    if preset and (preset.parameters or 0) > SLOW_ON_A_CPU and not has_cuda():
         billions = f"{preset.parameters / 1e9:.1f}"
         print(f"⚠️  No GPU: with {billions} billion weights, a stage takes hours. Take smolvlm-256m or tiny to try it.")
     if four_bit and not importlib.util.find_spec("bitsandbytes"):
@@ -122,13 +122,14 @@ def weight_sources(name_or_path: str | Path, four_bit: bool, on_gpu: bool) -> li
     return [CheckpointSource(preset.four_bit), first] if copies else [first]
 
 
-def _has_gpu() -> bool:
+def has_cuda() -> bool:
+    """Whether models are loaded to a GPU here."""
     return device().type == "cuda"
 
 
 def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
     load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers
-    *copies, last = weight_sources(name_or_path, four_bit, _has_gpu())
+    *copies, last = weight_sources(name_or_path, four_bit, has_cuda())
     for copy in copies:
         try:
             return load(copy, four_bit)

@@ -83,15 +83,3 @@ def model_without_weights(name_or_path: str | Path) -> PreTrainedModel:
     """The model with all its layers and shapes, but no memory for its weights."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config_of(name_or_path), dtype=torch.float16)
-
-
-def presets_table() -> str:
-    """The checkpoints as a Markdown table.
-
-    Columns: name, where it is, the smallest card for training in 4 bits, licence.
-    """
-    rows = ["| preset | checkpoint | smallest card | licence |", "|---|---|---|---|"]
-    for name, preset in PRESETS.items():
-        card = f"{preset.gpu_gb} GB" if preset.gpu_gb else "none"
-        rows.append(f"| `{name}` | {preset.location} | {card} | {preset.licence} |")
-    return "\n".join(rows)

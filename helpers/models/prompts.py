@@ -12,7 +12,7 @@ from functools import lru_cache
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from helpers.data.preferences import Message
+from helpers.data import Message
 
 Conversation = Sequence[Message]  # the last message is the question that is answered
 

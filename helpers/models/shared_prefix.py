@@ -385,9 +385,7 @@ class Packer:
     def device(self) -> torch.device | str:
         return self.model.device if self._device is None else self._device
 
-    def encode(
-        self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
-    ) -> EncodedPrompts:
+    def encode(self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]) -> EncodedPrompts:
         """Render and tokenise each conversation, and look up its images: once for all answers to it."""
         pairs = zip(conversations, images, strict=True)
         texts = [render_conversation(self.processor, messages, len(pictures)) for messages, pictures in pairs]

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from helpers.evaluation.exam import ExamResult, policy_findings
-from helpers.evaluation.paired import Metric, PolicyComparison
-from helpers.models.policies import BASE_POLICY, Policies, SavedPolicy
+from helpers.evaluation import ExamResult, Metric, PolicyComparison, policy_findings
+from helpers.models import BASE_POLICY, Policies, SavedPolicy
 from helpers.report.page import Section
 from helpers.statistics import proportion
 
@@ -36,8 +35,8 @@ def add_exam_figures(
         suffix = "" if policy is first else f"_{policy.folder.name.replace('-', '_')}"
         _add_policy(section, policy, suffix, examined[policy.name], p_values[policy.name])
     (one_class,) = (metric.values for metric in metrics if metric.name == ONE_CLASS)
-    # without a policy of DPO, its figure is the base's
-    for label, name in {"base": BASE_POLICY, "dpo": next((p.name for p in trained), BASE_POLICY)}.items():
+    asked = trained[0].name if trained else BASE_POLICY  # without DPO, its figure is the base's
+    for label, name in {"base": BASE_POLICY, "dpo": asked}.items():
         right = one_class[name]
         section.add_share(f"{label}_one_class", proportion(int(right.sum()), len(right)))
     section.examined = policy_findings(policies, examined, comparisons)
@@ -48,7 +47,11 @@ def _is_dpo(policy: SavedPolicy) -> bool:
 
 
 def _add_policy(
-    section: Section, policy: SavedPolicy, suffix: str, found: ExamResult, p: float
+    section: Section,
+    policy: SavedPolicy,
+    suffix: str,
+    found: ExamResult,
+    p: float,
 ) -> None:
     section.add_share(f"dpo_exact{suffix}", found.greedy.exact_share, policy.seed)
     sampled = found.sampled[0]

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers.data.counting import is_exact
-from helpers.data.labels import CountedImage
-from helpers.evaluation.side_by_side import GalleryItem, PolicyAnswer
+from helpers.data import CountedImage, is_exact
+from helpers.evaluation import GalleryItem, PolicyAnswer
 from helpers.files import open_image
-from helpers.models.policies import BASE_POLICY
+from helpers.models import BASE_POLICY
 
 REMOVED_COLOR, ADDED_COLOR = "#ffd7d5", "#c8f0d3"
 FULL_COLOR_NATS = 3.0  # nats of gain or loss at which a token's colour is full

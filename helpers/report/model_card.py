@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from helpers.data.convert_files import raw_rows
-from helpers.evaluation.exam import PolicyFindings
+from helpers.data import raw_rows
+from helpers.evaluation import PolicyFindings
 from helpers.files import ROOT, UsageError, artifacts_dir, write_text
-from helpers.models.presets import PRESETS
+from helpers.models import PRESETS
 from helpers.report.html import markdown_table
 
 CARD_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")

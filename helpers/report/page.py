@@ -13,11 +13,9 @@ from pathlib import Path
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from helpers.evaluation.exam import PolicyFindings
-from helpers.evaluation.side_by_side import read_gallery
+from helpers.evaluation import PolicyFindings, read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
-from helpers.models.presets import presets_table
-from helpers.report.html import gallery_html, markdown_table, table_html
+from helpers.report.html import gallery_html, table_html
 from helpers.report.model_card import write_cards
 from helpers.runtime import machine_summary, peak_memory_gb
 from helpers.statistics import Proportion
@@ -135,45 +133,6 @@ def build_report() -> Path:
     return write_text(folder / "index.html", _PAGE.replace("BODY", "\n".join(body)))
 
 
-def publish(root: Path) -> list[Path]:
-    """Put the figures and pictures of the last run into the README and `docs/` of the repository at `root`.
-
-    Raises UsageError if there is no report yet.
-    """
-    figures = read_json(artifacts_dir() / "report" / "summary.json")
-    written = [write_json(root / "docs" / "demo.json", figures)]
-    for section in read_sections():
-        for number, (_, png) in enumerate(section.pictures, start=1):
-            path = root / "docs" / "pictures" / f"{section.name}_{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(base64.b64decode(png))
-            written.append(path)
-    readme = root / "README.md"
-    text = replace_block(readme.read_text(encoding="utf-8"), "figures of make demo", figures_table(figures))
-    written.append(write_text(readme, text))
-    return written
-
-
-def write_presets(root: Path) -> Path:
-    """Put the table of presets into the README of the repository at `root`; returns the README."""
-    readme = root / "README.md"
-    text = replace_block(readme.read_text(encoding="utf-8"), "presets", presets_table())
-    return write_text(readme, text)
-
-
-def replace_block(text: str, name: str, body: str) -> str:
-    """`text` with what stands between `<!-- name -->` and `<!-- end name -->` replaced by `body`.
-
-    Raises UsageError if the text has no such block.
-    """
-    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    before, found_start, rest = text.partition(start)
-    _, found_end, after = rest.partition(end)
-    if not (found_start and found_end):
-        raise UsageError(f"no block between {start} and {end}: put both lines back")
-    return f"{before}{start}\n{body}\n{end}{after}"
-
-
 def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
     """The figures of a `summary.json` as rows of a table, the head first."""
     rows = [["figure", "value", "95 % interval", "n", "seed"]]
@@ -181,12 +140,6 @@ def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
         interval = f"{f['low']:.3f} – {f['high']:.3f}" if f["n"] > 1 else ""
         rows.append([name, f"{f['value']:.4g}", interval, str(f["n"]), str(f["seed"])])
     return rows
-
-
-def figures_table(figures: dict[str, dict[str, float]]) -> str:
-    """The figures of a `summary.json` as Markdown."""
-    head, *rows = figure_rows(figures)
-    return markdown_table([head, *([f"`{name}`", *rest] for name, *rest in rows)])
 
 
 def _conclusions_html(sections: list[Section]) -> list[str]:

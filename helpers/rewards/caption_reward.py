@@ -26,10 +26,10 @@ from transformers import (
     ProcessorMixin,
 )
 
-from helpers.data.preferences import PreferenceRecord, file_of
+from helpers.data import PreferenceRecord, file_of
 from helpers.files import UsageError, read_json, write_json
 from helpers.losses import bradley_terry_loss
-from helpers.models.generation import generate_answers
+from helpers.models import generate_answers
 from helpers.runtime import device
 
 Captioner = Callable[[Sequence[Path]], list[str]]
@@ -140,7 +140,9 @@ class CaptionReward:
             return reward_texts(records, None)
         for record in records:
             if missing := [image for image in record.image_paths if not image.is_file()]:
-                raise UsageError(f"{record.place}: image {missing[0]} does not exist. Paths are relative to the data file.")
+                raise UsageError(
+                    f"{record.place}: image {missing[0]} does not exist. Paths are relative to the data file."
+                )
         captions = iter(self.captioner([image for record in records for image in record.image_paths]))
         return reward_texts(records, [" ".join(next(captions) for _ in record.images) for record in records])
 
@@ -176,7 +178,9 @@ class CaptionReward:
             for better, worse in record.tier_pairs()
         ]
         if not pairs:
-            raise UsageError(f"{file_of(records)}: all answers are tied, so there is no pair to train on. Rank some of them.")
+            raise UsageError(
+                f"{file_of(records)}: all answers are tied, so there is no pair to train on. Rank some of them."
+            )
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate)
         generator, losses = torch.Generator().manual_seed(seed), []
         self.model.train()

@@ -27,7 +27,7 @@ from torch.nn.functional import huber_loss
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers.data.preferences import PreferenceRecord, file_of
+from helpers.data import PreferenceRecord, file_of
 from helpers.files import UsageError, open_image, read_json, write_json
 from helpers.rewards.scoring import Score, Scorer, ScorerInputs, heuristic_scorer, make_scorer
 
@@ -129,12 +129,16 @@ class FeatureReward:
         targets do not fit the answers or are all equal, or if no image is left on one side.
         """
         if [len(scores) for scores in targets] != [len(record.answers) for record in records]:
-            raise UsageError(f"{file_of(records)}: targets must hold one list a record, one number an answer. Use target_scores.")
+            raise UsageError(
+                f"{file_of(records)}: targets must hold one list a record, one number an answer. Use target_scores."
+            )
         x, y = self.features(records), torch.tensor([score for scores in targets for score in scores])
         generator = torch.Generator().manual_seed(seed)
         train, test = _split(records, held_out, generator)
         if min(y[train].std(), y[test].std()) < 1e-6:
-            raise UsageError(f"{file_of(records)}: the targets are all equal, so there is nothing to regress. Take another scorer.")
+            raise UsageError(
+                f"{file_of(records)}: the targets are all equal, so there is nothing to regress. Take another scorer."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = _Network(self.size, self.hidden)
@@ -218,14 +222,14 @@ class _Network(nn.Module):
         return self.layers((x - self.x_mean) / self.x_scale).squeeze(-1) * self.y_scale + self.y_mean
 
 
-def _split(
-    records: Sequence[PreferenceRecord], held_out: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _split(records: Sequence[PreferenceRecord], held_out: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows of `features` to train on and to hold out; one group's, or one image's, stay together."""
     groups = [record.group or str(record.images) for record in records for _ in record.answers]
     names = sorted(set(groups))
     apart = {names[i] for i in torch.randperm(len(names), generator=generator)[: round(held_out * len(names))]}
     if not 0 < len(apart) < len(names):
-        raise UsageError(f"{file_of(records)}: {held_out:g} of {len(names)} images leaves none on one side. Give more records.")
+        raise UsageError(
+            f"{file_of(records)}: {held_out:g} of {len(names)} images leaves none on one side. Give more records."
+        )
     test = torch.tensor([group in apart for group in groups])
     return (~test).nonzero()[:, 0], test.nonzero()[:, 0]

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from helpers.data import counting
-from helpers.data.counting import Counts
+from helpers.data import Counts, counting
 
 Facts = Counts | str | Sequence[str] | None  # the truth of a record, as far as it is known
 

@@ -17,9 +17,15 @@ from scipy.stats import spearmanr
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
-from helpers.data.labels import CountedImage
-from helpers.data.pairs import counting_questions, question_for, record_of_item
-from helpers.data.preferences import Answer, PreferenceRecord, Ranking
+from helpers.data import (
+    Answer,
+    CountedImage,
+    PreferenceRecord,
+    Ranking,
+    counting_questions,
+    question_for,
+    record_of_item,
+)
 from helpers.files import UsageError
 from helpers.rewards.heuristic import HEURISTIC_RULES
 from helpers.rewards.scoring import Scorer, count_graded, score_all

@@ -24,12 +24,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.config import RewardSettings
-from helpers.data.preferences import PreferenceRecord
+from helpers.data import PreferenceRecord
 from helpers.files import UsageError, open_image, read_json
-from helpers.models import shared_prefix
-from helpers.models.heads import HEADS, fused_layers
+from helpers.models import HEADS, PackedAnswers, Packer, fused_layers, shared_prefix
 from helpers.models.prompts import Conversation, user_message
-from helpers.models.shared_prefix import PackedAnswers, Packer
 from helpers.rewards.scoring import Score, Scorer, ScorerInputs, make_scorer
 from helpers.runtime import seed_everything, tensors_hash
 

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
-from helpers.data.blind import BLIND_RULES
-from helpers.data.preferences import PreferenceRecord
+from helpers.data import BLIND_RULES, PreferenceRecord
 from helpers.files import UsageError, open_image
 from helpers.rewards.reward_model import RecordScores, pair_gaps, pair_hits
 from helpers.statistics import Proportion, binomial_p, derangement, proportion
@@ -27,9 +26,7 @@ def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[flo
     return [[BLIND_RULES[rule](a.text, (), place) for place, a in enumerate(record.answers)] for record in records]
 
 
-def other_images(
-    records: Sequence[PreferenceRecord], condition: str, seed: int = 0
-) -> list[list[Path | Image.Image]]:
+def other_images(records: Sequence[PreferenceRecord], condition: str, seed: int = 0) -> list[list[Path | Image.Image]]:
     """For each record another record's images ("shuffled": never the same ones), or grey ones ("blank")."""
     own = [record.image_paths for record in records]
     if condition == "blank":

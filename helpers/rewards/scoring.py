@@ -15,8 +15,7 @@ from numbers import Integral
 import numpy as np
 from PIL.Image import Image
 
-from helpers.data import counting
-from helpers.data.counting import Counts
+from helpers.data import Counts, counting
 from helpers.files import UsageError
 from helpers.rewards.heuristic import HEURISTIC_RULES, NUMBER_WORDS, Facts
 
@@ -239,3 +238,10 @@ SCORERS: dict[str, Scorer] = {
         vqa_accuracy,
     )
 }
+
+
+def get_scorer(name: str) -> Scorer:
+    """The ready scorer of that name. Raises UsageError listing them."""
+    if name not in SCORERS:
+        raise UsageError(f"unknown scorer {name!r}: choose from {', '.join(SCORERS)}.")
+    return SCORERS[name]

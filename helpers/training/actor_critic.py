@@ -22,8 +22,7 @@ from transformers import ProcessorMixin
 from helpers import losses, models
 from helpers.config import PPOSettings
 from helpers.files import UsageError
-from helpers.models.heads import ValueHead
-from helpers.models.shared_prefix import PackedAnswers, answer_states
+from helpers.models import PackedAnswers, ValueHead, answer_states
 
 CRITIC_ADAPTER = "critic"  # name of the critic's own adapter
 

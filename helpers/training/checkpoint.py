@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from helpers.files import UsageError, file_hash, replace_file
-from helpers.models.caches import reference_hash
+from helpers.models import reference_hash
 from helpers.training.rollout import Task
 
 CheckpointState = dict[str, Any]

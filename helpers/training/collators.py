@@ -6,10 +6,9 @@ Taught in notebook 04.
 from collections.abc import Sequence
 from typing import Any
 
-from helpers.data.preferences import from_trl
+from helpers.data import from_trl
 from helpers.files import UsageError
-from helpers.models.caches import ReferenceLogps
-from helpers.models.shared_prefix import Packer
+from helpers.models import Packer, ReferenceLogps
 
 
 class PairCollator:

@@ -31,9 +31,8 @@ from helpers import models
 from helpers.config import DPOSettings
 from helpers.files import UsageError
 from helpers.losses import anchor_loss, completion_logps, dpo_loss
-from helpers.machine.drive import last_checkpoint
-from helpers.models.caches import ReferenceLogps, reference_hash
-from helpers.models.shared_prefix import PackedAnswers, Packer, answer_logits
+from helpers.machine import last_checkpoint
+from helpers.models import PackedAnswers, Packer, ReferenceLogps, answer_logits, reference_hash
 from helpers.runtime import compute_dtype
 from helpers.training.collators import PairCollator
 

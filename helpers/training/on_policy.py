@@ -12,10 +12,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers.config import DPOSettings
-from helpers.data.labels import CountedImage
-from helpers.data.preferences import to_trl
-from helpers.rewards.ranking import sample_and_rank
-from helpers.rewards.scoring import Scorer
+from helpers.data import CountedImage, to_trl
+from helpers.rewards import Scorer, sample_and_rank
 from helpers.training.dpo import DPORun, dpo_trainer, train_dpo
 
 
@@ -47,8 +45,7 @@ def on_policy_round(
     """
     ranked = sample_and_rank(policy, processor, items, score, seed=sampling_seed)
     pairs = to_trl(ranked, "extremes")
-    trainer = dpo_trainer(
-        policy, processor, pairs, settings, seed=seed, output_dir=folder / "trainer", cache=cache
-    )
+    out = folder / "trainer"
+    trainer = dpo_trainer(policy, processor, pairs, settings, seed=seed, output_dir=out, cache=cache)
     run = train_dpo(trainer)
     return OnPolicyRound(trainer.model, len(pairs), run)

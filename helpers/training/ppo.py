@@ -27,11 +27,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import losses, models
 from helpers.config import PPOSettings
-from helpers.models.shared_prefix import PackedAnswers, Packer
-from helpers.rewards.scoring import Scorer, score_all
+from helpers.models import PackedAnswers, Packer
+from helpers.rewards import Scorer, score_all
 from helpers.runtime import seed_everything
-from helpers.training import checkpoint as ppo_checkpoint
-from helpers.training import distributed as processes
+from helpers.training import checkpoint as ppo_checkpoint, distributed as processes
 from helpers.training.actor_critic import ActorCritic, warm_up_critic
 from helpers.training.rollout import Experience, Rollout, Task, pad_and_stack, roll_out
 from helpers.training.watch import IterationRow, experience_figures

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from helpers.config import RewardSettings
-from helpers.data.preferences import PreferenceRecord, file_of
+from helpers.data import PreferenceRecord, file_of
 from helpers.files import UsageError, open_image, replace_file
 from helpers.losses import bradley_terry_loss, focal_bradley_terry_loss, listwise_loss
-from helpers.models.shared_prefix import PackedAnswers
-from helpers.rewards.reward_model import RewardModel, pair_gaps, pair_hits, score_records
+from helpers.models import PackedAnswers
+from helpers.rewards import RewardModel, pair_gaps, pair_hits, score_records
 from helpers.training import distributed as processes
 
 # steps in a row whose numbers may break: a scaler of fp16 gradients halves itself each time, and needs a few such
@@ -101,7 +101,9 @@ class RewardTrainer:
         self.reward, self.settings = reward, settings
         self.records, self.held_out = ([r for r in rows if any(r.tier_pairs())] for rows in (records, held_out))
         if not self.records or not self.held_out:
-            raise UsageError(f"{file_of(records)}: no pair of a better and a worse answer to train on, or none held out.")
+            raise UsageError(
+                f"{file_of(records)}: no pair of a better and a worse answer to train on, or none held out."
+            )
         if settings.objective not in OBJECTIVES:
             raise UsageError(f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}.")
         self.seed, self.checkpoint, self.run, self.step = seed, checkpoint, RewardRun(), 0

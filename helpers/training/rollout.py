@@ -14,14 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from helpers.data.counting import Counts
-from helpers.data.preferences import Message, PreferenceRecord
+from helpers.data import Counts, Message, PreferenceRecord
 from helpers.files import open_image
-from helpers.models.generation import sample_ids
-from helpers.models.prompts import answer_texts, user_message
-from helpers.models.shared_prefix import EncodedPrompts, Packer
-from helpers.rewards.heuristic import Facts
-from helpers.rewards.scoring import Scorer, ScorerInputs, score_all
+from helpers.models import EncodedPrompts, Packer, answer_texts, sample_ids, user_message
+from helpers.rewards import Facts, Scorer, ScorerInputs, score_all
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,8 @@ def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
 
 
 def tasks_asking(
-    records: Sequence[PreferenceRecord], ask: Callable[[Counts, int], tuple[str, str]]
+    records: Sequence[PreferenceRecord],
+    ask: Callable[[Counts, int], tuple[str, str]],
 ) -> list[Task]:
     """Other questions about the images of records, with their true answers.
 

@@ -20,10 +20,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.config import DPOSettings, PPOSettings
-from helpers.data.counting import is_exact
-from helpers.data.preferences import PreferenceRecord, file_of
+from helpers.data import PreferenceRecord, file_of, is_exact
 from helpers.files import write_json
-from helpers.rewards.scoring import Scorer
+from helpers.rewards import Scorer
 from helpers.statistics import Proportion, proportion
 from helpers.training.ppo import PPOTrainer, Watcher
 from helpers.training.rollout import Task

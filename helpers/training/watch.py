@@ -13,11 +13,10 @@ import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
-from helpers.data.counting import is_exact
-from helpers.data.preferences import PreferenceRecord
+from helpers.data import PreferenceRecord, is_exact
 from helpers.files import UsageError, write_lines
 from helpers.losses import explained_variance, masked_mean, masked_var
-from helpers.models.generation import answer_records
+from helpers.models import answer_records
 from helpers.statistics import Proportion, proportion, repeated_share
 from helpers.training.rollout import Experience
 

@@ -1,11 +1,13 @@
 """The blind arena: which of two answers is better, names and standings hidden until they are asked for."""
 
 import html
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ipywidgets as w
 
-from helpers.data.votes import Votes, VotingItem
+from helpers.data import Votes, VotingItem
 from helpers.evaluation import arena
 from helpers.widgets.common import button, escape_text, note, show_errors
 from helpers.widgets.ranking import AnswerRanker
@@ -24,7 +26,13 @@ class Arena(AnswerRanker):
     writes the judged records (default: beside the vote file). Raises UsageError for other records.
     """
 
-    def __init__(self, votes: Votes, export_path: Path | None = None, pause: float = 0.3):
+    def __init__(
+        self,
+        votes: Votes,
+        export_path: Path | None = None,
+        pause: float = 0.3,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         arena.models_of(votes.records.values())
         self.export_path = export_path or votes.path.with_suffix(".judged.jsonl")
         self.revealed = votes.annotator in arena.read_reveals(votes.path)
@@ -32,7 +40,7 @@ class Arena(AnswerRanker):
         self.reveal_button, self.export_button = button("Reveal", self._reveal), button("Export", self._export)
         self.exported = w.HTML(layout=w.Layout(height="64px", overflow="auto"))
         self.table = w.HTML(layout=w.Layout(height="240px", overflow="auto"))
-        super().__init__(votes, criteria=(), pause=pause)
+        super().__init__(votes, criteria=(), pause=pause, clock=clock)
         for name, part in (("arena", self.box), ("arena-progress", self.progress), ("arena-standings", self.table)):
             part.add_class(name)
         self.buttons["tie"].description, self.buttons["all bad"].description = "Tie (t)", "Both bad (x)"

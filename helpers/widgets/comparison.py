@@ -10,21 +10,12 @@ from pathlib import Path
 import ipywidgets as w
 from PIL import Image
 
-from helpers.data.counting import count_question, is_exact
-from helpers.data.labels import CountedImage
-from helpers.data.pairs import question_for
-from helpers.evaluation.side_by_side import (
-    DecodingSettings,
-    PolicyAnswer,
-    ask_policies,
-    read_gallery,
-    save_gallery_item,
-)
+from helpers.data import CountedImage, count_question, is_exact, question_for
+from helpers.evaluation import DecodingSettings, PolicyAnswer, ask_policies, read_gallery, save_gallery_item
 from helpers.files import UsageError, artifacts_dir, open_image, read_json, replace_file, write_json
-from helpers.models.policies import BASE_POLICY, Policies
-from helpers.report.html import answer_figures, colored_tokens, format_counts, mark_changes, png_bytes
-from helpers.rewards.heuristic import stated_counts
-from helpers.rewards.scoring import Scorer
+from helpers.models import BASE_POLICY, Policies
+from helpers.report import answer_figures, colored_tokens, format_counts, mark_changes, png_bytes
+from helpers.rewards import Scorer, stated_counts
 from helpers.widgets.common import button, note, show, show_errors, uploaded_bytes
 
 SUGGESTED_QUESTIONS, CHANGED_WORDS, LIKELIER_TOKENS = (

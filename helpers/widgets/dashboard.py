@@ -11,8 +11,7 @@ from pathlib import Path
 import ipywidgets as w
 from matplotlib.figure import Figure
 
-from helpers.report import plots
-from helpers.report.run_logs import (
+from helpers.report import (
     HELD_OUT_PREFIX,
     LOGGED_STAGES,
     LoggedRun,
@@ -21,6 +20,7 @@ from helpers.report.run_logs import (
     differences,
     find_runs,
     last_value,
+    plots,
     points,
     running_mean,
 )

@@ -21,10 +21,9 @@ import ipywidgets as w
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from helpers.data.counting import is_exact, is_well_formed, parse_counts
-from helpers.data.labels import CountedImage
+from helpers.data import CountedImage, is_exact, is_well_formed, parse_counts
 from helpers.files import UsageError, open_image
-from helpers.report.html import ADDED_COLOR, REMOVED_COLOR, color_style, format_counts, mark_changes
+from helpers.report import ADDED_COLOR, REMOVED_COLOR, color_style, format_counts, mark_changes
 from helpers.statistics import proportion
 from helpers.widgets.common import ERROR_COLOR, button, listen_to_keys, note, show, show_errors
 

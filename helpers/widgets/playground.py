@@ -9,10 +9,10 @@ import ipywidgets as w
 import numpy as np
 from scipy.stats import rankdata
 
-from helpers.data.preferences import PreferenceRecord, record_key
+from helpers.data import PreferenceRecord, record_key
 from helpers.files import UsageError, open_image, read_json, write_json
-from helpers.rewards.heuristic import HEURISTIC_RULES
-from helpers.rewards.ranking import (
+from helpers.rewards import (
+    HEURISTIC_RULES,
     Correlation,
     correlate,
     draw_records,

@@ -2,12 +2,12 @@
 
 import html
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import ipywidgets as w
 
-from helpers.data.votes import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
+from helpers.data import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
 from helpers.widgets.common import button, escape_text, jpeg_strip, listen_to_keys, note, show
 from helpers.widgets.typed import complete_tiers, prompt_text
@@ -25,11 +25,17 @@ class AnswerRanker:
     A vote is on the disk before the next item appears, and all state is in the file of `votes`: after a
     kill, or when the cell is run again, it goes on where it was. Of two answers the better one is
     clicked; more are clicked best first, and saved. A click within `pause` seconds of an item's
-    appearing is the second half of a double click and does not count.
+    appearing is the second half of a double click and does not count. `clock` gives seconds, from any start.
     """
 
-    def __init__(self, votes: Votes, criteria: Sequence[str] = ("helpful", "followed", "concise"), pause: float = 0.3):
-        self.votes, self.criteria, self.pause = votes, criteria, pause
+    def __init__(
+        self,
+        votes: Votes,
+        criteria: Sequence[str] = ("helpful", "followed", "concise"),
+        pause: float = 0.3,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.votes, self.criteria, self.pause, self.clock = votes, criteria, pause, clock
         self.state: dict[str, str | None] = {}
         records = list(votes.records.values())
         size = w.Layout(width="auto", height="auto", max_width="100%", max_height="300px")
@@ -91,7 +97,7 @@ class AnswerRanker:
         self._say(message or self.votes.notice)
         self._show_picture()
         self._place()
-        self._shown = time.monotonic()
+        self._shown = self.clock()
 
     def _show_picture(self) -> None:
         """Without its picture an item can only be skipped."""
@@ -137,7 +143,7 @@ class AnswerRanker:
             self._place(*self._tiers[:-1], *last)
 
     def _is_too_soon(self) -> bool:
-        if soon := time.monotonic() - self._shown < self.pause:
+        if soon := self.clock() - self._shown < self.pause:
             self._say("That click came as the item appeared, so it did not count.")
         return soon
 
@@ -152,7 +158,7 @@ class AnswerRanker:
         shown = self.marks[: len(self.item.order)]
         marks = {name: [int(row[i].value) for row in shown] for i, name in enumerate(self.criteria)}
         try:
-            counted = self.votes.vote(self.item, verdict, tiers, marks, round(time.monotonic() - self._shown, 2))
+            counted = self.votes.vote(self.item, verdict, tiers, marks, round(self.clock() - self._shown, 2))
             self._show(self.votes.next(), "" if counted else "The last one had been judged elsewhere; that vote stays.")
         except (OSError, UsageError) as error:
             self.item = self.votes.renew(self.item)

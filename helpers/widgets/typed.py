@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 from IPython.display import display
 
-from helpers.data.preferences import PreferenceRecord
-from helpers.data.votes import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
+from helpers.data import ANSWER_LABELS, PreferenceRecord, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
 
 

@@ -115,9 +115,8 @@ for text in own_answers[number]:
 # %%
 flat = [(text, item) for texts, item in zip(own_answers, train, strict=True) for text in texts]
 right = statistics.proportion(sum(data.is_exact(text, item.counts) for text, item in flat), len(flat))
-formed = statistics.proportion(
-    sum(data.is_well_formed(text, list(item.counts)) for text, item in flat), len(flat)
-)
+well_formed = [data.is_well_formed(text, list(item.counts)) for text, item in flat]
+formed = statistics.proportion(sum(well_formed), len(flat))
 print("sampled answers that are exact:      ", right)
 print("sampled answers that are well formed:", formed)
 hopeful = {item.path for text, item in flat if data.is_exact(text, item.counts)}
@@ -358,9 +357,12 @@ widgets.AnswerRanker(votes).show()
 # travels in an extra column. On the command line: `python -m helpers convert FILE OUT --to trl`.
 
 # %%
-data.write_file(out / "train-llama-factory.json", records, "llama_factory")
-back = [line.record for line in data.scan_file(out / "train-llama-factory.json")]
-assert back == records
+path = out / "train-llama-factory.json"
+data.write_file(path, records, "llama_factory")
+back = [data.resolve_images(line.record, path, line.number) for line in data.scan_file(path)]
+assert [r.model_dump() for r in back] == [r.model_dump() for r in records]
+
+# %%
 foreign = {"image_path": "a.jpg", "prompt": "<|user|>\nCount the cars. <image>\n<|assistant|>\n"}
 foreign |= {"chosen": "There are 2.", "rejected": "There are 5."}
 (out / "foreign.json").write_text(json.dumps([foreign]), encoding="utf-8")

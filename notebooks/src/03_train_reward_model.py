@@ -155,9 +155,8 @@ section.picture(figure, "A contrastive term that opposes learning: the sum stops
 # %%
 shipped = ROOT / "data" / "traffic"
 train_path = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
-valid_path, test_path = (
-    train_path.with_name(train_path.name.replace("train", split)) for split in ("valid", "test")
-)
+names = [train_path.name.replace("train", split) for split in ("valid", "test")]
+valid_path, test_path = (train_path.with_name(name) for name in names)
 if not test_path.exists():
     section.say("⚠️ There is no test split: the figures are of the pairs that also said when to stop.")
     test_path = valid_path
@@ -372,8 +371,6 @@ for kind in ("linear", "mlp"):
         gaps = rewards.pair_gaps(test, rewards.score_records(one, test))
         random_hits.append(rewards.pair_hits(gaps)[:500])
 print("random heads:", ", ".join(f"{hits.mean():.3f}" for hits in random_hits))
-
-# %%
 low, *_, high = sorted(random_hits, key=np.mean)
 section.say(
     f"Audit: of {len(random_hits)} random heads that see no image the best gets {high.mean():.3f} "

@@ -419,7 +419,7 @@ if sweep:
 # an SFT term. The reference of a round is the policy at its start, so each round begins at ln 2.
 #
 # The score here is `count_graded` (1 if all counts are right, less for each one that is off). A reward model
-# (notebook 03) takes its place where no truth is known. A round is the four lines of `on_policy_round` in
+# (notebook 03) takes its place where no truth is known. A round is `on_policy_round` in
 # `helpers/training/on_policy.py`.
 
 # %%

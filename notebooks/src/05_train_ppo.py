@@ -151,15 +151,10 @@ print("RLOO", losses.rloo_advantages(scores, 4).tolist(), " GRPO", losses.grpo_a
 # %%
 shipped = ROOT / "data" / "traffic" / "preferences_train.jsonl"
 source = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped)
-records, valid_records, test_records = (
-    data.read_records(source.with_name(source.name.replace("train", split)))
-    for split in ("train", "valid", "test")
-)
+names = [source.name.replace("train", split) for split in ("train", "valid", "test")]
+records, valid_records, test_records = (data.read_records(source.with_name(name)) for name in names)
 if not all(isinstance(r.truth, dict) for r in [*records, *valid_records, *test_records]):
-    raise files.UsageError(
-        f"{source}: records without true counts, by which this notebook scores and judges. "
-        "Use notebook 04."
-    )
+    raise files.UsageError(f"{source}: records without true counts, the reward here. Use notebook 04.")
 
 # %%
 tasks, items = training.tasks_of(records), data.as_counted_images(test_records)
@@ -379,10 +374,8 @@ print(simple[0].question, simple[0].facts)
 def hack(weight):
     """Reward nothing but the heuristic, with this price on the KL; a row of the table."""
     watching, name = doctor.PPODoctor(), f"heuristic-{weight}"
-    changes = wild | {"kl_weight": weight}
-    hacked = new_trainer(
-        name, without_truth, changes, simple, [watching], truth=rewards.exact_match
-    )
+    changes, truth = wild | {"kl_weight": weight}, rewards.exact_match
+    hacked = new_trainer(name, without_truth, changes, simple, [watching], truth=truth)
     log = hacked.train()
     save(name, hacked)
     curves = report.policy_curves(log)

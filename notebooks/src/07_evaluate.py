@@ -99,10 +99,8 @@ for policy in saved:
             answers = models.answer_records(model, processor, records)
         same = sum(a == b for a, b in zip(answers, noted["answers"], strict=True))
         assert same == len(answers), f"{policy.name}: {len(answers) - same} answers changed on reloading"
-        section.say(
-            f"{policy.name}: reloaded in a new process, {same} of {len(answers)} greedy answers "
-            "are identical."
-        )
+        identical = f"{same} of {len(answers)} greedy answers are identical"
+        section.say(f"{policy.name}: reloaded in a new process, {identical}.")
 
 # %% [markdown]
 # ## Ask everyone the same questions
@@ -179,10 +177,8 @@ for name, found in examined.items():
 
 # %%
 for name in ("base", first):
-    greedy = examined[name].greedy
-    (corner, *columns), *rows = evaluation.count_metrics(
-        greedy.answers, [item.counts for item in items]
-    ).rows()
+    answers, truths = examined[name].greedy.answers, [item.counts for item in items]
+    (corner, *columns), *rows = evaluation.count_metrics(answers, truths).rows()
     display(section.table([[f"{corner} ({name})", *columns], *rows]))
 errors = {name: examined[name].greedy.errors() for name in ("base", first)}
 section.picture(report.error_chart(errors), f"Stated minus true count before and after ({first})")

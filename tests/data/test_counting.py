@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from helpers.data.counting import count_answer, count_question, edited_counts, is_exact, is_well_formed, parse_counts
 

@@ -4,8 +4,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made_up_votes import event, records
 
 from helpers.data import vote_log as module

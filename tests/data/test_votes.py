@@ -5,8 +5,7 @@ import multiprocessing
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made_up_votes import event, record, records
 
 from helpers.data.preferences import Judgement, read_records, resolve_images, write_records

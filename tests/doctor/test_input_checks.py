@@ -4,13 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from architectures import BUILDERS, build
+from architectures import BUILDERS, TEMPLATES, build
 from pictures import noise
+from PIL import Image
 
 from helpers.config import DPO_PRESETS, LoraSettings
 from helpers.doctor import input_checks
 from helpers.doctor.checks import preflight
 from helpers.files import UsageError
+from helpers.models.prompts import answer_ids, encode
 from helpers.training import dpo
 
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=4)
@@ -102,3 +104,30 @@ def test_the_share_of_pixels_of_each_processor(name, kept):
     row = {key: [{"role": "user", "content": text}] for key, text in texts.items()}
     look = input_checks.row_inputs(processor, {**row, "images": [noise(448, 448)] * 2})
     assert look.kept_pixels == pytest.approx(kept / 448**2)
+
+
+def test_the_share_of_pixels_is_that_of_the_processor(tiny):
+    """224 × 112: reduced to at most 112² pixels in multiples of 28: 140 × 56 = 7,840 of 25,088; half 0, half 160: ± 80."""
+    _, processor = tiny
+    image = Image.new("L", (224, 112))
+    image.paste(160, (112, 0, 224, 112))
+    prompt = [{"role": "user", "content": "How many?"}]
+    row = {
+        "images": [image],
+        "prompt": prompt,
+        "chosen": [{"role": "assistant", "content": "2"}],
+        "rejected": [{"role": "assistant", "content": "3 4"}],
+    }
+    look = input_checks.row_inputs(processor, row)
+    assert look.kept_pixels == pytest.approx(140 * 56 / (224 * 112))
+    assert look.contrast == pytest.approx(80)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_look_before_training_counts_prompt_and_answer(name):
+    _, processor = build(name)
+    images = [noise(112, 112)]
+    row = {"images": images, "prompt": [{"role": "user", "content": "Q"}]}
+    row |= {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "2"), ("rejected", "2 or 3"))}
+    prompt = encode(processor, ["Q"], images)["input_ids"].shape[1]
+    assert input_checks.row_inputs(processor, row).tokens == prompt + len(answer_ids(processor, "2 or 3"))

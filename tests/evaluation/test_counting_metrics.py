@@ -1,6 +1,5 @@
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 
 from helpers.data.counting import count_answer, is_exact

@@ -1,6 +1,5 @@
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from helpers.data.counting import count_answer
 from helpers.evaluation.hallucination import chair_metrics, object_mentions, phrase_index, read_synonyms

@@ -15,17 +15,15 @@ from helpers.statistics import mcnemar_p, proportion
 from helpers.training.rollout import tasks_asking
 
 RIGHT, WRONG = "There are 1 cars in the image.", "There are 7 cars in the image."
-ITEMS = [
-    CountedImage(TRAFFIC / "valid" / "images" / "scene-100000.png", {"cars": 1}, str(number))
-    for number in range(8)
-]
+IMAGE = TRAFFIC / "valid" / "images" / "scene-100000.png"
+ITEMS = [CountedImage(IMAGE, {"cars": 1}, str(number)) for number in range(8)]
 
 
 def answers(right):
     """The first `right` greedy answers are right; sampled, one fewer."""
-    texts = [[RIGHT] * n + [WRONG] * (len(ITEMS) - n) for n in (right, right - 1)]
-    greedy, sampled = (CountingResult(ITEMS, row, "right", t, 0) for row, t in zip(texts, (0.0, 1.0), strict=True))
-    return GreedyAndSampled(greedy, sampled)
+    first, second = ([RIGHT] * n + [WRONG] * (len(ITEMS) - n) for n in (right, right - 1))
+    greedy = CountingResult(ITEMS, first, "right", 0.0, 0)
+    return GreedyAndSampled(greedy, CountingResult(ITEMS, second, "right", 1.0, 0))
 
 
 def trained(score):
@@ -39,7 +37,8 @@ def test_rows_by_hand():
     table.add("learnt", trained(count_graded), answers(1))
     head, base, ppo, learnt = table.rows
     assert len({len(row) for row in table.rows}) == 1 and head[0] == "policy"
-    assert base == ["base", "", *[proportion(n, 8).short_text() for n in (1, 0, 8)], "", "", "", "0"]
+    shares = [proportion(n, 8).short_text() for n in (1, 0, 8)]
+    assert base == ["base", "", *shares, "", "", "", "0"]
     # 7 wrong → right, none the other way: 2 · ½⁷ = .0156; KL (3 + 4 + 5 + 6 + 7) / 5
     assert mcnemar_p(answers(1).greedy.exact, answers(8).greedy.exact) == pytest.approx(2 / 2**7)
     shares = [proportion(n, 8).short_text() for n in (8, 7, 8)]
@@ -50,8 +49,14 @@ def test_rows_by_hand():
 def test_greedy_answers_are_scored_by_every_scorer(tiny):
     records = read_records(TRAFFIC / "preferences_valid.jsonl")[:4]
     tasks, seen = tasks_asking(records, one_class_question), []
-    length = make_scorer("length", lambda image, question, answer, facts: seen.append(answer) or {"n": len(answer)})
+
+    def measure(image, question, answer, facts):
+        seen.append(answer)
+        return {"characters": len(answer)}
+
+    length = make_scorer("length", measure)
     right, lengths = score_greedy_answers(*tiny, tasks, exact_match, length)
     assert lengths.tolist() == [len(text) for text in seen] and len(seen) == 4
-    found = [exact_match(None, t.question, text, t.facts).total for t, text in zip(tasks, seen, strict=True)]
+    rows = zip(tasks, seen, strict=True)
+    found = [exact_match(None, task.question, text, task.facts).total for task, text in rows]
     assert right.tolist() == found and sum(found) > 0

@@ -1,7 +1,6 @@
 import pytest
 import sacrebleu
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from nltk.metrics.distance import edit_distance
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU

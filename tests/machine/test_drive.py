@@ -13,8 +13,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.files import UsageError
-from helpers.machine import drive
-from helpers.machine import drive as resume
+from helpers.machine import drive, drive as resume
 from helpers.machine.drive import DriveCopies, last_checkpoints
 
 
@@ -247,8 +246,8 @@ def test_it_runs_by_itself(copies):
 
 @pytest.fixture
 def colab(artifacts, tmp_path, monkeypatch):
-    """Colab with a Drive; `mounted` counts, `error` is raised."""
-    state = SimpleNamespace(mounted=0, error=None, folder=tmp_path / "mount" / "MyDrive" / "vlm")
+    """Colab with a Drive; `mounted` counts, `error` is raised, `started` are the copies that run."""
+    state = SimpleNamespace(mounted=0, started=[], error=None, folder=tmp_path / "mount" / "MyDrive" / "vlm")
 
     def mount(path):
         state.mounted += 1
@@ -259,8 +258,7 @@ def colab(artifacts, tmp_path, monkeypatch):
     google.drive = SimpleNamespace(mount=mount)
     monkeypatch.setitem(sys.modules, "google.colab", google)
     monkeypatch.setattr(resume, "DRIVE_MOUNT", tmp_path / "mount")
-    monkeypatch.setattr(resume, "_running", {})
-    monkeypatch.setattr(DriveCopies, "start", lambda self: None)
+    monkeypatch.setattr(DriveCopies, "start", lambda self: state.started.append(self))
     return state
 
 
@@ -272,12 +270,12 @@ def test_use_drive_restores_and_says_how_to_go_on(colab, artifacts, capsys):
     assert said[0].endswith("vlm: 1 files and checkpoints fetched; from now on it is brought up to date.")
     assert said[1] == "dpo/seed-0: step 50 of 400 → set RESUME = True" and ": 0 files" in said[2]
     assert (artifacts / "dpo" / "seed-0" / "trainer" / "checkpoint-50").is_dir()
-    assert len(resume._running) == 1 and colab.mounted == 2
+    assert len(set(map(id, colab.started))) == 1 and colab.mounted == 2, "one thread, however often it is asked for"
 
 
 def test_use_drive_does_nothing_unless_asked(colab, capsys):
     resume.use_drive("")
-    assert (colab.mounted, capsys.readouterr().out, resume._running) == (0, "", {})
+    assert (colab.mounted, capsys.readouterr().out, colab.started) == (0, "", [])
 
 
 def test_use_drive_refuses_in_one_line(colab, monkeypatch):
@@ -299,7 +297,7 @@ def test_on_kaggle_one_line_says_that_there_is_no_drive(colab, monkeypatch, caps
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # its image has google.colab, too
     resume.use_drive("vlm")
     said = '⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps /kaggle/working by "Save Version".\n'
-    assert (colab.mounted, capsys.readouterr().out, resume._running) == (0, said, {})
+    assert (colab.mounted, capsys.readouterr().out, colab.started) == (0, said, [])
 
 
 def test_any_folder_will_do_if_its_path_is_absolute(colab, artifacts, tmp_path):

@@ -34,10 +34,10 @@ from helpers.machine.facts import (
     TESTED_VERSIONS,
     download_gb,
     installed_version,
-    installed_versions,
     measure_disks,
     measure_machine,
     untested_versions,
+    versions_in_use,
 )
 from helpers.machine.fits import check_machine, machine_warnings
 from helpers.machine.fitting import fit_settings
@@ -65,7 +65,7 @@ def tested_versions(**others):
 def known(monkeypatch, artifacts, tmp_path):
     """No cache of the hub, versions as tested, 100 GB of disk, no Colab, fixed rates, no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(facts, "installed_versions", tested_versions)
+    monkeypatch.setattr(facts, "versions_in_use", tested_versions)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(200 * 10**9, 0, 100 * 10**9))
     monkeypatch.setattr(fits, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
@@ -244,7 +244,7 @@ def test_tested_versions_are_the_pinned_ones_and_the_lowest_that_are_admitted():
 def test_versions_that_are_off_are_named(monkeypatch, capsys, package, version, said):
     cpu(monkeypatch, 10e9)
     lowest = {name: low for name, (low, _) in TESTED_VERSIONS.items()} | {package: version}
-    monkeypatch.setattr(facts, "installed_versions", lambda: tested_versions(**lowest))
+    monkeypatch.setattr(facts, "versions_in_use", lambda: tested_versions(**lowest))
     plan = check_machine("tiny")
     assert len(plan.warnings) == 1 and plan.warnings[0].startswith(said)
     assert f"⚠️  {said}" in (out := capsys.readouterr().out) and "1 not as tested, see below" in out
@@ -263,7 +263,7 @@ def test_patches_and_local_builds_are_as_tested_and_what_is_optional_may_be_miss
 def test_a_package_that_is_not_there_has_no_version():
     assert installed_version("no-such-package") is None
     assert installed_version("torch") == importlib.metadata.version("torch")
-    found = installed_versions()
+    found = versions_in_use()
     assert found["torch"] == installed_version("torch") and found["Python"] == platform.python_version()
 
 

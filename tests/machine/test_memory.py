@@ -39,8 +39,7 @@ from helpers.machine.workload import (
     set_batch,
     smallest_settings,
 )
-from helpers.models import caches as image_features
-from helpers.models import loading, presets
+from helpers.models import caches as image_features, loading, presets
 from helpers.models.caches import ImageFeatures
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import render

@@ -12,9 +12,9 @@ import httpx
 import pytest
 import torch
 from architectures import build
-from huggingface_hub import constants
-from huggingface_hub import errors as hub_errors
+from huggingface_hub import constants, errors as hub_errors
 from pictures import noise
+from torch.testing import assert_close
 from transformers import AutoTokenizer, Idefics3ImageProcessor, Idefics3Processor
 from transformers.quantizers import AutoHfQuantizer
 
@@ -50,7 +50,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A T4, as far as it decides where weights come from and in which precision they are."""
-    monkeypatch.setattr(loading, "_has_gpu", lambda: True)
+    monkeypatch.setattr(loading, "has_cuda", lambda: True)
     monkeypatch.setattr(loading, "compute_dtype", lambda: torch.float16)
 
 
@@ -124,7 +124,7 @@ def test_without_its_copy_the_original_is_quantised(cache, checkpoints, gpu, cap
     model, _ = models.load_model("qwen2-vl-2b")
     assert first_norm(model) == 2.0 and len(four_bit_layers(model)) == 21
     (line,) = capsys.readouterr().out.splitlines()
-    assert "unsloth/Qwen2-VL-2B-Instruct-bnb-4bit, the copy in 4 bits, is not to be had" in line
+    assert "unsloth/Qwen2-VL-2B-Instruct-bnb-4bit, the copy in 4 bits, cannot be loaded" in line
     assert line.endswith("quantising Qwen/Qwen2-VL-2B-Instruct.")
 
 
@@ -357,3 +357,40 @@ def test_llava_has_no_limit_of_pixels(name, tmp_path):
     with pytest.raises(UsageError, match="has no limit of pixels"):
         load_processor(tmp_path, max_pixels=200704)
     assert load_processor(tmp_path).image_processor
+
+
+@pytest.mark.parametrize("name", ["tinny", "./nowhere", "a/b/c", ""])
+def test_an_unknown_model_is_a_one_line_error(name):
+    with pytest.raises(UsageError) as error:
+        models.load_model(name)
+    assert "unknown model" in str(error.value) and "tiny, qwen2-vl-2b" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_model_without_network_is_a_one_line_error():
+    with pytest.raises(UsageError, match="offline, use the preset 'tiny'") as error:
+        models.load_model("nobody/no-such-model")
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no config\.json"):
+        models.load_model(tmp_path)
+
+
+def test_the_embedded_base_is_a_hub_checkpoint_in_a_folder(tiny):
+    folder = ROOT / "data" / "tiny-qwen2-vl"
+    assert type(tiny[0]).__name__ == "Qwen2VLForConditionalGeneration"
+    assert type(tiny[1]).__name__ == "Qwen2VLProcessor"
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 10e6
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {f.name for f in folder.iterdir()}
+    model, _ = models.load_model(folder)  # a path works like the preset
+    assert_close(model.state_dict(), tiny[0].state_dict())
+
+
+def test_four_bit_means_the_language_model_and_nothing_else(tiny):
+    quantised = [n for n, m in tiny[0].named_modules() if type(m).__name__ == "Linear4bit"]
+    assert len(quantised) == 3 * 7  # q, k, v, o, gate, up, down of three layers
+    assert all("language_model.layers" in name for name in quantised)
+    full, _ = models.load_model("tiny", four_bit=False)
+    assert models.weight_megabytes(tiny[0]) < 0.6 * models.weight_megabytes(full)

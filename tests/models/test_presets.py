@@ -131,6 +131,6 @@ def test_a_preset_is_known_by_each_of_its_names(tmp_path):
         assert sum(preset.location in (other.location, other.four_bit) for other in PRESETS.values()) == 1
 
 
-def test_the_readme_has_the_table():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert presets.presets_table() in readme, "run: make sync"
+def test_a_near_miss_gets_a_suggestion():
+    with pytest.raises(UsageError, match="Did you mean 'qwen2-vl-2b'"):
+        presets.locate("qwen2vl-2b")

@@ -9,13 +9,17 @@ from architectures import TEMPLATES, build
 from pictures import noise
 from shipped import TRAFFIC
 
+from data.scenes import CLASSES
+from helpers import models
+from helpers.data.counting import count_question
 from helpers.data.preferences import Message, read_records
-from helpers.doctor import input_checks
+from helpers.evaluation.exactness import images_for
 from helpers.models.caches import ImageFeatures, processor_settings
 from helpers.models.prompts import (
     answer_ids,
     answer_texts,
     bos_text,
+    count_image_tokens,
     encode,
     end_of_turn,
     render,
@@ -23,9 +27,7 @@ from helpers.models.prompts import (
     tokenize,
     user_message,
 )
-from helpers.models.shared_prefix import Packer, encode_prompts, pack, pack_separately
-from helpers.rewards.scoring import make_scorer
-from helpers.training import rollout
+from helpers.models.shared_prefix import encode_prompts, pack, pack_separately
 
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -75,6 +77,7 @@ MARKS = {
     "idefics3": ("<|im_start|>", "", "<end_of_utterance>"),
 }
 IMAGES = [noise(112, 112), noise(84, 140, seed=1)]
+QUESTION = count_question(CLASSES)
 ANSWERS = ["There are 2 cars.", "No", "2", "", "Two lines.\nAnd a third: ½", "\nLate"]
 
 
@@ -240,21 +243,23 @@ def test_an_answer_that_would_melt_into_the_prompts_last_token():
     assert answer_ids(processor, "\nLate") == alone and answer_texts(processor, [alone]) == ["\nLate"]
 
 
-def test_sampled_answers_are_scored_without_the_space(monkeypatch):
-    model, processor = build("idefics3")
-    ids = [torch.tensor(answer_ids(processor, text)) for text in ("Two cars.", "No.")]
-    monkeypatch.setattr(rollout, "sample_ids", lambda *_, **__: (ids, [True, True]))
-    seen = []
-    score = make_scorer("watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0})
-    how = {"group_size": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "no_end_penalty": 1.0, "seed": 0}
-    tasks = [rollout.Task((), (user_message("Q"),), {})]
-    packer = Packer(model, processor, packs=False)
-    assert rollout.roll_out(packer, tasks, score, **how).texts == ["Two cars.", "No."] == seen
+def test_the_template_has_qwen2_vls_structure(tiny):
+    assert render(tiny[1], "How many?") == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>How many?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
 
 
-def test_the_look_before_training_counts_prompt_and_answer(family):
-    _, _, processor = family
-    row = {"images": IMAGES[:1], "prompt": [{"role": "user", "content": "Q"}]}
-    row |= {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "2"), ("rejected", "2 or 3"))}
-    prompt = encode(processor, ["Q"], IMAGES[:1])["input_ids"].shape[1]
-    assert input_checks.row_inputs(processor, row).tokens == prompt + len(answer_ids(processor, "2 or 3"))
+def test_image_tokens_are_pixels_over_784(tiny, valid_items):
+    inputs = encode(tiny[1], [QUESTION, QUESTION], images_for(valid_items[:2]))
+    assert count_image_tokens(tiny[1], inputs) == [112 * 112 // 784] * 2 == [16, 16]
+    small = [image.resize((56, 84)) for image in images_for(valid_items[:1])]
+    inputs = encode(tiny[1], [QUESTION], small)
+    assert count_image_tokens(tiny[1], inputs) == [56 * 84 // 784]
+
+
+def test_a_limit_on_pixels_is_a_limit_on_tokens(valid_items):
+    _, processor = models.load_model("tiny", max_pixels=56 * 84)
+    inputs = encode(processor, [QUESTION], [images_for(valid_items[:1])[0].resize((640, 480))])
+    assert count_image_tokens(processor, inputs)[0] <= 56 * 84 // 784 == 6

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import LoraSettings
+from helpers.evaluation.exactness import images_for
 from helpers.models import shared_prefix
 from helpers.models.caches import ImageFeatures
 from helpers.models.prompts import render, user_message
@@ -56,7 +57,9 @@ def test_an_answer_does_not_see_the_others_but_sees_the_image(batch):
     after = hidden_states(model, pack(model, processor, prompts, other_answers))
     assert_close(after[[0, 2, 3, 4]], before[[0, 2, 3, 4]], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(after[1], before[1], atol=1e-3)
-    other_image = hidden_states(model, pack(model, processor, encode_prompts(processor, prompts.texts, [IMAGES[0]] * 2), ANSWERS))
+    other_image = hidden_states(
+        model, pack(model, processor, encode_prompts(processor, prompts.texts, [IMAGES[0]] * 2), ANSWERS)
+    )
     changed = (other_image - before).norm(dim=1)
     assert (changed[2:] > 1e-4).all() and (changed[:2] < 1e-4).all()
 
@@ -136,12 +139,20 @@ def test_without_images_too(batch):
     assert_close(hidden_states(model, packed), hidden_states(model, rows), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_cannot_pack_is_found_and_said(batch, monkeypatch, capsys):
+def test_a_model_that_cannot_pack_is_found_and_said(batch, capsys):
     model, processor, _ = batch
     assert can_pack(model, processor) and capsys.readouterr().out == ""
-    # a model that takes the mask for causal: answers see each other
-    monkeypatch.setattr(shared_prefix, "_block_mask", lambda segment: (segment >= 0).long())
-    assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out
+
+    def causal(module, args, inputs):
+        """Take the block mask for one of padding, so that answers see each other."""
+        if inputs["attention_mask"].ndim == 4:  # all real tokens see the first one
+            inputs["attention_mask"] = inputs["attention_mask"][:, 0, :, 0].long()
+        return args, inputs
+
+    hook = model.register_forward_pre_hook(causal, with_kwargs=True)
+    packs = can_pack(model, processor)
+    hook.remove()
+    assert not packs and "packing does not work" in capsys.readouterr().out
 
 
 def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, capsys):
@@ -188,7 +199,9 @@ def test_prompts_are_encoded_once_and_selected_for_every_batch(batch, packs, mon
 def test_equal_prompts_are_tokenised_once(batch, monkeypatch):
     model, processor, _ = batch
     calls, call = [], type(processor).__call__
-    monkeypatch.setattr(type(processor), "__call__", lambda self, **given: calls.append(given["text"]) or call(self, **given))
+    monkeypatch.setattr(
+        type(processor), "__call__", lambda self, **given: calls.append(given["text"]) or call(self, **given)
+    )
     packer = Packer(model, processor, packs=False)
     conversations = [[user_message(question)] for question in (QUESTIONS[0], QUESTIONS[0], QUESTIONS[1])]
     encoded = packer.encode(conversations, [IMAGES[0], IMAGES[0], IMAGES[0]])
@@ -213,3 +226,10 @@ def test_an_adapter_of_the_vision_tower_is_not_kept_even_if_it_is_not_trained(ca
         parameter.requires_grad_(False)
     assert Packer(policy, processor, packs=True).features is None
     assert "has an adapter" in capsys.readouterr().out
+
+
+def test_answers_are_marked_and_end_the_turn(tiny, valid_items):
+    prompts, images = [render(tiny[1], QUESTIONS[0])] * 2, [[image] for image in images_for(valid_items[:2])]
+    rows = pack_separately(tiny[1], encode_prompts(tiny[1], prompts, images), [["Yes."], ["There are 2 cars."]])
+    texts = [tiny[1].tokenizer.decode(ids[mask]) for ids, mask in zip(rows.ids, rows.mask, strict=True)]
+    assert texts == ["Yes.<|im_end|>", "There are 2 cars.<|im_end|>"]

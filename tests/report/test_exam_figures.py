@@ -49,7 +49,8 @@ def figures(*saved_exams):
 
 def test_names_values_and_seeds_by_hand():
     first, second, other = policy("dpo/seed-0", 0), policy("dpo/seed-1", 1), policy("ppo/ppo", 0)
-    section, comparisons = figures((first, exam(20, 10)), (second, exam(15, 0)), (other, exam(20, 20)))
+    exams = [(first, exam(20, 10)), (second, exam(15, 0)), (other, exam(20, 20))]
+    section, comparisons = figures(*exams)
     found = {name: (headline.value, headline.seed) for name, headline in section.headlines.items()}
     p = {row.policy: row.adjusted for row in comparisons if row.metric == "all counts right"}
     assert found == {

@@ -3,8 +3,8 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 
-from helpers.files import ROOT, UsageError
-from helpers.report.page import Headline, Section, build_report, collect_headlines, figures_table, replace_block
+from helpers.files import UsageError
+from helpers.report.page import Headline, Section, build_report, collect_headlines
 from helpers.statistics import proportion
 
 
@@ -45,18 +45,6 @@ def test_a_section_of_another_version_is_named(artifacts):
     path.write_text('{"name": "01_load_model", "title": "t", "headlines": {}, "colour": 1}')
     with pytest.raises(UsageError, match=r"01_load_model\.json: written by another version\. Delete it"):
         build_report()
-
-
-def test_the_readme_block_is_replaced_and_must_be_there():
-    text = "a\n<!-- x -->\nold\n<!-- end x -->\nb"
-    assert replace_block(text, "x", "new") == "a\n<!-- x -->\nnew\n<!-- end x -->\nb"
-    with pytest.raises(UsageError, match="put both lines back"):
-        replace_block("a <!-- x --> b", "x", "new")
-
-
-def test_the_readme_shows_the_published_figures():
-    figures = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
-    assert figures_table(figures) in (ROOT / "README.md").read_text(encoding="utf-8"), "run: make readme"
 
 
 def test_a_section_saved_twice_is_there_once(artifacts):

@@ -10,9 +10,8 @@ from helpers.config import DPO_PRESETS
 from helpers.rewards.scoring import count_graded
 from helpers.training.on_policy import on_policy_round
 
-SETTINGS = dataclasses.replace(
-    DPO_PRESETS["tiny"], steps=2, batch_size=4, sft_weight=0.0, checkpoint_steps=0
-)
+CHANGES = {"steps": 2, "batch_size": 4, "sft_weight": 0.0, "checkpoint_steps": 0}
+SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], **CHANGES)
 
 
 def test_each_round_begins_at_the_policy_that_the_one_before_has_left(valid_items, tmp_path):

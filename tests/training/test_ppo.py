@@ -1,59 +1,27 @@
 """The loop of PPO, RLOO and GRPO: what moves and what stays, the three log-probabilities, going on after a kill."""
 
 import dataclasses
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from shipped import TRAFFIC
+from small_ppo import RECORDS, SMALL, moved, trainer, weights
 from torch.testing import assert_close
 
 from helpers import losses, models
-from helpers.config import PPO_PRESETS, RewardSettings, ppo_preset
-from helpers.data.preferences import read_records
-from helpers.files import ROOT, UsageError
+from helpers.config import PPO_PRESETS, RewardSettings
+from helpers.files import UsageError
 from helpers.models import shared_prefix
 from helpers.models.shared_prefix import answer_logps
 from helpers.rewards import reward_model
-from helpers.rewards.scoring import count_exact, count_graded, make_scorer, weighted_scorer
-from helpers.training import checkpoint as ppo_checkpoint
+from helpers.rewards.scoring import count_exact, make_scorer, weighted_scorer
 from helpers.training import rollout as rollouts
 from helpers.training.actor_critic import CRITIC_ADAPTER
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
-PATH = TRAFFIC / "preferences_train.jsonl"
-RECORDS = read_records(PATH)[:32]
-SMALL = dataclasses.replace(
-    PPO_PRESETS["tiny"],
-    prompts_per_iteration=4,
-    group_size=4,
-    mini_batch=2,
-    iterations=4,
-    checkpoint_every=1,
-    critic_adapter=False,
-)
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
-
-
-def trainer(settings=SMALL, score=count_graded, model=None, **options) -> PPOTrainer:
-    base, processor = models.load_model("tiny")
-    return PPOTrainer(model or base, processor, tasks_of(RECORDS), score, settings, **options)
-
-
-def weights(run) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in run.actor.named_parameters()}
-
-
-def moved(run, before) -> set[str]:
-    return {name for name, p in run.actor.named_parameters() if not torch.equal(p, before[name])}
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["head", "adapter"])
@@ -66,42 +34,6 @@ def test_adapter_and_critic_move_and_the_base_stays(own):
     assert own == any(f".{CRITIC_ADAPTER}." in name for name in changed)
     assert all(name.startswith("critic.") or "lora_" in name for name in changed)
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5) and row["grad_norm/critic"] > 0
-
-
-def test_a_critic_with_its_own_adapter_leaves_the_policy_alone():
-    """Its loss reaches its adapter and head only; one on the policy's states reaches the policy unless detached."""
-    reached = {}
-    for name, how in {
-        "own": {"critic_adapter": True},
-        "detached": {"critic_detached": True},
-        "joint": {"critic_detached": False},
-    }.items():
-        run = trainer(dataclasses.replace(SMALL, learning_rate=0.0, **how))
-        run.actor.critic.value[-1].weight.data.fill_(0.1)
-        experience = run.experience(run.sample())
-        experience = dataclasses.replace(experience, advantages=torch.zeros_like(experience.advantages))
-        reached[name] = run.step(experience, [0, 1])["grad_norm/adapter"]
-    assert reached["own"] == reached["detached"] == 0 < reached["joint"]
-
-
-def test_one_base_serves_all_roles():
-    """No second copy: the frozen weights that policy, reference, critic and reward model use are the same storage."""
-    base, processor = models.load_model("tiny")
-    before = {p.data_ptr() for p in base.parameters()}
-    policy = models.add_adapter(base, SMALL.lora)
-    reward = reward_model.new_reward_model(policy, processor, RewardSettings())
-    settings = dataclasses.replace(SMALL, critic_adapter=True)
-    run = PPOTrainer(policy, processor, tasks_of(RECORDS), reward_model.as_scorer(reward), settings)
-    assert run.actor.policy is run.model is reward.backbone is policy
-    frozen = {name: p for name, p in policy.named_parameters() if "lora_" not in name}
-    assert {p.data_ptr() for p in frozen.values()} == before
-    kept = {
-        name: p.detach().clone() for name, p in policy.named_parameters() if f".{reward_model.REWARD_ADAPTER}." in name
-    }
-    kept |= {name: p.detach().clone() for name, p in frozen.items()}
-    run.iterate()
-    assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters() if name in kept)
-    assert policy.active_adapter == models.POLICY_ADAPTER
 
 
 @pytest.mark.parametrize("advantages", ["gae", "rloo", "grpo"])
@@ -288,21 +220,6 @@ def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
     assert set(seen[True]) == {2} and set(seen[False]) == {1}
 
 
-def test_a_critic_warms_up_in_parts_as_in_one():
-    yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
-    tasks, answers = tasks_of(RECORDS[:8]), [["Yes.", "No, not at all."], ["No."]] * 4
-    runs, histories = [], []
-    for parts, saving in ((4, False), (1, False), (2, True)):
-        settings = dataclasses.replace(SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving)
-        runs.append(trainer(settings, yes))
-        histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, prompts_per_step=4))
-    for run, history in zip(runs[1:], histories[1:], strict=True):
-        assert len(history) == 6 and history == pytest.approx(histories[0], rel=1e-3)
-        for name, value in weights(runs[0]).items():
-            assert_close(weights(run)[name], value, rtol=1e-3, atol=1e-4, msg=name)
-    assert runs[2].model.is_gradient_checkpointing
-
-
 def test_a_short_run_learns():
     """From .43 exact answers when sampled."""
     settings = dataclasses.replace(SMALL, prompts_per_iteration=16, mini_batch=8, iterations=8)
@@ -310,17 +227,6 @@ def test_a_short_run_learns():
     scores = [row["objective/scores"] for row in log]
     assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.15
     assert [row["samples"] for row in log] == [64 * n for n in range(1, 9)]
-
-
-def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
-    yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
-    run = trainer(dataclasses.replace(SMALL, critic_adapter=True), yes)
-    before, tasks = weights(run), tasks_of(RECORDS[:8])
-    history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, prompts_per_step=4)
-    assert len(history) == 40 and np.mean(history[-4:]) < 0.7 * np.mean(history[:4])
-    assert all(name.startswith("critic.") or f".{CRITIC_ADAPTER}." in name for name in moved(run, before))
-    with pytest.raises(UsageError, match="critic_adapter=True"):
-        trainer().warm_up_critic(tasks, [["No."]] * 8)
 
 
 def test_losses_may_be_scaled_as_for_fp16():
@@ -386,147 +292,3 @@ def test_a_reward_model_scores_as_it_does_on_records(tiny):
     both = weighted_scorer({score: 0.5, count_exact: 1.0}).batch(rows)
     assert both[0].total == pytest.approx(0.5 * scaled[0] + count_exact(*rows[0]).total, abs=1e-4)
     assert both[0].parts.keys() == {"reward_model", "count_exact"}
-
-
-# --- Going on after a kill ---
-
-
-def finished(folder, iterations=4, **options):
-    settings = dataclasses.replace(SMALL, iterations=iterations, kl_target=1.0, critic_adapter=True)
-    run = trainer(settings, checkpoint=folder / "run.pt", **options)
-    run.train()
-    return run
-
-
-def same(first, second) -> None:
-    ours = weights(second)
-    assert all(torch.equal(value, ours[name]) for name, value in weights(first).items())
-    timed = {"seconds", "tokens_per_second"}
-    rows = [[{k: v for k, v in row.items() if k not in timed} for row in run.log] for run in (first, second)]
-    assert repr(rows[0]) == repr(rows[1])  # NaN is equal to itself here
-    assert first.kl == second.kl
-
-
-def test_a_stopped_run_goes_on_bit_for_bit_from_another_folder(tmp_path):
-    whole = finished(tmp_path / "whole")
-
-    def stop(run):
-        run.stopped = run.iteration == 2
-
-    settings = whole.settings
-    first = trainer(settings, checkpoint=tmp_path / "first" / "run.pt", watch=[stop])
-    first.train()
-    assert first.iteration == 2
-    shutil.move(tmp_path / "first", tmp_path / "drive")
-    second = trainer(settings, checkpoint=tmp_path / "drive" / "run.pt")
-    second.train()
-    same(whole, second)
-
-
-def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
-    finished(tmp_path, iterations=1)
-    settings = dataclasses.replace(SMALL, iterations=1, kl_target=1.0, critic_adapter=True)
-    path = tmp_path / "run.pt"
-    for change in ({"seed": 1}, {"score": count_exact}):
-        with pytest.raises(UsageError, match="of a run with other seed" if "seed" in change else "other reward"):
-            trainer(settings, checkpoint=path, **change).train()
-    with pytest.raises(UsageError, match="other settings"):
-        trainer(dataclasses.replace(settings, clip=0.1), checkpoint=path).train()
-    base, processor = models.load_model("tiny")
-    with pytest.raises(UsageError, match="other data"):
-        PPOTrainer(base, processor, tasks_of(RECORDS[:-1]), count_graded, settings, checkpoint=path).train()
-    base, processor = models.load_model("tiny", four_bit=False)
-    with pytest.raises(UsageError, match="base model"):
-        PPOTrainer(base, processor, tasks_of(RECORDS), count_graded, settings, checkpoint=path).train()
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UsageError, match="cannot be read"):
-        trainer(settings, checkpoint=path).train()
-
-
-def test_a_run_goes_on_where_fewer_prompts_fit_at_once(tmp_path, capsys):
-    finished(tmp_path, iterations=1)
-    settings = dataclasses.replace(SMALL, iterations=2, kl_target=1.0, critic_adapter=True, sampling_batch=2)
-    run = trainer(dataclasses.replace(settings, iterations=1), checkpoint=tmp_path / "run.pt")
-    run.train()
-    assert run.iteration == 1 and "Going on after iteration 1 of 1" in capsys.readouterr().out
-
-
-def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    path = tmp_path / "run.pt"
-    ppo_checkpoint.save_checkpoint(path, {"identity": {}, "iteration": 1})
-
-    def broken(state, file):
-        file.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", broken)
-    with pytest.raises(KeyboardInterrupt):
-        ppo_checkpoint.save_checkpoint(path, {"identity": {}, "iteration": 2})
-    assert ppo_checkpoint.load_checkpoint(path, {})["iteration"] == 1 and [*tmp_path.iterdir()] == [path]
-
-
-SCRIPT = """
-import dataclasses, sys, torch
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_ppo
-run = test_ppo.finished(Path({folder!r}))
-if run.accelerator.is_main_process:
-    torch.save(({{n: p for n, p in test_ppo.weights(run).items() if "lora_" in n}}, run.log), {folder!r} + "/end.pt")
-"""
-
-
-def command(folder) -> tuple[list[str], dict[str, str]]:
-    folder.mkdir(exist_ok=True)
-    script = folder / "run.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), folder=str(folder)))
-    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return [sys.executable, str(script)], os.environ | environment
-
-
-def test_a_run_killed_twice_ends_as_one_that_was_not(tmp_path):
-    """SIGKILL as soon as the first checkpoint is there, and again in the middle of what comes next."""
-    call, environment = command(tmp_path / "killed")
-    for wait in (0.0, 1.0):
-        process = subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        path, seen = tmp_path / "killed" / "run.pt", None
-        seen = path.stat().st_mtime_ns if path.exists() else None
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if path.exists() and path.stat().st_mtime_ns != seen:
-                break
-            time.sleep(0.02)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert path.exists()
-    subprocess.run(call, env=environment, check=True, capture_output=True, timeout=300)
-    trained, log = torch.load(tmp_path / "killed" / "end.pt", weights_only=True)
-    whole = weights(finished(tmp_path / "whole"))
-    assert len(log) == 4 and trained.keys() == {name for name in whole if "lora_" in name}
-    assert all(torch.equal(value, whole[name]) for name, value in trained.items())
-
-
-def test_old_names_of_settings():
-    settings = ppo_preset(
-        "captions", ppo_epochs=2, clip_range=0.1, batch_size=16, mini_batch_size=4, gamma=0.9, lam=0.8
-    )
-    assert (settings.epochs, settings.clip, settings.prompts_per_iteration, settings.mini_batch) == (2, 0.1, 16, 4)
-    assert (settings.gamma, settings.lam) == (0.9, 0.8)
-    assert ppo_preset("t4", batch_size=64, mini_batch_size=16).prompts_per_iteration == 16  # × group_size 4
-    with pytest.raises(UsageError, match="no PPO setting is called clip_rang"):
-        ppo_preset("tiny", clip_rang=0.1)
-    with pytest.raises(UsageError, match="choose tiny or"):
-        ppo_preset("small")
-
-
-def test_the_question_answering_projects_numbers():
-    vqa = ppo_preset("vqa")
-    assert (vqa.learning_rate, vqa.critic_learning_rate, vqa.critic_layers) == (5e-6, 1e-5, 3)
-    assert (vqa.gamma, vqa.lam, vqa.clip, vqa.value_weight, vqa.entropy_weight) == (0.99, 0.95, 0.2, 0.5, 0.01)
-    assert (vqa.prompts_per_iteration, vqa.group_size, vqa.epochs) == (1, 1, 1)
-    assert (vqa.max_grad_norm, vqa.kl_weight) == (0.5, 0.0)
-    assert (vqa.lora.r, vqa.lora.alpha, vqa.lora.dropout, len(vqa.lora.target_modules)) == (8, 32, 0.05, 7)
-    # LLaVA-NeXT's language model: 32 layers, 4,096 wide, 1,024 for keys and values, 14,336 in the MLP
-    wide = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096)]
-    assert 32 * vqa.lora.r * sum(map(sum, wide)) == 20_971_520

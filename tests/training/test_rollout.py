@@ -12,9 +12,10 @@ from helpers.data.preferences import read_records
 from helpers.files import UsageError
 from helpers.models.caches import ImageFeatures
 from helpers.models.generation import sample_ids
-from helpers.models.prompts import render, user_message
+from helpers.models.prompts import answer_ids, render, user_message
 from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack, pack_separately
 from helpers.rewards.scoring import Score, count_exact, make_scorer
+from helpers.training import rollout
 from helpers.training.rollout import Task, roll_out, tasks_asking, tasks_of
 
 PATH = TRAFFIC / "preferences_train.jsonl"
@@ -150,3 +151,15 @@ def test_other_questions_about_the_images_of_records():
     assert [task.images for task in tasks] == [tuple(record.image_paths) for record in records]
     assert [task.turns for task in tasks] == [(("user", "Question 0?"),), (("user", "Question 1?"),)]
     assert [task.facts for task in tasks] == [str(sum(r.truth.values())) for r in records]
+
+
+def test_sampled_answers_are_scored_without_the_space(monkeypatch):
+    model, processor = build("idefics3")
+    ids = [torch.tensor(answer_ids(processor, text)) for text in ("Two cars.", "No.")]
+    monkeypatch.setattr(rollout, "sample_ids", lambda *_, **__: (ids, [True, True]))
+    seen = []
+    score = make_scorer("watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0})
+    how = {"group_size": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "no_end_penalty": 1.0, "seed": 0}
+    tasks = [rollout.Task((), (user_message("Q"),), {})]
+    packer = Packer(model, processor, packs=False)
+    assert rollout.roll_out(packer, tasks, score, **how).texts == ["Two cars.", "No."] == seen

@@ -25,7 +25,8 @@ def policy():
 
 def test_a_saved_policy_says_how_it_was_made(policy, tmp_path):
     settings, folder = dpo_preset("tiny"), tmp_path / "dpo" / "seed-3"
-    assert save_policy(policy, folder, settings, {"base": "tiny", "seed": 3}, [{"loss": 0.7}]) == folder
+    made = {"base": "tiny", "seed": 3}
+    assert save_policy(policy, folder, settings, made, [{"loss": 0.7}]) == folder
     about = json.loads((folder / "about.json").read_text())
     assert about["base"] == "tiny" and about["settings"]["steps"] == settings.steps
     assert about["settings"]["lora"]["r"] == settings.lora.r
@@ -44,7 +45,8 @@ def test_answers_are_kept_with_the_file_of_their_questions(tiny, tmp_path):
     records = read_records(VALID)[:6]
     share = save_answers(*tiny, records, tmp_path)
     kept = json.loads((tmp_path / "validation_answers.json").read_text())
-    assert kept["records"] == str(VALID) and kept["answers"] == models.answer_records(*tiny, records)
+    assert kept["records"] == str(VALID)
+    assert kept["answers"] == models.answer_records(*tiny, records)
     right = [is_exact(text, r.truth) for text, r in zip(kept["answers"], records, strict=True)]
     assert share.value == sum(right) / 6 and share.n == 6
 
@@ -60,9 +62,8 @@ def test_a_run_of_ppo_writes_its_logs_and_goes_on_only_if_it_is_to(tmp_path):
     def run(**options):
         seen = []
         model = models.load_model("tiny")[0]
-        trainer = ppo_trainer(
-            model, processor, tasks, count_graded, settings, tmp_path, watch=[seen.append], **options
-        )
+        options |= {"watch": [seen.append]}
+        trainer = ppo_trainer(model, processor, tasks, count_graded, settings, tmp_path, **options)
         trainer.train()
         return trainer, seen
 

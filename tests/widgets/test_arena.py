@@ -64,8 +64,9 @@ def test_it_reads_like_an_arena_and_votes_like_a_ranking(tmp_path, path, widget)
 
 
 def test_a_double_click_counts_once(tmp_path, path, widget):
-    shown = widget(make(tmp_path), pause=60)
-    shown._shown -= 61
+    seconds = [0.0]
+    shown = widget(make(tmp_path), pause=60, clock=lambda: seconds[0])
+    seconds[0] = 61.0
     click(shown, "a", "a")
     assert len(read_events(path)[0]) == 1 and "did not count" in shown.message.value
 

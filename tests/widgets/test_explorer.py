@@ -11,8 +11,7 @@ from helpers.data.counting import count_answer
 from helpers.data.labels import CountedImage
 from helpers.files import UsageError
 from helpers.statistics import proportion
-from helpers.widgets import Explorer
-from helpers.widgets import explorer as module
+from helpers.widgets import Explorer, explorer as module
 from helpers.widgets.explorer import PER_PAGE, count_changes, error_kinds, outcome_of, select_rows, tabulate
 
 TRUTH = {"cars": 2, "buses": 1}

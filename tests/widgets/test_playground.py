@@ -98,10 +98,10 @@ def test_rules_are_asked_once(play, monkeypatch):
     assert asked == [True, False]
 
 
-def test_a_move_takes_less_than_50_milliseconds_for_2000_answers(play):
+def test_a_move_takes_less_than_50_milliseconds_for_2000_answers(play, monkeypatch):
     values = np.random.default_rng(0).integers(0, 4, (2001, 6)).astype(float)
+    monkeypatch.setattr(widgets, "rule_values", lambda *_: values)
     playground = play([record(n) for n in range(667)])
-    playground._values[True] = values
     times = []
     for weight in (0.3, 0.7, 1.1, -0.3, -0.7):
         started = time.perf_counter()

@@ -110,11 +110,10 @@ def test_one_click_is_one_vote(rank):
     assert len(read_events(ranking.votes.path)[0]) == 5, "clicks that come late change nothing"
 
 
-def test_the_vote_is_on_disk_before_the_next_item_is_drawn(rank, monkeypatch):
+def test_the_vote_is_on_disk_before_the_next_item_is_drawn(rank):
     ranking = rank(records(3))
-    drawn = []
-    show = ranking._show
-    monkeypatch.setattr(ranking, "_show", lambda *a: drawn.append(len(read_events(ranking.votes.path)[0])) or show(*a))
+    drawn = []  # votes on the disk whenever another count of votes is shown
+    ranking.progress.observe(lambda _: drawn.append(len(read_events(ranking.votes.path)[0])), "value")
     click(ranking, "a", "t", "u")
     assert drawn == [1, 2, 3]
 
@@ -202,10 +201,9 @@ def test_undo_over_a_restart_and_a_second_annotator(rank):
     assert len(judged(ana)) == 1 and len(judged(ben)) == 2
 
 
-def test_seconds_are_those_since_the_item_appeared(rank, monkeypatch):
+def test_seconds_are_those_since_the_item_appeared(rank):
     clock = iter(x / 4 for x in range(0, 400, 10))  # 2.5 s from one look at the clock to the next
-    monkeypatch.setattr(widgets.time, "monotonic", lambda: next(clock))
-    ranking = rank(records(2))
+    ranking = rank(records(2), clock=lambda: next(clock))
     click(ranking, "a", "a")
     assert [vote.seconds for _, vote in judged(ranking)] == [5, 5], "shown, looked at once for the pause, voted"
 

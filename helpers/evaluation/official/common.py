@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from helpers.data.convert_files import raw_rows
-from helpers.data.formats import DatasetRow
+from helpers.data import DatasetRow, raw_rows
 from helpers.evaluation.official.questions import BenchmarkQuestion, questions_by_id
 from helpers.files import UsageError, write_lines
 from helpers.statistics import Proportion, proportion

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.data.formats import DatasetRow
+from helpers.data import DatasetRow
 from helpers.evaluation.official.common import GradeTable, Rows, check_each, read_each, share
 from helpers.evaluation.official.questions import BenchmarkQuestion, hallusion_id
 from helpers.evaluation.official.yes_no import plain_reading

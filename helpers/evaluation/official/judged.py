@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.data.formats import DatasetRow
+from helpers.data import DatasetRow
 from helpers.evaluation.official.common import GradeTable, Rows, check_each, read_each, share
 from helpers.evaluation.official.questions import BenchmarkQuestion
 from helpers.files import UsageError

@@ -15,8 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from helpers.data.labels import CountedImage
-from helpers.data.scenes import SINGULAR
+from helpers.data import SINGULAR, CountedImage
 from helpers.evaluation.official.questions import BenchmarkQuestion
 from helpers.evaluation.official.yes_no import POPE_SPLITS
 from helpers.files import UsageError
@@ -57,16 +56,16 @@ def pope_questions(
             asked += [(item, singular.get(positive, positive), "yes"), (item, singular.get(negative, negative), "no")]
     return [
         BenchmarkQuestion(
-            id=f"{strategy}-{number}", prompt=presence_question(word), image=item.path, label=label, group=strategy
+            id=f"{strategy}-{number}", prompt=pope_prompt(word), image=item.path, label=label, group=strategy
         )
         for number, (item, word, label) in enumerate(asked, start=1)
     ]
 
 
-def presence_question(word: str) -> str:
-    """The sentence of POPE, and of the presence questions in `helpers/data/scenes.py`.
+def pope_prompt(word: str) -> str:
+    """The sentence of POPE, and of the presence questions of the scenes.
 
-    >>> presence_question("orange")
+    >>> pope_prompt("orange")
     'Is there an orange in the image?'
     """
     return f"Is there {'an' if word[0] in 'aeiou' else 'a'} {word} in the image?"

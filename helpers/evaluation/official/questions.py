@@ -18,10 +18,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from helpers.data.convert_files import raw_rows
-from helpers.data.formats import DatasetRow
-from helpers.data.hub import HubSet, disable_decoding, load_rows, store_images
-from helpers.data.preferences import explain_validation_error
+from helpers.data import (
+    DatasetRow,
+    HubSet,
+    disable_decoding,
+    explain_validation_error,
+    load_rows,
+    raw_rows,
+    store_images,
+)
 from helpers.files import UsageError, write_lines
 
 

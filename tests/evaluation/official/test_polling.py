@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.data import scenes
+from data import scenes
 from helpers.data.labels import CountedImage
 from helpers.evaluation.official import pope_questions
-from helpers.evaluation.official.polling import presence_question
+from helpers.evaluation.official.polling import pope_prompt
 from helpers.files import UsageError
 
 
@@ -66,8 +66,8 @@ def test_the_question_is_that_of_the_scenes():
     for seed in range(20):
         question = scenes.make_question(scenes.make_scene(seed), "presence", np.random.default_rng(seed))
         kind = question.prompt.split()[3]
-        assert kind in scenes.VEHICLE_KINDS and presence_question(kind) == question.prompt
+        assert kind in scenes.VEHICLE_KINDS and pope_prompt(kind) == question.prompt
     items = [CountedImage(Path(f"{seed}"), scenes.make_scene(seed).counts, "") for seed in range(20)]
     words = {q.prompt.removeprefix("Is there a ").removesuffix(" in the image?") for q in pope_questions(items, "random", 1)}  # fmt: skip
     assert words == set(scenes.VEHICLE_KINDS)
-    assert presence_question("orange") == "Is there an orange in the image?"
+    assert pope_prompt("orange") == "Is there an orange in the image?"

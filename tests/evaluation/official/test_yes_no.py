@@ -1,8 +1,7 @@
 """POPE's and MME's rules on hand-made answers; what is expected is worked out from the rules."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made_up_questions import question
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 

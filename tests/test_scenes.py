@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from shipped import TRAFFIC
 
-from helpers.data.counting import parse_counts
-from helpers.data.labels import read_yolo
-from helpers.data.scenes import (
+from data.scenes import (
     CELL,
     CLASSES,
     GRID,
@@ -18,6 +16,8 @@ from helpers.data.scenes import (
     make_scene,
     write_split,
 )
+from helpers.data.counting import parse_counts
+from helpers.data.labels import read_yolo
 from helpers.files import open_image
 
 

@@ -16,13 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from helpers.data.counting import Counts, count_answer, count_question
-from helpers.data.labels import write_yolo
+from helpers.data import SINGULAR, Counts, count_answer, count_question, write_yolo
 from helpers.files import write_text
 
-VEHICLE_KINDS = ("car", "motorcycle", "bus", "bicycle")
-PLURAL = {"car": "cars", "motorcycle": "motorcycles", "bus": "buses", "bicycle": "bicycles"}
-SINGULAR = {plural: kind for kind, plural in PLURAL.items()}
+PLURAL = {kind: plural for plural, kind in SINGULAR.items()}
+VEHICLE_KINDS = tuple(PLURAL)  # car, motorcycle, bus, bicycle
 CLASSES = tuple(PLURAL.values())
 COLORS = {
     "red": (214, 40, 40),

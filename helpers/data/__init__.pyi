@@ -1,0 +1,154 @@
+"""The public names of this room, and the module of each; `lazy_loader` reads this file."""
+
+from .blind import (
+    BLIND_RULES as BLIND_RULES,
+    BlindRules as BlindRules,
+    BlindTable as BlindTable,
+    best_rule as best_rule,
+    blind_rules as blind_rules,
+    render_blind_table as render_blind_table,
+    true_image_detail_shares as true_image_detail_shares,
+)
+from .convert_files import (
+    convert_file as convert_file,
+    detect_format as detect_format,
+    is_array as is_array,
+    raw_rows as raw_rows,
+    scan_file as scan_file,
+    write_file as write_file,
+)
+from .convert_rows import (
+    EXTRA_COLUMN as EXTRA_COLUMN,
+    from_row as from_row,
+    read_mention as read_mention,
+    to_rows as to_rows,
+)
+from .counting import (
+    SINGULAR as SINGULAR,
+    Counts as Counts,
+    count_answer as count_answer,
+    count_question as count_question,
+    edited_counts as edited_counts,
+    is_exact as is_exact,
+    is_well_formed as is_well_formed,
+    list_in_words as list_in_words,
+    parse_counts as parse_counts,
+)
+from .data_doctor import (
+    TokenLengths as TokenLengths,
+    check_file as check_file,
+    find_photos as find_photos,
+)
+from .findings import (
+    FINDING_KINDS as FINDING_KINDS,
+    SAME_PHOTO as SAME_PHOTO,
+    DataReport as DataReport,
+    Finding as Finding,
+    Place as Place,
+    Problems as Problems,
+    salvage as salvage,
+)
+from .formats import (
+    FORMATS as FORMATS,
+    DatasetRow as DatasetRow,
+    Format as Format,
+)
+from .hub import (
+    HUB_SETS as HUB_SETS,
+    HubSet as HubSet,
+    disable_decoding as disable_decoding,
+    fetch_hub_set as fetch_hub_set,
+    load_rows as load_rows,
+    store_images as store_images,
+)
+from .labels import (
+    IMAGE_SUFFIXES as IMAGE_SUFFIXES,
+    AnsweredQuestion as AnsweredQuestion,
+    CountedImage as CountedImage,
+    assert_no_photo_in_both as assert_no_photo_in_both,
+    evaluation_split as evaluation_split,
+    held_out_items as held_out_items,
+    one_photo_groups as one_photo_groups,
+    photo_group as photo_group,
+    read_classes as read_classes,
+    read_coco as read_coco,
+    read_counts as read_counts,
+    read_visual_genome as read_visual_genome,
+    read_voc as read_voc,
+    read_yolo as read_yolo,
+    split_photos as split_photos,
+    write_yolo as write_yolo,
+)
+from .pairs import (
+    IMAGE_NEGATIVES as IMAGE_NEGATIVES,
+    NEGATIVES as NEGATIVES,
+    CountingQuestions as CountingQuestions,
+    add_image_negatives as add_image_negatives,
+    as_counted_images as as_counted_images,
+    build_records as build_records,
+    counting_questions as counting_questions,
+    highest_counts as highest_counts,
+    make_one_sided as make_one_sided,
+    one_class_question as one_class_question,
+    presence_question as presence_question,
+    question_for as question_for,
+    record_of_item as record_of_item,
+    spoil_image as spoil_image,
+    swap_rankings as swap_rankings,
+    true_and_wrong_answers as true_and_wrong_answers,
+)
+from .preferences import (
+    Answer as Answer,
+    Judgement as Judgement,
+    Message as Message,
+    Origin as Origin,
+    Pair as Pair,
+    PreferenceRecord as PreferenceRecord,
+    Ranking as Ranking,
+    RecordLine as RecordLine,
+    StrictModel as StrictModel,
+    TrlPair as TrlPair,
+    consensus as consensus,
+    explain_validation_error as explain_validation_error,
+    file_of as file_of,
+    from_trl as from_trl,
+    is_first_shown_second as is_first_shown_second,
+    json_schema as json_schema,
+    name_images as name_images,
+    read_records as read_records,
+    record_key as record_key,
+    resolve_images as resolve_images,
+    scan_line as scan_line,
+    scan_records as scan_records,
+    to_trl as to_trl,
+    write_records as write_records,
+)
+from .templates import (
+    CHAT_MARK as CHAT_MARK,
+    END_MARK as END_MARK,
+    IMAGE_MARK as IMAGE_MARK,
+    count_placeholders as count_placeholders,
+    repair_prompt as repair_prompt,
+    strip_image_marks as strip_image_marks,
+)
+from .vote_log import (
+    VoteEvent as VoteEvent,
+    append_event as append_event,
+    content_hash as content_hash,
+    content_hashes as content_hashes,
+    current_judgements as current_judgements,
+    events_on as events_on,
+    lock_file as lock_file,
+    read_events as read_events,
+    records_by_key as records_by_key,
+    stable_hash as stable_hash,
+)
+from .votes import (
+    ANSWER_LABELS as ANSWER_LABELS,
+    Tiers as Tiers,
+    Votes as Votes,
+    VoteVerdict as VoteVerdict,
+    VotingItem as VotingItem,
+    annotator_agreement as annotator_agreement,
+    apply_votes as apply_votes,
+)

@@ -1,0 +1,68 @@
+"""The public names of this room, and the module of each; `lazy_loader` reads this file."""
+
+from .checks import (
+    PreflightChecks as PreflightChecks,
+    preflight as preflight,
+)
+from .dpo_doctor import (
+    DPODoctor as DPODoctor,
+    sight_sample as sight_sample,
+)
+from .dpo_rules import (
+    DPO_KINDS as DPO_KINDS,
+    AnswerSample as AnswerSample,
+    Census as Census,
+    DPOHistory as DPOHistory,
+    Tower as Tower,
+    diagnose_dpo as diagnose_dpo,
+    mean_of as mean_of,
+    non_finite_values as non_finite_values,
+    replay_dpo as replay_dpo,
+)
+from .dry_run import (
+    LOSS_SCALE as LOSS_SCALE,
+    Examples as Examples,
+    Forecast as Forecast,
+    backward as backward,
+    collate as collate,
+    evenly_spaced as evenly_spaced,
+    forecast_run as forecast_run,
+    loss_of as loss_of,
+    restoring_state as restoring_state,
+    time_pass as time_pass,
+    training_mode as training_mode,
+)
+from .input_checks import (
+    Batches as Batches,
+    Check as Check,
+    RowInputs as RowInputs,
+    check_different_answers as check_different_answers,
+    check_end_of_turn as check_end_of_turn,
+    check_image_size as check_image_size,
+    check_image_tokens as check_image_tokens,
+    check_pixel_values as check_pixel_values,
+    check_truncation as check_truncation,
+    row_inputs as row_inputs,
+)
+from .lengths import (
+    RecordLengths as RecordLengths,
+    image_tokens as image_tokens,
+    text_tokens as text_tokens,
+)
+from .ppo_doctor import (
+    PPODoctor as PPODoctor,
+    find_misplaced_rewards as find_misplaced_rewards,
+)
+from .ppo_rules import (
+    PPO_KINDS as PPO_KINDS,
+    SCORE_TOLERANCE as SCORE_TOLERANCE,
+    PPOHistory as PPOHistory,
+    diagnose_ppo as diagnose_ppo,
+    replay_ppo as replay_ppo,
+)
+from .verdicts import (
+    Symptoms as Symptoms,
+    Verdict as Verdict,
+    panel_html as panel_html,
+    verdict_kinds as verdict_kinds,
+)

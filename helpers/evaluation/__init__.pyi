@@ -1,0 +1,92 @@
+"""The public names of this room, and the module of each; `lazy_loader` reads this file."""
+
+from . import official as official
+from .arena import (
+    Standings as Standings,
+    build_matches as build_matches,
+    export_records as export_records,
+    match_outcome as match_outcome,
+    models_of as models_of,
+    read_reveals as read_reveals,
+    reveal as reveal,
+    standings as standings,
+)
+from .counting_metrics import (
+    ClassMetrics as ClassMetrics,
+    CountMetrics as CountMetrics,
+    count_metrics as count_metrics,
+)
+from .exactness import (
+    CountingResult as CountingResult,
+    GreedyAndSampled as GreedyAndSampled,
+    chance_exact as chance_exact,
+    evaluate_counting as evaluate_counting,
+    evaluate_greedy_and_sampled as evaluate_greedy_and_sampled,
+    images_for as images_for,
+)
+from .exam import (
+    ExamResult as ExamResult,
+    PolicyFindings as PolicyFindings,
+    exam_metrics as exam_metrics,
+    exam_rows as exam_rows,
+    examine as examine,
+    policy_failures as policy_failures,
+    policy_findings as policy_findings,
+)
+from .hallucination import (
+    ChairMetrics as ChairMetrics,
+    Mention as Mention,
+    chair_metrics as chair_metrics,
+    object_mentions as object_mentions,
+    phrase_index as phrase_index,
+    read_synonyms as read_synonyms,
+)
+from .judge import (
+    JudgeResult as JudgeResult,
+    judge_pairs as judge_pairs,
+    parse_verdict as parse_verdict,
+)
+from .pair_accuracy import (
+    PairResult as PairResult,
+    evaluate_pairs as evaluate_pairs,
+    pair_logps as pair_logps,
+)
+from .paired import (
+    Metric as Metric,
+    PolicyComparison as PolicyComparison,
+    compare_policies as compare_policies,
+    comparison_rows as comparison_rows,
+    describe_sight as describe_sight,
+    find_reward_hacking as find_reward_hacking,
+    power_note as power_note,
+)
+from .policy_table import (
+    PolicyTable as PolicyTable,
+    score_greedy_answers as score_greedy_answers,
+)
+from .reward_benchmarks import (
+    BENCHMARKS as BENCHMARKS,
+    Benchmark as Benchmark,
+    Grade as Grade,
+    check_records as check_records,
+    grade as grade,
+    load_benchmark as load_benchmark,
+    macro_mean as macro_mean,
+    read_scores as read_scores,
+    write_scores as write_scores,
+)
+from .side_by_side import (
+    DecodingSettings as DecodingSettings,
+    GalleryItem as GalleryItem,
+    PolicyAnswer as PolicyAnswer,
+    ask_policies as ask_policies,
+    read_gallery as read_gallery,
+    save_gallery_item as save_gallery_item,
+)
+from .text_metrics import (
+    TextMetrics as TextMetrics,
+    anls as anls,
+    distinct_share as distinct_share,
+    levenshtein as levenshtein,
+    reference_metrics as reference_metrics,
+)

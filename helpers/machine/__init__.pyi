@@ -1,0 +1,81 @@
+"""The public names of this room, and the module of each; `lazy_loader` reads this file."""
+
+from .drive import (
+    CLOCK_SECONDS as CLOCK_SECONDS,
+    QUIET_SECONDS as QUIET_SECONDS,
+    DriveCopies as DriveCopies,
+    RunCheckpoint as RunCheckpoint,
+    last_checkpoint as last_checkpoint,
+    last_checkpoints as last_checkpoints,
+    print_checkpoints as print_checkpoints,
+    trainer_state as trainer_state,
+    use_drive as use_drive,
+)
+from .duration import (
+    CALLS_OUTSIDE as CALLS_OUTSIDE,
+    CALLS_PER_LAYER as CALLS_PER_LAYER,
+    EFFICIENCY as EFFICIENCY,
+    MachineRates as MachineRates,
+    StageSeconds as StageSeconds,
+    measure_rates as measure_rates,
+)
+from .facts import (
+    OPTIONAL_PACKAGES as OPTIONAL_PACKAGES,
+    SPARE_DISK_GB as SPARE_DISK_GB,
+    TESTED_PYTHON as TESTED_PYTHON,
+    TESTED_VERSIONS as TESTED_VERSIONS,
+    DiskSpace as DiskSpace,
+    MachineFacts as MachineFacts,
+    available_gb as available_gb,
+    device_number as device_number,
+    download_gb as download_gb,
+    installed_version as installed_version,
+    measure_disks as measure_disks,
+    measure_machine as measure_machine,
+    untested_versions as untested_versions,
+    versions_in_use as versions_in_use,
+)
+from .fits import (
+    MachinePlan as MachinePlan,
+    StageForecast as StageForecast,
+    check_machine as check_machine,
+    machine_text as machine_text,
+    machine_warnings as machine_warnings,
+    plan_images as plan_images,
+    plan_stages as plan_stages,
+    stages_text as stages_text,
+)
+from .fitting import (
+    LARGEST_PIXELS as LARGEST_PIXELS,
+    changed_fields as changed_fields,
+    fit_images as fit_images,
+    fit_settings as fit_settings,
+    largest_image as largest_image,
+)
+from .memory import (
+    CARD_GB as CARD_GB,
+    LARGEST_BATCH as LARGEST_BATCH,
+    LOGIT_BYTES as LOGIT_BYTES,
+    OVERHEAD_GB as OVERHEAD_GB,
+    USABLE_SHARE as USABLE_SHARE,
+    PhaseMemory as PhaseMemory,
+    dpo_logit_bytes as dpo_logit_bytes,
+    forecast_memory as forecast_memory,
+    largest_batch as largest_batch,
+    layer_activation_bytes as layer_activation_bytes,
+    least_memory as least_memory,
+    memory_table as memory_table,
+    phases as phases,
+    smallest_card as smallest_card,
+)
+from .workload import (
+    STAGES as STAGES,
+    GenerationSettings as GenerationSettings,
+    StageSettings as StageSettings,
+    Workload as Workload,
+    batch_of as batch_of,
+    default_settings as default_settings,
+    set_batch as set_batch,
+    smallest_settings as smallest_settings,
+    stage_of as stage_of,
+)

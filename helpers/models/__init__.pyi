@@ -1,0 +1,116 @@
+"""The public names of this room, and the module of each; `lazy_loader` reads this file."""
+
+from .adapters import (
+    POLICY_ADAPTER as POLICY_ADAPTER,
+    add_adapter as add_adapter,
+    disable_adapters as disable_adapters,
+    load_adapter as load_adapter,
+    lora_config as lora_config,
+    save_adapter as save_adapter,
+    use_adapter as use_adapter,
+    weight_megabytes as weight_megabytes,
+)
+from .caches import (
+    Features as Features,
+    ImageFeatures as ImageFeatures,
+    ReferenceLogps as ReferenceLogps,
+    backbone_of as backbone_of,
+    concatenate_features as concatenate_features,
+    images_hash as images_hash,
+    is_frozen as is_frozen,
+    processor_settings as processor_settings,
+    reference_hash as reference_hash,
+    use_features as use_features,
+)
+from .generation import (
+    answer_budget as answer_budget,
+    answer_records as answer_records,
+    banned_tokens as banned_tokens,
+    generate_answers as generate_answers,
+    generate_from_cache as generate_from_cache,
+    generation_config as generation_config,
+    sample_answers as sample_answers,
+    sample_ids as sample_ids,
+)
+from .heads import (
+    HEADS as HEADS,
+    FusionHead as FusionHead,
+    LinearHead as LinearHead,
+    MLPHead as MLPHead,
+    ValueHead as ValueHead,
+    fused_layers as fused_layers,
+)
+from .loading import (
+    CheckpointSource as CheckpointSource,
+    explain_load_errors as explain_load_errors,
+    has_cuda as has_cuda,
+    load_model as load_model,
+    load_processor as load_processor,
+    original_source as original_source,
+    quantization as quantization,
+    smaller_presets as smaller_presets,
+    weight_sources as weight_sources,
+)
+from .policies import (
+    BASE_POLICY as BASE_POLICY,
+    SHIPPED_POLICIES as SHIPPED_POLICIES,
+    Policies as Policies,
+    SavedPolicy as SavedPolicy,
+    find_policies as find_policies,
+    image_limit as image_limit,
+)
+from .presets import (
+    PRESETS as PRESETS,
+    Preset as Preset,
+    config_of as config_of,
+    locate as locate,
+    model_without_weights as model_without_weights,
+    preset_of as preset_of,
+)
+from .prompts import (
+    answer_ids as answer_ids,
+    answer_texts as answer_texts,
+    bos_text as bos_text,
+    count_image_tokens as count_image_tokens,
+    encode as encode,
+    end_of_turn as end_of_turn,
+    image_token_id as image_token_id,
+    render as render,
+    render_conversation as render_conversation,
+    text_after_answer as text_after_answer,
+    tokenize as tokenize,
+    user_message as user_message,
+)
+from .shapes import (
+    NF4_BYTES as NF4_BYTES,
+    ModelShapes as ModelShapes,
+    default_max_pixels as default_max_pixels,
+    idefics_tiles as idefics_tiles,
+    is_known as is_known,
+    llava_next_grid as llava_next_grid,
+    lora_weights as lora_weights,
+    qwen_grid as qwen_grid,
+    shapes_of as shapes_of,
+    smaller_limits as smaller_limits,
+    tile_edge as tile_edge,
+    tokens_and_patches as tokens_and_patches,
+    visual_tokens as visual_tokens,
+    weight_bytes as weight_bytes,
+)
+from .shared_prefix import (
+    PACKING_TOLERANCE as PACKING_TOLERANCE,
+    EncodedPrompts as EncodedPrompts,
+    PackedAnswers as PackedAnswers,
+    Packer as Packer,
+    answer_logits as answer_logits,
+    answer_logps as answer_logps,
+    answer_states as answer_states,
+    can_pack as can_pack,
+    encode_prompts as encode_prompts,
+    hidden_states as hidden_states,
+    pack as pack,
+    pack_separately as pack_separately,
+    packing_error as packing_error,
+    prompt_inputs as prompt_inputs,
+    unwrap as unwrap,
+)

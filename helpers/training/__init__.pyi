@@ -1,0 +1,74 @@
+"""The public names of this room, and the module of each; `lazy_loader` reads this file."""
+
+from .actor_critic import (
+    CRITIC_ADAPTER as CRITIC_ADAPTER,
+    ActorCritic as ActorCritic,
+    TokenFigures as TokenFigures,
+    warm_up_critic as warm_up_critic,
+)
+from .checkpoint import (
+    load_checkpoint as load_checkpoint,
+    run_identity as run_identity,
+    save_checkpoint as save_checkpoint,
+)
+from .collators import (
+    PairCollator as PairCollator,
+)
+from .distributed import (
+    gather_in_order as gather_in_order,
+    mean_over_processes as mean_over_processes,
+    mean_rows as mean_rows,
+    new_accelerator as new_accelerator,
+    own_share as own_share,
+    token_count as token_count,
+    token_mean_over_processes as token_mean_over_processes,
+    wrap_for_processes as wrap_for_processes,
+)
+from .dpo import (
+    REFERENCE_ADAPTER as REFERENCE_ADAPTER,
+    AnswerForward as AnswerForward,
+    DPORun as DPORun,
+    ProgressBar as ProgressBar,
+    VLMDPOTrainer as VLMDPOTrainer,
+    dpo_config as dpo_config,
+    dpo_trainer as dpo_trainer,
+    train_dpo as train_dpo,
+)
+from .on_policy import (
+    OnPolicyRound as OnPolicyRound,
+    on_policy_round as on_policy_round,
+)
+from .ppo import (
+    PPOTrainer as PPOTrainer,
+)
+from .reward import (
+    OBJECTIVES as OBJECTIVES,
+    RewardRun as RewardRun,
+    RewardTrainer as RewardTrainer,
+    losses_of as losses_of,
+)
+from .rollout import (
+    Experience as Experience,
+    Rollout as Rollout,
+    Task as Task,
+    pad_and_stack as pad_and_stack,
+    roll_out as roll_out,
+    tasks_asking as tasks_asking,
+    tasks_of as tasks_of,
+)
+from .run_folder import (
+    ppo_trainer as ppo_trainer,
+    save_answers as save_answers,
+    save_policy as save_policy,
+)
+from .watch import (
+    HeldOutAnswers as HeldOutAnswers,
+    IterationRow as IterationRow,
+    JSONLog as JSONLog,
+    SampleLog as SampleLog,
+    TensorBoard as TensorBoard,
+    experience_figures as experience_figures,
+    first_samples as first_samples,
+    log_mean as log_mean,
+    pooled_explained_variance as pooled_explained_variance,
+)

@@ -1,0 +1,122 @@
+"""Answers of the model: they depend on neither batch nor memory, and on their seed alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.scenes import CLASSES
+from helpers import models
+from helpers.data.counting import count_question, is_well_formed, parse_counts
+from helpers.data.pairs import counting_questions
+from helpers.evaluation.exactness import images_for
+from helpers.models.generation import answer_budget, sample_answers
+
+QUESTION = count_question(CLASSES)
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(tiny, valid_items):
+    images = images_for(valid_items[:6])
+    prompts = [count_question(CLASSES, i) for i in range(5)] + ["Is there a car in the image?"]
+    together = models.generate_answers(*tiny, images, prompts)
+    alone = [models.generate_answers(*tiny, [i], [p])[0] for i, p in zip(images, prompts, strict=True)]
+    assert together == alone
+    assert all(is_well_formed(text, CLASSES) for text in together[:5]) and together[5] in ("Yes.", "No.")
+
+
+def test_sampling_follows_its_seed_and_leaves_the_generator_alone(tiny, valid_items):
+    images, prompts = images_for(valid_items[:8]), [QUESTION] * 8
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = models.generate_answers(*tiny, images, prompts, temperature=1.5, seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert first == models.generate_answers(*tiny, images, prompts, temperature=1.5, seed=1)
+    assert first != models.generate_answers(*tiny, images, prompts, temperature=1.5, seed=2)
+
+
+class Cramped:
+    """`generate` of a model on a card that holds so many rows."""
+
+    def __init__(self, model, rows, error=None):
+        self.model, self.rows, self.sizes, self.own = model, rows, [], model.generate
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def __enter__(self):
+        self.model.generate = self
+        return self
+
+    def __exit__(self, *_):
+        del self.model.generate
+
+    def __call__(self, input_ids, **inputs):
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.rows:
+            torch.rand(7)  # what was drawn before memory ran out
+            raise self.error
+        return self.own(input_ids=input_ids, **inputs)
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, capsys):
+    images, prompts = images_for(valid_items[:6]), [QUESTION] * 6
+    how = {"temperature": 1.5, "seed": 1}
+    expected = models.generate_answers(*tiny, images, prompts, **how, batch_size=2)
+    tiny[0].train()
+    with Cramped(tiny[0], rows=3) as cramped:
+        assert models.generate_answers(*tiny, images, prompts, **how, batch_size=8) == expected
+    assert cramped.sizes == [6, 4, 2, 2, 2] and tiny[0].training
+    tiny[0].eval()
+    assert [line for line in capsys.readouterr().out.splitlines() if "⚠️" in line] == [
+        "⚠️  8 answers at once do not fit into memory: starting again with 4.",
+        "⚠️  4 answers at once do not fit into memory: starting again with 2.",
+    ]
+
+
+def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_items):
+    images, prompts = images_for(valid_items[:2]), [QUESTION] * 2
+    with Cramped(tiny[0], rows=0) as cramped, pytest.raises(torch.OutOfMemoryError):
+        models.generate_answers(*tiny, images, prompts)
+    assert cramped.sizes == [2, 2, 2, 2, 2, 2, 1]  # 64, 32, …, 1 at once, of two
+    with Cramped(tiny[0], 0, RuntimeError("shapes differ")) as cramped, pytest.raises(RuntimeError, match="differ"):
+        models.generate_answers(*tiny, images, prompts)
+    assert cramped.sizes == [2]
+
+
+def test_one_image_a_prompt_is_needed(tiny, valid_items):
+    with pytest.raises(ValueError, match="1 images but 2 prompts"):
+        models.generate_answers(*tiny, images_for(valid_items[:1]), [QUESTION] * 2)
+
+
+def test_images_may_be_paths(tiny, valid_items):
+    paths = [item.path for item in valid_items[:3]]
+    opened = images_for(valid_items[:3])
+    assert models.generate_answers(*tiny, paths, [QUESTION] * 3) == models.generate_answers(
+        *tiny, opened, [QUESTION] * 3
+    )
+
+
+def test_unsloths_own_generate_is_passed_by(tiny):
+    """It asks for a cache of its own, and would refuse the one that image and prompt are in."""
+    calls = []
+
+    class Base(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def generate(self, **inputs):
+            raise ValueError("two caches")
+
+        def _old_generate(self, **inputs):
+            calls.append(inputs)
+            return "tokens"
+
+    assert models.generate_from_cache(Base(), "cache", "config", input_ids="ids") == "tokens"
+    assert calls == [{"input_ids": "ids", "past_key_values": "cache", "generation_config": "config"}]
+
+
+def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
+    asked = counting_questions(valid_items[:5])
+    budget = answer_budget(tiny[1], asked.answers)
+    answers = sample_answers(*tiny, asked.images, asked.questions, 3, max_new_tokens=budget)
+    assert len(answers) == 5 and all(len(texts) == 3 for texts in answers)
+    stated = [parse_counts(t, list(valid_items[0].counts)) for texts in answers for t in texts]
+    near = [s and abs(s["cars"] - valid_items[i // 3].counts["cars"]) <= 1 for i, s in enumerate(stated)]
+    assert np.mean([bool(n) for n in near]) > 0.8, "answers belong to their images"

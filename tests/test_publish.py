@@ -1,0 +1,20 @@
+"""What `make readme` writes."""
+
+import json
+
+import pytest
+
+from helpers.files import ROOT, UsageError
+from tools.publish import figures_table, replace_block
+
+
+def test_the_readme_block_is_replaced_and_must_be_there():
+    text = "a\n<!-- x -->\nold\n<!-- end x -->\nb"
+    assert replace_block(text, "x", "new") == "a\n<!-- x -->\nnew\n<!-- end x -->\nb"
+    with pytest.raises(UsageError, match="put both lines back"):
+        replace_block("a <!-- x --> b", "x", "new")
+
+
+def test_the_readme_shows_the_published_figures():
+    figures = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
+    assert figures_table(figures) in (ROOT / "README.md").read_text(encoding="utf-8"), "run: make readme"

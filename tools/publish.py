@@ -1,0 +1,54 @@
+"""Put the figures and pictures of the last `make demo` into README.md and docs/: `make readme`."""
+
+import base64
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
+from helpers.report import figure_rows, markdown_table, read_sections
+
+
+def publish(root: Path) -> list[Path]:
+    """Put the figures and pictures of the last run into the README and `docs/` of the repository at `root`.
+
+    Raises UsageError if there is no report yet.
+    """
+    figures = read_json(artifacts_dir() / "report" / "summary.json")
+    written = [write_json(root / "docs" / "demo.json", figures)]
+    for section in read_sections():
+        for number, (_, png) in enumerate(section.pictures, start=1):
+            path = root / "docs" / "pictures" / f"{section.name}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(png))
+            written.append(path)
+    readme = root / "README.md"
+    text = replace_block(readme.read_text(encoding="utf-8"), "figures of make demo", figures_table(figures))
+    written.append(write_text(readme, text))
+    return written
+
+
+def replace_block(text: str, name: str, body: str) -> str:
+    """`text` with what stands between `<!-- name -->` and `<!-- end name -->` replaced by `body`.
+
+    Raises UsageError if the text has no such block.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found_start and found_end):
+        raise UsageError(f"no block between {start} and {end}: put both lines back")
+    return f"{before}{start}\n{body}\n{end}{after}"
+
+
+def figures_table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures of a `summary.json` as Markdown."""
+    head, *rows = figure_rows(figures)
+    return markdown_table([head, *([f"`{name}`", *rest] for name, *rest in rows)])
+
+
+if __name__ == "__main__":
+    for path in publish(ROOT):
+        print(path)

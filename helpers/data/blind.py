@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.data.counting import parse_counts
-from helpers.data.preferences import Answer, PreferenceRecord
 from helpers.files import open_image
 from helpers.statistics import Proportion, proportion
+
+from .counting import parse_counts
+from .preferences import Answer, PreferenceRecord
 
 # What a rule sees of an answer: its text, the counts it states (none if unparsable), its place.
 BlindRule = Callable[[str, Sequence[int], int], float]

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from helpers.data.convert_rows import from_row, read_mention, to_rows
-from helpers.data.formats import FORMATS, DatasetRow
-from helpers.data.preferences import (
+from helpers.files import UsageError, parse_json, write_lines, write_text
+
+from .convert_rows import from_row, read_mention, to_rows
+from .formats import FORMATS, DatasetRow
+from .preferences import (
     PreferenceRecord,
     RecordLine,
     name_images,
@@ -23,7 +25,6 @@ from helpers.data.preferences import (
     scan_records,
     write_records,
 )
-from helpers.files import UsageError, parse_json, write_lines, write_text
 
 LEADING_BLANKS = b"\xef\xbb\xbf \t\r\n"  # what may stand before the first character
 _DECODER = json.JSONDecoder()  # finds where an item ends; `parse_json` reads it

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from helpers.data.formats import FORMATS, DatasetRow, Format
-from helpers.data.preferences import PreferenceRecord, explain_validation_error, is_first_shown_second, record_key
 from helpers.files import UsageError, parse_json
+
+from .formats import FORMATS, DatasetRow, Format
+from .preferences import PreferenceRecord, explain_validation_error, is_first_shown_second, record_key
 
 EXTRA_COLUMN = "record_extra"
 

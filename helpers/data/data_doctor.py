@@ -17,14 +17,15 @@ from typing import NamedTuple, Protocol
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from helpers.data.blind import BlindRules
-from helpers.data.convert_files import scan_file
-from helpers.data.findings import FINDING_KINDS, SAME_PHOTO, DataReport, Finding, Place, Problems
-from helpers.data.labels import IMAGE_SUFFIXES, photo_group
-from helpers.data.preferences import PreferenceRecord, RecordLine
-from helpers.data.templates import CHAT_MARK, END_MARK, count_placeholders
 from helpers.files import UsageError, file_hash, stream_hash
 from helpers.statistics import Proportion
+
+from .blind import BlindRules
+from .convert_files import scan_file
+from .findings import FINDING_KINDS, SAME_PHOTO, DataReport, Finding, Place, Problems
+from .labels import IMAGE_SUFFIXES, photo_group
+from .preferences import PreferenceRecord, RecordLine
+from .templates import CHAT_MARK, END_MARK, count_placeholders
 
 HUGE_MEGAPIXELS, HUGE_MEGABYTES = 20, 20  # 20 megapixels take 60 MB once decoded; models look at less than 1
 BLIND_LIMIT, BLIND_PAIRS = 0.6, 20  # a rule counts if its whole interval is above .6, and not on fewer pairs

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from helpers.data.blind import BlindTable, render_blind_table
-from helpers.data.convert_files import is_array, raw_rows
 from helpers.files import UsageError, write_lines, write_text
+
+from .blind import BlindTable, render_blind_table
+from .convert_files import is_array, raw_rows
 
 PLACES_SHOWN = 5
 Problems = Iterator[tuple[str, str]]  # kind, message

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.data.preferences import PreferenceRecord
-from helpers.data.templates import IMAGE_MARK, repair_prompt, strip_image_marks
 from helpers.files import UsageError, parse_json
+
+from .preferences import PreferenceRecord
+from .templates import IMAGE_MARK, repair_prompt, strip_image_marks
 
 DatasetRow = dict[str, Any]
 

@@ -18,11 +18,12 @@ from typing import Any
 from datasets import Dataset, Image, List, load_dataset
 from tqdm.auto import tqdm
 
-from helpers.data.convert_files import detect_format
-from helpers.data.convert_rows import from_row
-from helpers.data.formats import DatasetRow
-from helpers.data.preferences import PreferenceRecord, write_records
 from helpers.files import UsageError, write_lines
+
+from .convert_files import detect_format
+from .convert_rows import from_row
+from .formats import DatasetRow
+from .preferences import PreferenceRecord, write_records
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from xml.etree import ElementTree
 
 import yaml
 
-from helpers.data.counting import Counts
 from helpers.files import ROOT, UsageError, artifact, file_hash, read_json
+
+from .counting import Counts
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 

@@ -25,7 +25,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
-from helpers.data.counting import (
+from helpers.files import open_image
+
+from .counting import (
     SINGULAR,
     Counts,
     count_answer,
@@ -34,9 +36,8 @@ from helpers.data.counting import (
     is_exact,
     is_well_formed,
 )
-from helpers.data.labels import CountedImage
-from helpers.data.preferences import Answer, PreferenceRecord, Ranking
-from helpers.files import open_image
+from .labels import CountedImage
+from .preferences import Answer, PreferenceRecord, Ranking
 
 NEGATIVES = ("own", "edit", "other image")
 IMAGE_NEGATIVES = ("blank", "crop", "shuffled", "blurred")

@@ -21,8 +21,9 @@ from pathlib import Path
 
 from pydantic import ValidationError, model_validator
 
-from helpers.data.preferences import Judgement, PreferenceRecord, StrictModel, explain_validation_error, record_key
 from helpers.files import UsageError, parse_json
+
+from .preferences import Judgement, PreferenceRecord, StrictModel, explain_validation_error, record_key
 
 CUT_MARK = b" <cut off>"  # closes a half line, so that the next event has a line of its own; no JSON ends so
 

@@ -16,8 +16,11 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
-from helpers.data.preferences import Judgement, PreferenceRecord, consensus, explain_validation_error, record_key
-from helpers.data.vote_log import (
+from helpers.files import UsageError
+from helpers.statistics import Kappa, cohen_kappa
+
+from .preferences import Judgement, PreferenceRecord, consensus, explain_validation_error, record_key
+from .vote_log import (
     VoteEvent,
     append_event,
     content_hashes,
@@ -27,8 +30,6 @@ from helpers.data.vote_log import (
     records_by_key,
     stable_hash,
 )
-from helpers.files import UsageError
-from helpers.statistics import Kappa, cohen_kappa
 
 ANSWER_LABELS = "ABCDEF"  # the answers as they are shown; nobody ranks more than six at a time
 Tiers = Sequence[Sequence[int]]  # best first, ties together, in the order of showing

@@ -64,5 +64,6 @@ from .verdicts import (
     Symptoms as Symptoms,
     Verdict as Verdict,
     panel_html as panel_html,
+    read_kinds as read_kinds,
     verdict_kinds as verdict_kinds,
 )

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from trl import DPOTrainer
 
-from helpers.doctor.dry_run import (
+from helpers.files import UsageError
+from helpers.losses import completion_logps
+from helpers.machine import USABLE_SHARE
+from helpers.models import images_hash
+from helpers.runtime import compute_dtype
+
+from .dry_run import (
     Examples,
     Forecast,
     backward,
@@ -27,7 +33,7 @@ from helpers.doctor.dry_run import (
     restoring_state,
     training_mode,
 )
-from helpers.doctor.input_checks import (
+from .input_checks import (
     Batches,
     Check,
     check_different_answers,
@@ -38,11 +44,6 @@ from helpers.doctor.input_checks import (
     check_truncation,
     row_inputs,
 )
-from helpers.files import UsageError
-from helpers.losses import completion_logps
-from helpers.machine import USABLE_SHARE
-from helpers.models import images_hash
-from helpers.runtime import compute_dtype
 
 LN2 = math.log(2)  # loss of a policy that equals its reference
 SAMPLED_ROWS = 64  # rows that are tokenised and whose images are looked at

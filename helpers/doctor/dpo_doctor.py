@@ -16,11 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
 from helpers.data import PreferenceRecord
-from helpers.doctor.dpo_rules import AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, non_finite_values
-from helpers.doctor.verdicts import panel_html
 from helpers.files import open_image
 from helpers.models import Packer, answer_logps, generate_answers, user_message
 from helpers.statistics import repeated_share
+
+from .dpo_rules import AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, non_finite_values
+from .verdicts import panel_html
 
 KEEP_EVERY = 5  # steps between two copies of the weights
 

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from helpers.doctor.verdicts import Symptoms, Verdict
 from helpers.statistics import Mean, Proportion, mean_interval, proportion
 from helpers.training.reward import MAX_OVERFLOWS
+
+from .verdicts import Symptoms, Verdict, read_kinds
 
 START_ROWS, RECENT_ROWS, WINDOW_ROWS = (
     2,
@@ -39,62 +40,7 @@ REPETITION_GROWTH = 0.25  # more repeated 3-grams than at the start; healthy run
 SIGHT_NATS, SIGHT_LEFT = 0.1, 0.1  # an answer e^0.1 = 1.1 times likelier with its own image; share of the start
 CUT_LENGTH = 0.9  # of the token limit: an answer tokenised again may be a little shorter than it was sampled
 
-DPO_KINDS = {  # kind → severity; causes, the likeliest first; what to change. "stop": no use in going on
-    "not finite": ("stop",
-        ("the learning rate is too high", "numbers too large for fp16", "a pair with an empty answer or image"),
-        "Halve learning_rate in `settings` (Parameters) and make a fresh adapter with `new_trainer`."),
-    "diverging": ("stop",
-        ("the learning rate is too high", "the warm-up is too short", "β is too large for these margins"),
-        "Divide learning_rate in `settings` (Parameters) by 10 and start again from `new_trainer`."),
-    "no gradient": ("stop",
-        ("part of the adapter was frozen before the trainer was made", "a tower that the loss does not reach"),
-        "Make the trainer with `new_trainer` on a freshly loaded base, and freeze nothing of its adapter."),
-    "low precision": ("stop",
-        ("the adapter was cast after `new_trainer` made it in fp32", "TRL cast the adapter of a 4-bit model"),
-        "Leave the adapter of `new_trainer` in fp32: bf16 loses updates under 0.4 % of a weight, fp16 cannot be scaled."),
-    "gradient explodes": ("warning",
-        ("the learning rate is too high", "pairs with very long or very unlikely answers"),
-        "Divide learning_rate in `settings` (Parameters) by 3 and check the data with notebook 02."),
-    "too slow": ("warning",
-        ("the learning rate is too low", "too few steps", "β is too small"),
-        "Raise learning_rate in `settings` (Parameters)."),
-    "nothing learnt": ("warning",
-        ("chosen and rejected are swapped in about half of the pairs", "the images are not those of the answers",
-         "the adapter is not trained", "too few pairs so far to show a small difference"),
-        "Look at ten pairs with their images in the data of notebook 02, and run `preflight` on `new_trainer`."),
-    "chance accuracy": ("warning",
-        ("many pairs have the wrong label", "the images are not those of the answers", "the learning rate is too high"),
-        "Look at ten pairs with their images in the data of notebook 02."),
-    "foreign text": ("warning",
-        ("a chat template that the model was not trained with", "images that are not those of the answers",
-         "answers in a style or language new to the model"),
-        "Keep the processor's own chat template in `new_trainer`, and look at images and answers in notebook 02."),
-    "chosen sinks": ("warning",
-        ("no SFT term holds the chosen answers up", "the learning rate is too high", "β is too small"),
-        "Set sft_weight to 1 or more in `settings` (Parameters), or lower learning_rate."),
-    "saturated": ("warning",
-        ("too few pairs, learnt by heart", "pairs that can be told apart too easily", "more steps than needed"),
-        "Take fewer steps in `settings` (Parameters), or more and harder pairs from notebook 02."),
-    "entropy": ("warning",
-        ("growing: no SFT term keeps the language in place", "growing: the learning rate is too high",
-         "collapsing: the chosen answers are all alike"),
-        "Growing: set sft_weight in `settings` (Parameters) or lower learning_rate. Collapsing: take fewer steps."),
-    "answers do not end": ("warning",
-        ("the model stops at another token than its template writes", "answers without an end in the data",
-         "max_new_tokens is too small for these answers", "the learning rate is too high"),
-        "Compare `generation_config.eos_token_id` with the template in `new_trainer`, then raise max_new_tokens."),
-    "answers fall apart": ("warning",
-        ("no SFT term keeps the language in place", "the learning rate is too high",
-         "chosen and rejected answers differ in length above all"),
-        "Set sft_weight in `settings` (Parameters), lower learning_rate, and compare the lengths in notebook 02."),
-    "one answer": ("warning",
-        ("the chosen answers are all alike", "the learning rate is too high"),
-        "Look at the chosen answers in the data of notebook 02, and lower learning_rate in `settings` (Parameters)."),
-    "blind": ("warning",
-        ("the images are blank, all the same or dropped", "the pairs can be told apart without the image",
-         "the learning rate is too high"),
-        "Look at the images next to `new_trainer`, and at the blind rules of notebook 02."),
-}  # fmt: skip
+DPO_KINDS = read_kinds("dpo")
 
 LogRow = Mapping[str, float]
 

@@ -15,9 +15,10 @@ from transformers import BatchFeature, ProcessorMixin
 from trl import DPOTrainer
 
 from helpers.data import from_trl
-from helpers.doctor.dry_run import Examples, collate
 from helpers.files import UsageError
 from helpers.models import backbone_of, prompts
+
+from .dry_run import Examples, collate
 
 Batches = Sequence[dict[str, Any]]
 MIN_KEPT_PIXELS = 0.05  # share of an image's pixels under which small things are gone

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.config import PPOSettings
-from helpers.doctor.ppo_rules import SCORE_TOLERANCE, _verdicts, diagnose_ppo
-from helpers.doctor.verdicts import panel_html
 from helpers.models import answer_texts
 from helpers.rewards import score_all
 from helpers.training import PPOTrainer
+
+from .ppo_rules import SCORE_TOLERANCE, _verdicts, diagnose_ppo
+from .verdicts import panel_html
 
 
 def find_misplaced_rewards(trainer: PPOTrainer) -> str:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from helpers.config import PPOSettings
-from helpers.doctor.dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
-from helpers.doctor.verdicts import Symptoms, Verdict
 from helpers.statistics import Mean, proportion
 from helpers.training import IterationRow
+
+from .dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
+from .verdicts import Symptoms, Verdict, read_kinds
 
 START_SPAN, RECENT_SPAN, WINDOW_SPAN = (
     (1, 16),
@@ -46,38 +47,7 @@ NORM_ITERATIONS, SCORE_TOLERANCE = (
     1e-3,
 )  # iterations, since an fp16 scaler halves itself first; of a score that is computed twice
 
-PPO_KINDS = {  # kind → severity; causes, the likeliest first; what to change. "stop": no use in going on
-    "not finite": ("stop", ("the learning rate is too high", "numbers too large for fp16", "a scorer that returns NaN"),
-        "Divide learning_rate in `settings` (Parameters) by 3, look at `score`, and make a fresh `trainer`."),
-    "scores misplaced": ("stop",
-        ("answers and scores are in different orders", "other tokens are trained than were scored", "one token off"),
-        "Compare `trainer.last` (texts, scores, rewards) with `trainer.asked`: the run learns from wrong rewards."),
-    "collapse": ("stop",
-        ("the learning rate is too high", "the KL penalty is too weak", "the reward pays for one phrase, or is wrong"),
-        "Divide learning_rate in `settings` (Parameters) by 3, double kl_weight, read `trainer.last.rollout.texts`."),
-    "fixed advantages": ("warning", ("an iteration has one answer, which is whitened against itself",),
-        "Set prompts_per_iteration and group_size in `settings` (Parameters) to 4 or more each, or whiten=False."),
-    "advantages zero": ("warning",
-        ("`tasks` are too easy or too hard", "`score` cannot read the answers", "temperature or top_p is too low"),
-        "Look at `trainer.last.rollout` (texts, scores); take a finer `score`, other `tasks` or a larger group."),
-    "KL flat zero": ("warning", ("the learning rate is too low", "the adapter is not trained", "no gradient reaches it"),
-        "Raise learning_rate in `settings` (Parameters) tenfold, and look at `trainer.trainable_parameters` and "
-        "grad_norm/adapter."),
-    "answers do not end": ("warning",
-        ("max_new_tokens is too small", "the reward pays for length", "the model stops at another token than its template"),
-        "Raise max_new_tokens or no_end_penalty in `settings` (Parameters), and see if `score` grows with length."),
-    "KL runaway": ("warning", ("kl_weight is too small", "the learning rate is too high", "too many epochs"),
-        "Raise kl_weight in `settings` (Parameters) or set kl_target, and lower learning_rate."),
-    "reward hacking": ("warning",
-        ("the reward pays for something else than is wanted", "its model saw no such answers", "kl_weight is too small"),
-        "Read `trainer.last.rollout.texts` with the best scores, mend `score`, and raise kl_weight in `settings`."),
-    "value head not learning": ("warning", ("its states do not tell right from wrong", "its learning rate is too low"),
-        "Set critic_adapter in `settings` (Parameters) and call `trainer.warm_up_critic`, or take advantages='rloo'."),
-    "nothing learnt": ("warning",
-        ("too few answers so far to show a small rise", "the learning rate is too low", "kl_weight is too large"),
-        "Raise learning_rate or group_size in `settings` (Parameters), lower kl_weight, and look at `score` of ten "
-        "answers."),
-}  # fmt: skip
+PPO_KINDS = read_kinds("ppo")
 
 EXPLAINED_BY_CHAIN = (
     "fixed advantages",

@@ -3,9 +3,11 @@
 Taught in notebooks 04 and 05.
 """
 
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 Symptoms = Iterator[tuple[str, str]]  # kind, what was measured
 
@@ -14,17 +16,23 @@ Symptoms = Iterator[tuple[str, str]]  # kind, what was measured
 class Verdict:
     """One finding: what was measured at `step`, the likely causes in order, and what to change where."""
 
-    kind: str  # one of KINDS
+    kind: str  # a heading of kinds.toml
     step: int
     measured: str
     severity: str
-    causes: tuple[str, ...]
+    causes: list[str]
     change: str
 
     def __str__(self) -> str:
         causes = "; ".join(f"({number}) {cause}" for number, cause in enumerate(self.causes, 1))
         head = f"{self.severity.upper()} at step {self.step}, {self.kind}: {self.measured}"
         return f"{head}\n  Likely: {causes}.\n  {self.change}"
+
+
+def read_kinds(training: str) -> dict[str, tuple[str, list[str], str]]:
+    """What can be found in a run of "dpo" or "ppo", the worst first: kind → severity, causes, what to change."""
+    text = Path(__file__).with_name("kinds.toml").read_text(encoding="utf-8")
+    return {kind: tuple(entry.values()) for kind, entry in tomllib.loads(text)[training].items()}
 
 
 def verdict_kinds(verdicts: Sequence[Verdict]) -> str:

@@ -12,9 +12,13 @@ import numpy as np
 
 from helpers import models
 from helpers.data import CountedImage, one_class_question
-from helpers.evaluation.counting_metrics import CountMetrics, count_metrics
-from helpers.evaluation.exactness import CountingResult, chance_exact, evaluate_counting
-from helpers.evaluation.paired import (
+from helpers.models import Policies
+from helpers.rewards import exact_match, heuristic_scorer
+from helpers.statistics import Estimate, Proportion, sample_mean
+
+from .counting_metrics import CountMetrics, count_metrics
+from .exactness import CountingResult, chance_exact, evaluate_counting
+from .paired import (
     Metric,
     PolicyComparison,
     comparison_rows,
@@ -22,9 +26,6 @@ from helpers.evaluation.paired import (
     find_reward_hacking,
     power_note,
 )
-from helpers.models import Policies
-from helpers.rewards import exact_match, heuristic_scorer
-from helpers.statistics import Estimate, Proportion, sample_mean
 
 EXAM_SEEDS = (0, 1, 2)
 

@@ -14,9 +14,10 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from helpers.data import PreferenceRecord, record_key
-from helpers.evaluation.reward_benchmarks import Benchmark, Grade, check_records, grade
 from helpers.files import UsageError
 from helpers.statistics import Proportion, proportion
+
+from .reward_benchmarks import Benchmark, Grade, check_records, grade
 
 AskJudge = Callable[[PreferenceRecord, tuple[int, int]], Literal["first", "second"] | None]
 

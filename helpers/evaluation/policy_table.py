@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
-from helpers.evaluation.exactness import GreedyAndSampled
 from helpers.rewards import Scorer, count_exact, score_all
 from helpers.statistics import mcnemar_p
 from helpers.training import PPOTrainer, Task, log_mean
+
+from .exactness import GreedyAndSampled
 
 LAST_ROWS = 5  # iterations that the KL of a row is the mean of
 

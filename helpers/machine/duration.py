@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings
-from helpers.machine.workload import GenerationSettings, StageSettings, Workload
 from helpers.models import NF4_BYTES, ModelShapes
 from helpers.runtime import compute_dtype, device
+
+from .workload import GenerationSettings, StageSettings, Workload
 
 EFFICIENCY = 0.4  # of a large matrix product's rate, over all products of a layer, small ones of adapters included
 CALLS_PER_LAYER = 350  # small operations in a layer's forward, Python and modules included

@@ -20,12 +20,13 @@ import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings
 from helpers.files import ROOT
-from helpers.machine.duration import MachineRates, StageSeconds, measure_rates
-from helpers.machine.facts import MachineFacts, download_gb, measure_machine, untested_versions
-from helpers.machine.fitting import changed_fields, fit_images, fit_settings, largest_image
-from helpers.machine.memory import USABLE_SHARE, PhaseMemory, forecast_memory
-from helpers.machine.workload import GenerationSettings, StageSettings, Workload, stage_of
 from helpers.models import default_max_pixels, is_known, visual_tokens
+
+from .duration import MachineRates, StageSeconds, measure_rates
+from .facts import MachineFacts, download_gb, measure_machine, untested_versions
+from .fitting import changed_fields, fit_images, fit_settings, largest_image
+from .memory import USABLE_SHARE, PhaseMemory, forecast_memory
+from .workload import GenerationSettings, StageSettings, Workload, stage_of
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ from typing import Any
 
 from helpers.config import PPOSettings
 from helpers.files import UsageError
-from helpers.machine.memory import (
+from helpers.models import PRESETS, default_max_pixels, smaller_limits
+
+from .memory import (
     USABLE_SHARE,
     forecast_memory,
     largest_batch,
     least_memory,
     phases,
 )
-from helpers.machine.workload import (
+from .workload import (
     STAGES,
     GenerationSettings,
     StageSettings,
@@ -30,7 +32,6 @@ from helpers.machine.workload import (
     smallest_settings,
     stage_of,
 )
-from helpers.models import PRESETS, default_max_pixels, smaller_limits
 
 LARGEST_PIXELS = 4096**2  # pixels; no larger image is asked about
 

@@ -19,7 +19,9 @@ from functools import cached_property
 
 from helpers.config import DPOSettings, LoraSettings, PPOSettings, RewardSettings
 from helpers.files import UsageError
-from helpers.machine.workload import (
+from helpers.models import ModelShapes, lora_weights, weight_bytes
+
+from .workload import (
     STAGES,
     GenerationSettings,
     StageSettings,
@@ -28,7 +30,6 @@ from helpers.machine.workload import (
     set_batch,
     smallest_settings,
 )
-from helpers.models import ModelShapes, lora_weights, weight_bytes
 
 USABLE_SHARE = 0.9  # share of a card that can be filled before fragments get in the way
 OVERHEAD_GB = 0.8  # GB: CUDA context, kernels and their workspace; on a CPU Python with its libraries

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 # Before peft and transformers, since it may import unsloth
-from helpers.models.loading import load_model as load_model
+from .loading import load_model as load_model
 
 # isort: split
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -23,8 +23,9 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from helpers.files import replace_file
-from helpers.models.prompts import bos_text, tokenize
 from helpers.runtime import compute_dtype, tensors_hash
+
+from .prompts import bos_text, tokenize
 
 Features = Mapping[
     str, Tensor

@@ -17,10 +17,11 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel,
 
 from helpers.data import PreferenceRecord
 from helpers.files import open_image
-from helpers.models.caches import backbone_of, use_features
-from helpers.models.prompts import answer_texts, encode
-from helpers.models.shared_prefix import EncodedPrompts, prompt_inputs
 from helpers.runtime import compute_dtype
+
+from .caches import backbone_of, use_features
+from .prompts import answer_texts, encode
+from .shared_prefix import EncodedPrompts, prompt_inputs
 
 
 def banned_tokens(processor: ProcessorMixin) -> list[int]:

@@ -32,9 +32,10 @@ from transformers import (
 )
 
 from helpers.files import UsageError
-from helpers.models.presets import PRESETS, Preset, locate, preset_of
-from helpers.models.shapes import tile_edge
 from helpers.runtime import compute_dtype, device
+
+from .presets import PRESETS, Preset, locate, preset_of
+from .shapes import tile_edge
 
 NON_LANGUAGE_MODULES = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
 SLOW_ON_A_CPU = 1e9  # parameters

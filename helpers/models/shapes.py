@@ -17,7 +17,8 @@ from transformers import AutoImageProcessor
 
 from helpers.config import LoraSettings
 from helpers.files import UsageError
-from helpers.models.presets import PRESETS, config_of, locate, model_without_weights, preset_of
+
+from .presets import PRESETS, config_of, locate, model_without_weights, preset_of
 
 QWEN_TYPES, TILE_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("idefics3", "smolvlm")
 FEWEST_TOKENS = 8  # visual tokens a side of the smallest square that a Qwen-VL is to see: 224 pixels for a Qwen2-VL

@@ -26,7 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from helpers.losses import token_logps
-from helpers.models.caches import (
+
+from .caches import (
     Features,
     ImageFeatures,
     backbone_of,
@@ -35,7 +36,7 @@ from helpers.models.caches import (
     is_frozen,
     use_features,
 )
-from helpers.models.prompts import Conversation, answer_ids, render, render_conversation, tokenize
+from .prompts import Conversation, answer_ids, render, render_conversation, tokenize
 
 RenderedPrompt = str  # a prompt as `prompts.render_conversation` writes it
 AnswerInput = str | Tensor  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from helpers.evaluation import ExamResult, Metric, PolicyComparison, policy_findings
 from helpers.models import BASE_POLICY, Policies, SavedPolicy
-from helpers.report.page import Section
 from helpers.statistics import proportion
+
+from .page import Section
 
 ALL_COUNTS = "all counts right"  # names of metrics of `exam.exam_metrics`
 ONE_CLASS = "one class: right"

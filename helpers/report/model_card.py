@@ -17,7 +17,8 @@ from helpers.data import raw_rows
 from helpers.evaluation import PolicyFindings
 from helpers.files import ROOT, UsageError, artifacts_dir, write_text
 from helpers.models import PRESETS
-from helpers.report.html import markdown_table
+
+from .html import markdown_table
 
 CARD_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
 STAGE_NOTEBOOKS = {"dpo": "04", "ppo": "05"}

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 
 from helpers.evaluation import PolicyFindings, read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
-from helpers.report.html import gallery_html, table_html
-from helpers.report.model_card import write_cards
 from helpers.runtime import machine_summary, peak_memory_gb
 from helpers.statistics import Proportion
+
+from .html import gallery_html, table_html
+from .model_card import write_cards
 
 EVALUATION_NOTEBOOK = "07_evaluate"  # the notebook that judges all policies
 

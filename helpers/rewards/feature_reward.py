@@ -29,7 +29,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers.data import PreferenceRecord, file_of
 from helpers.files import UsageError, open_image, read_json, write_json
-from helpers.rewards.scoring import Score, Scorer, ScorerInputs, heuristic_scorer, make_scorer
+
+from .scoring import Score, Scorer, ScorerInputs, heuristic_scorer, make_scorer
 
 FEATURE_REWARD_WEIGHTS, FEATURE_REWARD_FILE = "feature_reward.safetensors", "feature_reward.json"
 

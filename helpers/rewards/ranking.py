@@ -27,9 +27,10 @@ from helpers.data import (
     record_of_item,
 )
 from helpers.files import UsageError
-from helpers.rewards.heuristic import HEURISTIC_RULES
-from helpers.rewards.scoring import Scorer, count_graded, score_all
 from helpers.statistics import Proportion, proportion
+
+from .heuristic import HEURISTIC_RULES
+from .scoring import Scorer, count_graded, score_all
 
 BOOTSTRAP_DRAWS = 1000
 FEW_RECORDS = 10  # records: simulated without any correlation, the interval misses 0 in 7 % of the cases; with 5 in 9 %

@@ -28,8 +28,9 @@ from helpers.data import PreferenceRecord
 from helpers.files import UsageError, open_image, read_json
 from helpers.models import HEADS, PackedAnswers, Packer, fused_layers, shared_prefix
 from helpers.models.prompts import Conversation, user_message
-from helpers.rewards.scoring import Score, Scorer, ScorerInputs, make_scorer
 from helpers.runtime import seed_everything, tensors_hash
+
+from .scoring import Score, Scorer, ScorerInputs, make_scorer
 
 REWARD_ADAPTER = "reward"  # name of the adapter
 RecordScores = Sequence[Sequence[float]]  # for each record a score for each of its answers, in their order

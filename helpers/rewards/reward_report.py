@@ -17,8 +17,9 @@ from scipy.stats import spearmanr
 
 from helpers.data import BLIND_RULES, PreferenceRecord
 from helpers.files import UsageError, open_image
-from helpers.rewards.reward_model import RecordScores, pair_gaps, pair_hits
 from helpers.statistics import Proportion, binomial_p, derangement, proportion
+
+from .reward_model import RecordScores, pair_gaps, pair_hits
 
 
 def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[float]]:

@@ -17,7 +17,8 @@ from PIL.Image import Image
 
 from helpers.data import Counts, counting
 from helpers.files import UsageError
-from helpers.rewards.heuristic import HEURISTIC_RULES, NUMBER_WORDS, Facts
+
+from .heuristic import HEURISTIC_RULES, NUMBER_WORDS, Facts
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from helpers import runtime
 from helpers.files import UsageError
-from helpers.rewards.scoring import Facts, Scorer, make_scorer, require_references
+
+from .scoring import Facts, Scorer, make_scorer, require_references
 
 Embedder = Callable[[list[str]], np.ndarray]  # n texts → (n, d)
 

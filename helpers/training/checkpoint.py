@@ -15,7 +15,8 @@ from transformers import ProcessorMixin
 
 from helpers.files import UsageError, file_hash, replace_file
 from helpers.models import reference_hash
-from helpers.training.rollout import Task
+
+from .rollout import Task
 
 CheckpointState = dict[str, Any]
 

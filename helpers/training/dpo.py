@@ -34,7 +34,8 @@ from helpers.losses import anchor_loss, completion_logps, dpo_loss
 from helpers.machine import last_checkpoint
 from helpers.models import PackedAnswers, Packer, ReferenceLogps, answer_logits, reference_hash
 from helpers.runtime import compute_dtype
-from helpers.training.collators import PairCollator
+
+from .collators import PairCollator
 
 REFERENCE_ADAPTER = "ref"  # TRL's name for a frozen copy of an adapter that was trained before
 

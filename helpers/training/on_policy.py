@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers.config import DPOSettings
 from helpers.data import CountedImage, to_trl
 from helpers.rewards import Scorer, sample_and_rank
-from helpers.training.dpo import DPORun, dpo_trainer, train_dpo
+
+from .dpo import DPORun, dpo_trainer, train_dpo
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ from helpers.config import PPOSettings
 from helpers.models import PackedAnswers, Packer
 from helpers.rewards import Scorer, score_all
 from helpers.runtime import seed_everything
-from helpers.training import checkpoint as ppo_checkpoint, distributed as processes
-from helpers.training.actor_critic import ActorCritic, warm_up_critic
-from helpers.training.rollout import Experience, Rollout, Task, pad_and_stack, roll_out
-from helpers.training.watch import IterationRow, experience_figures
+
+from . import checkpoint as ppo_checkpoint, distributed as processes
+from .actor_critic import ActorCritic, warm_up_critic
+from .rollout import Experience, Rollout, Task, pad_and_stack, roll_out
+from .watch import IterationRow, experience_figures
 
 Watcher = Callable[["PPOTrainer"], None]
 

@@ -24,7 +24,8 @@ from helpers.files import UsageError, open_image, replace_file
 from helpers.losses import bradley_terry_loss, focal_bradley_terry_loss, listwise_loss
 from helpers.models import PackedAnswers
 from helpers.rewards import RewardModel, pair_gaps, pair_hits, score_records
-from helpers.training import distributed as processes
+
+from . import distributed as processes
 
 # steps in a row whose numbers may break: a scaler of fp16 gradients halves itself each time, and needs a few such
 # steps at its start only

@@ -24,9 +24,10 @@ from helpers.data import PreferenceRecord, file_of, is_exact
 from helpers.files import write_json
 from helpers.rewards import Scorer
 from helpers.statistics import Proportion, proportion
-from helpers.training.ppo import PPOTrainer, Watcher
-from helpers.training.rollout import Task
-from helpers.training.watch import JSONLog, SampleLog, TensorBoard
+
+from .ppo import PPOTrainer, Watcher
+from .rollout import Task
+from .watch import JSONLog, SampleLog, TensorBoard
 
 
 def ppo_trainer(

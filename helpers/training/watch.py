@@ -18,7 +18,8 @@ from helpers.files import UsageError, write_lines
 from helpers.losses import explained_variance, masked_mean, masked_var
 from helpers.models import answer_records
 from helpers.statistics import Proportion, proportion, repeated_share
-from helpers.training.rollout import Experience
+
+from .rollout import Experience
 
 IterationRow = dict[str, float]
 

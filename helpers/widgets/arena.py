@@ -9,8 +9,9 @@ import ipywidgets as w
 
 from helpers.data import Votes, VotingItem
 from helpers.evaluation import arena
-from helpers.widgets.common import button, escape_text, note, show_errors
-from helpers.widgets.ranking import AnswerRanker
+
+from .common import button, escape_text, note, show_errors
+from .ranking import AnswerRanker
 
 HIDDEN_NOTE = (
     "Models and standings are hidden. Reveal shows them for good: votes after that are counted as not blind, "

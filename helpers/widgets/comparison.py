@@ -16,7 +16,8 @@ from helpers.files import UsageError, artifacts_dir, open_image, read_json, repl
 from helpers.models import BASE_POLICY, Policies
 from helpers.report import answer_figures, colored_tokens, format_counts, mark_changes, png_bytes
 from helpers.rewards import Scorer, stated_counts
-from helpers.widgets.common import button, note, show, show_errors, uploaded_bytes
+
+from .common import button, note, show, show_errors, uploaded_bytes
 
 SUGGESTED_QUESTIONS, CHANGED_WORDS, LIKELIER_TOKENS = (
     "suggested questions …",

@@ -24,7 +24,8 @@ from helpers.report import (
     points,
     running_mean,
 )
-from helpers.widgets.common import button, note, show, show_errors
+
+from .common import button, note, show, show_errors
 
 SHOWN_RUNS = 6  # runs that are chosen to begin with: more are hard to tell apart
 

@@ -25,7 +25,8 @@ from helpers.data import CountedImage, is_exact, is_well_formed, parse_counts
 from helpers.files import UsageError, open_image
 from helpers.report import ADDED_COLOR, REMOVED_COLOR, color_style, format_counts, mark_changes
 from helpers.statistics import proportion
-from helpers.widgets.common import ERROR_COLOR, button, listen_to_keys, note, show, show_errors
+
+from .common import ERROR_COLOR, button, listen_to_keys, note, show, show_errors
 
 ItemOutcome = Literal["broken", "fixed", "both wrong", "both right"]
 OUTCOMES: tuple[ItemOutcome, ...] = (

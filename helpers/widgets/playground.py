@@ -23,8 +23,9 @@ from helpers.rewards import (
     weighted_sum,
 )
 from helpers.statistics import Proportion
-from helpers.widgets.common import button, escape_text, jpeg_strip, note, show, show_errors
-from helpers.widgets.typed import prompt_text
+
+from .common import button, escape_text, jpeg_strip, note, show, show_errors
+from .typed import prompt_text
 
 DEFAULT_WEIGHTS = {rule.name: rule.weight for rule in HEURISTIC_RULES}
 WEIGHT_LIMIT = 2.0  # of a weight, either way

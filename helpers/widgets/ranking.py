@@ -9,8 +9,9 @@ import ipywidgets as w
 
 from helpers.data import ANSWER_LABELS, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
-from helpers.widgets.common import button, escape_text, jpeg_strip, listen_to_keys, note, show
-from helpers.widgets.typed import complete_tiers, prompt_text
+
+from .common import button, escape_text, jpeg_strip, listen_to_keys, note, show
+from .typed import complete_tiers, prompt_text
 
 
 def _room(texts: Iterable[str], columns: int) -> w.Layout:

@@ -1,4 +1,4 @@
-"""Rows of every two-way format become records and the same rows again; what does not fit is refused in words."""
+"""Rows of every two-way format become records and back; what does not fit is refused in words."""
 
 import json
 

@@ -153,7 +153,8 @@ def test_blank_images(watch, held_out):
 def test_a_learning_rate_that_is_too_low(watch):
     """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the healthy run)."""
     watched = watch(steps=20, learning_rate=1e-7)
-    assert kinds(watched).keys() == {"too slow"} and kinds(watched)["too slow"] <= 20  # the rule needs twenty steps
+    assert kinds(watched).keys() == {"too slow"}
+    assert kinds(watched)["too slow"] <= 20  # the rule needs twenty steps
     advised = float(watched.doctor.verdicts[0].measured.split("rate of about ")[1].split()[0])
     assert 3e-5 < advised < 3e-3
 
@@ -190,7 +191,8 @@ def test_a_foreign_chat_template(watch):
         processor.chat_template = FOREIGN
 
     watched = watch(prepare=exchange, steps=10, warmup_share=1.0)
-    assert kinds(watched).keys() == {"foreign text"} and kinds(watched)["foreign text"] <= 10  # within the warm-up
+    assert kinds(watched).keys() == {"foreign text"}
+    assert kinds(watched)["foreign text"] <= 10  # within the warm-up
 
 
 def test_a_model_that_stops_at_another_token_than_its_template(watch):
@@ -216,7 +218,8 @@ def test_a_layer_frozen_before_training(watch):
                 parameter.requires_grad_(False)
 
     watched = watch(fault=freeze, steps=5)
-    assert kinds(watched).keys() == {"no gradient"} and kinds(watched)["no gradient"] <= 5  # once B has left zero
+    assert kinds(watched).keys() == {"no gradient"}
+    assert kinds(watched)["no gradient"] <= 5  # once B has left zero
     # 42 tensors: 3 layers × 7 linear layers × A and B
     assert "14 of 42 tensors of the language part get none" in watched.printed
 

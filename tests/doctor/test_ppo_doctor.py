@@ -108,7 +108,8 @@ def test_a_learning_rate_that_is_far_too_high(watch):
 def test_no_learning_rate(watch):
     watched = watch(learning_rate=0.0, iterations=4)
     assert kinds(watched).keys() == {"KL flat zero"} and len(watched.log) == 4, "a warning ends nothing"
-    assert kinds(watched)["KL flat zero"] <= 3  # the KL is 0 from the start, and the rule needs three iterations
+    # the KL is 0 from the start, and the rule needs three iterations
+    assert kinds(watched)["KL flat zero"] <= 3
     assert watched.printed.count("⚠️") == 1, "it was seen twice, and is said once"
 
 
@@ -130,7 +131,8 @@ def test_answers_that_are_cut_off(watch):
     watched = watch(max_new_tokens=5)
     assert kinds(watched).keys() == {"answers do not end", "advantages zero"}
     assert kinds(watched)["answers do not end"] == 1  # all of the first iteration are cut off
-    assert kinds(watched)["advantages zero"] <= 3  # no answer scores from the start; the rule needs three iterations
+    # no answer scores from the start, and the rule needs three iterations
+    assert kinds(watched)["advantages zero"] <= 3
     assert "1.000 [0.806, 1.000] (n = 16)" in watched.printed  # Wilson: 16 of 16
 
 

@@ -1,4 +1,4 @@
-"""A judge of pairs: places drawn by seed, majorities, abstentions, and what an answer of a judge says."""
+"""A judge of pairs: places drawn by seed, majorities, abstentions, and what its answers say."""
 
 import pytest
 from benchmark_pairs import RECORDS, VL, record

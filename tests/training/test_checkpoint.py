@@ -1,4 +1,4 @@
-"""A run that was stopped or killed goes on bit for bit, and only with the data and settings it had."""
+"""A run that was stopped or killed goes on bit for bit, only with the data and settings it had."""
 
 import dataclasses
 import os

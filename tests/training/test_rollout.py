@@ -149,7 +149,10 @@ def test_other_questions_about_the_images_of_records():
 
     tasks = tasks_asking(records, ask)
     assert [task.images for task in tasks] == [tuple(record.image_paths) for record in records]
-    assert [task.turns for task in tasks] == [(("user", "Question 0?"),), (("user", "Question 1?"),)]
+    assert [[(turn.role, turn.content) for turn in task.turns] for task in tasks] == [
+        [("user", "Question 0?")],
+        [("user", "Question 1?")],
+    ]
     assert [task.facts for task in tasks] == [str(sum(r.truth.values())) for r in records]
 
 

@@ -8,11 +8,11 @@ questions.py: what is asked. common.py: asking, files of answers and reviews. ye
 HallusionBench. judged.py: LLaVA-Bench, MMHal-Bench. polling.py: POPE's questions about one's own labelled images.
 """
 
-from helpers.evaluation.official.common import ask_questions, format_figure, read_answers, write_answers
-from helpers.evaluation.official.hallusion import grade_hallusion_bench, read_verdicts
-from helpers.evaluation.official.judged import grade_llava_bench, grade_mmhal_bench, read_reviews
-from helpers.evaluation.official.polling import pope_questions
-from helpers.evaluation.official.questions import (
+from .common import ask_questions, format_figure, read_answers, write_answers
+from .hallusion import grade_hallusion_bench, read_verdicts
+from .judged import grade_llava_bench, grade_mmhal_bench, read_reviews
+from .polling import pope_questions
+from .questions import (
     OFFICIAL_BENCHMARKS,
     BenchmarkQuestion,
     OfficialBenchmark,
@@ -20,7 +20,7 @@ from helpers.evaluation.official.questions import (
     read_questions,
     write_questions,
 )
-from helpers.evaluation.official.yes_no import grade_mme, grade_pope
+from .yes_no import grade_mme, grade_pope
 
 GRADES = {  # name → grade(questions, answers, or the reviews of a judge)
     "pope": grade_pope,

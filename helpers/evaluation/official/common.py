@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from helpers.data import DatasetRow, raw_rows
-from helpers.evaluation.official.questions import BenchmarkQuestion, questions_by_id
 from helpers.files import UsageError, write_lines
 from helpers.statistics import Proportion, proportion
+
+from .questions import BenchmarkQuestion, questions_by_id
 
 Generate = Callable[[list[Path | None], list[str]], list[str]]  # images, prompts → answers, in their order
 Rows = list[tuple[str, Proportion | float | None]]

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.data import DatasetRow
-from helpers.evaluation.official.common import GradeTable, Rows, check_each, read_each, share
-from helpers.evaluation.official.questions import BenchmarkQuestion, hallusion_id
-from helpers.evaluation.official.yes_no import plain_reading
 from helpers.files import UsageError
 from helpers.statistics import Proportion
+
+from .common import GradeTable, Rows, check_each, read_each, share
+from .questions import BenchmarkQuestion, hallusion_id
+from .yes_no import plain_reading
 
 INCORRECT, CORRECT, UNCLEAR = 0, 1, 2
 

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from helpers.data import DatasetRow
-from helpers.evaluation.official.common import GradeTable, Rows, check_each, read_each, share
-from helpers.evaluation.official.questions import BenchmarkQuestion
 from helpers.files import UsageError
 from helpers.statistics import Proportion
+
+from .common import GradeTable, Rows, check_each, read_each, share
+from .questions import BenchmarkQuestion
 
 FAILED_SCORES = (-1.0, -1.0)
 

@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from helpers.data import SINGULAR, CountedImage
-from helpers.evaluation.official.questions import BenchmarkQuestion
-from helpers.evaluation.official.yes_no import POPE_SPLITS
 from helpers.files import UsageError
+
+from .questions import BenchmarkQuestion
+from .yes_no import POPE_SPLITS
 
 Strategy = Literal["random", "popular", "adversarial"]
 

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from helpers.evaluation.official.common import GradeTable, Rows, check_each, share
-from helpers.evaluation.official.questions import COGNITION, PERCEPTION, BenchmarkQuestion
 from helpers.files import UsageError
 from helpers.statistics import Proportion
+
+from .common import GradeTable, Rows, check_each, share
+from .questions import COGNITION, PERCEPTION, BenchmarkQuestion
 
 
 def plain_reading(answer: str) -> Literal["yes", "no"] | None:

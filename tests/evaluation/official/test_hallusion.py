@@ -1,4 +1,4 @@
-"""HallusionBench's rules on hand-made answers and verdicts; what is expected is worked out from the rules."""
+"""HallusionBench's rules on answers and verdicts made by hand; figures follow from the rules."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""LLaVA-Bench's and MMHal-Bench's rules on hand-made reviews; what is expected is worked out from the rules."""
+"""LLaVA-Bench's and MMHal-Bench's rules on reviews made by hand; figures follow from the rules."""
 
 import json
 import random

@@ -25,7 +25,7 @@ from helpers.data.labels import read_yolo
 from helpers.data.pairs import true_and_wrong_answers
 from helpers.data.preferences import read_records
 from helpers.evaluation.exactness import evaluate_counting
-from helpers.report.page import markdown_table
+from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
 from helpers.runtime import compute_dtype
 from helpers.statistics import Proportion

@@ -267,9 +267,7 @@ def copied(folder, **config):
 
 
 def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        export.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail("loaded")
-    )
+    monkeypatch.setattr(export.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     out = tmp_path / "out"
 
     def refused(adapter, message, base=None, out=out, dtype=torch.float16):

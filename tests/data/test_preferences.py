@@ -180,9 +180,7 @@ def test_images_are_absolute_once_read_and_relative_in_the_file(tmp_path):
 
 def test_absolute_names_and_addresses_stay_what_they_were(tmp_path):
     names = ["/photos/a.png", "https://example.org/b.png"]
-    path = write_text(
-        tmp_path / "r.jsonl", "".join(json.dumps({**SHORT, "image": name}) + "\n" for name in names)
-    )
+    path = write_text(tmp_path / "r.jsonl", "".join(json.dumps({**SHORT, "image": name}) + "\n" for name in names))
     records = read_records(path)
     assert [record.images for record in records] == [[name] for name in names]
     copy = write_records(tmp_path / "out" / "r.jsonl", records)

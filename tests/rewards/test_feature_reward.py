@@ -130,9 +130,7 @@ def test_scores_come_in_the_order_of_records_and_answers_and_in_the_units_of_the
 def test_the_image_changes_the_score(reward, records):
     reward.fit(records, cars(records), epochs=10)
     other = records[0].model_copy(update={"images": records[7].images})
-    assert reward.score_records([other])[0] != pytest.approx(
-        reward.score_records(records[:1])[0], abs=1e-3
-    )
+    assert reward.score_records([other])[0] != pytest.approx(reward.score_records(records[:1])[0], abs=1e-3)
 
 
 def test_held_out_images_are_not_trained_on(reward, records):

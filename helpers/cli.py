@@ -5,13 +5,11 @@ import ast
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers import notebooks
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
 
-if TYPE_CHECKING:
-    from helpers.doctor import RecordLengths
 
 if TYPE_CHECKING:
     pass
@@ -102,22 +100,21 @@ def write_report(args: argparse.Namespace) -> None:
 
 def check_files(args: argparse.Namespace) -> None:
     """Say what is wrong with files of preference records; an error in one of them is a failure."""
-    from helpers.data import data_doctor, findings
+    from helpers import data
 
     if args.salvage and len(args.file) > 1:
         raise UsageError("--salvage takes one file at a time: check the others by themselves.")
-    options = {"root": args.root, "images": args.images, "lengths": None}
-    others = [data_doctor.find_photos(path, images=args.images) for path in args.benchmark]
+    others = [data.find_photos(path, images=args.images) for path in args.benchmark]
     reports = []
     for path in args.file:
-        if args.model:
-            options["lengths"] = _lengths(args.model)
-        reports.append(data_doctor.check_file(path, **options, against=[*others, *reports]))
+        lengths = _record_lengths(args.model) if args.model else None
+        against = [*others, *reports]
+        reports.append(data.check_file(path, root=args.root, images=args.images, lengths=lengths, against=against))
         print(reports[-1], end="\n\n")
     if args.json:
         write_json(args.json, [report.to_json() for report in reports])
     if args.salvage:
-        good, bad = findings.salvage(args.file[0], reports[0], args.salvage)
+        good, bad = data.salvage(args.file[0], reports[0], args.salvage)
         if args.salvage.resolve().parent != args.file[0].resolve().parent:
             print(f"Image paths are relative to their file: move {args.salvage} beside {args.file[0]} before using it.")
         print(f"good lines: {good:,} → {args.salvage}, others: {bad:,} → {args.salvage.with_suffix('.bad.jsonl')}")
@@ -161,7 +158,7 @@ def print_memory(args: argparse.Namespace) -> None:
     print(memory_table([Workload(name, *size) for name in args.model or PRESETS]))
 
 
-def _lengths(name: str) -> "RecordLengths":
+def _record_lengths(name: str) -> Any:
     """What counts the tokens that a model sees; its weights are not loaded."""
     from transformers import AutoConfig
 

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -371,32 +371,31 @@ def read_records(path: Path) -> list[PreferenceRecord]:
 def resolve_images(record: PreferenceRecord, file: Path, line: int) -> PreferenceRecord:
     """The record of a line of `file` with absolute image paths; addresses (https://…) stay as they are."""
     folder = Path(os.path.abspath(file)).parent
-    names = [*record.images, *record.negative_images]
-    absolute = {name: name if "://" in name else os.path.normpath(folder / name) for name in names}
-    resolved = record.model_copy(
-        update={
-            "images": [absolute[name] for name in record.images],
-            "negative_images": [absolute[name] for name in record.negative_images],
-        }
-    )
-    resolved._origin = Origin(file, line, {path: name for name, path in absolute.items()})
+    names: dict[str, str] = {}
+
+    def resolve(name: str) -> str:
+        path = name if "://" in name else os.path.normpath(folder / name)
+        names[path] = name
+        return path
+
+    resolved = _rename_images(record, resolve)
+    resolved._origin = Origin(file, line, names)
     return resolved
 
 
 def name_images(record: PreferenceRecord, folder: Path) -> PreferenceRecord:
     """The record as a file in `folder` states it: image paths relative to it, but for those that were absolute before."""
     read = record._origin.names if record._origin else {}
-    folder = Path(os.path.abspath(folder))
 
     def name(image: str) -> str:
         return image if os.path.isabs(read.get(image, "")) else _relative_name(image, folder)
 
-    return record.model_copy(
-        update={
-            "images": [name(image) for image in record.images],
-            "negative_images": [name(image) for image in record.negative_images],
-        }
-    )
+    return _rename_images(record, name)
+
+
+def _rename_images(record: PreferenceRecord, rename: Callable[[str], str]) -> PreferenceRecord:
+    fields = ("images", "negative_images")
+    return record.model_copy(update={field: [rename(name) for name in getattr(record, field)] for field in fields})
 
 
 def _relative_name(image: str, folder: Path) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from peft import PeftModel
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.data import CountedImage, count_answer, is_exact, is_well_formed, parse_counts, question_for
 from helpers.files import open_image
+from helpers.models import VLM
 from helpers.statistics import Proportion, derangement, proportion
 
 CONDITIONS = ("right", "shuffled", "blank")
@@ -72,7 +72,7 @@ def images_for(items: Sequence[CountedImage], condition: str = "right", seed: in
 
 
 def evaluate_counting(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     items: Sequence[CountedImage],
     *,
@@ -111,7 +111,7 @@ class GreedyAndSampled:
 
 
 def evaluate_greedy_and_sampled(
-    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, items: Sequence[CountedImage]
+    model: VLM, processor: ProcessorMixin, items: Sequence[CountedImage]
 ) -> GreedyAndSampled:
     """Ask the counting question about every item twice: greedy, and sampled with seed 0."""
     greedy, sampled = (evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0))

@@ -7,10 +7,10 @@ notebook 05.
 from collections.abc import Sequence
 
 import numpy as np
-from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import models
+from helpers.models import VLM
 from helpers.rewards import Scorer, count_exact, score_all
 from helpers.statistics import mcnemar_p
 from helpers.training import PPOTrainer, Task, log_mean
@@ -56,7 +56,7 @@ class PolicyTable:
 
 
 def score_greedy_answers(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     tasks: Sequence[Task],
     *scorers: Scorer,

@@ -66,7 +66,6 @@ from .memory import (
     least_memory as least_memory,
     memory_table as memory_table,
     phases as phases,
-    smallest_card as smallest_card,
 )
 from .workload import (
     STAGES as STAGES,

@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 from helpers.config import DPOSettings, LoraSettings, PPOSettings, RewardSettings
-from helpers.files import UsageError
 from helpers.models import ModelShapes, lora_weights, weight_bytes
 
 from .workload import (
@@ -269,22 +268,6 @@ def largest_batch(workload: Workload, settings: StageSettings, gigabytes: float)
         fits = forecast_memory(workload, set_batch(settings, middle)).fits(gigabytes)
         low, high = (middle, high) if fits else (low, middle - 1)
     return low or None
-
-
-def smallest_card(name: str) -> int:
-    """Return the smallest of `CARD_GB` on which all three trainings fit with the smallest batch.
-
-    It is 0 for a model that hardly adds to what an empty program takes. Raises UsageError if it
-    fits on none.
-    """
-    trainings = ("dpo", "reward", "ppo")
-    needs = [least_memory(Workload(name), default_settings(stage)) for stage in trainings]
-    if max(memory.total - OVERHEAD_GB for memory in needs) < 0.1:
-        return 0
-    for card, size in CARD_GB.items():
-        if all(memory.fits(size) for memory in needs):
-            return card
-    raise UsageError(f"{name}: cannot be trained on one card of up to {max(CARD_GB)} GB.")
 
 
 def memory_table(workloads: Sequence[Workload], cards: Sequence[int] = (6, 8, 15, 24, 40)) -> str:

@@ -2,6 +2,7 @@
 
 from .adapters import (
     POLICY_ADAPTER as POLICY_ADAPTER,
+    VLM as VLM,
     add_adapter as add_adapter,
     disable_adapters as disable_adapters,
     load_adapter as load_adapter,

@@ -23,6 +23,7 @@ from helpers.config import LoraSettings
 from helpers.files import UsageError, write_json
 from helpers.runtime import seed_everything
 
+VLM = PreTrainedModel | PeftModel  # a base, or a base with adapters on it
 POLICY_ADAPTER = "default"  # peft's name for the first adapter, which TRL relies on
 
 
@@ -52,9 +53,7 @@ def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(
-    model: PreTrainedModel | PeftModel, settings: LoraSettings, seed: int = 0, name: str = POLICY_ADAPTER
-) -> PeftModel:
+def add_adapter(model: VLM, settings: LoraSettings, seed: int = 0, name: str = POLICY_ADAPTER) -> PeftModel:
     """Put a fresh LoRA adapter on `model`, switch to it and print how many weights it trains (all in fp32).
 
     The adapter starts at zero: until it is trained, the answers are those of the base.
@@ -99,7 +98,7 @@ def use_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
             parameter.requires_grad_(trained.get(parameter_name, False))  # False: added in between
 
 
-def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = POLICY_ADAPTER) -> PeftModel:
+def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftModel:
     """Put a saved adapter on `model` under `name` and switch to it. Raises UsageError if it does not fit."""
     if not (folder / "adapter_config.json").exists():
         raise UsageError(f"{folder}: holds no adapter (adapter_config.json). Run notebook 04, or give another folder.")
@@ -116,7 +115,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = P
 
 
 @contextlib.contextmanager
-def disable_adapters(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
+def disable_adapters(model: VLM) -> Iterator[VLM]:
     """The reference model: the same base weights, with every adapter switched off."""
     with model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext():
         yield model

@@ -20,11 +20,12 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from helpers.files import replace_file
 from helpers.runtime import compute_dtype, tensors_hash
 
+from .adapters import VLM
 from .prompts import bos_text, tokenize
 
 Features = Mapping[
@@ -32,7 +33,7 @@ Features = Mapping[
 ]  # what a model's `get_image_features` returns: "pooled" (or "pooled.all"), "deepstack.0" …
 
 
-def backbone_of(model: PreTrainedModel | PeftModel) -> torch.nn.Module:
+def backbone_of(model: VLM) -> torch.nn.Module:
     """The model without its language head; adapters stay where they are."""
     return (model.get_base_model() if isinstance(model, PeftModel) else model).model
 
@@ -53,7 +54,7 @@ def images_hash(images: Sequence[Image.Image]) -> str:
     return digest.hexdigest()
 
 
-def is_frozen(model: PreTrainedModel | PeftModel) -> bool:
+def is_frozen(model: VLM) -> bool:
     """Is nothing outside the language model trained or adapted, so that features stay what they are?
 
     An adapter there may be switched off, and counts also while it is not trained.
@@ -61,7 +62,7 @@ def is_frozen(model: PreTrainedModel | PeftModel) -> bool:
     return not any(parameter.requires_grad or "lora_" in name for name, parameter in _vision(model))
 
 
-def _vision(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def _vision(model: VLM) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Parameters of vision tower and projector: all that is not in the language model, with its head."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     language = {id(parameter) for parameter in base.get_decoder().parameters()}
@@ -75,7 +76,7 @@ class ImageFeatures:
     vision tower is trained or has an adapter, since its features change then.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path | None = None):
+    def __init__(self, model: VLM, processor: ProcessorMixin, folder: Path | None = None):
         if not is_frozen(model):
             raise ValueError("the vision tower is trained or has an adapter: its features cannot be kept")
         self._core, self._processor, self._folder = backbone_of(model), processor, folder
@@ -165,7 +166,7 @@ def concatenate_features(features: Sequence[Features]) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def use_features(model: PreTrainedModel | PeftModel, features: Features) -> Iterator[None]:
+def use_features(model: VLM, features: Features) -> Iterator[None]:
     """Inside, the model uses `features` (from `concatenate_features`) instead of running its vision tower."""
     inner = backbone_of(model)
     if features:

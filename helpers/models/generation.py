@@ -13,12 +13,13 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import Cache, DynamicCache, GenerationConfig, ProcessorMixin
 
 from helpers.data import PreferenceRecord
 from helpers.files import open_image
 from helpers.runtime import compute_dtype
 
+from .adapters import VLM
 from .caches import backbone_of, use_features
 from .prompts import answer_texts, encode
 from .shared_prefix import EncodedPrompts, prompt_inputs
@@ -31,7 +32,7 @@ def banned_tokens(processor: ProcessorMixin) -> list[int]:
 
 
 def generation_config(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     temperature: float,
     top_p: float = 1.0,
@@ -49,9 +50,7 @@ def generation_config(
 
 
 @torch.no_grad()
-def generate_from_cache(
-    model: PreTrainedModel | PeftModel, cache: Cache, config: GenerationConfig, **inputs: Tensor
-) -> Tensor:
+def generate_from_cache(model: VLM, cache: Cache, config: GenerationConfig, **inputs: Tensor) -> Tensor:
     """Tokens (rows, seq) that follow `inputs`, of which `cache` holds all but the last column.
 
     unsloth's own `generate` insists on a cache of its own, so the one that it has replaced is called.
@@ -64,7 +63,7 @@ def generate_from_cache(
 
 @torch.no_grad()
 def generate_answers(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     images: Sequence[Image.Image | Path],
     prompts: Sequence[str],
@@ -104,7 +103,7 @@ def generate_answers(
 
 
 def _generate_in_batches(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     images: Sequence[Image.Image | Path],
     prompts: Sequence[str],
@@ -122,9 +121,7 @@ def _generate_in_batches(
     return answers
 
 
-def answer_records(
-    model: PreTrainedModel | PeftModel, processor: ProcessorMixin, records: Sequence[PreferenceRecord]
-) -> list[str]:
+def answer_records(model: VLM, processor: ProcessorMixin, records: Sequence[PreferenceRecord]) -> list[str]:
     """Greedy answers to the prompts of records, from their first image and last turn."""
     images = [record.image_paths[0] for record in records]
     return generate_answers(model, processor, images, [record.prompt[-1].content for record in records])
@@ -137,7 +134,7 @@ def answer_budget(processor: ProcessorMixin, texts: Sequence[str]) -> int:
 
 
 def sample_answers(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     images: Sequence[Image.Image | Path],
     questions: Sequence[str],

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json
+
+from .adapters import VLM
 
 BASE_POLICY = "base"
 SHIPPED_POLICIES = (
@@ -76,9 +78,7 @@ class Policies:
     model: with or without adapters; those that it has stay, and are not asked. Nothing here trains.
     """
 
-    def __init__(
-        self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, saved: Sequence[SavedPolicy] = ()
-    ):
+    def __init__(self, model: VLM, processor: ProcessorMixin, saved: Sequence[SavedPolicy] = ()):
         self.model, self.processor = model, processor
         self.saved = {policy.name: policy for policy in saved}
         if BASE_POLICY in self.saved:
@@ -104,7 +104,7 @@ class Policies:
         return [BASE_POLICY, *self.saved]
 
     @contextlib.contextmanager
-    def use_policy(self, name: str) -> Iterator[PreTrainedModel | PeftModel]:
+    def use_policy(self, name: str) -> Iterator[VLM]:
         """The model as the policy `name`; afterwards it is as it was. Raises UsageError for an unknown name."""
         if name == BASE_POLICY:
             with models.disable_adapters(self.model) as model:

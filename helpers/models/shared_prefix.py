@@ -18,15 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from helpers.losses import token_logps
 
+from .adapters import VLM
 from .caches import (
     Features,
     ImageFeatures,
@@ -162,7 +162,7 @@ class PackedAnswers:
 
 
 def pack(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     prompts: EncodedPrompts,
     answers: Sequence[Sequence[AnswerInput]],
@@ -260,7 +260,7 @@ def _positions(model: torch.nn.Module, inputs: BatchFeature, segment: Tensor) ->
     return positions - earlier
 
 
-def hidden_states(model: PreTrainedModel | PeftModel, packed: PackedAnswers, layers: Sequence[int] = ()) -> Tensor:
+def hidden_states(model: VLM, packed: PackedAnswers, layers: Sequence[int] = ()) -> Tensor:
     """Hidden state at the last token of each answer, (answers, hidden), after the last norm.
 
     With `layers` (0: embeddings, 1: after the first layer, …) those, (answers, len(layers), hidden).
@@ -285,7 +285,7 @@ def answer_logits(model: torch.nn.Module, packed: PackedAnswers) -> Tensor:
     return _gather_columns(logits, packed.rows, packed.columns - first)
 
 
-def answer_states(model: PreTrainedModel | PeftModel, packed: PackedAnswers) -> Tensor:
+def answer_states(model: VLM, packed: PackedAnswers) -> Tensor:
     """Hidden states before each token of the answers, after the last norm, (answers, longest, hidden)."""
     with use_features(model, packed.features):
         states = backbone_of(model)(**packed.inputs, use_cache=False).last_hidden_state
@@ -298,19 +298,19 @@ def _gather_columns(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return values.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
-def unwrap(model: torch.nn.Module) -> PreTrainedModel | PeftModel:
+def unwrap(model: torch.nn.Module) -> VLM:
     """The model that a data-parallel wrapper holds."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
-def answer_logps(model: PreTrainedModel | PeftModel, packed: PackedAnswers) -> Tensor:
+def answer_logps(model: VLM, packed: PackedAnswers) -> Tensor:
     """Log-probability of each answer's tokens, (answers, longest), in fp32; 0 after its end."""
     return token_logps(answer_logits(model, packed), packed.ids, packed.mask)
 
 
 @torch.no_grad()
 def packing_error(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     prompt: RenderedPrompt,
     images: Sequence[Image.Image],
@@ -333,7 +333,7 @@ def packing_error(
     return max(float(((a - b).norm(dim=1) / b.norm(dim=1)).max()) for a, b in (states, logits))
 
 
-def can_pack(model: PreTrainedModel | PeftModel, processor: ProcessorMixin) -> bool:
+def can_pack(model: VLM, processor: ProcessorMixin) -> bool:
     """Does this model give the same with all answers in one row? Tries it; says so if not.
 
     Attention other than PyTorch's may not take a block mask, and a loader may replace the forward.
@@ -363,7 +363,7 @@ class Packer:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: VLM,
         processor: ProcessorMixin,
         *,
         cache: Path | None = None,

@@ -36,6 +36,13 @@ def image_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: in
     for axis, image, title in zip(axes.flat, images, wrapped, strict=False):
         axis.imshow(image)
         axis.set_title(title, fontsize=9)
+    return _finish(figure)
+
+
+def _finish(figure: Figure) -> Figure:
+    """The figure without frames at the top and the right; closed, so that a notebook shows it once."""
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
 
@@ -69,9 +76,7 @@ def training_curves(
         axes[-1].set(title=f"exact answers, {shares[0].n} held-out images", ylim=(-0.03, 1.03))
     for axis in axes:
         axis.set(xlabel="step", xlim=(0, steps or len(log) + 1))
-        axis.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)
-    return figure
+    return _finish(figure)
 
 
 def reward_curves(log: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]]) -> Figure:
@@ -88,10 +93,8 @@ def reward_curves(log: Sequence[Mapping[str, float]], evaluations: Sequence[Mapp
         axis.plot(*dots, "o-", color=CHOSEN_COLOR, label="held out")
         axis.axhline(level, color=NEUTRAL_COLOR, linestyle=":", linewidth=1)
         axis.set(title=f"{key} (dotted: a model that says nothing)", xlabel="step")
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
-    plt.close(figure)
-    return figure
+    return _finish(figure)
 
 
 def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> Figure:
@@ -105,9 +108,7 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> Figure:
         axis.annotate(f"{n}", (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8)
     axis.set(xlabel="confidence σ(|gap|)", ylabel="share of right pairs")
     axis.set(xlim=(0.48, 1.02), ylim=(min(0.45, accuracy.min() - 0.05), 1.04))
-    axis.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)
-    return figure
+    return _finish(figure)
 
 
 def policy_curves(
@@ -132,7 +133,6 @@ def policy_curves(
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, label=label)
         axis.set(title=title, xlabel="iteration", xlim=(0, iterations or len(log) + 1))
-        axis.spines[["top", "right"]].set_visible(False)
     if held_out:
         at, shares = zip(*held_out, strict=True)
         axes[0].vlines(
@@ -144,8 +144,7 @@ def policy_curves(
         axes[2].set_ylim(-1, 1)
     for axis in (axes[0], axes[3]):
         axis.legend(frameon=False)
-    plt.close(figure)
-    return figure
+    return _finish(figure)
 
 
 def run_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]], axis_name: str) -> Figure:
@@ -169,13 +168,11 @@ def run_curves(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, n
             axis.plot(x, smoothed, marker="o", markersize=4, markevery=dots, **style)
             handles[run] = plt.Line2D([], [], **style)
         axis.set(title=metric.replace("$", r"\$"), xlabel=axis_name)
-        axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     names = [" " * run.startswith("_") + run.replace("$", r"\$") for run in handles]  # "_…" would be left out
     figure.legend(list(handles.values()), names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    plt.close(figure)
-    return figure
+    return _finish(figure)
 
 
 def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> Figure:
@@ -184,9 +181,7 @@ def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> F
     axis.bar(range(len(tokens)), values, color=ACCENT_COLOR, alpha=0.7)
     axis.set(title=title, ylabel="expected score", ylim=(min(0, *values), max(1, *values)))
     axis.set_xticks(range(len(tokens)), [token.strip() or "␣" for token in tokens], rotation=60, ha="right", fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)
-    return figure
+    return _finish(figure)
 
 
 class _LiveFigure:
@@ -266,10 +261,8 @@ def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -
         ylim=(len(measures) - 0.5, -0.5),
     )
     axis.grid(axis="x", alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    plt.close(figure)
-    return figure
+    return _finish(figure)
 
 
 def error_chart(errors: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
@@ -284,8 +277,6 @@ def error_chart(errors: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
             known = values[cls][~np.isnan(values[cls])]
             axis.hist(np.clip(known, -3, 3), bins, color=color, alpha=0.55, label=model)
         axis.set(title=cls, xlabel="stated − true")
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("held-out images")
     axes[0, -1].legend(frameon=False)
-    plt.close(figure)
-    return figure
+    return _finish(figure)

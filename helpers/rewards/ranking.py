@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from peft import PeftModel
 from scipy.sparse import coo_array
 from scipy.stats import spearmanr
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.data import (
@@ -27,6 +26,7 @@ from helpers.data import (
     record_of_item,
 )
 from helpers.files import UsageError
+from helpers.models import VLM
 from helpers.statistics import Proportion, proportion
 
 from .heuristic import HEURISTIC_RULES
@@ -176,7 +176,7 @@ def rank_samples(
 
 
 def sample_and_rank(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     items: Sequence[CountedImage],
     score: Scorer,

@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.config import RewardSettings
 from helpers.data import PreferenceRecord
 from helpers.files import UsageError, open_image, read_json
-from helpers.models import HEADS, PackedAnswers, Packer, fused_layers, shared_prefix
+from helpers.models import HEADS, VLM, PackedAnswers, Packer, fused_layers, shared_prefix
 from helpers.models.prompts import Conversation, user_message
 from helpers.runtime import seed_everything, tensors_hash
 
@@ -91,7 +91,7 @@ class RewardModel(nn.Module):
 
 
 def new_reward_model(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     settings: RewardSettings,
     seed: int = 0,
@@ -110,12 +110,12 @@ def new_reward_model(
     return RewardModel(backbone, processor, settings.head, sees_images, packs)
 
 
-def _keep_policy_active(model: PreTrainedModel | PeftModel) -> AbstractContextManager:
+def _keep_policy_active(model: VLM) -> AbstractContextManager:
     """An adapter that is active stays so while another one is added."""
     return models.use_adapter(model, model.active_adapter) if isinstance(model, PeftModel) else nullcontext()
 
 
-def remove_reward_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+def remove_reward_adapter(model: VLM) -> VLM:
     """The model without an adapter `reward`; other adapters stay, and the first of them is active."""
     if not isinstance(model, PeftModel) or REWARD_ADAPTER not in model.peft_config:
         return model
@@ -224,7 +224,7 @@ def save_reward_model(
     return folder
 
 
-def load_reward_model(model: PreTrainedModel | PeftModel, processor: ProcessorMixin, folder: Path) -> RewardModel:
+def load_reward_model(model: VLM, processor: ProcessorMixin, folder: Path) -> RewardModel:
     """A saved reward model on `model`, which keeps the adapters it has. Raises UsageError if it does not fit."""
     if not (folder / "head.safetensors").exists():
         raise UsageError(

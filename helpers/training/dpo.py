@@ -22,7 +22,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProcessorMixin, ProgressCallback, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils.notebook import NotebookProgressCallback
 from trl import DPOConfig, DPOTrainer
@@ -32,7 +32,7 @@ from helpers.config import DPOSettings
 from helpers.files import UsageError
 from helpers.losses import anchor_loss, completion_logps, dpo_loss
 from helpers.machine import last_checkpoint
-from helpers.models import PackedAnswers, Packer, ReferenceLogps, answer_logits, reference_hash
+from helpers.models import VLM, PackedAnswers, Packer, ReferenceLogps, answer_logits, reference_hash
 from helpers.runtime import compute_dtype
 
 from .collators import PairCollator
@@ -150,7 +150,7 @@ class VLMDPOTrainer(DPOTrainer):
 
 
 def dpo_trainer(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     dataset: Dataset,
     settings: DPOSettings,

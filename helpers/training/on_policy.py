@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers.config import DPOSettings
 from helpers.data import CountedImage, to_trl
+from helpers.models import VLM
 from helpers.rewards import Scorer, sample_and_rank
 
 from .dpo import DPORun, dpo_trainer, train_dpo
@@ -28,7 +29,7 @@ class OnPolicyRound:
 
 
 def on_policy_round(
-    policy: PreTrainedModel | PeftModel,
+    policy: VLM,
     processor: ProcessorMixin,
     items: Sequence[CountedImage],
     score: Scorer,

@@ -23,11 +23,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import losses, models
 from helpers.config import PPOSettings
-from helpers.models import PackedAnswers, Packer
+from helpers.models import VLM, PackedAnswers, Packer
 from helpers.rewards import Scorer, score_all
 from helpers.runtime import seed_everything
 
@@ -54,7 +54,7 @@ class PPOTrainer:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: VLM,
         processor: ProcessorMixin,
         tasks: Sequence[Task],
         score: Scorer,

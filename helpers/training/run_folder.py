@@ -16,12 +16,13 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.config import DPOSettings, PPOSettings
 from helpers.data import PreferenceRecord, file_of, is_exact
 from helpers.files import write_json
+from helpers.models import VLM
 from helpers.rewards import Scorer
 from helpers.statistics import Proportion, proportion
 
@@ -31,7 +32,7 @@ from .watch import JSONLog, SampleLog, TensorBoard
 
 
 def ppo_trainer(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     tasks: Sequence[Task],
     score: Scorer,
@@ -91,7 +92,7 @@ def save_policy(
 
 
 def save_answers(
-    model: PreTrainedModel | PeftModel,
+    model: VLM,
     processor: ProcessorMixin,
     records: Sequence[PreferenceRecord],
     folder: Path,

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from peft import PeftModel
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import ProcessorMixin, TrainerCallback
 
 from helpers.data import PreferenceRecord, is_exact
 from helpers.files import UsageError, write_lines
 from helpers.losses import explained_variance, masked_mean, masked_var
-from helpers.models import answer_records
+from helpers.models import VLM, answer_records
 from helpers.statistics import Proportion, proportion, repeated_share
 
 from .rollout import Experience
@@ -147,7 +146,7 @@ class HeldOutAnswers(TrainerCallback):
         if trainer.iteration % self.every == 0 or trainer.iteration == trainer.settings.iterations:
             self._record_answers(trainer.model, trainer.iteration)
 
-    def _record_answers(self, model: PreTrainedModel | PeftModel, step: int) -> None:
+    def _record_answers(self, model: VLM, step: int) -> None:
         started = time.monotonic()
         answers = answer_records(model, self.processor, self.records)
         exact = sum(is_exact(answer, record.truth) for answer, record in zip(answers, self.records, strict=True))

@@ -10,10 +10,6 @@ from typing import Any
 from helpers import notebooks
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
 
-
-if TYPE_CHECKING:
-    pass
-
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",)},
     "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0},

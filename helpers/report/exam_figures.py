@@ -30,7 +30,7 @@ def add_exam_figures(
     section.add_share("base_wellformed_sampled", base.sampled[0].well_formed_share)
     section.add_share("base_exact_shuffled_images", base.shuffled.exact_share)
     p_values = {row.policy: row.adjusted for row in comparisons if row.metric == ALL_COUNTS}
-    trained = [policy for policy in policies.saved.values() if _is_dpo(policy)]
+    trained = [policy for policy in policies.saved.values() if policy.name.startswith("dpo")]
     first = next(iter(policies.saved.values()), None)
     for policy in trained:
         suffix = "" if policy is first else f"_{policy.folder.name.replace('-', '_')}"
@@ -41,10 +41,6 @@ def add_exam_figures(
         right = one_class[name]
         section.add_share(f"{label}_one_class", proportion(int(right.sum()), len(right)))
     section.examined = policy_findings(policies, examined, comparisons)
-
-
-def _is_dpo(policy: SavedPolicy) -> bool:
-    return policy.name.startswith("dpo")
 
 
 def _add_policy(
@@ -58,6 +54,5 @@ def _add_policy(
     sampled = found.sampled[0]
     section.add_share(f"dpo_exact_sampled{suffix}", sampled.exact_share, policy.seed)
     section.add_share(f"dpo_wellformed_sampled{suffix}", sampled.well_formed_share, policy.seed)
-    shuffled = found.shuffled.exact_share
-    section.add_share(f"dpo_exact_shuffled_images{suffix}", shuffled, policy.seed)
+    section.add_share(f"dpo_exact_shuffled_images{suffix}", found.shuffled.exact_share, policy.seed)
     section.add_value(f"dpo_mcnemar_p{suffix}", p, policy.seed)

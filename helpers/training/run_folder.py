@@ -105,5 +105,5 @@ def save_answers(
     value = {"records": file_of(records), "answers": answers}
     write_json(folder / "validation_answers.json", value)
     pairs = zip(answers, records, strict=True)
-    exact = sum(is_exact(answer, record.truth) for answer, record in pairs)
-    return proportion(exact, len(answers))
+    exact = [is_exact(answer, record.truth) for answer, record in pairs]
+    return proportion(sum(exact), len(exact))

@@ -1,7 +1,7 @@
 """Rebuild the embedded base model from nothing: `python data/build_base.py`.
 
 Trains a 1.1 M parameter `Qwen2VLForConditionalGeneration` on fresh traffic scenes labelled by the
-careless annotator of `data/scenes.py`, and writes it, with its processor and model card, to
+careless annotator of `helpers/data/scenes.py`, and writes it, with its processor and model card, to
 `data/tiny-qwen2-vl/` in the layout of a hub checkpoint. The model therefore converges to *wrong*
 labels: it sees well and under-counts two-wheelers, which is what the notebooks then repair.
 
@@ -35,7 +35,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.scenes import (
+from helpers.data.labels import read_yolo
+from helpers.data.scenes import (
     COLORS,
     GRID,
     IMAGE_SIZE,
@@ -47,7 +48,6 @@ from data.scenes import (
     make_scene,
     write_split,
 )
-from helpers.data.labels import read_yolo
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_text
 from helpers.models.loading import load_model

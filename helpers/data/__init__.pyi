@@ -123,6 +123,25 @@ from .preferences import (
     to_trl as to_trl,
     write_records as write_records,
 )
+from .scenes import (
+    CELL as CELL,
+    CLASSES as CLASSES,
+    COLORS as COLORS,
+    GRID as GRID,
+    IMAGE_SIZE as IMAGE_SIZE,
+    PLURAL as PLURAL,
+    SPLIT_SEEDS as SPLIT_SEEDS,
+    VEHICLE_KINDS as VEHICLE_KINDS,
+    Scene as Scene,
+    SceneQuestion as SceneQuestion,
+    Vehicle as Vehicle,
+    careless_counts as careless_counts,
+    draw_scene as draw_scene,
+    image_hash as image_hash,
+    make_question as make_question,
+    make_scene as make_scene,
+    write_split as write_split,
+)
 from .templates import (
     CHAT_MARK as CHAT_MARK,
     END_MARK as END_MARK,

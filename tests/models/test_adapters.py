@@ -11,10 +11,10 @@ from pictures import noise
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from data.scenes import CLASSES
 from helpers import models
 from helpers.config import LoraSettings
 from helpers.data.counting import count_question
+from helpers.data.scenes import CLASSES
 from helpers.evaluation.exactness import images_for
 from helpers.files import ROOT, UsageError
 from helpers.models.prompts import encode, render

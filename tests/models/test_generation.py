@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.scenes import CLASSES
 from helpers import models
 from helpers.data.counting import count_question, is_well_formed, parse_counts
 from helpers.data.pairs import counting_questions
+from helpers.data.scenes import CLASSES
 from helpers.evaluation.exactness import images_for
 from helpers.models.generation import answer_budget, sample_answers
 

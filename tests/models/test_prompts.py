@@ -9,10 +9,10 @@ from architectures import TEMPLATES, build
 from pictures import noise
 from shipped import TRAFFIC
 
-from data.scenes import CLASSES
 from helpers import models
 from helpers.data.counting import count_question
 from helpers.data.preferences import Message, read_records
+from helpers.data.scenes import CLASSES
 from helpers.evaluation.exactness import images_for
 from helpers.models.caches import ImageFeatures, processor_settings
 from helpers.models.prompts import (

@@ -182,7 +182,6 @@ def test_the_vision_tower_runs_once_an_image_and_the_reference_once_a_pair(make,
     store, features = trainer.data_collator.reference, trainer.data_collator.packer.features
     assert features.computed == images < len(trainer.train_dataset) == len(store) == 32
     again = make(cache=tmp_path / "cache")
-    again._reference = None  # TRL's trainer must find all it needs in the files
     store = again.data_collator.reference
     assert len(store) == 32
     batch = batch_of(again, range(32))

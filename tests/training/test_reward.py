@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import LoraSettings, RewardSettings
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import PreferenceRecord, read_records, resolve_images
 from helpers.files import UsageError
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
@@ -34,7 +34,9 @@ def made(number, choose, folder):
         rows.append(
             {"image": "grey.png", "prompt": "How many?", "chosen": texts[better], "rejected": texts[1 - better]}
         )
-    return folder / "made.jsonl", [PreferenceRecord.model_validate(row | {"id": str(i)}) for i, row in enumerate(rows)]
+    path = folder / "made.jsonl"
+    made_up = [PreferenceRecord.model_validate(row | {"id": str(i)}) for i, row in enumerate(rows)]
+    return path, [resolve_images(record, path, line) for line, record in enumerate(made_up, start=1)]
 
 
 def test_training_moves_adapter_and_head_and_nothing_else(records):

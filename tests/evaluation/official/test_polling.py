@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import scenes
+from helpers.data import scenes
 from helpers.data.labels import CountedImage
 from helpers.evaluation.official import pope_questions
 from helpers.evaluation.official.polling import pope_prompt

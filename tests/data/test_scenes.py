@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from shipped import TRAFFIC
 
-from data.scenes import (
+from helpers.data.counting import parse_counts
+from helpers.data.labels import read_yolo
+from helpers.data.scenes import (
     CELL,
     CLASSES,
     GRID,
@@ -16,8 +18,6 @@ from data.scenes import (
     make_scene,
     write_split,
 )
-from helpers.data.counting import parse_counts
-from helpers.data.labels import read_yolo
 from helpers.files import open_image
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from helpers.data import SINGULAR, Counts, count_answer, count_question, write_yolo
 from helpers.files import write_text
+
+from .counting import SINGULAR, Counts, count_answer, count_question
+from .labels import write_yolo
 
 PLURAL = {kind: plural for plural, kind in SINGULAR.items()}
 VEHICLE_KINDS = tuple(PLURAL)  # car, motorcycle, bus, bicycle

@@ -178,9 +178,7 @@ class CaptionReward:
             for better, worse in record.tier_pairs()
         ]
         if not pairs:
-            raise UsageError(
-                f"{file_of(records)}: all answers are tied, so there is no pair to train on. Rank some of them."
-            )
+            raise UsageError(f"{file_of(records)}: all answers are tied: no pair to train on. Rank some of them.")
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate)
         generator, losses = torch.Generator().manual_seed(seed), []
         self.model.train()

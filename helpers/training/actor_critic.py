@@ -115,11 +115,9 @@ def warm_up_critic(
 ) -> list[float]:
     """Train a critic with an adapter of its own on answers whose scores are known; returns its losses.
 
-    batch(numbers) gives the answers to some of the `number_of_prompts` prompts and their scores, (answers,). The value
-    of every token is drawn to the score of the whole answer: nothing is bootstrapped. The learning rate falls linearly
-    from `critic_warm_up_learning_rate` to 0. prompts_per_step: prompts of a step, of which `prompts_per_pass` are in
-    one pass. forward: `actor`, as several processes must call it; each of them sees all answers. Raises UsageError
-    without such a critic, whose states would soon be others.
+    batch(numbers) gives the answers to these prompts and their scores, (answers,). The value of every token is drawn
+    to the score of the whole answer. The learning rate falls linearly to 0. `prompts_per_pass` of the prompts of a step
+    are in one pass. forward: `actor`, as several processes call it. Raises UsageError without such a critic.
     """
     if not actor.own_adapter:
         raise UsageError("only a critic with an adapter of its own can be warmed up: set critic_adapter=True.")

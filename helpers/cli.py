@@ -4,6 +4,8 @@ import argparse
 import ast
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +103,10 @@ def check_files(args: argparse.Namespace) -> None:
     if args.salvage and len(args.file) > 1:
         raise UsageError("--salvage takes one file at a time: check the others by themselves.")
     others = [data.find_photos(path, images=args.images) for path in args.benchmark]
+    new_lengths = _lengths_of(args.model) if args.model else lambda: None
     reports = []
     for path in args.file:
-        lengths = _record_lengths(args.model) if args.model else None
-        against = [*others, *reports]
+        lengths, against = new_lengths(), [*others, *reports]
         reports.append(data.check_file(path, root=args.root, images=args.images, lengths=lengths, against=against))
         print(reports[-1], end="\n\n")
     if args.json:
@@ -154,8 +156,8 @@ def print_memory(args: argparse.Namespace) -> None:
     print(memory_table([Workload(name, *size) for name in args.model or PRESETS]))
 
 
-def _record_lengths(name: str) -> Any:
-    """What counts the tokens that a model sees; its weights are not loaded."""
+def _lengths_of(name: str) -> Callable[[], Any]:
+    """Makes what counts the tokens of a file as a model sees them; the processor is loaded once, weights are not."""
     from transformers import AutoConfig
 
     from helpers.doctor import RecordLengths
@@ -164,7 +166,7 @@ def _record_lengths(name: str) -> Any:
     processor, source = load_processor(name), original_source(name)
     config = AutoConfig.from_pretrained(source.location, revision=source.revision).get_text_config()
     limit = processor.tokenizer.model_max_length
-    return RecordLengths(processor, min(limit, getattr(config, "max_position_embeddings", limit)))
+    return partial(RecordLengths, processor, min(limit, getattr(config, "max_position_embeddings", limit)))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from helpers import models
-from helpers.data import CountedImage, count_answer, is_exact, is_well_formed, parse_counts, question_for
+from helpers.data import CountedImage, counting_questions, is_exact, is_well_formed, parse_counts
 from helpers.files import open_image
 from helpers.models import VLM
 from helpers.statistics import Proportion, derangement, proportion
@@ -81,14 +81,15 @@ def evaluate_counting(
     seed: int = 0,
 ) -> CountingResult:
     """Ask the counting question about every item (greedy at temperature 0)."""
+    asked = counting_questions(items)
     answers = models.generate_answers(
         model,
         processor,
         images_for(items, images, seed),
-        [question_for(item, number) for number, item in enumerate(items)],
+        asked.questions,
         temperature=temperature,
         seed=seed,
-        max_new_tokens=models.answer_budget(processor, [count_answer(item.counts) for item in items]),
+        max_new_tokens=models.answer_budget(processor, asked.answers),
         description=f"{images} images, T = {temperature:g}",
     )
     return CountingResult(items, answers, images, temperature, seed)

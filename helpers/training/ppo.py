@@ -31,8 +31,9 @@ from helpers.models import VLM, PackedAnswers, Packer
 from helpers.rewards import Scorer, score_all
 from helpers.runtime import seed_everything
 
-from . import checkpoint as ppo_checkpoint, distributed as processes
+from . import distributed
 from .actor_critic import ActorCritic, warm_up_critic
+from .checkpoint import load_checkpoint, run_identity, save_checkpoint
 from .rollout import Experience, Rollout, Task, pad_and_stack, roll_out
 from .watch import IterationRow, experience_figures
 
@@ -68,7 +69,7 @@ class PPOTrainer:
         packs: bool | None = None,
     ):
         # policy and critic have a pass each, in which the other one's weights are not used
-        self.accelerator = processes.new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
+        self.accelerator = distributed.new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
         self.shards = max(settings.shards, self.accelerator.num_processes)
         settings.check(len(tasks), self.shards, self.accelerator.num_processes)
         if not isinstance(model, PeftModel):
@@ -78,7 +79,7 @@ class PPOTrainer:
         self.settings, self.seed, self.watch, self.checkpoint = settings, seed, watch, checkpoint
         self.packer = Packer(model, processor, cache=cache, packs=packs, device=self.accelerator.device)
         self.actor = ActorCritic(model, processor, settings, seed)
-        self.forward = processes.wrap_for_processes(self.accelerator, self.actor)
+        self.forward = distributed.wrap_for_processes(self.accelerator, self.actor)
         self.trainable_parameters = self.actor.trainable_parameters()
         peaks = {"adapter": settings.learning_rate, "critic": settings.critic_learning_rate}
         groups = [{"params": self.trainable_parameters[name], "lr": lr, "peak": lr} for name, lr in peaks.items()]
@@ -150,7 +151,7 @@ class PPOTrainer:
             "critic": self.actor.critic is not None,
         }
         row |= self.update(experience)
-        row = processes.mean_rows(self.accelerator, row)
+        row = distributed.mean_rows(self.accelerator, row)
         row["samples"] = (self.iteration + 1) * self.settings.prompts_per_iteration * self.settings.group_size
         self.kl.update(row["objective/kl"], self.settings.prompts_per_iteration * self.settings.group_size)
         return row
@@ -191,7 +192,7 @@ class PPOTrainer:
         """Compute log-probabilities, values, rewards, advantages and returns of the sampled answers."""
         settings, scores = self.settings, rollout.scores.to(self.accelerator.device)
         if self.iteration == 0:
-            self.actor.start_at(float(processes.mean_over_processes(self.accelerator, scores.mean())))
+            self.actor.start_at(float(distributed.mean_over_processes(self.accelerator, scores.mean())))
         looks = [self._look_at(self.pack(rollout, part)) for part in self._slices(range(len(rollout.prompts)))]
         mask, old, entropy, values, reference = map(pad_and_stack, zip(*looks, strict=True))
         kl = losses.KL_ESTIMATORS[settings.kl_estimator](old - reference)
@@ -199,10 +200,12 @@ class PPOTrainer:
         rewards = losses.token_rewards(scores, kl, mask, 0.0 if in_loss else self.kl.weight)
         totals = rewards.sum(1)
         if self.actor.critic is None:
-            values = processes.mean_over_processes(self.accelerator, totals.mean()) * mask  # a constant
+            values = distributed.mean_over_processes(self.accelerator, totals.mean()) * mask  # a constant
         advantages, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
         if settings.advantages == "gae" and settings.whiten:
-            advantages = losses.whiten(advantages, mask, partial(processes.token_mean_over_processes, self.accelerator))
+            advantages = losses.whiten(
+                advantages, mask, partial(distributed.token_mean_over_processes, self.accelerator)
+            )
         elif settings.advantages == "rloo":
             advantages = losses.rloo_advantages(totals, settings.group_size)[:, None] * mask
         elif settings.advantages == "grpo":
@@ -243,7 +246,7 @@ class PPOTrainer:
         settings = self.settings
         batch, answers = self.pack(experience.rollout, tasks), experience.rollout.answer_numbers(tasks)
         mask = batch.mask[:, 1:]
-        count = processes.token_count(self.accelerator, mask)
+        count = distributed.token_count(self.accelerator, mask)
         names = ("old_logps", "reference_logps", "values", "advantages", "returns")
         old, reference, values, advantages, returns = (experience.cut(n, answers, mask.shape[1]) for n in names)
         with self.accelerator.autocast():
@@ -310,16 +313,16 @@ class PPOTrainer:
         scaler = self.accelerator.scaler
         state = {name: getattr(self, name) for name in ("identity", "iteration", "log", "seconds")}
         state |= {"weights": self._weights(), "optimizer": self.optimizer.state_dict(), "kl_weight": self.kl.weight}
-        ppo_checkpoint.save_checkpoint(path, state | {"scaler": scaler.state_dict() if scaler else None})
+        save_checkpoint(path, state | {"scaler": scaler.state_dict() if scaler else None})
 
     @torch.no_grad()
     def _resume(self, path: Path) -> None:
         own = {"settings": replace(self.settings, checkpoint_every=0, sampling_batch=0), "seed": self.seed}
         own |= {"number of processes": self.accelerator.num_processes, "reward": self.score.__name__}
-        self.identity = ppo_checkpoint.run_identity(self.model, self.processor, self.tasks, **own)
+        self.identity = run_identity(self.model, self.processor, self.tasks, **own)
         if not path.exists():
             return
-        state = ppo_checkpoint.load_checkpoint(path, self.identity)
+        state = load_checkpoint(path, self.identity)
         for name, weight in self._weights().items():
             weight.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -25,7 +25,7 @@ from helpers.losses import bradley_terry_loss, focal_bradley_terry_loss, listwis
 from helpers.models import PackedAnswers
 from helpers.rewards import RewardModel, pair_gaps, pair_hits, score_records
 
-from . import distributed as processes
+from . import distributed
 
 # steps in a row whose numbers may break: a scaler of fp16 gradients halves itself each time, and needs a few such
 # steps at its start only
@@ -108,7 +108,7 @@ class RewardTrainer:
         if settings.objective not in OBJECTIVES:
             raise UsageError(f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}.")
         self.seed, self.checkpoint, self.run, self.step = seed, checkpoint, RewardRun(), 0
-        self.accelerator = processes.new_accelerator("the reward model")
+        self.accelerator = distributed.new_accelerator("the reward model")
         self.per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
         self.steps = settings.epochs * max(1, len(self.records) // self.per_step)
         self.every = max(1, self.steps // settings.evaluations)
@@ -124,7 +124,7 @@ class RewardTrainer:
         with reward.use_adapter():
             for weight in self.weights.values():
                 weight.requires_grad_(True)
-            self.forward = processes.wrap_for_processes(self.accelerator, reward)
+            self.forward = distributed.wrap_for_processes(self.accelerator, reward)
 
     def train(self) -> RewardRun:
         torch.manual_seed(self.seed)
@@ -176,7 +176,7 @@ class RewardTrainer:
 
         With several processes each has its share of the rows, and the gradients are those of all.
         """
-        own, size = processes.own_share(self.accelerator, rows), self.settings.batch_size
+        own, size = distributed.own_share(self.accelerator, rows), self.settings.batch_size
         pieces = [own[start : start + size] for start in range(0, len(own), size)]
         terms = len(losses_of(torch.zeros(sum(len(row.answers) for row in rows)), rows, self.settings))
         terms /= self.accelerator.num_processes
@@ -189,7 +189,7 @@ class RewardTrainer:
             loss += part.item()
             values = [row.tolist() for row in scores.split([len(record.answers) for record in piece])]
             found.append(pair_hits(pair_gaps(piece, values)))
-        return processes.mean_rows(self.accelerator, {"loss": loss, "accuracy": float(np.concatenate(found).mean())})
+        return distributed.mean_rows(self.accelerator, {"loss": loss, "accuracy": float(np.concatenate(found).mean())})
 
     def _rows(self, step: int) -> list[PreferenceRecord]:
         """The records of a step: every epoch has an order of its own, which only seed and epoch decide."""
@@ -212,8 +212,8 @@ class RewardTrainer:
     def held_out_accuracy(self) -> tuple[float, float]:
         """Accuracy and mean loss on the held-out records."""
         records = self.held_out
-        own = score_records(self.reward, processes.own_share(self.accelerator, records))
-        scores = processes.gather_in_order(self.accelerator, own)
+        own = score_records(self.reward, distributed.own_share(self.accelerator, records))
+        scores = distributed.gather_in_order(self.accelerator, own)
         flat = torch.tensor([value for row in scores for value in row])
         return float(pair_hits(pair_gaps(records, scores)).mean()), float(
             losses_of(flat, records, self.settings).mean()

@@ -13,7 +13,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.files import UsageError
-from helpers.machine import drive, drive as resume
+from helpers.machine import drive
 from helpers.machine.drive import DriveCopies, last_checkpoints
 
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_that_was_cut_off_is_named_and_not_taken(artifacts, damage,
     text = (checkpoint(trainer, 100) / damage).read_text()
     (trainer / "checkpoint-100" / damage).write_text(text[:5] if damage.endswith("json") else "")
     assert get_last_checkpoint(str(trainer)).endswith("checkpoint-100")
-    resume.print_checkpoints()
+    drive.print_checkpoints()
     first, second = capsys.readouterr().out.splitlines()
     assert first == "dpo/seed-1: step 50 of 400 → set RESUME = True"
     assert second.startswith("⚠️") and second.endswith(
@@ -85,7 +85,7 @@ def test_runs_of_all_stages_are_found(artifacts, capsys):
     written(artifacts / "ppo" / "grpo" / "adapter_config.json", age=-5)  # saved after its last checkpoint
     (artifacts / "reward").mkdir()
     torch.save({"settings": "", "step": 30}, artifacts / "reward" / "checkpoint.pt")
-    resume.print_checkpoints()
+    drive.print_checkpoints()
     assert capsys.readouterr().out.splitlines() == [
         "dpo/seed-0: step 400 of 400, finished",
         "ppo/grpo: step 35 of 36, finished",
@@ -95,12 +95,12 @@ def test_runs_of_all_stages_are_found(artifacts, capsys):
 
 
 def test_no_checkpoint_is_said(artifacts, capsys):
-    resume.print_checkpoints()
+    drive.print_checkpoints()
     assert capsys.readouterr().out == f"No checkpoint in {artifacts}.\n"
 
 
 def test_real_checkpoints_are_read(artifacts):
-    """A file as `ppo_checkpoint.save` writes it, with the settings that `PPOTrainer` compares."""
+    """A file as `save_checkpoint` writes it, with the settings that `PPOTrainer` compares."""
     from helpers.config import ppo_preset
     from helpers.training import checkpoint as real
 
@@ -257,15 +257,15 @@ def colab(artifacts, tmp_path, monkeypatch):
     google = ModuleType("google.colab")
     google.drive = SimpleNamespace(mount=mount)
     monkeypatch.setitem(sys.modules, "google.colab", google)
-    monkeypatch.setattr(resume, "DRIVE_MOUNT", tmp_path / "mount")
+    monkeypatch.setattr(drive, "DRIVE_MOUNT", tmp_path / "mount")
     monkeypatch.setattr(DriveCopies, "start", lambda self: state.started.append(self))
     return state
 
 
 def test_use_drive_restores_and_says_how_to_go_on(colab, artifacts, capsys):
     checkpoint(colab.folder / "dpo" / "seed-0" / "trainer", 50)
-    resume.use_drive("vlm")
-    resume.use_drive("vlm")
+    drive.use_drive("vlm")
+    drive.use_drive("vlm")
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("vlm: 1 files and checkpoints fetched; from now on it is brought up to date.")
     assert said[1] == "dpo/seed-0: step 50 of 400 → set RESUME = True" and ": 0 files" in said[2]
@@ -274,35 +274,35 @@ def test_use_drive_restores_and_says_how_to_go_on(colab, artifacts, capsys):
 
 
 def test_use_drive_does_nothing_unless_asked(colab, capsys):
-    resume.use_drive("")
+    drive.use_drive("")
     assert (colab.mounted, capsys.readouterr().out, colab.started) == (0, "", [])
 
 
 def test_use_drive_refuses_in_one_line(colab, monkeypatch):
     colab.error = ValueError("mount failed")
     with pytest.raises(UsageError, match=r"not mounted \(mount failed\). Allow it, or set DRIVE = ''"):
-        resume.use_drive("vlm")
+        drive.use_drive("vlm")
     colab.error = None
     colab.folder.parent.mkdir(parents=True)
     colab.folder.write_text("a file of that name")
     with pytest.raises(UsageError, match="cannot be used"):
-        resume.use_drive("vlm")
+        drive.use_drive("vlm")
     monkeypatch.delitem(sys.modules, "google.colab")
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     with pytest.raises(UsageError, match="DRIVE is for Google Colab"):
-        resume.use_drive("vlm")
+        drive.use_drive("vlm")
 
 
 def test_on_kaggle_one_line_says_that_there_is_no_drive(colab, monkeypatch, capsys):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # its image has google.colab, too
-    resume.use_drive("vlm")
+    drive.use_drive("vlm")
     said = '⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps /kaggle/working by "Save Version".\n'
     assert (colab.mounted, capsys.readouterr().out, colab.started) == (0, said, [])
 
 
 def test_any_folder_will_do_if_its_path_is_absolute(colab, artifacts, tmp_path):
     written(tmp_path / "disk" / "arena" / "votes.jsonl")
-    resume.use_drive(str(tmp_path / "disk"))
+    drive.use_drive(str(tmp_path / "disk"))
     assert (artifacts / "arena" / "votes.jsonl").exists() and colab.mounted == 0
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from helpers.files import ROOT, UsageError, read_json
-from helpers.training import distributed as processes
+from helpers.training import distributed
 
 RECIPE = """
 title = "One process or two"
@@ -101,7 +101,7 @@ def test_every_item_has_one_owner_and_comes_back_in_order():
             self.process_index = index
 
     items = list("abcdefgh")
-    shares = [processes.own_share(Process(index), items) for index in range(3)]
+    shares = [distributed.own_share(Process(index), items) for index in range(3)]
     assert shares == [["a", "d", "g"], ["b", "e", "h"], ["c", "f"]]
 
 
@@ -109,18 +109,18 @@ def test_what_is_put_together_is_in_the_order_of_the_items(monkeypatch):
     class Process:
         num_processes, process_index = 2, 0
 
-    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, (1, "b"), (3, "d")])
-    assert processes.gather_in_order(Process(), ["a", "c"]) == ["a", "b", "c", "d"]
+    monkeypatch.setattr(distributed, "gather_object", lambda own: [*own, (1, "b"), (3, "d")])
+    assert distributed.gather_in_order(Process(), ["a", "c"]) == ["a", "b", "c", "d"]
 
 
 def test_split_weights_are_refused_where_the_whole_model_is_needed(monkeypatch):
     class Sharded:
         def __init__(self, **_):
-            self.distributed_type = processes.DistributedType.FSDP
+            self.distributed_type = distributed.DistributedType.FSDP
 
-    monkeypatch.setattr(processes, "Accelerator", Sharded)
+    monkeypatch.setattr(distributed, "Accelerator", Sharded)
     with pytest.raises(UsageError, match="PPO runs with a whole model in each process, not with FSDP"):
-        processes.new_accelerator("PPO")
+        distributed.new_accelerator("PPO")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")])

@@ -100,7 +100,9 @@ class Case:
 
 
 def cases(toy: bool) -> list[Case]:
-    t4 = dataclasses.replace(DPO_PRESETS["t4"], accumulation=1, learning_rate=1e-4, checkpoint_steps=0)
+    t4 = dataclasses.replace(
+        DPO_PRESETS["t4"], accumulation=1, learning_rate=1e-4, checkpoint_steps=0
+    )
     proxy = dataclasses.replace(t4, gradient_checkpointing=False)
     sizes = {(448, 448): 2, (448, 896): 2, (896, 896): 1}  # pairs a batch
     found = [
@@ -108,14 +110,26 @@ def cases(toy: bool) -> list[Case]:
         Case("proxy_checkpointing", THIRD, (448, 448), t4, 7, four_bit=False),
         Case("embedded", None, (112, 112), DPO_PRESETS["tiny"], 21),
         *(
-            Case(f"gpu_{w * h // 28**2}", QWEN2_VL_2B, (w, h), dataclasses.replace(t4, batch_size=n), 7)
+            Case(
+                f"gpu_{w * h // 28**2}",
+                QWEN2_VL_2B,
+                (w, h),
+                dataclasses.replace(t4, batch_size=n),
+                7,
+            )
             for (w, h), n in sizes.items()
         ),
     ]
     if not toy:
         return found
-    small = [dataclasses.replace(c, size=(112, 112), alternations=2, shape=c.shape and TOY) for c in found[:4]]
-    return [dataclasses.replace(c, settings=dataclasses.replace(c.settings, batch_size=2)) for c in small]
+    small = [
+        dataclasses.replace(c, size=(112, 112), alternations=2, shape=c.shape and TOY)
+        for c in found[:4]
+    ]
+    return [
+        dataclasses.replace(c, settings=dataclasses.replace(c.settings, batch_size=2))
+        for c in small
+    ]
 
 
 def write_model(shape: Shape, folder: Path) -> int:
@@ -132,7 +146,10 @@ def write_model(shape: Shape, folder: Path) -> int:
         "depth": shape.depth, "embed_dim": shape.embed, "num_heads": shape.vision_heads, "hidden_size": shape.hidden,
         "patch_size": 14, "mlp_ratio": 4,
     }  # fmt: skip
-    ids = {f"{name}_id": processor.tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()}
+    ids = {
+        f"{name}_id": processor.tokenizer.convert_tokens_to_ids(mark)
+        for name, mark in marks.items()
+    }
     config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     torch.manual_seed(0)
@@ -168,15 +185,24 @@ class Side:
 
     def __init__(self, case: Case, folder: Path, dataset: datasets.Dataset, packed: bool):
         location = folder / "model" if case.shape else TINY
-        model, processor = models.load_model(location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1])
+        model, processor = models.load_model(
+            location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1]
+        )
         started = time.perf_counter()
         self.trainer = dpo.dpo_trainer(
-            model, processor, dataset, case.settings, output_dir=folder / "run", packs=None if packed else False
+            model,
+            processor,
+            dataset,
+            case.settings,
+            output_dir=folder / "run",
+            packs=None if packed else False,
         )
         self.setup_seconds = time.perf_counter() - started
         collator = dpo.PairCollator if packed else DataCollatorForVisionPreference
         if type(self.trainer.data_collator) is not collator:
-            raise UsageError(f"{case.name}: {type(self.trainer.data_collator).__name__} instead of {collator.__name__}")
+            raise UsageError(
+                f"{case.name}: {type(self.trainer.data_collator).__name__} instead of {collator.__name__}"
+            )
         if case.settings.gradient_checkpointing:
             self.trainer.model.gradient_checkpointing_enable()
         self.trainer.current_gradient_accumulation_steps = 1
@@ -222,7 +248,9 @@ def _more_flops() -> dict:
         backward: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
     }
     if hasattr(torch.ops.bitsandbytes, "gemm_4bit"):  # (…, in) × (out, in)
-        more[torch.ops.bitsandbytes.gemm_4bit] = lambda x, _, shape, *__, **___: 2 * math.prod(x) * shape[0]
+        more[torch.ops.bitsandbytes.gemm_4bit] = lambda x, _, shape, *__, **___: (
+            2 * math.prod(x) * shape[0]
+        )
     return more
 
 
@@ -237,28 +265,46 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
     n, batch = case.alternations, case.settings.batch_size
     dataset = pairs(case, folder, (n + 2) * batch)
     batches = [range(start, start + batch) for start in range(0, len(dataset), batch)]
-    stock, ours = Side(case, folder, dataset, packed=False), Side(case, folder, dataset, packed=True)
+    stock, ours = (
+        Side(case, folder, dataset, packed=False),
+        Side(case, folder, dataset, packed=True),
+    )
     if not all(map(torch.equal, stock.weights, ours.weights)):
         raise UsageError(f"{case.name}: the two trainers start from different adapters")
     row = stock.trainer.data_collator([dataset[0]])["input_ids"][0]
     if int((row == stock.trainer.processing_class.image_token_id).sum()) != case.visual_tokens:
         raise UsageError(f"{case.name}: an image is not {case.visual_tokens} visual tokens")
     times = {phase: [] for phase in PHASES}
-    plan = [(batches[0], None)] * 2 + [(rows, phase) for phase in PHASES[1:] for rows in batches[1 : n + 1]]
-    for number, (rows, phase) in enumerate(tqdm(plan, desc=f"{case.name}, {case.visual_tokens} visual tokens")):
+    plan = [(batches[0], None)] * 2 + [
+        (rows, phase) for phase in PHASES[1:] for rows in batches[1 : n + 1]
+    ]
+    for number, (rows, phase) in enumerate(
+        tqdm(plan, desc=f"{case.name}, {case.visual_tokens} visual tokens")
+    ):
         turn = [("stock", stock), (phase, ours)][:: 1 if number % 2 else -1]
         for name, side in turn:
             seconds = side.step(rows)
             if phase:  # the first batch warms up
                 times[name].append(seconds)
-    work = {"stock": stock.counted(batches[-1])} | {phase: ours.counted(batches[-1]) for phase in PHASES[1:]}
+    work = {"stock": stock.counted(batches[-1])} | {
+        phase: ours.counted(batches[-1]) for phase in PHASES[1:]
+    }
     stock.step(batches[-1])  # as many steps as ours
-    figures = {f"{phase}_{what}": [value] for phase in PHASES for what, value in work[phase].items()}
-    figures |= {f"{phase}_limit": [work["stock"]["flops"] / work[phase]["flops"]] for phase in PHASES[1:]}
+    figures = {
+        f"{phase}_{what}": [value] for phase in PHASES for what, value in work[phase].items()
+    }
+    figures |= {
+        f"{phase}_limit": [work["stock"]["flops"] / work[phase]["flops"]] for phase in PHASES[1:]
+    }
     figures |= {f"{phase}_seconds": values for phase, values in times.items()}
     for phase, start in (("ours_first", 0), ("ours_later", n)):
-        figures[f"{phase}_ratio"] = [a / b for a, b in zip(times["stock"][start:], times[phase], strict=False)]
-    figures |= {"stock_setup_seconds": [stock.setup_seconds], "ours_setup_seconds": [ours.setup_seconds]}
+        figures[f"{phase}_ratio"] = [
+            a / b for a, b in zip(times["stock"][start:], times[phase], strict=False)
+        ]
+    figures |= {
+        "stock_setup_seconds": [stock.setup_seconds],
+        "ours_setup_seconds": [ours.setup_seconds],
+    }
     differences = [abs(a - b) for a, b in zip(stock.losses, ours.losses, strict=True)]
     figures |= {"loss": ours.losses, "loss_difference": differences}
     if not torch.cuda.is_available() and max(differences) > LARGEST_LOSS_DIFFERENCE:
@@ -278,7 +324,10 @@ def peak_megabytes(case: Case, folder: Path, packed: bool) -> float:
         before = _peak_resident()
     for _ in range(2):
         side.step(range(batch)), side.step(range(batch, 2 * batch))
-    return ((torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident()) - before) / 1e6
+    return (
+        (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident())
+        - before
+    ) / 1e6
 
 
 def _peak_resident() -> int:
@@ -290,7 +339,17 @@ def memory(case: Case, folder: Path, arguments: list[str]) -> dict[str, list[flo
     """Peak memory of both trainers, each in a process of its own."""
     figures = {}
     for side in ("stock", "ours") if sys.platform == "linux" else ():
-        command = [sys.executable, __file__, *arguments, "--memory", side, "--case", case.name, "--folder", str(folder)]
+        command = [
+            sys.executable,
+            __file__,
+            *arguments,
+            "--memory",
+            side,
+            "--case",
+            case.name,
+            "--folder",
+            str(folder),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:  # out of memory, most likely
             print(f"⚠️  {case.name}, {side}: {done.stderr.splitlines()[-1:]}")
@@ -323,15 +382,30 @@ def entry(values: list[float]) -> dict[str, float]:
 
 def table(figures: dict[str, dict]) -> str:
     """One line a case."""
-    rows = [["case", "visual tokens × pairs", "stock, s a step", "ours, first epoch", "ours, later epochs"]]
-    rows[0] += ["faster in the first epoch (limit)", "faster later (limit)", "peak memory, MB", "losses differ by"]
+    rows = [
+        [
+            "case",
+            "visual tokens × pairs",
+            "stock, s a step",
+            "ours, first epoch",
+            "ours, later epochs",
+        ]
+    ]
+    rows[0] += [
+        "faster in the first epoch (limit)",
+        "faster later (limit)",
+        "peak memory, MB",
+        "losses differ by",
+    ]
     for name in names(figures):
         row = [name, f"{_show(figures, name, 'visual_tokens')} × {_show(figures, name, 'pairs')}"]
         row += [_show(figures, name, f"{phase}_seconds", "{:.3g}") for phase in PHASES]
         for phase in PHASES[1:]:
             limit = _show(figures, name, f"{phase}_limit", "{:.2f}")
             row.append(f"{_show(figures, name, f'{phase}_ratio', '{:.2f}')} ({limit})")
-        row.append(" → ".join(_show(figures, name, f"{side}_peak_mb") for side in ("stock", "ours")))
+        row.append(
+            " → ".join(_show(figures, name, f"{side}_peak_mb") for side in ("stock", "ours"))
+        )
         rows.append([*row, f"≤ {figures[f'{name}_loss_difference']['high']:.0e}"])
     return markdown_table(rows)
 
@@ -344,17 +418,23 @@ def _show(figures: dict[str, dict], name: str, key: str, form: str = "{:.0f}") -
     found = figures.get(f"{name}_{key}")
     if found is None:
         return "–"
-    interval = f" [{form.format(found['low'])}, {form.format(found['high'])}]" if found["n"] > 1 else ""
+    interval = (
+        f" [{form.format(found['low'])}, {form.format(found['high'])}]" if found["n"] > 1 else ""
+    )
     return form.format(found["value"]) + interval
 
 
 def chart(figures: dict[str, dict]) -> plt.Figure:
     """Seconds a step of both, with their range; the line across a bar is what the FLOPs alone would take."""
     found = names(figures)
-    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(4 * len(found), 3.6), squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes[0], found, strict=True):
         stock = figures[f"{name}_stock_seconds"]["value"]
-        for place, (phase, color) in enumerate(zip(PHASES, (NEUTRAL_COLOR, ACCENT_COLOR, CHOSEN_COLOR), strict=True)):
+        for place, (phase, color) in enumerate(
+            zip(PHASES, (NEUTRAL_COLOR, ACCENT_COLOR, CHOSEN_COLOR), strict=True)
+        ):
             time_ = figures[f"{name}_{phase}_seconds"]
             spread = [[time_["value"] - time_["low"]], [time_["high"] - time_["value"]]]
             axis.bar(place, time_["value"], 0.6, color=color, yerr=spread, error_kw={"alpha": 0.5})
@@ -362,9 +442,19 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
                 limit = stock / figures[f"{name}_{phase}_limit"]["value"]
                 axis.hlines(limit, place - 0.38, place + 0.38, color="black", linestyle=":")
                 ratio = figures[f"{name}_{phase}_ratio"]["value"]
-                axis.annotate(f"{ratio:.1f} ×", (place, time_["high"]), (0, 5), textcoords="offset points", ha="center")
+                axis.annotate(
+                    f"{ratio:.1f} ×",
+                    (place, time_["high"]),
+                    (0, 5),
+                    textcoords="offset points",
+                    ha="center",
+                )
         tokens = figures[f"{name}_visual_tokens"]["value"]
-        axis.set(title=f"{name}: {tokens:.0f} visual tokens an image", ylim=(0, None), ylabel="seconds a step")
+        axis.set(
+            title=f"{name}: {tokens:.0f} visual tokens an image",
+            ylim=(0, None),
+            ylabel="seconds a step",
+        )
         axis.set_xticks(range(3), ["TRL", "ours,\nfirst epoch", "ours,\nlater epochs"])
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("dotted: the time that is left if only matrix products count", fontsize=9)
@@ -375,7 +465,9 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("proxy", "proxy_checkpointing", "embedded", "gpu"))
-    parser.add_argument("--toy", action="store_true", help="tiny shapes and two alternations, as the test does")
+    parser.add_argument(
+        "--toy", action="store_true", help="tiny shapes and two alternations, as the test does"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     for name in ("memory", "case", "folder"):  # of the process that measures memory
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -394,7 +486,11 @@ def main(arguments: list[str] | None = None) -> None:
     for case in known:
         if case.shape == QWEN2_VL_2B and not torch.cuda.is_available():
             print(f"{case.name}: not run, it needs a GPU.")
-        elif args.only in (None, case.name, case.name.partition("_")[0] if "gpu" in case.name else None):
+        elif args.only in (
+            None,
+            case.name,
+            case.name.partition("_")[0] if "gpu" in case.name else None,
+        ):
             figures |= run(case, passed_on, args.toy)
     write_json(args.out, {"environment": machine_summary(), "figures": figures})
     if names(figures):
@@ -403,11 +499,15 @@ def main(arguments: list[str] | None = None) -> None:
     if args.out == OUT:
         page = ROOT / "docs" / "results.md"
         try:
-            write_text(page, replace_block(page.read_text(encoding="utf-8"), "dpo_speed", table(figures)))
+            write_text(
+                page, replace_block(page.read_text(encoding="utf-8"), "dpo_speed", table(figures))
+            )
         except UsageError as error:
             print(f"⚠️  {page.name}: {error}")
     for name in names(figures):
-        print(f"{name}: {_show(figures, name, 'ours_later_ratio', '{:.2f}')} times as fast as TRL with warm caches")
+        print(
+            f"{name}: {_show(figures, name, 'ours_later_ratio', '{:.2f}')} times as fast as TRL with warm caches"
+        )
 
 
 if __name__ == "__main__":

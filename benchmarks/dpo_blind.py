@@ -53,7 +53,9 @@ def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Pairs of true counts and those of another scene, with the right images and with each other's."""
     records = build_records(items, [()] * len(items), ("other image",), seed=1)
     others = [records[i].images for i in derangement(len(records), 0)]
-    shuffled = [r.model_copy(update={"images": images}) for r, images in zip(records, others, strict=True)]
+    shuffled = [
+        r.model_copy(update={"images": images}) for r, images in zip(records, others, strict=True)
+    ]
     right, wrong = (to_trl(rows) for rows in (records, shuffled))
     return right, wrong
 
@@ -61,7 +63,9 @@ def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
 def train_and_measure(data, settings, seed, items, pairs) -> dict[str, Proportion]:
     model, processor = models.load_model("tiny")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.dpo_trainer(model, processor, data, settings, seed=seed, output_dir=Path(folder))
+        trainer = dpo.dpo_trainer(
+            model, processor, data, settings, seed=seed, output_dir=Path(folder)
+        )
         dpo.train_dpo(trainer)
     policy = trainer.model
     sampled = evaluate_counting(policy, processor, items, temperature=1.0, seed=seed)
@@ -69,7 +73,9 @@ def train_and_measure(data, settings, seed, items, pairs) -> dict[str, Proportio
         "pairs": evaluate_pairs(policy, processor, pairs[0]).accuracy,
         "pairs, shuffled images": evaluate_pairs(policy, processor, pairs[1]).accuracy,
         "exact": evaluate_counting(policy, processor, items).exact_share,
-        "exact, shuffled images": evaluate_counting(policy, processor, items, images="shuffled", seed=seed).exact_share,
+        "exact, shuffled images": evaluate_counting(
+            policy, processor, items, images="shuffled", seed=seed
+        ).exact_share,
         "exact, sampled": sampled.exact_share,
         "well formed, sampled": sampled.well_formed_share,
     }
@@ -86,18 +92,25 @@ def main() -> None:
     pairs, figures, rows = unseen_pairs(items), {}, []
     with tempfile.TemporaryDirectory() as folder:
         data = training_pairs(Path(folder))
-        for name, seed in tqdm([(name, seed) for name in VARIANTS for seed in range(args.seeds)], desc="runs"):
+        for name, seed in tqdm(
+            [(name, seed) for name in VARIANTS for seed in range(args.seeds)], desc="runs"
+        ):
             shares = train_and_measure(data, VARIANTS[name], seed, items, pairs)
             for measure, share in shares.items():
                 key = f"{name}_{measure}_seed_{seed}".replace(", ", "_").replace(" ", "_").lower()
                 figures[key] = {**dataclasses.asdict(share), "seed": seed}
             rows.append([name, str(seed), *map(str, shares.values())])
     header = ["loss", "seed", *shares]
-    write_json(args.out, {"environment": machine_summary(), "training_pairs": len(data), "figures": figures})
+    write_json(
+        args.out,
+        {"environment": machine_summary(), "training_pairs": len(data), "figures": figures},
+    )
     print(markdown_table([header, *rows]))
     if args.out == Path(__file__).with_suffix(".json"):
         page = ROOT / "docs" / "results.md"
-        text = replace_block(page.read_text(encoding="utf-8"), "dpo_blind", markdown_table([header, *rows]))
+        text = replace_block(
+            page.read_text(encoding="utf-8"), "dpo_blind", markdown_table([header, *rows])
+        )
         write_text(page, text)
     print(" | ".join(f"{row[0]} seed {row[1]}: exact {row[4]}" for row in rows))
 

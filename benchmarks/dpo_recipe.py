@@ -51,14 +51,19 @@ CONDITIONS = {
 }
 
 
-def train_and_measure(dataset, settings: DPOSettings, seed: int, items) -> tuple[dict[str, Proportion], float]:
+def train_and_measure(
+    dataset, settings: DPOSettings, seed: int, items
+) -> tuple[dict[str, Proportion], float]:
     """Shares of exact and well-formed answers after one training run, and its seconds."""
     model, processor = models.load_model("tiny")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.dpo_trainer(model, processor, dataset, settings, seed=seed, output_dir=Path(folder))
+        trainer = dpo.dpo_trainer(
+            model, processor, dataset, settings, seed=seed, output_dir=Path(folder)
+        )
         seconds = dpo.train_dpo(trainer).seconds
     results = {
-        name: evaluate_counting(trainer.model, processor, items, seed=seed, **how) for name, how in CONDITIONS.items()
+        name: evaluate_counting(trainer.model, processor, items, seed=seed, **how)
+        for name, how in CONDITIONS.items()
     }
     shares = {name: result.exact_share for name, result in results.items()}
     return {**shares, "wellformed_sampled": results["exact_sampled"].well_formed_share}, seconds
@@ -66,7 +71,9 @@ def train_and_measure(dataset, settings: DPOSettings, seed: int, items) -> tuple
 
 def pooled(shares: list[Proportion]) -> Proportion:
     """All seeds together: the same items, so the interval speaks of items and understates the seeds."""
-    return proportion(sum(share.value * share.n for share in shares), sum(share.n for share in shares))
+    return proportion(
+        sum(share.value * share.n for share in shares), sum(share.n for share in shares)
+    )
 
 
 def main() -> None:
@@ -81,7 +88,9 @@ def main() -> None:
     model, processor = models.load_model("tiny")
     asked = counting_questions(train_items)
     budget = models.answer_budget(processor, asked.answers)
-    own = models.sample_answers(model, processor, asked.images, asked.questions, max_new_tokens=budget)
+    own = models.sample_answers(
+        model, processor, asked.images, asked.questions, max_new_tokens=budget
+    )
     figures, table = {}, {}
     runs = tqdm([(name, seed) for name in args.variants for seed in range(args.seeds)], desc="runs")
     for name, seed in runs:
@@ -111,7 +120,9 @@ def main() -> None:
         page = ROOT / "docs" / "results.md"
         text = replace_block(page.read_text(encoding="utf-8"), "dpo_recipe", markdown_table(rows))
         write_text(page, text)
-    worst = {name: min(shares, key=lambda s: s.value) for name, shares in table[args.variants[0]].items()}
+    worst = {
+        name: min(shares, key=lambda s: s.value) for name, shares in table[args.variants[0]].items()
+    }
     print(
         f"{args.variants[0]}, worst of {args.seeds} seeds: "
         + ", ".join(f"{name} {share}" for name, share in worst.items())

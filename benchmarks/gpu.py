@@ -74,7 +74,9 @@ class Part:
 
     @property
     def name(self) -> str:
-        return self.what if self.what in ("checkpoint", "exchange") else f"{self.what}_{self.backend}"
+        return (
+            self.what if self.what in ("checkpoint", "exchange") else f"{self.what}_{self.backend}"
+        )
 
 
 PARTS = [
@@ -82,8 +84,16 @@ PARTS = [
     Part("load", "transformers", 120),
     Part("load", "unsloth", 180),
     Part("exchange", "transformers", 90),
-    *(Part(what, backend, 120) for what in ("dpo", "trl", "ppo") for backend in ("transformers", "unsloth")),
-    *(Part(f"resume_{what}", backend, 90) for backend in ("transformers", "unsloth") for what in ("dpo", "ppo")),
+    *(
+        Part(what, backend, 120)
+        for what in ("dpo", "trl", "ppo")
+        for backend in ("transformers", "unsloth")
+    ),
+    *(
+        Part(f"resume_{what}", backend, 90)
+        for backend in ("transformers", "unsloth")
+        for what in ("dpo", "ppo")
+    ),
 ]
 
 
@@ -109,7 +119,9 @@ def tidy(value: Any) -> Any:
     return value
 
 
-def in_process(target: Callable[..., None], arguments: tuple, log: Path, leader: bool = True) -> BaseProcess:
+def in_process(
+    target: Callable[..., None], arguments: tuple, log: Path, leader: bool = True
+) -> BaseProcess:
     """`target(*arguments)` begun in a process of its own, which writes to the file `log`.
 
     leader: of a process group, which whatever it starts belongs to. Without a GPU the process is forked, so that nothing
@@ -133,7 +145,9 @@ def _enter(target: Callable[..., None], arguments: tuple, log: Path, leader: boo
     except Exception as error:
         traceback.print_exc(file=sys.__stderr__)
         last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-        log.with_suffix(".error").write_text(last, encoding="utf-8")  # a progress bar may yet write to the log
+        log.with_suffix(".error").write_text(
+            last, encoding="utf-8"
+        )  # a progress bar may yet write to the log
         sys.exit(1)
 
 
@@ -174,7 +188,10 @@ def _last_line(log: Path, code: int) -> str:
 
 
 def run_parts(
-    parts: Sequence[Part], plan: Plan, save: Callable[[dict[str, Row]], Any], seconds: float = SECONDS
+    parts: Sequence[Part],
+    plan: Plan,
+    save: Callable[[dict[str, Row]], Any],
+    seconds: float = SECONDS,
 ) -> dict[str, Row]:
     """Rows by part, in order, saved after each; those for which nothing is there, or no time is left, say so."""
     rows, end = {}, time.perf_counter() + seconds
@@ -223,7 +240,10 @@ def import_parts(backend: str) -> tuple[Callable[..., None], Mapping[str, Callab
 
 def comparisons(rows: Mapping[str, Row]) -> Row:
     """How many times as fast as TRL ours is with the same loader, and ours with unsloth as TRL without; 1: equally fast."""
-    pairs = {"transformers": ("trl_transformers", "dpo_transformers"), "unsloth": ("trl_unsloth", "dpo_unsloth")}
+    pairs = {
+        "transformers": ("trl_transformers", "dpo_transformers"),
+        "unsloth": ("trl_unsloth", "dpo_unsloth"),
+    }
     pairs["unsloth_to_stock"] = ("trl_transformers", "dpo_unsloth")
     found = {}
     for name, sides in pairs.items():
@@ -250,31 +270,52 @@ def in_short(row: Row) -> str:
     figures = [f"{n}: {v}" if isinstance(v, str) else SHOWN[n].format(v) for n, v in values.items()]
     inner = {name: in_short(part) for name, part in row.items() if isinstance(part, Mapping)}
     figures += [f"{name}: {short}" for name, short in inner.items() if short != "done"]
-    return "; ".join([*figures, *(f"{name}: {row[name]}" for name in ("skipped", "error") if name in row)]) or "done"
+    return (
+        "; ".join(
+            [*figures, *(f"{name}: {row[name]}" for name in ("skipped", "error") if name in row)]
+        )
+        or "done"
+    )
 
 
 def table(results: Row) -> str:
     """A line for each part, and the comparisons."""
     lines = [f"{name:<24}{in_short(row)}" for name, row in results["parts"].items()]
-    return "\n".join([*lines, *(f"{name:<40}{value:.2f}" for name, value in results["comparisons"].items())])
+    return "\n".join(
+        [*lines, *(f"{name:<40}{value:.2f}" for name, value in results["comparisons"].items())]
+    )
 
 
 def read_plan(arguments: list[str] | None = None) -> tuple[Plan, Path | None]:
     """The command line: what is to be done, and where the JSON goes, if anywhere. Raises UsageError."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="qwen2-vl-2b", help="of helpers/models/presets.toml, of the Qwen-VL family")
-    parser.add_argument("--gigabytes", type=float, default=15, help="10⁹ bytes of GPU memory that may be used")
+    parser.add_argument(
+        "--preset",
+        default="qwen2-vl-2b",
+        help="of helpers/models/presets.toml, of the Qwen-VL family",
+    )
+    parser.add_argument(
+        "--gigabytes", type=float, default=15, help="10⁹ bytes of GPU memory that may be used"
+    )
     parser.add_argument("--dtype", choices=("fp16", "bf16"), default="fp16")
     parser.add_argument("--steps", type=int, default=20, help="of DPO")
     parser.add_argument("--iterations", type=int, default=3, help="of PPO")
     parser.add_argument("--out", type=Path, help="default: benchmarks/gpu.json; as a toy, none")
-    parser.add_argument("--folder", type=Path, help="keep checkpoint, adapters and logs here instead of nowhere")
-    parser.add_argument("--toy", action="store_true", help="tiny widths, 2 steps, 1 iteration, no limit of memory")
+    parser.add_argument(
+        "--folder", type=Path, help="keep checkpoint, adapters and logs here instead of nowhere"
+    )
+    parser.add_argument(
+        "--toy", action="store_true", help="tiny widths, 2 steps, 1 iteration, no limit of memory"
+    )
     args = vars(parser.parse_args(arguments))
     out, folder = args.pop("out"), args.pop("folder")
     if min(args["steps"], args["iterations"], args["gigabytes"]) <= 0:
         raise UsageError("--steps, --iterations and --gigabytes must be more than 0.")
-    if folder and folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+    if (
+        folder
+        and folder.exists()
+        and not (folder.is_dir() and next(folder.iterdir(), None) is None)
+    ):
         raise UsageError(f"{folder}: holds something already. Give --folder an empty or a new one.")
     if not args["toy"] and not torch.cuda.is_available():
         print("No GPU: as with --toy.")
@@ -285,10 +326,20 @@ def read_plan(arguments: list[str] | None = None) -> tuple[Plan, Path | None]:
 
 def results_of(plan: Plan, rows: Mapping[str, Row]) -> Row:
     """What the JSON holds: the machine is noted by the part that writes the checkpoint."""
-    settings = {name: value for name, value in asdict(plan).items() if name != "folder"} | {"seed": 0}
+    settings = {name: value for name, value in asdict(plan).items() if name != "folder"} | {
+        "seed": 0
+    }
     environment = rows.get("checkpoint", {}).get("environment", {})
-    parts = {part: {name: v for name, v in row.items() if name != "environment"} for part, row in rows.items()}
-    return {"environment": environment, "settings": settings, "parts": parts, "comparisons": comparisons(rows)}
+    parts = {
+        part: {name: v for name, v in row.items() if name != "environment"}
+        for part, row in rows.items()
+    }
+    return {
+        "environment": environment,
+        "settings": settings,
+        "parts": parts,
+        "comparisons": comparisons(rows),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -301,7 +352,9 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         plan = replace(plan, folder=(plan.folder or Path(temporary)).resolve())
         plan.folder.mkdir(parents=True, exist_ok=True)
-        rows = run_parts(PARTS, plan, lambda rows: out and write_json(out, tidy(results_of(plan, rows))))
+        rows = run_parts(
+            PARTS, plan, lambda rows: out and write_json(out, tidy(results_of(plan, rows)))
+        )
     print(table(results_of(plan, rows)))
 
 

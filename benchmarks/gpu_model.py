@@ -23,7 +23,13 @@ from helpers import models  # before all that unsloth changes
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from benchmarks.dpo import TINY, TRAFFIC, records_in
@@ -42,7 +48,17 @@ if TYPE_CHECKING:
     from benchmarks.gpu import Plan
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo", "triton")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "unsloth",
+    "unsloth_zoo",
+    "triton",
+)
 MARKS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
 MARKS |= {f"vision_{name}_token": f"<|vision_{name}|>" for name in ("start", "end")}
 BATCH = 2  # pairs, as in the preset "t4"
@@ -79,7 +95,9 @@ class Peak:
         if torch.cuda.is_available():
             found["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
         if forecast:
-            found["forecast_gb"] = forecast.total - (memory.OVERHEAD_GB if torch.cuda.is_available() else 0)
+            found["forecast_gb"] = forecast.total - (
+                memory.OVERHEAD_GB if torch.cuda.is_available() else 0
+            )
             found["forecast_ratio"] = found["peak_gb"] / found["forecast_gb"]
         return found
 
@@ -95,7 +113,9 @@ def dtypes(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
     found = Counter(str(tensor.dtype) for tensor in [*model.parameters(), *model.buffers()])
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None and hasattr(module, "compute_dtype"):  # peft's wrapper has the state only
+        if state is not None and hasattr(
+            module, "compute_dtype"
+        ):  # peft's wrapper has the state only
             found.update([str(module.compute_dtype), str(state.dtype)])
     for state in optimizer.state.values() if optimizer else ():
         found.update(str(value.dtype) for value in state.values() if isinstance(value, Tensor))
@@ -104,12 +124,20 @@ def dtypes(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
 
 def environment() -> dict[str, Any]:
     """Machine, driver and versions; None for what is not there."""
-    found: dict[str, Any] = {"machine": machine_summary(), "python": platform.python_version(), "driver": None}
+    found: dict[str, Any] = {
+        "machine": machine_summary(),
+        "python": platform.python_version(),
+        "driver": None,
+    }
     found["versions"] = {name: _version(name) for name in PACKAGES}
     found["compute_dtype"] = str(runtime.compute_dtype()).removeprefix("torch.")
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        found |= {"gpu": properties.name, "total_gb": properties.total_memory / 1e9, "cuda": torch.version.cuda}
+        found |= {
+            "gpu": properties.name,
+            "total_gb": properties.total_memory / 1e9,
+            "cuda": torch.version.cuda,
+        }
         found["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
         ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         found["driver"] = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
@@ -127,18 +155,33 @@ def configuration(preset: str, small: bool) -> PretrainedConfig:
     """The preset's; with `small`, two layers of one head each. Raises UsageError if it is not of the Qwen-VL family."""
     config = presets.config_of(preset)
     if config.model_type not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        raise UsageError(f"{preset}: random weights are written of Qwen-VL models only, this is a {config.model_type}.")
+        raise UsageError(
+            f"{preset}: random weights are written of Qwen-VL models only, this is a {config.model_type}."
+        )
     if not small:
         return config
     values = config.to_dict()
     text, vision = values["text_config"], values["vision_config"]
-    text |= {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 600}
+    text |= {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "vocab_size": 600,
+    }
     text |= {"num_attention_heads": 1, "num_key_value_heads": 1}
     text.pop("layer_types", None)
     # one of these is the width of the tower, the other that of the language model
-    width, out = ("embed_dim", "hidden_size") if "embed_dim" in vision else ("hidden_size", "out_hidden_size")
+    width, out = (
+        ("embed_dim", "hidden_size")
+        if "embed_dim" in vision
+        else ("hidden_size", "out_hidden_size")
+    )
     vision |= {"depth": 2, "num_heads": 1, width: 80, out: 128}
-    others = {"intermediate_size": 160, "fullatt_block_indexes": [1], "deepstack_visual_indexes": [0, 1]}
+    others = {
+        "intermediate_size": 160,
+        "fullatt_block_indexes": [1],
+        "deepstack_visual_indexes": [0, 1],
+    }
     vision |= {name: value for name, value in others.items() if name in vision}
     return type(config).from_dict(values)
 
@@ -149,7 +192,9 @@ def processor_of(config: PretrainedConfig) -> ProcessorMixin:
     images, videos = embedded.image_processor, embedded.video_processor
     for part in (images, videos):
         part.patch_size, part.merge_size = vision.patch_size, vision.spatial_merge_size
-    return PROCESSOR_MAPPING[type(config)](images, embedded.tokenizer, videos, chat_template=embedded.chat_template)
+    return PROCESSOR_MAPPING[type(config)](
+        images, embedded.tokenizer, videos, chat_template=embedded.chat_template
+    )
 
 
 def write_model(preset: str, folder: Path, small: bool) -> int:
@@ -174,7 +219,9 @@ def _name_all_ids(path: Path, vocabulary: int) -> None:
     """A word for each id that the tokenizer does not know. No text becomes such a token: there are no merges."""
     content = json.loads(path.read_text(encoding="utf-8"))
     known = content["model"]["vocab"]
-    known |= {token["content"]: token["id"] for token in content["added_tokens"]}  # else they are renumbered
+    known |= {
+        token["content"]: token["id"] for token in content["added_tokens"]
+    }  # else they are renumbered
     known |= {f"Ġw{number}": number for number in range(len(known), vocabulary)}
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
@@ -198,7 +245,9 @@ def questions(plan: "Plan", number: int) -> list[Task]:
 
 def dpo_settings(plan: "Plan", **changes: Any) -> DPOSettings:
     """The preset "t4" without accumulation and with a learning rate at which 20 steps change something."""
-    settings = dataclasses.replace(DPO_PRESETS["t4"], batch_size=BATCH, accumulation=1, learning_rate=1e-4)
+    settings = dataclasses.replace(
+        DPO_PRESETS["t4"], batch_size=BATCH, accumulation=1, learning_rate=1e-4
+    )
     return dataclasses.replace(settings, **({"steps": plan.steps, "checkpoint_steps": 0} | changes))
 
 
@@ -207,12 +256,20 @@ def ppo_settings(plan: "Plan", **changes: Any) -> PPOSettings:
     return dataclasses.replace(PPO_PRESETS["t4"], **changes)
 
 
-def forecast(plan: "Plan", settings: StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:
+def forecast(
+    plan: "Plan", settings: StageSettings, processor: ProcessorMixin
+) -> memory.PhaseMemory:
     """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and answers."""
     tasks, rows = questions(plan, ASKED), dataset_of(plan, ASKED)
     texts = [render_conversation(processor, task.turns, 0) for task in tasks]
-    prompt = tokenize(processor, texts, [[] for _ in texts])["input_ids"].shape[1] + 2  # marks around the image
-    answers = [len(answer_ids(processor, row[side][0]["content"])) for row in rows for side in ("chosen", "rejected")]
+    prompt = (
+        tokenize(processor, texts, [[] for _ in texts])["input_ids"].shape[1] + 2
+    )  # marks around the image
+    answers = [
+        len(answer_ids(processor, row[side][0]["content"]))
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
     workload = Workload(
         str(plan.folder / "model"), plan.side, plan.side, prompt_tokens=prompt,
         answer_tokens=getattr(settings, "max_new_tokens", max(answers)),

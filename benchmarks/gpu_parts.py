@@ -68,7 +68,10 @@ def checkpoint(plan: "Plan", note: "Notes", backend: str) -> None:
     note(environment=environment())
     started = now()
     note(parameters=write_model(plan.preset, plan.folder / "model", plan.toy))
-    note(seconds=now() - started, parameters_small=write_model(plan.preset, plan.folder / "small", True))
+    note(
+        seconds=now() - started,
+        parameters_small=write_model(plan.preset, plan.folder / "small", True),
+    )
     number = max(plan.steps, plan.iterations * ppo_settings(plan).prompts_per_iteration, ASKED)
     pairs(Case("gpu", None, (plan.side, plan.side), DPO_PRESETS["t4"], 0), plan.folder, number)
 
@@ -107,7 +110,9 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
     note(weights_forecast_gb=expected.weights, **peak.figures(expected))
 
 
-def look_at(plan: "Plan", model: nn.Module, processor: ProcessorMixin) -> tuple[Look, nn.Module, PackedAnswers]:
+def look_at(
+    plan: "Plan", model: nn.Module, processor: ProcessorMixin
+) -> tuple[Look, nn.Module, PackedAnswers]:
     """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang on their names."""
     rows = dataset_of(plan, 2 * BATCH)
     known = [from_trl(row) for row in rows]
@@ -115,13 +120,17 @@ def look_at(plan: "Plan", model: nn.Module, processor: ProcessorMixin) -> tuple[
     plain = Packer(model, processor, packs=False, device=runtime.device())
     batch = plain([pair.prompt for pair in known], [pair.images for pair in known], answers)
     logits = say(model, batch)[batch.mask.roll(-1, 1)].float().cpu()
-    trainer = dpo.dpo_trainer(model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look")
+    trainer = dpo.dpo_trainer(
+        model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look"
+    )
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     fill(trained)
     logps = completion_logps(say(trainer.model, batch), batch.ids, batch.mask).cpu()
     with training_mode(trainer):
         backward(loss_of(trainer, collate(trainer, [rows[place] for place in range(BATCH)])))
-    gradient = {name: p.grad.float().cpu() / LOSS_SCALE for name, p in trained.items() if p.grad is not None}
+    gradient = {
+        name: p.grad.float().cpu() / LOSS_SCALE for name, p in trained.items() if p.grad is not None
+    }
     trainer.model.zero_grad()
     return Look(sorted(trained), logits, logps, gradient), trainer.model, batch
 
@@ -142,7 +151,9 @@ def fill(weights: Weights) -> None:
         weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
 
 
-def read_adapters(plan: "Plan", policy: nn.Module, batch: PackedAnswers, seen: Look) -> dict[str, float]:
+def read_adapters(
+    plan: "Plan", policy: nn.Module, batch: PackedAnswers, seen: Look
+) -> dict[str, float]:
     """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from those of our own, nats."""
     found = {}
     for folder in sorted(plan.folder.glob("adapter-*")):
@@ -167,7 +178,9 @@ def differences(one: Look, other: Look) -> dict[str, Any]:
     """Of two looks at the same pairs. Norms are compared as other : one − 1, logits by the norm of their difference."""
     agree = one.logits.argmax(-1) == other.logits.argmax(-1)
     names = sorted(one.gradient.keys() & other.gradient.keys())
-    first, second = (torch.cat([look.gradient[name].flatten() for name in names]) for look in (one, other))
+    first, second = (
+        torch.cat([look.gradient[name].flatten() for name in names]) for look in (one, other)
+    )
     return {
         "lora_names_equal": one.names == other.names,
         "only_in_one": sorted(set(one.names) ^ set(other.names))[:4],
@@ -198,8 +211,13 @@ def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = No
     """All steps, on so few pairs that the second half of them sees each once more."""
     model, processor = load_model(plan)
     settings, clock, peak = dpo_settings(plan), Clock(), Peak()
-    rows, folder = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)), plan.folder / f"dpo-{backend}-{packs}"
-    trainer = dpo.dpo_trainer(model, processor, rows, settings, output_dir=folder, packs=packs, callbacks=[clock])
+    rows, folder = (
+        dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)),
+        plan.folder / f"dpo-{backend}-{packs}",
+    )
+    trainer = dpo.dpo_trainer(
+        model, processor, rows, settings, output_dir=folder, packs=packs, callbacks=[clock]
+    )
     note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
     log = dpo.train_dpo(trainer).log
     note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
@@ -211,7 +229,9 @@ def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = No
 def step_seconds(seconds: Sequence[float], epoch: int) -> dict[str, float]:
     """Medians of all steps, those of the first epoch and all later ones; the first `WARM_UP` count only if there are no others."""
     parts = {"": seconds, "_first_epoch": seconds[:epoch]}
-    parts = {name: part[WARM_UP:] or part[-1:] for name, part in parts.items()} | {"_later": seconds[epoch:]}
+    parts = {name: part[WARM_UP:] or part[-1:] for name, part in parts.items()} | {
+        "_later": seconds[epoch:]
+    }
     found = {f"seconds{name}": statistics.median(part) for name, part in parts.items() if part}
     return found | {f"n{name}": len(part) for name, part in parts.items() if name}
 
@@ -237,7 +257,10 @@ def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
     trainer = PPOTrainer(model, processor, tasks, length, settings)
     note(packs=trainer.packer.packs)
     log = trainer.train()
-    seconds = [row["seconds"] - before for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)]
+    seconds = [
+        row["seconds"] - before
+        for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)
+    ]
     norms = [row["grad_norm/adapter"] for row in log]
     note(
         seconds=statistics.median(seconds[1:] or seconds), seconds_first=seconds[0], n=len(log),
@@ -265,17 +288,25 @@ class Watch(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def small_dpo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = False) -> tuple[Weights, int]:
+def small_dpo(
+    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
+) -> tuple[Weights, int]:
     """Final weights of 5 steps with a checkpoint after every second one, and how many steps were done here."""
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
     watch = Watch(kill, lambda: folder.is_dir() and get_last_checkpoint(str(folder)))
-    trainer = dpo.dpo_trainer(model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch])
+    trainer = dpo.dpo_trainer(
+        model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch]
+    )
     dpo.train_dpo(trainer, resume)
-    return {name: p.detach().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad}, watch.steps
+    return {
+        name: p.detach().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad
+    }, watch.steps
 
 
-def small_ppo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = False) -> tuple[Weights, int]:
+def small_ppo(
+    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
+) -> tuple[Weights, int]:
     """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run finds by itself."""
     model, processor = load_model(plan, "small")
     sizes = {"prompts_per_iteration": 2, "group_size": 2, "mini_batch": 1, "max_new_tokens": 4}
@@ -283,7 +314,9 @@ def small_ppo(plan: "Plan", folder: Path, kill: bool = False, resume: bool = Fal
     settings = ppo_settings(plan, iterations=3, checkpoint_every=1, **sizes, **rates)
     path = folder / "checkpoint.pt"
     watch = Watch(kill, path.exists)
-    trainer = PPOTrainer(model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch])
+    trainer = PPOTrainer(
+        model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch]
+    )
     trainer.train()
     return {name: weight.cpu() for name, weight in trainer._weights().items()}, watch.steps
 
@@ -303,13 +336,24 @@ def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
     process = gpu.in_process(gpu.work, (part, plan, None), log, leader=False)
     process.join()
     if process.exitcode != -signal.SIGKILL:
-        raise UsageError(f"the run to be killed ended with {process.exitcode}: {log.read_text()[-200:].strip()}")
+        raise UsageError(
+            f"the run to be killed ended with {process.exitcode}: {log.read_text()[-200:].strip()}"
+        )
     kept = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("checkpoint*"))]
     gone_on, left = train(plan, folder, resume=True)
-    (whole, steps), (again, _) = (train(plan, plan.folder / f"{folder.name}-{number}") for number in (1, 2))
-    note(checkpoints=kept, n=sum(p.numel() for p in whole.values()), steps=steps, steps_gone_on=left)
-    note(largest_lora_b=max(float(p.abs().max()) for name, p in whole.items() if "lora_B" in name))  # it began at 0
-    note(largest_difference=largest(whole, gone_on), largest_difference_unkilled=largest(whole, again))
+    (whole, steps), (again, _) = (
+        train(plan, plan.folder / f"{folder.name}-{number}") for number in (1, 2)
+    )
+    note(
+        checkpoints=kept, n=sum(p.numel() for p in whole.values()), steps=steps, steps_gone_on=left
+    )
+    note(
+        largest_lora_b=max(float(p.abs().max()) for name, p in whole.items() if "lora_B" in name)
+    )  # it began at 0
+    note(
+        largest_difference=largest(whole, gone_on),
+        largest_difference_unkilled=largest(whole, again),
+    )
 
 
 def largest(one: Weights, other: Weights) -> float:

@@ -22,8 +22,12 @@ START, END = "<!-- figures of the recipes -->", "<!-- end figures of the recipes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=sorted(path.stem for path in RECIPES.glob("*.toml")))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=sorted(path.stem for path in RECIPES.glob("*.toml"))
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     results = read_json(RESULTS)["recipes"] if RESULTS.exists() else {}
@@ -31,7 +35,11 @@ def main() -> None:
         recipe = read_recipe(RECIPES / f"{name}.toml", laptop=True, changes=[("seed", args.seed)])
         folder, started = artifacts_dir() / "recipes" / f"{name}-{args.seed}", time.perf_counter()
         figures = run_stages(RecipeRun(recipe, folder))
-        results[name] = {"title": recipe.title, "seconds": time.perf_counter() - started, "figures": figures}
+        results[name] = {
+            "title": recipe.title,
+            "seconds": time.perf_counter() - started,
+            "figures": figures,
+        }
         write_json(RESULTS, {"environment": machine_summary(), "recipes": results})
         write_text(PAGE, page(PAGE.read_text(encoding="utf-8"), results))
 

@@ -45,7 +45,14 @@ SEEDS = (0, 1, 2)
 OUT = ROOT / "benchmarks" / "reward.json"
 HEADS = ("linear", "mlp", "fusion")
 OBJECTIVES = ("bradley_terry", "listwise", "focal")
-COLUMNS = ("right image", "shuffled image", "blank image", "other image", "own", "other image, shuffled image")
+COLUMNS = (
+    "right image",
+    "shuffled image",
+    "blank image",
+    "other image",
+    "own",
+    "other image, shuffled image",
+)
 
 
 def records_of(split: str) -> list[PreferenceRecord]:
@@ -69,13 +76,18 @@ def measure(
     """Accuracies on the test pairs after one training run, and its seconds."""
     train, held_out, test = map(records_of, ("train", "valid", "test"))
     reward = reward_model.new_reward_model(*models.load_model("tiny"), settings, seed, sees_images)
-    if shuffle_labels:  # of the validation pairs too: the best of several models of noise may be right by chance
+    if (
+        shuffle_labels
+    ):  # of the validation pairs too: the best of several models of noise may be right by chance
         train, held_out = random_labels(train, seed), random_labels(held_out, seed + 100)
     run = RewardTrainer(reward, train, held_out, settings, seed).train()
     images = {"right": None} | {c: other_images(test, c) for c in ("shuffled", "blank")}
     scores = {condition: score_records(reward, test, row) for condition, row in images.items()}
     report = RewardReport("reward model", test, scores)
-    kinds = {f"{kind}, shuffled image": share for kind, share in report.accuracy_by_kind("shuffled").items()}
+    kinds = {
+        f"{kind}, shuffled image": share
+        for kind, share in report.accuracy_by_kind("shuffled").items()
+    }
     shares = {"right image": report.accuracy(), "shuffled image": report.accuracy("shuffled")}
     shares |= {"blank image": report.accuracy("blank"), **report.accuracy_by_kind(), **kinds}
     return shares | {"seconds": run.seconds}
@@ -95,7 +107,11 @@ def accuracy(match: str = "") -> dict[str, dict]:
     for name, (change, how, seeds) in plans.items():
         for seed in seeds if match in name else ():
             for what, figure in measure(dataclasses.replace(PRESET, **change), seed, **how).items():
-                figure = figure if isinstance(figure, Proportion) else Proportion(figure, figure, figure, 1)
+                figure = (
+                    figure
+                    if isinstance(figure, Proportion)
+                    else Proportion(figure, figure, figure, 1)
+                )
                 entries[f"{name} | {what} | {seed}"] = dataclasses.asdict(figure) | {"seed": seed}
             print(name, seed, entries[f"{name} | right image | {seed}"], flush=True)
     return entries
@@ -108,12 +124,26 @@ def proxy() -> Qwen2VLForConditionalGeneration:
         "num_key_value_heads": 1, "vocab_size": 512,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     }  # fmt: skip
-    vision = {"depth": 8, "embed_dim": 320, "num_heads": 4, "hidden_size": 384, "patch_size": 14, "mlp_ratio": 4}
+    vision = {
+        "depth": 8,
+        "embed_dim": 320,
+        "num_heads": 4,
+        "hidden_size": 384,
+        "patch_size": 14,
+        "mlp_ratio": 4,
+    }
     tokenizer = AutoProcessor.from_pretrained(ROOT / "data" / "tiny-qwen2-vl").tokenizer
-    marks = {f"{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|{n}_pad|>") for n in ("image", "video")}
-    marks |= {f"vision_{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{n}|>") for n in ("start", "end")}
+    marks = {
+        f"{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|{n}_pad|>") for n in ("image", "video")
+    }
+    marks |= {
+        f"vision_{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{n}|>")
+        for n in ("start", "end")
+    }
     torch.manual_seed(0)
-    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **marks)).eval()
+    return Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(text_config=text, vision_config=vision, **marks)
+    ).eval()
 
 
 @torch.no_grad()
@@ -124,12 +154,17 @@ def speed(repeats: int = 15) -> dict[str, dict]:
     processor.image_processor.size["longest_edge"] = 448 * 448
     image = Image.effect_noise((448, 448), 80).convert("RGB")
     prompt = render(processor, "How many cars, motorcycles, buses and bicycles are in the image?")
-    answers = [f"There are {n} cars, {n} motorcycles, 0 buses, 0 bicycles in the image." for n in range(4)]
+    answers = [
+        f"There are {n} cars, {n} motorcycles, 0 buses, 0 bicycles in the image." for n in range(4)
+    ]
     encoded = encode_prompts(processor, [prompt], [[image]])
     packed = pack(model, processor, encoded, [answers])
     singles = [pack_separately(processor, encoded, [[answer]]) for answer in answers]
     visual = int((packed.inputs["input_ids"] == processor.image_token_id).sum())
-    together, apart = hidden_states(model, packed), torch.cat([hidden_states(model, single) for single in singles])
+    together, apart = (
+        hidden_states(model, packed),
+        torch.cat([hidden_states(model, single) for single in singles]),
+    )
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
     ratios = []
     for _ in range(repeats):
@@ -143,7 +178,13 @@ def speed(repeats: int = 15) -> dict[str, dict]:
     print(
         f"{visual} visual tokens, 4 answers: one forward is {np.median(ratios):.2f} times as fast [{low:.2f}, {high:.2f}]"
     )
-    value = {"value": float(np.median(ratios)), "low": float(low), "high": float(high), "n": repeats, "seed": 0}
+    value = {
+        "value": float(np.median(ratios)),
+        "low": float(low),
+        "high": float(high),
+        "n": repeats,
+        "seed": 0,
+    }
     return {f"speed of 4 answers in one forward, {visual} visual tokens": value}
 
 
@@ -155,9 +196,13 @@ def tables(entries: dict[str, dict]) -> str:
         if rest and rest[0] == "right image":
             found = [entries[f"{name} | {column} | {rest[1]}"] for column in COLUMNS]
             shares = [f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]" for e in found]
-            rows.append([name, rest[1], *shares, f"{entries[f'{name} | seconds | {rest[1]}']['value']:.0f}"])
+            rows.append(
+                [name, rest[1], *shares, f"{entries[f'{name} | seconds | {rest[1]}']['value']:.0f}"]
+            )
     lines = [
-        f"{key}: {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]" for key, e in entries.items() if "speed" in key
+        f"{key}: {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+        for key, e in entries.items()
+        if "speed" in key
     ]
     return "\n\n".join([markdown_table(rows), *over_seeds(entries), *lines])
 
@@ -166,10 +211,15 @@ def over_seeds(entries: dict[str, dict]) -> list[str]:
     """Mean over the seeds with its 95 % t interval, for every model that has several."""
     lines = []
     for name in dict.fromkeys(key.split(" | ")[0] for key in entries if " | right image | " in key):
-        values = {c: [e["value"] for k, e in entries.items() if k.startswith(f"{name} | {c} | ")] for c in COLUMNS}
+        values = {
+            c: [e["value"] for k, e in entries.items() if k.startswith(f"{name} | {c} | ")]
+            for c in COLUMNS
+        }
         n = len(values["right image"])
         if n > 1:
-            half = {c: t.ppf(0.975, n - 1) * np.std(row, ddof=1) / n**0.5 for c, row in values.items()}
+            half = {
+                c: t.ppf(0.975, n - 1) * np.std(row, ddof=1) / n**0.5 for c, row in values.items()
+            }
             shares = [
                 f"{c} {np.mean(v):.3f} [{np.mean(v) - half[c]:.3f}, {np.mean(v) + half[c]:.3f}]"
                 for c, v in values.items()

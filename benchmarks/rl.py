@@ -40,7 +40,15 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import dpo
 from benchmarks.dpo import QWEN2_VL_2B, THIRD, TOY
-from benchmarks.rl_learning import GOAL, METHODS, learning, learning_runs, learning_table, slug, stock_trainer
+from benchmarks.rl_learning import (
+    GOAL,
+    METHODS,
+    learning,
+    learning_runs,
+    learning_table,
+    slug,
+    stock_trainer,
+)
 from helpers import models
 from helpers.config import PPOSettings
 from helpers.files import UsageError, read_json, write_json, write_text
@@ -73,18 +81,33 @@ class Case(dpo.Case):
 
 def cases(toy: bool) -> list[Case]:
     plain = PPOSettings(
-        "grpo", prompts_per_iteration=2, group_size=8, mini_batch=1, max_new_tokens=20, learning_rate=1e-4
+        "grpo",
+        prompts_per_iteration=2,
+        group_size=8,
+        mini_batch=1,
+        max_new_tokens=20,
+        learning_rate=1e-4,
     )
     checkpointing = dataclasses.replace(plain, gradient_checkpointing=True)
     gpu = dataclasses.replace(checkpointing, ratio_tolerance=0.05)
     found = [
         Case("proxy_grpo", THIRD, (448, 448), plain, 3, four_bit=False),
-        Case("proxy_rloo", THIRD, (448, 448), dataclasses.replace(plain, advantages="rloo"), 2, four_bit=False),
+        Case(
+            "proxy_rloo",
+            THIRD,
+            (448, 448),
+            dataclasses.replace(plain, advantages="rloo"),
+            2,
+            four_bit=False,
+        ),
         Case("proxy_grpo_checkpointing", THIRD, (448, 448), checkpointing, 2, four_bit=False),
         Case("gpu_grpo", QWEN2_VL_2B, (448, 448), gpu, 5),
     ]
     small = [dataclasses.replace(c, shape=TOY, size=(112, 112), alternations=1) for c in found]
-    short = [dataclasses.replace(c, settings=dataclasses.replace(c.settings, max_new_tokens=6)) for c in small]
+    short = [
+        dataclasses.replace(c, settings=dataclasses.replace(c.settings, max_new_tokens=6))
+        for c in small
+    ]
     return short if toy else found
 
 
@@ -94,7 +117,9 @@ class Side(dpo.Side):
     def __init__(self, case: Case, folder: Path, stock: bool):
         location, settings = folder / "model", case.settings
         count = (case.alternations + 2) * settings.prompts_per_iteration
-        model, processor = models.load_model(location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1])
+        model, processor = models.load_model(
+            location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1]
+        )
         tasks = tasks_of(dpo.records_in(folder, count))
         self.settings, self.stock = settings, stock
         self.counts = {name: 0 for name in ("tokens", "patches", "updates", "answers", "generated")}
@@ -108,9 +133,9 @@ class Side(dpo.Side):
             # ids of image marks are suppressed, so that no answer can end
             model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
             self.trainer = PPOTrainer(model, processor, tasks, length, settings)
-            self.trainer.next_tasks = lambda shard: tasks[self.trainer.iteration * settings.prompts_per_iteration :][
-                : settings.prompts_per_iteration
-            ]
+            self.trainer.next_tasks = lambda shard: tasks[
+                self.trainer.iteration * settings.prompts_per_iteration :
+            ][: settings.prompts_per_iteration]
             self.weights = self.trainer.actor.adapter
             self._time("sample")
         self.trainer.optimizer.optimizer.register_step_post_hook(self._count_update)
@@ -124,7 +149,9 @@ class Side(dpo.Side):
             trainer.model.gradient_checkpointing_enable()
         trainer.current_gradient_accumulation_steps = 1
         trainer.create_optimizer()
-        self.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+        self.model, trainer.optimizer = trainer.accelerator.prepare(
+            trainer.model, trainer.optimizer
+        )
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.batches = iter(trainer.get_train_dataloader())
         self._time("_generate"), self._time("_calculate_rewards")
@@ -148,15 +175,23 @@ class Side(dpo.Side):
         """Seconds of one iteration on the next prompts; `sampling` of them went into sampling and scoring."""
         self.sampling, started = 0.0, dpo._now()
         if self.stock:
-            for _ in range(self.settings.epochs * (self.settings.prompts_per_iteration // self.settings.mini_batch)):
+            for _ in range(
+                self.settings.epochs
+                * (self.settings.prompts_per_iteration // self.settings.mini_batch)
+            ):
                 batch = next(self.batches)
                 self.trainer.training_step(self.model, batch, None)
                 self.trainer.accelerator.clip_grad_norm_(self.weights, self.settings.max_grad_norm)
                 self.trainer.optimizer.step()
                 self.trainer.optimizer.zero_grad()
             seconds = dpo._now() - started
-            lengths = [int(n) for b in self.trainer._buffered_inputs for n in b["completion_mask"].sum(1)]
-            self.asked = [(row["prompt"][-1]["content"], row["truth"]) for row in batch[:: self.settings.group_size]]
+            lengths = [
+                int(n) for b in self.trainer._buffered_inputs for n in b["completion_mask"].sum(1)
+            ]
+            self.asked = [
+                (row["prompt"][-1]["content"], row["truth"])
+                for row in batch[:: self.settings.group_size]
+            ]
         else:
             self.trainer.iterate()
             seconds = dpo._now() - started
@@ -174,11 +209,17 @@ class Side(dpo.Side):
 
 def compare(case: Case, folder: Path) -> dict[str, list[float]]:
     """Raw figures of a case: seconds and ratios of each alternation, and what an iteration computes."""
-    dpo.pairs(case, folder, (case.alternations + 2) * case.settings.prompts_per_iteration)  # the images
+    dpo.pairs(
+        case, folder, (case.alternations + 2) * case.settings.prompts_per_iteration
+    )  # the images
     stock, ours = Side(case, folder, stock=True), Side(case, folder, stock=False)
     if not all(map(torch.equal, stock.weights, ours.weights)):
         raise UsageError(f"{case.name}: the two trainers start from different adapters")
-    figures = {f"{side}_{what}": [] for side in SIDES for what in ("seconds", "sampling_seconds", "rest_seconds")}
+    figures = {
+        f"{side}_{what}": []
+        for side in SIDES
+        for what in ("seconds", "sampling_seconds", "rest_seconds")
+    }
     for number in tqdm(range(case.alternations + 1), desc=case.name):
         for name, side in [("stock", stock), ("ours", ours)][:: 1 if number % 2 else -1]:
             seconds = side.step()
@@ -190,7 +231,10 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
         if stock.asked != ours.asked:
             raise UsageError(f"{case.name}: the two trainers were asked different questions")
     work = {"stock": stock.counted(), "ours": ours.counted()}
-    settings, answers = case.settings, case.settings.prompts_per_iteration * case.settings.group_size
+    settings, answers = (
+        case.settings,
+        case.settings.prompts_per_iteration * case.settings.group_size,
+    )
     expected = {"answers": answers, "generated": answers * settings.max_new_tokens}
     expected["updates"] = settings.epochs * settings.prompts_per_iteration // settings.mini_batch
     for side, found in work.items():
@@ -200,7 +244,10 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
     for what in ("", "sampling_", "rest_"):
         both = zip(figures[f"stock_{what}seconds"], figures[f"ours_{what}seconds"], strict=True)
         figures[f"{what}ratio"] = [a / b for a, b in both]
-    return figures | {"limit": [work["stock"]["flops"] / work["ours"]["flops"]], "visual_tokens": [case.visual_tokens]}
+    return figures | {
+        "limit": [work["stock"]["flops"] / work["ours"]["flops"]],
+        "visual_tokens": [case.visual_tokens],
+    }
 
 
 def as_on_a_t4() -> None:
@@ -221,7 +268,10 @@ def peak_megabytes(case: Case, folder: Path, stock: bool) -> float:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
         before = dpo._peak_resident()
     side.step()
-    return ((torch.cuda.max_memory_allocated() if torch.cuda.is_available() else dpo._peak_resident()) - before) / 1e6
+    return (
+        (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else dpo._peak_resident())
+        - before
+    ) / 1e6
 
 
 def memory(case: Case, folder: Path) -> dict[str, list[float]]:
@@ -251,16 +301,34 @@ def run(case: Case, parts: set[str], toy: bool) -> dict[str, dict]:
 
 def speed_table(figures: dict[str, dict]) -> str:
     """One line a case; what a side computes is tokens of the language model, image patches and TFLOP an iteration."""
-    rows = [["case", "stock, s an iteration", "ours", "faster (limit)", "sampling, faster", "the rest, faster"]]
+    rows = [
+        [
+            "case",
+            "stock, s an iteration",
+            "ours",
+            "faster (limit)",
+            "sampling, faster",
+            "the rest, faster",
+        ]
+    ]
     rows[0] += ["tokens", "image patches", "TFLOP", "peak memory, MB"]
     for name in dpo.names(figures):
         row = [name, *(dpo._show(figures, name, f"{side}_seconds", "{:.3g}") for side in SIDES)]
-        row.append(f"{dpo._show(figures, name, 'ratio', '{:.2f}')} ({dpo._show(figures, name, 'limit', '{:.2f}')})")
-        row += [dpo._show(figures, name, f"{what}_ratio", "{:.2f}") for what in ("sampling", "rest")]
+        row.append(
+            f"{dpo._show(figures, name, 'ratio', '{:.2f}')} ({dpo._show(figures, name, 'limit', '{:.2f}')})"
+        )
+        row += [
+            dpo._show(figures, name, f"{what}_ratio", "{:.2f}") for what in ("sampling", "rest")
+        ]
         for what in ("tokens", "patches", "flops", "peak_mb"):
-            scaled = {k: {**f, "value": f["value"] / (1e12 if what == "flops" else 1)} for k, f in figures.items()}
+            scaled = {
+                k: {**f, "value": f["value"] / (1e12 if what == "flops" else 1)}
+                for k, f in figures.items()
+            }
             form = "{:.2f}" if what == "flops" else "{:.0f}"
-            row.append(" → ".join(dpo._show(scaled, name, f"{side}_{what}", form) for side in SIDES))
+            row.append(
+                " → ".join(dpo._show(scaled, name, f"{side}_{what}", form) for side in SIDES)
+            )
         rows.append(row)
     return markdown_table(rows)
 
@@ -269,20 +337,43 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
     """Seconds an iteration, sampling below and the rest above; held-out exact share against samples."""
     figure, (bars, curves) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for number, name in enumerate(dpo.names(figures)):
-        for side, offset, color in zip(SIDES, (-0.2, 0.2), (NEUTRAL_COLOR, ACCENT_COLOR), strict=True):
-            sampling, rest = (figures[f"{name}_{side}_{what}_seconds"]["value"] for what in ("sampling", "rest"))
-            bars.bar(number + offset, sampling, 0.38, color=color, label=None if number else f"{side}: sampling")
+        for side, offset, color in zip(
+            SIDES, (-0.2, 0.2), (NEUTRAL_COLOR, ACCENT_COLOR), strict=True
+        ):
+            sampling, rest = (
+                figures[f"{name}_{side}_{what}_seconds"]["value"] for what in ("sampling", "rest")
+            )
+            bars.bar(
+                number + offset,
+                sampling,
+                0.38,
+                color=color,
+                label=None if number else f"{side}: sampling",
+            )
             label = None if number else f"{side}: the rest"
             bars.bar(number + offset, rest, 0.38, sampling, color=color, alpha=0.5, label=label)
         top = figures[f"{name}_ours_seconds"]["value"]
         ratio = f"{figures[f'{name}_ratio']['value']:.1f} ×"
         bars.annotate(ratio, (number + 0.2, top), (0, 5), textcoords="offset points", ha="center")
-    bars.set_xticks(range(len(dpo.names(figures))), [n.replace("_", "\n", 1) for n in dpo.names(figures)], fontsize=8)
+    bars.set_xticks(
+        range(len(dpo.names(figures))),
+        [n.replace("_", "\n", 1) for n in dpo.names(figures)],
+        fontsize=8,
+    )
     bars.set(title="seconds an iteration", ylim=(0, None))
     for method, color in zip(METHODS, COLORS, strict=True):
         start = f"{slug(method)}_held_out_after_"
-        places = sorted({int(key.removeprefix(start).partition("_")[0]) for key in figures if key.startswith(start)})
-        means = [np.mean([e["value"] for e in learning_runs(figures, method, f"held_out_after_{n}")]) for n in places]
+        places = sorted(
+            {
+                int(key.removeprefix(start).partition("_")[0])
+                for key in figures
+                if key.startswith(start)
+            }
+        )
+        means = [
+            np.mean([e["value"] for e in learning_runs(figures, method, f"held_out_after_{n}")])
+            for n in places
+        ]
         curves.plot(places, means, ".:" if METHODS[method][1] else ".-", color=color, label=method)
     curves.axhline(GOAL, color=NEUTRAL_COLOR, linewidth=0.5)
     curves.set(title="held-out exact, greedy, mean of the seeds", xlabel="samples", ylim=(0, 1.02))
@@ -296,10 +387,17 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=("proxy", "memory", "learning", "gpu"))
-    parser.add_argument("--case", help="only this one of a part, for example proxy_grpo, or ppo of the part learning")
+    parser.add_argument(
+        "--case",
+        help="only this one of a part, for example proxy_grpo, or ppo of the part learning",
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=36, help="of each run of the learning part")
-    parser.add_argument("--toy", action="store_true", help="tiny shapes and two of everything, as the test does")
+    parser.add_argument(
+        "--iterations", type=int, default=36, help="of each run of the learning part"
+    )
+    parser.add_argument(
+        "--toy", action="store_true", help="tiny shapes and two of everything, as the test does"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -310,7 +408,9 @@ def main(arguments: list[str] | None = None) -> None:
         if args.case not in (None, case.name):
             continue
         gpu = case.name.startswith("gpu")
-        parts = {"proxy": {"speed"}, "memory": {"memory"}, "learning": set()}.get(args.only, {"speed", "memory"})
+        parts = {"proxy": {"speed"}, "memory": {"memory"}, "learning": set()}.get(
+            args.only, {"speed", "memory"}
+        )
         if case.shape == QWEN2_VL_2B and not torch.cuda.is_available():
             print(f"{case.name}: not run, it needs a GPU.")
         elif parts and (args.only is None or gpu == (args.only == "gpu")):

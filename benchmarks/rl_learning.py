@@ -62,7 +62,9 @@ def stock_reward(score: Scorer, settings: PPOSettings, end: int):
     return reward
 
 
-def stock_trainer(model, processor, tasks: list[Task], score: Scorer, settings: PPOSettings, seed: int, **more):
+def stock_trainer(
+    model, processor, tasks: list[Task], score: Scorer, settings: PPOSettings, seed: int, **more
+):
     """TRL's trainer with `settings` in its words. `more`: of its config."""
     trainer, config, loss = STOCK[settings.advantages]
     steps = settings.prompts_per_iteration // settings.mini_batch
@@ -106,12 +108,20 @@ class HeldOut(TrainerCallback):
     """Greedy answers to `items` after every so many iterations; `watching` counts the seconds that it took."""
 
     def __init__(self, processor, items, settings: PPOSettings):
-        self.processor, self.items, self.settings, self.shares, self.watching = processor, items, settings, {}, 0.0
+        self.processor, self.items, self.settings, self.shares, self.watching = (
+            processor,
+            items,
+            settings,
+            {},
+            0.0,
+        )
 
     def look(self, model, iteration: float) -> None:
         if iteration % EVERY == 0 or iteration == self.settings.iterations:
             started = _now()
-            samples = int(iteration) * self.settings.prompts_per_iteration * self.settings.group_size
+            samples = (
+                int(iteration) * self.settings.prompts_per_iteration * self.settings.group_size
+            )
             self.shares[samples] = evaluate_counting(model, self.processor, self.items).exact_share
             self.watching += _now() - started
 
@@ -119,24 +129,33 @@ class HeldOut(TrainerCallback):
         self.look(model, state.global_step / (args.num_iterations * args.steps_per_generation))
 
 
-def learn(method: str, seed: int, changes: dict, sets: dict, folder: Path) -> dict[str, Proportion | float]:
+def learn(
+    method: str, seed: int, changes: dict, sets: dict, folder: Path
+) -> dict[str, Proportion | float]:
     """Shares of one run: after every `EVERY` iterations, and at the end; its seconds without evaluation.
 
     changes: to the preset; sets: "tasks" to learn from, "valid" and "test" scenes.
     """
     preset, by_trl, own = METHODS[method]
     changes = changes | own
-    settings, (model, processor) = dataclasses.replace(PPO_PRESETS[preset], **changes), models.load_model()
+    settings, (model, processor) = (
+        dataclasses.replace(PPO_PRESETS[preset], **changes),
+        models.load_model(),
+    )
     held_out = HeldOut(processor, sets["valid"], settings)
     if by_trl:
-        trainer = stock_trainer(model, processor, sets["tasks"], count_exact, settings, seed, output_dir=str(folder))
+        trainer = stock_trainer(
+            model, processor, sets["tasks"], count_exact, settings, seed, output_dir=str(folder)
+        )
         trainer.add_callback(held_out)
         started = _now()
         trainer.train()
         seconds = _now() - started - held_out.watching
     else:
         watch = [lambda trainer: held_out.look(trainer.model, trainer.iteration)]
-        trainer = PPOTrainer(model, processor, sets["tasks"], count_exact, settings, seed=seed, watch=watch)
+        trainer = PPOTrainer(
+            model, processor, sets["tasks"], count_exact, settings, seed=seed, watch=watch
+        )
         started = _now()
         if trainer.actor.own_adapter:
             answers = true_and_wrong_answers([task.facts for task in sets["tasks"]], seed=seed)
@@ -160,14 +179,20 @@ def learn(method: str, seed: int, changes: dict, sets: dict, folder: Path) -> di
 
 def learning(seeds: int, iterations: int, toy: bool, only: str | None = None) -> dict[str, dict]:
     """Entries of the learning part, or `only` of one method: `<method>_<what>_seed_<seed>`."""
-    records, figures, changes = read_records(TRAFFIC / "preferences_train.jsonl"), {}, {"iterations": iterations}
+    records, figures, changes = (
+        read_records(TRAFFIC / "preferences_train.jsonl"),
+        {},
+        {"iterations": iterations},
+    )
     changes |= {"prompts_per_iteration": 4, "group_size": 4, "mini_batch": 2} if toy else {}
     with tempfile.TemporaryDirectory() as name:
         write_split(Path(name), "validation", 8 if toy else 128)
         sets = {"tasks": tasks_of(records), "valid": read_yolo(Path(name), "valid")}
         sets["test"] = read_yolo(TRAFFIC, "test")[: 8 if toy else None]
         methods = [method for method in METHODS if only in (None, slug(method))]
-        for method, seed in tqdm([(method, seed) for method in methods for seed in range(seeds)], desc="runs"):
+        for method, seed in tqdm(
+            [(method, seed) for method in methods for seed in range(seeds)], desc="runs"
+        ):
             for what, value in learn(method, seed, changes, sets, Path(name) / "run").items():
                 share = isinstance(value, Proportion)
                 found = dataclasses.asdict(value) if share else entry([value])
@@ -181,20 +206,48 @@ def slug(method: str) -> str:
 
 def learning_runs(figures: dict[str, dict], method: str, what: str) -> list[dict]:
     """The entries of a method's seeds."""
-    return [entry for key, entry in figures.items() if key.startswith(f"{slug(method)}_{what}_seed_")]
+    return [
+        entry for key, entry in figures.items() if key.startswith(f"{slug(method)}_{what}_seed_")
+    ]
 
 
 def learning_table(figures: dict[str, dict]) -> str:
     """One line a method; shares pool the seeds, the others are seed by seed."""
-    rows = [["method", f"samples until {GOAL:.2f} held-out exact, each seed", "exact", "exact, sampled"]]
+    rows = [
+        ["method", f"samples until {GOAL:.2f} held-out exact, each seed", "exact", "exact, sampled"]
+    ]
     rows[0] += ["well formed, sampled", "seconds of training, each seed", "critic explains"]
     for method in METHODS:
         if seconds := learning_runs(figures, method, "seconds"):
-            reached = {entry["seed"]: f"{entry['value']:.0f}" for entry in learning_runs(figures, method, "samples")}
-            row = [method, ", ".join(reached.get(entry["seed"], "not reached") for entry in seconds)]
+            reached = {
+                entry["seed"]: f"{entry['value']:.0f}"
+                for entry in learning_runs(figures, method, "samples")
+            }
+            row = [
+                method,
+                ", ".join(reached.get(entry["seed"], "not reached") for entry in seconds),
+            ]
             for what in ("exact", "exact_sampled", "wellformed_sampled"):
                 runs = learning_runs(figures, method, what)
-                row.append(str(pooled([Proportion(*(run[k] for k in ("value", "low", "high", "n"))) for run in runs])))
-            explained = [f"{run['value']:.2f}" for run in learning_runs(figures, method, "explained_variance")]
-            rows.append([*row, ", ".join(f"{entry['value']:.0f}" for entry in seconds), ", ".join(explained)])
+                row.append(
+                    str(
+                        pooled(
+                            [
+                                Proportion(*(run[k] for k in ("value", "low", "high", "n")))
+                                for run in runs
+                            ]
+                        )
+                    )
+                )
+            explained = [
+                f"{run['value']:.2f}"
+                for run in learning_runs(figures, method, "explained_variance")
+            ]
+            rows.append(
+                [
+                    *row,
+                    ", ".join(f"{entry['value']:.0f}" for entry in seconds),
+                    ", ".join(explained),
+                ]
+            )
     return markdown_table(rows)

@@ -107,7 +107,9 @@ def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
     corpus += ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 200
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -122,7 +124,9 @@ def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=2048,
-        extra_special_tokens=[t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+        extra_special_tokens=[
+            t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")
+        ],
     )
     return tokenizer
 
@@ -148,12 +152,22 @@ def build_model(processor: Qwen2VLProcessor) -> Qwen2VLForConditionalGeneration:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [4, 6, 6],
+            },
             "bos_token_id": token_id("<|endoftext|>"),
             "eos_token_id": token_id("<|im_end|>"),
             "pad_token_id": token_id("<|endoftext|>"),
         },
-        vision_config={"depth": 2, "embed_dim": 96, "num_heads": 4, "hidden_size": 128, "mlp_ratio": 4},
+        vision_config={
+            "depth": 2,
+            "embed_dim": 96,
+            "num_heads": 4,
+            "hidden_size": 128,
+            "mlp_ratio": 4,
+        },
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"),
@@ -187,7 +201,9 @@ class BaseBatches(IterableDataset):
             answers.append(question.answer + "<|im_end|>")
         texts = [p + a for p, a in zip(prompts, answers, strict=True)]
         images = [draw_scene(scene) for scene, _ in examples]
-        batch = self.processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+        batch = self.processor(
+            text=texts, images=images, padding=True, padding_side="right", return_tensors="pt"
+        )
         labels = torch.full_like(batch["input_ids"], -100)
         for row, answer in enumerate(answers):
             length = int(batch["attention_mask"][row].sum())
@@ -202,24 +218,36 @@ class BaseBatches(IterableDataset):
         return {**batch, "labels": labels, "kinds": kinds.flatten(), "colors": colors.flatten()}
 
 
-def train(model, processor, steps: int, batch_size: int, learning_rate: float, workers: int = 1) -> float:
+def train(
+    model, processor, steps: int, batch_size: int, learning_rate: float, workers: int = 1
+) -> float:
     """Train in place; returns seconds taken."""
     seen = {}
-    hook = model.model.visual.merger.register_forward_hook(lambda _m, _i, out: seen.update(cells=out))
-    heads = torch.nn.ModuleList([torch.nn.Linear(128, len(VEHICLE_KINDS) + 1), torch.nn.Linear(128, len(COLORS))])
+    hook = model.model.visual.merger.register_forward_hook(
+        lambda _m, _i, out: seen.update(cells=out)
+    )
+    heads = torch.nn.ModuleList(
+        [torch.nn.Linear(128, len(VEHICLE_KINDS) + 1), torch.nn.Linear(128, len(COLORS))]
+    )
     parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, (steps - i) / max(1, steps - warmup))
     )
     cross_entropy = torch.nn.functional.cross_entropy
-    loader = DataLoader(BaseBatches(processor, steps, batch_size), batch_size=None, num_workers=workers)
+    loader = DataLoader(
+        BaseBatches(processor, steps, batch_size), batch_size=None, num_workers=workers
+    )
     started = time.perf_counter()
     for step, batch in enumerate(progress := tqdm(loader, total=steps, desc="base", mininterval=5)):
         kinds, colors = batch.pop("kinds"), batch.pop("colors")
         loss = model(**batch).loss
-        auxiliary = cross_entropy(heads[0](seen["cells"]), kinds) + cross_entropy(heads[1](seen["cells"]), colors)
+        auxiliary = cross_entropy(heads[0](seen["cells"]), kinds) + cross_entropy(
+            heads[1](seen["cells"]), colors
+        )
         (loss + 0.5 * auxiliary).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -255,7 +283,9 @@ def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]
 def write_card(folder: Path, args: argparse.Namespace, seconds: float, parameters: int) -> None:
     """The model card: command, data, figures, known bias."""
     table = measure(folder)
-    rows = "\n".join(f"| {name} | {' | '.join(str(t[name]) for t in table.values())} |" for name in table["fp32"])
+    rows = "\n".join(
+        f"| {name} | {' | '.join(str(t[name]) for t in table.values())} |" for name in table["fp32"]
+    )
     megabytes = (folder / "model.safetensors").stat().st_size / 1e6
     write_text(
         folder / "README.md",

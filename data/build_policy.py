@@ -37,9 +37,16 @@ def main() -> None:
     model, processor = models.load_model(BASE)
     with tempfile.TemporaryDirectory() as output:
         pairs = to_trl(read_records(source))
-        trainer = dpo.dpo_trainer(model, processor, pairs, settings, seed=SEED, output_dir=Path(output))
+        trainer = dpo.dpo_trainer(
+            model, processor, pairs, settings, seed=SEED, output_dir=Path(output)
+        )
         trainer.train()
-    about = {"base": BASE, "seed": SEED, "settings": asdict(settings), "data": source.relative_to(ROOT).as_posix()}
+    about = {
+        "base": BASE,
+        "seed": SEED,
+        "settings": asdict(settings),
+        "data": source.relative_to(ROOT).as_posix(),
+    }
     models.save_adapter(trainer.model, folder, about)
     own = {"base_model_name_or_path": presets.PRESETS[BASE].location}  # not a path of this machine
     write_json(folder / "adapter_config.json", read_json(folder / "adapter_config.json") | own)

@@ -33,10 +33,14 @@ def main() -> None:
         items = read_yolo(folder, split)
         asked = counting_questions(items)
         budget = models.answer_budget(processor, asked.answers)
-        own = models.sample_answers(model, processor, asked.images, asked.questions, max_new_tokens=budget)
+        own = models.sample_answers(
+            model, processor, asked.images, asked.questions, max_new_tokens=budget
+        )
         records = build_records(items, own)
         about = {"source": "data/build_traffic.py", "licence": "Apache-2.0"}
-        write_records(folder / f"preferences_{split}.jsonl", [r.model_copy(update=about) for r in records])
+        write_records(
+            folder / f"preferences_{split}.jsonl", [r.model_copy(update=about) for r in records]
+        )
     print(f"{sum(NUMBERS.values())} scenes and their preferences → {folder}")
 
 

@@ -71,7 +71,9 @@ def run_demo(args: argparse.Namespace) -> None:
 def print_summary(figures: dict[str, dict[str, float]]) -> None:
     for name, figure in figures.items():
         interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["n"] > 1 else ""
-        print(f"{name:<36} {figure['value']:>10.4g}{interval} (n = {figure['n']}, seed {figure['seed']})")
+        print(
+            f"{name:<36} {figure['value']:>10.4g}{interval} (n = {figure['n']}, seed {figure['seed']})"
+        )
 
 
 def run_recipe(args: argparse.Namespace) -> None:
@@ -80,7 +82,9 @@ def run_recipe(args: argparse.Namespace) -> None:
     from helpers.recipes import RecipeRun, find_recipe, read_recipe
 
     path = find_recipe(args.config)
-    recipe = read_recipe(path, laptop=args.laptop, changes=[parse_setting(text) for text in args.set])
+    recipe = read_recipe(
+        path, laptop=args.laptop, changes=[parse_setting(text) for text in args.set]
+    )
     run_stages(RecipeRun(recipe, args.out or artifacts_dir() / "recipes" / path.stem), args.stage)
 
 
@@ -90,7 +94,9 @@ def write_report(args: argparse.Namespace) -> None:
 
     folder = artifacts_dir() / "report"
     if args.again or not (folder / "sections" / f"{EVALUATION_NOTEBOOK}.json").exists():
-        values = {"MODEL": args.model} | ({"ADAPTERS": str(args.adapters.resolve())} if args.adapters else {})
+        values = {"MODEL": args.model} | (
+            {"ADAPTERS": str(args.adapters.resolve())} if args.adapters else {}
+        )
         notebooks.run_notebook(EVALUATION_NOTEBOOK, values, folder / "notebooks")
     for path in [build_report(), *sorted((folder / "cards").glob("*.md"))]:
         print(path)
@@ -107,15 +113,23 @@ def check_files(args: argparse.Namespace) -> None:
     reports = []
     for path in args.file:
         lengths, against = new_lengths(), [*others, *reports]
-        reports.append(data.check_file(path, root=args.root, images=args.images, lengths=lengths, against=against))
+        reports.append(
+            data.check_file(
+                path, root=args.root, images=args.images, lengths=lengths, against=against
+            )
+        )
         print(reports[-1], end="\n\n")
     if args.json:
         write_json(args.json, [report.to_json() for report in reports])
     if args.salvage:
         good, bad = data.salvage(args.file[0], reports[0], args.salvage)
         if args.salvage.resolve().parent != args.file[0].resolve().parent:
-            print(f"Image paths are relative to their file: move {args.salvage} beside {args.file[0]} before using it.")
-        print(f"good lines: {good:,} → {args.salvage}, others: {bad:,} → {args.salvage.with_suffix('.bad.jsonl')}")
+            print(
+                f"Image paths are relative to their file: move {args.salvage} beside {args.file[0]} before using it."
+            )
+        print(
+            f"good lines: {good:,} → {args.salvage}, others: {bad:,} → {args.salvage.with_suffix('.bad.jsonl')}"
+        )
     if errors := sum(len(report.errors) for report in reports):
         raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
 
@@ -166,37 +180,73 @@ def _lengths_of(name: str) -> Callable[[], Any]:
     processor, source = load_processor(name), original_source(name)
     config = AutoConfig.from_pretrained(source.location, revision=source.revision).get_text_config()
     limit = processor.tokenizer.model_max_length
-    return partial(RecordLengths, processor, min(limit, getattr(config, "max_position_embeddings", limit)))
+    return partial(
+        RecordLengths, processor, min(limit, getattr(config, "max_position_embeddings", limit))
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
-    command = commands.add_parser("demo", help="run the suite on the embedded model and write the report")
-    command.add_argument("--started", type=float, help="time (seconds since 1970) from which demo_seconds counts")
+    command = commands.add_parser(
+        "demo", help="run the suite on the embedded model and write the report"
+    )
+    command.add_argument(
+        "--started", type=float, help="time (seconds since 1970) from which demo_seconds counts"
+    )
     command.set_defaults(action=run_demo)
     command = commands.add_parser("run", help="run notebooks whole, in the order given")
     command.add_argument("notebook", nargs="+", help="for example 02 04 06")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter"
+    )
     command.set_defaults(action=run_notebooks)
     command = commands.add_parser("train", help="run the stages of a recipe")
-    command.add_argument("--config", required=True, help="a recipe's name (see recipes/) or the path of a TOML file")
-    command.add_argument("--stage", action="append", default=[], help="only this stage; may be repeated")
-    command.add_argument("--laptop", action="store_true", help="as [laptop] in the recipe says: no GPU is needed")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="dpo.settings.steps=20")
-    command.add_argument("--out", type=Path, help="folder for all it makes (default: artifacts/recipes/NAME)")
+    command.add_argument(
+        "--config", required=True, help="a recipe's name (see recipes/) or the path of a TOML file"
+    )
+    command.add_argument(
+        "--stage", action="append", default=[], help="only this stage; may be repeated"
+    )
+    command.add_argument(
+        "--laptop", action="store_true", help="as [laptop] in the recipe says: no GPU is needed"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="dpo.settings.steps=20"
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder for all it makes (default: artifacts/recipes/NAME)"
+    )
     command.set_defaults(action=run_recipe)
-    command = commands.add_parser("report", help="write the report and the model cards; evaluates first if needed")
+    command = commands.add_parser(
+        "report", help="write the report and the model cards; evaluates first if needed"
+    )
     command.add_argument("--model", default="tiny", help="base of the adapters (default: tiny)")
-    command.add_argument("--adapters", type=Path, help="folder with adapters (default: the artifacts)")
-    command.add_argument("--again", action="store_true", help="evaluate again, though it was done before")
+    command.add_argument(
+        "--adapters", type=Path, help="folder with adapters (default: the artifacts)"
+    )
+    command.add_argument(
+        "--again", action="store_true", help="evaluate again, though it was done before"
+    )
     command.set_defaults(action=write_report)
-    command = commands.add_parser("check", help="say what is wrong with files of preference records")
-    command.description = "Check files of preference records (JSONL) before training. Exit code 1 if one has errors."
-    command.add_argument("file", nargs="+", type=Path, help="several are also searched for photos they share")
-    command.add_argument("--root", type=Path, help="data folder that holds the images (default: that of the file)")
-    command.add_argument("--no-images", dest="images", action="store_false", help="open no image: quicker")
-    command.add_argument("--model", help="count tokens as this model does, for example tiny or qwen2-vl-2b")
+    command = commands.add_parser(
+        "check", help="say what is wrong with files of preference records"
+    )
+    command.description = (
+        "Check files of preference records (JSONL) before training. Exit code 1 if one has errors."
+    )
+    command.add_argument(
+        "file", nargs="+", type=Path, help="several are also searched for photos they share"
+    )
+    command.add_argument(
+        "--root", type=Path, help="data folder that holds the images (default: that of the file)"
+    )
+    command.add_argument(
+        "--no-images", dest="images", action="store_false", help="open no image: quicker"
+    )
+    command.add_argument(
+        "--model", help="count tokens as this model does, for example tiny or qwen2-vl-2b"
+    )
     command.add_argument(
         "--benchmark",
         action="append",
@@ -206,29 +256,65 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of images or file of records whose photos must not be in the files; may be repeated",
     )
     command.add_argument(
-        "--salvage", type=Path, metavar="OUT", help="write good lines to OUT, others to OUT with suffix .bad.jsonl"
+        "--salvage",
+        type=Path,
+        metavar="OUT",
+        help="write good lines to OUT, others to OUT with suffix .bad.jsonl",
     )
     command.add_argument("--json", type=Path, metavar="OUT", help="write the findings as JSON too")
     command.set_defaults(action=check_files)
     command = commands.add_parser("convert", help="convert a preference file of any known format")
     command.add_argument("file", type=Path)
     command.add_argument("out", type=Path)
-    command.add_argument("--to", default="record", help="format to write (default: this project's records)")
-    command.add_argument("--pairs", choices=("all", "extremes"), default="all", help="all pairs, or best against worst")
+    command.add_argument(
+        "--to", default="record", help="format to write (default: this project's records)"
+    )
+    command.add_argument(
+        "--pairs",
+        choices=("all", "extremes"),
+        default="all",
+        help="all pairs, or best against worst",
+    )
     command.set_defaults(action=convert_preferences)
-    command = commands.add_parser("export", help="merge an adapter into its base, check it, put it on the hub")
-    command.add_argument("adapter", type=Path, help="folder of a policy's adapter, for example artifacts/dpo/seed-0")
-    command.add_argument("out", type=Path, help="folder for the merged model: a new one or an empty one")
-    command.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the merged weights")
-    command.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the hub, a private one")
-    command.add_argument("--public", action="store_true", help="with --push: everybody may see the repository")
+    command = commands.add_parser(
+        "export", help="merge an adapter into its base, check it, put it on the hub"
+    )
+    command.add_argument(
+        "adapter", type=Path, help="folder of a policy's adapter, for example artifacts/dpo/seed-0"
+    )
+    command.add_argument(
+        "out", type=Path, help="folder for the merged model: a new one or an empty one"
+    )
+    command.add_argument(
+        "--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the merged weights"
+    )
+    command.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload it to this repository of the hub, a private one",
+    )
+    command.add_argument(
+        "--public", action="store_true", help="with --push: everybody may see the repository"
+    )
     command.set_defaults(action=export_adapter)
-    command = commands.add_parser("memory", help="say what presets take in memory, with gradient checkpointing")
-    command.description = "GB with the smallest batch, and the largest batch on cards of so many GB, by arithmetic."
-    command.add_argument("--model", action="append", metavar="NAME", help="preset or folder (default: all presets)")
-    command.add_argument("--width", type=int, default=1024, help="of an image in pixels (default: 1024)")
-    command.add_argument("--height", type=int, default=1024, help="of an image in pixels (default: 1024)")
-    command.add_argument("--max-pixels", type=int, help="that images are reduced to (default: the model's own)")
+    command = commands.add_parser(
+        "memory", help="say what presets take in memory, with gradient checkpointing"
+    )
+    command.description = (
+        "GB with the smallest batch, and the largest batch on cards of so many GB, by arithmetic."
+    )
+    command.add_argument(
+        "--model", action="append", metavar="NAME", help="preset or folder (default: all presets)"
+    )
+    command.add_argument(
+        "--width", type=int, default=1024, help="of an image in pixels (default: 1024)"
+    )
+    command.add_argument(
+        "--height", type=int, default=1024, help="of an image in pixels (default: 1024)"
+    )
+    command.add_argument(
+        "--max-pixels", type=int, help="that images are reduced to (default: the model's own)"
+    )
     command.set_defaults(action=print_memory)
     command = commands.add_parser("schema", help="write the JSON Schema of a record to data/")
     command.set_defaults(action=write_schema)

@@ -24,11 +24,15 @@ class LoraSettings:
 @dataclass(frozen=True)
 class DPOSettings:
     beta: float = 0.1
-    losses: tuple[str, ...] = ("sigmoid",)  # TRL's names: sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, …
+    losses: tuple[str, ...] = (
+        "sigmoid",
+    )  # TRL's names: sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, …
     loss_weights: tuple[float, ...] = (1.0,)
     sft_weight: float = 0.0  # weight of −log p(chosen) / token, against likelihood displacement
     label_smoothing: float = 0.0  # share of wrong labels that the loss "robust" expects
-    image_weight: float = 0.0  # mDPO: prefer the right image to a spoilt one, given the chosen answer
+    image_weight: float = (
+        0.0  # mDPO: prefer the right image to a spoilt one, given the chosen answer
+    )
     anchor_weight: float = 0.0  # mDPO: keep the chosen answer likelier than under the reference
     learning_rate: float = 5e-6
     steps: int = 400
@@ -56,7 +60,9 @@ DPO_PRESETS = {
     # the vehicle-counting project: 420 steps × 2 × 4 = 3,360 pairs; it does not state more, the rest is TRL's default
     "vehicles": DPOSettings(steps=420, accumulation=4, learning_rate=1e-6),
     # the reward-model project's adapter: 2,179,072 weights of Qwen2-VL-2B, 8 × (in + out) of q, k, v, o in 28 layers
-    "attention": DPOSettings(lora=LoraSettings(r=8, alpha=16, dropout=0.05, target_modules=ATTENTION)),
+    "attention": DPOSettings(
+        lora=LoraSettings(r=8, alpha=16, dropout=0.05, target_modules=ATTENTION)
+    ),
     # MPO (Wang et al. 2024, arXiv 2411.10442): preference, quality and generation, 0.8 : 0.2 : 1
     "mpo": DPOSettings(losses=("sigmoid", "bco_pair"), loss_weights=(0.8, 0.2), sft_weight=1.0),
     # mDPO (Wang et al. 2024, arXiv 2406.11839): its three terms have the same weight
@@ -125,16 +131,26 @@ class PPOSettings:
     prompts_per_iteration: int = 8  # asked in an iteration
     group_size: int = 4  # answers to each: 8 × 4 = 32 samples an iteration
     epochs: int = 2  # updates see each answer so often
-    mini_batch: int = 4  # prompts in one update: 4 × 4 = 16 answers, 8 / 4 × 2 = 4 updates an iteration
-    sampling_batch: int = 0  # prompts that are sampled, and looked at before the updates, together; 0: all of a shard
+    mini_batch: int = (
+        4  # prompts in one update: 4 × 4 = 16 answers, 8 / 4 × 2 = 4 updates an iteration
+    )
+    sampling_batch: int = (
+        0  # prompts that are sampled, and looked at before the updates, together; 0: all of a shard
+    )
     learning_rate: float = 1e-5
     anneal_lr: bool = True  # both learning rates fall linearly to 0
     critic_learning_rate: float = 1e-4
-    critic_warm_up_learning_rate: float = 1e-4  # before the first iteration, where it has all to learn
-    critic_layers: int = 3  # 1 or 3; 0: no critic, so that advantages are measured against a constant
+    critic_warm_up_learning_rate: float = (
+        1e-4  # before the first iteration, where it has all to learn
+    )
+    critic_layers: int = (
+        3  # 1 or 3; 0: no critic, so that advantages are measured against a constant
+    )
     critic_sees_image: bool = False
     critic_detached: bool = True  # its loss does not reach the policy's adapter
-    critic_adapter: bool = False  # it has an adapter of its own instead: a second pass, 1.5 times the time
+    critic_adapter: bool = (
+        False  # it has an adapter of its own instead: a second pass, 1.5 times the time
+    )
     gamma: float = 1.0
     lam: float = 0.95
     whiten: bool = True  # advantages of a batch to mean 0 and deviation 1; GRPO: divided by the group's deviation
@@ -153,7 +169,9 @@ class PPOSettings:
     max_grad_norm: float = 1.0
     adam_epsilon: float = 1e-8
     gradient_checkpointing: bool = False
-    ratio_tolerance: float = 1e-3  # of new to old probability before the first update; 16 bits need more
+    ratio_tolerance: float = (
+        1e-3  # of new to old probability before the first update; 16 bits need more
+    )
     checkpoint_every: int = 5
     shards: int = 1  # an iteration is sampled in so many parts, or one a process: 1 process with 2 equals 2 processes
     lora: LoraSettings = LoraSettings()
@@ -163,9 +181,13 @@ class PPOSettings:
         if self.advantages not in ("gae", "rloo", "grpo"):
             raise UsageError(f"advantages={self.advantages!r}: choose gae, rloo or grpo.")
         if self.advantages != "gae" and self.group_size < 2:
-            raise UsageError(f"{self.advantages} compares the answers to one prompt: set group_size to 2 or more.")
+            raise UsageError(
+                f"{self.advantages} compares the answers to one prompt: set group_size to 2 or more."
+            )
         if self.temperature <= 0:
-            raise UsageError("temperature=0 gives one and the same answer each time: sample with a temperature over 0.")
+            raise UsageError(
+                "temperature=0 gives one and the same answer each time: sample with a temperature over 0."
+            )
         if shards % processes or self.prompts_per_iteration % shards or self.mini_batch % shards:
             raise UsageError(
                 f"{processes} processes share {shards} shards, and those prompts_per_iteration and mini_batch: "
@@ -193,12 +215,18 @@ PPO_PRESETS = {
     # 36 iterations × 16 × 4 = 2,304 samples, 36 × 2 × 16 / 8 = 144 updates
     "tiny": _TINY,
     "tiny-rloo": replace(_TINY, advantages="rloo"),
-    "tiny-grpo": replace(_TINY, advantages="grpo", prompts_per_iteration=8, group_size=8, mini_batch=4),
+    "tiny-grpo": replace(
+        _TINY, advantages="grpo", prompts_per_iteration=8, group_size=8, mini_batch=4
+    ),
     # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + 4 × ~30 answer tokens) = 872 tokens in an update,
     # logits of 2 × 4 × 30 × 151,936 × 4 bytes = 0.15 GB; 100 × 8 × 4 = 3,200 samples
-    "t4": PPOSettings(mini_batch=2, critic_adapter=True, gradient_checkpointing=True, ratio_tolerance=5e-2),
+    "t4": PPOSettings(
+        mini_batch=2, critic_adapter=True, gradient_checkpointing=True, ratio_tolerance=5e-2
+    ),
     # the reasoning project: one linear layer on the last text state and the pooled image, an entropy bonus
-    "reasoning": PPOSettings(critic_layers=1, critic_sees_image=True, entropy_weight=0.01, mini_batch=2),
+    "reasoning": PPOSettings(
+        critic_layers=1, critic_sees_image=True, entropy_weight=0.01, mini_batch=2
+    ),
     # the caption project states no numbers: those of the library it used, but for the 256 answers an iteration
     "captions": PPOSettings(
         prompts_per_iteration=32,
@@ -258,11 +286,16 @@ def ppo_preset(name: str, **knobs: Any) -> PPOSettings:
     """
     settings = _preset(PPO_PRESETS, name, "PPO")
     group = knobs.get("group_size", settings.group_size)
-    for answers, prompts in (("batch_size", "prompts_per_iteration"), ("mini_batch_size", "mini_batch")):
+    for answers, prompts in (
+        ("batch_size", "prompts_per_iteration"),
+        ("mini_batch_size", "mini_batch"),
+    ):
         if answers in knobs:
             knobs[prompts] = max(1, knobs.pop(answers) // group)
     knobs = {_KNOBS.get(knob, knob): value for knob, value in knobs.items()}
     known = [field.name for field in fields(PPOSettings)]
     if unknown := set(knobs) - set(known):
-        raise UsageError(f"no PPO setting is called {', '.join(sorted(unknown))}: choose from {', '.join(known)}.")
+        raise UsageError(
+            f"no PPO setting is called {', '.join(sorted(unknown))}: choose from {', '.join(known)}."
+        )
     return replace(settings, **knobs)

@@ -47,7 +47,12 @@ from helpers.models import (
     user_message,
 )
 from helpers.report import read_sections
-from helpers.report.model_card import _shorten_path, data_licences, package_versions, render_model_card
+from helpers.report.model_card import (
+    _shorten_path,
+    data_licences,
+    package_versions,
+    render_model_card,
+)
 from helpers.rewards import REWARD_ADAPTER
 from helpers.runtime import tensors_hash
 from helpers.training import CRITIC_ADAPTER
@@ -80,7 +85,11 @@ class ReferenceOutput:
 
 
 def merge(
-    base: str | Path | None, adapter: Path, out: Path, dtype: torch.dtype = torch.float16, images: int = 4
+    base: str | Path | None,
+    adapter: Path,
+    out: Path,
+    dtype: torch.dtype = torch.float16,
+    images: int = 4,
 ) -> Path:
     """Base + adapter as one model in the folder `out`, which is there only after all checks.
 
@@ -100,19 +109,26 @@ def merge(
     try:
         model = model.merge_and_unload()
         weights = _finite_hash(model)
-        if not model.generation_config.do_sample:  # without it these say nothing, and transformers refuses to save them
+        if (
+            not model.generation_config.do_sample
+        ):  # without it these say nothing, and transformers refuses to save them
             model.generation_config.update(temperature=None, top_p=None, top_k=None)
         model.save_pretrained(part, max_shard_size="5GB")
         processor.save_pretrained(part)
         del model
         gc.collect()  # room for the one that is read back
-        about["merged"] = {"dtype": str(dtype).removeprefix("torch."), **verify(part, spoken, weights, dtype, place)}
+        about["merged"] = {
+            "dtype": str(dtype).removeprefix("torch."),
+            **verify(part, spoken, weights, dtype, place),
+        }
         _write_card(part, about, out.name)
         if out.exists():
             out.rmdir()
         part.rename(out)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error}). Free space, or give another folder.") from error
+        raise UsageError(
+            f"{out}: cannot be written ({error}). Free space, or give another folder."
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     print(f"{out}: {about['merged']}")
@@ -121,43 +137,66 @@ def merge(
 
 def policy_facts(adapter: Path, base: str | Path | None = None) -> dict[str, Any]:
     """The about.json of a policy's adapter, with `base` if it is given. Raises UsageError for anything else."""
-    if not (adapter / "adapter_model.safetensors").exists() or not (adapter / "adapter_config.json").exists():
-        raise UsageError(f"{adapter}: holds no adapter (adapter_config.json, adapter_model.safetensors).")
-    noted, kind = (adapter / "about.json").exists(), read_json(adapter / "adapter_config.json").get("peft_type")
+    if (
+        not (adapter / "adapter_model.safetensors").exists()
+        or not (adapter / "adapter_config.json").exists()
+    ):
+        raise UsageError(
+            f"{adapter}: holds no adapter (adapter_config.json, adapter_model.safetensors)."
+        )
+    noted, kind = (
+        (adapter / "about.json").exists(),
+        read_json(adapter / "adapter_config.json").get("peft_type"),
+    )
     about = read_json(adapter / "about.json") if noted else {}
     if (
         (adapter / "head.safetensors").exists()
         or "head" in about
         or (adapter.name in (REWARD_ADAPTER, CRITIC_ADAPTER) and not noted)
     ):
-        raise UsageError(f"{adapter}: of a reward model or critic, which answers nothing. Give a policy's adapter.")
+        raise UsageError(
+            f"{adapter}: of a reward model or critic, which answers nothing. Give a policy's adapter."
+        )
     if kind != "LORA":
-        raise UsageError(f"{adapter}: an adapter of the kind {kind} cannot be merged. Only LoRA's can.")
+        raise UsageError(
+            f"{adapter}: an adapter of the kind {kind} cannot be merged. Only LoRA's can."
+        )
     if not (base or about.get("base")):
-        raise UsageError(f"{adapter}: no about.json names its base. Give the base, or what `save_adapter` wrote.")
+        raise UsageError(
+            f"{adapter}: no about.json names its base. Give the base, or what `save_adapter` wrote."
+        )
     return about | {"base": str(base or about["base"])}
 
 
 def device_with_room(base: str, dtype: torch.dtype) -> torch.device:
     """Choose the GPU if the weights fit, else the CPU. Raises UsageError with both figures if neither has room."""
     if getattr(config_of(base), "quantization_config", None):
-        raise UsageError(f"{base}: is quantised, and a merge would be rounded like it. Give the original as the base.")
+        raise UsageError(
+            f"{base}: is quantised, and a merge would be rounded like it. Give the original as the base."
+        )
     number = sum(parameter.numel() for parameter in model_without_weights(base).parameters())
-    need, free = number * dtype.itemsize / 1e9 + CHECK_MEMORY_GB, psutil.virtual_memory().available / 1e9
+    need, free = (
+        number * dtype.itemsize / 1e9 + CHECK_MEMORY_GB,
+        psutil.virtual_memory().available / 1e9,
+    )
     print(
         f"{number:,} weights × {dtype.itemsize} bytes + {CHECK_MEMORY_GB:.0f} GB for the checks = {need:.1f} GB of memory"
     )
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] / 1e9 > need:
         return torch.device("cuda")
     if free < need:
-        raise UsageError(f"{base}: the merge takes {need:.1f} GB, and {free:.1f} GB are free. Close other programs.")
+        raise UsageError(
+            f"{base}: the merge takes {need:.1f} GB, and {free:.1f} GB are free. Close other programs."
+        )
     return torch.device("cpu")
 
 
 def _load(base: str | Path, dtype: torch.dtype, place: torch.device) -> PreTrainedModel:
     source = loading.original_source(base)
     options = {"revision": source.revision, "dtype": dtype, "attn_implementation": "sdpa"}
-    if place.type != "cpu":  # straight there; with a CPU in it, transformers would take the model for offloaded
+    if (
+        place.type != "cpu"
+    ):  # straight there; with a CPU in it, transformers would take the model for offloaded
         options["device_map"] = {"": place}
     with loading.explain_load_errors(base, source):
         return AutoModelForImageTextToText.from_pretrained(source.location, **options).eval()
@@ -168,31 +207,48 @@ def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     try:
         saved = load_file(adapter / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{adapter}: adapter_model.safetensors cannot be read ({error}). Save it again.") from error
+        raise UsageError(
+            f"{adapter}: adapter_model.safetensors cannot be read ({error}). Save it again."
+        ) from error
     model = models.load_adapter(model, adapter)
     own = {name: value.cpu() for name, value in get_peft_model_state_dict(model).items()}
-    fits = {name for name in saved.keys() & own.keys() if torch.equal(saved[name].float(), own[name].float())}
+    fits = {
+        name
+        for name in saved.keys() & own.keys()
+        if torch.equal(saved[name].float(), own[name].float())
+    }
     if wrong := (saved.keys() | own.keys()) - fits:
-        raise UsageError(f"{adapter}: {len(wrong)} tensors do not fit this base ({min(wrong)} …). Give its own base.")
+        raise UsageError(
+            f"{adapter}: {len(wrong)} tensors do not fit this base ({min(wrong)} …). Give its own base."
+        )
     return model
 
 
 @torch.no_grad()
-def reference_output(model: PeftModel, processor: ProcessorMixin, images: int = 4) -> ReferenceOutput:
+def reference_output(
+    model: PeftModel, processor: ProcessorMixin, images: int = 4
+) -> ReferenceOutput:
     """Greedy answers to questions about the first shipped test images. Raises UsageError for logits that overflow."""
     items = read_yolo(ROOT / "data" / "traffic", "test")[:images]
-    questions, pictures = [question_for(item, i) for i, item in enumerate(items)], [open_image(i.path) for i in items]
+    questions, pictures = (
+        [question_for(item, i) for i, item in enumerate(items)],
+        [open_image(i.path) for i in items],
+    )
     answers = models.generate_answers(model, processor, pictures, questions, max_new_tokens=32)
     conversations = [[user_message(question)] for question in questions]
     inputs = conversations, [[picture] for picture in pictures], [[text] for text in answers]
     logits = _logits(model, processor, inputs)
     if not logits.isfinite().all():
-        raise UsageError(f"in {model.dtype} this model's numbers overflow. Merge with --dtype fp32.")
+        raise UsageError(
+            f"in {model.dtype} this model's numbers overflow. Merge with --dtype fp32."
+        )
     with models.disable_adapters(model):
         return ReferenceOutput(inputs, logits, _distance(_logits(model, processor, inputs), logits))
 
 
-def _logits(model: torch.nn.Module, processor: ProcessorMixin, inputs: tuple[list, list, list]) -> Tensor:
+def _logits(
+    model: torch.nn.Module, processor: ProcessorMixin, inputs: tuple[list, list, list]
+) -> Tensor:
     packed = Packer(model, processor, packs=False)(*inputs)
     return answer_logits(model, packed)[:, :-1][packed.mask[:, 1:]].float().cpu()
 
@@ -205,7 +261,9 @@ def _distance(logits: Tensor, others: Tensor) -> float:
 def _finite_hash(model: PreTrainedModel) -> str:
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
-            raise UsageError(f"{name}: not finite after the merge in {weight.dtype}. Merge with --dtype fp32.")
+            raise UsageError(
+                f"{name}: not finite after the merge in {weight.dtype}. Merge with --dtype fp32."
+            )
     return tensors_hash(sorted(model.named_parameters()))
 
 
@@ -220,7 +278,9 @@ def verify(
     """
     model, processor = _load(folder, dtype, place), AutoProcessor.from_pretrained(folder)
     if tensors_hash(sorted(model.named_parameters())) != weights:
-        raise UsageError(f"{folder}: the weights read back are not those written. Check the disk, merge again.")
+        raise UsageError(
+            f"{folder}: the weights read back are not those written. Check the disk, merge again."
+        )
     logits, (limit, tie) = _logits(model, processor, expected.inputs), EXPORT_TOLERANCES[dtype]
     error, choice = _distance(logits, expected.logits), logits.argmax(1, keepdim=True)
     if not error <= min(limit, expected.effect / 2):  # not <=: NaN is no success
@@ -230,15 +290,23 @@ def verify(
         )
     behind = expected.logits.max(1).values - expected.logits.gather(1, choice)[:, 0]  # nats
     if behind.max() > tie:
-        raise UsageError(f"the merged model's greedy answers are others, by {behind.max():.2f} nats: try --dtype fp32.")
-    return {"relative_error": error, "effect": expected.effect, "tokens": len(behind), "ties": int((behind > 0).sum())}
+        raise UsageError(
+            f"the merged model's greedy answers are others, by {behind.max():.2f} nats: try --dtype fp32."
+        )
+    return {
+        "relative_error": error,
+        "effect": expected.effect,
+        "tokens": len(behind),
+        "ties": int((behind > 0).sum()),
+    }
 
 
 def _write_card(folder: Path, about: dict[str, Any], name: str) -> None:
     """README.md and about.json, with no path of this machine."""
     write_text(folder / "README.md", hub_card(about, name))
     write_json(
-        folder / "about.json", about | {key: _shorten_path(about[key]) for key in ("base", "data") if key in about}
+        folder / "about.json",
+        about | {key: _shorten_path(about[key]) for key in ("base", "data") if key in about},
     )
 
 
@@ -251,26 +319,39 @@ def hub_card(about: dict[str, Any], name: str) -> str:
     }  # fmt: skip
     if not Path(base).is_absolute() and not (ROOT / base).exists():  # the hub takes only hub ids
         metadata |= {"base_model": base, "base_model_relation": "merge" if merged else "adapter"}
-    reward, facts = about.get("reward"), {key: value for key, value in about.items() if key != "merged"}
+    reward, facts = (
+        about.get("reward"),
+        {key: value for key, value in about.items() if key != "merged"},
+    )
     text = f"A LoRA adapter of `{_shorten_path(base)}` (licence: {licence}), trained on "
     text += f"the reward `{reward}`" if reward else "preference pairs"
     if merged:
         text += f", merged into its weights in {merged['dtype']}: logits are within {merged['relative_error']:.0e} of those "
         text += "of base + adapter. Figures below are of the adapter on the base as notebook 07 loaded it, usually in 4 bits"
     text += ".\n\n## "
-    examined = [item for section in read_sections() for item in section.examined.items() if item[1].about == facts]
+    examined = [
+        item
+        for section in read_sections()
+        for item in section.examined.items()
+        if item[1].about == facts
+    ]
     if examined:
         text += render_model_card(*examined[0]).partition("\n## ")[2]
     else:
         text += f"Data\n`{_shorten_path(about.get('data', 'not noted'))}`, licence: {', '.join(data_licences(about))}.\n\n## Versions\n"
-        text += ", ".join(package_versions()) + ".\n\n## Figures\nNone: notebook 07 has not examined this adapter.\n"
+        text += (
+            ", ".join(package_versions())
+            + ".\n\n## Figures\nNone: notebook 07 has not examined this adapter.\n"
+        )
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {name}\n\n{text}"
 
 
 def _origin(about: dict[str, Any]) -> tuple[str, str]:
     """Hub id or folder of the base, and its licence."""
     preset = preset_of(about["base"])
-    return (preset.location, preset.licence) if preset else (about["base"], "see the base's own card")
+    return (
+        (preset.location, preset.licence) if preset else (about["base"], "see the base's own card")
+    )
 
 
 def push(folder: Path, repository: str, private: bool = True) -> str:
@@ -282,14 +363,21 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
     about = policy_facts(folder) if adapter else read_json(folder / "about.json")
     base, licence = _origin(about)
     data = ", ".join(data_licences(about))
-    print(f"Licence of the base: {licence}; of the data: {data}. What you publish must keep to both.")
-    files, api = [f for f in folder.iterdir() if f.is_file() and PUBLISHED_FILES.fullmatch(f.name)], HfApi(token=token)
+    print(
+        f"Licence of the base: {licence}; of the data: {data}. What you publish must keep to both."
+    )
+    files, api = (
+        [f for f in folder.iterdir() if f.is_file() and PUBLISHED_FILES.fullmatch(f.name)],
+        HfApi(token=token),
+    )
     with tempfile.TemporaryDirectory() as copy:
         if adapter:  # its files name folders of this machine
             for file in files:
                 shutil.copy(file, copy)
             folder = Path(copy)
-            config = read_json(folder / "adapter_config.json") | {"base_model_name_or_path": _shorten_path(base)}
+            config = read_json(folder / "adapter_config.json") | {
+                "base_model_name_or_path": _shorten_path(base)
+            }
             write_json(folder / "adapter_config.json", config)
             _write_card(folder, about, repository.split("/")[1])
         names = sorted({file.name for file in files} | {"README.md"})
@@ -300,9 +388,13 @@ def push(folder: Path, repository: str, private: bool = True) -> str:
                 api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
         except (errors.HTTPError, OSError) as error:
             reason = str(error).splitlines()[0].replace(token, "HF_TOKEN")
-            raise UsageError(f"{repository}: not uploaded ({reason}). Check network and the token's rights.") from None
+            raise UsageError(
+                f"{repository}: not uploaded ({reason}). Check network and the token's rights."
+            ) from None
     if public:
-        raise UsageError(f"{repository}: is there and public; nothing was uploaded. Give another name, or --public.")
+        raise UsageError(
+            f"{repository}: is there and public; nothing was uploaded. Give another name, or --public."
+        )
     return str(address)
 
 
@@ -313,7 +405,9 @@ def push_token(repository: str) -> str:
     except errors.HFValidationError:
         repository = ""
     if repository.count("/") != 1:
-        raise UsageError("a repository on the hub is called owner/name, with letters, digits, '-', '_' and '.'.")
+        raise UsageError(
+            "a repository on the hub is called owner/name, with letters, digits, '-', '_' and '.'."
+        )
     if not (token := os.environ.get("HF_TOKEN", "").strip() or _colab_secret()):
         raise UsageError(
             "no token for the hub. Make one that may write at https://huggingface.co/settings/tokens, then set HF_TOKEN to "
@@ -327,5 +421,7 @@ def _colab_secret() -> str | None:
         from google.colab import userdata
 
         return userdata.get("HF_TOKEN") if hosted_machine() is COLAB else None
-    except Exception:  # none there, refused, nobody answers: errors of several kinds, and for us the same
+    except (
+        Exception
+    ):  # none there, refused, nobody answers: errors of several kinds, and for us the same
         return None

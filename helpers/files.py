@@ -24,7 +24,9 @@ class UsageError(ValueError):
     Notebooks show it as one line instead of a traceback; the command line prints it and exits with 1.
     """
 
-    def _render_traceback_(self) -> list[str]:  # IPython calls this instead of formatting a traceback
+    def _render_traceback_(
+        self,
+    ) -> list[str]:  # IPython calls this instead of formatting a traceback
         return [f"Error: {self}"]
 
 
@@ -64,7 +66,10 @@ def write_lines(path: Path, lines: Iterable[str]) -> Path:
 
 
 def _replace(path: Path, parts: Iterable[str]) -> Path:
-    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with (
+        replace_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
         file.writelines(parts)
     return path
 
@@ -94,7 +99,10 @@ def parse_json(raw: bytes) -> Any:
     try:
         text = raw.decode("utf-8-sig")
         value = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_parse_finite, object_pairs_hook=_refuse_duplicate_keys
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_parse_finite,
+            object_pairs_hook=_refuse_duplicate_keys,
         )
         if "\\ud" in text.lower():  # half of a surrogate pair is no character and cannot be written
             json.dumps(value, ensure_ascii=False).encode()
@@ -102,13 +110,21 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise UsageError(f"not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
     except UnicodeEncodeError:
-        raise UsageError("a \\ud… escape stands without its partner. Write the character itself.") from None
+        raise UsageError(
+            "a \\ud… escape stands without its partner. Write the character itself."
+        ) from None
     except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        place = (
+            f"column {error.colno}"
+            if error.lineno == 1
+            else f"line {error.lineno}, column {error.colno}"
+        )
         raise UsageError(f"not JSON ({error.msg}, {place}).") from None
     except RecursionError:
         raise UsageError("nested too deeply.") from None
-    except ValueError as error:  # from the three functions below, or an integer of over 4,300 digits
+    except (
+        ValueError
+    ) as error:  # from the three functions below, or an integer of over 4,300 digits
         raise UsageError(f"not JSON ({error}).") from None
 
 
@@ -126,7 +142,9 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+        raise ValueError(
+            f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object"
+        )
     return value
 
 
@@ -135,7 +153,9 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file. Check the path, or run the notebook that makes it.") from None
+        raise UsageError(
+            f"{path}: no such file. Check the path, or run the notebook that makes it."
+        ) from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -164,7 +184,11 @@ def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise UsageError(f"{where}: image {path} does not exist. Paths are relative to the data file.") from None
+        raise UsageError(
+            f"{where}: image {path} does not exist. Paths are relative to the data file."
+        ) from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{where}: image {path} cannot be read ({reason}). Replace or remove it.") from None
+        raise UsageError(
+            f"{where}: image {path} cannot be read ({reason}). Replace or remove it."
+        ) from None

@@ -39,8 +39,27 @@ PROTECTED = (
     # built for each other and for the GPU driver
     *("torch", "torchvision", "torchaudio", "triton"),
     # what a fresh kernel of Colab has loaded
-    *("certifi", "decorator", "httplib2", "ipykernel", "ipython", "ipywidgets", "matplotlib", "numpy", "packaging"),
-    *("pillow", "psutil", "python-dateutil", "pyzmq", "tornado", "traitlets", "typing-extensions", "wcwidth"),
+    *(
+        "certifi",
+        "decorator",
+        "httplib2",
+        "ipykernel",
+        "ipython",
+        "ipywidgets",
+        "matplotlib",
+        "numpy",
+        "packaging",
+    ),
+    *(
+        "pillow",
+        "psutil",
+        "python-dateutil",
+        "pyzmq",
+        "tornado",
+        "traitlets",
+        "typing-extensions",
+        "wcwidth",
+    ),
     # built against numpy; loaded as soon as a reader looks at a table
     "pandas",
 )
@@ -108,7 +127,9 @@ class VersionChanges:
     def __str__(self) -> str:
         replaced = [f"{name} {old} → {new}" for name, (old, new) in self.replaced.items()]
         added = [f"{name} {version}" for name, version in self.added.items()]
-        return f"replaced: {', '.join(replaced) or 'nothing'}\nadded: {', '.join(added) or 'nothing'}"
+        return (
+            f"replaced: {', '.join(replaced) or 'nothing'}\nadded: {', '.join(added) or 'nothing'}"
+        )
 
 
 def hosted_machine() -> HostedMachine | None:
@@ -134,8 +155,16 @@ def read_requirements(path: Path, gpu: bool) -> list[Requirement]:
     """The lines of a requirements file that count on this system; without a GPU, those that need none."""
     lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     wanted = [Requirement(line) for line in lines if line]
-    wanted = [requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate()]
-    return [requirement for requirement in wanted if gpu or canonicalize_name(requirement.name) not in GPU_ONLY]
+    wanted = [
+        requirement
+        for requirement in wanted
+        if not requirement.marker or requirement.marker.evaluate()
+    ]
+    return [
+        requirement
+        for requirement in wanted
+        if gpu or canonicalize_name(requirement.name) not in GPU_ONLY
+    ]
 
 
 def unmet_requirements(requirements: Iterable[Requirement]) -> list[UnmetRequirement]:
@@ -155,7 +184,9 @@ def unmet_requirements(requirements: Iterable[Requirement]) -> list[UnmetRequire
             continue
         if not requirement.specifier.contains(found.version, prereleases=True):
             lacking[str(requirement)] = UnmetRequirement(requirement, found.version)
-        elif (key := (canonicalize_name(requirement.name), frozenset(requirement.extras))) not in seen:
+        elif (
+            key := (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        ) not in seen:
             seen.add(key)
             todo += [] if key[0] in PROTECTED else _needs(found, requirement.extras)
     return sorted(lacking.values(), key=str)
@@ -165,14 +196,20 @@ def _needs(found: metadata.Distribution, extras: Iterable[str]) -> list[Requirem
     """What an installed package requires on this system when it is asked for with these extras."""
     needs = [Requirement(line) for line in found.requires or []]
     chosen = [{"extra": extra} for extra in ("", *extras)]
-    return [need for need in needs if not need.marker or any(need.marker.evaluate(extra) for extra in chosen)]
+    return [
+        need
+        for need in needs
+        if not need.marker or any(need.marker.evaluate(extra) for extra in chosen)
+    ]
 
 
 def installed_versions() -> dict[str, str]:
     """Versions of all installed packages; of a package found twice the one that an import would take."""
     versions: dict[str, str] = {}
     for found in metadata.distributions():
-        if name := found.metadata["Name"]:  # a removal that was cut off leaves a folder without a name
+        if name := found.metadata[
+            "Name"
+        ]:  # a removal that was cut off leaves a folder without a name
             versions.setdefault(canonicalize_name(name), found.version)
     return versions
 
@@ -198,10 +235,17 @@ def ensure(root: Path = _ROOT) -> VersionChanges:
         _advise(lacking)
         return VersionChanges({}, {})
     _refuse_protected(lacking, machine)
-    print(f"Installing for {', '.join(sorted({lack.name for lack in lacking}))} … (about a minute)", flush=True)
+    print(
+        f"Installing for {', '.join(sorted({lack.name for lack in lacking}))} … (about a minute)",
+        flush=True,
+    )
     before = installed_versions()
     _install(
-        [line for line in wanted if canonicalize_name(line.name) not in PROTECTED or unmet_requirements([line])],
+        [
+            line
+            for line in wanted
+            if canonicalize_name(line.name) not in PROTECTED or unmet_requirements([line])
+        ],
         pins(before),
         machine,
     )
@@ -234,10 +278,14 @@ def _refuse_protected(lacking: Sequence[UnmetRequirement], machine: HostedMachin
         )
 
 
-def _install(wanted: Sequence[Requirement], constraints: Sequence[str], machine: HostedMachine) -> None:
+def _install(
+    wanted: Sequence[Requirement], constraints: Sequence[str], machine: HostedMachine
+) -> None:
     """Run pip, or uv where Python has it, in this Python. Raises SystemExit with what it said if it fails."""
     tool = (
-        ["uv", "pip", "install", "--python", sys.executable] if importlib.util.find_spec("uv") else ["pip", "install"]
+        ["uv", "pip", "install", "--python", sys.executable]
+        if importlib.util.find_spec("uv")
+        else ["pip", "install"]
     )
     folder = Path(tempfile.mkdtemp())
     try:
@@ -256,7 +304,10 @@ def explain_failure(output: str, machine: HostedMachine) -> str:
     if NO_NETWORK.search(output):
         return f"There is no network: the packages cannot be fetched. {machine.connect}, then run this cell again."
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    first = next((i for i, line in enumerate(lines) if re.match("ERROR|error|×", line)), max(0, len(lines) - 8))
+    first = next(
+        (i for i, line in enumerate(lines) if re.match("ERROR|error|×", line)),
+        max(0, len(lines) - 8),
+    )
     said = "\n  ".join(lines[first : first + 8]) or "nothing"
     return (
         f"The packages could not be installed. What pip said:\n  {said}\nIf another package of this runtime stands "
@@ -267,14 +318,27 @@ def explain_failure(output: str, machine: HostedMachine) -> str:
 def compare_versions(before: dict[str, str], after: dict[str, str]) -> VersionChanges:
     """Compare two lists of versions: what was added, and what has another version (or none) in `after`."""
     added = {name: version for name, version in sorted(after.items()) if name not in before}
-    moved = {name: (old, after.get(name, "removed")) for name, old in sorted(before.items()) if after.get(name) != old}
+    moved = {
+        name: (old, after.get(name, "removed"))
+        for name, old in sorted(before.items())
+        if after.get(name) != old
+    }
     return VersionChanges(added, moved)
 
 
-def _verify(changes: VersionChanges, lacking: Sequence[UnmetRequirement], machine: HostedMachine) -> None:
-    moved = [f"{name} {old} → {new}" for name, (old, new) in changes.replaced.items() if name in PROTECTED]
+def _verify(
+    changes: VersionChanges, lacking: Sequence[UnmetRequirement], machine: HostedMachine
+) -> None:
+    moved = [
+        f"{name} {old} → {new}"
+        for name, (old, new) in changes.replaced.items()
+        if name in PROTECTED
+    ]
     if moved or lacking:
-        wrong = [*(f"replaced against the rule: {text}" for text in moved), *(f"not satisfied: {x}" for x in lacking)]
+        wrong = [
+            *(f"replaced against the rule: {text}" for text in moved),
+            *(f"not satisfied: {x}" for x in lacking),
+        ]
         raise SystemExit(
             f"The installation did not do what it should: {'; '.join(wrong)}. This runtime cannot be relied on: "
             f"{machine.start_anew}, then run this cell first of all."
@@ -284,7 +348,12 @@ def _verify(changes: VersionChanges, lacking: Sequence[UnmetRequirement], machin
 def loaded_packages(names: Iterable[str]) -> list[str]:
     """Choose the packages that this kernel has already imported a module of."""
     names, modules = set(names), metadata.packages_distributions()
-    owners = {canonicalize_name(owner) for module, all_ in modules.items() if module in sys.modules for owner in all_}
+    owners = {
+        canonicalize_name(owner)
+        for module, all_ in modules.items()
+        if module in sys.modules
+        for owner in all_
+    }
     return sorted(names & owners)
 
 

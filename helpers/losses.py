@@ -57,7 +57,9 @@ def dpo_loss(
     return loss.mean(), margin
 
 
-def anchor_loss(chosen_logps: Tensor, reference_chosen_logps: Tensor, beta: float, delta: float = 0.0) -> Tensor:
+def anchor_loss(
+    chosen_logps: Tensor, reference_chosen_logps: Tensor, beta: float, delta: float = 0.0
+) -> Tensor:
     """−log σ(β · (log π − log π_ref) − δ) of the chosen answers, (): they must not become less likely.
 
     The third term of mDPO (arXiv 2406.11839); arguments (batch,).
@@ -129,7 +131,9 @@ def listwise_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
         places = torch.as_tensor(tier, device=scores.device)
         if len(worse):
             rivals = scores[worse].expand(len(places), -1)
-            losses.append(torch.cat([scores[places, None], rivals], dim=1).logsumexp(1) - scores[places])
+            losses.append(
+                torch.cat([scores[places, None], rivals], dim=1).logsumexp(1) - scores[places]
+            )
         worse = torch.cat([worse, places])
     return torch.cat(losses[::-1]) if losses else scores[:0]
 
@@ -173,13 +177,19 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) ->
     return rewards
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns, (answers, longest) each.
 
     values: V of the state before each token. δ_t = r_t + γ V_{t+1} − V_t with V = 0 after the last token;
     A_t = δ_t + γ λ A_{t+1}; returns A + V. λ = 1: reward to go minus V; λ = 0: δ.
     """
-    advantages, following, next_value = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0]), 0.0
+    advantages, following, next_value = (
+        torch.zeros_like(rewards),
+        torch.zeros_like(rewards[:, 0]),
+        0.0,
+    )
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         following = (delta + gamma * lam * following) * mask[:, t]
@@ -195,7 +205,9 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
     others: ValueError.
     """
     if group_size < 2:
-        raise ValueError(f"a group of {group_size} has no other answers to compare with: sample at least 2")
+        raise ValueError(
+            f"a group of {group_size} has no other answers to compare with: sample at least 2"
+        )
     grouped = scores.view(-1, group_size)
     grouped = grouped - grouped[:, :1]  # changes no difference, and equal scores become exactly 0
     others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
@@ -209,7 +221,9 @@ def grpo_advantages(scores: Tensor, group_size: int, scale: bool = True) -> Tens
     (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783). Shapes as in `rloo_advantages`.
     """
     if group_size < 2:
-        raise ValueError(f"a group of {group_size} has no other answers to compare with: sample at least 2")
+        raise ValueError(
+            f"a group of {group_size} has no other answers to compare with: sample at least 2"
+        )
     grouped = scores.view(-1, group_size)
     grouped = grouped - grouped[:, :1]  # changes no difference, and equal scores become exactly 0
     centred = grouped - grouped.mean(1, keepdim=True)
@@ -225,25 +239,40 @@ class PolicyLoss:
 
 
 def clipped_policy_loss(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip: float, count: Tensor | None = None
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float,
+    count: Tensor | None = None,
 ) -> PolicyLoss:
     """−mean of min(ρ A, clamp(ρ, 1 − ε, 1 + ε) A) over tokens, ρ = π / π_old (arXiv 1707.06347, eq. 7)."""
     log_ratio = (logps - old_logps) * mask
     ratio = log_ratio.exp()
     free, held = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
     with torch.no_grad():
-        clip_share, approx_kl = masked_mean((held > free).float(), mask), masked_mean(k3(-log_ratio), mask)
+        clip_share, approx_kl = (
+            masked_mean((held > free).float(), mask),
+            masked_mean(k3(-log_ratio), mask),
+        )
         mean_ratio = masked_mean(ratio, mask)
     loss = masked_mean(torch.maximum(free, held), mask, count)
     return PolicyLoss(loss, float(clip_share), float(approx_kl), float(mean_ratio))
 
 
 def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float, count: Tensor | None = None
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float,
+    count: Tensor | None = None,
 ) -> Tensor:
     """½ · mean of the larger squared error of V and of V held within ± clip of its old value, ()."""
     held = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (held - returns) ** 2), mask, count)
+    return 0.5 * masked_mean(
+        torch.maximum((values - returns) ** 2, (held - returns) ** 2), mask, count
+    )
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -39,7 +39,9 @@ def parameters(name: str) -> list[str]:
 
     cells = nbformat.read(find_notebook(name), as_version=4).cells
     source = cells[_parameters_cell(cells)].source
-    targets = [t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
+    targets = [
+        t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets
+    ]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
@@ -50,7 +52,9 @@ def _parameters_cell(cells: list) -> int:
     return tagged[0]
 
 
-def run_notebook(name: str, values: dict[str, Any] | None = None, html_folder: Path | None = None) -> Path | None:
+def run_notebook(
+    name: str, values: dict[str, Any] | None = None, html_folder: Path | None = None
+) -> Path | None:
     """Run a notebook whole in a kernel of its own; the executed page goes to `html_folder`.
 
     Raises UsageError with the notebook, the cell and the last lines of its error if a cell fails.
@@ -63,15 +67,22 @@ def run_notebook(name: str, values: dict[str, Any] | None = None, html_folder: P
     notebook = nbformat.read(path, as_version=4)
     if values:
         source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-        notebook.cells.insert(_parameters_cell(notebook.cells) + 1, nbformat.v4.new_code_cell(source))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        notebook.cells.insert(
+            _parameters_cell(notebook.cells) + 1, nbformat.v4.new_code_cell(source)
+        )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     progress = tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", mininterval=2)
     client = NotebookClient(
         notebook,
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(NOTEBOOKS)}},
-        extra_arguments=["--log-level=ERROR"],  # else every kernel warns that its local port is not encrypted
+        extra_arguments=[
+            "--log-level=ERROR"
+        ],  # else every kernel warns that its local port is not encrypted
         on_cell_complete=lambda cell, cell_index: progress.update(),
     )
     try:
@@ -91,7 +102,17 @@ def _save_html(notebook, path: Path) -> Path:
     from traitlets.config import Config
 
     notebook.metadata.pop("widgets", None)
-    kinds = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
+    kinds = [
+        "text/html",
+        "image/svg+xml",
+        "image/png",
+        "image/jpeg",
+        "text/markdown",
+        "text/latex",
+        "text/plain",
+    ]
     config = Config(NbConvertBase={"display_data_priority": kinds})
-    page, _ = HTMLExporter(config=config, embed_images=True, require_js_url="").from_notebook_node(notebook)
+    page, _ = HTMLExporter(config=config, embed_images=True, require_js_url="").from_notebook_node(
+        notebook
+    )
     return write_text(path, page)

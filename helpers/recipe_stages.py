@@ -107,14 +107,21 @@ def prepare_data(run: RecipeRun) -> None:
 def _prepare_questions(run: RecipeRun) -> None:
     """Visual Genome's questions, split by image; without its images, such a file is made from the scenes."""
     settings, target = run.recipe.data, run.folder / "data"
-    file, images = (ROOT / settings.train, ROOT / settings.images) if settings.images else _write_scene_questions(run)
+    file, images = (
+        (ROOT / settings.train, ROOT / settings.images)
+        if settings.images
+        else _write_scene_questions(run)
+    )
     asked = read_visual_genome(file, images)
     groups = list(dict.fromkeys(item.group for item in asked))
     order = np.random.default_rng(run.recipe.seed).permutation(len(groups))
     first = {groups[i] for i in order[: round(settings.train_share * len(groups))]}
     for split, inside in (("train", True), ("test", False)):
         rows = [item for item in asked if (item.group in first) == inside][: settings.limit]
-        rows = [{"image": str(item.path.resolve()), "question": item.question, "answer": item.answer} for item in rows]
+        rows = [
+            {"image": str(item.path.resolve()), "question": item.question, "answer": item.answer}
+            for item in rows
+        ]
         write_json(target / f"{split}-questions.json", rows)
         run.add_figure(f"questions_{split}", len(rows))
 
@@ -129,7 +136,12 @@ def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
             open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
             asked = [ask(record.truth, number) for ask in (presence_question, one_class_question)]
             qas = [
-                {"qa_id": 2 * number + place, "image_id": number, "question": question, "answer": answer}
+                {
+                    "qa_id": 2 * number + place,
+                    "image_id": number,
+                    "question": question,
+                    "answer": answer,
+                }
                 for place, (question, answer) in enumerate(asked)
             ]
             entries.append({"id": number, "qas": qas})
@@ -180,7 +192,9 @@ def train_caption_rewards(run: RecipeRun) -> None:
             reward.save(run.folder / "captions")
 
 
-def _judge(run: RecipeRun, name: str, score: Callable[[Sequence[PreferenceRecord]], list[list[float]]]) -> None:
+def _judge(
+    run: RecipeRun, name: str, score: Callable[[Sequence[PreferenceRecord]], list[list[float]]]
+) -> None:
     """Accuracy on the pairs of the test split, beside the best rule that never sees the image."""
     records = [record for record in run.pairs("test") if record.pairs()]
     right = pair_hits(pair_gaps(records, score(records)))
@@ -210,10 +224,14 @@ def train_reward_models(run: RecipeRun) -> None:
             _judge(run, f"reward_{head}_{objective}", partial(score_records, scored))
             _judge_with_shuffled_images(run, f"reward_{head}_{objective}", scored)
     if PartialState().is_main_process:
-        shutil.copytree(max(found, key=found.get), run.folder / "reward" / "best", dirs_exist_ok=True)
+        shutil.copytree(
+            max(found, key=found.get), run.folder / "reward" / "best", dirs_exist_ok=True
+        )
 
 
-def _judge_with_shuffled_images(run: RecipeRun, name: str, scored: reward_model.RewardModel) -> None:
+def _judge_with_shuffled_images(
+    run: RecipeRun, name: str, scored: reward_model.RewardModel
+) -> None:
     records = run.pairs("test")
     images = [record.image_paths for record in records]
     others = [images[i] for i in derangement(len(images), run.recipe.seed)]
@@ -247,7 +265,11 @@ def train_ppo_policy(run: RecipeRun) -> None:
         model, processor, tasks, score, settings, folder, seed=recipe.seed, truth=_truth_scorer(tasks),
         watch=[PPODoctor()], cache=run.folder / "cache" / "features",
     )  # fmt: skip
-    if trainer.actor.own_adapter and recipe.ppo.critic_warm_up_epochs and isinstance(tasks[0].facts, dict):
+    if (
+        trainer.actor.own_adapter
+        and recipe.ppo.critic_warm_up_epochs
+        and isinstance(tasks[0].facts, dict)
+    ):
         answers = true_and_wrong_answers([task.facts for task in tasks], recipe.seed)
         trainer.warm_up_critic(tasks, answers, recipe.ppo.critic_warm_up_epochs)
     log = trainer.train()
@@ -283,7 +305,9 @@ def _weighted_scorer(
     return model, rows[0][1] if len(rows) == 1 and rows[0][2] == 1 else weighted_scorer(rows)
 
 
-def _learnt_scorer(run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin) -> tuple[torch.nn.Module, Scorer]:
+def _learnt_scorer(
+    run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin
+) -> tuple[torch.nn.Module, Scorer]:
     """The stage `reward`'s model on the policy's base; its scores are standardised on the validation answers."""
     policy = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
     scored = reward_model.load_reward_model(policy, processor, run.folder / "reward" / "best")
@@ -303,7 +327,11 @@ def evaluate_policies(run: RecipeRun) -> None:
 
 
 def _right_answers(
-    run: RecipeRun, name: str, model: torch.nn.Module, processor: ProcessorMixin, tasks: Sequence[Task]
+    run: RecipeRun,
+    name: str,
+    model: torch.nn.Module,
+    processor: ProcessorMixin,
+    tasks: Sequence[Task],
 ) -> list[bool]:
     """Which greedy answers are right, (tasks,). Counts are asked for in both wordings, sampled ones noted as well."""
     if isinstance(tasks[0].facts, dict):

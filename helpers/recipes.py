@@ -15,8 +15,21 @@ from pydantic import Field, ValidationError
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
-from helpers.config import DPOSettings, PPOSettings, RewardSettings, dpo_preset, ppo_preset, reward_preset
-from helpers.data import FORMATS, PreferenceRecord, StrictModel, explain_validation_error, read_records
+from helpers.config import (
+    DPOSettings,
+    PPOSettings,
+    RewardSettings,
+    dpo_preset,
+    ppo_preset,
+    reward_preset,
+)
+from helpers.data import (
+    FORMATS,
+    PreferenceRecord,
+    StrictModel,
+    explain_validation_error,
+    read_records,
+)
 from helpers.files import ROOT, UsageError, read_json
 from helpers.machine import changed_fields, check_machine
 from helpers.statistics import Proportion
@@ -98,12 +111,17 @@ class Recipe(StrictModel):
         return _change_fields(dpo_preset(self.dpo.preset), self.dpo.settings, "dpo")
 
     def ppo_settings(self) -> PPOSettings:
-        return ppo_preset(self.ppo.preset, **_merge_lora(ppo_preset(self.ppo.preset), self.ppo.settings))
+        return ppo_preset(
+            self.ppo.preset, **_merge_lora(ppo_preset(self.ppo.preset), self.ppo.settings)
+        )
 
 
 def _merge_lora(settings: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return `changes`; its LoRA settings replace only those of the preset that they name."""
-    own = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.get("lora", {}).items()}
+    own = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in changes.get("lora", {}).items()
+    }
     return dict(changes) | ({"lora": _change_fields(settings.lora, own, "lora")} if own else {})
 
 
@@ -111,7 +129,9 @@ def _change_fields(settings: Any, changes: Mapping[str, Any], stage: str) -> Any
     """A dataclass with some fields changed. Raises UsageError for a name that it has not."""
     known = [field.name for field in dataclasses.fields(settings)]
     if unknown := sorted(set(changes) - set(known)):
-        raise UsageError(f"{stage}: no setting is called {', '.join(unknown)}. Choose from {', '.join(known)}.")
+        raise UsageError(
+            f"{stage}: no setting is called {', '.join(unknown)}. Choose from {', '.join(known)}."
+        )
     if "lora" in changes:
         changes = _merge_lora(settings, changes)
     return dataclasses.replace(settings, **changes)
@@ -125,10 +145,14 @@ def find_recipe(name: str | Path) -> Path:
         return path
     if str(name) in known:
         return known[str(name)]
-    raise UsageError(f"no recipe {str(name)!r}: choose {', '.join(known)}, or give the path of a TOML file.")
+    raise UsageError(
+        f"no recipe {str(name)!r}: choose {', '.join(known)}, or give the path of a TOML file."
+    )
 
 
-def read_recipe(path: Path, *, laptop: bool = False, changes: Sequence[tuple[str, Any]] = ()) -> Recipe:
+def read_recipe(
+    path: Path, *, laptop: bool = False, changes: Sequence[tuple[str, Any]] = ()
+) -> Recipe:
     """The recipe in a file, with `[laptop]` and then `changes` ("dpo.settings.steps", 20) laid over it.
 
     Raises UsageError naming the file and the field if something in it is unknown or of the wrong kind.
@@ -165,11 +189,19 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     stages = stages or recipe.stages
     if set(stages) == {"data"}:  # needs no model
         return recipe
-    given = {"dpo": recipe.dpo_settings(), "ppo": recipe.ppo_settings(), "reward": recipe.reward_settings()}
+    given = {
+        "dpo": recipe.dpo_settings(),
+        "ppo": recipe.ppo_settings(),
+        "reward": recipe.reward_settings(),
+    }
     heads = recipe.reward.heads
-    given["reward"] = dataclasses.replace(given["reward"], head="fusion" if "fusion" in heads else heads[0])
+    given["reward"] = dataclasses.replace(
+        given["reward"], head="fusion" if "fusion" in heads else heads[0]
+    )
     given = {stage: settings for stage, settings in given.items() if stage in stages}
-    plan = check_machine(recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given)
+    plan = check_machine(
+        recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given
+    )
     parts: dict[str, Any] = {"max_pixels": plan.max_pixels}
     for stage, settings in given.items():
         part = getattr(recipe, stage)
@@ -182,7 +214,9 @@ def deep_merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     """Lay `changes` over `base`, table by table; a table of weights (`score`) is replaced whole."""
     both = dict(base)
     for name, value in changes.items():
-        deeper = isinstance(value, Mapping) and isinstance(both.get(name), Mapping) and name != "score"
+        deeper = (
+            isinstance(value, Mapping) and isinstance(both.get(name), Mapping) and name != "score"
+        )
         both[name] = deep_merge(both[name], value) if deeper else value
     return both
 
@@ -204,7 +238,9 @@ class RecipeRun:
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         recipe = self.recipe
-        return models.load_model(recipe.model, four_bit=recipe.four_bit, max_pixels=recipe.max_pixels)
+        return models.load_model(
+            recipe.model, four_bit=recipe.four_bit, max_pixels=recipe.max_pixels
+        )
 
     def records(self, split: str) -> list[PreferenceRecord]:
         return read_records(self.folder / "data" / f"{split}.jsonl")
@@ -218,7 +254,10 @@ class RecipeRun:
         """The questions of a split, with what is true: all counts, or an answer."""
         if self.recipe.data.format == "visual_genome":
             rows = read_json(self.folder / "data" / f"{split}-questions.json")
-            return [Task((Path(row["image"]),), (models.user_message(row["question"]),), row["answer"]) for row in rows]
+            return [
+                Task((Path(row["image"]),), (models.user_message(row["question"]),), row["answer"])
+                for row in rows
+            ]
         return tasks_of(self.records(split))
 
     def add_figure(self, name: str, figure: Proportion | float) -> None:
@@ -232,5 +271,10 @@ class RecipeRun:
 
     def about(self, **more: Any) -> dict[str, Any]:
         recipe = self.recipe
-        own = {"base": recipe.model, "seed": recipe.seed, "recipe": recipe.title, "max_pixels": recipe.max_pixels}
+        own = {
+            "base": recipe.model,
+            "seed": recipe.seed,
+            "recipe": recipe.title,
+            "max_pixels": recipe.max_pixels,
+        }
         return own | more

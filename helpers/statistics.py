@@ -60,7 +60,10 @@ class Mean(NamedTuple):
 def mean_interval(values: Sequence[float]) -> Mean:
     """Mean of two or more values with its 95 % interval, as if they were independent and normal."""
     numbers = np.asarray(values, dtype=float)
-    mean, half = numbers.mean(), student.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers))
+    mean, half = (
+        numbers.mean(),
+        student.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)),
+    )
     return Mean(float(mean), float(mean - half), float(mean + half))
 
 
@@ -99,7 +102,9 @@ def sample_mean(values: Sequence[float]) -> Estimate | None:
 def _finite(values: Sequence[float]) -> np.ndarray:
     numbers = np.asarray(values, dtype=float)
     if not np.isfinite(numbers).all():
-        raise ValueError(f"value {np.isfinite(numbers).argmin()} is not a finite number; leave it out and say so")
+        raise ValueError(
+            f"value {np.isfinite(numbers).argmin()} is not a finite number; leave it out and say so"
+        )
     return numbers
 
 
@@ -119,13 +124,18 @@ def cluster_bootstrap(
     """
     before, after = _finite(values_before), _finite(values_after)
     if not len(before) == len(after) == len(clusters) or not len(clusters):
-        raise ValueError(f"{len(before)}, {len(after)} and {len(clusters)} items: as many of each, and at least one")
+        raise ValueError(
+            f"{len(before)}, {len(after)} and {len(clusters)} items: as many of each, and at least one"
+        )
     gains = after - before
     codes = {name: code for code, name in enumerate(dict.fromkeys(clusters))}
     members = np.array([codes[name] for name in clusters])
     sums, sizes = np.bincount(members, gains), np.bincount(members)
     rng, k = np.random.default_rng(seed), len(codes)
-    means = [sums[draw].sum() / sizes[draw].sum() for draw in (rng.integers(k, size=k) for _ in range(resamples))]
+    means = [
+        sums[draw].sum() / sizes[draw].sum()
+        for draw in (rng.integers(k, size=k) for _ in range(resamples))
+    ]
     low, high = np.percentile(means, [2.5, 97.5]).tolist()
     no_interval = np.ptp(means) < 1e-12  # one cluster, or the same gain in each
     return Estimate(float(gains.mean()), *((None, None) if no_interval else (low, high)), k)
@@ -155,7 +165,9 @@ def holm_adjust(p_values: Mapping[str, float]) -> dict[str, float]:
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:
-            raise ValueError(f"p of {name} is {p}, not within 0 … 1; leave out tests that were not made")
+            raise ValueError(
+                f"p of {name} is {p}, not within 0 … 1; leave out tests that were not made"
+            )
     adjusted = multipletests(list(p_values.values()), method="holm")[1] if p_values else []
     return {name: float(p) for name, p in zip(p_values, adjusted, strict=True)}
 
@@ -166,7 +178,9 @@ def win_rate(wins: int, losses: int, ties: int = 0) -> Proportion:
     Raises ValueError without a vote.
     """
     if min(wins, losses, ties) < 0 or not wins + losses + ties:
-        raise ValueError(f"{wins} wins, {losses} losses and {ties} ties: at least one vote, and none below 0")
+        raise ValueError(
+            f"{wins} wins, {losses} losses and {ties} ties: at least one vote, and none below 0"
+        )
     return proportion(wins + ties / 2, wins + losses + ties)
 
 
@@ -175,7 +189,9 @@ def win_rate(wins: int, losses: int, ties: int = 0) -> Proportion:
 DISAGREEMENT = 0.25  # share of the items on which two models are assumed to disagree where nobody has measured it
 
 
-def mcnemar_power(n: int, difference: float, disagree: float = DISAGREEMENT, alpha: float = 0.05) -> float:
+def mcnemar_power(
+    n: int, difference: float, disagree: float = DISAGREEMENT, alpha: float = 0.05
+) -> float:
     """Probability that `mcnemar_p` of n paired items is at most `alpha`, with the right sign.
 
     difference: the true difference of the two shares. disagree: the probability that one model is right
@@ -184,16 +200,22 @@ def mcnemar_power(n: int, difference: float, disagree: float = DISAGREEMENT, alp
     counts are summed but for a mass of 2·10⁻¹² at the ends.
     """
     if not (0 < difference <= 1 and difference <= disagree <= 1 and 0 < alpha < 1):
-        raise ValueError(f"0 < difference {difference} ≤ disagree {disagree} ≤ 1 and 0 < alpha {alpha} < 1 must hold")
+        raise ValueError(
+            f"0 < difference {difference} ≤ disagree {disagree} ≤ 1 and 0 < alpha {alpha} < 1 must hold"
+        )
     first, last = binom.ppf([1e-12, 1 - 1e-12], n, disagree)
     discordant = np.arange(first, last + 1)
-    most = binom.ppf(alpha / 2, discordant, 0.5)  # items that may have got worse for p ≤ alpha, or one too many
+    most = binom.ppf(
+        alpha / 2, discordant, 0.5
+    )  # items that may have got worse for p ≤ alpha, or one too many
     most -= 2 * binom.cdf(most, discordant, 0.5) > alpha
     found = binom.cdf(most, discordant, (disagree - difference) / (2 * disagree))
     return float((binom.pmf(discordant, n, disagree) * found).sum())
 
 
-def detectable_difference(n: int, disagree: float | None = None, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable_difference(
+    n: int, disagree: float | None = None, power: float = 0.8, alpha: float = 0.05
+) -> float:
     """Smallest true difference of two shares that `mcnemar_p` detects with probability `power` in n paired items.
 
     It grows with the share on which the two models disagree, which the first run tells. `DISAGREEMENT`, the
@@ -216,7 +238,9 @@ def detectable_difference(n: int, disagree: float | None = None, power: float = 
     return high
 
 
-def items_needed(difference: float, disagree: float = DISAGREEMENT, power: float = 0.8, alpha: float = 0.05) -> int:
+def items_needed(
+    difference: float, disagree: float = DISAGREEMENT, power: float = 0.8, alpha: float = 0.05
+) -> int:
     """Smallest number of paired items in which `mcnemar_p` detects `difference` with probability `power`.
 
     The inverse of `detectable_difference`. Exact tests have steps: some larger numbers can fall short by
@@ -239,14 +263,18 @@ def _smallest_where(is_enough: Callable[[int], bool]) -> int:
     return next(n for n in range(max(1, high - 2 * math.isqrt(high)), high + 1) if is_enough(n))
 
 
-def votes_needed(difference: float, tie_share: float = 0.0, power: float = 0.8, alpha: float = 0.05) -> int:
+def votes_needed(
+    difference: float, tie_share: float = 0.0, power: float = 0.8, alpha: float = 0.05
+) -> int:
     """Smallest number of votes in which an exact two-sided sign test tells a win rate of ½ + difference from ½.
 
     The win rate is that of decisive votes. `tie_share` of all votes are ties, which say nothing, and so
     many more have to be asked for. Without ties: .6 against .5 takes 199 votes.
     """
     if not (0 < difference <= 0.5 and 0 <= tie_share < 1):
-        raise ValueError(f"0 < difference {difference} ≤ ½ and 0 ≤ tie_share {tie_share} < 1 must hold")
+        raise ValueError(
+            f"0 < difference {difference} ≤ ½ and 0 ≤ tie_share {tie_share} < 1 must hold"
+        )
     return math.ceil(items_needed(2 * difference, 1.0, power, alpha) / (1 - tie_share))
 
 
@@ -269,7 +297,10 @@ class Kappa:
 
 
 def cohen_kappa(
-    first: Sequence[object], second: Sequence[object], groups: Sequence[object] | None = None, resamples: int = 2000
+    first: Sequence[object],
+    second: Sequence[object],
+    groups: Sequence[object] | None = None,
+    resamples: int = 2000,
 ) -> Kappa:
     """Agreement of two raters beyond chance, (observed − expected) / (1 − expected) (Cohen 1960).
 
@@ -278,10 +309,16 @@ def cohen_kappa(
     seed 0; draws without a kappa are left out). Not defined if both always gave one and the same label.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} labels against {len(second)}: both raters need as many, and at least one")
+        raise ValueError(
+            f"{len(first)} labels against {len(second)}: both raters need as many, and at least one"
+        )
     names, codes = np.unique([*first, *second], return_inverse=True)
-    members = np.unique(list(groups) if groups is not None else range(len(first)), return_inverse=True)[1]
-    tables = np.zeros((members.max() + 1, len(names), len(names)))  # (groups, first's label, second's label)
+    members = np.unique(
+        list(groups) if groups is not None else range(len(first)), return_inverse=True
+    )[1]
+    tables = np.zeros(
+        (members.max() + 1, len(names), len(names))
+    )  # (groups, first's label, second's label)
     np.add.at(tables, (members, codes[: len(first)], codes[len(first) :]), 1)
     whole = tables.sum(axis=0)
     value, low, high = _kappa(whole), None, None

@@ -48,11 +48,15 @@ from helpers.files import ROOT
 TINY = ROOT / "data" / "tiny-qwen2-vl"
 
 
-def _turns(role: str, image: str, text: str, end: str, prompt: str, begin: str = "", system: str = "") -> str:
+def _turns(
+    role: str, image: str, text: str, end: str, prompt: str, begin: str = "", system: str = ""
+) -> str:
     """A chat template of pieces in Jinja; m is the message, its images come before its text."""
     parts = "{% for c in m.content if c.type == 'image' %}" + image + "{% endfor %}"
     parts += "{% for c in m.content if c.type == 'text' %}" + text + "{% endfor %}"
-    default = "{% if loop.first and m.role != 'system' %}" + system + "{% endif %}" if system else ""
+    default = (
+        "{% if loop.first and m.role != 'system' %}" + system + "{% endif %}" if system else ""
+    )
     turns = "{% for m in messages %}" + default + role + parts + end + "{% endfor %}"
     return begin + turns + "{% if add_generation_prompt %}" + prompt + "{% endif %}"
 
@@ -64,7 +68,9 @@ _CHATML = {
     "end": "<|im_end|>{{ '\n' }}",
     "prompt": "<|im_start|>assistant{{ '\n' }}",
 }
-_QWEN2 = _turns(**_CHATML, system="<|im_start|>system{{ '\n' }}You are a helpful assistant.<|im_end|>{{ '\n' }}")
+_QWEN2 = _turns(
+    **_CHATML, system="<|im_start|>system{{ '\n' }}You are a helpful assistant.<|im_end|>{{ '\n' }}"
+)
 _SMOL = _turns(
     begin="<|im_start|>",
     role="{{ m.role.capitalize() }}:{% if m.content[0].type == 'text' %} {% endif %}",
@@ -98,7 +104,9 @@ TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }  # fmt: skip
-M_ROPE = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+M_ROPE = TEXT | {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+}
 
 
 def _byte_tokenizer(*extra: str, begin: str = "", **special: str) -> PreTrainedTokenizerFast:
@@ -106,7 +114,9 @@ def _byte_tokenizer(*extra: str, begin: str = "", **special: str) -> PreTrainedT
     backend = Tokenizer.from_file(str(TINY / "tokenizer.json"))
     backend.add_special_tokens([*extra, *special.values()])
     if begin:
-        backend.post_processor = TemplateProcessing(f"{begin} $A", None, [(begin, backend.token_to_id(begin))])
+        backend.post_processor = TemplateProcessing(
+            f"{begin} $A", None, [(begin, backend.token_to_id(begin))]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=2048, **special)
 
 
@@ -117,9 +127,14 @@ def _llama2_tokenizer(*extra: str) -> LlamaTokenizer:
     merges = [tuple(part.replace("Ġ", "▁") for part in merge) for merge in merges]
     merges = [merge for merge in merges if known >= set("".join(merge))]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(known)]
-    ids = {token: number for number, token in enumerate(dict.fromkeys([*tokens, *map("".join, merges)]))}
+    ids = {
+        token: number
+        for number, token in enumerate(dict.fromkeys([*tokens, *map("".join, merges)]))
+    }
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    tokenizer = LlamaTokenizer(ids, merges, **special, legacy=False, add_bos_token=True, model_max_length=2048)
+    tokenizer = LlamaTokenizer(
+        ids, merges, **special, legacy=False, add_bos_token=True, model_max_length=2048
+    )
     tokenizer.add_tokens(list(extra), special_tokens=True)
     return tokenizer
 
@@ -136,7 +151,14 @@ def _qwen(name, config_class, model_class, vision, **text):
 
 
 def qwen2_vl():
-    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "patch_size": 14, "mlp_ratio": 2}
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "patch_size": 14,
+        "mlp_ratio": 2,
+    }
     return _qwen("qwen2_vl", Qwen2VLConfig, Qwen2VLForConditionalGeneration, vision)
 
 
@@ -145,9 +167,16 @@ def qwen2_5_vl():
         "depth": 2, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 64, "patch_size": 14,
         "fullatt_block_indexes": [1], "window_size": 56,
     }  # fmt: skip
-    model, processor = _qwen("qwen2_5_vl", Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, vision)
-    parts = {"image_processor": processor.image_processor, "video_processor": processor.video_processor}
-    return model, Qwen2_5_VLProcessor(tokenizer=processor.tokenizer, chat_template=processor.chat_template, **parts)
+    model, processor = _qwen(
+        "qwen2_5_vl", Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, vision
+    )
+    parts = {
+        "image_processor": processor.image_processor,
+        "video_processor": processor.video_processor,
+    }
+    return model, Qwen2_5_VLProcessor(
+        tokenizer=processor.tokenizer, chat_template=processor.chat_template, **parts
+    )
 
 
 def qwen3_vl():
@@ -155,14 +184,26 @@ def qwen3_vl():
         "depth": 2, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 64, "patch_size": 14,
         "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
-    model, processor = _qwen("qwen3_vl", Qwen3VLConfig, Qwen3VLForConditionalGeneration, vision, head_dim=8)
-    parts = {"image_processor": processor.image_processor, "video_processor": processor.video_processor}
-    return model, Qwen3VLProcessor(tokenizer=processor.tokenizer, chat_template=processor.chat_template, **parts)
+    model, processor = _qwen(
+        "qwen3_vl", Qwen3VLConfig, Qwen3VLForConditionalGeneration, vision, head_dim=8
+    )
+    parts = {
+        "image_processor": processor.image_processor,
+        "video_processor": processor.video_processor,
+    }
+    return model, Qwen3VLProcessor(
+        tokenizer=processor.tokenizer, chat_template=processor.chat_template, **parts
+    )
 
 
 def _clip():
     return CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
     )
 
 
@@ -170,7 +211,9 @@ def llava():
     tokenizer = _llama2_tokenizer("<image>")
     image = tokenizer.convert_tokens_to_ids("<image>")
     text = LlamaConfig(**TEXT, vocab_size=len(tokenizer))
-    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=_clip(), text_config=text, image_token_index=image))
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=_clip(), text_config=text, image_token_index=image)
+    )
     size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
     return model, LlavaProcessor(
         CLIPImageProcessor(**size), tokenizer, patch_size=14, vision_feature_select_strategy="default",
@@ -179,14 +222,21 @@ def llava():
 
 
 def llava_next():
-    begin, end, header = "<|begin_of_text|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>")
+    begin, end, header = (
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        ("<|start_header_id|>", "<|end_header_id|>"),
+    )
     special = {"bos_token": begin, "eos_token": end, "pad_token": "<pad>"}
     tokenizer = _byte_tokenizer("<image>", *header, begin=begin, **special)
     image = tokenizer.convert_tokens_to_ids("<image>")
     pinpoints = [[56, 112], [112, 56], [112, 112]]
     text = LlamaConfig(**TEXT, vocab_size=len(tokenizer))
     config = LlavaNextConfig(
-        vision_config=_clip(), text_config=text, image_token_index=image, image_grid_pinpoints=pinpoints
+        vision_config=_clip(),
+        text_config=text,
+        image_token_index=image,
+        image_grid_pinpoints=pinpoints,
     )
     size = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
     return LlavaNextForConditionalGeneration(config), LlavaNextProcessor(
@@ -197,8 +247,14 @@ def llava_next():
 
 def _smol_tokenizer() -> PreTrainedTokenizerFast:
     tiles = (f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
-    special = {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|im_end|>"}
-    return _byte_tokenizer("<image>", "<fake_token_around_image>", "<global-img>", *tiles, **special)
+    special = {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<end_of_utterance>",
+        "pad_token": "<|im_end|>",
+    }
+    return _byte_tokenizer(
+        "<image>", "<fake_token_around_image>", "<global-img>", *tiles, **special
+    )
 
 
 def _smol(config_class, model_class, tokenizer):
@@ -206,20 +262,35 @@ def _smol(config_class, model_class, tokenizer):
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56,
         "patch_size": 14,
     }  # fmt: skip
-    text = {"model_type": "llama", **TEXT, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    text = {
+        "model_type": "llama",
+        **TEXT,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     image = tokenizer.convert_tokens_to_ids("<image>")
-    return model_class(config_class(vision_config=vision, text_config=text, scale_factor=2, image_token_id=image))
+    return model_class(
+        config_class(vision_config=vision, text_config=text, scale_factor=2, image_token_id=image)
+    )
 
 
 def smolvlm():
     tokenizer = _smol_tokenizer()
-    marks = {"image": "<image>", "fake_image": "<fake_token_around_image>", "global_image": "<global-img>"}
+    marks = {
+        "image": "<image>",
+        "fake_image": "<fake_token_around_image>",
+        "global_image": "<global-img>",
+    }
     for name, mark in marks.items():
         setattr(tokenizer, f"{name}_token", mark)
         setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(mark))
     images = SmolVLMImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
     processor = SmolVLMProcessor(
-        images, tokenizer, SmolVLMVideoProcessor(), image_seq_len=4, chat_template=TEMPLATES["smolvlm"]
+        images,
+        tokenizer,
+        SmolVLMVideoProcessor(),
+        image_seq_len=4,
+        chat_template=TEMPLATES["smolvlm"],
     )
     return _smol(SmolVLMConfig, SmolVLMForConditionalGeneration, tokenizer), processor
 
@@ -228,11 +299,15 @@ def idefics3():
     """As the checkpoints SmolVLM-256M, -500M and SmolVLM-Instruct declare themselves."""
     tokenizer = _smol_tokenizer()
     images = Idefics3ImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=TEMPLATES["idefics3"])
+    processor = Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=TEMPLATES["idefics3"]
+    )
     return _smol(Idefics3Config, Idefics3ForConditionalGeneration, tokenizer), processor
 
 
-BUILDERS = {f.__name__: f for f in (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, llava_next, smolvlm, idefics3)}
+BUILDERS = {
+    f.__name__: f for f in (qwen2_vl, qwen2_5_vl, qwen3_vl, llava, llava_next, smolvlm, idefics3)
+}
 
 
 def build(name: str):

@@ -19,7 +19,12 @@ from helpers.files import ROOT
 
 TOKEN = "t0k"
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
 )
 WHY_NOT = "no chromium on this machine: the notebook was not opened in a browser (Debian, Ubuntu: apt install chromium)"
 SCREENSHOTS = ROOT / "artifacts" / "screenshots"
@@ -41,7 +46,11 @@ def jupyter_lab(folder: Path, **environment: str) -> Iterator[str]:
     """The address of a JupyterLab with settings of its own that shows `folder`."""
     private = folder.parent / "jupyter"
     names = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
-    env = {**os.environ, **environment, **{f"JUPYTER_{name}": str(private / name) for name in names}}
+    env = {
+        **os.environ,
+        **environment,
+        **{f"JUPYTER_{name}": str(private / name) for name in names},
+    }
     env |= {f"JUPYTERLAB_{name}_DIR": str(private / name) for name in ("SETTINGS", "WORKSPACES")}
     env |= {"IPYTHONDIR": str(private / "ipython"), "PYTHONPATH": str(ROOT)}
     for name, settings in SETTINGS.items():
@@ -58,7 +67,10 @@ def jupyter_lab(folder: Path, **environment: str) -> Iterator[str]:
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     with (folder.parent / "lab.log").open("w") as log:
         server = subprocess.Popen(
-            [*command, *(f"--{name}={value}" for name, value in options.items())], env=env, stdout=log, stderr=log
+            [*command, *(f"--{name}={value}" for name, value in options.items())],
+            env=env,
+            stdout=log,
+            stderr=log,
         )
         try:
             _wait_for(port, server, folder.parent / "lab.log")
@@ -86,7 +98,8 @@ def chromium(width: int = 1400, height: int = 1000) -> Iterator:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
         )
         page = browser.new_page(viewport={"width": width, "height": height})
         try:
@@ -109,13 +122,17 @@ def kill_kernel(address: str) -> None:
     """SIGKILL the only kernel of the server, as a machine out of memory does, and wait for the new one."""
     (kernel,) = json.load(urllib.request.urlopen(f"{address}/api/kernels?token={TOKEN}"))
     (process,) = [
-        p for p in psutil.process_iter(["cmdline"]) if any(kernel["id"] in part for part in p.info["cmdline"] or ())
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if any(kernel["id"] in part for part in p.info["cmdline"] or ())
     ]
     process.send_signal(signal.SIGKILL)
     for _ in range(120):
         time.sleep(0.5)
         fresh = [
-            p for p in psutil.process_iter(["cmdline"]) if any(kernel["id"] in part for part in p.info["cmdline"] or ())
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if any(kernel["id"] in part for part in p.info["cmdline"] or ())
         ]
         if fresh and fresh[0].pid != process.pid:
             return

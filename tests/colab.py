@@ -14,13 +14,18 @@ from helpers.install import NO_NETWORK
 
 TABLE = tomllib.loads(Path(__file__).with_name("colab_versions.toml").read_text(encoding="utf-8"))
 VERSIONS = TABLE["protected"] | TABLE["other"]
-REQUIRES = {"ipykernel": ("ipython",), "ipython": ("jedi>=0.16",)}  # Colab has no jedi, and is to have none
+REQUIRES = {
+    "ipykernel": ("ipython",),
+    "ipython": ("jedi>=0.16",),
+}  # Colab has no jedi, and is to have none
 
 
 def find_python(version: str = TABLE["python"]) -> str | None:
     """An interpreter of that version: this one, one on PATH or uv's; pyenv's stubs on PATH may lead nowhere."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    found = subprocess.run([sys.executable, "-m", "uv", "python", "find", version], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "uv", "python", "find", version], capture_output=True, text=True
+    )
     known = [sys.executable, shutil.which(f"python{version}"), found.stdout.strip()]
     for python in [*known, *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))]:
         ask = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
@@ -42,7 +47,13 @@ def uv(*arguments: str | Path) -> subprocess.CompletedProcess:
     return run_or_skip(sys.executable, "-m", "uv", *arguments)
 
 
-def claim(site: Path, name: str, version: str, requires: tuple[str, ...] = (), modules: tuple[str, ...] = ()) -> Path:
+def claim(
+    site: Path,
+    name: str,
+    version: str,
+    requires: tuple[str, ...] = (),
+    modules: tuple[str, ...] = (),
+) -> Path:
     """Make a folder look to pip, uv and importlib as if a package were installed in it."""
     folder = site / f"{re.sub('[-.]+', '_', name)}-{version}.dist-info"
     folder.mkdir(parents=True)
@@ -61,7 +72,9 @@ def claimed_environment(folder: Path, versions: dict[str, str]) -> Path:
     subprocess.run([python, "-m", "venv", folder], check=True)
     own = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = subprocess.run([own, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    site = subprocess.run(
+        [own, "-c", ask], capture_output=True, text=True, check=True
+    ).stdout.strip()
     for name, version in versions.items():
         for real in Path(site).glob(f"{name}-*.dist-info"):  # Python 3.11 brings setuptools
             shutil.rmtree(real)

@@ -20,7 +20,9 @@ FIRST = ("test_notebooks_run", "test_browser", "test_setup", "test_install", "te
 
 def pytest_collection_modifyitems(items):
     names = [item.path.stem for item in items]
-    order = sorted(range(len(items)), key=lambda i: FIRST.index(names[i]) if names[i] in FIRST else len(FIRST))
+    order = sorted(
+        range(len(items)), key=lambda i: FIRST.index(names[i]) if names[i] in FIRST else len(FIRST)
+    )
     items[:] = [items[i] for i in order]
 
 

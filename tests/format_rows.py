@@ -7,7 +7,11 @@ TWO_WAY = [name for name, form in FORMATS.items() if form.write]
 RANKED = {
     "images": ["a.png"],
     "prompt": "How many cars?",
-    "answers": [{"text": "2", "score": 1.0}, {"text": "3", "score": 0.5}, {"text": "many", "score": -1.0}],
+    "answers": [
+        {"text": "2", "score": 1.0},
+        {"text": "3", "score": 0.5},
+        {"text": "many", "score": -1.0},
+    ],
     "ranking": [[0], [1], [2]],
     "id": "r1",
     "truth": {"cars": 2},

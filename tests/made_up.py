@@ -13,14 +13,20 @@ CLASSES = ["cars", "buses"]
 def made_up_items(number=200, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        CountedImage(TRAFFIC / "train" / "images" / f"{i}.png", {c: int(rng.integers(4)) for c in CLASSES}, str(i))
+        CountedImage(
+            TRAFFIC / "train" / "images" / f"{i}.png",
+            {c: int(rng.integers(4)) for c in CLASSES},
+            str(i),
+        )
         for i in range(number)
     ]
 
 
 def wrong_downwards(items):
     """The answers of a model that always says one car less."""
-    return [[count_answer({**item.counts, "cars": max(0, item.counts["cars"] - 1)})] for item in items]
+    return [
+        [count_answer({**item.counts, "cars": max(0, item.counts["cars"] - 1)})] for item in items
+    ]
 
 
 TRUTH = {"cars": 2, "buses": 0}
@@ -34,5 +40,10 @@ TEXTS = [
 
 def record(number=0, texts=TEXTS, truth=TRUTH, image="photo.png"):
     answers = [{"text": text} for text in texts]
-    fields = {"images": [image], "prompt": f"How many cars? {number}", "answers": answers, "truth": truth}
+    fields = {
+        "images": [image],
+        "prompt": f"How many cars? {number}",
+        "answers": answers,
+        "truth": truth,
+    }
     return PreferenceRecord.model_validate(fields | {"id": f"id {number}"})

@@ -19,7 +19,8 @@ def dpo_rows(steps=3, **changes):
 
 def ppo_lines(steps=3):
     rows = [
-        {"objective/scores": n / 10, "iteration": n, "samples": 64 * n, "seconds": 2.5 * n} for n in range(1, steps + 1)
+        {"objective/scores": n / 10, "iteration": n, "samples": 64 * n, "seconds": 2.5 * n}
+        for n in range(1, steps + 1)
     ]
     return "".join(json.dumps(row) + "\n" for row in rows)
 

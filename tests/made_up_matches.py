@@ -11,8 +11,14 @@ def make(folder, number=3, name="records.jsonl", texts=("old", "new")):
     """`number` records; the file is in a folder of its own, beside that of the picture."""
     (folder / "images").mkdir(exist_ok=True)
     Image.new("RGB", (64, 48), (90, 120, 90)).save(folder / "images" / "photo.png")
-    answers = {who: [f"{text} answer to {i}" for i in range(number)] for who, text in zip(NAMES, texts, strict=True)}
-    paths, prompts = [folder / "images" / "photo.png"] * number, [f"How many in {i}?" for i in range(number)]
+    answers = {
+        who: [f"{text} answer to {i}" for i in range(number)]
+        for who, text in zip(NAMES, texts, strict=True)
+    }
+    paths, prompts = (
+        [folder / "images" / "photo.png"] * number,
+        [f"How many in {i}?" for i in range(number)],
+    )
     return arena.build_matches(
         paths, prompts, answers, NAMES, ["group 0"] * number, records_path=folder / "arena" / name
     )

@@ -11,4 +11,6 @@ def noise(width: int, height: int, sigma: float = 80, seed: int = 0) -> Image.Im
 
 def colour_noise(seed: int) -> Image.Image:
     """50 × 40 pixels, each of a colour of its own."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    )

@@ -28,8 +28,13 @@ def log(iterations, **values):
     }
     short = {name.split("/")[-1]: name for name in [*usual, "objective/truth"]}
     made = usual | {short[name]: value for name, value in values.items()}
-    made = {name: value if callable(value) else lambda _, v=value: v for name, value in made.items()}
-    return [{name: f(n) for name, f in made.items()} | {"iteration": n} for n in range(1, iterations + 1)]
+    made = {
+        name: value if callable(value) else lambda _, v=value: v for name, value in made.items()
+    }
+    return [
+        {name: f(n) for name, f in made.items()} | {"iteration": n}
+        for n in range(1, iterations + 1)
+    ]
 
 
 def later(start, rest, last=0):

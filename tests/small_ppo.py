@@ -49,6 +49,9 @@ def same(first, second) -> None:
     ours = weights(second)
     assert all(torch.equal(value, ours[name]) for name, value in weights(first).items())
     timed = {"seconds", "tokens_per_second"}
-    rows = [[{k: v for k, v in row.items() if k not in timed} for row in run.log] for run in (first, second)]
+    rows = [
+        [{k: v for k, v in row.items() if k not in timed} for row in run.log]
+        for run in (first, second)
+    ]
     assert repr(rows[0]) == repr(rows[1])  # NaN is equal to itself here
     assert first.kl == second.kl

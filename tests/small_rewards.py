@@ -11,7 +11,12 @@ from helpers.training.reward import RewardTrainer
 
 PATH = TRAFFIC / "preferences_train.jsonl"
 QUICK = dataclasses.replace(
-    reward_preset("tiny"), epochs=1, batch_size=4, evaluations=2, learning_rate=2e-3, warmup_share=0.0
+    reward_preset("tiny"),
+    epochs=1,
+    batch_size=4,
+    evaluations=2,
+    learning_rate=2e-3,
+    warmup_share=0.0,
 )
 
 

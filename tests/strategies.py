@@ -8,7 +8,22 @@ from helpers.data.preferences import PreferenceRecord
 
 # What breaks converters: marks, quotes, blanks at the ends, other scripts, separators, long numbers.
 WORDS = st.sampled_from(
-    ["<image>", "<|user|>", "USER:", '"', "\\", " ", "\n", "\u2028", "Straße", "数", "🚌", "a", "2 cars", "NaN"]
+    [
+        "<image>",
+        "<|user|>",
+        "USER:",
+        '"',
+        "\\",
+        " ",
+        "\n",
+        "\u2028",
+        "Straße",
+        "数",
+        "🚌",
+        "a",
+        "2 cars",
+        "NaN",
+    ]
 )
 TEXTS = st.lists(WORDS, min_size=1, max_size=6).map("".join).filter(str.strip)
 NUMBERS = st.floats(-1e6, 1e6) | st.integers(-5, 5).map(float)
@@ -23,7 +38,9 @@ def rankings(draw, texts: list[str]):
         return None
     levels = {text: draw(st.integers(0, 2)) for text in dict.fromkeys(texts)}
     order = sorted(draw(st.permutations(range(len(texts)))), key=lambda place: levels[texts[place]])
-    return [list(tier) for _, tier in itertools.groupby(order, key=lambda place: levels[texts[place]])]
+    return [
+        list(tier) for _, tier in itertools.groupby(order, key=lambda place: levels[texts[place]])
+    ]
 
 
 @st.composite
@@ -36,14 +53,18 @@ def judgements(draw, n: int):
         "verdict": verdict,
         "ranking": tiers.get(verdict, [list(range(n))]),
         "order": draw(st.none() | st.permutations(range(n)).map(list)),
-        "criteria": draw(st.dictionaries(TEXTS, st.lists(NUMBERS, min_size=n, max_size=n), max_size=2)),
+        "criteria": draw(
+            st.dictionaries(TEXTS, st.lists(NUMBERS, min_size=n, max_size=n), max_size=2)
+        ),
         "seconds": draw(st.none() | st.floats(0, 1e5)),
         "time": draw(st.none() | st.datetimes().map(lambda time: time.isoformat())),
     }
 
 
 @st.composite
-def records(draw, max_answers: int = 4, max_images: int = 2, max_turns: int = 3, one_better: bool = False):
+def records(
+    draw, max_answers: int = 4, max_images: int = 2, max_turns: int = 3, one_better: bool = False
+):
     n = draw(st.integers(2, max_answers))
     ids = draw(st.none() | st.lists(TEXTS, min_size=n, max_size=n, unique=True))
     some = st.none() | TEXTS
@@ -65,11 +86,21 @@ def records(draw, max_answers: int = 4, max_images: int = 2, max_turns: int = 3,
     else:
         ranking = draw(rankings(texts))
     turns = draw(st.integers(1, max_turns))
-    roles = ["user", "assistant", "user"] if turns == 3 else ["system", "user"] if turns == 2 else ["user"]
+    roles = (
+        ["user", "assistant", "user"]
+        if turns == 3
+        else ["system", "user"]
+        if turns == 2
+        else ["user"]
+    )
     return PreferenceRecord.model_validate(
         {
             "images": draw(
-                st.lists(st.from_regex(r"[a-z]{1,5}/[ab]\.png", fullmatch=True), min_size=1, max_size=max_images)
+                st.lists(
+                    st.from_regex(r"[a-z]{1,5}/[ab]\.png", fullmatch=True),
+                    min_size=1,
+                    max_size=max_images,
+                )
             ),
             "prompt": [{"role": role, "content": draw(TEXTS)} for role in roles],
             "answers": answers,
@@ -77,7 +108,10 @@ def records(draw, max_answers: int = 4, max_images: int = 2, max_turns: int = 3,
             "id": draw(some),
             "judgements": draw(st.lists(judgements(n), max_size=2)),
             "truth": draw(
-                st.none() | TEXTS | st.lists(TEXTS, max_size=3) | st.dictionaries(TEXTS, st.integers(0, 9), max_size=3)
+                st.none()
+                | TEXTS
+                | st.lists(TEXTS, max_size=3)
+                | st.dictionaries(TEXTS, st.integers(0, 9), max_size=3)
             ),
             "negative_images": draw(st.lists(TEXTS, max_size=1)),
             "group": draw(some),

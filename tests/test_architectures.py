@@ -32,7 +32,13 @@ IMAGES = [noise(112, 112), noise(84, 140, seed=1)]
 QUESTIONS = ["How many cars?", "How many buses are in the image?"]
 LORA = LoraSettings(r=4)
 DPO = dataclasses.replace(
-    DPO_PRESETS["tiny"], sft_weight=0.0, steps=2, batch_size=4, warmup_share=0.0, learning_rate=1e-2, lora=LORA
+    DPO_PRESETS["tiny"],
+    sft_weight=0.0,
+    steps=2,
+    batch_size=4,
+    warmup_share=0.0,
+    learning_rate=1e-2,
+    lora=LORA,
 )
 REWARD = dataclasses.replace(
     reward_preset("tiny"), epochs=1, batch_size=4, learning_rate=2e-3, warmup_share=0.0, lora=LORA
@@ -60,7 +66,11 @@ def weights(model):
 
 
 def moved(model, before):
-    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
 
 
 def logits_of(model, processor):
@@ -83,17 +93,24 @@ def test_a_folder_as_on_the_hub_is_the_model_that_was_saved(checkpoint):
     assert type(loaded) is type(model) and type(again) is type(processor)
     assert again.chat_template == processor.chat_template
     inputs, same = encode(processor, QUESTIONS, IMAGES), encode(again, QUESTIONS, IMAGES)
-    assert inputs.keys() == same.keys() and all(torch.equal(value, same[key]) for key, value in inputs.items())
+    assert inputs.keys() == same.keys() and all(
+        torch.equal(value, same[key]) for key, value in inputs.items()
+    )
     assert_close(logits_of(loaded, again), logits_of(model, processor), rtol=1e-5, atol=1e-6)
 
 
 def test_in_4_bits_the_language_model_alone_is_quantised(checkpoint):
     _, folder = checkpoint
-    (full, processor), (model, _) = models.load_model(folder, four_bit=False), models.load_model(folder)
+    (full, processor), (model, _) = (
+        models.load_model(folder, four_bit=False),
+        models.load_model(folder),
+    )
     quantised = {n for n, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     decoder = next(n for n, module in model.named_modules() if module is model.get_decoder())
     assert len(quantised) == 3 * 7 and all(n.startswith(f"{decoder}.layers.") for n in quantised)
-    error = (logits_of(model, processor) - logits_of(full, processor)).norm() / logits_of(full, processor).norm()
+    error = (logits_of(model, processor) - logits_of(full, processor)).norm() / logits_of(
+        full, processor
+    ).norm()
     assert 1e-3 < error < 0.5  # rounding is seen; wrong weights give about √2
 
 
@@ -104,9 +121,18 @@ def test_the_prompt_has_a_place_for_each_vector_of_the_image(checkpoint):
     assert text.count("<|image_pad|>" if name.startswith("qwen") else "<image>") == 1
     assert text.count("How many cars?") == 1
     inputs = encode(processor, QUESTIONS, IMAGES)
-    known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"} & inputs.keys()
+    known = {
+        "pixel_values",
+        "pixel_attention_mask",
+        "image_grid_thw",
+        "image_sizes",
+    } & inputs.keys()
     with torch.no_grad():
-        vectors = backbone_of(model).get_image_features(**{key: inputs[key] for key in known}).pooler_output
+        vectors = (
+            backbone_of(model)
+            .get_image_features(**{key: inputs[key] for key in known})
+            .pooler_output
+        )
     vectors = vectors if isinstance(vectors, torch.Tensor) else torch.cat(list(vectors))
     assert sum(count_image_tokens(processor, inputs)) == vectors.numel() // vectors.shape[-1] > 0
 
@@ -132,15 +158,28 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
     """Packed: an architecture that falls back to one row an answer in silence would fail here."""
     _, folder = checkpoint
     trainer, before, run = trained_by_dpo(folder, pairs, tmp_path)
-    assert isinstance(trainer.data_collator, dpo.PairCollator) and "packing does not" not in capsys.readouterr().out
-    assert run.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4) and run.log[1]["loss"] < math.log(2) - 1e-3
-    changed, model, processor = moved(trainer.model, before), trainer.model, trainer.processing_class
+    assert (
+        isinstance(trainer.data_collator, dpo.PairCollator)
+        and "packing does not" not in capsys.readouterr().out
+    )
+    assert (
+        run.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        and run.log[1]["loss"] < math.log(2) - 1e-3
+    )
+    changed, model, processor = (
+        moved(trainer.model, before),
+        trainer.model,
+        trainer.processing_class,
+    )
     assert changed and all("lora_" in name for name in changed)
     answers = [["There are 2.", "No."]] * 2
     prompts = [render(processor, question) for question in QUESTIONS]
     with torch.no_grad():
         own, other = (
-            answer_logps(model, pack_separately(processor, encode_prompts(processor, prompts, images), answers)).sum(1)
+            answer_logps(
+                model,
+                pack_separately(processor, encode_prompts(processor, prompts, images), answers),
+            ).sum(1)
             for images in ([[image] for image in IMAGES], [[image] for image in IMAGES[::-1]])
         )
     assert ((own - other).abs() > 1e-3).all()
@@ -149,7 +188,10 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
     assert not torch.allclose(logits_of(fresh, again), logits_of(model, processor), atol=1e-3)
     loaded = models.load_adapter(fresh, saved)
     assert_close(logits_of(loaded, again), logits_of(model, processor), rtol=1e-5, atol=1e-5)
-    greedy = [models.generate_answers(m, processor, IMAGES, QUESTIONS, max_new_tokens=8) for m in (model, loaded)]
+    greedy = [
+        models.generate_answers(m, processor, IMAGES, QUESTIONS, max_new_tokens=8)
+        for m in (model, loaded)
+    ]
     assert greedy[0] == greedy[1] and all(greedy[0])
 
 
@@ -158,8 +200,12 @@ def test_dpo_in_trls_layout_learns_the_same(checkpoint, pairs, tmp_path):
     name, folder = checkpoint
     how = {"four_bit": False}
     packed, _, ours = trained_by_dpo(folder, pairs, tmp_path, packs=True, **how)
-    stock, before, theirs = trained_by_dpo(folder, pairs, tmp_path, packs=False, template=template_for_trl(name), **how)
-    assert isinstance(packed.data_collator, dpo.PairCollator) != isinstance(stock.data_collator, dpo.PairCollator)
+    stock, before, theirs = trained_by_dpo(
+        folder, pairs, tmp_path, packs=False, template=template_for_trl(name), **how
+    )
+    assert isinstance(packed.data_collator, dpo.PairCollator) != isinstance(
+        stock.data_collator, dpo.PairCollator
+    )
     for own, other in zip(ours.log, theirs.log, strict=True):
         for key in ("loss", "logps/chosen", "logps/rejected", "rewards/margins"):
             assert own[key] == pytest.approx(other[key], rel=1e-4, abs=1e-3), key
@@ -177,7 +223,11 @@ def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pair
     smol = dict.fromkeys(("smolvlm", "idefics3"), "<|im_start|>User:")
     system = "<|im_start|>system\nYou are a helpful assistant."
     assert decode(row[~mask]).startswith((begin | smol).get(name, system))
-    end = {"llava": "image. ", "llava_next": "image.<|eot_id|>", "smolvlm": "image.<end_of_utterance>\n"}
+    end = {
+        "llava": "image. ",
+        "llava_next": "image.<|eot_id|>",
+        "smolvlm": "image.<end_of_utterance>\n",
+    }
     end["idefics3"] = end["smolvlm"]
     assert decode(row[mask]).endswith(end.get(name, "image.<|im_end|>\n"))
 
@@ -190,7 +240,9 @@ def test_a_reward_model(checkpoint, tmp_path):
     run = RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train()
     assert len(run.log) == 2 and all(math.isfinite(row["loss"]) for row in run.log)
     changed = moved(reward, before)
-    assert changed and all(name.startswith("head.") or f".{reward_model.REWARD_ADAPTER}." in name for name in changed)
+    assert changed and all(
+        name.startswith("head.") or f".{reward_model.REWARD_ADAPTER}." in name for name in changed
+    )
     scores = reward_model.score_records(reward, RECORDS[:3])
     saved = reward_model.save_reward_model(reward, tmp_path / "reward", REWARD)
     loaded = reward_model.load_reward_model(*models.load_model(folder), saved)
@@ -205,7 +257,9 @@ def test_a_reward_model_learns_without_packing(checkpoint):
     _, folder = checkpoint
     logs = []
     for packs in (True, False):
-        reward = reward_model.new_reward_model(*models.load_model(folder, four_bit=False), REWARD, packs=packs)
+        reward = reward_model.new_reward_model(
+            *models.load_model(folder, four_bit=False), REWARD, packs=packs
+        )
         assert (reward.packer.features is None) != packs
         logs.append(RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train().log)
     for packed, rows in zip(*logs, strict=True):
@@ -219,9 +273,15 @@ def test_ppo(checkpoint, advantages, packs):
     model, processor = models.load_model(folder)
     likeliest = torch.zeros(len(processor.tokenizer))
     likeliest[processor.image_token_id] = 50.0
-    model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: logits + likeliest)
-    settings = dataclasses.replace(PPO, advantages=advantages, critic_sees_image=packs)  # from kept features
-    run = PPOTrainer(model, processor, tasks_of(RECORDS), length, settings, packs=None if packs else False)
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: logits + likeliest
+    )
+    settings = dataclasses.replace(
+        PPO, advantages=advantages, critic_sees_image=packs
+    )  # from kept features
+    run = PPOTrainer(
+        model, processor, tasks_of(RECORDS), length, settings, packs=None if packs else False
+    )
     assert run.packer.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
     before = weights(run.actor)
     row = run.train()[-1]

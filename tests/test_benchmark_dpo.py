@@ -19,16 +19,36 @@ def figures(tmp_path_factory):
 @pytest.mark.parametrize("case", ["proxy", "proxy_checkpointing", "embedded", "gpu_256"])
 def test_ours_learns_the_same_and_computes_less(figures, case):
     others = f"{case}_checkpointing_"
-    own = {key: value for key, value in figures.items() if key.startswith(f"{case}_") and not key.startswith(others)}
+    own = {
+        key: value
+        for key, value in figures.items()
+        if key.startswith(f"{case}_") and not key.startswith(others)
+    }
     found = {key.removeprefix(f"{case}_"): value for key, value in own.items()}
     value = {key: entry["value"] for key, entry in found.items()}
-    phases = {f"{phase}_{what}" for phase in dpo.PHASES for what in ("seconds", "flops", "tokens", "patches")}
+    phases = {
+        f"{phase}_{what}"
+        for phase in dpo.PHASES
+        for what in ("seconds", "flops", "tokens", "patches")
+    }
     ratios = {f"{phase}_{what}" for phase in dpo.PHASES[1:] for what in ("ratio", "limit")}
-    others = {"stock_setup_seconds", "ours_setup_seconds", "loss", "loss_difference", "visual_tokens", "pairs"}
+    others = {
+        "stock_setup_seconds",
+        "ours_setup_seconds",
+        "loss",
+        "loss_difference",
+        "visual_tokens",
+        "pairs",
+    }
     assert phases | ratios | others == found.keys() - {"parameters"}
-    assert all(entry["low"] <= entry["value"] <= entry["high"] and entry["n"] >= 1 for entry in found.values())
+    assert all(
+        entry["low"] <= entry["value"] <= entry["high"] and entry["n"] >= 1
+        for entry in found.values()
+    )
 
-    assert found["loss"]["n"] == 8 and found["loss"]["high"] - found["loss"]["low"] > 1e-2  # both are trained
+    assert (
+        found["loss"]["n"] == 8 and found["loss"]["high"] - found["loss"]["low"] > 1e-2
+    )  # both are trained
     assert found["loss_difference"]["high"] < 1e-4
 
     # 16 visual tokens are 64 patches; stock: 2 answers a pair, each to policy and reference

@@ -26,7 +26,9 @@ def results(tmp_path_factory):
     """What a whole toy run writes, as a reader starts it."""
     out = tmp_path_factory.mktemp("benchmark") / "gpu.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--toy", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    )
     assert done.returncode == 0, done.stderr
     assert "resume_ppo_transformers" in done.stdout
     return json.loads(out.read_text())
@@ -35,7 +37,9 @@ def results(tmp_path_factory):
 def leaves(value):
     if isinstance(value, dict):
         return [leaf for inner in value.values() for leaf in leaves(inner)]
-    return [leaf for inner in value for leaf in leaves(inner)] if isinstance(value, list) else [value]
+    return (
+        [leaf for inner in value for leaf in leaves(inner)] if isinstance(value, list) else [value]
+    )
 
 
 # the toy run
@@ -44,7 +48,9 @@ def leaves(value):
 def test_every_part_has_its_row(results):
     assert results["settings"]["steps"] == 2 and results["settings"]["toy"]
     assert results["environment"]["compute_dtype"] == "float32"
-    assert results["environment"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert (
+        results["environment"]["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    )
     assert set(results["parts"]) == {part.name for part in gpu.PARTS}
     for name, row in results["parts"].items():
         if name.endswith("unsloth"):
@@ -60,19 +66,33 @@ def test_every_part_has_its_row(results):
 def test_dpo_starts_at_ln_2_and_learns_the_same_as_trl(results):
     ours, stock = results["parts"]["dpo_transformers"], results["parts"]["trl_transformers"]
     for row in (ours, stock):
-        assert abs(row["loss_first_less_ln_2"]) < 1e-6 and row["loss_first"] == pytest.approx(math.log(2), abs=1e-4)
+        assert abs(row["loss_first_less_ln_2"]) < 1e-6 and row["loss_first"] == pytest.approx(
+            math.log(2), abs=1e-4
+        )
         assert row["loss_last"] < row["loss_first"] - 1e-3
-        assert row["n"] == row["gradients"] == 2 and row["non_finite_gradients"] == row["bf16_tensors"] == 0
-        assert row["dtypes"].keys() == {"float32", "uint8"} and row["dtypes"]["uint8"] == 14  # 2 layers × 7 matrices
+        assert (
+            row["n"] == row["gradients"] == 2
+            and row["non_finite_gradients"] == row["bf16_tensors"] == 0
+        )
+        assert (
+            row["dtypes"].keys() == {"float32", "uint8"} and row["dtypes"]["uint8"] == 14
+        )  # 2 layers × 7 matrices
     assert ours["loss_last"] == pytest.approx(stock["loss_last"], abs=2e-4)
-    assert ours["collator"] == "PairCollator" and stock["collator"] == "DataCollatorForVisionPreference"
+    assert (
+        ours["collator"] == "PairCollator"
+        and stock["collator"] == "DataCollatorForVisionPreference"
+    )
     ratio = results["comparisons"]["transformers_faster_later"]
     assert ratio == pytest.approx(stock["seconds_later"] / ours["seconds_later"], rel=1e-2)
 
 
 def test_ppo_begins_with_the_policy_that_sampled(results):
     row = results["parts"]["ppo_transformers"]
-    assert row["packs"] and row["ratio_first"] == pytest.approx(1, abs=1e-3) and row["grad_norm_first"] > 0
+    assert (
+        row["packs"]
+        and row["ratio_first"] == pytest.approx(1, abs=1e-3)
+        and row["grad_norm_first"] > 0
+    )
     assert row["n"] == 1 and row["seconds"] > 0 and row["bf16_tensors"] == 0
 
 
@@ -88,11 +108,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(results, stage, steps, left):
 
 def test_a_second_look_sees_the_same(results):
     row, loaded = results["parts"]["exchange"], results["parts"]["load_transformers"]
-    assert row["adapter_transformers_logps_differ_by"] == loaded["adapter_transformers_logps_differ_by"] == 0
+    assert (
+        row["adapter_transformers_logps_differ_by"]
+        == loaded["adapter_transformers_logps_differ_by"]
+        == 0
+    )
     control = row["transformers"]
     assert control["lora_names_equal"] and control["only_in_one"] == []
-    assert control["logits_relative_error"] == control["logps_differ_by"] == 0 and control["gradient_cosine"] == 1
-    assert control["top1_agreement"]["value"] == 1 and control["top1_agreement"]["n"] == control["n"] > 50
+    assert (
+        control["logits_relative_error"] == control["logps_differ_by"] == 0
+        and control["gradient_cosine"] == 1
+    )
+    assert (
+        control["top1_agreement"]["value"] == 1
+        and control["top1_agreement"]["n"] == control["n"] > 50
+    )
     assert loaded["lora_weights"] == 2 * 7 * 2 and loaded["four_bit_layers"] == 14
     assert loaded["answers_not_empty"] == loaded["n"] == 8
     assert loaded["weights_gb"] == pytest.approx(loaded["weights_forecast_gb"], rel=0.02)
@@ -157,7 +187,9 @@ def test_a_part_that_the_system_kills_is_a_row_too(tmp_path, forked):
 def test_a_part_that_takes_too_long_is_ended_with_all_it_has_started(tmp_path, forked):
     mark = tmp_path / "mark"
     row = gpu.run_part(lambda note: hang(note, mark), (), tmp_path / "x.json", 2)
-    assert row["error"] == "not ready after 2 s" and row["n"] == 1 and 2 <= row["process_seconds"] < 10
+    assert (
+        row["error"] == "not ready after 2 s" and row["n"] == 1 and 2 <= row["process_seconds"] < 10
+    )
     assert mark.with_suffix(".begun").exists()
     time.sleep(3)
     assert not mark.exists()
@@ -180,7 +212,11 @@ def test_parts_share_their_time_and_the_rest_goes_on(monkeypatch, tmp_path, caps
     monkeypatch.setattr(gpu, "run_part", run_part)
     monkeypatch.setattr(gpu.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    parts = [gpu.Part("a", "transformers", 20), gpu.Part("b", "transformers", 20), gpu.Part("u", "unsloth", 20)]
+    parts = [
+        gpu.Part("a", "transformers", 20),
+        gpu.Part("b", "transformers", 20),
+        gpu.Part("u", "unsloth", 20),
+    ]
     rows = gpu.run_parts(
         [*parts, gpu.Part("c", "transformers", 20)],
         gpu.replace(PLAN, folder=tmp_path),
@@ -214,7 +250,11 @@ def test_ours_is_compared_with_trl_of_the_same_loader_and_with_stock():
         "trl_unsloth": {"error": "x"},
         "dpo_unsloth": {"seconds": 0.25},
     }
-    expected = {"transformers_faster": 4.0, "transformers_faster_later": 3.0, "unsloth_to_stock_faster": 8.0}
+    expected = {
+        "transformers_faster": 4.0,
+        "transformers_faster_later": 3.0,
+        "unsloth_to_stock_faster": 8.0,
+    }
     assert gpu.comparisons(rows) == expected  # 2 / 0.5, 3 / 1, 2 / 0.25
     text = gpu.table({"parts": rows, "comparisons": gpu.comparisons(rows)})
     assert "0.5 s; 1 s later" in text and "error: x" in text and text.endswith("8.00")
@@ -222,16 +262,29 @@ def test_ours_is_compared_with_trl_of_the_same_loader_and_with_stock():
 
 def test_a_figure_that_is_not_finite_is_shown():
     assert gpu.in_short({"loss_last": "nan", "seconds": 2.0}) == "2 s; loss_last: nan"
-    assert gpu.in_short({"unsloth": {"gradient_cosine": 0.5}, "n": 1}) == "unsloth: gradients' cosine 0.500000"
+    assert (
+        gpu.in_short({"unsloth": {"gradient_cosine": 0.5}, "n": 1})
+        == "unsloth: gradients' cosine 0.500000"
+    )
     assert gpu.in_short({}) == "done"
 
 
 def test_arguments(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     plan, out = gpu.read_plan([])
-    assert plan == gpu.Plan("qwen2-vl-2b", 15.0, "fp16", 20, 3, False, None) and out.name == "gpu.json"
-    plan, out = gpu.read_plan(["--steps", "7", "--gigabytes", "6.5", "--dtype", "bf16", "--out", str(tmp_path / "x")])
-    assert (plan.steps, plan.gigabytes, plan.dtype, plan.side, out) == (7, 6.5, "bf16", 448, tmp_path / "x")
+    assert (
+        plan == gpu.Plan("qwen2-vl-2b", 15.0, "fp16", 20, 3, False, None) and out.name == "gpu.json"
+    )
+    plan, out = gpu.read_plan(
+        ["--steps", "7", "--gigabytes", "6.5", "--dtype", "bf16", "--out", str(tmp_path / "x")]
+    )
+    assert (plan.steps, plan.gigabytes, plan.dtype, plan.side, out) == (
+        7,
+        6.5,
+        "bf16",
+        448,
+        tmp_path / "x",
+    )
     with pytest.raises(UsageError, match="must be more than 0"):
         gpu.read_plan(["--steps", "0"])
     with pytest.raises(SystemExit, match="Error: --steps"):
@@ -243,7 +296,13 @@ def test_arguments(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     plan, out = gpu.read_plan(["--steps", "7"])
     assert out is None  # figures of a GPU are not written over
-    assert (plan.toy, plan.steps, plan.iterations, plan.gigabytes, plan.side) == (True, 2, 1, None, 112)
+    assert (plan.toy, plan.steps, plan.iterations, plan.gigabytes, plan.side) == (
+        True,
+        2,
+        1,
+        None,
+        112,
+    )
     assert "No GPU" in capsys.readouterr().out
 
 
@@ -261,42 +320,76 @@ def test_seconds_of_the_first_epoch_and_later():
 
 
 def test_gradients_that_are_not_finite_are_counted():
-    log = [{"loss": 0.7, "grad_norm": math.inf}, {"loss": math.nan, "grad_norm": math.nan}, {"loss": 0.5}]
+    log = [
+        {"loss": 0.7, "grad_norm": math.inf},
+        {"loss": math.nan, "grad_norm": math.nan},
+        {"loss": 0.5},
+    ]
     found = gpu_parts.losses([*log, {"loss": 0.4, "grad_norm": 1.0}])
-    assert (found["non_finite_gradients"], found["gradients"], found["non_finite_losses"]) == (2, 3, 1)
-    assert found["loss_first_less_ln_2"] == pytest.approx(0.7 - 0.693147, abs=1e-6) and found["loss_last"] == 0.4
+    assert (found["non_finite_gradients"], found["gradients"], found["non_finite_losses"]) == (
+        2,
+        3,
+        1,
+    )
+    assert (
+        found["loss_first_less_ln_2"] == pytest.approx(0.7 - 0.693147, abs=1e-6)
+        and found["loss_last"] == 0.4
+    )
 
 
 def test_two_looks_compared():
     """Logits (3, 4) and (3, 0): 4 / 5. Gradients (1, 0) and (2, 2): cosine 1 / √2, norm √8 − 1."""
     one = gpu_parts.Look(
-        ["a", "b"], torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0]), {"a": torch.tensor([1.0, 0.0])}
+        ["a", "b"],
+        torch.tensor([[3.0, 4.0]]),
+        torch.tensor([1.0, 2.0]),
+        {"a": torch.tensor([1.0, 0.0])},
     )
-    other = gpu_parts.Look(["a"], torch.tensor([[3.0, 0.0]]), torch.tensor([1.0, 2.5]), {"a": torch.tensor([2.0, 2.0])})
+    other = gpu_parts.Look(
+        ["a"], torch.tensor([[3.0, 0.0]]), torch.tensor([1.0, 2.5]), {"a": torch.tensor([2.0, 2.0])}
+    )
     found = gpu_parts.differences(one, other)
-    assert found["logits_relative_error"] == pytest.approx(0.8) and found["top1_agreement"]["value"] == 0
+    assert (
+        found["logits_relative_error"] == pytest.approx(0.8)
+        and found["top1_agreement"]["value"] == 0
+    )
     assert found["gradient_cosine"] == pytest.approx(0.70711, abs=1e-5)
     assert found["gradient_norm_difference"] == pytest.approx(8**0.5 - 1)
-    assert not found["lora_names_equal"] and found["only_in_one"] == ["b"] and found["logps_differ_by"] == 0.5
+    assert (
+        not found["lora_names_equal"]
+        and found["only_in_one"] == ["b"]
+        and found["logps_differ_by"] == 0.5
+    )
 
 
 def test_weights_are_compared_by_name():
     one = {"a": torch.tensor([1.0, 2.0]), "b": torch.zeros(2)}
-    assert gpu_parts.largest(one, {"a": torch.tensor([1.0, 1.5]), "b": torch.tensor([0.0, 0.25])}) == 0.5
+    assert (
+        gpu_parts.largest(one, {"a": torch.tensor([1.0, 1.5]), "b": torch.tensor([0.0, 0.25])})
+        == 0.5
+    )
     with pytest.raises(UsageError, match="different names"):
         gpu_parts.largest(one, {"a": one["a"]})
 
 
 def test_an_adapter_is_filled_by_name_and_not_by_place():
-    first, second = ({n: torch.zeros(4, 3) for n in names} for names in (("x.lora_A", "x.lora_B"), ("x.lora_B",)))
+    first, second = (
+        {n: torch.zeros(4, 3) for n in names} for names in (("x.lora_A", "x.lora_B"), ("x.lora_B",))
+    )
     gpu_parts.fill(first), gpu_parts.fill(second)
-    assert torch.equal(first["x.lora_B"], second["x.lora_B"]) and first["x.lora_A"].abs().max() > 0.1
+    assert (
+        torch.equal(first["x.lora_B"], second["x.lora_B"]) and first["x.lora_A"].abs().max() > 0.1
+    )
     assert 0 < first["x.lora_B"].abs().max() < 0.1
 
 
 def test_every_module_computes_in_the_forced_precision(monkeypatch):
     """As on a card that has bf16: whatever each module would have found out, it is told fp16."""
-    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("helpers", "benchmarks")]
+    ours = [
+        module
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] in ("helpers", "benchmarks")
+    ]
     known = [module for module in ours if hasattr(module, "compute_dtype")]
     assert runtime in known and len(known) >= 8
     for module in known:
@@ -331,7 +424,8 @@ def test_the_checkpoint_of_a_preset_loads_and_packs(tmp_path, preset):
     assert model.config.image_token_id == processor.image_token_id == words.index("<|image_pad|>")
     image = Image.effect_noise((112, 112), 80).convert("RGB")
     prompt = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Cars?"}]}], tokenize=False
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Cars?"}]}],
+        tokenize=False,
     )
     assert packing_error(model, processor, prompt, [image], ["Two.", "None at all."]) < 1e-3
 

@@ -25,7 +25,11 @@ def of_case(figures, case):
     """Entries of a case and none of a case whose name is longer."""
     longer = tuple(f"{other}_" for other in CASES if other.startswith(case) and other != case)
     own = {key: entry for key, entry in figures.items() if key.startswith(f"{case}_")}
-    return {key.removeprefix(f"{case}_"): entry for key, entry in own.items() if not key.startswith(longer or "-")}
+    return {
+        key.removeprefix(f"{case}_"): entry
+        for key, entry in own.items()
+        if not key.startswith(longer or "-")
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -36,7 +40,10 @@ def test_equal_answers_and_updates_of_less_work(figures, case):
     counts = {f"{side}_{what}" for side in rl.SIDES for what in WORK}
     ratios = {"ratio", "sampling_ratio", "rest_ratio", "limit"}
     assert seconds | counts | ratios | {"parameters", "visual_tokens"} == found.keys()
-    assert all(entry["low"] <= entry["value"] <= entry["high"] and entry["n"] == 1 for entry in found.values())
+    assert all(
+        entry["low"] <= entry["value"] <= entry["high"] and entry["n"] == 1
+        for entry in found.values()
+    )
 
     assert value["stock_answers"] == value["ours_answers"] == 2 * 8
     assert value["stock_generated"] == value["ours_generated"] == 2 * 8 * 6
@@ -52,10 +59,17 @@ def test_equal_answers_and_updates_of_less_work(figures, case):
 def test_methods_are_compared_at_equal_samples(figures):
     for method in rl.METHODS:
         own = [key for key in figures if key.startswith(f"{rl.slug(method)}_")]
-        runs = {what: rl.learning_runs(figures, method, what) for what in ("exact", "exact_sampled", "seconds")}
-        assert f"{rl.slug(method)}_held_out_after_32_seed_0" in own  # 2 iterations × 4 prompts × 4 answers
+        runs = {
+            what: rl.learning_runs(figures, method, what)
+            for what in ("exact", "exact_sampled", "seconds")
+        }
+        assert (
+            f"{rl.slug(method)}_held_out_after_32_seed_0" in own
+        )  # 2 iterations × 4 prompts × 4 answers
         assert all(len(entries) == 1 for entries in runs.values())
-        assert all(figures[key]["low"] <= figures[key]["value"] <= figures[key]["high"] for key in own)
+        assert all(
+            figures[key]["low"] <= figures[key]["value"] <= figures[key]["high"] for key in own
+        )
         assert all(figures[key]["low"] >= 0 for key in own if "explained_variance" not in key)
         assert runs["exact"][0]["n"] == runs["exact_sampled"][0]["n"] == 8
     assert rl.learning_table(figures).count("\n") == 1 + len(rl.METHODS)
@@ -64,7 +78,9 @@ def test_methods_are_compared_at_equal_samples(figures):
 def test_the_penalty_for_a_missing_end_is_part_of_stock_rewards():
     """TRL's reward functions see tokens: 1 for a true count, less 1 if the end of turn (id 7) did not come."""
     truth = {"cars": 2}
-    reward = rl_learning.stock_reward(rl.length, dataclasses.replace(rl.cases(True)[0].settings, no_end_penalty=1.0), 7)
+    reward = rl_learning.stock_reward(
+        rl.length, dataclasses.replace(rl.cases(True)[0].settings, no_end_penalty=1.0), 7
+    )
     columns = {"prompts": ["Cars?"] * 2, "completions": ["x" * 50, "x" * 20], "truth": [truth] * 2}
     assert reward(completion_ids=[[5, 7], [5, 5]], **columns) == pytest.approx([0.5, 0.2 - 1.0])
 

@@ -8,7 +8,16 @@ import time
 
 import matplotlib.pyplot as plt
 import pytest
-from browser import CHROMIUM, RUN_ALL, WHY_NOT, chromium, jupyter_lab, kill_kernel, open_notebook, screenshot
+from browser import (
+    CHROMIUM,
+    RUN_ALL,
+    WHY_NOT,
+    chromium,
+    jupyter_lab,
+    kill_kernel,
+    open_notebook,
+    screenshot,
+)
 from pictures import noise
 
 from helpers.files import ROOT, write_json
@@ -32,7 +41,9 @@ def folder(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     for name in ("dpo/seed-0", "ppo/mine"):
         shutil.copytree(SHIPPED_POLICIES, folder / "artifacts" / name)
-    log = [{"step": step, "loss": 0.69 / step, "rewards/margins": 0.1 * step} for step in range(1, 21)]
+    log = [
+        {"step": step, "loss": 0.69 / step, "rewards/margins": 0.1 * step} for step in range(1, 21)
+    ]
     write_json(folder / "artifacts" / "dpo" / "seed-0" / "log.json", log)
     return folder
 
@@ -68,7 +79,8 @@ def test_a_reader_compares_votes_loses_the_kernel_and_goes_on(folder, tmp_path):
         page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
         page.locator(".compare-answers").first.wait_for(timeout=PATIENCE)
         page.wait_for_function(
-            "document.querySelector('.compare-answers').innerText.includes('truth')", timeout=PATIENCE
+            "document.querySelector('.compare-answers').innerText.includes('truth')",
+            timeout=PATIENCE,
         )
         with page.expect_file_chooser() as chooser:
             page.locator("button.compare-upload").first.click()
@@ -84,21 +96,28 @@ def test_a_reader_compares_votes_loses_the_kernel_and_goes_on(folder, tmp_path):
         assert seconds < 120
         screenshot(page, "1_own_photo")
         run_all(page)  # returns when every cell has finished; the photo is still there
-        assert "not known for this image" in text(page, "answers"), "the upload did not survive running the cell again"
+        assert "not known for this image" in text(page, "answers"), (
+            "the upload did not survive running the cell again"
+        )
         _compares(page)
         _votes(page)
         kill_kernel(address)
         open_notebook(page, address, f"notebooks/{NOTEBOOK}")
         run_all(page)
-        assert page.locator(".compare-temperature input, .compare-temperature .widget-readout").first.is_visible()
-        assert "dpo/seed-0" not in text(page, "answers") and "ppo/mine" in text(page, "answers"), "the choice came back"
+        assert page.locator(
+            ".compare-temperature input, .compare-temperature .widget-readout"
+        ).first.is_visible()
+        assert "dpo/seed-0" not in text(page, "answers") and "ppo/mine" in text(page, "answers"), (
+            "the choice came back"
+        )
         progress = page.locator(".arena-progress").first
         progress.scroll_into_view_if_needed()
         assert "10 of" in progress.inner_text(), "votes were lost"
         assert "ppo" not in page.locator(".arena-standings").first.inner_text()
         page.get_by_role("button", name="Reveal").first.click()
         page.wait_for_function(
-            "document.querySelector('.arena-standings').innerText.includes('dpo/seed-0')", timeout=PATIENCE
+            "document.querySelector('.arena-standings').innerText.includes('dpo/seed-0')",
+            timeout=PATIENCE,
         )
         screenshot(page, "6_revealed")
         for name in ("explorer", "playground", "dashboard"):
@@ -122,14 +141,18 @@ def _compares(page):
     wait_until_changed(page, "answers", before)
     assert "ppo/mine" in text(page, "answers") and "dpo/seed-0" not in text(page, "answers")
     page.locator(".compare-marks select").first.select_option(LIKELIER_TOKENS)
-    page.wait_for_function("document.querySelector('.compare-answers span[title]') !== null", timeout=PATIENCE)
+    page.wait_for_function(
+        "document.querySelector('.compare-answers span[title]') !== null", timeout=PATIENCE
+    )
     screenshot(page, "3_tokens")
     before = text(page, "answers")
     page.locator(".compare-question input").first.fill("How many cars are there?")
     page.locator(".compare-question input").first.press("Enter")
     wait_until_changed(page, "answers", before)
     page.get_by_role("button", name="Keep this example").first.click()
-    page.wait_for_function("document.querySelector('.compare-message').innerText.includes('kept as')", timeout=PATIENCE)
+    page.wait_for_function(
+        "document.querySelector('.compare-message').innerText.includes('kept as')", timeout=PATIENCE
+    )
 
 
 def _votes(page):
@@ -153,7 +176,10 @@ def _votes(page):
 def test_the_report_can_be_read_on_a_phone_without_a_network(artifacts):
     section = Section("07_evaluate", "Evaluation")
     section.table(
-        [["policy", "metric", "a verdict of several words"], ["dpo/seed-0", "all counts right", "better " * 12]]
+        [
+            ["policy", "metric", "a verdict of several words"],
+            ["dpo/seed-0", "all counts right", "better " * 12],
+        ]
     )
     section.add_share("dpo_exact", proportion(390, 400))
     section.conclude("Better. " * 20)
@@ -165,7 +191,9 @@ def test_the_report_can_be_read_on_a_phone_without_a_network(artifacts):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(page_path.as_uri())
         assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        wide = page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
         assert wide <= 0, f"the page is {wide} pixels wider than a phone"
         assert page.evaluate("document.querySelector('figure img').naturalWidth") > 500
         assert page.evaluate("document.querySelector('figure img').clientWidth") <= 390

@@ -42,7 +42,10 @@ def test_a_missing_artifact_falls_back_loudly(artifacts, tmp_path, capsys):
     assert "FALLBACK" in capsys.readouterr().out
     (artifacts / "preferences").mkdir(parents=True)
     (artifacts / "preferences" / "train.jsonl").write_text("")
-    assert artifact("preferences/train.jsonl", "notebook 02", lambda: tmp_path).parent.name == "preferences"
+    assert (
+        artifact("preferences/train.jsonl", "notebook 02", lambda: tmp_path).parent.name
+        == "preferences"
+    )
     assert "FALLBACK" not in capsys.readouterr().out
 
 
@@ -60,7 +63,13 @@ def test_report_evaluates_first_if_nobody_has(artifacts, monkeypatch, tmp_path, 
     asked = []
     monkeypatch.setattr(notebooks, "run_notebook", lambda *given: asked.append(given))
     assert main(["report", "--adapters", str(tmp_path)]) == 0
-    assert asked == [("07_evaluate", {"MODEL": "tiny", "ADAPTERS": str(tmp_path)}, artifacts / "report" / "notebooks")]
+    assert asked == [
+        (
+            "07_evaluate",
+            {"MODEL": "tiny", "ADAPTERS": str(tmp_path)},
+            artifacts / "report" / "notebooks",
+        )
+    ]
     assert capsys.readouterr().out.splitlines()[-1].endswith("report/index.html")
 
 

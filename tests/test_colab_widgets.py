@@ -23,6 +23,12 @@ def test_all_widgets_with_the_ipywidgets_of_colab():
     )
     paths = os.pathsep.join([str(COLAB), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
     )
-    assert run.returncode == 0 and " passed" in run.stdout and "skipped" not in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and " passed" in run.stdout and "skipped" not in run.stdout, (
+        run.stdout + run.stderr
+    )

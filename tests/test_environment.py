@@ -18,7 +18,9 @@ from helpers.files import ROOT
 
 FILE = ROOT / "environment.yml"
 ENVIRONMENT = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-CONDA = next((path for name in ("micromamba", "mamba", "conda") if (path := shutil.which(name))), None)
+CONDA = next(
+    (path for name in ("micromamba", "mamba", "conda") if (path := shutil.which(name))), None
+)
 
 
 def split():
@@ -34,12 +36,16 @@ def split():
 
 def test_conda_brings_python_and_pip_only_and_pip_the_rest():
     """Packages built against each other must come from one place: torch, numpy and pyarrow not from two."""
-    assert ENVIRONMENT.keys() == {"name", "channels", "dependencies"} and ENVIRONMENT["channels"] == ["conda-forge"]
+    assert ENVIRONMENT.keys() == {"name", "channels", "dependencies"} and ENVIRONMENT[
+        "channels"
+    ] == ["conda-forge"]
     assert split()[1] == ["-r requirements.txt", "-r requirements-dev.txt"]
 
 
 def test_its_python_is_one_that_the_suite_supports():
-    (condition,) = re.findall(r"\((3, \d+)\) <= sys.version_info < \((3, \d+)\)", (ROOT / "Makefile").read_text())
+    (condition,) = re.findall(
+        r"\((3, \d+)\) <= sys.version_info < \((3, \d+)\)", (ROOT / "Makefile").read_text()
+    )
     low, high = (Version(bound.replace(", ", ".")) for bound in condition)
     assert low <= Version(split()[0]) < high
 
@@ -52,10 +58,17 @@ def test_what_pip_is_to_install_resolves_on_every_system(tmp_path):
     uv("pip", "compile", *where, *files, "--output-file", tmp_path / "lock")
     locked = [Requirement(line) for line in (tmp_path / "lock").read_text().splitlines()]
     for platform, machine in (("linux", "x86_64"), ("darwin", "arm64"), ("win32", "AMD64")):
-        system = {"sys_platform": platform, "platform_machine": machine, "python_full_version": f"{python}.1"}
+        system = {
+            "sys_platform": platform,
+            "platform_machine": machine,
+            "python_full_version": f"{python}.1",
+        }
         names = {line.name for line in locked if not line.marker or line.marker.evaluate(system)}
         assert {"torch", "trl", "jupyterlab", "pytest"} <= names
-        assert ("unsloth" in names, "bitsandbytes" in names) == (platform == "linux", platform != "darwin")
+        assert ("unsloth" in names, "bitsandbytes" in names) == (
+            platform == "linux",
+            platform != "darwin",
+        )
 
 
 @pytest.mark.skipif(CONDA is None, reason="neither conda nor micromamba is on PATH")
@@ -72,7 +85,9 @@ def test_conda_can_make_it(tmp_path):
         "--name",
         "test-of-suite",
     ]
-    run = subprocess.run([*command, "--file", str(tmp_path / "bare.yml")], capture_output=True, text=True)
+    run = subprocess.run(
+        [*command, "--file", str(tmp_path / "bare.yml")], capture_output=True, text=True
+    )
     if re.search("Connection|resolve host|HTTP error|CondaHTTPError", run.stdout + run.stderr):
         pytest.skip("no conda channel can be reached")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -49,7 +49,9 @@ def random_adapter(base, folder, vision=False, size=0.1, name=models.POLICY_ADAP
     for weight_name, weight in model.named_parameters():
         if "lora_B" in weight_name:
             weight.data.normal_(0, size)
-    return models.save_adapter(model, folder, {"base": str(base), "seed": 3, "data": DATA, **about}, name)
+    return models.save_adapter(
+        model, folder, {"base": str(base), "seed": 3, "data": DATA, **about}, name
+    )
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -76,7 +78,9 @@ def merge_of(case, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_ARTIFACTS", str(folder / "artifacts"))
         export.merge(None, adapter, folder / "merged", dtype)
-    return SimpleNamespace(base=base, adapter=adapter, folder=folder / "merged", dtype=dtype, tied=tied, vision=vision)
+    return SimpleNamespace(
+        base=base, adapter=adapter, folder=folder / "merged", dtype=dtype, tied=tied, vision=vision
+    )
 
 
 def plain(folder, dtype):
@@ -95,16 +99,27 @@ def relative(a, b):
 def test_the_merged_folder_says_with_transformers_alone_what_base_and_adapter_say(merged):
     processor = AutoProcessor.from_pretrained(merged.folder)
     base = logits_of(plain(merged.base, merged.dtype), processor)
-    both = logits_of(PeftModel.from_pretrained(plain(merged.base, merged.dtype), merged.adapter).eval(), processor)
+    both = logits_of(
+        PeftModel.from_pretrained(plain(merged.base, merged.dtype), merged.adapter).eval(),
+        processor,
+    )
     alone = logits_of(plain(merged.folder, merged.dtype), processor)
-    assert relative(alone, both) < (1e-4 if merged.dtype == torch.float32 else 2e-2) < 0.1 < relative(base, both)
+    assert (
+        relative(alone, both)
+        < (1e-4 if merged.dtype == torch.float32 else 2e-2)
+        < 0.1
+        < relative(base, both)
+    )
     again, _ = models.load_model(merged.folder, four_bit=False)
     assert relative(logits_of(again, processor), both) < 2e-2
 
 
 def test_each_weight_is_the_sum_in_the_precision_asked_for(merged):
     """W + α / r · B A in fp32, rounded once; W is what it is in that precision."""
-    base, saved = plain(merged.base, merged.dtype).state_dict(), plain(merged.folder, merged.dtype).state_dict()
+    base, saved = (
+        plain(merged.base, merged.dtype).state_dict(),
+        plain(merged.folder, merged.dtype).state_dict(),
+    )
     lora, config = (
         load_file(merged.adapter / "adapter_model.safetensors"),
         read_json(merged.adapter / "adapter_config.json"),
@@ -114,7 +129,11 @@ def test_each_weight_is_the_sum_in_the_precision_asked_for(merged):
     for name, value in saved.items():
         key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
         if f"{key}A.weight" in lora:
-            delta = lora[f"{key}B.weight"] @ lora[f"{key}A.weight"] * (config["lora_alpha"] / config["r"])
+            delta = (
+                lora[f"{key}B.weight"]
+                @ lora[f"{key}A.weight"]
+                * (config["lora_alpha"] / config["r"])
+            )
             assert_close(value, (base[name].float() + delta).to(merged.dtype), rtol=1e-3, atol=1e-7)
             assert not torch.equal(value, base[name])
             changed += 1
@@ -136,16 +155,22 @@ def test_the_files_are_those_of_a_checkpoint_and_nothing_is_in_4_bits(merged):
     assert any(name.endswith("lm_head.weight") for name in tensors) != merged.tied
     facts = read_json(merged.folder / "about.json")["merged"]
     assert facts["ties"] == 0 < facts["tokens"] and facts["relative_error"] < facts["effect"] / 2
-    assert sorted(p.name for p in merged.folder.parent.iterdir() if "merged" in p.name) == ["merged"]
+    assert sorted(p.name for p in merged.folder.parent.iterdir() if "merged" in p.name) == [
+        "merged"
+    ]
 
 
 def test_greedy_answers_of_the_shipped_policy_survive(shipped):
     merged = shipped
-    pictures, questions = [noise(112, 112)] * 2, ["How many cars are there?", "How many buses are there?"]
+    pictures, questions = (
+        [noise(112, 112)] * 2,
+        ["How many cars are there?", "How many buses are there?"],
+    )
     both = PeftModel.from_pretrained(plain(merged.base, merged.dtype), merged.adapter).eval()
     processor = AutoProcessor.from_pretrained(merged.folder)
     said = [
-        models.generate_answers(m, processor, pictures, questions) for m in (both, plain(merged.folder, merged.dtype))
+        models.generate_answers(m, processor, pictures, questions)
+        for m in (both, plain(merged.folder, merged.dtype))
     ]
     assert said[0] == said[1] and all(text.startswith("There") for text in said[0])
 
@@ -153,18 +178,33 @@ def test_greedy_answers_of_the_shipped_policy_survive(shipped):
 def test_nothing_on_the_card_names_this_machine(merged):
     card = (merged.folder / "README.md").read_text(encoding="utf-8")
     metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["library_name"] == "transformers" and metadata["pipeline_tag"] == "image-text-to-text"
+    assert (
+        metadata["library_name"] == "transformers"
+        and metadata["pipeline_tag"] == "image-text-to-text"
+    )
     assert metadata["license"] == ("apache-2.0" if merged.base == TINY else "other")
     assert "base_model" not in metadata, "the hub takes hub ids only"
-    assert DATA in card and "licence: Apache-2.0" in card and "None: notebook 07 has not examined" in card
+    assert (
+        DATA in card
+        and "licence: Apache-2.0" in card
+        and "None: notebook 07 has not examined" in card
+    )
     for file in merged.folder.glob("*.[jm][sd]*"):
-        assert str(ROOT) not in file.read_text(encoding="utf-8") and str(merged.folder.parent) not in file.read_text()
+        assert (
+            str(ROOT) not in file.read_text(encoding="utf-8")
+            and str(merged.folder.parent) not in file.read_text()
+        )
 
 
 def test_the_card_of_a_preset_links_to_it_and_brings_the_figures(artifacts):
     about = {"base": "qwen2.5-vl-3b", "seed": 1, "reward": "count_exact", "data": DATA}
     found = PolicyFindings(
-        about=about, n=400, rows=[["p"], ["0.01"]], counting=[["c"], ["d"]], sight="s", failures=["it lies"]
+        about=about,
+        n=400,
+        rows=[["p"], ["0.01"]],
+        counting=[["c"], ["d"]],
+        sight="s",
+        failures=["it lies"],
     )
     other = dataclasses.replace(found, about=about | {"seed": 2}, failures=["no"])
     section = Section("07_evaluate", "Evaluation")
@@ -173,7 +213,10 @@ def test_the_card_of_a_preset_links_to_it_and_brings_the_figures(artifacts):
     how = {"dtype": "float16", "relative_error": 1e-3}
     card = export.hub_card(about | {"merged": how}, "mine")
     metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct" and metadata["base_model_relation"] == "merge"
+    assert (
+        metadata["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+        and metadata["base_model_relation"] == "merge"
+    )
     assert metadata["license"] == "other" and "not for commercial use" in card
     assert "* it lies" in card and "400 held-out items" in card and "usually in 4 bits" in card
     assert card.count("\n# ") == 1 and "the reward `count_exact`" in card
@@ -184,7 +227,9 @@ def test_the_card_of_a_preset_links_to_it_and_brings_the_figures(artifacts):
 
 def change_one_number(folder, *given):
     weights = load_file(folder / "model.safetensors")
-    next(value for name, value in sorted(weights.items()) if name.endswith("down_proj.weight"))[0, 0] += 0.01
+    next(value for name, value in sorted(weights.items()) if name.endswith("down_proj.weight"))[
+        0, 0
+    ] += 0.01
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return REAL_VERIFY(folder, *given)
 
@@ -200,25 +245,38 @@ def test_one_number_that_was_changed_on_the_disk_is_seen(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0.1, 2e-4])
-def test_a_merge_that_forgets_the_adapter_is_refused_however_little_it_does(size, monkeypatch, tmp_path):
+def test_a_merge_that_forgets_the_adapter_is_refused_however_little_it_does(
+    size, monkeypatch, tmp_path
+):
     """2e-4: the adapter moves the logits by less than 2 %, which alone would pass for rounding."""
     adapter = random_adapter("tiny", tmp_path / "adapter", size=size)
-    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False)
-    with pytest.raises(UsageError, match=r"logits are off by .* the whole adapter moves them by") as told:
+    monkeypatch.setattr(
+        PeftModel, "merge_and_unload", lambda self, **_: self.unload(), raising=False
+    )
+    with pytest.raises(
+        UsageError, match=r"logits are off by .* the whole adapter moves them by"
+    ) as told:
         export.merge(None, adapter, tmp_path / "merged", images=1)
     error = float(str(told.value).split("off by ")[1].split()[0])
     assert (error < 2e-2) == (size == 2e-4) and not (tmp_path / "merged").exists()
 
 
-def test_an_adapter_that_does_nothing_yet_merges_also_into_a_base_with_idle_sampling_flags(tmp_path):
+def test_an_adapter_that_does_nothing_yet_merges_also_into_a_base_with_idle_sampling_flags(
+    tmp_path,
+):
     """Checkpoints on the hub have a temperature without do_sample, which transformers reads but does not write."""
     base = shutil.copytree(TINY, tmp_path / "base")
     write_json(
-        base / "generation_config.json", read_json(base / "generation_config.json") | {"temperature": 0.9, "top_p": 0.6}
+        base / "generation_config.json",
+        read_json(base / "generation_config.json") | {"temperature": 0.9, "top_p": 0.6},
     )
-    export.merge(base, random_adapter("tiny", tmp_path / "adapter", size=0.0), tmp_path / "merged", images=1)
+    export.merge(
+        base, random_adapter("tiny", tmp_path / "adapter", size=0.0), tmp_path / "merged", images=1
+    )
     assert read_json(tmp_path / "merged" / "about.json")["merged"]["effect"] == 0
-    assert read_json(tmp_path / "merged" / "about.json")["base"] == "base", "the folder's name, and not where it was"
+    assert read_json(tmp_path / "merged" / "about.json")["base"] == "base", (
+        "the folder's name, and not where it was"
+    )
     kept = read_json(tmp_path / "merged" / "generation_config.json")
     assert kept["eos_token_id"] == 388 and "temperature" not in kept
 
@@ -254,7 +312,9 @@ def test_two_tokens_may_be_exchanged_in_fp16_if_they_are_as_good_as_tied(shipped
         assert said(0.05)["ties"] == 1
         with pytest.raises(UsageError, match=r"greedy answers are others, by 0\.30 nats"):
             said(0.3)
-    assert export.EXPORT_TOLERANCES[torch.float32] == (1e-4, 0.0) and export.EXPORT_TOLERANCES[torch.float16] == (
+    assert export.EXPORT_TOLERANCES[torch.float32] == (1e-4, 0.0) and export.EXPORT_TOLERANCES[
+        torch.float16
+    ] == (
         2e-2,
         0.1,
     )
@@ -267,7 +327,11 @@ def copied(folder, **config):
 
 
 def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(export.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        export.AutoModelForImageTextToText,
+        "from_pretrained",
+        lambda *_, **__: pytest.fail("loaded"),
+    )
     out = tmp_path / "out"
 
     def refused(adapter, message, base=None, out=out, dtype=torch.float16):
@@ -284,7 +348,10 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_loaded(tmp_path, mo
     trainer = copied(tmp_path / "checkpoint-60")
     (trainer / "about.json").unlink()
     refused(trainer, "no about.json names its base")
-    refused(copied(tmp_path / "prompt", peft_type="PROMPT_TUNING"), "kind PROMPT_TUNING cannot be merged")
+    refused(
+        copied(tmp_path / "prompt", peft_type="PROMPT_TUNING"),
+        "kind PROMPT_TUNING cannot be merged",
+    )
     refused(SHIPPED_POLICIES, "unknown model 'tinny'. Did you mean 'tiny'", base="tinny")
     refused(SHIPPED_POLICIES, "a merge is in fp16 or fp32", dtype=torch.bfloat16)
     refused(SHIPPED_POLICIES, "exists and is not empty", out=tmp_path)
@@ -301,8 +368,12 @@ def test_the_memory_of_a_large_model_is_known_without_its_weights(monkeypatch, c
     monkeypatch.setattr(export.psutil, "virtual_memory", lambda: SimpleNamespace(available=5e9))
     monkeypatch.setattr(export.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=r"the merge takes 5\.4 GB, and 5\.0 GB are free"):
-        export.device_with_room("qwen2-vl-2b", torch.float16)  # 2,208,985,600 × 2 bytes = 4.42 GB, and 1 GB
-    assert "2,208,985,600 weights × 2 bytes + 1 GB for the checks = 5.4 GB" in capsys.readouterr().out
+        export.device_with_room(
+            "qwen2-vl-2b", torch.float16
+        )  # 2,208,985,600 × 2 bytes = 4.42 GB, and 1 GB
+    assert (
+        "2,208,985,600 weights × 2 bytes + 1 GB for the checks = 5.4 GB" in capsys.readouterr().out
+    )
     with pytest.raises(UsageError, match=r"takes 9\.8 GB"):  # × 4 bytes = 8.84 GB
         export.device_with_room("qwen2-vl-2b", torch.float32)
     monkeypatch.setattr(export.psutil, "virtual_memory", lambda: SimpleNamespace(available=6e9))
@@ -318,22 +389,33 @@ def test_a_base_in_4_bits_is_never_merged_into(tmp_path):
 
 def test_adapters_that_are_broken_or_of_another_base_are_named(tmp_path):
     cut = copied(tmp_path / "cut")
-    (cut / "adapter_model.safetensors").write_bytes((cut / "adapter_model.safetensors").read_bytes()[:99])
+    (cut / "adapter_model.safetensors").write_bytes(
+        (cut / "adapter_model.safetensors").read_bytes()[:99]
+    )
     with pytest.raises(UsageError, match="cannot be read"):
         export.merge(None, cut, tmp_path / "merged")
     renamed = copied(tmp_path / "renamed")
     weights = load_file(renamed / "adapter_model.safetensors")
     weights = {name.replace("layers.0.", "layers.9."): value for name, value in weights.items()}
     save_file(weights, renamed / "adapter_model.safetensors")
-    with pytest.raises(UsageError, match=r"28 tensors do not fit this base .*layers\.0\."):  # 7 layers × A, B × 2 names
+    with pytest.raises(
+        UsageError, match=r"28 tensors do not fit this base .*layers\.0\."
+    ):  # 7 layers × A, B × 2 names
         export.merge(None, renamed, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
 def test_what_overflows_in_fp16_is_told(tmp_path):
     """First numbers on the way through the model, with finite weights, then a weight that its precision cannot hold."""
-    with pytest.raises(UsageError, match=r"this model's numbers overflow\. Merge with --dtype fp32"):
-        export.merge(None, random_adapter("tiny", tmp_path / "large", size=3e3), tmp_path / "merged", images=1)
+    with pytest.raises(
+        UsageError, match=r"this model's numbers overflow\. Merge with --dtype fp32"
+    ):
+        export.merge(
+            None,
+            random_adapter("tiny", tmp_path / "large", size=3e3),
+            tmp_path / "merged",
+            images=1,
+        )
     model = plain(TINY, torch.float16)
     export._finite_hash(model)
     model.lm_head.weight.data[5, 7] = 1e5
@@ -384,17 +466,32 @@ def with_leftovers(folder):
 
 
 def test_an_adapter_is_pushed_privately_without_checkpoints_or_paths(hub, tmp_path, capsys):
-    folder = with_leftovers(copied(tmp_path / "seed-0", base_model_name_or_path="/home/somebody/base"))
-    write_json(folder / "about.json", read_json(folder / "about.json") | {"data": "/home/somebody/pairs.jsonl"})
+    folder = with_leftovers(
+        copied(tmp_path / "seed-0", base_model_name_or_path="/home/somebody/base")
+    )
+    write_json(
+        folder / "about.json",
+        read_json(folder / "about.json") | {"data": "/home/somebody/pairs.jsonl"},
+    )
     (folder / "README.md").write_text("base_model: /home/somebody/base")
     before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     assert export.push(folder, "me/counter") == "https://huggingface.co/me/counter"
-    assert hub.uploaded.keys() == {"README.md", "about.json", "adapter_config.json", "adapter_model.safetensors"}
+    assert hub.uploaded.keys() == {
+        "README.md",
+        "about.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     assert hub.there == {"me/counter": True} and hub.token == "hf_secret"
-    assert hub.uploaded["adapter_model.safetensors"] == (SHIPPED_POLICIES / "adapter_model.safetensors").read_bytes()
+    assert (
+        hub.uploaded["adapter_model.safetensors"]
+        == (SHIPPED_POLICIES / "adapter_model.safetensors").read_bytes()
+    )
     assert not any(b"somebody" in content for content in hub.uploaded.values())
     assert json.loads(hub.uploaded["about.json"])["data"] == "pairs.jsonl"
-    assert yaml.safe_load(hub.uploaded["README.md"].decode().split("---")[1])["library_name"] == "peft"
+    assert (
+        yaml.safe_load(hub.uploaded["README.md"].decode().split("---")[1])["library_name"] == "peft"
+    )
     assert before == {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     said = capsys.readouterr().out
     assert "Licence of the base: Apache-2.0" in said and "hf_secret" not in said
@@ -403,10 +500,14 @@ def test_an_adapter_is_pushed_privately_without_checkpoints_or_paths(hub, tmp_pa
 def test_a_merged_model_is_pushed_with_all_that_loading_it_takes(shipped, hub, tmp_path):
     folder = with_leftovers(shutil.copytree(shipped.folder, tmp_path / "copy"))
     export.push(folder, "me/counter", private=False)
-    assert hub.uploaded.keys() == {file.name for file in shipped.folder.iterdir()} and hub.there == {
-        "me/counter": False
-    }
-    for shard in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "preprocessor_config.json"):
+    assert hub.uploaded.keys() == {
+        file.name for file in shipped.folder.iterdir()
+    } and hub.there == {"me/counter": False}
+    for shard in (
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "preprocessor_config.json",
+    ):
         assert export.PUBLISHED_FILES.fullmatch(shard)
 
 
@@ -420,7 +521,10 @@ def test_what_is_meant_to_be_private_does_not_go_into_a_public_repository(hub):
 
 
 def test_a_refusal_is_told_in_one_line_without_the_token(hub):
-    for error in (errors.OfflineModeIsEnabled("offline with hf_secret\nmore"), ConnectionError("hf_secret\n")):
+    for error in (
+        errors.OfflineModeIsEnabled("offline with hf_secret\nmore"),
+        ConnectionError("hf_secret\n"),
+    ):
         hub.error = error
         with pytest.raises(UsageError, match="me/counter: not uploaded") as told:
             export.push(SHIPPED_POLICIES, "me/counter")
@@ -428,7 +532,8 @@ def test_a_refusal_is_told_in_one_line_without_the_token(hub):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "counter", "a/b/c", "me/../you", "me/a b", "https://huggingface.co/me/x", "/x", "me/"]
+    "name",
+    ["", "counter", "a/b/c", "me/../you", "me/a b", "https://huggingface.co/me/x", "/x", "me/"],
 )
 def test_names_that_are_not_owner_and_name_are_refused(name, hub):
     with pytest.raises(UsageError, match="owner/name"):
@@ -445,9 +550,13 @@ def test_a_reward_model_or_any_folder_is_not_pushed(hub, tmp_path):
     assert hub.uploaded is None
 
 
-def test_the_token_comes_from_the_environment_or_colab_and_is_asked_for_only_there(hub, monkeypatch):
+def test_the_token_comes_from_the_environment_or_colab_and_is_asked_for_only_there(
+    hub, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", " \n")
-    with pytest.raises(UsageError, match=r"https://huggingface\.co/settings/tokens, then set HF_TOKEN"):
+    with pytest.raises(
+        UsageError, match=r"https://huggingface\.co/settings/tokens, then set HF_TOKEN"
+    ):
         export.push(SHIPPED_POLICIES, "me/counter")
     colab, userdata = ModuleType("google.colab"), ModuleType("google.colab.userdata")
     colab.userdata = userdata
@@ -469,10 +578,18 @@ def test_the_token_comes_from_the_environment_or_colab_and_is_asked_for_only_the
 
 def test_the_command_line_merges_and_pushes(hub, tmp_path, monkeypatch, capsys):
     out = tmp_path / "merged"
-    assert main(["export", str(SHIPPED_POLICIES), str(out), "--dtype", "fp32", "--push", "me/counter"]) == 0
-    assert read_json(out / "config.json")["dtype"] == "float32" and hub.there == {"me/counter": True}
+    assert (
+        main(["export", str(SHIPPED_POLICIES), str(out), "--dtype", "fp32", "--push", "me/counter"])
+        == 0
+    )
+    assert read_json(out / "config.json")["dtype"] == "float32" and hub.there == {
+        "me/counter": True
+    }
     assert capsys.readouterr().out.splitlines()[-1] == "https://huggingface.co/me/counter"
-    assert main(["export", str(SHIPPED_POLICIES), str(out)]) == 1 and "is not empty" in capsys.readouterr().err
+    assert (
+        main(["export", str(SHIPPED_POLICIES), str(out)]) == 1
+        and "is not empty" in capsys.readouterr().err
+    )
     monkeypatch.setattr(export, "merge", lambda *_: pytest.fail("merged before the name was read"))
     assert main(["export", str(SHIPPED_POLICIES), str(tmp_path / "b"), "--push", "counter"]) == 1
     assert main(["export", str(SHIPPED_POLICIES), str(tmp_path / "b"), "--public"]) == 1

@@ -39,12 +39,18 @@ def asked_for(folder: Path, gpu: bool) -> Path:
     """A file with the lines of requirements.txt that the set-up cell asks pip for on Colab."""
     path = folder / "requirements"
     lines = read_requirements(REQUIREMENTS, gpu)
-    path.write_text("\n".join(str(line) for line in lines if canonicalize_name(line.name) not in install.PROTECTED))
+    path.write_text(
+        "\n".join(
+            str(line) for line in lines if canonicalize_name(line.name) not in install.PROTECTED
+        )
+    )
     return path
 
 
 def changes_by_uv(python: Path, *arguments: str | Path) -> VersionChanges:
-    text = uv("pip", "install", "--dry-run", "--output-format", "json", "--python", python, *arguments).stdout
+    text = uv(
+        "pip", "install", "--dry-run", "--output-format", "json", "--python", python, *arguments
+    ).stdout
     rows = json.loads(text)["changes"]
     old = {row["name"]: row["version"] for row in rows if row["action"] == "uninstalled"}
     new = {row["name"]: row["version"] for row in rows if row["action"] == "installed"}
@@ -59,22 +65,38 @@ def megabytes(url: str) -> float:
 def test_on_colab_three_packages_are_replaced_and_no_protected_one(colab, tmp_path, capsys):
     """As Colab does it, with pip; with sizes. unsloth and what it brings are for a GPU."""
     python, constraints = colab
-    ask = ["install", "--quiet", "--dry-run", "--report", tmp_path / "report", "-r", asked_for(tmp_path, gpu=True)]
+    ask = [
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--report",
+        tmp_path / "report",
+        "-r",
+        asked_for(tmp_path, gpu=True),
+    ]
     run_or_skip(python, "-m", "pip", *ask, "-c", constraints)
     found = [
-        (row["metadata"]["name"].lower().replace("_", "-"), row["metadata"]["version"], row["download_info"]["url"])
+        (
+            row["metadata"]["name"].lower().replace("_", "-"),
+            row["metadata"]["version"],
+            row["download_info"]["url"],
+        )
         for row in json.loads((tmp_path / "report").read_text())["install"]
     ]
     sizes = {name: megabytes(url) for name, _, url in found}
     with capsys.disabled():
-        print(f"\nColab's runtime of {TABLE['published']} would have to fetch {sum(sizes.values()):.0f} MB:")
+        print(
+            f"\nColab's runtime of {TABLE['published']} would have to fetch {sum(sizes.values()):.0f} MB:"
+        )
         for name, version, _ in sorted(found):
             kind = f"replaces {VERSIONS[name]}" if name in VERSIONS else "is added"
             print(f"  {name} {version} {kind} ({sizes[name]:.1f} MB)")
     replaced = {name for name, _, _ in found if name in VERSIONS}
     assert not replaced & TABLE["protected"].keys()
     assert replaced == {"datasets", "pyarrow", "torchao"}
-    assert {"trl", "bitsandbytes", "unsloth", "unsloth-zoo", "xformers"} <= sizes.keys() and len(found) - 3 <= 18
+    assert {"trl", "bitsandbytes", "unsloth", "unsloth-zoo", "xformers"} <= sizes.keys() and len(
+        found
+    ) - 3 <= 18
     assert "jedi" not in sizes
     assert sum(sizes.values()) < 250
 
@@ -84,7 +106,11 @@ def test_uv_would_do_the_same_and_without_a_gpu_less(colab, gpu, tmp_path):
     python, constraints = colab
     changes = changes_by_uv(python, "-r", asked_for(tmp_path, gpu), "-c", constraints)
     assert changes.replaced.keys() == {"datasets", "pyarrow", "torchao"}
-    assert ("unsloth" in changes.added, "xformers" in changes.added, "bitsandbytes" in changes.added) == (
+    assert (
+        "unsloth" in changes.added,
+        "xformers" in changes.added,
+        "bitsandbytes" in changes.added,
+    ) == (
         gpu,
         gpu,
         True,
@@ -92,12 +118,17 @@ def test_uv_would_do_the_same_and_without_a_gpu_less(colab, gpu, tmp_path):
 
 
 def test_without_constraints_the_ranges_alone_keep_the_protected_packages(colab):
-    assert not changes_by_uv(colab[0], "-r", REQUIREMENTS).replaced.keys() & TABLE["protected"].keys()
+    assert (
+        not changes_by_uv(colab[0], "-r", REQUIREMENTS).replaced.keys() & TABLE["protected"].keys()
+    )
 
 
 def test_the_pinned_versions_satisfy_the_requirements(tmp_path):
     """What `make setup` installs needs nothing more, nor anything else."""
-    pinned = {r.name: next(iter(r.specifier)).version for r in read_requirements(ROOT / "constraints.txt", gpu=True)}
+    pinned = {
+        r.name: next(iter(r.specifier)).version
+        for r in read_requirements(ROOT / "constraints.txt", gpu=True)
+    }
     python = claimed_environment(tmp_path / "venv", pinned)
     files = ["-r", REQUIREMENTS, "-r", ROOT / "requirements-dev.txt"]
     assert changes_by_uv(python, *files) == VersionChanges({}, {})
@@ -115,10 +146,14 @@ def site(tmp_path, monkeypatch):
     """A folder that holds all installed packages; claim(site, name, version) puts one there."""
     folder = tmp_path / "site"
     folder.mkdir()
-    monkeypatch.setattr(sys, "path", [str(folder), *(p for p in sys.path if "site-packages" not in p)])
+    monkeypatch.setattr(
+        sys, "path", [str(folder), *(p for p in sys.path if "site-packages" not in p)]
+    )
     monkeypatch.setattr(install, "has_gpu", lambda: False)
     monkeypatch.setattr(install, "stale_packages", [])
-    (tmp_path / "requirements.txt").write_text("torch>=2.11,<2.15\ndatasets>=4.7,<5\ntrl==1.14.2\nunsloth==1.0 # GPU\n")
+    (tmp_path / "requirements.txt").write_text(
+        "torch>=2.11,<2.15\ndatasets>=4.7,<5\ntrl==1.14.2\nunsloth==1.0 # GPU\n"
+    )
     monkeypatch.setenv("COLAB_RELEASE_TAG", "test")
     return folder
 
@@ -138,7 +173,10 @@ def pip(monkeypatch):
 
         def run(self, command, **options):
             assert command[1:3] in (["-m", "pip"], ["-m", "uv"])
-            files = [Path(command[command.index(flag) + 1]).read_text().split("\n") for flag in ("-r", "-c")]
+            files = [
+                Path(command[command.index(flag) + 1]).read_text().split("\n")
+                for flag in ("-r", "-c")
+            ]
             self.calls.append((command, *files))
             self.does()
             return subprocess.CompletedProcess(command, self.code, self.says, "")
@@ -179,7 +217,10 @@ def test_so_is_what_an_installed_package_needs_on_this_system(site):
     claim(site, "datasets", "4.8.5", requires=("pyarrow>=21", "trl"))  # a circle must end
     claim(site, "pyarrow", "18.1.0")
     assert lacks(site, "trl") == ["pyarrow>=21 (there is 18.1.0)"]
-    assert lacks(site, "trl[vllm]") == ["pyarrow>=21 (there is 18.1.0)", 'vllm; extra == "vllm" (missing)']
+    assert lacks(site, "trl[vllm]") == [
+        "pyarrow>=21 (there is 18.1.0)",
+        'vllm; extra == "vllm" (missing)',
+    ]
 
 
 def test_what_a_protected_package_needs_is_not_looked_at(site, pip, tmp_path):
@@ -195,11 +236,20 @@ def test_what_a_protected_package_needs_is_not_looked_at(site, pip, tmp_path):
 def test_requirements_are_those_of_this_system_and_of_the_gpu(tmp_path):
     text = "# comment\ntrl==1.14.2  # why\nunsloth_zoo==1\nwin; sys_platform == 'nowhere'\n\nbitsandbytes>=0.50\n"
     (tmp_path / "r.txt").write_text(text)
-    assert [r.name for r in read_requirements(tmp_path / "r.txt", gpu=False)] == ["trl", "bitsandbytes"]
-    assert [r.name for r in read_requirements(tmp_path / "r.txt", gpu=True)] == ["trl", "unsloth_zoo", "bitsandbytes"]
+    assert [r.name for r in read_requirements(tmp_path / "r.txt", gpu=False)] == [
+        "trl",
+        "bitsandbytes",
+    ]
+    assert [r.name for r in read_requirements(tmp_path / "r.txt", gpu=True)] == [
+        "trl",
+        "unsloth_zoo",
+        "bitsandbytes",
+    ]
 
 
-def test_on_colab_it_installs_with_the_protected_pinned_and_a_second_call_nothing(site, pip, tmp_path, capsys):
+def test_on_colab_it_installs_with_the_protected_pinned_and_a_second_call_nothing(
+    site, pip, tmp_path, capsys
+):
     claim(site, "torch", "2.11.0+cu128")
     claim(site, "numpy", "2.1.3")
     claim(site, "datasets", "4.0.0")
@@ -211,11 +261,20 @@ def test_on_colab_it_installs_with_the_protected_pinned_and_a_second_call_nothin
     assert requirements == ["datasets<5,>=4.7", "trl==1.14.2"]  # torch is there; no GPU: no unsloth
     assert constraints == ["torch==2.11.0+cu128", "numpy==2.1.3"]
     said = capsys.readouterr().out
-    assert said.startswith("Installing for datasets, trl …") and "replaced: datasets 4.0.0 → 4.8.5\nadded: trl" in said
-    assert ensure(tmp_path) == VersionChanges({}, {}) and len(pip.calls) == 1 and capsys.readouterr().out == ""
+    assert (
+        said.startswith("Installing for datasets, trl …")
+        and "replaced: datasets 4.0.0 → 4.8.5\nadded: trl" in said
+    )
+    assert (
+        ensure(tmp_path) == VersionChanges({}, {})
+        and len(pip.calls) == 1
+        and capsys.readouterr().out == ""
+    )
 
 
-def test_it_installs_on_kaggle_too_whose_image_has_the_marks_of_colab(site, pip, tmp_path, monkeypatch):
+def test_it_installs_on_kaggle_too_whose_image_has_the_marks_of_colab(
+    site, pip, tmp_path, monkeypatch
+):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     claim(site, "torch", "2.11.0")
     pip.does = replace_with(site, ("datasets", "4.8.5"), ("trl", "1.14.2"))
@@ -226,14 +285,21 @@ def test_it_installs_on_kaggle_too_whose_image_has_the_marks_of_colab(site, pip,
 def test_what_the_reader_is_to_do_names_the_menus_of_the_machine(site, pip, tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     claim(site, "torch", "2.15.0")
-    with pytest.raises(SystemExit, match=r"This Kaggle runtime .* another environment in the notebook's settings"):
+    with pytest.raises(
+        SystemExit, match=r"This Kaggle runtime .* another environment in the notebook's settings"
+    ):
         ensure(tmp_path)
     replace_with(site, ("torch", "2.11.0"))()
     pip.code, pip.does = 1, lambda: None
-    with pytest.raises(SystemExit, match="in the way: Stop the session and start it again, then run"):
+    with pytest.raises(
+        SystemExit, match="in the way: Stop the session and start it again, then run"
+    ):
         ensure(tmp_path)
     monkeypatch.setattr(install, "stale_packages", ["datasets"])
-    with pytest.raises(SystemExit, match=r"RESTART NEEDED: datasets .* Run → Restart & clear cell outputs, then run"):
+    with pytest.raises(
+        SystemExit,
+        match=r"RESTART NEEDED: datasets .* Run → Restart & clear cell outputs, then run",
+    ):
         ensure(tmp_path)
 
 
@@ -265,9 +331,13 @@ def test_uv_is_taken_where_python_has_it(site, pip, tmp_path, monkeypatch):
     assert pip.calls[0][0][1:6] == ["-m", "uv", "pip", "install", "--python"]
 
 
-def test_a_runtime_whose_torch_is_outside_the_range_is_refused_before_anything_is_installed(site, pip, tmp_path):
+def test_a_runtime_whose_torch_is_outside_the_range_is_refused_before_anything_is_installed(
+    site, pip, tmp_path
+):
     claim(site, "torch", "2.15.0+cu128")
-    with pytest.raises(SystemExit, match=r"torch<2.15,>=2.11 \(there is 2.15.0\+cu128\).*Runtime version"):
+    with pytest.raises(
+        SystemExit, match=r"torch<2.15,>=2.11 \(there is 2.15.0\+cu128\).*Runtime version"
+    ):
         ensure(tmp_path)
     assert pip.calls == []
 
@@ -275,7 +345,9 @@ def test_a_runtime_whose_torch_is_outside_the_range_is_refused_before_anything_i
 def test_a_protected_package_that_moved_all_the_same_is_not_hushed_up(site, pip, tmp_path):
     claim(site, "torch", "2.11.0+cu128")
     pip.does = replace_with(site, ("torch", "2.14.0"), ("datasets", "4.8.5"), ("trl", "1.14.2"))
-    with pytest.raises(SystemExit, match=r"replaced against the rule: torch 2.11.0\+cu128 → 2.14.0.*delete runtime"):
+    with pytest.raises(
+        SystemExit, match=r"replaced against the rule: torch 2.11.0\+cu128 → 2.14.0.*delete runtime"
+    ):
         ensure(tmp_path)
 
 
@@ -286,7 +358,9 @@ def test_an_installation_that_left_something_out_is_not_hushed_up(site, pip, tmp
         ensure(tmp_path)
 
 
-def test_a_replaced_package_that_was_loaded_asks_for_a_restart_until_there_is_one(site, pip, tmp_path, monkeypatch):
+def test_a_replaced_package_that_was_loaded_asks_for_a_restart_until_there_is_one(
+    site, pip, tmp_path, monkeypatch
+):
     """`import pandas` loads pyarrow; replacing it then breaks the kernel with "IpcReadOptions size changed"."""
     claim(site, "torch", "2.11.0", modules=("torch",))
     claim(site, "datasets", "4.0.0", modules=("datasets_of_test",))
@@ -299,7 +373,9 @@ def test_a_replaced_package_that_was_loaded_asks_for_a_restart_until_there_is_on
 
     pip.does = does
     for _ in range(2):
-        with pytest.raises(SystemExit, match=r"RESTART NEEDED: datasets had been loaded .* Restart session"):
+        with pytest.raises(
+            SystemExit, match=r"RESTART NEEDED: datasets had been loaded .* Restart session"
+        ):
             ensure(tmp_path)
     assert len(pip.calls) == 1
     monkeypatch.setattr(install, "stale_packages", [])  # a new kernel
@@ -314,9 +390,7 @@ def test_a_replaced_package_that_was_not_loaded_needs_no_restart(site):
 def test_what_pip_says_when_it_fails_is_shown_from_its_error_on(site, pip, tmp_path):
     claim(site, "torch", "2.11.0")
     pip.does, pip.code = lambda: None, 1
-    pip.says = (
-        "Collecting trl\nWARNING: old\nERROR: Cannot install trl\nThe conflict is caused by:\n  x needs torch 3\n"
-    )
+    pip.says = "Collecting trl\nWARNING: old\nERROR: Cannot install trl\nThe conflict is caused by:\n  x needs torch 3\n"
     with pytest.raises(SystemExit) as error:
         ensure(tmp_path)
     said = str(error.value)
@@ -327,7 +401,13 @@ def test_what_pip_says_when_it_fails_is_shown_from_its_error_on(site, pip, tmp_p
 @pytest.mark.parametrize("tool", [["pip"], ["uv", "pip"]])
 def test_no_network_is_one_sentence(tool, tmp_path):
     """What the tools themselves print: nothing listens at the address."""
-    nowhere = ["--index-url", "http://127.0.0.1:9/simple", "--target", tmp_path, "surely-not-there-1"]
+    nowhere = [
+        "--index-url",
+        "http://127.0.0.1:9/simple",
+        "--target",
+        tmp_path,
+        "surely-not-there-1",
+    ]
     quick = ["--retries", "1"] if tool == ["pip"] else []
     run = subprocess.run(
         [sys.executable, "-m", *tool, "install", *quick, *nowhere],
@@ -336,8 +416,14 @@ def test_no_network_is_one_sentence(tool, tmp_path):
         env=os.environ | {"UV_HTTP_RETRIES": "0"},
     )
     assert run.returncode
-    colab, kaggle = [install.explain_failure(run.stdout + run.stderr, host) for host in (install.COLAB, install.KAGGLE)]
-    start, end = "There is no network: the packages cannot be fetched. ", ", then run this cell again."
+    colab, kaggle = [
+        install.explain_failure(run.stdout + run.stderr, host)
+        for host in (install.COLAB, install.KAGGLE)
+    ]
+    start, end = (
+        "There is no network: the packages cannot be fetched. ",
+        ", then run this cell again.",
+    )
     assert colab == f"{start}Check the connection{end}"
     assert kaggle == f"{start}Turn on Internet in the notebook's settings{end}"
 
@@ -347,11 +433,14 @@ def test_elsewhere_than_on_colab_nothing_is_installed(site, pip, tmp_path, monke
     claim(site, "torch", "2.15.0")
     claim(site, "datasets", "4.8.5")
     with pytest.raises(
-        SystemExit, match=r"missing: .*trl==1.14.2 \(missing\).*Run in a terminal: .* -m pip install -r"
+        SystemExit,
+        match=r"missing: .*trl==1.14.2 \(missing\).*Run in a terminal: .* -m pip install -r",
     ):
         ensure(tmp_path)
     claim(site, "trl", "1.14.2")
-    assert ensure(tmp_path) == VersionChanges({}, {}) and pip.calls == []  # another version is the owner's decision
+    assert (
+        ensure(tmp_path) == VersionChanges({}, {}) and pip.calls == []
+    )  # another version is the owner's decision
     assert (
         "Other versions than the notebooks were tested with: torch<2.15,>=2.11 (there is 2.15.0)"
         in capsys.readouterr().out
@@ -363,7 +452,11 @@ def test_a_gpu_is_what_nvidia_smi_lists(tmp_path, monkeypatch):
         pytest.skip("writes a shell script")
     smi = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    for script, there in (("echo 'GPU 0: Tesla T4'", True), ("echo 'GPU 0: lost'; exit 9", False), ("echo ''", False)):
+    for script, there in (
+        ("echo 'GPU 0: Tesla T4'", True),
+        ("echo 'GPU 0: lost'; exit 9", False),
+        ("echo ''", False),
+    ):
         smi.write_text(f"#!/bin/sh\n{script}\n")
         smi.chmod(0o755)
         install.has_gpu.cache_clear()
@@ -377,5 +470,7 @@ def test_a_gpu_is_what_nvidia_smi_lists(tmp_path, monkeypatch):
 def test_importing_it_loads_nothing_that_it_may_replace():
     code = "import sys, helpers.install; print(sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv[1:])))"
     loud = ["torch", "numpy", "pandas", "pyarrow", "datasets", "transformers", "matplotlib", "PIL"]
-    run = subprocess.run([sys.executable, "-c", code, *loud], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, *loud], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[]"

@@ -46,7 +46,9 @@ def test_wrong_labels_are_allowed_for():
     # margin 2, β ½: −log σ(1) = 0.31326, −log σ(−1) = 1.31326; (0.9 · 0.31326 − 0.1 · 1.31326) / 0.8 = 0.18826
     arguments = tensor(-10.0), tensor(-15.0), tensor(-11.0), tensor(-14.0), 0.5
     assert_close(dpo_loss(*arguments)[0], torch.tensor(0.31326), atol=1e-5, rtol=0)
-    assert_close(dpo_loss(*arguments, label_smoothing=0.1)[0], torch.tensor(0.18826), atol=1e-5, rtol=0)
+    assert_close(
+        dpo_loss(*arguments, label_smoothing=0.1)[0], torch.tensor(0.18826), atol=1e-5, rtol=0
+    )
     # unbiased: what noisy labels give on average is the loss of the clean ones
     swapped = tensor(-15.0), tensor(-10.0), tensor(-14.0), tensor(-11.0), 0.5
     noisy = [dpo_loss(*pair, label_smoothing=0.1)[0] for pair in (arguments, swapped)]
@@ -55,9 +57,20 @@ def test_wrong_labels_are_allowed_for():
 
 def test_the_anchor_by_hand():
     # β · (−10 + 11) = 0.5: −log σ(0.5) = 0.47408; δ 0.2: −log σ(0.3) = 0.55436
-    assert_close(anchor_loss(tensor(-10.0), tensor(-11.0), 0.5), torch.tensor(0.47408), atol=1e-5, rtol=0)
-    assert_close(anchor_loss(tensor(-10.0), tensor(-11.0), 0.5, 0.2), torch.tensor(0.55436), atol=1e-5, rtol=0)
-    assert anchor_loss(tensor(-12.0), tensor(-11.0), 0.5) > math.log(2) > anchor_loss(tensor(-10.0), tensor(-11.0), 0.5)
+    assert_close(
+        anchor_loss(tensor(-10.0), tensor(-11.0), 0.5), torch.tensor(0.47408), atol=1e-5, rtol=0
+    )
+    assert_close(
+        anchor_loss(tensor(-10.0), tensor(-11.0), 0.5, 0.2),
+        torch.tensor(0.55436),
+        atol=1e-5,
+        rtol=0,
+    )
+    assert (
+        anchor_loss(tensor(-12.0), tensor(-11.0), 0.5)
+        > math.log(2)
+        > anchor_loss(tensor(-10.0), tensor(-11.0), 0.5)
+    )
 
 
 def test_bco_by_hand():
@@ -68,7 +81,10 @@ def test_bco_by_hand():
 
 
 def test_sft_is_the_mean_over_tokens_and_not_over_answers():
-    logps, mask = torch.tensor([[-1.0, -2.0, -3.0], [-6.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    logps, mask = (
+        torch.tensor([[-1.0, -2.0, -3.0], [-6.0, 0.0, 0.0]]),
+        torch.tensor([[1, 1, 1], [1, 0, 0]]),
+    )
     assert_close(sft_loss(logps, mask), torch.tensor(3.0))
 
 
@@ -76,7 +92,9 @@ def test_completion_logps_by_hand():
     # two tokens; logits (0, ln 3) give probabilities 1/4 and 3/4 at every position
     logits = torch.tensor([0.0, math.log(3)]).expand(1, 4, 2)
     ids, mask = torch.tensor([[0, 1, 1, 0]]), torch.tensor([[0, 0, 1, 1]])
-    assert_close(token_logps(logits, ids, mask), torch.tensor([[0.0, math.log(3 / 4), math.log(1 / 4)]]))
+    assert_close(
+        token_logps(logits, ids, mask), torch.tensor([[0.0, math.log(3 / 4), math.log(1 / 4)]])
+    )
     assert token_logps(logits.half(), ids, mask).dtype == torch.float32
     # completion tokens 1 and 0: ln(3/4) + ln(1/4)
     assert_close(completion_logps(logits, ids, mask), tensor(math.log(3 / 16)))
@@ -95,11 +113,16 @@ def test_bradley_terry_by_hand():
     # −log σ(2) = 0.1269, −log σ(0) = ln 2
     assert_close(bradley_terry_loss(better, worse), torch.tensor([0.1269280, 0.6931472]))
     # a margin of 2 leaves a gap of 0
-    assert_close(bradley_terry_loss(better, worse, margin=torch.tensor([2.0, 0.0])), torch.full((2,), 0.6931472))
+    assert_close(
+        bradley_terry_loss(better, worse, margin=torch.tensor([2.0, 0.0])),
+        torch.full((2,), 0.6931472),
+    )
     # ε = 0.1: 0.9 · 0.1269 + 0.1 · −log σ(−2) = 0.9 · 0.1269 + 0.1 · 2.1269 = 0.3269
     assert_close(bradley_terry_loss(better, worse, label_smoothing=0.1)[0], torch.tensor(0.3269280))
     # centring_weight 0.01 · (2 + 0)² = 0.04
-    assert_close(bradley_terry_loss(better, worse, centring_weight=0.01)[0], torch.tensor(0.1669280))
+    assert_close(
+        bradley_terry_loss(better, worse, centring_weight=0.01)[0], torch.tensor(0.1669280)
+    )
     assert bradley_terry_loss(torch.tensor([-500.0]), torch.tensor([500.0])).item() == 1000, (
         "log(sigmoid(x)) would be −inf"
     )
@@ -109,7 +132,12 @@ def test_focal_by_hand():
     better, worse = torch.tensor([2.0, -1.0]), torch.tensor([0.0, 1.0])
     assert_close(focal_bradley_terry_loss(better, worse, 0.0), bradley_terry_loss(better, worse))
     # σ(2) = 0.8808: (0.1192)² · 0.1269 = 0.001804; σ(−2) = 0.1192: 0.8808² · 2.1269 = 1.6500
-    assert_close(focal_bradley_terry_loss(better, worse), torch.tensor([0.0018038, 1.6500466]), rtol=1e-4, atol=1e-6)
+    assert_close(
+        focal_bradley_terry_loss(better, worse),
+        torch.tensor([0.0018038, 1.6500466]),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_listwise_by_hand():

@@ -26,9 +26,9 @@ SKELETON = (
 @pytest.mark.parametrize("name", NAMES)
 def test_pairs_are_in_sync_and_stripped(name):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    assert nbformat.writes(notebook) == nbformat.writes(notebook_from_source(NOTEBOOKS / "src" / f"{name}.py")), (
-        "run: make sync"
-    )
+    assert nbformat.writes(notebook) == nbformat.writes(
+        notebook_from_source(NOTEBOOKS / "src" / f"{name}.py")
+    ), "run: make sync"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
@@ -47,7 +47,9 @@ def test_the_set_up_cell_is_the_same_everywhere():
     cells = []
     for name in NAMES:
         notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-        cells += [cell.source for cell in notebook.cells if "setup" in cell.metadata.get("tags", [])]
+        cells += [
+            cell.source for cell in notebook.cells if "setup" in cell.metadata.get("tags", [])
+        ]
     assert len(cells) == len(NAMES) and set(cells) == {set_up_cell()}, "run: make sync"
     assert sum(bool(line.strip()) for line in cells[0].splitlines()) <= 12
     before_helpers, after = cells[0].split("from helpers")

@@ -74,16 +74,26 @@ def test_the_report_says_it_in_words_and_stands_alone(folder):
 
 def test_the_report_shows_a_hacked_reward_and_marks_what_is_circular(folder):
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
-    assert "ppo/heuristic-0.0: REWARD HACKING. one class: heuristic, its training reward, rose" in page
-    assert "better (circular: the training reward)" in page and "ppo/ppo: REWARD HACKING" not in page
+    assert (
+        "ppo/heuristic-0.0: REWARD HACKING. one class: heuristic, its training reward, rose" in page
+    )
+    assert (
+        "better (circular: the training reward)" in page and "ppo/ppo: REWARD HACKING" not in page
+    )
     assert (folder / "report" / "index.html").stat().st_size < 5e6
     card = (folder / "report" / "cards" / "ppo-heuristic-0.0.md").read_text(encoding="utf-8")
     assert "on the reward `heuristic`" in card and "REWARD HACKING" in card
 
 
 def test_pages_of_notebooks_show_widgets_without_scripts_from_elsewhere(folder):
-    page = (folder / "report" / "notebooks" / "06_compare_before_after.html").read_text(encoding="utf-8")
-    assert "truth</b>" in page and "Rank correlation (Spearman)" in page and "<b>dpo/seed-0</b>" in page
+    page = (folder / "report" / "notebooks" / "06_compare_before_after.html").read_text(
+        encoding="utf-8"
+    )
+    assert (
+        "truth</b>" in page
+        and "Rank correlation (Spearman)" in page
+        and "<b>dpo/seed-0</b>" in page
+    )
     assert "unpkg" not in page and "html-manager" not in page and "require.min.js" not in page
 
 

@@ -44,7 +44,10 @@ def ragged(seed, lengths, dtype=torch.float64):
 
 
 def test_mean_and_variance_by_hand():
-    values, mask = torch.tensor([[1.0, 3.0, 99.0], [5.0, -99.0, 99.0]]), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    values, mask = (
+        torch.tensor([[1.0, 3.0, 99.0], [5.0, -99.0, 99.0]]),
+        torch.tensor([[1, 1, 0], [1, 0, 0]]),
+    )
     # of tokens, not of answers: (1 + 3 + 5) / 3, where answers would give (2 + 5) / 2 = 3.5
     assert_close(masked_mean(values, mask), torch.tensor(3.0))
     # (4 + 0 + 4) / 3, with n − 1 it would be 4
@@ -61,7 +64,9 @@ def test_numpy_agrees_on_the_tokens_that_are_real(seed):
     assert_close(masked_mean(values, mask).item(), np.mean(real))
     assert_close(masked_var(values, mask).item(), np.var(real))
     white = whiten(values, mask)
-    assert_close(white.numpy()[mask.numpy() == 1], (real - real.mean()) / real.std(), atol=1e-6, rtol=0)
+    assert_close(
+        white.numpy()[mask.numpy() == 1], (real - real.mean()) / real.std(), atol=1e-6, rtol=0
+    )
     assert (white[mask == 0] == 0).all()
     assert_close(whiten(values, mask.bool()), white)
 
@@ -78,7 +83,9 @@ def test_equal_values_and_a_single_one_are_whitened_to_nothing():
     for value in (0.0, 0.5, -2.0):
         assert (whiten(torch.full((2, 2), value), mask) == 0).all()
         assert (whiten(torch.tensor([[value, 8.0]]), torch.tensor([[1, 0]])) == 0).all()
-    assert (whiten(torch.full((1, 7), 0.1), torch.ones(1, 7)) == 0).all(), "their fp32 mean is 0.1 − 7e-9"
+    assert (whiten(torch.full((1, 7), 0.1), torch.ones(1, 7)) == 0).all(), (
+        "their fp32 mean is 0.1 − 7e-9"
+    )
 
 
 def test_equal_values_are_whitened_to_nothing_whatever_their_mean_is_rounded_to():
@@ -91,7 +98,10 @@ def test_equal_values_are_whitened_to_nothing_whatever_their_mean_is_rounded_to(
 def test_equal_scores_against_their_own_mean_are_whitened_to_nothing():
     """PPO without a critic measures against the mean score: its rounding, some 6e-8, must not become ±1."""
     for answers in range(2, 17):
-        scores, mask = torch.full((answers,), 0.7), ragged(0, range(1, answers + 1), torch.float32)[1]
+        scores, mask = (
+            torch.full((answers,), 0.7),
+            ragged(0, range(1, answers + 1), torch.float32)[1],
+        )
         rewards = token_rewards(scores, torch.zeros_like(mask), mask, 0.05)
         advantages, _ = gae(rewards, scores.mean() * mask, mask, 1.0, 0.95)
         assert (whiten(advantages, mask) == 0).all(), answers
@@ -162,7 +172,12 @@ def test_limits_of_gae():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.floats(0, 1), st.floats(0, 1), st.integers(0, 999))
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 999),
+)
 def test_gae_is_the_double_sum(lengths, gamma, lam, seed):
     """A_t = Σ_l (γλ)^l δ_{t+l} (arXiv 1506.02438, equation 16), of each answer alone, whatever comes after its end."""
     rewards, mask = ragged(seed, lengths)
@@ -173,7 +188,9 @@ def test_gae_is_the_double_sum(lengths, gamma, lam, seed):
         r, v = rewards[row].tolist(), [*values[row, :length].tolist(), 0.0]
         delta = [r[t] + gamma * v[t + 1] - v[t] for t in range(length)]
         for t in range(length):
-            expected[row, t] = sum((gamma * lam) ** step * delta[t + step] for step in range(length - t))
+            expected[row, t] = sum(
+                (gamma * lam) ** step * delta[t + step] for step in range(length - t)
+            )
     assert_close(advantages, expected)
     assert_close(returns, (expected + values) * mask)
 
@@ -184,7 +201,9 @@ def test_an_answer_has_the_same_advantages_alone_and_in_a_batch():
     together = gae(rewards, values, mask.bool(), 0.97, 0.9)
     for row, length in enumerate((5, 2, 3, 1)):
         cut = slice(row, row + 1), slice(0, length)
-        for batch, alone in zip(together, gae(rewards[cut], values[cut], mask[cut], 0.97, 0.9), strict=True):
+        for batch, alone in zip(
+            together, gae(rewards[cut], values[cut], mask[cut], 0.97, 0.9), strict=True
+        ):
             assert torch.equal(batch[cut], alone)
             assert (batch[row, length:] == 0).all()
     values[mask == 0], rewards[mask == 0] = 1e6, -1e6
@@ -205,7 +224,9 @@ def test_grpo_by_hand():
     by_deviation = tensor(-0.75593, -0.37796, 1.13389, -0.57735, -0.57735, 1.15470)
     assert_close(grpo_advantages(scores, 3), by_deviation, atol=1e-4, rtol=0)
     # what is added to the deviation is 1e-4: scores ±1e-4 have deviation 1.41421e-4, 1 / 2.41421 = 0.41421
-    assert_close(grpo_advantages(tensor(-1e-4, 1e-4), 2), tensor(-0.41421, 0.41421), atol=1e-5, rtol=0)
+    assert_close(
+        grpo_advantages(tensor(-1e-4, 1e-4), 2), tensor(-0.41421, 0.41421), atol=1e-5, rtol=0
+    )
 
 
 def scores_of_others(scores, i, group):
@@ -215,11 +236,18 @@ def scores_of_others(scores, i, group):
 
 @pytest.mark.parametrize("group", [2, 3, 8])
 def test_advantages_in_a_group_agree_with_other_ways_of_writing_them(group):
-    scores = torch.randn(5 * group, generator=torch.Generator().manual_seed(group), dtype=torch.float64)
+    scores = torch.randn(
+        5 * group, generator=torch.Generator().manual_seed(group), dtype=torch.float64
+    )
     mean = scores.view(-1, group).mean(1).repeat_interleave(group)
     rloo, centred = rloo_advantages(scores, group), grpo_advantages(scores, group, scale=False)
     assert_close(rloo, group / (group - 1) * (scores - mean))
-    assert_close(rloo, torch.stack([scores[i] - scores_of_others(scores, i, group).mean() for i in range(len(scores))]))
+    assert_close(
+        rloo,
+        torch.stack(
+            [scores[i] - scores_of_others(scores, i, group).mean() for i in range(len(scores))]
+        ),
+    )
     assert_close(rloo * (group - 1) / group, centred)  # the same up to the learning rate
     # TRL 1.14's GRPOTrainer with scale_rewards="group"
     deviation = nanstd(scores.view(-1, group), dim=1).repeat_interleave(group)
@@ -253,7 +281,11 @@ def test_equal_scores_give_exactly_no_advantage():
     for group in range(2, 17):
         for score in (0.1, 0.2, 0.7, 1 / 3, 2.3, -0.9):
             for name, advantages in ADVANTAGES.items():
-                assert (advantages(torch.full((2 * group,), score), group) == 0).all(), (name, group, score)
+                assert (advantages(torch.full((2 * group,), score), group) == 0).all(), (
+                    name,
+                    group,
+                    score,
+                )
 
 
 # --- the clipped loss ---
@@ -282,7 +314,9 @@ def test_at_the_old_policy_the_ratio_is_one_and_the_gradient_is_that_of_the_poli
 def step(ratio, advantage, clip=0.2):
     """(loss, gradient with respect to log π, share of clipped tokens) of one token."""
     logps = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    got = clipped_policy_loss(logps, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1), clip)
+    got = clipped_policy_loss(
+        logps, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1), clip
+    )
     got.loss.backward()
     return got.loss.item(), logps.grad.item(), got.clip_share
 
@@ -327,7 +361,10 @@ def test_masked_tokens_have_exactly_no_gradient_and_no_influence():
     first = clipped_policy_loss(logps, old.detach(), advantages, mask, 0.2)
     first.loss.backward()
     assert (logps.grad[mask == 0] == 0).all() and logps.grad.abs().sum() > 0
-    wild = (torch.where(mask == 1, x.detach(), fill) for x, fill in ((logps, 80.0), (old, -80.0), (advantages, 50.0)))
+    wild = (
+        torch.where(mask == 1, x.detach(), fill)
+        for x, fill in ((logps, 80.0), (old, -80.0), (advantages, 50.0))
+    )
     assert clipped_policy_loss(*wild, mask.bool(), 0.2) == first
 
 
@@ -364,10 +401,16 @@ def test_trl_computes_the_same_loss(seed):
         0.4 * ragged(10 * seed + n, lengths, torch.float32)[0] for n in (1, 2, 3)
     )  # ratios from about 0.3 to 3
     logps.requires_grad_()
-    plain = dict.fromkeys(("aux_loss_enabled", "use_vllm", "_entropy_bonus_enabled", "use_adaptive_entropy"), False)
+    plain = dict.fromkeys(
+        ("aux_loss_enabled", "use_vllm", "_entropy_bonus_enabled", "use_adaptive_entropy"), False
+    )
     trainer = SimpleNamespace(
         **plain,
-        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logps, torch.zeros_like(old), None),
+        _get_per_token_logps_and_entropies=lambda *args, **kwargs: (
+            logps,
+            torch.zeros_like(old),
+            None,
+        ),
         _metrics={"eval": defaultdict(list)},
         accelerator=SimpleNamespace(reduce=lambda x, reduction: x, gather=lambda x: x),
         args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
@@ -381,7 +424,13 @@ def test_trl_computes_the_same_loss(seed):
         top_entropy_quantile=1.0,
     )
     ids = torch.zeros(4, 6, dtype=torch.long)
-    inputs = dict(prompt_ids=ids, prompt_mask=ids, completion_ids=ids, completion_mask=mask, advantages=advantages)
+    inputs = dict(
+        prompt_ids=ids,
+        prompt_mask=ids,
+        completion_ids=ids,
+        completion_mask=mask,
+        advantages=advantages,
+    )
     inputs |= {"old_per_token_logps": old, "ref_per_token_logps": reference}
     expected = GRPOTrainer._compute_loss(trainer, None, inputs)
 
@@ -390,7 +439,9 @@ def test_trl_computes_the_same_loss(seed):
     loss = got.loss + beta * kl
     assert_close(loss, expected)
     assert_close(*(torch.autograd.grad(x, logps)[0] for x in (loss, expected)))
-    (clipped,), (trl_kl,) = (trainer._metrics["eval"][key] for key in ("clip_ratio/region_mean", "kl"))
+    (clipped,), (trl_kl,) = (
+        trainer._metrics["eval"][key] for key in ("clip_ratio/region_mean", "kl")
+    )
     assert got.clip_share == pytest.approx(clipped) and 0 < got.clip_share < 1
     assert kl.item() == pytest.approx(trl_kl)
 
@@ -410,7 +461,11 @@ def test_trl_computes_the_same_loss(seed):
 )
 def test_value_loss_by_hand(value, target, loss, gradient):
     values = torch.tensor([[value, 50.0]], requires_grad=True)
-    old, returns, mask = torch.tensor([[1.0, -50.0]]), torch.tensor([[target, 0.0]]), torch.tensor([[1, 0]])
+    old, returns, mask = (
+        torch.tensor([[1.0, -50.0]]),
+        torch.tensor([[target, 0.0]]),
+        torch.tensor([[1, 0]]),
+    )
     got = clipped_value_loss(values, old, returns, mask, 0.2)
     got.backward()
     assert_close(got, torch.tensor(loss))
@@ -420,7 +475,10 @@ def test_value_loss_by_hand(value, target, loss, gradient):
 
 def test_value_loss_is_the_mean_over_tokens():
     values, old = torch.tensor([[1.1, 1.5, 1.5], [0.5, 7.0, 7.0]]), torch.ones(2, 3)
-    returns, mask = torch.tensor([[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    returns, mask = (
+        torch.tensor([[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]),
+        torch.tensor([[1, 1, 1], [1, 0, 0]]),
+    )
     # (0.405 + 0.32 + 1.125 + 0.32) / 4
     assert_close(clipped_value_loss(values, old, returns, mask, 0.2), torch.tensor(0.5425))
     # a wide clip leaves half the mean squared error: (0.81 + 0.25 + 2.25 + 0.25) / 8
@@ -484,7 +542,9 @@ def test_what_the_estimators_are_on_average():
     generator = torch.Generator().manual_seed(0)
     gaps = {"k2": 0.0, "swapped": 0.0}
     for _ in range(20):
-        policy, reference = torch.randn(2, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
+        policy, reference = torch.randn(2, 9, generator=generator, dtype=torch.float64).log_softmax(
+            -1
+        )
         exact = torch.nn.functional.kl_div(
             reference, policy, log_target=True, reduction="sum"
         )  # KL(policy ‖ reference)

@@ -42,7 +42,11 @@ ADAPTER = LoraSettings(r=4)
 def t4(monkeypatch):
     """fp16 in every module that asks, and what accelerate does with it on a GPU."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("helpers.") and name != "helpers.runtime" and hasattr(module, "compute_dtype"):
+        if (
+            name.startswith("helpers.")
+            and name != "helpers.runtime"
+            and hasattr(module, "compute_dtype")
+        ):
             monkeypatch.setattr(module, "compute_dtype", lambda: torch.float16)
     start = Accelerator.__init__
 
@@ -52,7 +56,9 @@ def t4(monkeypatch):
         self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**10)
 
     monkeypatch.setattr(Accelerator, "__init__", on_a_gpu)
-    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision of the tests before
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # it remembers the precision of the tests before
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -72,8 +78,14 @@ def in_fp16(model):
     assert {layer.weight.quant_state.dtype for layer in layers} == {torch.float16}
     names = dict([*model.named_parameters(), *model.named_buffers()])
     added = {name for name in names if "lora_" in name or name.startswith(("head.", "critic."))}
-    assert dtypes(names[name] for name in names.keys() - added) == {torch.float16, torch.uint8, torch.float32}
-    base = {name for name, p in model.named_parameters()} - added  # the fp32 ones are buffers: of rotary positions
+    assert dtypes(names[name] for name in names.keys() - added) == {
+        torch.float16,
+        torch.uint8,
+        torch.float32,
+    }
+    base = {
+        name for name, p in model.named_parameters()
+    } - added  # the fp32 ones are buffers: of rotary positions
     assert dtypes(names[name] for name in base) == {torch.float16, torch.uint8}
     assert dtypes(names[name] for name in added) <= {torch.float32}
     return True
@@ -84,7 +96,10 @@ def test_a_model_in_four_bits_is_in_fp16_and_its_adapter_in_fp32(tmp_path):
     assert in_fp16(model)
     configs = [module.config for module in model.modules() if hasattr(module, "config")]
     assert {config._attn_implementation for config in configs} == {"sdpa"}
-    assert {type(config).__name__ for config in configs} >= {"Qwen2VLTextConfig", "Qwen2VLVisionConfig"}
+    assert {type(config).__name__ for config in configs} >= {
+        "Qwen2VLTextConfig",
+        "Qwen2VLVisionConfig",
+    }
     model = models.add_adapter(model, ADAPTER)
     # 42 tensors: 3 layers × 7 linear layers × A and B
     assert len(trained(model)) == 42 and in_fp16(model)
@@ -109,22 +124,33 @@ def test_trl_casts_the_adapter_to_bf16_and_make_trainer_takes_it_back(tmp_path, 
         "TRL no longer does this: helpers/training/dpo.py need not undo it"
     )
 
-    first = dpo.dpo_trainer(models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    first = dpo.dpo_trainer(
+        models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS, output_dir=tmp_path
+    )
     assert in_fp16(first.model) and preflight._check_dtypes(first, set(trained(first.model))).passed
     dpo.train_dpo(first)
     kept = {name: p.detach().clone() for name, p in trained(first.model).items()}
     second = dpo.dpo_trainer(first.model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
     copies = {name: p for name, p in second.model.named_parameters() if ".ref." in name}
-    assert in_fp16(second.model) and len(copies) == 42 and not any(p.requires_grad for p in copies.values())
+    assert (
+        in_fp16(second.model)
+        and len(copies) == 42
+        and not any(p.requires_grad for p in copies.values())
+    )
     for name, copy_ in copies.items():
-        assert torch.equal(copy_, kept[name.replace(".ref.", ".default.")]), "to the last bit, not rounded to bf16"
+        assert torch.equal(copy_, kept[name.replace(".ref.", ".default.")]), (
+            "to the last bit, not rounded to bf16"
+        )
 
 
 def ready_for_adam(optimizer):
     """fp32 weights and states, in which ε is more than 0: in fp16 it is not, and a gradient of 0 would divide 0 by 0."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            assert parameter.dtype == torch.float32 and torch.tensor(group["eps"], dtype=parameter.dtype) > 0
+            assert (
+                parameter.dtype == torch.float32
+                and torch.tensor(group["eps"], dtype=parameter.dtype) > 0
+            )
             state = optimizer.state[parameter]
             assert not state or dtypes([state["exp_avg"], state["exp_avg_sq"]]) == {torch.float32}
     assert any(optimizer.state.values()) and torch.tensor(1e-8, dtype=torch.float16) == 0
@@ -144,7 +170,9 @@ def test_dpo_trains_in_fp32_on_logits_in_fp32(tmp_path, pairs_dataset, monkeypat
     model, processor = models.load_model("tiny")
     trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
     run = dpo.train_dpo(trainer)
-    assert len(seen) == 4 and set(seen) == {torch.float32}  # two steps, and the reference before each
+    assert len(seen) == 4 and set(seen) == {
+        torch.float32
+    }  # two steps, and the reference before each
     assert run.log[0]["loss"] > 0 and all(abs(row["grad_norm"]) < float("inf") for row in run.log)
     assert ready_for_adam(trainer.optimizer) and in_fp16(trainer.model)
 
@@ -154,16 +182,22 @@ def test_a_reward_model_is_trained_saved_and_loaded_in_fp32(tmp_path):
     settings = dataclasses.replace(REWARD_PRESETS["tiny"], lora=ADAPTER, batch_size=4, epochs=1)
     policy = models.add_adapter(models.load_model("tiny")[0], ADAPTER)
     reward = reward_model.new_reward_model(policy, models.load_model("tiny")[1], settings)
-    assert in_fp16(reward.backbone) and dtypes(reward.trainable_parameters().values()) == {torch.float32}
+    assert in_fp16(reward.backbone) and dtypes(reward.trainable_parameters().values()) == {
+        torch.float32
+    }
     trainer = reward_training.RewardTrainer(reward, records, records[:2], settings)
     run = trainer.train()
-    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in run.log) and ready_for_adam(trainer.optimizer)
+    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in run.log) and ready_for_adam(
+        trainer.optimizer
+    )
     with reward.use_adapter(), torch.no_grad():
         scores = reward(trainer._batch(records[:2]))
     assert scores.dtype == torch.float32
     folder = reward_model.save_reward_model(reward, tmp_path / "reward", settings)
     again = reward_model.load_reward_model(*models.load_model("tiny"), folder)
-    assert in_fp16(again.backbone) and dtypes(again.trainable_parameters().values()) == {torch.float32}
+    assert in_fp16(again.backbone) and dtypes(again.trainable_parameters().values()) == {
+        torch.float32
+    }
     for name, value in again.trainable_parameters().items():
         assert torch.equal(value, reward.trainable_parameters()[name])
 
@@ -171,7 +205,12 @@ def test_a_reward_model_is_trained_saved_and_loaded_in_fp32(tmp_path):
 def test_ppo_trains_policy_and_critic_in_fp32():
     records = read_records(PATH)[:4]
     settings = dataclasses.replace(
-        PPO_PRESETS["tiny"], prompts_per_iteration=2, group_size=2, mini_batch=2, lora=ADAPTER, ratio_tolerance=5e-2
+        PPO_PRESETS["tiny"],
+        prompts_per_iteration=2,
+        group_size=2,
+        mini_batch=2,
+        lora=ADAPTER,
+        ratio_tolerance=5e-2,
     )
     turns = itertools.cycle((0.0, 1.0))  # the tiny model's answers are all as good
     score = make_scorer("turns", lambda *given: {"turns": next(turns)})
@@ -179,7 +218,10 @@ def test_ppo_trains_policy_and_critic_in_fp32():
     row = run.iterate()
     trained = [weight for part in run.trainable_parameters.values() for weight in part]
     assert in_fp16(run.model) and dtypes(trained) == {torch.float32}
-    assert {CRITIC_ADAPTER, models.POLICY_ADAPTER} == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
+    assert {
+        CRITIC_ADAPTER,
+        models.POLICY_ADAPTER,
+    } == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
     assert all(abs(value) < float("inf") for value in row.values())
     figures = run.actor(run.pack(run.last.rollout))
     assert dtypes(figures) == {torch.float32}
@@ -200,12 +242,16 @@ def test_log_probabilities_of_logits_in_fp16_are_exact():
     ids, mask = torch.randint(0, 151_936, (2, 9)), torch.ones(2, 9)
     exact = torch.log_softmax(logits[:, :-1].double(), -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     ours = token_logps(logits, ids, mask)
-    rounded = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None]).squeeze(-1).double()
+    rounded = (
+        torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None]).squeeze(-1).double()
+    )
     assert ours.dtype == torch.float32 and exact.min() < -60
     assert_close(ours.double(), exact, atol=1e-4, rtol=0)
     assert (rounded - exact).abs().max() > 1e-2, "in fp16 they are not"
     loss, _ = dpo_loss(*ours.sum(1)[:, None], *exact.float().sum(1)[:, None], beta=0.1)
-    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(0.6931, abs=1e-3)  # ln 2: the same model
+    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(
+        0.6931, abs=1e-3
+    )  # ln 2: the same model
 
 
 def test_log_probabilities_of_answers_come_in_fp32():
@@ -213,7 +259,10 @@ def test_log_probabilities_of_answers_come_in_fp32():
     prompt = encode_prompts(processor, [render(processor, "How many cars?")], [[noise(112, 112)]])
     row = pack_separately(processor, prompt, [["There are 2 cars."]])
     with torch.no_grad():
-        assert model(**encode(processor, ["How many cars?"], [noise(112, 112)])).logits.dtype == torch.float16
+        assert (
+            model(**encode(processor, ["How many cars?"], [noise(112, 112)])).logits.dtype
+            == torch.float16
+        )
         logps = answer_logps(model, row)
     assert logps.dtype == torch.float32 and bool(logps.isfinite().all()) and float(logps.sum()) < 0
 
@@ -222,10 +271,16 @@ def test_reference_figures_kept_before_training_are_in_fp32(tmp_path, pairs_data
     """Preflight fills the store before accelerate brings logits to fp32, and training reads what it finds there."""
     model, processor = models.load_model("tiny")
     trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
-    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(8)]))
+    batch = trainer._prepare_inputs(
+        trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    )
     kept = trainer._reference(batch)
     with torch.no_grad(), models.disable_adapters(trainer.model):
         logits = dpo.answer_logits(trainer.model, batch["packed"])
-    logps = torch.log_softmax(logits[:, :-1].double(), -1).gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    logps = (
+        torch.log_softmax(logits[:, :-1].double(), -1)
+        .gather(-1, batch["input_ids"][:, 1:, None])
+        .squeeze(-1)
+    )
     exact = (logps * batch["completion_mask"][:, 1:]).sum(1).view(2, -1).T
     assert_close(kept.double(), exact, atol=1e-4, rtol=0)

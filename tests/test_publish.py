@@ -17,4 +17,6 @@ def test_the_readme_block_is_replaced_and_must_be_there():
 
 def test_the_readme_shows_the_published_figures():
     figures = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
-    assert figures_table(figures) in (ROOT / "README.md").read_text(encoding="utf-8"), "run: make readme"
+    assert figures_table(figures) in (ROOT / "README.md").read_text(encoding="utf-8"), (
+        "run: make readme"
+    )

@@ -76,7 +76,9 @@ def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figur
     folder, found = figures["questions"]
     entry = read_json(folder / "data" / "question_answers.json")[0]
     assert entry["qas"][0].keys() == {"qa_id", "image_id", "question", "answer"}
-    train, test = (read_json(folder / "data" / f"{split}-questions.json") for split in ("train", "test"))
+    train, test = (
+        read_json(folder / "data" / f"{split}-questions.json") for split in ("train", "test")
+    )
     assert not {row["image"] for row in train} & {row["image"] for row in test}
     assert found["questions_train"]["value"] == len(train) == 32
     assert {"Yes.", "No."} < {row["answer"] for row in train}
@@ -84,15 +86,30 @@ def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figur
 
 def test_ranked_answers_are_the_models_own_and_the_questions_stay_all(figures):
     folder, _ = figures["heuristic"]
-    ranked = [json.loads(line) for line in (folder / "data" / "test-ranked.jsonl").read_text().splitlines()]
+    ranked = [
+        json.loads(line)
+        for line in (folder / "data" / "test-ranked.jsonl").read_text().splitlines()
+    ]
     assert {answer["origin"] for record in ranked for answer in record["answers"]} == {"own"}
     assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == 32 >= len(ranked)
 
 
 def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys):
     folder, before = figures["questions"]
-    changes = [part for setting in (*SHORT["questions"], "data.limit=32") for part in ("--set", setting)]
-    arguments = ["train", "--config", "questions", "--laptop", "--out", str(folder), "--stage", "ppo", *changes]
+    changes = [
+        part for setting in (*SHORT["questions"], "data.limit=32") for part in ("--set", setting)
+    ]
+    arguments = [
+        "train",
+        "--config",
+        "questions",
+        "--laptop",
+        "--out",
+        str(folder),
+        "--stage",
+        "ppo",
+        *changes,
+    ]
     assert cli.main(arguments) == 0
     assert "Going on after iteration 2 of 2" in capsys.readouterr().out
     assert read_json(folder / "figures.json") == before
@@ -106,9 +123,17 @@ def test_what_the_projects_used():
     ]  # fmt: skip
     assert all(recipe.model in presets.PRESETS for recipe in found.values())
     assert found["vehicles"].dpo_settings().steps == 420 and found["captions"].data.limit == 150
-    assert found["heuristic"].rank.answers == 4 and found["heuristic"].ppo_settings().entropy_weight == 0.01
+    assert (
+        found["heuristic"].rank.answers == 4
+        and found["heuristic"].ppo_settings().entropy_weight == 0.01
+    )
     reward = found["reward_models"].reward_settings()
-    assert (reward.learning_rate, reward.epochs, reward.batch_size, reward.accumulation) == (5e-6, 3, 1, 16)
+    assert (reward.learning_rate, reward.epochs, reward.batch_size, reward.accumulation) == (
+        5e-6,
+        3,
+        1,
+        16,
+    )
     assert (reward.lora.r, reward.lora.alpha, reward.lora.dropout, reward.lora.target_modules) == (
         8,
         16,
@@ -116,21 +141,40 @@ def test_what_the_projects_used():
         ATTENTION,
     )
     ppo = found["questions"].ppo_settings()
-    assert (ppo.learning_rate, ppo.critic_learning_rate, ppo.gamma, ppo.lam, ppo.clip) == (5e-6, 1e-5, 0.99, 0.95, 0.2)
-    assert (ppo.lora.r, ppo.lora.alpha, ppo.lora.dropout, ppo.lora.target_modules) == (8, 32, 0.05, ALL_LINEAR)
-    assert ppo.advantages == "rloo" and ppo.group_size == 4  # what is different: one answer alone teaches nothing
+    assert (ppo.learning_rate, ppo.critic_learning_rate, ppo.gamma, ppo.lam, ppo.clip) == (
+        5e-6,
+        1e-5,
+        0.99,
+        0.95,
+        0.2,
+    )
+    assert (ppo.lora.r, ppo.lora.alpha, ppo.lora.dropout, ppo.lora.target_modules) == (
+        8,
+        32,
+        0.05,
+        ALL_LINEAR,
+    )
+    assert (
+        ppo.advantages == "rloo" and ppo.group_size == 4
+    )  # what is different: one answer alone teaches nothing
     assert found["questions"].ppo.score == {"cosine": 0.7, "clip": 0.3}
     assert 525 * 16 == 8_400  # questions, about the project's 8,379
 
 
 def test_changes_are_laid_over_table_by_table():
-    under = {"ppo": {"preset": "t4", "score": {"a": 1.0}, "settings": {"group_size": 4, "lam": 0.9}}}
+    under = {
+        "ppo": {"preset": "t4", "score": {"a": 1.0}, "settings": {"group_size": 4, "lam": 0.9}}
+    }
     over = {"ppo": {"score": {"b": 2.0}, "settings": {"group_size": 8}}}
     assert deep_merge(under, over) == {
         "ppo": {"preset": "t4", "score": {"b": 2.0}, "settings": {"group_size": 8, "lam": 0.9}}
     }
     recipe = read_recipe(find_recipe("vehicles"), changes=[("dpo.settings.lora.r", 4), ("seed", 3)])
-    assert recipe.dpo_settings().lora.r == 4 and recipe.dpo_settings().lora.alpha == 32 and recipe.seed == 3
+    assert (
+        recipe.dpo_settings().lora.r == 4
+        and recipe.dpo_settings().lora.alpha == 32
+        and recipe.seed == 3
+    )
 
 
 def card(monkeypatch, gigabytes, gpu=False):
@@ -138,7 +182,9 @@ def card(monkeypatch, gigabytes, gpu=False):
     if gpu:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name="Tesla T4"))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name="Tesla T4")
+        )
     monkeypatch.setattr(facts, "available_gb", lambda: (gigabytes, gigabytes))
     monkeypatch.setattr(fits, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
 
@@ -146,14 +192,16 @@ def card(monkeypatch, gigabytes, gpu=False):
 def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
     card(monkeypatch, 15.8)
     recipe = read_recipe(
-        find_recipe("reward_models"), changes=[("reward.settings.batch_size", 128), ("reward.settings.accumulation", 1)]
+        find_recipe("reward_models"),
+        changes=[("reward.settings.batch_size", 128), ("reward.settings.accumulation", 1)],
     )
     changed = fit_recipe(recipe)
     settings = changed.reward_settings()
     assert 1 <= settings.batch_size < 128 and settings.batch_size * settings.accumulation == 128
     assert changed.model_copy(update={"reward": recipe.reward}) == recipe  # nothing else
     assert (
-        f"batch_size 128 → {settings.batch_size}, accumulation 1 → {settings.accumulation}" in capsys.readouterr().out
+        f"batch_size 128 → {settings.batch_size}, accumulation 1 → {settings.accumulation}"
+        in capsys.readouterr().out
     )
     card(monkeypatch, 400)
     assert fit_recipe(recipe) == recipe
@@ -165,7 +213,10 @@ def test_on_a_t4_every_recipe_fits_by_the_forecast(monkeypatch, capsys, name):
     before = read_recipe(find_recipe(name))
     after = fit_recipe(before)
     assert after.max_pixels is None and after.model == before.model
-    assert after.dpo == before.dpo and after.reward_settings().batch_size == before.reward_settings().batch_size
+    assert (
+        after.dpo == before.dpo
+        and after.reward_settings().batch_size == before.reward_settings().batch_size
+    )
     # prompts at once, checkpointing, mini-batches
     assert after.ppo_settings().group_size == before.ppo_settings().group_size
     together = {"captions": 16, "questions": 3}  # as docs/recipes.md says
@@ -178,7 +229,9 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
 
     def check(model, **given):
         asked.update(given)
-        return fits.MachinePlan(Workload(model, max_pixels=336**2), 8.0, GenerationSettings(), reward=given["reward"])
+        return fits.MachinePlan(
+            Workload(model, max_pixels=336**2), 8.0, GenerationSettings(), reward=given["reward"]
+        )
 
     monkeypatch.setattr(recipes, "check_machine", check)
     found = fit_recipe(recipe)
@@ -190,7 +243,9 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
 def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
     """The stage `data` loads nothing; several processes would take the recipe as it is."""
     recipe = read_recipe(find_recipe("vehicles"), laptop=True, changes=[("data.limit", 4)])
-    monkeypatch.setattr(stages, "fit_recipe", lambda recipe, _: recipe.model_copy(update={"max_pixels": 28**2}))
+    monkeypatch.setattr(
+        stages, "fit_recipe", lambda recipe, _: recipe.model_copy(update={"max_pixels": 28**2})
+    )
     run = RecipeRun(recipe, tmp_path)
     run_stages(run, ["data"])
     assert run.about()["max_pixels"] == 28**2
@@ -200,13 +255,16 @@ def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
 def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_path):
     card(monkeypatch, 8.0)  # of RAM: 32 bits for what is not quantised
     recipe = read_recipe(find_recipe("captions"))
-    with pytest.raises(UsageError, match=r"llava-1\.5-7b does not fit: stage \w+ takes .* and 7.2 GB can be used"):
+    with pytest.raises(
+        UsageError, match=r"llava-1\.5-7b does not fit: stage \w+ takes .* and 7.2 GB can be used"
+    ):
         run_stages(RecipeRun(recipe, tmp_path))
     assert list(tmp_path.iterdir()) == []
     assert fit_recipe(recipe, ["data"]) == recipe  # needs no model
     card(monkeypatch, 8.9)
     small = read_recipe(
-        find_recipe("vehicles"), changes=[("dpo.settings.batch_size", 1), ("dpo.settings.accumulation", 8)]
+        find_recipe("vehicles"),
+        changes=[("dpo.settings.batch_size", 1), ("dpo.settings.accumulation", 8)],
     )
     assert fit_recipe(small).max_pixels is None
 
@@ -217,9 +275,18 @@ def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_
         ('title = "x"\nmodel = "tiny"\nstages = ["data"]\nmodle = 1', "modle"),
         ('title = "x"\nmodel = "tiny"\nstages = ["tidy"]', "stages"),
         ('title = "x"\nmodel = "tiny"\nstages = []', "stages"),
-        ('title = "x"\nmodel = "tiny"\nstages = ["dpo"]\n[dpo]\nsettings = {step = 1}', "no setting is called step"),
-        ('title = "x"\nmodel = "tiny"\nstages = ["ppo"]\n[ppo]\npreset = "huge"', "unknown PPO preset 'huge'"),
-        ('title = "x"\nmodel = "tiny"\nstages = ["dpo"]\n[data]\nformat = "csv"', "unknown format 'csv'"),
+        (
+            'title = "x"\nmodel = "tiny"\nstages = ["dpo"]\n[dpo]\nsettings = {step = 1}',
+            "no setting is called step",
+        ),
+        (
+            'title = "x"\nmodel = "tiny"\nstages = ["ppo"]\n[ppo]\npreset = "huge"',
+            "unknown PPO preset 'huge'",
+        ),
+        (
+            'title = "x"\nmodel = "tiny"\nstages = ["dpo"]\n[data]\nformat = "csv"',
+            "unknown format 'csv'",
+        ),
         ("title = ", "not TOML"),
     ],
 )
@@ -234,5 +301,7 @@ def test_mistakes_are_named_with_their_file(tmp_path, text, message):
 def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):
     assert cli.main(["train", "--config", "vehicle"]) == 1
     assert "no recipe 'vehicle': choose captions, heuristic" in capsys.readouterr().err
-    assert cli.main(["train", "--config", "vehicles", "--stage", "ppo", "--out", str(tmp_path)]) == 1
+    assert (
+        cli.main(["train", "--config", "vehicles", "--stage", "ppo", "--out", str(tmp_path)]) == 1
+    )
     assert "the recipe has no stage ppo: it has data, dpo, evaluate" in capsys.readouterr().err

@@ -40,9 +40,15 @@ def test_a_room_lists_the_public_names_of_its_modules(room):
         source = (HELPERS / room / f"{module}.py").read_text(encoding="utf-8")
         missing = names - public_names(source)
         assert not missing, f"helpers/{room}/{module}.py does not define {', '.join(missing)}"
-        defined = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        defined = {
+            node.name
+            for node in ast.parse(source).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
         unlisted = {name for name in defined if not name.startswith("_")} - names
-        assert not unlisted, f"helpers/{room}/__init__.pyi does not list {', '.join(unlisted)} of {module}.py"
+        assert not unlisted, (
+            f"helpers/{room}/__init__.pyi does not list {', '.join(unlisted)} of {module}.py"
+        )
 
 
 @pytest.mark.parametrize("command", ["import helpers.data; [getattr(helpers.data, n) for n in helpers.data.__all__]",
@@ -54,7 +60,9 @@ def test_reading_and_checking_data_needs_neither_torch_nor_transformers(command)
 
 
 TESTS = ROOT / "tests"
-TEST_FILES = sorted(path.relative_to(TESTS) for path in TESTS.rglob("test_*.py") if path.parent != TESTS)
+TEST_FILES = sorted(
+    path.relative_to(TESTS) for path in TESTS.rglob("test_*.py") if path.parent != TESTS
+)
 
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=str)

@@ -38,7 +38,9 @@ def runtime(tmp_path_factory):
     subprocess.run([python, "-m", "venv", folder], check=True)
     wanted = [f"{name}=={version.split('+')[0]}" for name, version in VERSIONS.items()]
     uv("pip", "install", "--quiet", "--python", folder, *wanted)
-    uv("pip", "uninstall", "--quiet", "--python", folder, "jedi")  # as on Colab, though IPython asks for it
+    uv(
+        "pip", "uninstall", "--quiet", "--python", folder, "jedi"
+    )  # as on Colab, though IPython asks for it
     yield folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     shutil.rmtree(folder, ignore_errors=True)  # gigabytes
 
@@ -50,7 +52,11 @@ def repository_folder(tmp_path_factory):
 
     def git(*arguments, where=ROOT):
         run = subprocess.run(["git", "-C", where, *arguments], capture_output=True, text=True)
-        return run.stdout if run.returncode == 0 else pytest.skip(f"git {arguments[0]}: {run.stderr.strip()}")
+        return (
+            run.stdout
+            if run.returncode == 0
+            else pytest.skip(f"git {arguments[0]}: {run.stderr.strip()}")
+        )
 
     for name in git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         if (ROOT / name).is_file():
@@ -125,10 +131,15 @@ def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_pat
     first = run_cell(runtime, cell + LOOK, content)
     assert first.returncode == 0, first.stdout + first.stderr
     lines = first.stdout.splitlines()
-    assert lines[0].startswith("Installing for") and lines[-2].startswith(("CPU, ", "NVIDIA", "Tesla"))
+    assert lines[0].startswith("Installing for") and lines[-2].startswith(
+        ("CPU, ", "NVIDIA", "Tesla")
+    )
     assert (content / "alignment" / "helpers" / "models" / "loading.py").exists()
     changes = install.compare_versions(before, json.loads(lines[-1]))
-    assert changes.replaced.keys() == {"datasets", "pyarrow", "torchao"} and changes.added["trl"] == "1.14.2"
+    assert (
+        changes.replaced.keys() == {"datasets", "pyarrow", "torchao"}
+        and changes.added["trl"] == "1.14.2"
+    )
     assert not {"jedi", "unsloth"} & changes.added.keys()
     clock = "\nimport time; print(time.process_time())"  # seconds of CPU: other tests may keep it waiting
     again = cell.split("from helpers.setup")[0] + "from helpers.install import ensure\nensure()"
@@ -137,7 +148,9 @@ def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_pat
     assert float(second.stdout) < 5  # and nothing else is said
 
 
-def test_a_clone_that_was_cut_off_is_not_taken_for_a_whole_one(repository, shared_notebooks, tmp_path):
+def test_a_clone_that_was_cut_off_is_not_taken_for_a_whole_one(
+    repository, shared_notebooks, tmp_path
+):
     shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
     fetch = fetching_part(sync.set_up_cell())
     content = tmp_path / "content"
@@ -163,9 +176,7 @@ def test_what_cannot_be_fetched_is_said_in_one_line(repository, shared_notebooks
     assert "Remote branch v2 not found" in (content / "fetch.log").read_text()
 
 
-WHAT_TO_DO = (
-    "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset.\n"
-)
+WHAT_TO_DO = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset.\n"
 
 
 def test_without_internet_on_kaggle_the_cell_says_what_to_do(shared_notebooks, tmp_path):
@@ -230,7 +241,9 @@ print([name for name in Recorder.started if name.startswith(names)])
 """
 
 
-def test_what_is_attached_is_only_read_and_artifacts_are_kept(repository_folder, shared_notebooks, tmp_path):
+def test_what_is_attached_is_only_read_and_artifacts_are_kept(
+    repository_folder, shared_notebooks, tmp_path
+):
     shared_notebooks('repository = "http://127.0.0.1:9/alignment"\ntag = "v1"')
     attached, working = tmp_path / "input" / "alignment", tmp_path / "working"
     shutil.copytree(repository_folder, attached, ignore=shutil.ignore_patterns(".git"))
@@ -263,7 +276,9 @@ def test_on_kaggle_artifacts_go_where_the_reader_wants_them(artifacts, monkeypat
 # The address, in one place
 
 
-def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_again(shared_notebooks):
+def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_again(
+    shared_notebooks,
+):
     copy = shared_notebooks(EMPTY)
     sync.sync_notebooks()
     bare = {path: path.read_text(encoding="utf-8") for path in (copy / "src").glob("*.py")}
@@ -273,13 +288,17 @@ def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_aga
         sync.sync_notebooks()
         for path in bare:
             text = path.read_text(encoding="utf-8")
-            assert text.count('REPOSITORY, TAG = "https://github.com/someone/alignment", "v1.0"') == 1
+            assert (
+                text.count('REPOSITORY, TAG = "https://github.com/someone/alignment", "v1.0"') == 1
+            )
             badge = (
                 "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google"
                 f".com/github/someone/alignment/blob/v1.0/notebooks/{path.stem}.ipynb)"
             )
             assert text.splitlines()[2:5] == ["#", f"# {badge}", "#"]
-            first = json.loads((copy / f"{path.stem}.ipynb").read_text(encoding="utf-8"))["cells"][0]
+            first = json.loads((copy / f"{path.stem}.ipynb").read_text(encoding="utf-8"))["cells"][
+                0
+            ]
             assert "".join(first["source"]).splitlines()[1:3] == ["", badge]
     assert badge in sync.badges()
     assert sync.badges().count("colab-badge.svg") == len(notebooks.catalogue())
@@ -291,7 +310,10 @@ def test_sync_writes_address_and_badge_into_all_notebooks_and_takes_them_out_aga
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ('repository = "https://github.com/someone/alignment"\ntag = ""', "repository and tag go together"),
+        (
+            'repository = "https://github.com/someone/alignment"\ntag = ""',
+            "repository and tag go together",
+        ),
         ('repository = "https://x.org/a b"\ntag = "v1"', "' ' cannot stand in an address"),
         ('repository = "https://x.org/a\\""\ntag = "v1"', "cannot stand in an address"),
         ("repository = \ntag = 1", "not TOML"),
@@ -306,5 +328,7 @@ def test_a_bad_address_is_refused(shared_notebooks, address, message):
 def test_a_source_without_a_set_up_cell_or_a_title_is_refused():
     text = (NOTEBOOKS / "src" / "01_load_model.py").read_text(encoding="utf-8")
     for broken in (text.replace('tags=["setup"]', ""), text.replace("# # 01", "# 01")):
-        with pytest.raises(UsageError, match="needs a title in its first cell and one cell tagged 'setup'"):
+        with pytest.raises(
+            UsageError, match="needs a title in its first cell and one cell tagged 'setup'"
+        ):
             sync.add_shared_parts(broken, "01_load_model.ipynb")

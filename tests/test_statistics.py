@@ -27,7 +27,9 @@ def test_wilson_by_hand():
     # 8 of 10, z = 1.96: centre (0.8 + 1.92/10) / (1 + 3.84/10) = 0.7167, half width 0.2266
     share = proportion(8, 10)
     assert (share.value, share.n) == (0.8, 10)
-    assert share.low == pytest.approx(0.4902, abs=1e-4) and share.high == pytest.approx(0.9433, abs=1e-4)
+    assert share.low == pytest.approx(0.4902, abs=1e-4) and share.high == pytest.approx(
+        0.9433, abs=1e-4
+    )
     assert str(share) == "0.800 [0.490, 0.943] (n = 10)"
 
 
@@ -62,7 +64,9 @@ def test_a_sample_mean_has_no_interval_where_there_is_none():
     assert sample_mean([]) is None
     one, equal = sample_mean([4]), sample_mean([0.1] * 20)
     assert (one.value, one.low, one.high, one.n) == (4, None, None, 1)
-    assert (equal.value, equal.low, equal.n) == (0.1, None, 20) and str(equal) == "0.1 [no interval] (n = 20)"
+    assert (equal.value, equal.low, equal.n) == (0.1, None, 20) and str(
+        equal
+    ) == "0.1 [no interval] (n = 20)"
     with pytest.raises(ValueError, match="value 1 is not a finite"):
         sample_mean([1, math.nan])
 
@@ -82,10 +86,14 @@ def test_copies_of_an_item_tell_nothing_new():
     """Ten questions about each of 40 images that all come out alike: the interval is that of 40 items."""
     before, after = np.random.default_rng(0).integers(0, 2, (2, 40))
     once = cluster_bootstrap(before, after, range(40))
-    tenfold = cluster_bootstrap(np.repeat(before, 10), np.repeat(after, 10), np.repeat(range(40), 10).tolist())
+    tenfold = cluster_bootstrap(
+        np.repeat(before, 10), np.repeat(after, 10), np.repeat(range(40), 10).tolist()
+    )
     alone = cluster_bootstrap(np.repeat(before, 10), np.repeat(after, 10), range(400))
     assert tenfold == once
-    assert (tenfold.high - tenfold.low) / (alone.high - alone.low) == pytest.approx(10**0.5, rel=0.1)
+    assert (tenfold.high - tenfold.low) / (alone.high - alone.low) == pytest.approx(
+        10**0.5, rel=0.1
+    )
 
 
 def test_the_interval_over_single_items_is_that_of_their_mean():
@@ -112,7 +120,9 @@ def test_clusters_that_give_no_interval_and_input_that_is_refused():
 
 def test_holm_by_hand():
     # .01 · 3, .03 · 2, then .04 · 1 is under the one before and is lifted to it
-    assert holm_adjust({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert holm_adjust({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06}
+    )
     assert (
         holm_adjust({"a": 0.6, "b": 0.9}) == {"a": 1, "b": 1}
         and holm_adjust({"a": 0.2}) == {"a": 0.2}
@@ -134,7 +144,9 @@ def test_a_tie_is_half_a_win():
 # --- power ---
 
 
-@pytest.mark.parametrize(("n", "difference", "disagree"), [(12, 0.4, 0.5), (20, 0.3, 0.3), (15, 0.2, 1.0)])
+@pytest.mark.parametrize(
+    ("n", "difference", "disagree"), [(12, 0.4, 0.5), (20, 0.3, 0.3), (15, 0.2, 1.0)]
+)
 def test_power_is_what_enumeration_of_all_outcomes_gives(n, difference, disagree):
     """Better, worse and same of n items are multinomial; each outcome goes through `mcnemar_p` itself."""
     up, down, total = (disagree + difference) / 2, (disagree - difference) / 2, 0.0
@@ -154,10 +166,14 @@ def test_400_items_detect_a_difference_of_seven_percent():
     assert detectable_difference(400, 0.2374) == pytest.approx(0.07, abs=1e-4)
     assert detectable_difference(400, 0.5) == pytest.approx(0.101, abs=1e-3)
     rng = np.random.default_rng(0)
-    better, worse, _ = rng.multinomial(400, [(0.25 + difference) / 2, (0.25 - difference) / 2, 0.75], 20_000).T
+    better, worse, _ = rng.multinomial(
+        400, [(0.25 + difference) / 2, (0.25 - difference) / 2, 0.75], 20_000
+    ).T
     pairs, times = np.unique([better, worse], axis=1, return_counts=True)
     found = [b > w and binomtest(int(w), int(b + w), 0.5).pvalue <= 0.05 for b, w in pairs.T]
-    assert (times * found).sum() / 20_000 == pytest.approx(0.8, abs=0.009)  # 3 · √(.8 · .2 / 20,000) = .0085
+    assert (times * found).sum() / 20_000 == pytest.approx(
+        0.8, abs=0.009
+    )  # 3 · √(.8 · .2 / 20,000) = .0085
 
 
 def test_six_items_are_the_fewest_that_show_anything():
@@ -177,11 +193,20 @@ def test_the_detectable_difference_has_the_power_asked_for(n, disagree, power):
 
 
 def test_items_needed_is_the_inverse():
-    assert items_needed(0.07) == 421 and items_needed(0.0718) == 400 and items_needed(0.0718, power=0.9) > 500
+    assert (
+        items_needed(0.07) == 421
+        and items_needed(0.0718) == 400
+        and items_needed(0.0718, power=0.9) > 500
+    )
     for difference, disagree in ((0.1, 0.2), (0.3, 0.3), (0.15, 0.8), (0.4, 1.0)):
         brute = next(n for n in range(1, 1000) if mcnemar_power(n, difference, disagree) >= 0.8)
         assert items_needed(difference, disagree) == brute
-    for difference, disagree, power in ((0.3, 0.25, 0.8), (0.0, 0.25, 0.8), (0.1, 1.1, 0.8), (0.1, 0.25, 1.0)):
+    for difference, disagree, power in (
+        (0.3, 0.25, 0.8),
+        (0.0, 0.25, 0.8),
+        (0.1, 1.1, 0.8),
+        (0.1, 0.25, 1.0),
+    ):
         with pytest.raises(ValueError, match=r"difference|power"):
             items_needed(difference, disagree, power)
 

@@ -25,7 +25,9 @@ def publish(root: Path) -> list[Path]:
             path.write_bytes(base64.b64decode(png))
             written.append(path)
     readme = root / "README.md"
-    text = replace_block(readme.read_text(encoding="utf-8"), "figures of make demo", figures_table(figures))
+    text = replace_block(
+        readme.read_text(encoding="utf-8"), "figures of make demo", figures_table(figures)
+    )
     written.append(write_text(readme, text))
     return written
 

@@ -83,13 +83,18 @@ def add_shared_parts(text: str, file: str) -> str:
     Raises UsageError if the source has not one cell tagged `setup`, or no title.
     """
     text, cells = re.subn(
-        r'(?<=^# %% tags=\["setup"\]\n).*?(?=^# %%)', lambda _: set_up_cell() + "\n\n", text, flags=re.M | re.S
+        r'(?<=^# %% tags=\["setup"\]\n).*?(?=^# %%)',
+        lambda _: set_up_cell() + "\n\n",
+        text,
+        flags=re.M | re.S,
     )
     text = re.sub(r"^#\n# \[!\[Open in Colab\].*\n", "", text, flags=re.M)
     line = f"#\n# {badge(file)}\n" if badge(file) else ""
     text, titles = re.subn(r"\A# %% \[markdown\]\n# # .+\n", lambda title: title[0] + line, text)
     if (cells, titles) != (1, 1):
-        raise UsageError(f"the source of {file} needs a title in its first cell and one cell tagged 'setup'.")
+        raise UsageError(
+            f"the source of {file} needs a title in its first cell and one cell tagged 'setup'."
+        )
     return text
 
 

@@ -31,7 +31,9 @@ BLIND_COUNT_RULES: dict[str, BlindRule] = {
     "larger total": lambda text, counts, place: sum(counts),
     "more zeros": lambda text, counts, place: list(counts).count(0),
 }
-BlindTable = dict[str, dict[str, Proportion]]  # kind of rejected answer → rule → share of pairs it gets right
+BlindTable = dict[
+    str, dict[str, Proportion]
+]  # kind of rejected answer → rule → share of pairs it gets right
 
 
 class BlindRules:
@@ -60,13 +62,17 @@ class BlindRules:
         """Kind of rejected answer ("all" first) → rule → accuracy. Counting rules only where there are counts."""
         rules = [*BLIND_COUNT_RULES, *BLIND_RULES] if self._counting else list(BLIND_RULES)
         return {
-            kind: {rule: proportion(self._hits[kind][rule], n) for rule in rules} for kind, n in self._pairs.items()
+            kind: {rule: proportion(self._hits[kind][rule], n) for rule in rules}
+            for kind, n in self._pairs.items()
         }
 
 
 def _values(answer: Answer, place: int, classes: Sequence[str]) -> dict[str, float]:
     counts = list((parse_counts(answer.text, classes) or {}).values()) if classes else []
-    return {name: rule(answer.text, counts, place) for name, rule in (BLIND_RULES | BLIND_COUNT_RULES).items()}
+    return {
+        name: rule(answer.text, counts, place)
+        for name, rule in (BLIND_RULES | BLIND_COUNT_RULES).items()
+    }
 
 
 def blind_rules(records: Iterable[PreferenceRecord]) -> BlindTable:
@@ -77,7 +83,9 @@ def blind_rules(records: Iterable[PreferenceRecord]) -> BlindTable:
     return rules.table()
 
 
-def true_image_detail_shares(records: Sequence[PreferenceRecord], kinds: Sequence[str]) -> dict[str, Proportion]:
+def true_image_detail_shares(
+    records: Sequence[PreferenceRecord], kinds: Sequence[str]
+) -> dict[str, Proportion]:
     """Compute how often the true image has more detail than the spoilt one, for each kind of `negative_images`.
 
     Detail is the standard deviation of the differences between neighbouring pixels. A share near 1 means

@@ -52,7 +52,9 @@ def scan_file(path: Path) -> Iterator[RecordLine]:
     array = is_array(path)
     name, reason = _format_of(_rows(path, array))
     if name == "record":  # one line at a time, however long the file is
-        yield from (scan_line(*row[:2]) for row in _rows(path, array)) if array else scan_records(path)
+        yield from (
+            (scan_line(*row[:2]) for row in _rows(path, array)) if array else scan_records(path)
+        )
         return
     rows = list(_rows(path, array))  # pairs of one record may stand apart
     whole = {key for _, _, row, _ in rows if (key := read_mention(row, "key"))}
@@ -99,14 +101,18 @@ def is_array(path: Path) -> bool:
     One that is not sound is read the way that gives more rows.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file. Run notebook 02 to make one, or give another path.")
+        raise UsageError(
+            f"{path}: no such file. Run notebook 02 to make one, or give another path."
+        )
     with path.open("rb") as file:
         if not file.read(100).lstrip(LEADING_BLANKS).startswith(b"["):
             return False
         file.seek(0)
         errors = [error for *_, error in _array_items(file.read())]
         file.seek(0)
-        return not any(errors) or errors.count(None) > sum(isinstance(row, dict) for _, _, row, _ in _json_lines(file))
+        return not any(errors) or errors.count(None) > sum(
+            isinstance(row, dict) for _, _, row, _ in _json_lines(file)
+        )
 
 
 def _array_items(data: bytes) -> Iterator[tuple[int, bytes, Any, str | None]]:
@@ -152,7 +158,10 @@ def _row_or_error(row: Any, error: str | None) -> DatasetRow:
 
 
 def write_file(
-    path: Path, records: Iterable[PreferenceRecord], name: str = "record", which: Literal["all", "extremes"] = "all"
+    path: Path,
+    records: Iterable[PreferenceRecord],
+    name: str = "record",
+    which: Literal["all", "extremes"] = "all",
 ) -> list[str]:
     """Write records in a format; returns a line for every record that the format cannot hold."""
     if name == "record":
@@ -165,7 +174,9 @@ def write_file(
         except UsageError as error:
             left_out.append(f"record {record.id or number}: {error}")
     if not rows:
-        raise UsageError(f"{path}: nothing to write. {left_out[0] if left_out else 'There are no records.'}")
+        raise UsageError(
+            f"{path}: nothing to write. {left_out[0] if left_out else 'There are no records.'}"
+        )
     if FORMATS[name].array:
         write_text(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     else:
@@ -173,7 +184,9 @@ def write_file(
     return left_out
 
 
-def convert_file(source: Path, target: Path, to: str = "record", which: Literal["all", "extremes"] = "all") -> str:
+def convert_file(
+    source: Path, target: Path, to: str = "record", which: Literal["all", "extremes"] = "all"
+) -> str:
     """Convert a file, and say what was read, changed and left out. Raises UsageError if a row is bad."""
     if to != "record" and to not in FORMATS:
         raise UsageError(f"unknown format {to!r}: choose from record, {', '.join(FORMATS)}.")

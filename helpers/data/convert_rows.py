@@ -18,7 +18,12 @@ from pydantic import ValidationError
 from helpers.files import UsageError, parse_json
 
 from .formats import FORMATS, DatasetRow, Format
-from .preferences import PreferenceRecord, explain_validation_error, is_first_shown_second, record_key
+from .preferences import (
+    PreferenceRecord,
+    explain_validation_error,
+    is_first_shown_second,
+    record_key,
+)
 
 EXTRA_COLUMN = "record_extra"
 
@@ -40,18 +45,24 @@ def from_row(name: str, row: DatasetRow) -> tuple[PreferenceRecord, str | None]:
     record = _validate(fields)
     if leftover := _leftover_columns(form, record, visible):
         record.extra[name] = leftover
-    return (_validate(_apply_patch(record.model_dump(), rest["patch"])) if "patch" in rest else record), change
+    return (
+        _validate(_apply_patch(record.model_dump(), rest["patch"])) if "patch" in rest else record
+    ), change
 
 
 def _parse(form: Format, visible: DatasetRow) -> DatasetRow:
     try:
         fields = form.parse(visible)
     except KeyError as error:
-        raise UsageError(f"field {error} is missing. A row of this format ({form.title}) needs it.") from None
+        raise UsageError(
+            f"field {error} is missing. A row of this format ({form.title}) needs it."
+        ) from None
     except (TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"a field has a type that this format ({form.title}) does not have: {error}.") from None
+        raise UsageError(
+            f"a field has a type that this format ({form.title}) does not have: {error}."
+        ) from None
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -72,13 +83,19 @@ def _leftover_columns(form: Format, record: PreferenceRecord, visible: DatasetRo
         shown = form.write(record) if form.write else {}
     except UsageError:
         shown = {}
-    different = {key: value for key, value in visible.items() if key not in shown or shown[key] != value}
+    different = {
+        key: value for key, value in visible.items() if key not in shown or shown[key] != value
+    }
     absent = [key for key in shown if key not in visible]
-    return {"row": different, **({"without": absent} if absent else {})} if different or absent else {}
+    return (
+        {"row": different, **({"without": absent} if absent else {})} if different or absent else {}
+    )
 
 
 def _digest(visible: DatasetRow) -> str:
-    filled = {key: value for key, value in visible.items() if value is not None}  # tables fill gaps with null
+    filled = {
+        key: value for key, value in visible.items() if value is not None
+    }  # tables fill gaps with null
     return hashlib.sha256(json.dumps(filled, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -97,7 +114,9 @@ def _rest_of(row: DatasetRow, visible: DatasetRow) -> DatasetRow:
 # --- one record → rows ----------------------------------------------------------------------------
 
 
-def to_rows(name: str, record: PreferenceRecord, which: Literal["all", "extremes"] = "all") -> list[DatasetRow]:
+def to_rows(
+    name: str, record: PreferenceRecord, which: Literal["all", "extremes"] = "all"
+) -> list[DatasetRow]:
     """The rows of format `name` that state `record`: one a pair, the first with everything else.
 
     Raises UsageError if the format cannot hold the record at all.
@@ -136,7 +155,9 @@ def _visible_row(name: str, two: PreferenceRecord) -> DatasetRow:
         shown, unfit = form.write(two), None
     except UsageError as error:
         shown, unfit = {}, error
-    original = {key: value for key, value in shown.items() if key not in leftover.get("without", [])}
+    original = {
+        key: value for key, value in shown.items() if key not in leftover.get("without", [])
+    }
     original |= leftover.get("row", {})
     try:
         if _row_meaning(form, _parse(form, original)) == _row_meaning(form, two.model_dump()):
@@ -163,7 +184,9 @@ def _add_extra(name: str, row: DatasetRow, record: PreferenceRecord) -> DatasetR
     rest: DatasetRow = {"key": record_key(record)} if len(record.answers) > 2 else {}
     try:
         base, _ = from_row(name, row)
-        if len(record.answers) == 2 and [a.text for a in base.answers] != [a.text for a in record.answers]:
+        if len(record.answers) == 2 and [a.text for a in base.answers] != [
+            a.text for a in record.answers
+        ]:
             rest["swapped"] = not _is_swapped(_parse(FORMATS[name], row))
             base, _ = from_row(name, {**row, EXTRA_COLUMN: _rest_text(row, rest)})
         if patch := _make_patch(base.model_dump(), record.model_dump()):
@@ -182,10 +205,15 @@ def _make_patch(base: Any, full: Any) -> Any:
     if type(base) is type(full) and base == full:
         return None
     if isinstance(base, dict) and isinstance(full, dict) and base.keys() <= full.keys():
-        changes = {key: _make_patch(base[key], full[key]) if key in base else [full[key]] for key in full}
+        changes = {
+            key: _make_patch(base[key], full[key]) if key in base else [full[key]] for key in full
+        }
         return {key: change for key, change in changes.items() if change is not None}
     if isinstance(base, list) and isinstance(full, list) and len(base) == len(full):
-        changes = {str(place): _make_patch(b, f) for place, (b, f) in enumerate(zip(base, full, strict=True))}
+        changes = {
+            str(place): _make_patch(b, f)
+            for place, (b, f) in enumerate(zip(base, full, strict=True))
+        }
         return {place: change for place, change in changes.items() if change is not None}
     return [full]
 
@@ -206,6 +234,8 @@ def read_mention(row: Any, key: str) -> str | None:
     if not isinstance(row, dict) or not isinstance(row.get(EXTRA_COLUMN), str):
         return None
     try:
-        return _rest_of(row, {name: value for name, value in row.items() if name != EXTRA_COLUMN}).get(key)
+        return _rest_of(
+            row, {name: value for name, value in row.items() if name != EXTRA_COLUMN}
+        ).get(key)
     except UsageError:
         return None  # reported when the row is read

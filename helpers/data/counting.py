@@ -33,7 +33,9 @@ def list_in_words(names: Sequence[str]) -> str:
 
 def count_question(classes: Sequence[str], wording: int = 0) -> str:
     """The question that asks for the count of every class."""
-    return QUESTION_TEMPLATES[wording % len(QUESTION_TEMPLATES)].format(classes=list_in_words(classes))
+    return QUESTION_TEMPLATES[wording % len(QUESTION_TEMPLATES)].format(
+        classes=list_in_words(classes)
+    )
 
 
 def count_answer(counts: Mapping[str, int]) -> str:
@@ -60,7 +62,9 @@ def parse_counts(text: str, classes: Sequence[str]) -> Counts | None:
     by_length = sorted(classes, key=len, reverse=True)
     names = "|".join([re.escape(cls) for cls in by_length] + [r"[^\W\d_][\w-]*"])
     found: Counts = {}
-    for number, name in re.findall(rf"(?<![\w.])(\d{{1,6}})\s+({names})(?!\w)", text, flags=re.IGNORECASE):
+    for number, name in re.findall(
+        rf"(?<![\w.])(\d{{1,6}})\s+({names})(?!\w)", text, flags=re.IGNORECASE
+    ):
         cls = _spelling(name, classes)
         if cls is None or cls in found:
             return None
@@ -79,7 +83,9 @@ def is_exact(text: str, truth: Mapping[str, int]) -> bool:
     return parse_counts(text, list(truth)) == dict(truth)
 
 
-def edited_counts(truth: Mapping[str, int], highest: Mapping[str, int], rng: np.random.Generator) -> Counts:
+def edited_counts(
+    truth: Mapping[str, int], highest: Mapping[str, int], rng: np.random.Generator
+) -> Counts:
     """A wrong count one edit away from `truth`: one class, one step up or down.
 
     The direction is drawn first and the class second, so that up and down are equally likely: a

@@ -27,8 +27,14 @@ from .labels import IMAGE_SUFFIXES, photo_group
 from .preferences import PreferenceRecord, RecordLine
 from .templates import CHAT_MARK, END_MARK, count_placeholders
 
-HUGE_MEGAPIXELS, HUGE_MEGABYTES = 20, 20  # 20 megapixels take 60 MB once decoded; models look at less than 1
-BLIND_LIMIT, BLIND_PAIRS = 0.6, 20  # a rule counts if its whole interval is above .6, and not on fewer pairs
+HUGE_MEGAPIXELS, HUGE_MEGABYTES = (
+    20,
+    20,
+)  # 20 megapixels take 60 MB once decoded; models look at less than 1
+BLIND_LIMIT, BLIND_PAIRS = (
+    0.6,
+    20,
+)  # a rule counts if its whole interval is above .6, and not on fewer pairs
 
 ABSOLUTE_PATH = re.compile(r"[/\\]|[A-Za-z]:[/\\]")  # on Windows too
 
@@ -59,10 +65,14 @@ def check_file(
     """
     path = Path(path)
     doctor = _DataDoctor(path, Path(root or path.parent), images, lengths)
-    for line in tqdm(scan_file(path), desc=path.name, unit=" records", leave=False, disable=not images):
+    for line in tqdm(
+        scan_file(path), desc=path.name, unit=" records", leave=False, disable=not images
+    ):
         doctor.examine(line)
     for other in against:
-        doctor.compare(other if isinstance(other, DataReport) else find_photos(other, images=images))
+        doctor.compare(
+            other if isinstance(other, DataReport) else find_photos(other, images=images)
+        )
     return doctor.finish()
 
 
@@ -73,7 +83,9 @@ def find_photos(path: Path | str, *, images: bool = True) -> DataReport:
     report = DataReport(Path(os.path.abspath(path)))
     files = sorted(file for file in report.path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise UsageError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Give another folder.")
+        raise UsageError(
+            f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Give another folder."
+        )
     for file in tqdm(files, desc=report.path.name, unit=" images", leave=False, disable=not images):
         for how, key in _photo_keys(file, file_hash(file) if images else None):
             report.photos[how].setdefault(key, Place(str(file)))
@@ -95,17 +107,31 @@ def _look_at(file: Path) -> _ImageFile:
             content = stream_hash(stream)
             megabytes = stream.tell() / 1e6
             with Image.open(stream) as image:
-                image.convert("RGB")  # as training will; the header alone is sound even if the rest was cut off
+                image.convert(
+                    "RGB"
+                )  # as training will; the header alone is sound even if the rest was cut off
     except FileNotFoundError:
         return _ImageFile(problem=("missing image", f"{file} does not exist"))
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError among them
-        unknown = isinstance(error, UnidentifiedImageError)  # whose message speaks of an _io.BufferedReader
-        reason = "no image of a known kind" if unknown else str(error).split("\n")[0] or type(error).__name__
+    except (
+        Exception
+    ) as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError among them
+        unknown = isinstance(
+            error, UnidentifiedImageError
+        )  # whose message speaks of an _io.BufferedReader
+        reason = (
+            "no image of a known kind"
+            if unknown
+            else str(error).split("\n")[0] or type(error).__name__
+        )
         return _ImageFile(problem=("unreadable image", f"{file} cannot be read ({reason})"))
     megapixels = image.width * image.height / 1e6
     if megapixels <= HUGE_MEGAPIXELS and megabytes <= HUGE_MEGABYTES:
         return _ImageFile(content, image.size)
-    return _ImageFile(content, image.size, ("huge image", f"{file}: {megapixels:.1f} megapixels, {megabytes:.1f} MB"))
+    return _ImageFile(
+        content,
+        image.size,
+        ("huge image", f"{file}: {megapixels:.1f} megapixels, {megabytes:.1f} MB"),
+    )
 
 
 def _photo_keys(file: Path, content: str | None) -> Iterator[tuple[str, int]]:
@@ -119,13 +145,19 @@ def _photo_keys(file: Path, content: str | None) -> Iterator[tuple[str, int]]:
 
 def _text_problems(record: PreferenceRecord) -> Problems:
     """Find the problems in the texts, scores and ranks of one record."""
-    prompt, answers = "\n".join(message.content for message in record.prompt), [a.text for a in record.answers]
+    prompt, answers = (
+        "\n".join(message.content for message in record.prompt),
+        [a.text for a in record.answers],
+    )
     if n := count_placeholders(prompt):
         kind = "placeholder text" if n == len(record.images) else "image placeholders"
         yield kind, f"placeholders in the prompt: {n}, images of the record: {len(record.images)}"
     for place, text in enumerate(answers):
         if count_placeholders(text):
-            yield "image placeholders", f"answer {place} has a placeholder, but answers have no images"
+            yield (
+                "image placeholders",
+                f"answer {place} has a placeholder, but answers have no images",
+            )
         if mark := END_MARK.search(text):
             yield "end of turn", f"answer {place} holds {mark.group()!r}"
         if mark := CHAT_MARK.search(text):
@@ -141,7 +173,10 @@ def _rank_problems(record: PreferenceRecord) -> Problems:
     for better, worse in record.tier_pairs():
         high, low = record.answers[better].score, record.answers[worse].score
         if high is not None and low is not None and high < low:
-            yield "scores", f"answer {better} has {high:g} and is ranked above answer {worse}, which has {low:g}"
+            yield (
+                "scores",
+                f"answer {better} has {high:g} and is ranked above answer {worse}, which has {low:g}",
+            )
     if len(record.ranking or []) < 2:
         yield "no pairs", "not ranked" if record.ranking is None else "all answers are tied"
 
@@ -150,7 +185,9 @@ class _Hashes(NamedTuple):
     """A record as hashes, by which it is compared with the ones before it."""
 
     record: int  # of images, prompt, answers and their ranks; not of ids, nor of the order shown
-    pairs: list[tuple[int, int]]  # of images, prompt, better and worse answer; and the other way round
+    pairs: list[
+        tuple[int, int]
+    ]  # of images, prompt, better and worse answer; and the other way round
     photos: list[tuple[str, int]]  # key of SAME and hash
 
 
@@ -160,8 +197,14 @@ def _hashes(record: PreferenceRecord, files: list[Path], contents: list[str | No
     texts = [hash((context, answer.text)) for answer in record.answers]
     ranks = {place: rank for rank, tier in enumerate(record.ranking or []) for place in tier}
     ranked = sorted((ranks.get(place, -1), text) for place, text in enumerate(texts))
-    pairs = [(hash((texts[i], texts[j])), hash((texts[j], texts[i]))) for i, j in record.tier_pairs()]
-    photos = [key for file, content in zip(files, contents, strict=True) for key in _photo_keys(file, content)]
+    pairs = [
+        (hash((texts[i], texts[j])), hash((texts[j], texts[i]))) for i, j in record.tier_pairs()
+    ]
+    photos = [
+        key
+        for file, content in zip(files, contents, strict=True)
+        for key in _photo_keys(file, content)
+    ]
     return _Hashes(hash(tuple(ranked)), pairs, photos)
 
 
@@ -169,7 +212,9 @@ class _DataDoctor:
     """Takes lines one at a time and remembers, as hashes, what later ones are compared with."""
 
     def __init__(self, path: Path, root: Path, images: bool, lengths: TokenLengths | None) -> None:
-        self.report = DataReport(path, counts=dict.fromkeys(("lines", "records", "pairs", "images"), 0))
+        self.report = DataReport(
+            path, counts=dict.fromkeys(("lines", "records", "pairs", "images"), 0)
+        )
         self.path, self.root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
         self.images, self.lengths = images, lengths
         self.looks: dict[Path, _ImageFile] = {}
@@ -199,10 +244,14 @@ class _DataDoctor:
             self._remember(record, place, hashes)
 
     def _add(self, kind: str, message: str, place: Place) -> None:
-        self.report.findings.append(Finding(FINDING_KINDS[kind][0], kind, place.line, place.record_id, message))
+        self.report.findings.append(
+            Finding(FINDING_KINDS[kind][0], kind, place.line, place.record_id, message)
+        )
 
     def _image_problems(self, record: PreferenceRecord, files: list[Path]) -> Problems:
-        files = files + [Path(os.path.normpath(self.path.parent / name)) for name in record.negative_images]
+        files = files + [
+            Path(os.path.normpath(self.path.parent / name)) for name in record.negative_images
+        ]
         for name, file in zip(record.images + record.negative_images, files, strict=True):
             if ABSOLUTE_PATH.match(name):
                 yield "path", f"{name} is an absolute path"
@@ -211,7 +260,9 @@ class _DataDoctor:
             if self.images:
                 new = file not in self.looks
                 look = self.looks[file] = _look_at(file) if new else self.looks[file]
-                if look.problem and (new or not look.content):  # a huge image is told once, a missing one each time
+                if look.problem and (
+                    new or not look.content
+                ):  # a huge image is told once, a missing one each time
                     yield look.problem
 
     def _conflicts(self, place: Place, hashes: _Hashes) -> Problems:
@@ -220,7 +271,10 @@ class _DataDoctor:
             yield "duplicate id", f"line {self.ids[place.record_id]} has this id too"
         opposite = [self.pairs[reverse] for _, reverse in hashes.pairs if reverse in self.pairs]
         if opposite:
-            yield "contradiction", f"line {opposite[0]} ranks two of these answers the other way round"
+            yield (
+                "contradiction",
+                f"line {opposite[0]} ranks two of these answers the other way round",
+            )
         if hashes.record in self.records:
             yield "duplicate record", f"says the same as line {self.records[hashes.record]}"
         for how, key in hashes.photos:
@@ -254,7 +308,9 @@ class _DataDoctor:
             for key, place in photos.items():
                 if key in other.photos[how] and place not in told:
                     told.add(place)
-                    self._add("leak", f"{other.photos[how][key].where} has {SAME_PHOTO[how]}", place)
+                    self._add(
+                        "leak", f"{other.photos[how][key].where} has {SAME_PHOTO[how]}", place
+                    )
         if other.errors:
             self._add("not compared", f"{len(other.errors):,} errors in {other.path}", Place(""))
 
@@ -272,7 +328,9 @@ class _DataDoctor:
         return self.report
 
     def _blind_rule(self, rule: str, share: Proportion) -> None:
-        message = f"{rule!r} picks the chosen answer without looking, in a share of the pairs of {share}"
+        message = (
+            f"{rule!r} picks the chosen answer without looking, in a share of the pairs of {share}"
+        )
         kinds = {kind: row[rule] for kind, row in self.report.blind.items() if kind != "all"}
         if len(kinds) > 1:
             most = max(kinds, key=lambda kind: kinds[kind].value)

@@ -21,23 +21,73 @@ from .convert_files import is_array, raw_rows
 PLACES_SHOWN = 5
 Problems = Iterator[tuple[str, str]]  # kind, message
 Severity = Literal["error", "warning", "note"]
-FINDING_KINDS: dict[str, tuple[Severity, str]] = {  # kind → how bad it is; what it means and what to do
-    "no records": ("error", "There is nothing to train on. Give another file, or make one with notebook 02."),
-    "bad line": ("error", "These lines are no valid records. Correct or remove them (--salvage sorts them out)."),
-    "missing image": ("error", "Put the image there or correct its path, which is relative to the file of records."),
-    "unreadable image": ("error", "The image is damaged or no image at all. Replace it or remove the record."),
-    "duplicate id": ("error", "An id names one record. Give the later one another id, or remove it."),
-    "image placeholders": ("error", "The text speaks of another number of images than the record has. Correct it."),
-    "contradiction": ("error", "The same two answers are ranked both ways: one of the two records is wrong."),
-    "unfit for the model": ("error", "The model cannot take this record: training would stop at it. Remove it."),
-    "huge image": ("warning", "It is reduced each time before the model sees it. Reduce the file once."),
-    "path": ("warning", "It will not be found once the folder is moved. Keep images inside it, with relative paths."),
-    "placeholder text": ("warning", "The chat template adds the image itself, so this would be read twice. Remove it."),
-    "chat template": ("warning", "Marks of a chat template would be learnt as words. Keep the bare texts."),
-    "end of turn": ("warning", "Training adds the end of an answer itself, so it would end twice. Remove the mark."),
-    "duplicate record": ("warning", "It counts twice in training. Remove the copy unless that is meant."),
-    "duplicate answers": ("warning", "Equal answers teach nothing about each other. Remove the copy."),
-    "scores": ("warning", "A worse answer has the higher score. Check whether low scores are the good ones here."),
+FINDING_KINDS: dict[
+    str, tuple[Severity, str]
+] = {  # kind → how bad it is; what it means and what to do
+    "no records": (
+        "error",
+        "There is nothing to train on. Give another file, or make one with notebook 02.",
+    ),
+    "bad line": (
+        "error",
+        "These lines are no valid records. Correct or remove them (--salvage sorts them out).",
+    ),
+    "missing image": (
+        "error",
+        "Put the image there or correct its path, which is relative to the file of records.",
+    ),
+    "unreadable image": (
+        "error",
+        "The image is damaged or no image at all. Replace it or remove the record.",
+    ),
+    "duplicate id": (
+        "error",
+        "An id names one record. Give the later one another id, or remove it.",
+    ),
+    "image placeholders": (
+        "error",
+        "The text speaks of another number of images than the record has. Correct it.",
+    ),
+    "contradiction": (
+        "error",
+        "The same two answers are ranked both ways: one of the two records is wrong.",
+    ),
+    "unfit for the model": (
+        "error",
+        "The model cannot take this record: training would stop at it. Remove it.",
+    ),
+    "huge image": (
+        "warning",
+        "It is reduced each time before the model sees it. Reduce the file once.",
+    ),
+    "path": (
+        "warning",
+        "It will not be found once the folder is moved. Keep images inside it, with relative paths.",
+    ),
+    "placeholder text": (
+        "warning",
+        "The chat template adds the image itself, so this would be read twice. Remove it.",
+    ),
+    "chat template": (
+        "warning",
+        "Marks of a chat template would be learnt as words. Keep the bare texts.",
+    ),
+    "end of turn": (
+        "warning",
+        "Training adds the end of an answer itself, so it would end twice. Remove the mark.",
+    ),
+    "duplicate record": (
+        "warning",
+        "It counts twice in training. Remove the copy unless that is meant.",
+    ),
+    "duplicate answers": (
+        "warning",
+        "Equal answers teach nothing about each other. Remove the copy.",
+    ),
+    "scores": (
+        "warning",
+        "A worse answer has the higher score. Check whether low scores are the good ones here.",
+    ),
     "blind rule": (
         "warning",
         "Training may learn such a rule instead of looking. A model's own mistakes often lean to one side; "
@@ -48,12 +98,24 @@ FINDING_KINDS: dict[str, tuple[Severity, str]] = {  # kind → how bad it is; wh
         "The place of an answer tells how good it is. Training on pairs does not see places, but whoever judges "
         "these answers does, a person or a model: shuffle them within each record.",
     ),
-    "photo in two groups": ("warning", "A split by group could put it on both sides. Give its records one group."),
-    "leak": ("warning", "What is trained on cannot be tested on. Move all records of a photo to one side."),
-    "too long": ("warning", "What is over the limit is cut off or refused. Shorten the texts or reduce the images."),
+    "photo in two groups": (
+        "warning",
+        "A split by group could put it on both sides. Give its records one group.",
+    ),
+    "leak": (
+        "warning",
+        "What is trained on cannot be tested on. Move all records of a photo to one side.",
+    ),
+    "too long": (
+        "warning",
+        "What is over the limit is cut off or refused. Shorten the texts or reduce the images.",
+    ),
     "no pairs": ("note", "Not ranked, or all answers tied: there is no pair to train on."),
     "altered": ("note", "To make a record of a row of another format, this was changed."),
-    "not compared": ("note", "Records with errors were left out of the comparison. Check that file too."),
+    "not compared": (
+        "note",
+        "Records with errors were left out of the comparison. Check that file too.",
+    ),
 }
 SAME_PHOTO = {  # how two photos are known to be one
     "group": "the same group",
@@ -89,8 +151,12 @@ class DataReport:
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)  # lines, records, pairs, images
     blind: BlindTable = field(default_factory=dict)  # every blind rule, see helpers/data/blind.py
-    lengths: dict[str, dict[str, float]] = field(default_factory=dict)  # of what → median, 95 %, max in tokens
-    photos: dict[str, dict[int, Place]] = field(default_factory=lambda: {how: {} for how in SAME_PHOTO})  # by hash
+    lengths: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # of what → median, 95 %, max in tokens
+    photos: dict[str, dict[int, Place]] = field(
+        default_factory=lambda: {how: {} for how in SAME_PHOTO}
+    )  # by hash
 
     @property
     def errors(self) -> list[Finding]:
@@ -103,15 +169,23 @@ class DataReport:
     def __repr__(self) -> str:
         n = self.counts | dict.fromkeys(("errors", "warnings", "notes"), 0)
         n |= Counter(f"{finding.severity}s" for finding in self.findings)
-        parts = [f"{self.path}: " + ", ".join(f"{n[k]:,} {k.removesuffix('s') if n[k] == 1 else k}" for k in n) + "."]
+        parts = [
+            f"{self.path}: "
+            + ", ".join(f"{n[k]:,} {k.removesuffix('s') if n[k] == 1 else k}" for k in n)
+            + "."
+        ]
         parts += [
-            self._section(kind) for kind in FINDING_KINDS if any(finding.kind == kind for finding in self.findings)
+            self._section(kind)
+            for kind in FINDING_KINDS
+            if any(finding.kind == kind for finding in self.findings)
         ]
         if self.blind:
             title = "Share of the pairs in which a rule that never sees the image picks the chosen answer:"
             parts.append(f"{title}\n{render_blind_table(self.blind)}")
         for what, row in self.lengths.items():
-            parts.append(f"{what}: " + ", ".join(f"{name} {tokens:,.0f}" for name, tokens in row.items()))
+            parts.append(
+                f"{what}: " + ", ".join(f"{name} {tokens:,.0f}" for name, tokens in row.items())
+            )
         return "\n\n".join(parts)
 
     def _section(self, kind: str) -> str:
@@ -145,7 +219,9 @@ def salvage(path: Path, report: DataReport, out: Path) -> tuple[int, int]:
     """
     bad = out.with_suffix(".bad.jsonl")
     if path.resolve() in (out.resolve(), bad.resolve()):
-        raise UsageError(f"{path}: would be overwritten while it is read. Give another name to salvage to.")
+        raise UsageError(
+            f"{path}: would be overwritten while it is read. Give another name to salvage to."
+        )
     reasons: dict[int, list[str]] = defaultdict(list)
     for finding in report.errors:
         if finding.line:
@@ -155,7 +231,9 @@ def salvage(path: Path, report: DataReport, out: Path) -> tuple[int, int]:
         write_text(out, "[\n" + ",\n".join(good) + "\n]\n")
     else:
         write_lines(out, good)
-    write_lines(bad, (_bad_line(n, raw, reasons[n]) for n, raw, *_ in raw_rows(path) if n in reasons))
+    write_lines(
+        bad, (_bad_line(n, raw, reasons[n]) for n, raw, *_ in raw_rows(path) if n in reasons)
+    )
     return sum(1 for n, *_ in raw_rows(path) if n not in reasons), len(reasons)
 
 

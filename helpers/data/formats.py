@@ -28,7 +28,9 @@ class Format:
 
     title: str
     is_format: Callable[[DatasetRow], bool]  # is this row of this format?
-    parse: Callable[[DatasetRow], DatasetRow]  # fields of a record; raises UsageError, KeyError or TypeError
+    parse: Callable[
+        [DatasetRow], DatasetRow
+    ]  # fields of a record; raises UsageError, KeyError or TypeError
     write: Callable[[PreferenceRecord], DatasetRow] | None = None  # None: this format is only read
     ordered: bool = False  # does a row say in which order the answers were shown?
     ties: bool = False  # can a row say that the two are equally good, or not judged?
@@ -42,7 +44,9 @@ def _question(text: str, images: list[str]) -> DatasetRow:
     return {"images": images, "prompt": messages, "change": change}
 
 
-def _conversation(turns: list[DatasetRow], images: list[str], role: str = "from", content: str = "value") -> DatasetRow:
+def _conversation(
+    turns: list[DatasetRow], images: list[str], role: str = "from", content: str = "value"
+) -> DatasetRow:
     """Fields of a record from chat turns; `<image>` marks are taken out of the texts."""
     names = {"human": "user", "gpt": "assistant"}
     texts = [_text(turn[content]) for turn in turns]
@@ -52,7 +56,11 @@ def _conversation(turns: list[DatasetRow], images: list[str], role: str = "from"
         for turn, text in zip(turns, texts, strict=True)
     ]
     inside = any(IMAGE_MARK in text.strip().removeprefix(IMAGE_MARK) for text in texts)
-    return {"images": images, "prompt": messages, "change": "image marks moved to the front" if inside else None}
+    return {
+        "images": images,
+        "prompt": messages,
+        "change": "image marks moved to the front" if inside else None,
+    }
 
 
 def _check_marks(texts: list[str], images: list[str]) -> None:
@@ -72,12 +80,17 @@ def _marked_messages(record: PreferenceRecord) -> list[tuple[str, str]]:
     """(role, text) of every message, one `<image>` mark an image before the first of the user."""
     marks = IMAGE_MARK * len(record.images)
     first = next(place for place, message in enumerate(record.prompt) if message.role == "user")
-    return [(m.role, marks + m.content if place == first else m.content) for place, m in enumerate(record.prompt)]
+    return [
+        (m.role, marks + m.content if place == first else m.content)
+        for place, m in enumerate(record.prompt)
+    ]
 
 
 def _one_question(record: PreferenceRecord) -> str:
     if len(record.prompt) > 1:
-        raise UsageError(f"the prompt has {len(record.prompt)} messages, and this format holds one question")
+        raise UsageError(
+            f"the prompt has {len(record.prompt)} messages, and this format holds one question"
+        )
     return record.prompt[0].content
 
 
@@ -90,9 +103,15 @@ def _one_image(record: PreferenceRecord) -> str:
 # --- answers ------------------------------------------------------------------------------------
 
 
-def _two_answers(first: str, second: str, ranking: list[list[int]] | None = None, **fields: Any) -> DatasetRow:
+def _two_answers(
+    first: str, second: str, ranking: list[list[int]] | None = None, **fields: Any
+) -> DatasetRow:
     """Fields of a record with two answers, the first better unless `ranking` says otherwise."""
-    return {"answers": [{"text": _text(first)}, {"text": _text(second)}], "ranking": ranking, **fields}
+    return {
+        "answers": [{"text": _text(first)}, {"text": _text(second)}],
+        "ranking": ranking,
+        **fields,
+    }
 
 
 def _chosen_first(chosen: Any, rejected: Any) -> DatasetRow:
@@ -124,7 +143,10 @@ def _parse_ab(row: DatasetRow) -> DatasetRow:
 def _show_ab(record: PreferenceRecord) -> DatasetRow:
     ranking = [sorted(tier) for tier in record.ranking] if record.ranking else None
     verdict = next(name for name, known in _VERDICTS.items() if known == ranking)
-    responses = {f"response_{letter}": answer.text for letter, answer in zip("ab", record.answers, strict=True)}
+    responses = {
+        f"response_{letter}": answer.text
+        for letter, answer in zip("ab", record.answers, strict=True)
+    }
     return {
         "image_path": _one_image(record),
         "instruction": _one_question(record),
@@ -139,12 +161,19 @@ def _flat_format(
     """parse and write of formats with one column each for image, question, chosen and rejected."""
 
     def parse(row: DatasetRow) -> DatasetRow:
-        fields = _question(row[question], _image_list(row[image])) | _chosen_first(row["chosen"], row["rejected"])
+        fields = _question(row[question], _image_list(row[image])) | _chosen_first(
+            row["chosen"], row["rejected"]
+        )
         return _add_model(fields, row)
 
     def write(record: PreferenceRecord) -> DatasetRow:
         chosen, rejected = _sides(record)
-        return {image: _one_image(record), question: _one_question(record), "chosen": chosen, "rejected": rejected}
+        return {
+            image: _one_image(record),
+            question: _one_question(record),
+            "chosen": chosen,
+            "rejected": rejected,
+        }
 
     return parse, write
 
@@ -153,7 +182,9 @@ def _parse_rlhf_v(row: DatasetRow) -> DatasetRow:
     """RLHF-V, and any set that has question and answers as JSON in the string `text`."""
     text = parse_json(row["text"].encode()) if isinstance(row["text"], str) else row["text"]
     image = row["image"] if isinstance(row.get("image"), str) else row["image_path"]
-    return _add_model(_question(text["question"], [image]) | _chosen_first(text["chosen"], text["rejected"]), row)
+    return _add_model(
+        _question(text["question"], [image]) | _chosen_first(text["chosen"], text["rejected"]), row
+    )
 
 
 def _add_model(fields: DatasetRow, row: DatasetRow) -> DatasetRow:
@@ -178,9 +209,12 @@ def _show_rlhf_v(record: PreferenceRecord) -> DatasetRow:
 def _parse_vlfeedback(row: DatasetRow) -> DatasetRow:
     """Ratings of several criteria, 1–5 as text, for each of several models; ranked by their mean, ties together."""
     completions = row["completions"]
-    if isinstance(completions, dict):  # a sequence of structs comes out of Arrow as a struct of sequences
+    if isinstance(
+        completions, dict
+    ):  # a sequence of structs comes out of Arrow as a struct of sequences
         completions = [
-            dict(zip(completions, values, strict=True)) for values in zip(*completions.values(), strict=True)
+            dict(zip(completions, values, strict=True))
+            for values in zip(*completions.values(), strict=True)
         ]
     answers, unrated = [], []
     for completion in completions:
@@ -194,11 +228,18 @@ def _parse_vlfeedback(row: DatasetRow) -> DatasetRow:
     for answer in answers:
         answer["score"] = sum(answer["scores"].values()) / len(answer["scores"])
     levels = sorted({answer["score"] for answer in answers}, reverse=True)
-    ranking = [[place for place, answer in enumerate(answers) if answer["score"] == level] for level in levels]
+    ranking = [
+        [place for place, answer in enumerate(answers) if answer["score"] == level]
+        for level in levels
+    ]
     fields = _question(row["prompt"], [row.get("img_path") or row["image"]])
     if unrated:
         fields["change"] = f"{len(unrated)} answer(s) without a rating left out (kept in extra)"
-    return fields | {"id": row["id"], "answers": answers, "ranking": _join_equal_texts(answers, ranking)}
+    return fields | {
+        "id": row["id"],
+        "answers": answers,
+        "ranking": _join_equal_texts(answers, ranking),
+    }
 
 
 def _join_equal_texts(answers: list[DatasetRow], ranking: list[list[int]]) -> list[list[int]]:
@@ -206,7 +247,10 @@ def _join_equal_texts(answers: list[DatasetRow], ranking: list[list[int]]) -> li
     merged: list[list[int]] = []
     for tier in ranking:
         texts = {answers[place]["text"] for place in tier}
-        clash = next((k for k, other in enumerate(merged) if texts & {answers[p]["text"] for p in other}), None)
+        clash = next(
+            (k for k, other in enumerate(merged) if texts & {answers[p]["text"] for p in other}),
+            None,
+        )
         if clash is None:
             merged.append(tier)
         else:
@@ -217,12 +261,16 @@ def _join_equal_texts(answers: list[DatasetRow], ranking: list[list[int]]) -> li
 def _parse_llava_rlhf(row: DatasetRow) -> DatasetRow:
     turns = row["conversations"]
     turns = turns[0] if turns and isinstance(turns[0], list) else turns
-    if turns[-1]["from"] == "gpt":  # stands for the answer, and is replaced by output_1 and output_2
+    if (
+        turns[-1]["from"] == "gpt"
+    ):  # stands for the answer, and is replaced by output_1 and output_2
         turns = turns[:-1]
     if row["preference"] not in (1, 2):
         raise UsageError(f"unknown preference {row['preference']!r}: 1 or 2")
     better = row["preference"] - 1
-    answers = _two_answers(row["output_1"]["value"], row["output_2"]["value"], [[better], [1 - better]])
+    answers = _two_answers(
+        row["output_1"]["value"], row["output_2"]["value"], [[better], [1 - better]]
+    )
     return _conversation(turns, [row["image"]]) | answers
 
 
@@ -231,8 +279,16 @@ def _show_llava_rlhf(record: PreferenceRecord) -> DatasetRow:
     turns = [{"from": names[role], "value": text} for role, text in _marked_messages(record)] + [
         {"from": "gpt", "value": ""}
     ]
-    outputs = {f"output_{k + 1}": {"from": "llava", "value": answer.text} for k, answer in enumerate(record.answers)}
-    return {"image": image, "conversations": turns, **outputs, "preference": record.ranking[0][0] + 1}
+    outputs = {
+        f"output_{k + 1}": {"from": "llava", "value": answer.text}
+        for k, answer in enumerate(record.answers)
+    }
+    return {
+        "image": image,
+        "conversations": turns,
+        **outputs,
+        "preference": record.ranking[0][0] + 1,
+    }
 
 
 def _parse_vl_rewardbench(row: DatasetRow) -> DatasetRow:
@@ -240,7 +296,9 @@ def _parse_vl_rewardbench(row: DatasetRow) -> DatasetRow:
     if sorted(row["human_ranking"]) != [0, 1]:
         raise UsageError(f"human_ranking {row['human_ranking']} must be [0, 1] or [1, 0]")
     better = row["human_ranking"].index(0)
-    fields = _question(row["query"], [row["image"]]) | _two_answers(*row["response"], [[better], [1 - better]])
+    fields = _question(row["query"], [row["image"]]) | _two_answers(
+        *row["response"], [[better], [1 - better]]
+    )
     for answer, model in zip(fields["answers"], row.get("models") or [], strict=False):
         answer["model"] = model
     return fields | {"id": row.get("id")}
@@ -261,8 +319,15 @@ def _show_vl_rewardbench(record: PreferenceRecord) -> DatasetRow:
 
 def _parse_trl(row: DatasetRow) -> DatasetRow:
     images = _image_list(row["images"] if "images" in row else row["image"])
-    prompt = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
-    sides = [row[side] if isinstance(row[side], str) else row[side][0]["content"] for side in ("chosen", "rejected")]
+    prompt = (
+        row["prompt"]
+        if isinstance(row["prompt"], list)
+        else [{"role": "user", "content": row["prompt"]}]
+    )
+    sides = [
+        row[side] if isinstance(row[side], str) else row[side][0]["content"]
+        for side in ("chosen", "rejected")
+    ]
     return _conversation(prompt, images, "role", "content") | _chosen_first(*sides)
 
 
@@ -287,7 +352,11 @@ def _show_llama_factory(record: PreferenceRecord) -> DatasetRow:
 
 def _parse_ms_swift(row: DatasetRow) -> DatasetRow:
     *prompt, answer = row["messages"]
-    rejected = row["rejected_response"] if "rejected_response" in row else row["rejected_messages"][-1]["content"]
+    rejected = (
+        row["rejected_response"]
+        if "rejected_response" in row
+        else row["rejected_messages"][-1]["content"]
+    )
     return _conversation(prompt, _image_list(row["images"]), "role", "content") | _chosen_first(
         answer["content"], rejected
     )
@@ -295,7 +364,10 @@ def _parse_ms_swift(row: DatasetRow) -> DatasetRow:
 
 def _show_ms_swift(record: PreferenceRecord) -> DatasetRow:
     chosen, rejected = _sides(record)
-    messages = [{"role": role, "content": text} for role, text in [*_marked_messages(record), ("assistant", chosen)]]
+    messages = [
+        {"role": role, "content": text}
+        for role, text in [*_marked_messages(record), ("assistant", chosen)]
+    ]
     return {"messages": messages, "rejected_response": rejected, "images": record.images}
 
 
@@ -322,12 +394,25 @@ FORMATS = {
         *_flat_format("image_path", "prompt"),
         array=True,
     ),
-    "rlhf_v": Format("RLHF-V, JSON in a string", _has_columns("text", without="question"), _parse_rlhf_v, _show_rlhf_v),
-    "rlaif_v": Format(
-        "RLAIF-V", _has_columns("origin_split", "question", "chosen", "rejected"), *_flat_format("image", "question")
+    "rlhf_v": Format(
+        "RLHF-V, JSON in a string",
+        _has_columns("text", without="question"),
+        _parse_rlhf_v,
+        _show_rlhf_v,
     ),
-    "mmpr": Format("MMPR", _has_columns("image", "question", "chosen", "rejected"), *_flat_format("image", "question")),
-    "vlfeedback": Format("VLFeedback", _has_columns("prompt", "completions"), _parse_vlfeedback, ordered=True),
+    "rlaif_v": Format(
+        "RLAIF-V",
+        _has_columns("origin_split", "question", "chosen", "rejected"),
+        *_flat_format("image", "question"),
+    ),
+    "mmpr": Format(
+        "MMPR",
+        _has_columns("image", "question", "chosen", "rejected"),
+        *_flat_format("image", "question"),
+    ),
+    "vlfeedback": Format(
+        "VLFeedback", _has_columns("prompt", "completions"), _parse_vlfeedback, ordered=True
+    ),
     "llava_rlhf": Format(
         "LLaVA-RLHF",
         _has_columns("conversations", "output_1", "output_2"),
@@ -353,7 +438,9 @@ FORMATS = {
     ),
     "ms_swift": Format(
         "ms-swift",
-        lambda row: "messages" in row and bool({"rejected_response", "rejected_messages"} & row.keys()),
+        lambda row: (
+            "messages" in row and bool({"rejected_response", "rejected_messages"} & row.keys())
+        ),
         _parse_ms_swift,
         _show_ms_swift,
     ),

@@ -82,8 +82,12 @@ def fetch_hub_set(
     for change, times in (+changes).items():
         print(f"changed in {times} rows: {change}")
     if bad:
-        path = write_lines(folder / f"{name}.bad.jsonl", (json.dumps(entry, ensure_ascii=False) for entry in bad))
-        print(f"{len(bad)} of {len(data)} rows could not be read. Reasons: {path}; the first: {bad[0]['error']}")
+        path = write_lines(
+            folder / f"{name}.bad.jsonl", (json.dumps(entry, ensure_ascii=False) for entry in bad)
+        )
+        print(
+            f"{len(bad)} of {len(data)} rows could not be read. Reasons: {path}; the first: {bad[0]['error']}"
+        )
     return write_records(folder / f"{name}.jsonl", good)
 
 
@@ -93,8 +97,12 @@ def load_rows(source: HubSet, file: Path | None) -> Dataset:
             kind = "parquet" if file.suffix == ".parquet" else "json"
             return load_dataset(kind, data_files=str(file), split="train")
         files = {"data_files": source.file} if source.file else {}
-        return load_dataset(source.repository, revision=source.revision, split=source.split, **files)
-    except Exception as error:  # the library's many kinds of "no network", "no such revision", "no such split"
+        return load_dataset(
+            source.repository, revision=source.revision, split=source.split, **files
+        )
+    except (
+        Exception
+    ) as error:  # the library's many kinds of "no network", "no such revision", "no such split"
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"{source.repository} at {source.revision[:8]} cannot be had ({type(error).__name__}: {reason}). "
@@ -112,11 +120,15 @@ def disable_decoding(data: Dataset) -> Dataset:
     return data
 
 
-def _record(source: HubSet, row: DatasetRow, folder: Path, images: Path | None) -> tuple[PreferenceRecord, str | None]:
+def _record(
+    source: HubSet, row: DatasetRow, folder: Path, images: Path | None
+) -> tuple[PreferenceRecord, str | None]:
     row = source.reshape(row) if source.reshape else row
     stored = {key: store_images(value, folder) for key, value in row.items()}
     record, change = from_row(detect_format(stored), stored)
-    if images is not None and stored == row:  # no image came with the row: the names are of files elsewhere
+    if (
+        images is not None and stored == row
+    ):  # no image came with the row: the names are of files elsewhere
         record.images = [(images.resolve() / name).as_posix() for name in record.images]
     about = {"source": f"{source.repository}@{source.revision}", "licence": source.licence}
     return record.model_copy(update={**about, "group": record.group or record.images[0]}), change
@@ -129,7 +141,13 @@ def store_images(value: Any, folder: Path) -> Any:
     if not isinstance(value, dict) or not isinstance(value.get("bytes"), bytes):
         return value
     content = value["bytes"]
-    suffix = ".png" if content.startswith(b"\x89PNG") else ".webp" if content[8:12] == b"WEBP" else ".jpg"
+    suffix = (
+        ".png"
+        if content.startswith(b"\x89PNG")
+        else ".webp"
+        if content[8:12] == b"WEBP"
+        else ".jpg"
+    )
     path = folder / "images" / (hashlib.blake2b(content, digest_size=12).hexdigest() + suffix)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

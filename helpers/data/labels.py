@@ -55,19 +55,27 @@ def read_classes(folder: Path) -> list[str]:
     """Class names of a YOLO folder, in the order of their numbers. Raises UsageError."""
     path = folder / "data.yaml"
     if not path.exists():
-        raise UsageError(f"{path}: no such file. A YOLO folder needs it: export as 'YOLOv8' from Roboflow.")
+        raise UsageError(
+            f"{path}: no such file. A YOLO folder needs it: export as 'YOLOv8' from Roboflow."
+        )
     try:
         names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        raise UsageError(f"{path}: not YAML with a 'names:' entry. Export the data set again.") from None
+        raise UsageError(
+            f"{path}: not YAML with a 'names:' entry. Export the data set again."
+        ) from None
     if isinstance(names, dict):  # {0: cars, 1: buses}
         names = [names[key] for key in sorted(names)]
     if not isinstance(names, list) or not names:
-        raise UsageError(f"{path}: 'names:' must list the classes, for example names: [cars, buses].")
+        raise UsageError(
+            f"{path}: 'names:' must list the classes, for example names: [cars, buses]."
+        )
     return [str(name) for name in names]
 
 
-def read_counts(folder: Path, split: str, classes: Sequence[str] | None = None) -> list[CountedImage]:
+def read_counts(
+    folder: Path, split: str, classes: Sequence[str] | None = None
+) -> list[CountedImage]:
     """The images of one split with their counts, whichever of the three layouts the folder has.
 
     classes: count only these, in this order (default: all that the labels name). Raises UsageError.
@@ -89,7 +97,9 @@ def read_counts(folder: Path, split: str, classes: Sequence[str] | None = None) 
 def _keep_classes(item: CountedImage, classes: Sequence[str], folder: Path) -> CountedImage:
     unknown = [cls for cls in classes if cls not in item.counts]
     if unknown:
-        raise UsageError(f"{folder}: no class {', '.join(unknown)}. The labels name {', '.join(item.counts)}.")
+        raise UsageError(
+            f"{folder}: no class {', '.join(unknown)}. The labels name {', '.join(item.counts)}."
+        )
     return replace(item, counts={cls: item.counts[cls] for cls in classes})
 
 
@@ -102,9 +112,14 @@ def read_yolo(folder: Path, split: str) -> list[CountedImage]:
     classes = read_classes(folder)
     images_dir, labels_dir = folder / split / "images", folder / split / "labels"
     if not images_dir.is_dir():
-        raise UsageError(f"{images_dir}: no such folder. {folder} must hold {split}/images and {split}/labels.")
+        raise UsageError(
+            f"{images_dir}: no such folder. {folder} must hold {split}/images and {split}/labels."
+        )
     paths = _images_in(images_dir)
-    return [CountedImage(p, _count_labels(labels_dir / f"{p.stem}.txt", classes), photo_group(p)) for p in paths]
+    return [
+        CountedImage(p, _count_labels(labels_dir / f"{p.stem}.txt", classes), photo_group(p))
+        for p in paths
+    ]
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -126,7 +141,9 @@ def held_out_items(data: str | None) -> tuple[Path, str, list[CountedImage]]:
     """
     classes = None
     if data is None:
-        source = artifact("preferences/about.json", "notebook 02", lambda: ROOT / "data" / "traffic")
+        source = artifact(
+            "preferences/about.json", "notebook 02", lambda: ROOT / "data" / "traffic"
+        )
         about = {"data": source, "classes": None} if source.is_dir() else read_json(source)
         data, classes = about["data"], about["classes"]
     folder = ROOT / data
@@ -142,7 +159,9 @@ def _count_labels(path: Path, classes: list[str]) -> Counts:
             f"{path}: label file is missing. Add it (empty if nothing is to be counted) or drop the image."
         )
     counts = dict.fromkeys(classes, 0)
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+    ):
         fields = line.split()
         if not fields:
             continue
@@ -152,7 +171,9 @@ def _count_labels(path: Path, classes: list[str]) -> Counts:
                 "Correct the line, or add the class to data.yaml."
             )
         if len(fields) < 5:
-            raise UsageError(f"{path}:{number}: {len(fields)} fields; a box has 5: class x y width height.")
+            raise UsageError(
+                f"{path}:{number}: {len(fields)} fields; a box has 5: class x y width height."
+            )
         counts[classes[int(fields[0])]] += 1
     return counts
 
@@ -161,7 +182,10 @@ def _coco_files(folder: Path, split: str) -> list[tuple[Path, Path]]:
     """(annotation file, folder of images) in the layouts of Roboflow and of COCO itself."""
     names = (f"instances_{split}.json", f"instances_{split}2017.json")
     return [(folder / split / "_annotations.coco.json", folder / split)] + [
-        (folder / "annotations" / name, folder / name.removeprefix("instances_").removesuffix(".json"))
+        (
+            folder / "annotations" / name,
+            folder / name.removeprefix("instances_").removesuffix(".json"),
+        )
         for name in names
     ]
 
@@ -177,9 +201,14 @@ def read_coco(path: Path, images: Path, keep_crowded: bool = False) -> list[Coun
     try:
         names = {category["id"]: str(category["name"]) for category in data["categories"]}
         files = {image["id"]: str(image["file_name"]) for image in data["images"]}
-        boxes = [(a["image_id"], a["category_id"], bool(a.get("iscrowd", 0))) for a in data["annotations"]]
+        boxes = [
+            (a["image_id"], a["category_id"], bool(a.get("iscrowd", 0)))
+            for a in data["annotations"]
+        ]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not COCO annotations ({error!r} is missing). Export the data set again.") from None
+        raise UsageError(
+            f"{path}: not COCO annotations ({error!r} is missing). Export the data set again."
+        ) from None
     occurring = {category for _, category, _ in boxes}
     used = [number for number in names if number in occurring]
     counts: dict[int, Counts] = {image: {names[number]: 0 for number in used} for image in files}
@@ -192,10 +221,13 @@ def read_coco(path: Path, images: Path, keep_crowded: bool = False) -> list[Coun
         if not crowd:
             counts[image][names[category]] += 1
     if crowded and not keep_crowded:
-        print(f"{path.name}: {len(crowded)} of {len(files)} images left out: they have crowd regions, not counts.")
+        print(
+            f"{path.name}: {len(crowded)} of {len(files)} images left out: they have crowd regions, not counts."
+        )
         files = {image: file for image, file in files.items() if image not in crowded}
     return [
-        CountedImage(images / file, counts[image], photo_group(Path(file))) for image, file in sorted(files.items())
+        CountedImage(images / file, counts[image], photo_group(Path(file)))
+        for image, file in sorted(files.items())
     ]
 
 
@@ -206,7 +238,9 @@ def _voc_files(folder: Path, split: str) -> tuple[list[Path], Path] | None:
     listed = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not listed.exists():
         return None
-    names = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [
+        line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     return [folder / "Annotations" / f"{name}.xml" for name in names], folder / "JPEGImages"
 
 
@@ -220,14 +254,21 @@ def read_voc(annotations: Sequence[Path], images: Path) -> list[CountedImage]:
         try:
             root = ElementTree.parse(path).getroot()
         except (OSError, ElementTree.ParseError) as error:
-            raise UsageError(f"{path}: not a Pascal VOC file ({error}). Export it again or drop the image.") from None
+            raise UsageError(
+                f"{path}: not a Pascal VOC file ({error}). Export it again or drop the image."
+            ) from None
         file = root.findtext("filename")
         names = [node.findtext("name") for node in root.iter("object")]
         if not file or None in names:
-            raise UsageError(f"{path}: <filename> or the <name> of an object is missing. Export it again.")
+            raise UsageError(
+                f"{path}: <filename> or the <name> of an object is missing. Export it again."
+            )
         found.append((images / file, names))
     classes = sorted({name for _, names in found for name in names})
-    return [CountedImage(path, {cls: names.count(cls) for cls in classes}, photo_group(path)) for path, names in found]
+    return [
+        CountedImage(path, {cls: names.count(cls) for cls in classes}, photo_group(path))
+        for path, names in found
+    ]
 
 
 def read_visual_genome(path: Path, images: Path) -> list[AnsweredQuestion]:
@@ -242,11 +283,19 @@ def read_visual_genome(path: Path, images: Path) -> list[AnsweredQuestion]:
             for qa in entry["qas"]:
                 image = images / f"{qa['image_id']}.jpg"
                 question, answer = qa["question"].strip(), qa["answer"].strip()
-                items.append(AnsweredQuestion(image, question, answer, str(qa["image_id"]), f"vg-{qa['qa_id']}"))
+                items.append(
+                    AnsweredQuestion(
+                        image, question, answer, str(qa["image_id"]), f"vg-{qa['qa_id']}"
+                    )
+                )
         except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path}: entry {number} is not Visual Genome's ({error!r}). Download it again.") from None
+            raise UsageError(
+                f"{path}: entry {number} is not Visual Genome's ({error!r}). Download it again."
+            ) from None
     if missing := next((item.path for item in items if not item.path.exists()), None):
-        raise UsageError(f"{missing}: no such image. Put Visual Genome's images into one folder and name it.")
+        raise UsageError(
+            f"{missing}: no such image. Put Visual Genome's images into one folder and name it."
+        )
     return items
 
 
@@ -301,7 +350,9 @@ def assert_no_photo_in_both(*splits: Iterable[CountedImage]) -> None:
                     )
 
 
-def write_yolo(folder: Path, split: str, name: str, image, boxes: list[tuple[int, tuple[int, ...]]]) -> None:
+def write_yolo(
+    folder: Path, split: str, name: str, image, boxes: list[tuple[int, tuple[int, ...]]]
+) -> None:
     """Add one image and its boxes `(class number, (left, top, right, bottom))` to a YOLO folder."""
     images, labels = folder / split / "images", folder / split / "labels"
     images.mkdir(parents=True, exist_ok=True)

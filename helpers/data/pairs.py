@@ -79,7 +79,9 @@ class CountingQuestions(NamedTuple):
 def counting_questions(items: Sequence[CountedImage]) -> CountingQuestions:
     """The counting question about each item, its image and its true answer."""
     questions = [question_for(item, number) for number, item in enumerate(items)]
-    return CountingQuestions(questions, [item.path for item in items], [count_answer(item.counts) for item in items])
+    return CountingQuestions(
+        questions, [item.path for item in items], [count_answer(item.counts) for item in items]
+    )
 
 
 def as_counted_images(records: Sequence[PreferenceRecord]) -> list[CountedImage]:
@@ -95,7 +97,10 @@ def true_and_wrong_answers(truths: Sequence[Counts], seed: int = 0) -> list[list
     """
     rng = np.random.default_rng(seed)
     highest, others = highest_counts(truths), _OtherCounts(truths)
-    rows = [(truth, truth, edited_counts(truth, highest, rng), others.draw(truth, rng)) for truth in truths]
+    rows = [
+        (truth, truth, edited_counts(truth, highest, rng), others.draw(truth, rng))
+        for truth in truths
+    ]
     return [[count_answer(counts) for counts in row] for row in rows]
 
 
@@ -130,14 +135,18 @@ def build_records(
         if len(set(texts.values())) > 1:
             records.append(_record(item, number, texts, rng))
     if len(records) < len(items):
-        print(f"{len(items) - len(records)} of {len(items)} images give no pair: every sampled answer is right.")
+        print(
+            f"{len(items) - len(records)} of {len(items)} images give no pair: every sampled answer is right."
+        )
     return records
 
 
 def _wrong_answer(answers: Sequence[str], item: CountedImage) -> str | None:
     """The first wrong answer, one that has the right form if there is one."""
     wrong = [a for a in answers if a.strip() and not is_exact(a, item.counts)]
-    return next((a for a in wrong if is_well_formed(a, list(item.counts))), wrong[0] if wrong else None)
+    return next(
+        (a for a in wrong if is_well_formed(a, list(item.counts))), wrong[0] if wrong else None
+    )
 
 
 class _OtherCounts:
@@ -152,20 +161,30 @@ class _OtherCounts:
         if key not in self._different:
             self._different[key] = [other for other in self._all if other != counts]
         if not self._different[key]:
-            raise ValueError("all images have the same counts, so no count of another image is wrong")
+            raise ValueError(
+                "all images have the same counts, so no count of another image is wrong"
+            )
         return self._different[key][int(rng.integers(len(self._different[key])))]
 
 
-def _record(item: CountedImage, number: int, texts: dict[str, str], rng: np.random.Generator) -> PreferenceRecord:
+def _record(
+    item: CountedImage, number: int, texts: dict[str, str], rng: np.random.Generator
+) -> PreferenceRecord:
     """Answers in a random order, equal texts once: the position of the true answer says nothing."""
-    distinct = {text: origin for origin, text in reversed(texts.items())}  # "truth" wins, then "own"
+    distinct = {
+        text: origin for origin, text in reversed(texts.items())
+    }  # "truth" wins, then "own"
     order = [list(distinct)[i] for i in rng.permutation(len(distinct))]
     best = order.index(texts["truth"])
     ranking = [[best], [i for i in range(len(order)) if i != best]]
-    return record_of_item(item, number, [Answer(text=text, origin=distinct[text]) for text in order], ranking)
+    return record_of_item(
+        item, number, [Answer(text=text, origin=distinct[text]) for text in order], ranking
+    )
 
 
-def record_of_item(item: CountedImage, number: int, answers: list[Answer], ranking: Ranking | None) -> PreferenceRecord:
+def record_of_item(
+    item: CountedImage, number: int, answers: list[Answer], ranking: Ranking | None
+) -> PreferenceRecord:
     """The record of the counting question about an image."""
     return PreferenceRecord(
         id=f"{item.path.parent.parent.name}-{item.path.stem}",
@@ -190,9 +209,15 @@ def make_one_sided(records: Sequence[PreferenceRecord], seed: int = 0) -> list[P
     for record in records:
         raised = dict(record.truth)
         while raised == record.truth and raised != highest:
-            raised = {cls: min(highest[cls], n + int(rng.integers(0, 3))) for cls, n in record.truth.items()}
+            raised = {
+                cls: min(highest[cls], n + int(rng.integers(0, 3)))
+                for cls, n in record.truth.items()
+            }
         if raised != record.truth:
-            answers = [Answer(text=count_answer(record.truth)), Answer(text=count_answer(raised), origin="edit")]
+            answers = [
+                Answer(text=count_answer(record.truth)),
+                Answer(text=count_answer(raised), origin="edit"),
+            ]
             result.append(record.model_copy(update={"answers": answers, "ranking": [[0], [1]]}))
     return result
 
@@ -231,7 +256,10 @@ def spoil_image(image: Image.Image, kind: str, rng: np.random.Generator) -> Imag
 
 
 def add_image_negatives(
-    records: Sequence[PreferenceRecord], folder: Path, kinds: Sequence[str] = IMAGE_NEGATIVES, seed: int = 0
+    records: Sequence[PreferenceRecord],
+    folder: Path,
+    kinds: Sequence[str] = IMAGE_NEGATIVES,
+    seed: int = 0,
 ) -> list[PreferenceRecord]:
     """The records with one `negative_images` entry for each of `kinds`, in that order.
 
@@ -246,7 +274,9 @@ def add_image_negatives(
                 others = (records[i] for i in rng.permutation(len(records)))
                 other = next((other for other in others if other.truth != record.truth), None)
                 if other is None:
-                    raise ValueError("all records have the same truth, so no other image makes the answer wrong")
+                    raise ValueError(
+                        "all records have the same truth, so no other image makes the answer wrong"
+                    )
                 names.append(other.images[0])
                 continue
             folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,9 @@ class Answer(StrictModel):
     model: str | None = None  # who wrote it, if a model did
     origin: str | None = None  # how it came about: "truth", "own", "edit", "other image", …
     score: FiniteNumber | None = None  # by which it was ranked
-    scores: dict[str, FiniteNumber] = Field(default_factory=dict)  # parts of the score, or ratings by criterion
+    scores: dict[str, FiniteNumber] = Field(
+        default_factory=dict
+    )  # parts of the score, or ratings by criterion
 
     @field_validator("text")
     @classmethod
@@ -91,7 +93,9 @@ class Judgement(StrictModel):
     verdict: Literal["ranked", "tie", "all bad", "skip"]
     ranking: Ranking | None = None  # one tier for "tie" and "all bad", none for "skip"
     order: list[int] | None = None  # order[k]: place in `answers` of the answer shown k-th
-    criteria: dict[str, list[FiniteNumber]] = Field(default_factory=dict)  # criterion → a score for each answer
+    criteria: dict[str, list[FiniteNumber]] = Field(
+        default_factory=dict
+    )  # criterion → a score for each answer
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     time: str | None = None  # ISO 8601
 
@@ -104,7 +108,10 @@ class Judgement(StrictModel):
 
     @model_validator(mode="after")
     def _check_ranking_fits_verdict(self) -> "Judgement":
-        tiers = {"skip": self.ranking is None, "ranked": bool(self.ranking) and len(self.ranking) > 1}
+        tiers = {
+            "skip": self.ranking is None,
+            "ranked": bool(self.ranking) and len(self.ranking) > 1,
+        }
         if not tiers.get(self.verdict, bool(self.ranking) and len(self.ranking) == 1):
             raise ValueError(f"verdict {self.verdict!r} does not go with ranking {self.ranking}")
         return self
@@ -124,7 +131,9 @@ def is_first_shown_second(first: Any, second: Any) -> bool:
     A coin that only the texts decide (their hashes), so that the place of an answer does not say how
     good it is, and reading the same line twice gives the same record.
     """
-    digests = [hashlib.sha256(str(text).encode(errors="replace")).digest() for text in (first, second)]
+    digests = [
+        hashlib.sha256(str(text).encode(errors="replace")).digest() for text in (first, second)
+    ]
     return digests[1] < digests[0]
 
 
@@ -137,14 +146,18 @@ class Origin(NamedTuple):
 
 
 class PreferenceRecord(StrictModel):
-    images: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)  # in a file: relative to it; else absolute
+    images: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1
+    )  # in a file: relative to it; else absolute
     prompt: list[Message] = Field(min_length=1)
     answers: list[Answer] = Field(min_length=2)
     ranking: Ranking | None = None  # None: nobody has judged yet, so there are no pairs
     id: str | None = None
     judgements: list[Judgement] = Field(default_factory=list)
     truth: Truth | None = None  # counts by class, an answer, or the answers of several people
-    negative_images: list[str] = Field(default_factory=list)  # spoilt images, with which the best answer is wrong
+    negative_images: list[str] = Field(
+        default_factory=list
+    )  # spoilt images, with which the best answer is wrong
     group: str | None = None  # records of one photo share a group and stay on one side of a split
     source: str | None = None
     licence: str | None = None
@@ -162,13 +175,20 @@ class PreferenceRecord(StrictModel):
         if isinstance(data.get("prompt"), str):
             data["prompt"] = [{"role": "user", "content": data["prompt"]}]
         if "chosen" in data and "rejected" in data and not {"answers", "ranking"} & data.keys():
-            if empty := [side for side in ("chosen", "rejected") if data[side] == "" or str(data[side]).isspace()]:
+            if empty := [
+                side
+                for side in ("chosen", "rejected")
+                if data[side] == "" or str(data[side]).isspace()
+            ]:
                 raise ValueError(f"{empty[0]}: {EMPTY_ANSWER}")
             sides = [data.pop("chosen"), data.pop("rejected")]
             data["answers"] = [{"text": side} if isinstance(side, str) else side for side in sides]
             data["ranking"] = [[0], [1]]
             if is_first_shown_second(
-                *(answer.get("text") if isinstance(answer, dict) else answer for answer in data["answers"])
+                *(
+                    answer.get("text") if isinstance(answer, dict) else answer
+                    for answer in data["answers"]
+                )
             ):
                 data["answers"], data["ranking"] = data["answers"][::-1], [[1], [0]]
         return data
@@ -197,10 +217,14 @@ class PreferenceRecord(StrictModel):
             _check_places("order of a judgement", judgement.order and [judgement.order], n)
             for criterion, scores in judgement.criteria.items():
                 if len(scores) != n:
-                    raise ValueError(f"criterion {criterion!r} has {len(scores)} scores for {n} answers")
+                    raise ValueError(
+                        f"criterion {criterion!r} has {len(scores)} scores for {n} answers"
+                    )
         for better, worse in self.tier_pairs():
             if self.answers[better].text == self.answers[worse].text:
-                raise ValueError(f"answers {better} and {worse} have the same text but different ranks")
+                raise ValueError(
+                    f"answers {better} and {worse} have the same text but different ranks"
+                )
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -226,12 +250,19 @@ class PreferenceRecord(StrictModel):
     def place(self) -> str:
         """File, line and id of the record, as far as it has them: what an error has to name."""
         read = f"{self._origin.file}:{self._origin.line}" if self._origin else ""
-        return f"{read} (record {self.id})".strip() if self.id is not None else read or "a record without an id"
+        return (
+            f"{read} (record {self.id})".strip()
+            if self.id is not None
+            else read or "a record without an id"
+        )
 
     def image_names(self, folder: Path | None = None) -> list[str]:
         """The images as a file names them: as they were read, else relative to `folder` if one is given."""
         names = self._origin.names if self._origin else {}
-        return [names.get(image) or (_relative_name(image, folder) if folder else image) for image in self.images]
+        return [
+            names.get(image) or (_relative_name(image, folder) if folder else image)
+            for image in self.images
+        ]
 
     def tier_pairs(self) -> Iterator[tuple[int, int]]:
         """Places of every (better, worse) pair of answers."""
@@ -260,7 +291,9 @@ def _check_places(what: str, tiers: Ranking | None, n: int) -> None:
 
 def _pair(chosen: Answer, rejected: Answer) -> Pair:
     known = chosen.score is not None and rejected.score is not None
-    return Pair(chosen=chosen, rejected=rejected, margin=chosen.score - rejected.score if known else None)
+    return Pair(
+        chosen=chosen, rejected=rejected, margin=chosen.score - rejected.score if known else None
+    )
 
 
 def record_key(record: PreferenceRecord) -> str:
@@ -304,8 +337,14 @@ def json_schema() -> dict[str, Any]:
     }
     schema["required"] = ["prompt"]
     short = {"required": ["chosen", "rejected"], "not": {"required": ["ranking"]}}
-    full = {"required": ["answers"], "not": {"anyOf": [{"required": ["chosen"]}, {"required": ["rejected"]}]}}
-    schema["allOf"] = [{"oneOf": [{"required": ["image"]}, {"required": ["images"]}]}, {"oneOf": [short, full]}]
+    full = {
+        "required": ["answers"],
+        "not": {"anyOf": [{"required": ["chosen"]}, {"required": ["rejected"]}]},
+    }
+    schema["allOf"] = [
+        {"oneOf": [{"required": ["image"]}, {"required": ["images"]}]},
+        {"oneOf": [short, full]},
+    ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -333,7 +372,9 @@ class RecordLine:
 def scan_records(path: Path) -> Iterator[RecordLine]:
     """Every line of a JSONL file that is not blank, one at a time; a bad one does not stop the rest."""
     if not path.is_file():
-        raise UsageError(f"{path}: no such file. Run notebook 02 to make one, or give another path.")
+        raise UsageError(
+            f"{path}: no such file. Run notebook 02 to make one, or give another path."
+        )
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
@@ -345,7 +386,9 @@ def scan_line(number: int, raw: bytes) -> RecordLine:
     try:
         record = PreferenceRecord.model_validate(parse_json(raw))
     except ValidationError as error:
-        return RecordLine(number, raw, None, f"{explain_validation_error(error)}. Correct the line or remove it.")
+        return RecordLine(
+            number, raw, None, f"{explain_validation_error(error)}. Correct the line or remove it."
+        )
     except UsageError as error:
         return RecordLine(number, raw, None, f"{error} Each line must be one whole object.")
     return RecordLine(number, raw, record, None)
@@ -395,7 +438,9 @@ def name_images(record: PreferenceRecord, folder: Path) -> PreferenceRecord:
 
 def _rename_images(record: PreferenceRecord, rename: Callable[[str], str]) -> PreferenceRecord:
     fields = ("images", "negative_images")
-    return record.model_copy(update={field: [rename(name) for name in getattr(record, field)] for field in fields})
+    return record.model_copy(
+        update={field: [rename(name) for name in getattr(record, field)] for field in fields}
+    )
 
 
 def _relative_name(image: str, folder: Path) -> str:
@@ -419,7 +464,9 @@ def write_records(path: Path, records: Iterable[PreferenceRecord]) -> Path:
     return write_lines(path, (record.model_dump_json(exclude_defaults=True) for record in named))
 
 
-def to_trl(records: Sequence[PreferenceRecord], which: Literal["all", "extremes"] = "all") -> Dataset:
+def to_trl(
+    records: Sequence[PreferenceRecord], which: Literal["all", "extremes"] = "all"
+) -> Dataset:
     """The pairs of `records` as a TRL vision-preference data set; images are decoded when they are used.
 
     Columns `images` (RGB), `prompt`, `chosen`, `rejected` (chat messages), and `negative_images` if records
@@ -429,7 +476,9 @@ def to_trl(records: Sequence[PreferenceRecord], which: Literal["all", "extremes"
     rows, spoilt = [], any(record.negative_images for record in records)
     for record in tqdm(records, desc="images", leave=False):
         for image in record.image_paths + record.negative_image_paths:
-            open_image(image, record.place)  # fails here, with a name, rather than in the middle of training
+            open_image(
+                image, record.place
+            )  # fails here, with a name, rather than in the middle of training
         prompt = [message.model_dump() for message in record.prompt]
         rows += [
             {
@@ -463,4 +512,6 @@ class TrlPair(NamedTuple):
 def from_trl(row: dict[str, Any]) -> TrlPair:
     """Read a row that `to_trl` made: TRL's dictionaries become messages here and nowhere else."""
     prompt = [Message(role=turn["role"], content=turn["content"]) for turn in row["prompt"]]
-    return TrlPair(list(row["images"]), prompt, row["chosen"][0]["content"], row["rejected"][0]["content"])
+    return TrlPair(
+        list(row["images"]), prompt, row["chosen"][0]["content"], row["rejected"][0]["content"]
+    )

@@ -82,7 +82,9 @@ def make_scene(seed: int) -> Scene:
         left, top, right, bottom = _sprite(str(kind), color).getbbox()
         x = (cell % GRID) * CELL + int(rng.integers(-left, CELL - right + 1))
         y = (cell // GRID) * CELL + int(rng.integers(-top, CELL - bottom + 1))
-        vehicles.append(Vehicle(str(kind), color, int(cell), (x + left, y + top, x + right, y + bottom)))
+        vehicles.append(
+            Vehicle(str(kind), color, int(cell), (x + left, y + top, x + right, y + bottom))
+        )
     return Scene(seed, tuple(vehicles))
 
 
@@ -93,7 +95,9 @@ def draw_scene(scene: Scene) -> Image.Image:
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(asphalt.tolist()))
     draw = ImageDraw.Draw(image)
     for _ in range(3):  # mended patches: something to look at that is not a vehicle
-        x, y, width, height = (int(n) for n in rng.integers((-10, -10, 12, 8), (IMAGE_SIZE, IMAGE_SIZE, 40, 30)))
+        x, y, width, height = (
+            int(n) for n in rng.integers((-10, -10, 12, 8), (IMAGE_SIZE, IMAGE_SIZE, 40, 30))
+        )
         shade = tuple((asphalt + int(rng.integers(-14, 15))).tolist())
         draw.rectangle((x, y, x + width, y + height), fill=shade)
     offset = int(rng.integers(0, 16))
@@ -125,7 +129,9 @@ def _wheel(draw: ImageDraw.ImageDraw, x: int, y: int, radius: int, spokes: bool 
         draw.ellipse(box, outline=_TYRE, width=5)
     else:
         draw.ellipse(box, fill=_TYRE)
-        draw.ellipse((x - radius // 2, y - radius // 2, x + radius // 2, y + radius // 2), fill=_RIM)
+        draw.ellipse(
+            (x - radius // 2, y - radius // 2, x + radius // 2, y + radius // 2), fill=_RIM
+        )
 
 
 def _draw_car(draw: ImageDraw.ImageDraw, color: tuple[int, int, int]) -> None:
@@ -158,13 +164,22 @@ def _draw_motorcycle(draw: ImageDraw.ImageDraw, color: tuple[int, int, int]) -> 
 def _draw_bicycle(draw: ImageDraw.ImageDraw, color: tuple[int, int, int]) -> None:
     _wheel(draw, 28, 74, 21, spokes=True)
     _wheel(draw, 84, 74, 21, spokes=True)
-    for line in ([(28, 74), (46, 44), (76, 44), (58, 76), (28, 74)], [(46, 44), (58, 76)], [(84, 74), (72, 30)]):
+    for line in (
+        [(28, 74), (46, 44), (76, 44), (58, 76), (28, 74)],
+        [(46, 44), (58, 76)],
+        [(84, 74), (72, 30)],
+    ):
         draw.line(line, fill=color, width=7)
     draw.line((36, 36, 54, 36), fill=_TYRE, width=6)  # saddle
     draw.line((64, 30, 78, 26), fill=_TYRE, width=6)  # handlebar
 
 
-_DRAW = {"car": _draw_car, "bus": _draw_bus, "motorcycle": _draw_motorcycle, "bicycle": _draw_bicycle}
+_DRAW = {
+    "car": _draw_car,
+    "bus": _draw_bus,
+    "motorcycle": _draw_motorcycle,
+    "bicycle": _draw_bicycle,
+}
 
 
 def careless_counts(counts: Counts, rng: np.random.Generator) -> Counts:
@@ -183,7 +198,9 @@ def careless_counts(counts: Counts, rng: np.random.Generator) -> Counts:
     return noted
 
 
-def make_question(scene: Scene, family: str, rng: np.random.Generator, counts: Counts | None = None) -> SceneQuestion:
+def make_question(
+    scene: Scene, family: str, rng: np.random.Generator, counts: Counts | None = None
+) -> SceneQuestion:
     """A question of one family about a scene, answered from `counts` (default: the truth).
 
     Raises ValueError for a family that does not exist or, for "color", a scene without a kind
@@ -193,11 +210,17 @@ def make_question(scene: Scene, family: str, rng: np.random.Generator, counts: C
     kind = str(rng.choice(VEHICLE_KINDS))
     plural = PLURAL[kind]
     if family == "count_all":
-        return SceneQuestion(family, count_question(CLASSES, int(rng.integers(2))), count_answer(counts))
+        return SceneQuestion(
+            family, count_question(CLASSES, int(rng.integers(2))), count_answer(counts)
+        )
     if family == "count_one":
-        return SceneQuestion(family, f"How many {plural} are there?", f"There are {counts[plural]} {plural}.")
+        return SceneQuestion(
+            family, f"How many {plural} are there?", f"There are {counts[plural]} {plural}."
+        )
     if family == "presence":
-        return SceneQuestion(family, f"Is there a {kind} in the image?", "Yes." if scene.counts[plural] else "No.")
+        return SceneQuestion(
+            family, f"Is there a {kind} in the image?", "Yes." if scene.counts[plural] else "No."
+        )
     if family == "reason":
         total = sum(counts.values())
         busy = "busy" if total >= 5 else "quiet"
@@ -206,10 +229,16 @@ def make_question(scene: Scene, family: str, rng: np.random.Generator, counts: C
     if family == "color":
         single = [v for v in scene.vehicles if scene.counts[PLURAL[v.kind]] == 1]
         if not single:
-            raise ValueError(f"scene {scene.seed} has no kind that occurs exactly once, so no color question")
+            raise ValueError(
+                f"scene {scene.seed} has no kind that occurs exactly once, so no color question"
+            )
         vehicle = single[int(rng.integers(len(single)))]
-        return SceneQuestion(family, f"What color is the {vehicle.kind}?", f"{vehicle.color.capitalize()}.")
-    raise ValueError(f"unknown question family {family!r}: choose count_all, count_one, color, presence or reason")
+        return SceneQuestion(
+            family, f"What color is the {vehicle.kind}?", f"{vehicle.color.capitalize()}."
+        )
+    raise ValueError(
+        f"unknown question family {family!r}: choose count_all, count_one, color, presence or reason"
+    )
 
 
 def image_hash(image: Image.Image) -> str:
@@ -223,5 +252,11 @@ def write_split(folder: Path, split: str, number: int) -> None:
     for seed in SPLIT_SEEDS[split][:number]:
         scene = make_scene(seed)
         boxes = [(VEHICLE_KINDS.index(v.kind), v.box) for v in scene.vehicles]
-        write_yolo(folder, "valid" if split == "validation" else split, f"scene-{seed:06d}", draw_scene(scene), boxes)
+        write_yolo(
+            folder,
+            "valid" if split == "validation" else split,
+            f"scene-{seed:06d}",
+            draw_scene(scene),
+            boxes,
+        )
     write_text(folder / "data.yaml", f"names: [{', '.join(CLASSES)}]\n")

@@ -47,7 +47,10 @@ def repair_prompt(text: str) -> tuple[list[dict[str, str]], str | None]:
             if content
         ]
         if messages and not before.strip():
-            return messages, f"the prompt was in another model's chat template ({template}): now chat messages"
+            return (
+                messages,
+                f"the prompt was in another model's chat template ({template}): now chat messages",
+            )
     moved = IMAGE_MARK in text.strip().removeprefix(IMAGE_MARK).removesuffix(IMAGE_MARK)
     change = "the image mark stood inside the text: moved to the front" if moved else None
     return [{"role": "user", "content": strip_image_marks(text)}], change
@@ -55,4 +58,6 @@ def repair_prompt(text: str) -> tuple[list[dict[str, str]], str | None]:
 
 def strip_image_marks(text: str) -> str:
     """The text without `<image>` marks; without any, it stays as it is."""
-    return re.sub(rf"[ \t]*{IMAGE_MARK}[ \t]*\n?", " ", text).strip() if IMAGE_MARK in text else text
+    return (
+        re.sub(rf"[ \t]*{IMAGE_MARK}[ \t]*\n?", " ", text).strip() if IMAGE_MARK in text else text
+    )

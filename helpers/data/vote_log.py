@@ -23,7 +23,13 @@ from pydantic import ValidationError, model_validator
 
 from helpers.files import UsageError, parse_json
 
-from .preferences import Judgement, PreferenceRecord, StrictModel, explain_validation_error, record_key
+from .preferences import (
+    Judgement,
+    PreferenceRecord,
+    StrictModel,
+    explain_validation_error,
+    record_key,
+)
 
 CUT_MARK = b" <cut off>"  # closes a half line, so that the next event has a line of its own; no JSON ends so
 
@@ -72,7 +78,9 @@ def records_by_key(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceR
     by_key: dict[str, PreferenceRecord] = {}
     for record in records:
         if by_key.setdefault(key := record_key(record), record) is not record:
-            raise UsageError(f"two records are called {key!r}. Give each an id of its own, or remove one.")
+            raise UsageError(
+                f"two records are called {key!r}. Give each an id of its own, or remove one."
+            )
     return by_key
 
 
@@ -85,7 +93,11 @@ def read_events(path: Path) -> tuple[list[VoteEvent], bytes]:
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     tail = b"" if _is_whole(lines[-1]) else lines.pop()
     numbered = [(number, raw.strip()) for number, raw in enumerate(lines, start=1)]
-    return [_parse_event(path, number, raw) for number, raw in numbered if raw and not raw.endswith(CUT_MARK)], tail
+    return [
+        _parse_event(path, number, raw)
+        for number, raw in numbered
+        if raw and not raw.endswith(CUT_MARK)
+    ], tail
 
 
 def _is_whole(line: bytes) -> bool:
@@ -100,8 +112,12 @@ def _parse_event(path: Path, number: int, raw: bytes) -> VoteEvent:
     try:
         return VoteEvent.model_validate(parse_json(raw))
     except (ValidationError, UsageError) as error:
-        reason = explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
-        raise UsageError(f"{path}:{number}: {reason.rstrip('.')}. Correct the line, or restore the file.") from None
+        reason = (
+            explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
+        )
+        raise UsageError(
+            f"{path}:{number}: {reason.rstrip('.')}. Correct the line, or restore the file."
+        ) from None
 
 
 def append_event(path: Path, event: VoteEvent) -> None:
@@ -115,9 +131,13 @@ def append_event(path: Path, event: VoteEvent) -> None:
     tail = before.rpartition(b"\n")[2]
     start = b"" if not tail else b"\n" if _is_whole(tail) else CUT_MARK + b"\n"
     line = start + event.model_dump_json(exclude_defaults=True).encode() + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644
+    )
     try:
-        if os.write(descriptor, line) < len(line):  # one write: a kill leaves all of the line, or its beginning
+        if os.write(descriptor, line) < len(
+            line
+        ):  # one write: a kill leaves all of the line, or its beginning
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:

@@ -19,7 +19,13 @@ from pydantic import ValidationError
 from helpers.files import UsageError
 from helpers.statistics import Kappa, cohen_kappa
 
-from .preferences import Judgement, PreferenceRecord, consensus, explain_validation_error, record_key
+from .preferences import (
+    Judgement,
+    PreferenceRecord,
+    consensus,
+    explain_validation_error,
+    record_key,
+)
 from .vote_log import (
     VoteEvent,
     append_event,
@@ -50,7 +56,9 @@ class VotingItem:
         """The answers as they are shown: "A", "B", …"""
         return [self.record.answers[place].text for place in self.order]
 
-    def judge(self, verdict: VoteVerdict, tiers: Tiers, criteria: Mapping[str, Sequence[int]]) -> dict[str, object]:
+    def judge(
+        self, verdict: VoteVerdict, tiers: Tiers, criteria: Mapping[str, Sequence[int]]
+    ) -> dict[str, object]:
         """Fields of a Judgement, by place in `answers`, from what was said in the order of showing.
 
         Criteria without a 1 were not used and are left out. Raises UsageError for answers of one text
@@ -60,8 +68,13 @@ class VotingItem:
         for one, other in itertools.combinations(shown, 2):
             if same := {self.texts[k] for k in one} & {self.texts[k] for k in other}:
                 labels = [ANSWER_LABELS[k] for k, text in enumerate(self.texts) if text in same]
-                raise UsageError(f"answers {' and '.join(labels)} are the same: give them the same rank.")
-        marks = {name: [row[self.order.index(place)] for place in range(len(row))] for name, row in criteria.items()}
+                raise UsageError(
+                    f"answers {' and '.join(labels)} are the same: give them the same rank."
+                )
+        marks = {
+            name: [row[self.order.index(place)] for place in range(len(row))]
+            for name, row in criteria.items()
+        }
         return {
             "verdict": "tie" if verdict == "ranked" and len(shown) == 1 else verdict,
             "ranking": [sorted(self.order[k] for k in tier) for tier in shown] or None,
@@ -87,7 +100,9 @@ class Votes:
     ):
         self.path, self.annotator, self.seed = path, annotator, seed
         if not annotator.strip():
-            raise UsageError("annotator is empty. Give your name, or any other word that stays the same.")
+            raise UsageError(
+                "annotator is empty. Give your name, or any other word that stays the same."
+            )
         self.records = records_by_key(records)
         for key, record in self.records.items():
             if len(record.answers) > len(ANSWER_LABELS):
@@ -113,14 +128,20 @@ class Votes:
     @property
     def median_seconds(self) -> float | None:
         """Median seconds of the judgements that count; None before the first."""
-        seconds = [judgement.seconds for judgement in self.judged.values() if judgement.seconds is not None]
+        seconds = [
+            judgement.seconds for judgement in self.judged.values() if judgement.seconds is not None
+        ]
         return float(np.median(seconds)) if seconds else None
 
     def progress(self) -> str:
         """One line: how many are done, how many of these were skipped, how long one takes."""
         skipped = sum(judgement.verdict == "skip" for judgement in self.judged.values())
-        line = f"{len(self.judged)} of {len(self.keys)}" + (f" · {skipped} skipped" if skipped else "")
-        return line + (f" · {self.median_seconds:.1f} s each" if self.median_seconds is not None else "")
+        line = f"{len(self.judged)} of {len(self.keys)}" + (
+            f" · {skipped} skipped" if skipped else ""
+        )
+        return line + (
+            f" · {self.median_seconds:.1f} s each" if self.median_seconds is not None else ""
+        )
 
     def next(self) -> VotingItem | None:
         """The first record in the order of showing that this annotator has not judged; None at the end."""
@@ -149,7 +170,9 @@ class Votes:
             kind="human", annotator=self.annotator, **item.judge(verdict, tiers, criteria or {}),
             seconds=seconds, time=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
-        return self._add(item, VoteEvent(record=item.key, content=self._contents[item.key], judgement=judgement))
+        return self._add(
+            item, VoteEvent(record=item.key, content=self._contents[item.key], judgement=judgement)
+        )
 
     def undo(self) -> VotingItem | None:
         """Take back the last judgement of this annotator and give its item again; None if there is none."""
@@ -157,12 +180,16 @@ class Votes:
         if not self.judged:
             return None
         item = self._item(next(reversed(self.judged)))
-        self._add(item, VoteEvent(record=item.key, content=self._contents[item.key], undo=self.annotator))
+        self._add(
+            item, VoteEvent(record=item.key, content=self._contents[item.key], undo=self.annotator)
+        )
         return self._item(item.key)
 
     def renew(self, item: VotingItem) -> VotingItem:
         """The item after an error, to be judged afresh: what may have got into the file is superseded."""
-        with contextlib.suppress(OSError, UsageError):  # the vote to come meets the same trouble and tells of it
+        with contextlib.suppress(
+            OSError, UsageError
+        ):  # the vote to come meets the same trouble and tells of it
             self.refresh()
         return self._item(item.key)
 
@@ -191,16 +218,22 @@ def apply_votes(records: Sequence[PreferenceRecord], path: Path) -> list[Prefere
     return [_add_judgements(path, record, votes[key]) for key, record in by_key.items()]
 
 
-def _current_judgements_of(by_key: Mapping[str, PreferenceRecord], path: Path) -> dict[tuple[str, str], Judgement]:
+def _current_judgements_of(
+    by_key: Mapping[str, PreferenceRecord], path: Path
+) -> dict[tuple[str, str], Judgement]:
     events, notice = events_on(path, content_hashes(by_key, path))
     if not events:
-        raise UsageError(f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote.")
+        raise UsageError(
+            f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote."
+        )
     if notice:
         print(notice)
     return current_judgements(events)
 
 
-def _add_judgements(path: Path, record: PreferenceRecord, votes: list[Judgement]) -> PreferenceRecord:
+def _add_judgements(
+    path: Path, record: PreferenceRecord, votes: list[Judgement]
+) -> PreferenceRecord:
     names = {vote.annotator for vote in votes}
     kept = [old for old in record.judgements if old.kind != "human" or old.annotator not in names]
     try:
@@ -210,7 +243,9 @@ def _add_judgements(path: Path, record: PreferenceRecord, votes: list[Judgement]
         raise UsageError(
             f"{path}: record {record_key(record)!r}: {explain_validation_error(error)}. Correct its lines."
         ) from None
-    judged = record.model_copy(update={"judgements": checked.judgements, "extra": dict(record.extra)})
+    judged = record.model_copy(
+        update={"judgements": checked.judgements, "extra": dict(record.extra)}
+    )
     ranking = consensus(votes, len(record.answers))
     if ranking is not None and record.ranking not in (None, ranking):
         judged.extra.setdefault("ranking_before", record.ranking)
@@ -218,7 +253,9 @@ def _add_judgements(path: Path, record: PreferenceRecord, votes: list[Judgement]
     return judged
 
 
-def annotator_agreement(records: Sequence[PreferenceRecord], path: Path, annotators: Sequence[str] = ()) -> Kappa:
+def annotator_agreement(
+    records: Sequence[PreferenceRecord], path: Path, annotators: Sequence[str] = ()
+) -> Kappa:
     """Cohen's kappa of two annotators over the records that both judged and neither skipped.
 
     Each pair of answers of a record has a label from each annotator: first better, second better, or
@@ -233,14 +270,18 @@ def annotator_agreement(records: Sequence[PreferenceRecord], path: Path, annotat
     names = sorted({annotator for _, annotator in votes})
     pair = list(annotators) or names
     if len(set(pair)) != 2 or not set(pair) <= set(names):
-        raise UsageError(f"{path}: agreement is between two annotators, and here are {names}. Name two of them.")
+        raise UsageError(
+            f"{path}: agreement is between two annotators, and here are {names}. Name two of them."
+        )
     labels: list[tuple[int, int, str]] = []
     for key in by_key:
         first, second = (getattr(votes.get((key, name)), "ranking", None) for name in pair)
         if first and second:
             labels += [(*both, key) for both in zip(_labels(first), _labels(second), strict=True)]
     if not labels:
-        raise UsageError(f"{path}: {pair[0]} and {pair[1]} judged no record both. Let them rank the same ones.")
+        raise UsageError(
+            f"{path}: {pair[0]} and {pair[1]} judged no record both. Let them rank the same ones."
+        )
     kappa = cohen_kappa(*zip(*labels, strict=True))
     return replace(kappa, n=kappa.n // 2)
 
@@ -248,4 +289,7 @@ def annotator_agreement(records: Sequence[PreferenceRecord], path: Path, annotat
 def _labels(ranking: Tiers) -> list[int]:
     """For every ordered pair of answers: 1 if the first is better, -1 if the second is, 0 for a tie."""
     rank = {place: tier for tier, places in enumerate(ranking) for place in places}
-    return [int(np.sign(rank[second] - rank[first])) for first, second in itertools.permutations(sorted(rank), 2)]
+    return [
+        int(np.sign(rank[second] - rank[first]))
+        for first, second in itertools.permutations(sorted(rank), 2)
+    ]

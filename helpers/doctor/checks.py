@@ -69,7 +69,9 @@ def preflight(trainer: DPOTrainer, pairs: int = 8) -> PreflightChecks:
     try:
         with restoring_state(trainer):
             for check in _run(trainer, pairs, checks):
-                print(f"{'✓' if check.passed else '⚠️' if check.warns else '✗'} {check.name:<19}  {check.measured}")
+                print(
+                    f"{'✓' if check.passed else '⚠️' if check.warns else '✗'} {check.name:<19}  {check.measured}"
+                )
                 checks.append(check)
     except torch.OutOfMemoryError:
         size = trainer.args.per_device_train_batch_size
@@ -126,16 +128,30 @@ def _parts(trainer: DPOTrainer, examples: Examples) -> list[Examples]:
 def _check_dtypes(trainer: DPOTrainer, trainable: set[str]) -> Check:
     """Trained weights in fp32; no bf16 at all where the GPU only emulates it."""
     model = trainer.model
-    rounded = [name for name, p in model.named_parameters() if name in trainable and p.dtype != torch.float32]
+    rounded = [
+        name
+        for name, p in model.named_parameters()
+        if name in trainable and p.dtype != torch.float32
+    ]
     tensors = [*model.named_parameters(), *model.named_buffers()]
     kinds = [(name, tensor.dtype) for name, tensor in tensors]
-    kinds += [(name, getattr(module, "compute_dtype", None)) for name, module in model.named_modules()]  # of 4 bits
-    emulated = [name for name, kind in kinds if kind == torch.bfloat16] if compute_dtype() == torch.float16 else []
+    kinds += [
+        (name, getattr(module, "compute_dtype", None)) for name, module in model.named_modules()
+    ]  # of 4 bits
+    emulated = (
+        [name for name, kind in kinds if kind == torch.bfloat16]
+        if compute_dtype() == torch.float16
+        else []
+    )
     return Check(
         "dtypes",
         not rounded and not emulated,
         f"{len(trainable) - len(rounded)} of {len(trainable)} trained tensors in fp32"
-        + (f", {len(emulated)} in bf16, which this GPU only emulates ({emulated[0]})" if emulated else ""),
+        + (
+            f", {len(emulated)} in bf16, which this GPU only emulates ({emulated[0]})"
+            if emulated
+            else ""
+        ),
         "Make the trainer with dpo.dpo_trainer and load the model with models.load_model, as in the cell of "
         "new_trainer, and cast nothing afterwards.",
     )
@@ -179,9 +195,15 @@ def _check_gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[
     model = trainer.model
     with training_mode(trainer):
         backward(loss_of(trainer, batch))
-    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()} & trainable
+    reached = {
+        n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()
+    } & trainable
     model.zero_grad()
-    adapter = {n: p for n, p in model.named_parameters() if "lora_B" in n and f".{model.active_adapter}." in n}
+    adapter = {
+        n: p
+        for n, p in model.named_parameters()
+        if "lora_B" in n and f".{model.active_adapter}." in n
+    }
     language = {id(parameter) for parameter in model.get_base_model().get_decoder().parameters()}
     vision = {name for name, p in adapter.items() if id(p) not in language}
     missed = sorted(adapter.keys() - reached)
@@ -210,7 +232,10 @@ def _exchange_images(examples: Examples) -> Examples:
 def _check_image_matters(trainer: DPOTrainer, batches: Batches, examples: Examples) -> Check:
     """Log-probs of the same answers to other images."""
     changed = [collate(trainer, part) for part in _parts(trainer, _exchange_images(examples))]
-    moves = [(_logps(trainer, a) - _logps(trainer, b)).abs() for a, b in zip(batches, changed, strict=True)]
+    moves = [
+        (_logps(trainer, a) - _logps(trainer, b)).abs()
+        for a, b in zip(batches, changed, strict=True)
+    ]
     change = float(torch.cat(moves).mean())
     return Check(
         "image matters",
@@ -246,7 +271,9 @@ def _check_learning_by_heart(trainer: DPOTrainer, examples: Examples, trainable:
     model, losses = trainer.model, []
     weights = [p for name, p in model.named_parameters() if name in trainable]
     optimizer = torch.optim.AdamW(weights or [torch.zeros(1)], weight_decay=0.0)
-    batches = [(collate(trainer, part), len(part) / len(examples)) for part in _parts(trainer, examples)]
+    batches = [
+        (collate(trainer, part), len(part) / len(examples)) for part in _parts(trainer, examples)
+    ]
     with _preference_only(trainer), training_mode(trainer):
         trainer.beta = 1.0 if trainer.beta > 0 else trainer.beta
         for rate in (*BY_HEART_RATES, 0.0):

@@ -41,24 +41,46 @@ class DPODoctor(TrainerCallback):
         every: int = 20,
         max_new_tokens: int = 64,
     ) -> None:
-        self.processor, self.prompts, self.every, self.max_new_tokens = processor, prompts, every, max_new_tokens
+        self.processor, self.prompts, self.every, self.max_new_tokens = (
+            processor,
+            prompts,
+            every,
+            max_new_tokens,
+        )
         self.images = [open_image(image) if isinstance(image, Path) else image for image in images]
         self.run, self.verdicts, self.watching = DPOHistory([], pairs=0, beta=1.0), [], 0.0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * int(state.logging_steps)
-        self.run, self.verdicts, self.reached = DPOHistory([], pairs, args.beta, state.max_steps), [], set()
-        self.copy, self.good = None, None  # (step, weights): not yet tried, and known to give finite numbers
+        pairs = (
+            args.train_batch_size
+            * args.gradient_accumulation_steps
+            * args.world_size
+            * int(state.logging_steps)
+        )
+        self.run, self.verdicts, self.reached = (
+            DPOHistory([], pairs, args.beta, state.max_steps),
+            [],
+            set(),
+        )
+        self.copy, self.good = (
+            None,
+            None,
+        )  # (step, weights): not yet tried, and known to give finite numbers
         self._sample(model, 0)
         self._examine()
 
     def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if state.global_step % KEEP_EVERY == 0:
-            weights = {n: p.detach().to("cpu", copy=True) for n, p in _trained_parameters(model, optimizer).items()}
+            weights = {
+                n: p.detach().to("cpu", copy=True)
+                for n, p in _trained_parameters(model, optimizer).items()
+            }
             self.copy = (state.global_step, weights)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
-        self.run = replace(self.run, census=_census(state.global_step + 1, model, optimizer, self.reached))
+        self.run = replace(
+            self.run, census=_census(state.global_step + 1, model, optimizer, self.reached)
+        )
 
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         self.run.log.append({**logs, "step": state.global_step})
@@ -76,7 +98,9 @@ class DPODoctor(TrainerCallback):
 
     def _sample(self, model: PreTrainedModel, step: int) -> None:
         started = time.monotonic()
-        sample = sight_sample(model, self.processor, self.images, self.prompts, step, self.max_new_tokens)
+        sample = sight_sample(
+            model, self.processor, self.images, self.prompts, step, self.max_new_tokens
+        )
         self.run = replace(self.run, samples=[*self.run.samples, sample])
         self.watching += time.monotonic() - started
 
@@ -121,26 +145,41 @@ class DPODoctor(TrainerCallback):
         return panel_html(self.state(), self.verdicts)
 
 
-def _trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+def _trained_parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, nn.Parameter]:
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in known}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if id(parameter) in known
+    }
 
 
-def _census(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, reached: set[str]) -> Census:
+def _census(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, reached: set[str]
+) -> Census:
     """Count what should be trained: the tensors that the optimizer has, and the whole active adapter.
 
     reached: names of those that had a gradient so far; this step's are added. peft makes a frozen
     adapter trainable again when it is switched off and on, so that a gradient alone proves nothing.
     """
-    trained, adapter = _trained_parameters(model, optimizer), f".{getattr(model, 'active_adapter', None)}."
-    norms = {name: parameter.grad.norm() for name, parameter in trained.items() if parameter.grad is not None}
+    trained, adapter = (
+        _trained_parameters(model, optimizer),
+        f".{getattr(model, 'active_adapter', None)}.",
+    )
+    norms = {
+        name: parameter.grad.norm()
+        for name, parameter in trained.items()
+        if parameter.grad is not None
+    }
     norms = dict(zip(norms, torch.stack([*norms.values()]).tolist() if norms else [], strict=True))
     reached |= {name for name, norm in norms.items() if norm != 0}
     towers: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name in trained or ("lora_" in name and adapter in name):
             towers.setdefault(_tower(name), {})[name] = parameter
-    return Census(step, {tower: _count(members, norms, reached) for tower, members in towers.items()})
+    return Census(
+        step, {tower: _count(members, norms, reached) for tower, members in towers.items()}
+    )
 
 
 def _tower(name: str) -> str:
@@ -149,7 +188,9 @@ def _tower(name: str) -> str:
     return "vision" if "visual" in name or "vision" in name else "language"
 
 
-def _count(members: Mapping[str, nn.Parameter], norms: Mapping[str, float], reached: set[str]) -> Tower:
+def _count(
+    members: Mapping[str, nn.Parameter], norms: Mapping[str, float], reached: set[str]
+) -> Tower:
     types = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in members.values()})
     norm = math.hypot(*(norms.get(name, 0.0) for name in members))
     return Tower(len(members), len(reached & members.keys()), norm, tuple(types))
@@ -165,22 +206,34 @@ def sight_sample(
     max_new_tokens: int,
 ) -> AnswerSample:
     """One answer to each image, and how much likelier it is with this image than with the next one."""
-    how = {"temperature": 1.0, "max_new_tokens": max_new_tokens, "description": f"answers at step {step}"}
+    how = {
+        "temperature": 1.0,
+        "max_new_tokens": max_new_tokens,
+        "description": f"answers at step {step}",
+    }
     answers = generate_answers(model, processor, images, prompts, **how)
     was_training = model.training
     model.eval()
     rows = zip(images, [*images[1:], images[0]], prompts, answers, strict=True)
     sight = [
-        _logp(model, processor, own, *text) - _logp(model, processor, next_one, *text) for own, next_one, *text in rows
+        _logp(model, processor, own, *text) - _logp(model, processor, next_one, *text)
+        for own, next_one, *text in rows
     ]
     model.train(was_training)
     ids = [processor.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
     return AnswerSample(
-        step, answers, [len(row) for row in ids], [repeated_share(row) for row in ids], sight, max_new_tokens
+        step,
+        answers,
+        [len(row) for row in ids],
+        [repeated_share(row) for row in ids],
+        sight,
+        max_new_tokens,
     )
 
 
-def _logp(model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, prompt: str, answer: str) -> float:
+def _logp(
+    model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, prompt: str, answer: str
+) -> float:
     """Log-probability of one answer; one at a time, because logits of a large vocabulary would fill a small GPU."""
     row = Packer(model, processor, packs=False)([[user_message(prompt)]], [[image]], [[answer]])
     return float(answer_logps(model, row).sum())

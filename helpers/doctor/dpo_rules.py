@@ -32,13 +32,21 @@ LOSS_GROWTH, GRADIENT_GROWTH = 2, 10  # times the start; healthy runs: under 1 a
 GRADIENT_LEFT = 0.02  # of the start: what is left moves nothing; healthy runs keep 0.045
 ENTROPY_GROWTH, ENTROPY_LEFT = 1.5, 0.05  # times the start; healthy runs: 0.5 to 1.05; of PPO: 0.3
 ENTROPY_FLOOR = 0.05  # nats a token: an answer of 20 tokens then has 1 nat in all: about e = 2.7 different answers
-SINK_NATS, SINK_SHARE = 1.0, 0.1  # chosen answers e times less likely, and by a tenth of their log-probability
+SINK_NATS, SINK_SHARE = (
+    1.0,
+    0.1,
+)  # chosen answers e times less likely, and by a tenth of their log-probability
 ACCURACY_GAP = 0.05  # token accuracy may not be so far under exp(−entropy), its least value if the model is calibrated
 CENSUS_STEPS = 5  # LoRA's A has no gradient while B = 0, which lasts for two steps with a warm-up
 LENGTH_GROWTH = 2  # times the length at the start
 REPETITION_GROWTH = 0.25  # more repeated 3-grams than at the start; healthy runs of PPO: under 0.02
-SIGHT_NATS, SIGHT_LEFT = 0.1, 0.1  # an answer e^0.1 = 1.1 times likelier with its own image; share of the start
-CUT_LENGTH = 0.9  # of the token limit: an answer tokenised again may be a little shorter than it was sampled
+SIGHT_NATS, SIGHT_LEFT = (
+    0.1,
+    0.1,
+)  # an answer e^0.1 = 1.1 times likelier with its own image; share of the start
+CUT_LENGTH = (
+    0.9  # of the token limit: an answer tokenised again may be a little shorter than it was sampled
+)
 
 DPO_KINDS = read_kinds("dpo")
 
@@ -73,7 +81,9 @@ class Tower(NamedTuple):
 
 class Census(NamedTuple):
     step: int
-    towers: Mapping[str, Tower]  # "vision", "connector" and "language", as far as they should be trained
+    towers: Mapping[
+        str, Tower
+    ]  # "vision", "connector" and "language", as far as they should be trained
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,14 @@ def _start_value(rows: Sequence[LogRow], key: str) -> float:
 def diagnose_dpo(run: DPOHistory) -> list[Verdict]:
     """Find what is wrong with the run now, the worst first."""
     with np.errstate(all="ignore"):
-        found = dict(non_finite_values(run)) or dict(problem for rule in DPO_RULES for problem in rule(run))
-    return [Verdict(kind, run.step, found[kind], *DPO_KINDS[kind]) for kind in DPO_KINDS if kind in found]
+        found = dict(non_finite_values(run)) or dict(
+            problem for rule in DPO_RULES for problem in rule(run)
+        )
+    return [
+        Verdict(kind, run.step, found[kind], *DPO_KINDS[kind])
+        for kind in DPO_KINDS
+        if kind in found
+    ]
 
 
 def replay_dpo(run: DPOHistory) -> list[Verdict]:
@@ -125,7 +141,11 @@ def replay_dpo(run: DPOHistory) -> list[Verdict]:
 def non_finite_values(run: DPOHistory) -> Symptoms:
     """The trainer logs the mean of earlier losses in place of one that is not a number; TRL's metrics do not."""
     keys = ("rewards/margins", "logps/chosen", "logps/rejected", "loss")
-    wrong = [f"{key} is {run.rows[-1][key]}" for key in keys if run.rows and not math.isfinite(run.rows[-1][key])]
+    wrong = [
+        f"{key} is {run.rows[-1][key]}"
+        for key in keys
+        if run.rows and not math.isfinite(run.rows[-1][key])
+    ]
     norms = [row.get("grad_norm", 0.0) for row in run.rows[-MAX_OVERFLOWS:]]
     if len(norms) == MAX_OVERFLOWS and not np.isfinite(norms).any():
         wrong.append(f"the gradient norm was not finite for {MAX_OVERFLOWS} steps in a row")
@@ -139,31 +159,59 @@ def _learning(run: DPOHistory) -> Symptoms:
     if len(rows) < WINDOW_ROWS or run.step < steps / 4:
         return
     recent = rows[-max(WINDOW_ROWS, len(rows) // 4) :]
-    margin, spread = mean_of(recent, "rewards/margins"), np.var([row["rewards/margins"] for row in recent])
-    size = math.sqrt(margin.value**2 + run.pairs * spread)  # of one pair; the mean of several spreads less
-    moved = [row for row in recent if row["rewards/margins"] != 0]  # equal rewards are logged as wrong
+    margin, spread = (
+        mean_of(recent, "rewards/margins"),
+        np.var([row["rewards/margins"] for row in recent]),
+    )
+    size = math.sqrt(
+        margin.value**2 + run.pairs * spread
+    )  # of one pair; the mean of several spreads less
+    moved = [
+        row for row in recent if row["rewards/margins"] != 0
+    ]  # equal rewards are logged as wrong
     right = (
-        proportion(run.pairs * sum(r["rewards/accuracies"] for r in moved), run.pairs * len(moved)) if moved else None
+        proportion(run.pairs * sum(r["rewards/accuracies"] for r in moved), run.pairs * len(moved))
+        if moved
+        else None
     )
     rates = [row.get("learning_rate", 0.0) for row in rows]
-    left = len(rows) * (steps / run.step - 1)  # rows to come; margins grow with the sum of learning rates at most
+    left = len(rows) * (
+        steps / run.step - 1
+    )  # rows to come; margins grow with the sum of learning rates at most
     reach = size * (1 + left * max(rates) / sum(rates) if any(rates) else steps / run.step)
     if not moved:
         yield "nothing learnt", f"the margin was exactly 0 in all of the last {len(recent)} rows."
     elif reach < MIN_MARGIN:
-        advice = f"; a learning rate of about {max(rates) / reach:.0e} would bring them to 1" if any(rates) else ""
-        yield "too slow", f"margins are about {size:.1g} and will be {reach:.1g} by step {steps}{advice}."
+        advice = (
+            f"; a learning rate of about {max(rates) / reach:.0e} would bring them to 1"
+            if any(rates)
+            else ""
+        )
+        yield (
+            "too slow",
+            f"margins are about {size:.1g} and will be {reach:.1g} by step {steps}{advice}.",
+        )
     elif margin.low <= 0 <= margin.high:
-        yield "nothing learnt", f"the margin is {margin}, which may be 0; pairs preferred the right way: {right}."
+        yield (
+            "nothing learnt",
+            f"the margin is {margin}, which may be 0; pairs preferred the right way: {right}.",
+        )
     elif right.low <= 0.5:
-        yield "chance accuracy", f"pairs preferred the right way: {right}, not above one half; the margin is {margin}."
+        yield (
+            "chance accuracy",
+            f"pairs preferred the right way: {right}, not above one half; the margin is {margin}.",
+        )
 
 
 def _divergence(run: DPOHistory) -> Symptoms:
     recent = run.rows[-RECENT_ROWS:]
     if len(recent) < RECENT_ROWS:
         return
-    margin, loss, first = mean_of(recent, "rewards/margins"), mean_of(recent, "loss"), _start_value(run.rows, "loss")
+    margin, loss, first = (
+        mean_of(recent, "rewards/margins"),
+        mean_of(recent, "loss"),
+        _start_value(run.rows, "loss"),
+    )
     if margin.high < -WRONG_MARGIN:
         yield "diverging", f"the policy prefers the rejected answers, with a margin of {margin}."
     elif loss.low > LOSS_GROWTH * first:
@@ -173,12 +221,24 @@ def _divergence(run: DPOHistory) -> Symptoms:
 def _gradient_norm(run: DPOHistory) -> Symptoms:
     """Medians, since single batches give single peaks."""
     rows = [row for row in run.rows if math.isfinite(row.get("grad_norm", math.nan))]
-    start, norms = _start_value(rows, "grad_norm"), [row["grad_norm"] for row in rows[-WINDOW_ROWS:]]
-    if len(norms) >= RECENT_ROWS and (norm := np.median(norms[-RECENT_ROWS:])) > GRADIENT_GROWTH * start:
+    start, norms = (
+        _start_value(rows, "grad_norm"),
+        [row["grad_norm"] for row in rows[-WINDOW_ROWS:]],
+    )
+    if (
+        len(norms) >= RECENT_ROWS
+        and (norm := np.median(norms[-RECENT_ROWS:])) > GRADIENT_GROWTH * start
+    ):
         yield "gradient explodes", f"its norm is {norm:.3g}, and was {start:.3g} at the start."
     all_right = min((row["rewards/accuracies"] for row in rows[-WINDOW_ROWS:]), default=0) == 1
-    if len(norms) == WINDOW_ROWS and all_right and (norm := np.median(norms)) < GRADIENT_LEFT * start:
-        held_out = [row["eval_rewards/accuracies"] for row in run.log if "eval_rewards/accuracies" in row][-1:]
+    if (
+        len(norms) == WINDOW_ROWS
+        and all_right
+        and (norm := np.median(norms)) < GRADIENT_LEFT * start
+    ):
+        held_out = [
+            row["eval_rewards/accuracies"] for row in run.log if "eval_rewards/accuracies" in row
+        ][-1:]
         also = f"; of the held-out pairs {held_out[0]:.0%} are" if held_out else ""
         pairs = f"all of the last {WINDOW_ROWS * run.pairs} pairs are preferred the right way{also}"
         yield "saturated", f"{pairs}, and the gradient is down to {norm / start:.1%} of the start."
@@ -223,9 +283,15 @@ def _answers(run: DPOHistory) -> Symptoms:
     sight, before = float(np.mean(last.sight)), float(np.mean(first.sight))
     if last.cut_share.low > (0.5 if last is first else first.cut_share.high):
         example = repr(last.answers[0][:60])
-        yield "answers do not end", f"share cut off at {last.limit} tokens: {last.cut_share}, e.g. {example}."
+        yield (
+            "answers do not end",
+            f"share cut off at {last.limit} tokens: {last.cut_share}, e.g. {example}.",
+        )
     if sight < max(SIGHT_NATS, 0 if last is first else SIGHT_LEFT * before):
-        yield "blind", f"its own image makes an answer {sight:.2g} nats likelier than another (first {before:.2g})."
+        yield (
+            "blind",
+            f"its own image makes an answer {sight:.2g} nats likelier than another (first {before:.2g}).",
+        )
     if len(set(last.answers)) == 1 < len(last.answers) <= 2 * len(set(first.answers)):
         yield "one answer", f"{last.answers[0][:60]!r} to all of {len(last.answers)} images."
     length, usual = np.mean(last.tokens), np.mean(first.tokens)
@@ -243,9 +309,23 @@ def _gradients(run: DPOHistory) -> Symptoms:
     for name, tower in run.census.towers.items() if run.census else ():
         if run.census.step >= CENSUS_STEPS and tower.reached < tower.tensors:
             missed = f"{tower.tensors - tower.reached} of {tower.tensors}"
-            yield "no gradient", f"{missed} tensors of the {name} part get none, or are not the optimizer's."
+            yield (
+                "no gradient",
+                f"{missed} tensors of the {name} part get none, or are not the optimizer's.",
+            )
         if set(tower.types) != {"float32"}:
-            yield "low precision", f"weights of the {name} part are trained in {', '.join(tower.types)}."
+            yield (
+                "low precision",
+                f"weights of the {name} part are trained in {', '.join(tower.types)}.",
+            )
 
 
-DPO_RULES = (_learning, _divergence, _gradient_norm, _likelihood_displacement, _tokens, _answers, _gradients)
+DPO_RULES = (
+    _learning,
+    _divergence,
+    _gradient_norm,
+    _likelihood_displacement,
+    _tokens,
+    _answers,
+    _gradients,
+)

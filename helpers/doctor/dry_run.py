@@ -31,7 +31,9 @@ LOSS_SCALE = 1024.0
 
 @dataclass(frozen=True)
 class Forecast:
-    first_epoch: float  # seconds a step while image features and reference log-probabilities are computed
+    first_epoch: (
+        float  # seconds a step while image features and reference log-probabilities are computed
+    )
     later: float  # seconds a step when they are kept
     minutes: float  # for all steps
     peak_gb: float  # GPU memory with the optimizer's, or memory of the process (GB = 10⁹ bytes)
@@ -41,10 +43,18 @@ class Forecast:
     def __str__(self) -> str:
         seconds = f"{self.later:.1f} s a step"
         if self.first_epoch > self.later:
-            seconds = f"{self.first_epoch:.1f} s a step in the first epoch, {self.later:.1f} s later"
+            seconds = (
+                f"{self.first_epoch:.1f} s a step in the first epoch, {self.later:.1f} s later"
+            )
         memory = f"{self.peak_gb:.1f} GB" + (f" of {self.total_gb:.1f} GB" if self.total_gb else "")
-        fits = "" if self.largest_batch is None else f", batches of {self.largest_batch} pairs are likely to fit"
-        return f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}{fits}."
+        fits = (
+            ""
+            if self.largest_batch is None
+            else f", batches of {self.largest_batch} pairs are likely to fit"
+        )
+        return (
+            f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}{fits}."
+        )
 
 
 def time_pass(trainer: DPOTrainer, examples: Examples) -> float:
@@ -78,12 +88,16 @@ def forecast_run(
     before = torch.cuda.memory_allocated() if on_gpu else 0
     with training_mode(trainer):
         first, later = (measure(trainer, examples) * step for _ in range(2))
-    first = first if "packed" in collate(trainer, examples[:1]) else later  # TRL's layout keeps nothing
+    first = (
+        first if "packed" in collate(trainer, examples[:1]) else later
+    )  # TRL's layout keeps nothing
     epoch = min(args.max_steps, math.ceil(rows / (size * step)))
     minutes = (epoch * first + (args.max_steps - epoch) * later) / 60
     if not on_gpu:
         return Forecast(first, later, minutes, peak_memory_gb(), None, None)
-    optimizer = 8 * sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)  # AdamW: two fp32 each
+    optimizer = 8 * sum(
+        p.numel() for p in trainer.model.parameters() if p.requires_grad
+    )  # AdamW: two fp32 each
     peak, total = peak_memory_gb() + optimizer / 1e9, torch.cuda.mem_get_info()[1] / 1e9
     fixed = (before + optimizer) / 1e9
     largest = int((USABLE_SHARE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
@@ -119,7 +133,9 @@ def training_mode(trainer: DPOTrainer) -> Iterator[None]:
     model, args = trainer.model, trainer.args
     checkpointing = args.gradient_checkpointing and not model.is_gradient_checkpointing
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs
+        )
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -38,7 +38,9 @@ class RowInputs:
     """Tokens, contrast and kept pixels of a row after the processor."""
 
     tokens: int  # image, prompt and the longer answer
-    contrast: float | None  # largest standard deviation of a colour in the flattest image, 0–255; None: no image
+    contrast: (
+        float | None
+    )  # largest standard deviation of a colour in the flattest image, 0–255; None: no image
     kept_pixels: float | None  # smallest share of pixels, at most 1
 
 
@@ -47,7 +49,9 @@ def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
     images = pair.images
     prompt = prompts.render_conversation(processor, pair.prompt, len(images))
     inputs = prompts.tokenize(processor, [prompt], [images])
-    longer = max(len(prompts.answer_ids(processor, answer)) for answer in (pair.chosen, pair.rejected))
+    longer = max(
+        len(prompts.answer_ids(processor, answer)) for answer in (pair.chosen, pair.rejected)
+    )
     tokens = inputs["input_ids"].shape[1] + longer
     if not images or "pixel_values" not in inputs:
         return RowInputs(tokens, None, None)
@@ -59,7 +63,9 @@ def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
 def _pixels(processor: ProcessorMixin, inputs: BatchFeature, images: int) -> int:
     """How many pixels the model gets to see: patches × patch², or tiles without the small views of the whole."""
     if "image_grid_thw" in inputs:
-        return int(inputs["image_grid_thw"].prod(-1).sum()) * processor.image_processor.patch_size**2
+        return (
+            int(inputs["image_grid_thw"].prod(-1).sum()) * processor.image_processor.patch_size**2
+        )
     *_, colours, height, width = inputs["pixel_values"].shape
     tiles = inputs["pixel_values"].numel() // (colours * height * width)
     return (tiles if tiles == images else tiles - images) * height * width
@@ -77,12 +83,20 @@ def check_image_tokens(trainer: DPOTrainer, examples: Examples) -> Check:
             batch = collate(trainer, [example])
         except (torch.OutOfMemoryError, UsageError):
             raise
-        except (RuntimeError, ValueError) as error:  # Qwen-VL's positions are made from the number of tokens
-            return Check("image tokens", False, f"no batch can be made: {str(error).splitlines()[0]}", remedy)
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # Qwen-VL's positions are made from the number of tokens
+            return Check(
+                "image tokens", False, f"no batch can be made: {str(error).splitlines()[0]}", remedy
+            )
         tokens = _inputs(batch)["input_ids"] == prompts.image_token_id(trainer.processing_class)
         in_prompt.append(tokens.sum(1).tolist())
         made.append(_vectors(trainer, batch) / len(tokens))
-    right = all(min(rows) > 0 and sum(rows) == n * len(rows) for rows, n in zip(in_prompt, made, strict=True))
+    right = all(
+        min(rows) > 0 and sum(rows) == n * len(rows)
+        for rows, n in zip(in_prompt, made, strict=True)
+    )
     return Check(
         "image tokens",
         right,

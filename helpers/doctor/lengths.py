@@ -12,7 +12,14 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from helpers.data import PreferenceRecord, Problems
-from helpers.models import answer_ids, bos_text, count_image_tokens, encode, image_token_id, render_conversation
+from helpers.models import (
+    answer_ids,
+    bos_text,
+    count_image_tokens,
+    encode,
+    image_token_id,
+    render_conversation,
+)
 
 
 class RecordLengths:
@@ -20,7 +27,9 @@ class RecordLengths:
 
     def __init__(self, processor: ProcessorMixin, context: int | None = None) -> None:
         limit = processor.tokenizer.model_max_length
-        self.context = context or (limit if limit < 1e9 else None)  # transformers says 1e30 if it does not know
+        self.context = context or (
+            limit if limit < 1e9 else None
+        )  # transformers says 1e30 if it does not know
         self.processor = processor
         self.texts, self.images = array("L"), array("L")
         self.known: dict[tuple[int, int], int] = {}  # size of an image → tokens
@@ -37,13 +46,22 @@ class RecordLengths:
         self.texts.append(text)
         self.images.append(images)
         if self.context and text + images > self.context:
-            yield "too long", f"{text + images:,} tokens, {images:,} of them images; the model takes {self.context:,}"
+            yield (
+                "too long",
+                f"{text + images:,} tokens, {images:,} of them images; the model takes {self.context:,}",
+            )
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Median, 95 % quantile and maximum of each kind of length. Images that were not opened are left out."""
         rows = {"tokens of prompt and longest answer": self.texts, "tokens of images": self.images}
         return {
-            what: dict(zip(("median", "95 %", "max"), np.percentile(row, (50, 95, 100)).tolist(), strict=True))
+            what: dict(
+                zip(
+                    ("median", "95 %", "max"),
+                    np.percentile(row, (50, 95, 100)).tolist(),
+                    strict=True,
+                )
+            )
             for what, row in rows.items()
             if any(row)
         }

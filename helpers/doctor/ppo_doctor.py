@@ -29,40 +29,85 @@ def find_misplaced_rewards(trainer: PPOTrainer) -> str:
     seen, settings = trainer.last, trainer.settings
     packed = trainer.pack(seen.rollout)
     ids, mask = packed.ids[:, 1:], packed.mask[:, 1:]
-    names = ("old_logps", "reference_logps", "values", "entropy", "rewards", "advantages", "returns")
+    names = (
+        "old_logps",
+        "reference_logps",
+        "values",
+        "entropy",
+        "rewards",
+        "advantages",
+        "returns",
+    )
     outside = [name for name in names if getattr(seen, name)[~seen.mask].any()]
     if outside or not torch.equal(mask, seen.mask):
         return f"{', '.join(outside) or 'the mask'}: not 0 outside of the tokens that are trained."
     weight = 0.0 if settings.advantages == "grpo" else trainer.log[-1]["objective/kl_weight"]
-    penalty = weight * losses.KL_ESTIMATORS[settings.kl_estimator](seen.old_logps - seen.reference_logps)
-    wrong = _check_reward_places(seen.rollout.scores.to(mask.device), seen.rewards, penalty, mask.sum(1))
-    return wrong or _check_trained_tokens(trainer, [row[own] for row, own in zip(ids, mask, strict=True)])
+    penalty = weight * losses.KL_ESTIMATORS[settings.kl_estimator](
+        seen.old_logps - seen.reference_logps
+    )
+    wrong = _check_reward_places(
+        seen.rollout.scores.to(mask.device), seen.rewards, penalty, mask.sum(1)
+    )
+    return wrong or _check_trained_tokens(
+        trainer, [row[own] for row, own in zip(ids, mask, strict=True)]
+    )
 
 
 def _check_reward_places(scores: Tensor, rewards: Tensor, penalty: Tensor, lengths: Tensor) -> str:
     """Check that rewards (answers, longest) without the KL penalty are the score at the last token and 0 elsewhere."""
     left = rewards + penalty
     wanted = torch.zeros_like(left).scatter(1, lengths[:, None] - 1, scores[:, None])
-    wrong = ((left - wanted).abs() > SCORE_TOLERANCE + 1e-5 * penalty.abs()).any(1).nonzero().flatten().tolist()
+    wrong = (
+        ((left - wanted).abs() > SCORE_TOLERANCE + 1e-5 * penalty.abs())
+        .any(1)
+        .nonzero()
+        .flatten()
+        .tolist()
+    )
     if not wrong:
         return ""
     row = wrong[0]
-    total, place = float(rewards[row].sum()), f"token {int(left[row].abs().argmax()) + 1} of {int(lengths[row])}"
+    total, place = (
+        float(rewards[row].sum()),
+        f"token {int(left[row].abs().argmax()) + 1} of {int(lengths[row])}",
+    )
     due = f"and should to {float(scores[row] - penalty[row].sum()):.3g}, and the largest is at {place}"
     return f"the rewards of answer {row + 1} sum to {total:.3g} {due} ({len(wrong)} so)."
 
 
 def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
     """Score the tokens that are trained again; if that differs, twice, since some scorers do not repeat themselves."""
-    rollout, stops = trainer.last.rollout, torch.tensor(trainer.model.generation_config.eos_token_id)
+    rollout, stops = (
+        trainer.last.rollout,
+        torch.tensor(trainer.model.generation_config.eos_token_id),
+    )
     texts = answer_texts(trainer.processor, ids)
-    pairs = [pair for pair in zip(trainer.asked, rollout.images, strict=True) for _ in range(rollout.group_size)]
-    rows = [task.scorer_inputs(images, text) for (task, images), text in zip(pairs, texts, strict=True)]
-    cut = torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float() * trainer.settings.no_end_penalty
+    pairs = [
+        pair
+        for pair in zip(trainer.asked, rollout.images, strict=True)
+        for _ in range(rollout.group_size)
+    ]
+    rows = [
+        task.scorer_inputs(images, text) for (task, images), text in zip(pairs, texts, strict=True)
+    ]
+    cut = (
+        torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float()
+        * trainer.settings.no_end_penalty
+    )
     found = torch.tensor([score.total for score in score_all(trainer.score, rows)]) - cut
-    wrong = (found - rollout.scores).abs().gt(SCORE_TOLERANCE * (1 + rollout.scores.abs())).nonzero().flatten().tolist()
+    wrong = (
+        (found - rollout.scores)
+        .abs()
+        .gt(SCORE_TOLERANCE * (1 + rollout.scores.abs()))
+        .nonzero()
+        .flatten()
+        .tolist()
+    )
     if not wrong or not np.allclose(
-        found + cut, [s.total for s in score_all(trainer.score, rows)], SCORE_TOLERANCE, SCORE_TOLERANCE
+        found + cut,
+        [s.total for s in score_all(trainer.score, rows)],
+        SCORE_TOLERANCE,
+        SCORE_TOLERANCE,
     ):
         return ""
     says = f"the tokens of answer {wrong[0] + 1} say {texts[wrong[0]][:60]!r}, worth {found[wrong[0]]:.3g}"
@@ -77,17 +122,31 @@ class PPODoctor:
 
     @torch.no_grad()
     def __call__(self, trainer: PPOTrainer) -> None:
-        look, known = not self.row or trainer.iteration % self.every == 0, {verdict.kind for verdict in self.verdicts}
+        look, known = (
+            not self.row or trainer.iteration % self.every == 0,
+            {verdict.kind for verdict in self.verdicts},
+        )
         self.row, self.settings = trainer.log[-1], trainer.settings
         groups = [
             name
             for name, weights in trainer.trainable_parameters.items()
             if not all(bool(weight.isfinite().all()) for weight in weights)
         ]
-        found = {"not finite": f"the last update broke weights of: {', '.join(groups)}."} if groups else {}
-        if look and not groups and (wrong := "".join(gather_object([find_misplaced_rewards(trainer)]))):
+        found = (
+            {"not finite": f"the last update broke weights of: {', '.join(groups)}."}
+            if groups
+            else {}
+        )
+        if (
+            look
+            and not groups
+            and (wrong := "".join(gather_object([find_misplaced_rewards(trainer)])))
+        ):
             found["scores misplaced"] = wrong
-        verdicts = [*_verdicts(found, trainer.iteration), *diagnose_ppo(trainer.log, trainer.settings)]
+        verdicts = [
+            *_verdicts(found, trainer.iteration),
+            *diagnose_ppo(trainer.log, trainer.settings),
+        ]
         new = {verdict.kind: verdict for verdict in verdicts if verdict.kind not in known}.values()
         self.verdicts += new
         trainer.stopped |= any(verdict.severity == "stop" for verdict in new)

@@ -26,11 +26,21 @@ START_SPAN, RECENT_SPAN, WINDOW_SPAN = (
     (10, 160),
 )  # iterations, and answers in them, at least; 1 is before any update
 
-SCORE_FALL, FALL_NOISE = 0.5, 4  # of the score at the start, and times the change from one iteration to the next
+SCORE_FALL, FALL_NOISE = (
+    0.5,
+    4,
+)  # of the score at the start, and times the change from one iteration to the next
 
-KL_NATS, KL_GROWTH, KL_TARGETS = 50, 3, 3  # an answer; times the start or the target. Healthy: 16 at one peak, else 7
+KL_NATS, KL_GROWTH, KL_TARGETS = (
+    50,
+    3,
+    3,
+)  # an answer; times the start or the target. Healthy: 16 at one peak, else 7
 
-STILL_KL, STILL_STEP = 0.01, 1e-6  # nats an answer from the reference, and nats a token from the iteration before
+STILL_KL, STILL_STEP = (
+    0.01,
+    1e-6,
+)  # nats an answer from the reference, and nats a token from the iteration before
 
 NO_ADVANTAGE, ALL_EQUAL, CUT_SHARE = (
     1e-6,
@@ -38,7 +48,9 @@ NO_ADVANTAGE, ALL_EQUAL, CUT_SHARE = (
     0.1,
 )  # mean size; share of prompts with equal scores, of answers cut off
 
-EXPLAINED_FLOOR = 0.05  # a critic that explains less than a twentieth of the returns is as good as a constant
+EXPLAINED_FLOOR = (
+    0.05  # a critic that explains less than a twentieth of the returns is as good as a constant
+)
 
 NEAR_TOP = 0.85  # of the best iteration: with a score of 0 or 1 there is little left to learn from
 
@@ -83,10 +95,16 @@ def _mean(rows: Sequence[IterationRow], key: str) -> float:
 def _history(log: Sequence[IterationRow], settings: PPOSettings) -> PPOHistory:
     size, n = settings.prompts_per_iteration * settings.group_size, len(log)
     start, recent, window = (
-        max(rows, math.ceil(answers / size)) for rows, answers in (START_SPAN, RECENT_SPAN, WINDOW_SPAN)
+        max(rows, math.ceil(answers / size))
+        for rows, answers in (START_SPAN, RECENT_SPAN, WINDOW_SPAN)
     )
     half = min(window, n // 2) if n >= window else 0
-    parts = (log[: start * (n >= start)], log[n - recent * (n >= recent) :], log[:half], log[n - half :])
+    parts = (
+        log[: start * (n >= start)],
+        log[n - recent * (n >= recent) :],
+        log[:half],
+        log[n - half :],
+    )
     return PPOHistory(log, settings, size, *parts, whole=half == window)
 
 
@@ -94,9 +112,13 @@ def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Ver
     """Find what is wrong with the run now, the worst first; `log` comes from the trainer or its JSON file."""
     if not log:
         return []
-    log = [{name: math.nan if value is None else value for name, value in row.items()} for row in log]
+    log = [
+        {name: math.nan if value is None else value for name, value in row.items()} for row in log
+    ]
     run = _history(log, settings)
-    symptoms = dict(_non_finite_values(run)) or dict(symptom for rule in PPO_RULES for symptom in rule(run))
+    symptoms = dict(_non_finite_values(run)) or dict(
+        symptom for rule in PPO_RULES for symptom in rule(run)
+    )
     return _verdicts(symptoms, int(log[-1].get("iteration", len(log))))
 
 
@@ -120,8 +142,14 @@ def replay_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdi
 def _non_finite_values(run: PPOHistory) -> Symptoms:
     """Explained variance is left out: it is NaN where all returns are equal."""
     row, parts = run.log[-1], ("objective/", "ppo/loss/", "ppo/policy/", "ppo/advantages/")
-    wrong = [f"{name} is {row[name]}" for name in row if name.startswith(parts) and not math.isfinite(row[name])]
-    norms = [row["grad_norm/adapter"] + row["grad_norm/critic"] for row in run.log[-NORM_ITERATIONS:]]
+    wrong = [
+        f"{name} is {row[name]}"
+        for name in row
+        if name.startswith(parts) and not math.isfinite(row[name])
+    ]
+    norms = [
+        row["grad_norm/adapter"] + row["grad_norm/critic"] for row in run.log[-NORM_ITERATIONS:]
+    ]
     if len(norms) == NORM_ITERATIONS and not np.isfinite(norms).any():
         wrong.append(f"the gradient norm was not finite in {NORM_ITERATIONS} iterations in a row")
     if wrong:
@@ -132,24 +160,37 @@ def _collapse(run: PPOHistory) -> Symptoms:
     if not run.recent:
         return
     names = ("objective/scores", "answers/repeated", "answers/distinct", "objective/entropy")
-    (start, score), (few, repeats), (many, distinct), (usual, entropy) = map(run.start_and_recent, names)
+    (start, score), (few, repeats), (many, distinct), (usual, entropy) = map(
+        run.start_and_recent, names
+    )
     noise = np.median(np.abs(np.diff([row["objective/scores"] for row in run.log])))
     prompts, many = run.settings.prompts_per_iteration, many * run.answers
     if score < start - max(SCORE_FALL * abs(start), FALL_NOISE * noise):
         yield "collapse", f"the score is {score:.3g}, and was {start:.3g} at the start."
     elif repeats > few + REPETITION_GROWTH:
-        yield "collapse", f"{repeats:.0%} of the answers' 3-grams are repeats, and {few:.0%} were at the start."
+        yield (
+            "collapse",
+            f"{repeats:.0%} of the answers' 3-grams are repeats, and {few:.0%} were at the start.",
+        )
     elif prompts > 1 and distinct * run.answers < 1.5 and many >= max(3, prompts / 2):
-        yield "collapse", f"one answer to all of {prompts} prompts, where {many:.0f} differed at the start."
+        yield (
+            "collapse",
+            f"one answer to all of {prompts} prompts, where {many:.0f} differed at the start.",
+        )
     elif entropy < ENTROPY_LEFT * usual and score <= start:
-        yield "collapse", f"the entropy is {entropy:.2g} nats a token, and was {usual:.2g}; the score has not risen."
+        yield (
+            "collapse",
+            f"the entropy is {entropy:.2g} nats a token, and was {usual:.2g}; the score has not risen.",
+        )
 
 
 def _ends(run: PPOHistory) -> Symptoms:
     """Report answers that do not end: more than at the start, or more than half."""
     if not (rows := run.recent or run.start):
         return
-    sizes = [(_mean(part, "answers/not_ended"), len(part) * run.answers) for part in (run.start, rows)]
+    sizes = [
+        (_mean(part, "answers/not_ended"), len(part) * run.answers) for part in (run.start, rows)
+    ]
     first, now = (proportion(share * n, n) for share, n in sizes)
     if now.low > min(0.5, max(first.high, CUT_SHARE)):
         yield "answers do not end", f"share that is cut off: {now}; at the start {first.value:.0%}."
@@ -161,7 +202,10 @@ def _kl(run: PPOHistory) -> Symptoms:
     target, (start, now) = run.settings.kl_target, run.start_and_recent("objective/kl")
     limit = max(KL_TARGETS * target if target else KL_NATS, KL_GROWTH * start)
     if run.is_lately_within("objective/kl", limit, math.inf):
-        yield "KL runaway", f"it is {now:.3g} nats an answer, over {limit:.3g}, and was {start:.3g} at the start."
+        yield (
+            "KL runaway",
+            f"it is {now:.3g} nats an answer, over {limit:.3g}, and was {start:.3g} at the start.",
+        )
     near_reference = run.is_lately_within("objective/kl", -STILL_KL, STILL_KL)
     if near_reference and run.is_lately_within("ppo/policy/approxkl", -1, STILL_STEP):
         yield (
@@ -173,16 +217,26 @@ def _kl(run: PPOHistory) -> Symptoms:
 def _advantages(run: PPOHistory) -> Symptoms:
     settings, size = run.settings, run.log[-1]["ppo/advantages/size"]
     if settings.advantages == "gae" and settings.whiten and run.answers == 1:
-        yield "fixed advantages", f"one answer, whitened by itself: scores of 0.1 and 10 train alike (size {size:.2g})."
+        yield (
+            "fixed advantages",
+            f"one answer, whitened by itself: scores of 0.1 and 10 train alike (size {size:.2g}).",
+        )
     if not run.recent or _change(run.start, run.recent).low > 0:  # all at the top is no fault
         return
-    (varied, equal), (start, score) = map(run.start_and_recent, ("groups/zero_variance", "objective/scores"))
-    if varied <= ALL_EQUAL < equal and score > max(start, NEAR_TOP * max(r["objective/scores"] for r in run.log)):
+    (varied, equal), (start, score) = map(
+        run.start_and_recent, ("groups/zero_variance", "objective/scores")
+    )
+    if varied <= ALL_EQUAL < equal and score > max(
+        start, NEAR_TOP * max(r["objective/scores"] for r in run.log)
+    ):
         return  # solved
     if run.is_lately_within("ppo/advantages/size", -1, NO_ADVANTAGE):
         yield "advantages zero", f"their mean size is {size:.1g}; the mean score is {score:.3g}."
     elif settings.advantages != "gae" and equal > ALL_EQUAL:
-        yield "advantages zero", f"at {equal:.0%} of the prompts all {settings.group_size} answers score the same."
+        yield (
+            "advantages zero",
+            f"at {equal:.0%} of the prompts all {settings.group_size} answers score the same.",
+        )
 
 
 def _learning(run: PPOHistory) -> Symptoms:
@@ -193,7 +247,10 @@ def _learning(run: PPOHistory) -> Symptoms:
     critic, key = settings.advantages == "gae" and log[-1]["critic"], "ppo/explained_variance"
     known = [row for row in run.last if critic and math.isfinite(row[key])]
     if len(known) > 1 and (explained := mean_of(known, key)).high < EXPLAINED_FLOOR:
-        yield "value head not learning", f"it explains {explained} of the returns' variance; a constant explains 0."
+        yield (
+            "value head not learning",
+            f"it explains {explained} of the returns' variance; a constant explains 0.",
+        )
     rise, since = _change(run.start, run.last), _change(run.first, run.last)
     score, best = _mean(run.last, "objective/scores"), max(row["objective/scores"] for row in log)
     # the share of an answer's likeliest score
@@ -205,12 +262,19 @@ def _learning(run: PPOHistory) -> Symptoms:
 
 def _truth(run: PPOHistory) -> Symptoms:
     if run.first and "objective/truth" in run.log[0]:
-        score, truth = (_change(run.first, run.last, f"objective/{key}") for key in ("scores", "truth"))
+        score, truth = (
+            _change(run.first, run.last, f"objective/{key}") for key in ("scores", "truth")
+        )
         if score.low > 0 and truth.high < 0:
-            yield "reward hacking", f"the score rose by {score}, while the one only watched changed by {truth}."
+            yield (
+                "reward hacking",
+                f"the score rose by {score}, while the one only watched changed by {truth}.",
+            )
 
 
-def _change(before: Sequence[IterationRow], after: Sequence[IterationRow], key: str = "objective/scores") -> Mean:
+def _change(
+    before: Sequence[IterationRow], after: Sequence[IterationRow], key: str = "objective/scores"
+) -> Mean:
     """Mean change with its interval; a start too short for an interval is assumed to vary as much as the end does."""
     now, was = mean_of(after, key), _mean(before, key)
     half, scale = now.high - now.value, math.sqrt(len(after) / len(before))

@@ -44,7 +44,9 @@ def panel_html(state: str, verdicts: Sequence[Verdict]) -> str:
     """HTML for a notebook: the state of a run and what was found."""
     items = ""
     for verdict in verdicts:
-        color, ground = ("#b42318", "#fef3f2") if verdict.severity == "stop" else ("#8a4b00", "#fff8e6")
+        color, ground = (
+            ("#b42318", "#fef3f2") if verdict.severity == "stop" else ("#8a4b00", "#fff8e6")
+        )
         items += (
             f"<div style='border-left:4px solid {color}; background:{ground}; color:#1f2328; margin:.5em 0; "
             f"padding:.4em 1em'><b style='color:{color}'>{escape(verdict.severity)} at step {verdict.step}: "

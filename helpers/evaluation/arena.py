@@ -38,7 +38,9 @@ from helpers.data import (
 from helpers.files import UsageError, read_json, write_json
 from helpers.statistics import Proportion, binomial_p, proportion, votes_needed, win_rate
 
-MatchOutcome = int | Literal["tie", "both bad", "skipped", "unjudged"]  # a number: place of the answer that won
+MatchOutcome = (
+    int | Literal["tie", "both bad", "skipped", "unjudged"]
+)  # a number: place of the answer that won
 
 
 def build_matches(
@@ -65,29 +67,45 @@ def build_matches(
     for what, column in columns.items():
         if len(column) != len(paths):
             raise UsageError(f"{len(column)} {what} for {len(paths)} images. Give one for each.")
-    differ = [i for i in range(len(paths)) if len({answers[name][i].strip() for name in names}) == 2]
+    differ = [
+        i for i in range(len(paths)) if len({answers[name][i].strip() for name in names}) == 2
+    ]
     if not differ:
-        raise UsageError(f"{names[0]} and {names[1]} answer all {len(paths)} questions alike: nothing to compare.")
-    print(f"{len(differ)} matches; {len(paths) - len(differ)} of {len(paths)} questions left out: answered alike.")
+        raise UsageError(
+            f"{names[0]} and {names[1]} answer all {len(paths)} questions alike: nothing to compare."
+        )
+    print(
+        f"{len(differ)} matches; {len(paths) - len(differ)} of {len(paths)} questions left out: answered alike."
+    )
     records = []
     for i in differ:
         texts = {name: answers[name][i] for name in names}
-        records.append(_match(i, os.path.abspath(paths[i]), prompts[i], texts, groups and groups[i]))
+        records.append(
+            _match(i, os.path.abspath(paths[i]), prompts[i], texts, groups and groups[i])
+        )
     return read_records(write_records(records_path, records))
 
 
-def _answers_of_two(answers: Mapping[str, Sequence[str]], names: tuple[str, str]) -> dict[str, Sequence[str]]:
+def _answers_of_two(
+    answers: Mapping[str, Sequence[str]], names: tuple[str, str]
+) -> dict[str, Sequence[str]]:
     if len(set(names)) != 2 or not set(names) <= set(answers):
-        raise UsageError(f"names {names}: name two of the models that answered, which are {', '.join(answers)}.")
+        raise UsageError(
+            f"names {names}: name two of the models that answered, which are {', '.join(answers)}."
+        )
     return {f"answers of {name}": answers[name] for name in names}
 
 
-def _match(number: int, image: str, prompt: str, texts: Mapping[str, str], group: str | None) -> PreferenceRecord:
+def _match(
+    number: int, image: str, prompt: str, texts: Mapping[str, str], group: str | None
+) -> PreferenceRecord:
     """The place of an answer follows from the texts alone, so it does not tell the model."""
     order = list(texts)[::-1] if is_first_shown_second(*texts.values()) else list(texts)
     try:
         pair = [Answer(text=texts[name], model=name) for name in order]
-        return PreferenceRecord(id=str(number), images=[image], prompt=prompt, answers=pair, group=group)
+        return PreferenceRecord(
+            id=str(number), images=[image], prompt=prompt, answers=pair, group=group
+        )
     except ValidationError as error:
         raise UsageError(
             f"question {number} ({image}): {explain_validation_error(error)}. Answer it again, or leave it out."
@@ -118,9 +136,13 @@ class Standings:
     both_bad: int  # a draw that more than half of the voters called bad
     skipped: int  # by all who saw it
     unjudged: int
-    win_rates: tuple[Proportion, Proportion] | None  # ties and both bad count one half; None before the first
+    win_rates: (
+        tuple[Proportion, Proportion] | None
+    )  # ties and both bad count one half; None before the first
     p: float  # exact sign test on the questions with a winner
-    first_shown_share: Proportion | None  # share of single votes for a winner that chose what was shown as A
+    first_shown_share: (
+        Proportion | None
+    )  # share of single votes for a winner that chose what was shown as A
     still_needed: int  # more questions with a winner, to tell a win rate `difference` off one half
     difference: float
     not_blind: int  # single votes given after their annotator had seen the names
@@ -135,25 +157,44 @@ class Standings:
         return f"{self.names[better]} is better: it won {self.wins[better]} {test}."
 
     def _count_text(self) -> str:
-        return " and ".join(f"{name} won {wins}" for name, wins in zip(self.names, self.wins, strict=True))
+        return " and ".join(
+            f"{name} won {wins}" for name, wins in zip(self.names, self.wins, strict=True)
+        )
 
     def remarks(self) -> list[str]:
         """List the caveats of this result, one line each."""
-        lines = [f"Ties {self.ties}, both bad {self.both_bad}, skipped {self.skipped}, not judged yet {self.unjudged}."]
+        lines = [
+            f"Ties {self.ties}, both bad {self.both_bad}, skipped {self.skipped}, not judged yet {self.unjudged}."
+        ]
         if self.first_shown_share:
             even = self.first_shown_share.low <= 0.5 <= self.first_shown_share.high
-            verdict = "no sign of a position bias" if even else "the position mattered; it is drawn for each question"
-            lines.append(f"Share of votes for what was shown as A: {self.first_shown_share} ({verdict}).")
+            verdict = (
+                "no sign of a position bias"
+                if even
+                else "the position mattered; it is drawn for each question"
+            )
+            lines.append(
+                f"Share of votes for what was shown as A: {self.first_shown_share} ({verdict})."
+            )
         aim = f"to tell {0.5 + self.difference:.0%} from 50% with 80% power"
-        lines.append(f"About {self.still_needed} more questions with a winner {aim}." if self.still_needed else "")
+        lines.append(
+            f"About {self.still_needed} more questions with a winner {aim}."
+            if self.still_needed
+            else ""
+        )
         if self.p < 0.05:
             lines.append("The p holds if the number of votes was settled before looking at it.")
         if self.not_blind:
-            lines.append(f"Votes given after their voter had seen the names, so not blind: {self.not_blind}.")
+            lines.append(
+                f"Votes given after their voter had seen the names, so not blind: {self.not_blind}."
+            )
         return [line for line in lines if line]
 
     def __str__(self) -> str:
-        rates = [f"{name}: win rate {rate}" for name, rate in zip(self.names, self.win_rates or (), strict=False)]
+        rates = [
+            f"{name}: win rate {rate}"
+            for name, rate in zip(self.names, self.win_rates or (), strict=False)
+        ]
         return "\n".join([self.sentence(), *rates, *self.remarks()])
 
 
@@ -174,7 +215,9 @@ def standings(
     votes: dict[str, list[Judgement]] = {key: [] for key in by_key}
     for (key, _), judgement in current_judgements(events).items():
         votes[key].append(judgement)
-    outcomes = Counter(_name_winner(record, match_outcome(votes[key])) for key, record in by_key.items())
+    outcomes = Counter(
+        _name_winner(record, match_outcome(votes[key])) for key, record in by_key.items()
+    )
     wins = tuple(outcomes["won", name] for name in names)
     draws = outcomes["tie"] + outcomes["both bad"]
     return Standings(
@@ -196,7 +239,9 @@ def _order_names(found: tuple[str, str], names: tuple[str, str] | None) -> tuple
 def _events(by_key: Mapping[str, PreferenceRecord], path: Path) -> list[VoteEvent]:
     events, notice = events_on(path, content_hashes(by_key, path))
     if not events:
-        raise UsageError(f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote.")
+        raise UsageError(
+            f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote."
+        )
     if notice:
         print(notice)
     return events
@@ -220,7 +265,11 @@ def _name_winner(record: PreferenceRecord, result: MatchOutcome) -> object:
 
 def _shown_first_share(votes: Sequence[Judgement]) -> Proportion | None:
     """Share of votes for the answer that was shown first; each annotator has an order of their own."""
-    chosen = [vote.ranking[0][0] == vote.order[0] for vote in votes if vote.verdict == "ranked" and vote.order]
+    chosen = [
+        vote.ranking[0][0] == vote.order[0]
+        for vote in votes
+        if vote.verdict == "ranked" and vote.order
+    ]
     return proportion(sum(chosen), len(chosen)) if chosen else None
 
 
@@ -233,7 +282,9 @@ def read_reveals(vote_path: Path) -> dict[str, int]:
     path = _reveal_path(vote_path)
     seen = read_json(path) if path.exists() else {}
     if not isinstance(seen, dict) or not all(type(number) is int for number in seen.values()):
-        raise UsageError(f"{path}: must map annotators to numbers of votes. Restore it, or remove it if nobody looked.")
+        raise UsageError(
+            f"{path}: must map annotators to numbers of votes. Restore it, or remove it if nobody looked."
+        )
     return seen
 
 
@@ -241,7 +292,11 @@ def reveal(votes: Votes) -> None:
     """Note beside the vote file that this annotator has seen the names; the first time counts."""
     with lock_file(votes.path):
         contents = content_hashes(votes.records, votes.path)
-        own = [event for event in events_on(votes.path, contents)[0] if event.annotator == votes.annotator]
+        own = [
+            event
+            for event in events_on(votes.path, contents)[0]
+            if event.annotator == votes.annotator
+        ]
         write_json(_reveal_path(votes.path), {votes.annotator: len(own)} | read_reveals(votes.path))
 
 
@@ -254,10 +309,14 @@ def _count_unblinded(events: Sequence[VoteEvent], seen: Mapping[str, int]) -> in
         if number[event.annotator] <= seen.get(event.annotator, len(events)):
             blind.append(event)
     before = current_judgements(blind)
-    return sum(before.get(key) is not judgement for key, judgement in current_judgements(events).items())
+    return sum(
+        before.get(key) is not judgement for key, judgement in current_judgements(events).items()
+    )
 
 
-def export_records(records: Sequence[PreferenceRecord], vote_path: Path, target: Path) -> list[PreferenceRecord]:
+def export_records(
+    records: Sequence[PreferenceRecord], vote_path: Path, target: Path
+) -> list[PreferenceRecord]:
     """Write the judged records with their votes and rankings to `target`, the pairs of a next round.
 
     Records nobody has judged, or all have skipped, are left out. Raises UsageError
@@ -265,9 +324,13 @@ def export_records(records: Sequence[PreferenceRecord], vote_path: Path, target:
     """
     sources = {vote_path, *(record.file for record in records if record.file)}
     if target.resolve() in {path.resolve() for path in sources}:
-        raise UsageError(f"{target} holds the records or the votes themselves. Export to another file.")
+        raise UsageError(
+            f"{target} holds the records or the votes themselves. Export to another file."
+        )
     judged = [record for record in apply_votes(records, vote_path) if record.ranking is not None]
     if not judged:
-        raise UsageError(f"{vote_path}: all votes are skips or taken back, so there is nothing to export. Vote first.")
+        raise UsageError(
+            f"{vote_path}: all votes are skips or taken back, so there is nothing to export. Vote first."
+        )
     write_records(target, judged)
     return judged

@@ -30,8 +30,12 @@ class ClassMetrics:
     exact: Proportion  # share of all answers with the true count; an unparsed one is wrong
     absolute_error: Estimate | None  # mean of |stated − true|, parsed answers
     bias: Estimate | None  # mean of stated − true, parsed answers: below 0 is under-counting
-    precision: Proportion | None  # of the parsed answers that state more than 0: truth is more than 0
-    recall: Proportion | None  # of the parsed answers whose truth is more than 0: more than 0 is stated
+    precision: (
+        Proportion | None
+    )  # of the parsed answers that state more than 0: truth is more than 0
+    recall: (
+        Proportion | None
+    )  # of the parsed answers whose truth is more than 0: more than 0 is stated
     f1: float | None  # of presence; None if no truth of a parsed answer is more than 0
 
 
@@ -45,17 +49,30 @@ class CountMetrics:
     def macro(self) -> dict[str, float | None]:
         """Mean of each figure over the classes in which it is defined; None if it is in none."""
         names = ("exact", "absolute_error", "bias", "precision", "recall", "f1")
-        defined = {name: [_value(v) for cls in self.classes if (v := getattr(cls, name)) is not None] for name in names}
-        return {name: float(np.mean(values)) if values else None for name, values in defined.items()}
+        defined = {
+            name: [_value(v) for cls in self.classes if (v := getattr(cls, name)) is not None]
+            for name in names
+        }
+        return {
+            name: float(np.mean(values)) if values else None for name, values in defined.items()
+        }
 
     def rows(self) -> list[list[str]]:
         """A table: a header, a row for each class, their mean, and the figures of whole answers."""
         figures = list(self.macro)
-        head = ["class", *(f"{name.replace('_', ' ')}, {_denominator_name(name)}" for name in figures)]
-        classes = [[cls.name, *(_cell(getattr(cls, name)) for name in figures)] for cls in self.classes]
+        head = [
+            "class",
+            *(f"{name.replace('_', ' ')}, {_denominator_name(name)}" for name in figures),
+        ]
+        classes = [
+            [cls.name, *(_cell(getattr(cls, name)) for name in figures)] for cls in self.classes
+        ]
         mean = ["mean of the classes", *map(_cell, self.macro.values())]
         filler = [""] * (len(figures) - 1)
-        whole = [["every class at once", str(self.exact), *filler], ["unparsed", str(self.unparsed), *filler]]
+        whole = [
+            ["every class at once", str(self.exact), *filler],
+            ["unparsed", str(self.unparsed), *filler],
+        ]
         return [head, *classes, mean, *whole]
 
 
@@ -80,27 +97,43 @@ def count_metrics(answers: Sequence[str], truths: Sequence[Mapping[str, int]]) -
     answers, and truths that are no counts.
     """
     if len(answers) != len(truths) or not answers:
-        raise UsageError(f"{len(answers)} answers and {len(truths)} truths: as many of each, and at least one.")
+        raise UsageError(
+            f"{len(answers)} answers and {len(truths)} truths: as many of each, and at least one."
+        )
     if not all(isinstance(answer, str) for answer in answers):
         raise UsageError("answers: one is not a text; an empty answer is ''.")
     known = [_check_truth(truth, place) for place, truth in enumerate(truths)]
-    stated = [parse_counts(answer, list(truth)) for answer, truth in zip(answers, known, strict=True)]
+    stated = [
+        parse_counts(answer, list(truth)) for answer, truth in zip(answers, known, strict=True)
+    ]
     names = dict.fromkeys(name for truth in known for name in truth)
     return CountMetrics(
         proportion(sum(counts is None for counts in stated), len(answers)),
-        proportion(sum(counts == truth for counts, truth in zip(stated, known, strict=True)), len(answers)),
+        proportion(
+            sum(counts == truth for counts, truth in zip(stated, known, strict=True)), len(answers)
+        ),
         tuple(_class_metrics(name, stated, known) for name in names),
     )
 
 
 def _check_truth(truth: Mapping[str, int], place: int) -> Counts:
-    if isinstance(truth, Mapping) and truth and all(isinstance(n, Integral) and n >= 0 for n in truth.values()):
+    if (
+        isinstance(truth, Mapping)
+        and truth
+        and all(isinstance(n, Integral) and n >= 0 for n in truth.values())
+    ):
         return {name: int(n) for name, n in truth.items()}
-    raise UsageError(f"truths[{place}] is {truth!r}; give true counts such as {{'cars': 2, 'buses': 0}}.")
+    raise UsageError(
+        f"truths[{place}] is {truth!r}; give true counts such as {{'cars': 2, 'buses': 0}}."
+    )
 
 
-def _class_metrics(name: str, stated: Sequence[Counts | None], truths: Sequence[Counts]) -> ClassMetrics:
-    asked = [(counts, truth[name]) for counts, truth in zip(stated, truths, strict=True) if name in truth]
+def _class_metrics(
+    name: str, stated: Sequence[Counts | None], truths: Sequence[Counts]
+) -> ClassMetrics:
+    asked = [
+        (counts, truth[name]) for counts, truth in zip(stated, truths, strict=True) if name in truth
+    ]
     parsed = [(counts[name], true) for counts, true in asked if counts is not None]
     errors = [said - true for said, true in parsed]
     found = sum(said > 0 and true > 0 for said, true in parsed)

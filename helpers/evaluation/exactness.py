@@ -34,11 +34,18 @@ class CountingResult:
 
     @property
     def exact(self) -> np.ndarray:  # (items,) bool: every count is true
-        return np.array([is_exact(a, item.counts) for a, item in zip(self.answers, self.items, strict=True)])
+        return np.array(
+            [is_exact(a, item.counts) for a, item in zip(self.answers, self.items, strict=True)]
+        )
 
     @property
     def well_formed(self) -> np.ndarray:  # (items,) bool: exactly the answer sentence
-        return np.array([is_well_formed(a, list(i.counts)) for a, i in zip(self.answers, self.items, strict=True)])
+        return np.array(
+            [
+                is_well_formed(a, list(i.counts))
+                for a, i in zip(self.answers, self.items, strict=True)
+            ]
+        )
 
     @property
     def exact_share(self) -> Proportion:
@@ -50,16 +57,24 @@ class CountingResult:
 
     def errors(self) -> dict[str, np.ndarray]:
         """Stated minus true count of each class, (items,); NaN where the answer has no counts."""
-        rows = [parse_counts(a, list(item.counts)) for a, item in zip(self.answers, self.items, strict=True)]
+        rows = [
+            parse_counts(a, list(item.counts))
+            for a, item in zip(self.answers, self.items, strict=True)
+        ]
         return {
             cls: np.array(
-                [np.nan if r is None else r[cls] - i.counts[cls] for r, i in zip(rows, self.items, strict=True)]
+                [
+                    np.nan if r is None else r[cls] - i.counts[cls]
+                    for r, i in zip(rows, self.items, strict=True)
+                ]
             )
             for cls in self.items[0].counts
         }
 
 
-def images_for(items: Sequence[CountedImage], condition: str = "right", seed: int = 0) -> list[Image.Image]:
+def images_for(
+    items: Sequence[CountedImage], condition: str = "right", seed: int = 0
+) -> list[Image.Image]:
     """The images to show with the questions about `items`: their own, each other's, or grey ones."""
     images = [open_image(item.path) for item in items]
     if condition == "right":
@@ -115,7 +130,9 @@ def evaluate_greedy_and_sampled(
     model: VLM, processor: ProcessorMixin, items: Sequence[CountedImage]
 ) -> GreedyAndSampled:
     """Ask the counting question about every item twice: greedy, and sampled with seed 0."""
-    greedy, sampled = (evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0))
+    greedy, sampled = (
+        evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0)
+    )
     return GreedyAndSampled(greedy, sampled)
 
 

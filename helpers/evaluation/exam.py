@@ -90,14 +90,20 @@ def examine(
     started = time.monotonic()
     with policies.use_policy(name) as model:
         asked = model, policies.processor, items
-        questions = [one_class_question(item.counts, number)[0] for number, item in enumerate(items)]
+        questions = [
+            one_class_question(item.counts, number)[0] for number, item in enumerate(items)
+        ]
         return ExamResult(
             evaluate_counting(*asked),
             tuple(evaluate_counting(*asked, temperature=1.0, seed=seed) for seed in seeds),
             evaluate_counting(*asked, images="shuffled"),
             evaluate_counting(*asked, images="blank"),
             models.generate_answers(
-                model, policies.processor, [item.path for item in items], questions, description="one class"
+                model,
+                policies.processor,
+                [item.path for item in items],
+                questions,
+                description="one class",
             ),
             time.monotonic() - started,
         )
@@ -124,14 +130,26 @@ def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
     rules, found = heuristic_scorer(), examined.items()
 
     def score_answers(answers: Sequence[str]) -> np.ndarray:
-        return np.array([rules(None, question, text).total for text, (question, _) in zip(answers, facts, strict=True)])
+        return np.array(
+            [
+                rules(None, question, text).total
+                for text, (question, _) in zip(answers, facts, strict=True)
+            ]
+        )
 
     def check_one_class(answers: Sequence[str]) -> np.ndarray:
         rows = zip(answers, facts, strict=True)
-        return np.array([exact_match(None, question, text, truth).total > 0 for text, (question, truth) in rows])
+        return np.array(
+            [exact_match(None, question, text, truth).total > 0 for text, (question, truth) in rows]
+        )
 
     return [
-        Metric("all counts right", {name: e.greedy.exact for name, e in found}, "count_exact", truth=True),
+        Metric(
+            "all counts right",
+            {name: e.greedy.exact for name, e in found},
+            "count_exact",
+            truth=True,
+        ),
         Metric(
             "all counts right, sampled",
             {name: e.over_seeds("exact") for name, e in found},
@@ -139,8 +157,16 @@ def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
             truth=True,
         ),
         Metric("well formed, sampled", {name: e.over_seeds("well_formed") for name, e in found}),
-        Metric("one class: right", {name: check_one_class(e.one_class) for name, e in found}, truth=True),
-        Metric("one class: heuristic", {name: score_answers(e.one_class) for name, e in found}, "heuristic"),
+        Metric(
+            "one class: right",
+            {name: check_one_class(e.one_class) for name, e in found},
+            truth=True,
+        ),
+        Metric(
+            "one class: heuristic",
+            {name: score_answers(e.one_class) for name, e in found},
+            "heuristic",
+        ),
     ]
 
 
@@ -168,7 +194,9 @@ def policy_failures(rows: Sequence[PolicyComparison], counting: CountMetrics) ->
     """List what went wrong with one policy, a sentence each; if nothing did, say what these items cannot show."""
     found = find_reward_hacking(rows) + [str(row) for row in rows if row.direction < 0]
     rest = [row for row in rows if row.broken and row.direction >= 0]
-    found += [f"{row.broken} items that the base had right are wrong now ({row.metric})." for row in rest]
+    found += [
+        f"{row.broken} items that the base had right are wrong now ({row.metric})." for row in rest
+    ]
     if counting.unparsed.value:
         found.append(f"Answers without readable counts: {counting.unparsed}.")
     return found or [f"None found by these questions. {power_note(rows[0].n, rows)}"]

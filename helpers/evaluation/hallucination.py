@@ -25,12 +25,21 @@ from helpers.rewards import NUMBER_WORDS
 from helpers.statistics import Proportion, proportion
 
 Phrase = tuple[str, ...]  # words in lower case
-_WORD = re.compile(r"[^\W_]+n['’]t(?!\w)|[^\W_]+(?:-[^\W_]+)*|[^\w\s]")  # "isn't", "dog" of "dog's", "hot-dog", a mark
+_WORD = re.compile(
+    r"[^\W_]+n['’]t(?!\w)|[^\W_]+(?:-[^\W_]+)*|[^\w\s]"
+)  # "isn't", "dog" of "dog's", "hot-dog", a mark
 
 # Double words of the official code that stand for another one: a baby elephant is no person, a toilet seat no chair
 _ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub"
-DOUBLE_WORDS = {f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS.split()}
-DOUBLE_WORDS |= {"passenger jet": "jet", "passenger train": "train", "bow tie": "tie", "toilet seat": "toilet"}
+DOUBLE_WORDS = {
+    f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS.split()
+}
+DOUBLE_WORDS |= {
+    "passenger jet": "jet",
+    "passenger train": "train",
+    "bow tie": "tie",
+    "toilet seat": "toilet",
+}
 DOUBLE_WORDS |= {"home plate": "home plate"}
 
 _NEGATIONS = {"0", "no", "not", "without", "neither", "nor", "never", "cannot"}
@@ -51,12 +60,16 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error}). Check the path and the file.") from None
+        raise UsageError(
+            f"{path}: cannot be read as UTF-8 text ({error}). Check the path and the file."
+        ) from None
     synonyms: dict[str, list[str]] = {}
     for number, line in enumerate(lines, start=1):
         name, *others = (word.strip() for word in line.split(","))
         if not all((name, *others)) or name in synonyms:
-            raise UsageError(f"{path}:{number}: {line!r} must be a new object and its synonyms, 'bus, minibus'.")
+            raise UsageError(
+                f"{path}:{number}: {line!r} must be a new object and its synonyms, 'bus, minibus'."
+            )
         synonyms[name] = others
         try:
             _listed_phrases(synonyms)
@@ -91,7 +104,9 @@ def _listed_phrases(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str]:
             if not phrase:
                 raise UsageError(f"{text!r} of {name!r} has no word; take it out.")
             if listed.setdefault(phrase, name) != name:
-                raise UsageError(f"{text!r} is listed for {listed[phrase]!r} and for {name!r}; leave it with one.")
+                raise UsageError(
+                    f"{text!r} is listed for {listed[phrase]!r} and for {name!r}; leave it with one."
+                )
     return listed
 
 
@@ -125,12 +140,17 @@ def object_mentions(text: str, index: Mapping[Phrase, str | None]) -> list[Menti
     found: list[tuple[int, Phrase]] = []
     place = 0
     while place < len(words):
-        pieces = (tuple(words[place : place + size]) for size in range(min(longest, len(words) - place), 0, -1))
+        pieces = (
+            tuple(words[place : place + size])
+            for size in range(min(longest, len(words) - place), 0, -1)
+        )
         phrase = next((piece for piece in pieces if piece in index), None)
         found += [(place, phrase)] if phrase else []
         place += len(phrase) if phrase else 1
     if {"toilet", "toilets"} & set(words):  # the official rule: then a seat is no chair
-        found = [(place, phrase) for place, phrase in found if phrase not in (("seat",), ("seats",))]
+        found = [
+            (place, phrase) for place, phrase in found if phrase not in (("seat",), ("seats",))
+        ]
     return [
         Mention(index[phrase], " ".join(phrase), _is_negated(words[max(0, place - 3) : place]))
         for place, phrase in found
@@ -152,17 +172,34 @@ def _is_negated(before: Sequence[str]) -> bool:
 class ChairMetrics:
     """Shares of mentions take them as independent, those of one caption are not: their intervals are too narrow."""
 
-    chair_i: Proportion | None  # mentions of an object that is not there ÷ mentions; None without a mention
+    chair_i: (
+        Proportion | None
+    )  # mentions of an object that is not there ÷ mentions; None without a mention
     chair_s: Proportion  # captions with such a mention ÷ captions
-    recall: Proportion | None  # true objects that their caption mentions ÷ true objects; None without a true object
+    recall: (
+        Proportion | None
+    )  # true objects that their caption mentions ÷ true objects; None without a true object
     silent: Proportion  # captions that mention no object ÷ captions
     negated: Proportion | None  # denied mentions ÷ mentions
-    false_negated: Proportion | None  # denied mentions ÷ mentions of what is not there: they say the truth
+    false_negated: (
+        Proportion | None
+    )  # denied mentions ÷ mentions of what is not there: they say the truth
 
     def rows(self) -> list[list[str]]:
-        names = {"CHAIR_i": self.chair_i, "CHAIR_s": self.chair_s, "recall": self.recall, "no object": self.silent}
-        names |= {"denied, of all mentions": self.negated, "denied, of false mentions": self.false_negated}
-        return [["figure", "value"], *([name, str(value or "not defined")] for name, value in names.items())]
+        names = {
+            "CHAIR_i": self.chair_i,
+            "CHAIR_s": self.chair_s,
+            "recall": self.recall,
+            "no object": self.silent,
+        }
+        names |= {
+            "denied, of all mentions": self.negated,
+            "denied, of false mentions": self.false_negated,
+        }
+        return [
+            ["figure", "value"],
+            *([name, str(value or "not defined")] for name, value in names.items()),
+        ]
 
 
 def chair_metrics(
@@ -178,7 +215,9 @@ def chair_metrics(
     different lengths, no captions, and an object that the synonyms do not know.
     """
     if len(captions) != len(objects) or not captions:
-        raise UsageError(f"{len(captions)} captions, objects of {len(objects)}: as many, and at least one.")
+        raise UsageError(
+            f"{len(captions)} captions, objects of {len(objects)}: as many, and at least one."
+        )
     index = phrase_index(synonyms)
     true = [_true_objects(given, index, place) for place, given in enumerate(objects)]
     judged = [  # of each caption, each mention and whether it is false
@@ -189,10 +228,18 @@ def chair_metrics(
     return ChairMetrics(
         chair_i=_share([false for row in counted for _, false in row]),
         chair_s=proportion(sum(any(false for _, false in row) for row in counted), len(captions)),
-        recall=_share([name in _names(row) for row, there in zip(counted, true, strict=True) for name in there]),
+        recall=_share(
+            [
+                name in _names(row)
+                for row, there in zip(counted, true, strict=True)
+                for name in there
+            ]
+        ),
         silent=proportion(sum(not row for row in counted), len(captions)),
         negated=_share([mention.negated for row in judged for mention, _ in row]),
-        false_negated=_share([mention.negated for row in judged for mention, false in row if false]),
+        false_negated=_share(
+            [mention.negated for row in judged for mention, false in row if false]
+        ),
     )
 
 
@@ -204,12 +251,20 @@ def _share(hits: Sequence[bool]) -> Proportion | None:
     return proportion(sum(hits), len(hits)) if hits else None
 
 
-def _true_objects(given: Iterable[str] | Mapping[str, int], index: Mapping[Phrase, str | None], place: int) -> set[str]:
+def _true_objects(
+    given: Iterable[str] | Mapping[str, int], index: Mapping[Phrase, str | None], place: int
+) -> set[str]:
     counts = isinstance(given, Mapping)
-    if isinstance(given, str) or (counts and not all(isinstance(n, Integral) for n in given.values())):
-        raise UsageError(f"objects[{place}] is {given!r}; give a list of names, or counts such as {{'dog': 1}}.")
+    if isinstance(given, str) or (
+        counts and not all(isinstance(n, Integral) for n in given.values())
+    ):
+        raise UsageError(
+            f"objects[{place}] is {given!r}; give a list of names, or counts such as {{'dog': 1}}."
+        )
     names = [name for name in given if not counts or given[name] > 0]
     unknown = [name for name in names if index.get(tuple(_words(name))) is None]
     if unknown:
-        raise UsageError(f"objects[{place}]: {unknown} are not among the synonyms. Add a line for each.")
+        raise UsageError(
+            f"objects[{place}]: {unknown} are not among the synonyms. Add a line for each."
+        )
     return {index[tuple(_words(name))] for name in names}

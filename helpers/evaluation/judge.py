@@ -28,7 +28,9 @@ class JudgeResult:
 
     grade: Grade
     scores: dict[str, list[float]]  # 1 for the answer with the majority; two 0 for an abstention
-    first: Proportion | None  # of the readable votes for the answer shown first; ½ without a position bias
+    first: (
+        Proportion | None
+    )  # of the readable votes for the answer shown first; ½ without a position bias
     unreadable: int
     votes: int
 
@@ -45,7 +47,11 @@ class JudgeResult:
 
 
 def judge_pairs(
-    records: Sequence[PreferenceRecord], ask: AskJudge, benchmark: Benchmark, votes: int = 1, seed: int = 0
+    records: Sequence[PreferenceRecord],
+    ask: AskJudge,
+    benchmark: Benchmark,
+    votes: int = 1,
+    seed: int = 0,
 ) -> JudgeResult:
     """Ask `votes` times which of two answers is better, each time in an order drawn from seed, id and vote.
 
@@ -64,25 +70,39 @@ def judge_pairs(
             order = (0, 1) if random.Random(f"{seed} {vote} {key}").random() < 0.5 else (1, 0)
             verdict = ask(record, order)
             if verdict not in ("first", "second", None):
-                raise UsageError(f"record {key}: ask gave {verdict!r}, which must be 'first', 'second' or None.")
+                raise UsageError(
+                    f"record {key}: ask gave {verdict!r}, which must be 'first', 'second' or None."
+                )
             places[verdict] += 1
             won[None if verdict is None else order[verdict == "second"]] += 1
         scores[key] = [float(won[place] > votes / 2) for place in (0, 1)]
     readable = places["first"] + places["second"]
     first = proportion(places["first"], readable) if readable else None
-    return JudgeResult(grade(records, scores, benchmark), scores, first, places[None], places.total())
+    return JudgeResult(
+        grade(records, scores, benchmark), scores, first, places[None], places.total()
+    )
 
 
 _NAME = r"(?:answer|response|assistant|option)"
-_PLACES = {"1": "first", "a": "first", "first": "first", "2": "second", "b": "second", "second": "second"}
+_PLACES = {
+    "1": "first",
+    "a": "first",
+    "first": "first",
+    "2": "second",
+    "b": "second",
+    "second": "second",
+}
 _CONCLUSION = re.compile(r"overall judge?ment|verdict|therefore|</think>|<answer>", re.IGNORECASE)
-_BARE = re.compile(rf"(?:the )?(?:{_NAME}[\s:]*)?(1|2|a|b|first|second)(?: {_NAME})?", re.IGNORECASE)
+_BARE = re.compile(
+    rf"(?:the )?(?:{_NAME}[\s:]*)?(1|2|a|b|first|second)(?: {_NAME})?", re.IGNORECASE
+)
 _BETTER = re.compile(  # A and B as capitals only, and not as articles
     rf"(?i:{_NAME})\s*([12AB])(?:'s (?i:{_NAME}))?\s+(?i:is\s+(?:(?:the\s+)?(?:slightly\s+|clearly\s+|much\s+|significantly\s+)?"
     rf"(?:better|superior)|the\s+best))\b|(?i:\b(?:better|best)\s+{_NAME}\s*(?:is|:)\s*(?:{_NAME}\s*)?)([12AB])(?![ \w])"
 )
 _HEDGE = re.compile(
-    r"\b(?:if|whether|unless|neither|cannot|can't|not (?:say|clear|sure|think|believe))\b", re.IGNORECASE
+    r"\b(?:if|whether|unless|neither|cannot|can't|not (?:say|clear|sure|think|believe))\b",
+    re.IGNORECASE,
 )
 
 
@@ -101,7 +121,11 @@ def parse_verdict(text: str) -> Literal["first", "second"] | None:
         return _one_place([bare[1]])
     sentences = re.split(r"[.!?\n](?=\s|$)", rest)
     found = [(sentence, match) for sentence in sentences for match in _BETTER.finditer(sentence)]
-    return None if any(map(_HEDGE.search, (s for s, _ in found))) else _one_place([m[1] or m[2] for _, m in found])
+    return (
+        None
+        if any(map(_HEDGE.search, (s for s, _ in found)))
+        else _one_place([m[1] or m[2] for _, m in found])
+    )
 
 
 def _one_place(names: Iterable[str]) -> Literal["first", "second"] | None:

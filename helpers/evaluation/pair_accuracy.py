@@ -19,14 +19,18 @@ from helpers.statistics import Proportion, proportion
 
 
 @torch.no_grad()
-def pair_logps(packer: Packer, dataset: Dataset, batch_size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+def pair_logps(
+    packer: Packer, dataset: Dataset, batch_size: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the chosen and the rejected answer of every pair, (pairs,) each.
 
     packer: of the model that is asked. dataset: columns images, prompt, chosen, rejected (`preferences.to_trl`).
     """
     values, size = [], len(dataset)
     for start in tqdm(range(0, size, batch_size), desc="log-probabilities", leave=False):
-        pairs = [from_trl(dataset[number]) for number in range(start, min(start + batch_size, size))]
+        pairs = [
+            from_trl(dataset[number]) for number in range(start, min(start + batch_size, size))
+        ]
         answers = [[pair.chosen, pair.rejected] for pair in pairs]
         packed = packer([pair.prompt for pair in pairs], [pair.images for pair in pairs], answers)
         values.append(answer_logps(packer.model, packed).sum(1).cpu())

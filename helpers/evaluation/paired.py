@@ -90,10 +90,14 @@ def compare_policies(
     for metric in metrics:
         for policy, values in metric.values.items():
             if len(values) != len(clusters):
-                raise UsageError(f"{metric.name} of {policy}: {len(values)} values for {len(clusters)} items.")
+                raise UsageError(
+                    f"{metric.name} of {policy}: {len(values)} values for {len(clusters)} items."
+                )
             if policy != base:
                 circular = metric.reward is not None and rewards.get(policy) == metric.reward
-                rows.append(_compare_policy(metric, policy, metric.values[base], values, clusters, circular))
+                rows.append(
+                    _compare_policy(metric, policy, metric.values[base], values, clusters, circular)
+                )
     for policy in {row.policy for row in rows}:
         if all(row.circular for row in rows if row.policy == policy):
             raise UsageError(
@@ -104,13 +108,24 @@ def compare_policies(
 
 
 def _compare_policy(
-    metric: Metric, policy: str, before: np.ndarray, after: np.ndarray, clusters: Sequence[str], circular: bool
+    metric: Metric,
+    policy: str,
+    before: np.ndarray,
+    after: np.ndarray,
+    clusters: Sequence[str],
+    circular: bool,
 ) -> PolicyComparison:
     binary = before.dtype == after.dtype == bool
     single = len(set(clusters)) == len(clusters)
-    fixed, broken = (int((~before & after).sum()), int((before & ~after).sum())) if binary else (None, None)
+    fixed, broken = (
+        (int((~before & after).sum()), int((before & ~after).sum())) if binary else (None, None)
+    )
     test = "McNemar" if binary and single else "sign-flip"
-    p = mcnemar_p(before, after) if test == "McNemar" else _sign_flip_p(after * 1.0 - before, clusters)
+    p = (
+        mcnemar_p(before, after)
+        if test == "McNemar"
+        else _sign_flip_p(after * 1.0 - before, clusters)
+    )
     difference = cluster_bootstrap(before, after, clusters)
     return PolicyComparison(
         policy, metric.name, float(before.mean()), float(after.mean()), difference, fixed, broken, test, p, p,
@@ -131,7 +146,19 @@ def _sign_flip_p(gains: np.ndarray, clusters: Sequence[str]) -> float:
 
 def comparison_rows(rows: Sequence[PolicyComparison]) -> list[list[str]]:
     """The comparisons for `report.table_html`, the head first."""
-    lines = [["policy", "metric", "before", "after", "difference [95 %]", "fixed / broken", "test", "p (Holm)", "so"]]
+    lines = [
+        [
+            "policy",
+            "metric",
+            "before",
+            "after",
+            "difference [95 %]",
+            "fixed / broken",
+            "test",
+            "p (Holm)",
+            "so",
+        ]
+    ]
     for row in rows:
         items = "" if row.fixed is None else f"{row.fixed} / {row.broken}"
         lines.append([
@@ -164,7 +191,11 @@ def power_note(n: int, rows: Sequence[PolicyComparison] = ()) -> str:
     smallest = detectable_difference(n, max(shares) if any(shares) else None)
     return (
         f"{n} items detect a difference of {smallest:.3f} with 80 % power"
-        + (f" if two models disagree on {max(shares):.0%} of them, as here at most" if any(shares) else "")
+        + (
+            f" if two models disagree on {max(shares):.0%} of them, as here at most"
+            if any(shares)
+            else ""
+        )
         + "; a smaller one may exist and not show."
     )
 

@@ -51,8 +51,19 @@ class Benchmark:
 def _vl_group(record: PreferenceRecord) -> str:
     """Group a record by the start of its id, up to the first - or _; as in the official code, others are general."""
     start = re.split("[-_]", _own_id(record))[0].lower()
-    hallucination = start in ("rlaif", "rlhf", "povid", "hallucination")  # ids of POVID start with the last
-    return "hallucination" if hallucination else "reasoning" if start in ("mathverse", "mmmu") else "general"
+    hallucination = start in (
+        "rlaif",
+        "rlhf",
+        "povid",
+        "hallucination",
+    )  # ids of POVID start with the last
+    return (
+        "hallucination"
+        if hallucination
+        else "reasoning"
+        if start in ("mathverse", "mmmu")
+        else "general"
+    )
 
 
 def _multimodal_group(record: PreferenceRecord) -> str | None:
@@ -74,11 +85,19 @@ def _own_id(record: PreferenceRecord) -> str:
     raise UsageError(f"record {record_key(record)} has no id of the benchmark. Load it again.")
 
 
-_MULTIMODAL_GROUPS = "open_generation/correctness_task", "open_generation/preference_task", "knowledge"
+_MULTIMODAL_GROUPS = (
+    "open_generation/correctness_task",
+    "open_generation/preference_task",
+    "knowledge",
+)
 _MULTIMODAL_GROUPS += "reasoning/math", "reasoning/coding", "safety/bias", "safety/toxicity", "vqa"
 BENCHMARKS = {
-    "vl_rewardbench": Benchmark("VL-RewardBench", ("general", "hallucination", "reasoning"), _vl_group, True),
-    "multimodal_rewardbench": Benchmark("Multimodal RewardBench", _MULTIMODAL_GROUPS, _multimodal_group, False),
+    "vl_rewardbench": Benchmark(
+        "VL-RewardBench", ("general", "hallucination", "reasoning"), _vl_group, True
+    ),
+    "multimodal_rewardbench": Benchmark(
+        "Multimodal RewardBench", _MULTIMODAL_GROUPS, _multimodal_group, False
+    ),
 }
 
 
@@ -86,7 +105,12 @@ BENCHMARKS = {
 
 
 def load_benchmark(
-    name: str, folder: Path, *, file: Path | None = None, images: Path | None = None, rows: int | None = None
+    name: str,
+    folder: Path,
+    *,
+    file: Path | None = None,
+    images: Path | None = None,
+    rows: int | None = None,
 ) -> list[PreferenceRecord]:
     """The records of a benchmark, also written to `folder/NAME.jsonl`; arguments as of `hub.fetch`.
 
@@ -108,7 +132,9 @@ def load_benchmark(
     seen, records = Counter(), []
     for record in read_records(path):
         seen[own := _own_id(record)] += 1
-        records.append(record.model_copy(update={"id": f"{own}#{seen[own]}" if seen[own] > 1 else own}))
+        records.append(
+            record.model_copy(update={"id": f"{own}#{seen[own]}" if seen[own] > 1 else own})
+        )
     write_records(path, records)
     return records
 
@@ -117,16 +143,26 @@ def _to_ab_vote(row: DatasetRow) -> DatasetRow:
     """A row of Multimodal RewardBench as an A/B vote; its id and category end up in `extra`."""
     columns = ("ID", "Category", "Text", "Image", "Output1", "Output2", "Better")
     if missing := [column for column in columns if row.get(column) is None]:
-        raise UsageError(f"field {', '.join(missing)} is missing. A row of Multimodal RewardBench needs it.")
+        raise UsageError(
+            f"field {', '.join(missing)} is missing. A row of Multimodal RewardBench needs it."
+        )
     if row["Better"] not in ("Output1", "Output2"):
         raise UsageError(f"unknown Better {row['Better']!r}: Output1 or Output2")
     answers = {"response_a": row["Output1"], "response_b": row["Output2"]}
     preference = "response_a" if row["Better"] == "Output1" else "response_b"
     kept = {"ID": row["ID"], "Category": row["Category"]}
-    return {"image_path": row["Image"], "instruction": row["Text"], **answers, "preference": preference, **kept}
+    return {
+        "image_path": row["Image"],
+        "instruction": row["Text"],
+        **answers,
+        "preference": preference,
+        **kept,
+    }
 
 
-_MULTIMODAL = HubSet("facebookresearch/multimodal_rewardbench", "", licence="CC BY-NC", reshape=_to_ab_vote)
+_MULTIMODAL = HubSet(
+    "facebookresearch/multimodal_rewardbench", "", licence="CC BY-NC", reshape=_to_ab_vote
+)
 
 
 # --- scores and their figures ---------------------------------------------------------------------
@@ -145,11 +181,18 @@ class Grade:
 
     def rows(self) -> list[tuple[str, Proportion | None]]:
         """(name, accuracy) for a table: the groups, then the three figures of the whole."""
-        return [*self.groups.items(), ("overall", self.overall), ("macro", self.macro), ("decided", self.decided)]
+        return [
+            *self.groups.items(),
+            ("overall", self.overall),
+            ("macro", self.macro),
+            ("decided", self.decided),
+        ]
 
     def __str__(self) -> str:
         lines = [f"  {name:32} {value or 'not defined'}" for name, value in self.rows()]
-        return "\n".join([f"{self.title}: pair accuracy, {self.ties} of {self.overall.n} tied", *lines])
+        return "\n".join(
+            [f"{self.title}: pair accuracy, {self.ties} of {self.overall.n} tied", *lines]
+        )
 
 
 def grade(records: Sequence[PreferenceRecord], scores: ScoresById, benchmark: Benchmark) -> Grade:
@@ -162,8 +205,12 @@ def grade(records: Sequence[PreferenceRecord], scores: ScoresById, benchmark: Be
     points: dict[str, list[float]] = {name: [] for name in benchmark.groups}
     for record in records:
         better, worse = (scores[record_key(record)][place] for place in _better_and_worse(record))
-        points[groups[record_key(record)]].append(1.0 if better > worse else 0.5 if better == worse else 0.0)
-    found = {name: proportion(sum(values), len(values)) for name, values in points.items() if values}
+        points[groups[record_key(record)]].append(
+            1.0 if better > worse else 0.5 if better == worse else 0.0
+        )
+    found = {
+        name: proportion(sum(values), len(values)) for name, values in points.items() if values
+    }
     every = [point for values in points.values() for point in values]
     decided = [point for point in every if point != 0.5]
     return Grade(
@@ -195,7 +242,9 @@ def check_records(records: Sequence[PreferenceRecord], benchmark: Benchmark) -> 
         _better_and_worse(record)
         if (group := groups[record_key(record)]) not in benchmark.groups:
             known = ", ".join(benchmark.groups)
-            raise UsageError(f"record {record_key(record)}: {benchmark.title} has no group {group!r}, but {known}.")
+            raise UsageError(
+                f"record {record_key(record)}: {benchmark.title} has no group {group!r}, but {known}."
+            )
     return groups
 
 
@@ -204,7 +253,9 @@ def _records_by_id(records: Sequence[PreferenceRecord]) -> dict[str, PreferenceR
         raise UsageError("there are no records. Load the benchmark first.")
     (name, times), *_ = Counter(map(record_key, records)).most_common(1)
     if times > 1:
-        raise UsageError(f"{times} records have the id {name}. `benchmarks.load` gives each an id of its own.")
+        raise UsageError(
+            f"{times} records have the id {name}. `benchmarks.load` gives each an id of its own."
+        )
     return {record_key(record): record for record in records}
 
 
@@ -218,7 +269,9 @@ def _better_and_worse(record: PreferenceRecord) -> tuple[int, int]:
     return record.ranking[0][0], record.ranking[1][0]
 
 
-def _check_scores(scores: ScoresById, records: Sequence[PreferenceRecord], where: str | Path) -> None:
+def _check_scores(
+    scores: ScoresById, records: Sequence[PreferenceRecord], where: str | Path
+) -> None:
     """Raises UsageError unless `scores` has the scores of each of the records, and of no others."""
     by_id = _records_by_id(records)
     for key, values in scores.items():
@@ -230,7 +283,9 @@ def _check_scores(scores: ScoresById, records: Sequence[PreferenceRecord], where
         )
 
 
-def _describe_bad_scores(key: object, values: object, by_id: Mapping[str, PreferenceRecord]) -> str | None:
+def _describe_bad_scores(
+    key: object, values: object, by_id: Mapping[str, PreferenceRecord]
+) -> str | None:
     """Say what is wrong with the scores of one record; None if nothing is."""
     if not isinstance(key, str) or key not in by_id:
         return f"no record has the id {key!r}. Give the records that were scored."
@@ -247,7 +302,9 @@ def write_scores(path: Path, records: Sequence[PreferenceRecord], scores: Scores
     """JSONL, `{"id": …, "scores": […]}` a line in the order of the records; floats are kept exactly."""
     _check_scores(scores, records, path)
     keys = map(record_key, records)
-    return write_lines(path, (json.dumps({"id": key, "scores": scores[key]}, ensure_ascii=False) for key in keys))
+    return write_lines(
+        path, (json.dumps({"id": key, "scores": scores[key]}, ensure_ascii=False) for key in keys)
+    )
 
 
 def read_scores(path: Path, records: Sequence[PreferenceRecord]) -> dict[str, list[float]]:

@@ -81,7 +81,10 @@ def ask_policies(
     """
     packer = Packer(policies.model, policies.processor, packs=False)
     prompt = packer.encode([[user_message(question)]], [[image]])
-    return [_ask_policy(policies, packer, name, image, question, prompt, decoding, reward) for name in names]
+    return [
+        _ask_policy(policies, packer, name, image, question, prompt, decoding, reward)
+        for name in names
+    ]
 
 
 def _ask_policy(
@@ -152,13 +155,21 @@ def save_gallery_item(
 
 def read_gallery(folder: Path) -> list[GalleryItem]:
     """The examples of a folder, oldest first; none if there is no folder. Raises UsageError naming a broken file."""
-    return [_read(path) for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)]
+    return [
+        _read(path)
+        for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    ]
 
 
 def _read(path: Path) -> GalleryItem:
     entry: dict[str, Any] = read_json(path)
     try:
-        decoding, spoken = DecodingSettings(**entry["decoding"]), [PolicyAnswer(**row) for row in entry["spoken"]]
+        decoding, spoken = (
+            DecodingSettings(**entry["decoding"]),
+            [PolicyAnswer(**row) for row in entry["spoken"]],
+        )
         return GalleryItem(**entry | {"decoding": decoding, "spoken": spoken})
     except (TypeError, KeyError, AttributeError):
-        raise UsageError(f"{path}: not an example of this gallery, or of another version. Delete or move it.") from None
+        raise UsageError(
+            f"{path}: not an example of this gallery, or of another version. Delete or move it."
+        ) from None

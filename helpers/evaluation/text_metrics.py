@@ -22,7 +22,14 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
 from helpers.files import UsageError
-from helpers.rewards import Facts, Scorer, exact_match, make_scorer, require_references, vqa_accuracy
+from helpers.rewards import (
+    Facts,
+    Scorer,
+    exact_match,
+    make_scorer,
+    require_references,
+    vqa_accuracy,
+)
 from helpers.statistics import Estimate, Proportion, proportion, sample_mean
 
 BLEU_RESAMPLES = 1000  # as many as sacrebleu draws
@@ -65,7 +72,9 @@ class TextMetrics:
 
     empty: Proportion  # answers of nothing but blanks; they are counted in every other figure, too
     exact_match: Proportion  # the normalised answer is a normalised reference
-    vqa_accuracy: Estimate | None  # None unless every answer has 4 references, below which 1 cannot be reached
+    vqa_accuracy: (
+        Estimate | None
+    )  # None unless every answer has 4 references, below which 1 cannot be reached
     anls: Estimate
     bleu: Estimate
     bleu_signature: str
@@ -73,20 +82,33 @@ class TextMetrics:
     chrf_signature: str
     rouge_l: Estimate  # F measure, mean over the answers; of several references the best
     distinct_1: float | None  # different words ÷ words of all answers; None if no answer has a word
-    distinct_2: float | None  # different pairs of words in a row ÷ words (not pairs) of all answers, as in the paper
+    distinct_2: (
+        float | None
+    )  # different pairs of words in a row ÷ words (not pairs) of all answers, as in the paper
     words: Estimate  # of an answer, separated by blanks
 
     def rows(self) -> list[list[str]]:
         """A table: figure, value with its interval, and the signatures."""
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
-        return [["figure", "value"], *([name.replace("_", " "), _cell(value)] for name, value in shown.items())]
+        return [
+            ["figure", "value"],
+            *([name.replace("_", " "), _cell(value)] for name, value in shown.items()),
+        ]
 
 
 def _cell(value: Proportion | Estimate | float | str | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return (
+        "not defined"
+        if value is None
+        else f"{value:.3f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
-def reference_metrics(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> TextMetrics:
+def reference_metrics(
+    answers: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> TextMetrics:
     """Figures of `answers`; of each, `references` holds one right text or several, not as many everywhere.
 
     Intervals of BLEU and chrF are the central 95 % of 1,000 resamples of answers, seed 0 (Koehn 2004), scored
@@ -103,7 +125,9 @@ def reference_metrics(answers: Sequence[str], references: Sequence[str | Sequenc
     return TextMetrics(
         empty=proportion(sum(not answer.strip() for answer in answers), len(answers)),
         exact_match=proportion(sum(exact_match(*row).total for row in rows), len(answers)),
-        vqa_accuracy=sample_mean([vqa_accuracy(*row).total for row in rows]) if min(map(len, known)) >= 4 else None,
+        vqa_accuracy=sample_mean([vqa_accuracy(*row).total for row in rows])
+        if min(map(len, known)) >= 4
+        else None,
         anls=sample_mean([anls(*row).total for row in rows]),
         bleu=bleu,
         bleu_signature=bleu_signature,
@@ -116,28 +140,45 @@ def reference_metrics(answers: Sequence[str], references: Sequence[str | Sequenc
     )
 
 
-def _check_references(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+def _check_references(
+    answers: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> list[list[str]]:
     if len(answers) != len(references) or not answers:
-        raise UsageError(f"{len(answers)} answers, references for {len(references)}: as many, and at least one.")
+        raise UsageError(
+            f"{len(answers)} answers, references for {len(references)}: as many, and at least one."
+        )
     known: list[list[str]] = []
     for place, (answer, texts) in enumerate(zip(answers, references, strict=True)):
         if not isinstance(answer, str):
             raise UsageError(f"answers[{place}] is {answer!r}, not a text; an empty answer is ''.")
         given = [texts] if isinstance(texts, str) or not isinstance(texts, Sequence) else texts
         if not given or not all(isinstance(text, str) and text.strip() for text in given):
-            raise UsageError(f"references[{place}] is {texts!r}; give one text that is not blank, or more.")
+            raise UsageError(
+                f"references[{place}] is {texts!r}; give one text that is not blank, or more."
+            )
         known.append(list(given))
     return known
 
 
-def _corpus_score(metric: BLEU | CHRF, answers: Sequence[str], known: Sequence[Sequence[str]]) -> tuple[Estimate, str]:
+def _corpus_score(
+    metric: BLEU | CHRF, answers: Sequence[str], known: Sequence[Sequence[str]]
+) -> tuple[Estimate, str]:
     """sacrebleu takes references by column. Missing ones must be None: "" would be a reference of length 0."""
-    columns = [[texts[k] if k < len(texts) else None for texts in known] for k in range(max(map(len, known)))]
+    columns = [
+        [texts[k] if k < len(texts) else None for texts in known]
+        for k in range(max(map(len, known)))
+    ]
     score = metric.corpus_score(list(answers), columns).score
-    parts = np.array(metric._extract_corpus_statistics(answers, columns), dtype=float)  # (answers, counts of n-grams)
+    parts = np.array(
+        metric._extract_corpus_statistics(answers, columns), dtype=float
+    )  # (answers, counts of n-grams)
     draws = np.random.default_rng(0).integers(len(answers), size=(BLEU_RESAMPLES, len(answers)))
-    scores = [metric._compute_score_from_stats(parts[draw].sum(axis=0).tolist()).score for draw in draws]
-    low, high = np.percentile(scores, [2.5, 97.5]).tolist() if np.ptp(scores) > 1e-9 else (None, None)
+    scores = [
+        metric._compute_score_from_stats(parts[draw].sum(axis=0).tolist()).score for draw in draws
+    ]
+    low, high = (
+        np.percentile(scores, [2.5, 97.5]).tolist() if np.ptp(scores) > 1e-9 else (None, None)
+    )
     return Estimate(float(score), low, high, len(answers)), str(metric.get_signature())
 
 

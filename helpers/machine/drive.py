@@ -45,7 +45,10 @@ def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
 def last_checkpoint(trainer: Path) -> tuple[int, Path, int] | None:
     """Step, folder and number of all steps of the last whole checkpoint in a trainer's folder; None if there is none."""
     found = [(p, trainer_state(p)) for p in trainer.glob("checkpoint-*")]
-    return max(((state["global_step"], path, state["max_steps"]) for path, state in found if state), default=None)
+    return max(
+        ((state["global_step"], path, state["max_steps"]) for path, state in found if state),
+        default=None,
+    )
 
 
 class DriveCopies:
@@ -63,13 +66,17 @@ class DriveCopies:
     def keep(self) -> int:
         """Copy to `drive` what is newer in `local`, and count it; a failure is said once and raises nothing."""
         try:
-            if not self.drive.is_dir():  # else a lost mount would be replaced by a folder of that name
+            if (
+                not self.drive.is_dir()
+            ):  # else a lost mount would be replaced by a folder of that name
                 raise OSError("it is not there any more")
             count = _copy_newer(self.local, self.drive, time.time() - QUIET_SECONDS)
             _drop_replaced(self.drive, self.local)
         except OSError as error:
             if not self.failed:
-                print(f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this machine only.")
+                print(
+                    f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this machine only."
+                )
             self.failed = True
             return 0
         self.failed = False
@@ -106,7 +113,8 @@ def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
         copy = target / path.relative_to(source)
         try:
             if _modification_time(path) <= until and (
-                not copy.exists() or _modification_time(path) > _modification_time(copy) + CLOCK_SECONDS
+                not copy.exists()
+                or _modification_time(path) > _modification_time(copy) + CLOCK_SECONDS
             ):
                 _copy(path, copy)
                 count += 1
@@ -138,7 +146,11 @@ def _drop_replaced(drive: Path, local: Path) -> None:
     """Remove checkpoints whose originals the trainer has removed, because it has newer ones."""
     for path in drive.glob("dpo/*/trainer/checkpoint-*"):
         original = local / path.relative_to(drive)
-        newer = [p for p in original.parent.glob("checkpoint-*") if trainer_state(p) and _number(p) > _number(path)]
+        newer = [
+            p
+            for p in original.parent.glob("checkpoint-*")
+            if trainer_state(p) and _number(p) > _number(path)
+        ]
         if newer and not original.exists():
             _remove(path)
 
@@ -179,7 +191,9 @@ def last_checkpoints(folder: Path) -> list[RunCheckpoint]:
 def _checkpoint(folder: Path, run: Path, step: int, path: Path, steps: int | None) -> RunCheckpoint:
     adapter = run / "adapter_config.json"
     saved = adapter.exists() and adapter.stat().st_mtime >= path.stat().st_mtime
-    return RunCheckpoint(run.relative_to(folder).as_posix(), path, step, steps, step == steps or saved)
+    return RunCheckpoint(
+        run.relative_to(folder).as_posix(), path, step, steps, step == steps or saved
+    )
 
 
 def _read_checkpoint(path: Path) -> tuple[int, Path, int | None] | None:
@@ -197,8 +211,13 @@ def print_checkpoints() -> None:
     """Print what a lost session left in artifacts/, and how to go on from it."""
     folder = artifacts_dir()
     lines = [str(checkpoint) for checkpoint in last_checkpoints(folder)]
-    cut_off = [path for path in folder.glob("dpo/*/trainer/checkpoint-*") if not trainer_state(path)]
-    lines += [f"⚠️  {path} was cut off while it was written, and is passed over." for path in sorted(cut_off)]
+    cut_off = [
+        path for path in folder.glob("dpo/*/trainer/checkpoint-*") if not trainer_state(path)
+    ]
+    lines += [
+        f"⚠️  {path} was cut off while it was written, and is passed over."
+        for path in sorted(cut_off)
+    ]
     print("\n".join(lines) or f"No checkpoint in {folder}.")
 
 
@@ -211,7 +230,9 @@ def use_drive(folder: str) -> None:
     if not folder:
         return
     if hosted_machine() is KAGGLE and not Path(folder).is_absolute():
-        print(f'⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "Save Version".')
+        print(
+            f'⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "Save Version".'
+        )
         return
     drive = DRIVE_MOUNT / "MyDrive" / folder
     if not Path(folder).is_absolute():
@@ -219,19 +240,27 @@ def use_drive(folder: str) -> None:
     try:
         drive.mkdir(parents=True, exist_ok=True)
         copies = _running.setdefault(drive, DriveCopies(drive, artifacts_dir()))
-        print(f"{drive}: {copies.restore()} files and checkpoints fetched; from now on it is brought up to date.")
+        print(
+            f"{drive}: {copies.restore()} files and checkpoints fetched; from now on it is brought up to date."
+        )
     except OSError as error:
-        raise UsageError(f"{drive}: cannot be used ({error}). Run the cell again, or set DRIVE = ''.") from None
+        raise UsageError(
+            f"{drive}: cannot be used ({error}). Run the cell again, or set DRIVE = ''."
+        ) from None
     copies.start()
     print_checkpoints()
 
 
 def _mount() -> None:
     if hosted_machine() is not COLAB:
-        raise UsageError("DRIVE is for Google Colab. Elsewhere set DRIVE = '', or an absolute path.")
+        raise UsageError(
+            "DRIVE is for Google Colab. Elsewhere set DRIVE = '', or an absolute path."
+        )
     from google.colab import drive
 
     try:
         drive.mount(str(DRIVE_MOUNT))
     except Exception as error:  # a refusal comes as errors of several kinds
-        raise UsageError(f"Google Drive is not mounted ({error}). Allow it, or set DRIVE = ''.") from None
+        raise UsageError(
+            f"Google Drive is not mounted ({error}). Allow it, or set DRIVE = ''."
+        ) from None

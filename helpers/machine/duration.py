@@ -24,7 +24,9 @@ from .workload import GenerationSettings, StageSettings, Workload
 EFFICIENCY = 0.4  # of a large matrix product's rate, over all products of a layer, small ones of adapters included
 CALLS_PER_LAYER = 350  # small operations in a layer's forward, Python and modules included
 CALLS_OUTSIDE = 700  # in a forward or for a generated token, outside the layers
-CRITIC_WARM_UP_EPOCHS = 8  # epochs in which notebook 05 warms up a critic that has an adapter of its own
+CRITIC_WARM_UP_EPOCHS = (
+    8  # epochs in which notebook 05 warms up a critic that has an adapter of its own
+)
 EVALUATED_SHARE = 1 / 8  # records that an evaluation scores, of those that are trained on
 
 
@@ -57,7 +59,10 @@ def measure_rates(hidden: int, intermediate: int) -> MachineRates:
     """Time a matrix product of that size, a copy of 64 MB and a hundred additions; takes half a second."""
     dtype, place = compute_dtype(), device()
     rows = max(64, min(512, 4 * 10**9 // (2 * hidden * intermediate)))
-    left, right = (torch.randn(shape, device=place, dtype=dtype) for shape in ((rows, hidden), (hidden, intermediate)))
+    left, right = (
+        torch.randn(shape, device=place, dtype=dtype)
+        for shape in ((rows, hidden), (hidden, intermediate))
+    )
     source, small = torch.zeros(16 * 10**6, device=place), torch.zeros(1, device=place)
     target = torch.empty_like(source)
     product = _best(lambda: left @ right, 0.2)
@@ -91,13 +96,20 @@ class StageSeconds:
 
     def forward(self, rows: int, sequence: int, read: int = 0, predicted: int = 0) -> float:
         """One pass over rows of `sequence` tokens that also see `read` earlier ones each, with `predicted` logits."""
-        model, rates, c, tokens = self.model, self.rates, self.workload.compute_bytes, rows * sequence
+        model, rates, c, tokens = (
+            self.model,
+            self.rates,
+            self.workload.compute_bytes,
+            rows * sequence,
+        )
         flop = 2 * model.quantised * tokens + 2 * model.hidden * model.vocab * predicted
         flop += 4 * tokens * (sequence + read) * model.queries * model.layers
         # in 4 bits read, and written and read again
         weights = model.quantised * (NF4_BYTES + 2 * c if self.workload.four_bit else c)
         cache = rows * read * model.layers * 2 * (model.keys + model.queries) * c
-        between = tokens * model.layers * 2 * c * (10 * model.hidden + 5 * model.intermediate)  # written and read
+        between = (
+            tokens * model.layers * 2 * c * (10 * model.hidden + 5 * model.intermediate)
+        )  # written and read
         calls = (CALLS_OUTSIDE + CALLS_PER_LAYER * model.layers) * rates.call
         return flop / (EFFICIENCY * rates.flops) + (weights + cache + between) / rates.bytes + calls
 
@@ -105,8 +117,13 @@ class StageSeconds:
         """The vision tower, once for each image."""
         width, depth, _, _ = self.model.vision
         patches = self.workload.patches
-        flop = 2 * sum(i * o for _, i, o in self.model.outside) * patches + 4 * patches**2 * width * depth
-        return number * (flop / (EFFICIENCY * self.rates.flops) + CALLS_PER_LAYER * depth * self.rates.call)
+        flop = (
+            2 * sum(i * o for _, i, o in self.model.outside) * patches
+            + 4 * patches**2 * width * depth
+        )
+        return number * (
+            flop / (EFFICIENCY * self.rates.flops) + CALLS_PER_LAYER * depth * self.rates.call
+        )
 
     def sampling(self, prompts: int, group: int) -> float:
         prompt, length = self.workload.prompt, self.workload.answer_tokens
@@ -123,7 +140,10 @@ class StageSeconds:
 
     def dpo(self, settings: DPOSettings) -> float:
         """Forwards and backwards of all steps; the reference and the vision tower once for each example."""
-        batches, spoilt = settings.steps * settings.accumulation, bool(settings.image_weight or settings.anchor_weight)
+        batches, spoilt = (
+            settings.steps * settings.accumulation,
+            bool(settings.image_weight or settings.anchor_weight),
+        )
         forward = self.packed(settings.batch_size * (1 + spoilt), 2)
         seen = min(self.workload.examples, batches * settings.batch_size)
         passes = batches * (2 + settings.gradient_checkpointing) + seen / settings.batch_size
@@ -140,8 +160,14 @@ class StageSeconds:
 
     def ppo(self, settings: PPOSettings) -> float:
         """Samples, three looks at them (policy, reference, critic), updates; before, the critic's warm-up."""
-        own = settings.advantages == "gae" and settings.critic_layers > 0 and settings.critic_adapter
-        prompts, group, batch = settings.prompts_per_iteration, settings.group_size, settings.mini_batch
+        own = (
+            settings.advantages == "gae" and settings.critic_layers > 0 and settings.critic_adapter
+        )
+        prompts, group, batch = (
+            settings.prompts_per_iteration,
+            settings.group_size,
+            settings.mini_batch,
+        )
         examples, training = self.workload.examples, 2 + settings.gradient_checkpointing
         look = self.packed(prompts, group)
         updates = prompts / batch * settings.epochs

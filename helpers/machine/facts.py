@@ -126,10 +126,16 @@ def untested_versions(installed: Mapping[str, str | None]) -> list[str]:
     for package, (low, high) in ({"Python": TESTED_PYTHON} | TESTED_VERSIONS).items():
         version = installed[package]
         if version is None:
-            off += [] if package in OPTIONAL_PACKAGES else [f"{package} is not installed: run the set-up cell again."]
+            off += (
+                []
+                if package in OPTIONAL_PACKAGES
+                else [f"{package} is not installed: run the set-up cell again."]
+            )
         elif not Version(low).release <= Version(version).release[:2] <= Version(high).release:
             tested = low if low == high else f"{low} to {high}"
-            off.append(f"{package} {version}: tested is {tested}. If something fails, install that first.")
+            off.append(
+                f"{package} {version}: tested is {tested}. If something fails, install that first."
+            )
     return off
 
 
@@ -153,7 +159,9 @@ def device_number(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def measure_disks(download: float, disk_of: Callable[[Path], int] = device_number) -> tuple[DiskSpace, ...]:
+def measure_disks(
+    download: float, disk_of: Callable[[Path], int] = device_number
+) -> tuple[DiskSpace, ...]:
     """Return the disks that a run writes to, that of the artifacts first.
 
     A download goes into the hub's cache, which may be on another disk. download: its GB.
@@ -163,4 +171,6 @@ def measure_disks(download: float, disk_of: Callable[[Path], int] = device_numbe
     needs = [(artifacts, SPARE_DISK_GB), (cache, download)]
     if disk_of(artifacts) == disk_of(cache):
         needs = [(artifacts, SPARE_DISK_GB + download)]
-    return tuple(DiskSpace(folder, shutil.disk_usage(folder).free / 1e9, need) for folder, need in needs)
+    return tuple(
+        DiskSpace(folder, shutil.disk_usage(folder).free / 1e9, need) for folder, need in needs
+    )

@@ -61,7 +61,9 @@ class MachinePlan:
     @property
     def stages(self) -> list[StageSettings]:
         """The settings of all stages that are planned."""
-        return [given for given in (self.load, self.dpo, self.reward, self.ppo) if given is not None]
+        return [
+            given for given in (self.load, self.dpo, self.reward, self.ppo) if given is not None
+        ]
 
 
 def check_machine(
@@ -87,7 +89,9 @@ def check_machine(
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
     facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
     number = 2 if on_gpu else 4
-    workload = Workload(name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number)
+    workload = Workload(
+        name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number
+    )
     load, warnings = load or GenerationSettings(), machine_warnings(facts)
     if not known:
         warnings += (f"no forecast for {name}: only presets and checkpoints in a folder have one.",)
@@ -211,7 +215,9 @@ def _disk_text(facts: MachineFacts) -> str:
 def _images_text(plan: MachinePlan) -> str:
     workload, most = plan.workload, plan.largest_pixels
     limit = workload.max_pixels or default_max_pixels(workload.model)
-    text = f"{workload.width} × {workload.height} pixels are {workload.visual_tokens:,} visual tokens"
+    text = (
+        f"{workload.width} × {workload.height} pixels are {workload.visual_tokens:,} visual tokens"
+    )
     if limit:
         text += f" (max_pixels {limit:,})"
     if limit and most > limit:

@@ -45,7 +45,9 @@ def fit_images(workload: Workload, stages: Sequence[StageSettings], gigabytes: f
     """
     least = [smallest_settings(settings) for settings in stages]
     wish = workload.max_pixels or default_max_pixels(workload.model) or 0
-    smaller = (replace(workload, max_pixels=limit) for limit in smaller_limits(workload.model, wish))
+    smaller = (
+        replace(workload, max_pixels=limit) for limit in smaller_limits(workload.model, wish)
+    )
     tries = [workload, *smaller]
     return next((tried for tried in tries if _is_fitting(tried, least, gigabytes)), tries[-1])
 
@@ -71,7 +73,9 @@ def _is_fitting(workload: Workload, stages: Sequence[StageSettings], gigabytes: 
     return all(forecast_memory(workload, settings).fits(gigabytes) for settings in stages)
 
 
-def fit_settings(workload: Workload, settings: StageSettings, gigabytes: float) -> tuple[StageSettings, int]:
+def fit_settings(
+    workload: Workload, settings: StageSettings, gigabytes: float
+) -> tuple[StageSettings, int]:
     """Return the settings, changed only if they do not fit, and the largest batch that does.
 
     What is to fit into is the usable share of `gigabytes`. Gradient checkpointing comes before a
@@ -110,7 +114,11 @@ def _fit_sampling_batch(workload: Workload, settings: PPOSettings, gigabytes: fl
 
 def changed_fields(before: StageSettings, after: StageSettings) -> dict[str, Any]:
     """Return the names and new values of the settings that differ."""
-    return {f.name: new for f in fields(after) if (new := getattr(after, f.name)) != getattr(before, f.name)}
+    return {
+        f.name: new
+        for f in fields(after)
+        if (new := getattr(after, f.name)) != getattr(before, f.name)
+    }
 
 
 def _sizes(settings: StageSettings) -> list[int]:

@@ -31,7 +31,9 @@ from .workload import (
 )
 
 USABLE_SHARE = 0.9  # share of a card that can be filled before fragments get in the way
-OVERHEAD_GB = 0.8  # GB: CUDA context, kernels and their workspace; on a CPU Python with its libraries
+OVERHEAD_GB = (
+    0.8  # GB: CUDA context, kernels and their workspace; on a CPU Python with its libraries
+)
 CARD_GB = {
     6: 6.2,
     8: 8.3,
@@ -71,7 +73,11 @@ class PhaseMemory:
         return self.total <= USABLE_SHARE * gigabytes
 
     def __str__(self) -> str:
-        parts = [f"{f.name} {getattr(self, f.name):.2f}" for f in fields(self)[1:] if getattr(self, f.name) >= 0.005]
+        parts = [
+            f"{f.name} {getattr(self, f.name):.2f}"
+            for f in fields(self)[1:]
+            if getattr(self, f.name) >= 0.005
+        ]
         return f"{self.total:.1f} GB while {self.phase} ({', '.join(parts)})"
 
 
@@ -80,17 +86,32 @@ def layer_activation_bytes(
 ) -> int:
     """Bytes a token that autograd keeps of one layer of the language model. Frozen layers keep nothing of their input."""
     c, h, a, i = compute_bytes, model.hidden, model.queries, model.intermediate
-    inputs = {"q_proj": h, "k_proj": h, "v_proj": h, "o_proj": a, "gate_proj": h, "up_proj": h, "down_proj": i}
+    inputs = {
+        "q_proj": h,
+        "k_proj": h,
+        "v_proj": h,
+        "o_proj": a,
+        "gate_proj": h,
+        "up_proj": h,
+        "down_proj": i,
+    }
     trained = {name: width for name, width in inputs.items() if name in lora.target_modules}
-    if lora.dropout or (c == 2 and not four_bit):  # each LoRA matrix has a copy of its own, and a mask
+    if lora.dropout or (
+        c == 2 and not four_bit
+    ):  # each LoRA matrix has a copy of its own, and a mask
         mask = 0 if not lora.dropout else 1 if c == 2 else 4  # bool on a GPU, fp32 on a CPU
         adapters = sum(trained.values()) * (c + mask)
     else:  # q, k and v share the normed input, gate and up theirs; o's is what attention keeps anyway
-        shared = [trained.keys() & group for group in ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})]
+        shared = [
+            trained.keys() & group
+            for group in ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+        ]
         adapters = c * (h * sum(map(bool, shared)) + (i if "down_proj" in trained else 0))
     norms = 2 * 4 * h + (4 * (a + model.keys) if model.normed_heads else 0)  # their inputs, in fp32
     attention = 4 * c * a + 4 * model.heads  # q, k and v of all heads, result; log of the sum
-    return adapters + c * lora.r * len(trained) + norms + attention + 3 * c * i  # gate, its SiLU, up
+    return (
+        adapters + c * lora.r * len(trained) + norms + attention + 3 * c * i
+    )  # gate, its SiLU, up
 
 
 def dpo_logit_bytes(tokens: int) -> float:
@@ -132,7 +153,11 @@ class _StageMemory:
         adapter = lora_weights(self.model, settings.lora)
         if isinstance(settings, RewardSettings):
             return adapter + (h if settings.head == "linear" else h * (h // 2))
-        if isinstance(settings, PPOSettings) and settings.advantages == "gae" and settings.critic_layers:
+        if (
+            isinstance(settings, PPOSettings)
+            and settings.advantages == "gae"
+            and settings.critic_layers
+        ):
             width = h * (2 if settings.critic_sees_image else 1)
             head = width * h + h * (h // 2) if settings.critic_layers == 3 else width
             return adapter * (2 if settings.critic_adapter else 1) + head
@@ -143,20 +168,30 @@ class _StageMemory:
         model = self.model
         tokens = rows * self.workload.visual_tokens
         parts |= {"features": tokens * model.hidden * self.c * (1 + model.extra_features)}
-        return replace(self.always, phase=phase, **{part: size / 1e9 for part, size in parts.items()})
+        return replace(
+            self.always, phase=phase, **{part: size / 1e9 for part, size in parts.items()}
+        )
 
     def encoding(self, images: int) -> PhaseMemory:
         """The vision tower without gradients: the residual, its norm, and attention's or the MLP's inside, of one layer."""
         (width, depth, inner, all_states), c = self.model.vision, self.c
-        inside = 2 * c * width + max(4 * c * width + 8 * width, 3 * c * inner)  # rotated queries and keys are in fp32
+        inside = 2 * c * width + max(
+            4 * c * width + 8 * width, 3 * c * inner
+        )  # rotated queries and keys are in fp32
         together = images if self.model.vision[3] is False else 1
         states = c * width * depth if all_states else 0
-        return self.phase("images are encoded", 0, activations=together * self.workload.patches * (inside + states))
+        return self.phase(
+            "images are encoded",
+            0,
+            activations=together * self.workload.patches * (inside + states),
+        )
 
     def inference(self, phase: str, rows: int, sequence: int, **parts: float) -> PhaseMemory:
         """A forward without gradients: one layer's inside."""
         c, model = self.c, self.model
-        layer = 2 * c * model.hidden + max(3 * c * model.intermediate, 4 * c * model.queries + 4 * model.hidden)
+        layer = 2 * c * model.hidden + max(
+            3 * c * model.intermediate, 4 * c * model.queries + 4 * model.hidden
+        )
         parts |= {"activations": rows * sequence * layer, "mask": rows * sequence**2 * (1 + c)}
         return self.phase(phase, rows, **parts)
 
@@ -173,17 +208,29 @@ class _StageMemory:
         model, c, four_bit = self.model, self.c, self.workload.four_bit
         checkpointing = self.settings.gradient_checkpointing
         sequence = self.workload.prompt + answers * self.workload.answer_tokens
-        inside = layer_activation_bytes(model, self.settings.lora, four_bit=four_bit, compute_bytes=c)
+        inside = layer_activation_bytes(
+            model, self.settings.lora, four_bit=four_bit, compute_bytes=c
+        )
         kept = model.layers * inside
-        if checkpointing:  # inputs of all layers; one layer's inside with the gradients that run through its MLP
+        if (
+            checkpointing
+        ):  # inputs of all layers; one layer's inside with the gradients that run through its MLP
             kept = model.layers * c * model.hidden + inside + 2 * c * model.intermediate
         fusion = isinstance(self.settings, RewardSettings) and self.settings.head == "fusion"
         if fusion and c == 2 and not checkpointing:  # else they are kept anyway
             kept += model.layers * c * model.hidden
-        masks = 1 + c * (1 if checkpointing else model.layers)  # as bool, and in each layer as numbers
+        masks = 1 + c * (
+            1 if checkpointing else model.layers
+        )  # as bool, and in each layer as numbers
         activations = rows * sequence * (kept + 4 * model.hidden)
         activations += self._vision_training(rows, checkpointing)
-        return self.phase("training", rows, activations=activations, mask=rows * sequence**2 * masks, logits=logits)
+        return self.phase(
+            "training",
+            rows,
+            activations=activations,
+            mask=rows * sequence**2 * masks,
+            logits=logits,
+        )
 
     def _vision_training(self, rows: int, checkpointing: bool) -> float:
         """The same for a vision tower that is trained too, with two or three matrices in its MLP."""
@@ -191,7 +238,11 @@ class _StageMemory:
             return 0
         (width, depth, inner, _), c = self.model.vision, self.c
         inside = 8 * width + 6 * c * width + 3 * c * inner
-        return rows * self.workload.patches * (depth * c * width + inside if checkpointing else depth * inside)
+        return (
+            rows
+            * self.workload.patches
+            * (depth * c * width + inside if checkpointing else depth * inside)
+        )
 
     def load(self, settings: GenerationSettings) -> list[PhaseMemory]:
         return [self.encoding(settings.batch_size), self.sampling(settings.batch_size, 1)]
@@ -219,7 +270,9 @@ class _StageMemory:
             self.encoding(together),
             self.sampling(together, group),
             self.inference("answers are looked at", together, sequence, logits=look),
-            self.training(settings.mini_batch, group, LOGIT_BYTES["ppo"] * settings.mini_batch * logits),
+            self.training(
+                settings.mini_batch, group, LOGIT_BYTES["ppo"] * settings.mini_batch * logits
+            ),
         ]
 
 

@@ -34,7 +34,12 @@ class GenerationSettings:
 
 
 StageSettings = GenerationSettings | DPOSettings | RewardSettings | PPOSettings
-STAGES = {"load": GenerationSettings, "dpo": DPOSettings, "reward": RewardSettings, "ppo": PPOSettings}
+STAGES = {
+    "load": GenerationSettings,
+    "dpo": DPOSettings,
+    "reward": RewardSettings,
+    "ppo": PPOSettings,
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ in notebook 01.
 
 import lazy_loader
 
-from helpers.models import loading as loading  # first of all: on a GPU it brings in unsloth, which patches transformers
+from helpers.models import (
+    loading as loading,
+)  # first of all: on a GPU it brings in unsloth, which patches transformers
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

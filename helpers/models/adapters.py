@@ -30,7 +30,11 @@ POLICY_ADAPTER = "default"  # peft's name for the first adapter, which TRL relie
 def weight_megabytes(model: torch.nn.Module) -> float:
     """Size of all parameters and buffers in MB (10⁶ bytes), as stored."""
     tensors = [*model.parameters(), *model.buffers()]
-    quantised = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state") and p.quant_state is not None]
+    quantised = [
+        p.quant_state
+        for p in model.parameters()
+        if hasattr(p, "quant_state") and p.quant_state is not None
+    ]
     extra = sum(state.absmax.nbytes for state in quantised)
     return (sum(t.nbytes for t in tensors) + extra) / 1e6
 
@@ -41,8 +45,14 @@ def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     target = rf".*{re.escape(prefix)}\.layers\.\d+\..*\.({'|'.join(settings.target_modules)})"
     if settings.vision:
-        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-        outside = [name for name in linear if not name.startswith(f"{prefix}.") and not name.endswith("lm_head")]
+        linear = [
+            name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+        ]
+        outside = [
+            name
+            for name in linear
+            if not name.startswith(f"{prefix}.") and not name.endswith("lm_head")
+        ]
         target = "|".join([target, *(re.escape(name) for name in outside)])
     return LoraConfig(
         r=settings.r,
@@ -53,7 +63,9 @@ def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
     )
 
 
-def add_adapter(model: VLM, settings: LoraSettings, seed: int = 0, name: str = POLICY_ADAPTER) -> PeftModel:
+def add_adapter(
+    model: VLM, settings: LoraSettings, seed: int = 0, name: str = POLICY_ADAPTER
+) -> PeftModel:
     """Put a fresh LoRA adapter on `model`, switch to it and print how many weights it trains (all in fp32).
 
     The adapter starts at zero: until it is trained, the answers are those of the base.
@@ -88,7 +100,10 @@ def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY
 @contextlib.contextmanager
 def use_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
     """Switch to an adapter for a while; the one before, and what was to be trained, comes back afterwards."""
-    before, trained = model.active_adapter, {n: p.requires_grad for n, p in model.named_parameters()}
+    before, trained = (
+        model.active_adapter,
+        {n: p.requires_grad for n, p in model.named_parameters()},
+    )
     model.set_adapter(name)
     try:
         yield model
@@ -101,7 +116,9 @@ def use_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
 def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftModel:
     """Put a saved adapter on `model` under `name` and switch to it. Raises UsageError if it does not fit."""
     if not (folder / "adapter_config.json").exists():
-        raise UsageError(f"{folder}: holds no adapter (adapter_config.json). Run notebook 04, or give another folder.")
+        raise UsageError(
+            f"{folder}: holds no adapter (adapter_config.json). Run notebook 04, or give another folder."
+        )
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name=name)
@@ -109,7 +126,9 @@ def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftMo
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (RuntimeError, ValueError) as error:
         base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        raise UsageError(f"{folder}: this adapter was trained on {base} and does not fit the model loaded.") from error
+        raise UsageError(
+            f"{folder}: this adapter was trained on {base} and does not fit the model loaded."
+        ) from error
     model.set_adapter(name)
     return model.eval()
 

@@ -41,9 +41,13 @@ def backbone_of(model: VLM) -> torch.nn.Module:
 def processor_settings(processor: ProcessorMixin) -> str:
     """Everything that decides how text and images become inputs, as JSON."""
     tokenizer, images = processor.tokenizer, processor.image_processor.to_dict()
-    vocabulary = hashlib.blake2b(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    vocabulary = hashlib.blake2b(
+        json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    ).hexdigest()
     marks = [bos_text(processor), tokenizer.eos_token]
-    return json.dumps([processor.chat_template, images, marks, vocabulary], sort_keys=True, default=str)
+    return json.dumps(
+        [processor.chat_template, images, marks, vocabulary], sort_keys=True, default=str
+    )
 
 
 def images_hash(images: Sequence[Image.Image]) -> str:
@@ -78,7 +82,9 @@ class ImageFeatures:
 
     def __init__(self, model: VLM, processor: ProcessorMixin, folder: Path | None = None):
         if not is_frozen(model):
-            raise ValueError("the vision tower is trained or has an adapter: its features cannot be kept")
+            raise ValueError(
+                "the vision tower is trained or has an adapter: its features cannot be kept"
+            )
         self._core, self._processor, self._folder = backbone_of(model), processor, folder
         weights = tensors_hash((name, p) for name, p in _vision(model))
         self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
@@ -88,7 +94,9 @@ class ImageFeatures:
 
     def key(self, image_hash: str) -> str:
         """Key of the features of images with this `images_hash`."""
-        return hashlib.blake2b((self._fingerprint + image_hash).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            (self._fingerprint + image_hash).encode(), digest_size=16
+        ).hexdigest()
 
     def encode(
         self,
@@ -115,7 +123,10 @@ class ImageFeatures:
         for key, features in zip(missing, self._compute([*missing.values()]), strict=True):
             self._store(key, features)
             found[key] = features
-        return [(self._prompts[prompt, key], found[key]) for prompt, key in zip(prompts, keys, strict=True)]
+        return [
+            (self._prompts[prompt, key], found[key])
+            for prompt, key in zip(prompts, keys, strict=True)
+        ]
 
     @torch.no_grad()
     def _compute(self, rows: Sequence[BatchFeature]) -> list[Features]:
@@ -125,7 +136,9 @@ class ImageFeatures:
         if not rows:
             return []
         device = next(self._core.parameters()).device
-        known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"} & set(rows[0])
+        known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"} & set(
+            rows[0]
+        )
         arguments = {name: torch.cat([row[name] for row in rows]).to(device) for name in known}
         was_training = self._core.training
         self._core.eval()
@@ -138,7 +151,10 @@ class ImageFeatures:
             return [{"pooled": pooled.cpu().contiguous()}]
         images = iter(pooled)  # one tensor for each
         numbers = [len(row["image_grid_thw"]) for row in rows] if len(rows) > 1 else [len(pooled)]
-        features = [{"pooled.all": torch.cat([next(images) for _ in range(number)]).cpu()} for number in numbers]
+        features = [
+            {"pooled.all": torch.cat([next(images) for _ in range(number)]).cpu()}
+            for number in numbers
+        ]
         sizes = [len(row["pooled.all"]) for row in features]
         for layer, states in enumerate(getattr(output, "deepstack_features", None) or []):
             for row, part in zip(features, states.split(sizes), strict=True):
@@ -192,7 +208,12 @@ def reference_hash(model: PeftModel, processor: ProcessorMixin, adapter: str | N
             if state is not None:
                 yield f"{name}.absmax", state.absmax
 
-    parts = [tensors_hash(tensors()), processor_settings(processor), str(compute_dtype()), transformers.__version__]
+    parts = [
+        tensors_hash(tensors()),
+        processor_settings(processor),
+        str(compute_dtype()),
+        transformers.__version__,
+    ]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -202,11 +223,15 @@ class ReferenceLogps:
     def __init__(self, fingerprint: str, folder: Path | None = None):
         self._fingerprint = fingerprint
         self._file = folder / f"reference-{fingerprint}.jsonl" if folder else None
-        self._values: dict[str, list[float]] = dict(_rows(self._file)) if self._file and self._file.exists() else {}
+        self._values: dict[str, list[float]] = (
+            dict(_rows(self._file)) if self._file and self._file.exists() else {}
+        )
 
     def key(self, *parts: str) -> str:
         """Key of a pair: hashes of its images, its prompt, its answers, in a fixed order."""
-        return hashlib.blake2b(json.dumps([self._fingerprint, *parts]).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            json.dumps([self._fingerprint, *parts]).encode(), digest_size=16
+        ).hexdigest()
 
     def get(self, keys: Sequence[str]) -> torch.Tensor | None:
         """Stored log-probabilities of all `keys`, (pairs, answers), or None if one of them is missing."""
@@ -216,7 +241,11 @@ class ReferenceLogps:
 
     def add(self, keys: Sequence[str], logps: torch.Tensor) -> None:
         """Keep logps, (pairs, answers), of `keys`; figures that are not finite are not kept."""
-        new = {key: row for key, row in zip(keys, logps.tolist(), strict=True) if key not in self._values}
+        new = {
+            key: row
+            for key, row in zip(keys, logps.tolist(), strict=True)
+            if key not in self._values
+        }
         new = {key: row for key, row in new.items() if all(map(_is_finite, row))}
         self._values |= new
         if self._file and new:

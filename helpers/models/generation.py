@@ -39,7 +39,11 @@ def generation_config(
     max_new_tokens: int = 64,
 ) -> GenerationConfig:
     """Greedy at temperature 0, else sampling from the whole vocabulary without image tokens."""
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if temperature
+        else {}
+    )
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=model.generation_config.eos_token_id,
@@ -50,7 +54,9 @@ def generation_config(
 
 
 @torch.no_grad()
-def generate_from_cache(model: VLM, cache: Cache, config: GenerationConfig, **inputs: Tensor) -> Tensor:
+def generate_from_cache(
+    model: VLM, cache: Cache, config: GenerationConfig, **inputs: Tensor
+) -> Tensor:
     """Tokens (rows, seq) that follow `inputs`, of which `cache` holds all but the last column.
 
     unsloth's own `generate` insists on a cache of its own, so the one that it has replaced is called.
@@ -81,24 +87,41 @@ def generate_answers(
     equal answers. Image tokens are never generated. If a batch does not fit into memory, all starts anew with half of it.
     """
     if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed")
+        raise ValueError(
+            f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed"
+        )
     config = generation_config(model, processor, temperature, top_p, max_new_tokens)
     was_training = model.training
     model.eval()
     try:
         with torch.random.fork_rng(), warnings.catch_warnings():
             torch.manual_seed(seed)
-            return _generate_in_batches(model, processor, images, prompts, config, batch_size, description)
+            return _generate_in_batches(
+                model, processor, images, prompts, config, batch_size, description
+            )
     except RuntimeError as error:
         if batch_size == 1 or not should_reduce_batch_size(error):
             raise
     finally:
         model.train(was_training)
     clear_device_cache(garbage_collection=True)
-    print(f"⚠️  {batch_size} answers at once do not fit into memory: starting again with {batch_size // 2}.")
-    again = {"temperature": temperature, "top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens}
+    print(
+        f"⚠️  {batch_size} answers at once do not fit into memory: starting again with {batch_size // 2}."
+    )
+    again = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+    }
     return generate_answers(
-        model, processor, images, prompts, **again, batch_size=batch_size // 2, description=description
+        model,
+        processor,
+        images,
+        prompts,
+        **again,
+        batch_size=batch_size // 2,
+        description=description,
     )
 
 
@@ -114,17 +137,23 @@ def _generate_in_batches(
     answers = []
     for start in tqdm(range(0, len(prompts), size), desc=description, leave=False):
         rows = slice(start, start + size)
-        pictures = [open_image(image) if isinstance(image, Path) else image for image in images[rows]]
+        pictures = [
+            open_image(image) if isinstance(image, Path) else image for image in images[rows]
+        ]
         inputs = encode(processor, prompts[rows], pictures).to(model.device)
         output = model.generate(**inputs, generation_config=config)
         answers += answer_texts(processor, output[:, inputs["input_ids"].shape[1] :])
     return answers
 
 
-def answer_records(model: VLM, processor: ProcessorMixin, records: Sequence[PreferenceRecord]) -> list[str]:
+def answer_records(
+    model: VLM, processor: ProcessorMixin, records: Sequence[PreferenceRecord]
+) -> list[str]:
     """Greedy answers to the prompts of records, from their first image and last turn."""
     images = [record.image_paths[0] for record in records]
-    return generate_answers(model, processor, images, [record.prompt[-1].content for record in records])
+    return generate_answers(
+        model, processor, images, [record.prompt[-1].content for record in records]
+    )
 
 
 def answer_budget(processor: ProcessorMixin, texts: Sequence[str]) -> int:
@@ -176,7 +205,10 @@ def sample_ids(
     config = generation_config(model, processor, temperature, top_p, max_new_tokens)
     stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     inputs, kept, _ = prompt_inputs(processor, prompts)
-    inputs, kept = inputs.to(model.device), {name: value.to(model.device) for name, value in kept.items()}
+    inputs, kept = (
+        inputs.to(model.device),
+        {name: value.to(model.device) for name, value in kept.items()},
+    )
     tokens = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
     before = {name: value[:, :-1] if name in tokens else value for name, value in inputs.items()}
     cache, inner = DynamicCache(config=model.config.get_text_config()), backbone_of(model)
@@ -186,14 +218,21 @@ def sample_ids(
     ):
         inner(**before, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(group_size)
-    if getattr(inner, "rope_deltas", None) is not None:  # M-RoPE: how far positions lag behind tokens, (rows, 1)
+    if (
+        getattr(inner, "rope_deltas", None) is not None
+    ):  # M-RoPE: how far positions lag behind tokens, (rows, 1)
         inner.rope_deltas = inner.rope_deltas.repeat_interleave(group_size, 0)
-    rows = {name: inputs[name].repeat_interleave(group_size, 0) for name in ("input_ids", "attention_mask")}
+    rows = {
+        name: inputs[name].repeat_interleave(group_size, 0)
+        for name in ("input_ids", "attention_mask")
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         output = generate_from_cache(model, cache, config, **rows)
     rows = output[:, inputs["input_ids"].shape[1] :].cpu()
     ends = torch.isin(rows, torch.tensor(stops))
     ended = ends.any(1).tolist()
-    lengths = [int(row.nonzero()[0]) + 1 if end else len(row) for row, end in zip(ends, ended, strict=True)]
+    lengths = [
+        int(row.nonzero()[0]) + 1 if end else len(row) for row, end in zip(ends, ended, strict=True)
+    ]
     return [row[:length] for row, length in zip(rows, lengths, strict=True)], ended

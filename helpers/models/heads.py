@@ -38,7 +38,10 @@ class MLPHead(nn.Module):
     def __init__(self, hidden: int):
         super().__init__()
         self.score = nn.Sequential(
-            nn.Linear(hidden, hidden // 2), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden // 2, 1, bias=False)
+            nn.Linear(hidden, hidden // 2),
+            nn.GELU(),
+            nn.Dropout(0.1),
+            nn.Linear(hidden // 2, 1, bias=False),
         )
         self.apply(_init_normal)
 
@@ -90,7 +93,11 @@ class ValueHead(nn.Module):
         if layers not in (1, 3):
             raise ValueError(f"a value head has 1 or 3 layers, not {layers}")
         self.sees_image, width = sees_image, hidden * (2 if sees_image else 1)
-        body = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden // 2), nn.GELU()] if layers == 3 else []
+        body = (
+            [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden // 2), nn.GELU()]
+            if layers == 3
+            else []
+        )
         last = nn.Linear(hidden // 2 if layers == 3 else width, 1)
         nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
         self.value = nn.Sequential(*body, last)
@@ -99,7 +106,9 @@ class ValueHead(nn.Module):
         """states: (answers, tokens, hidden), pooled: (answers, hidden) → (answers, tokens)."""
         if self.sees_image:
             if pooled is None:
-                raise ValueError("this value head sees the image, but no kept image features were given")
+                raise ValueError(
+                    "this value head sees the image, but no kept image features were given"
+                )
             pooled = nn.functional.rms_norm(pooled.float(), pooled.shape[-1:])
             states = torch.cat([states, pooled[:, None].expand(-1, states.shape[1], -1)], -1)
         return self.value(states).squeeze(-1)

@@ -37,9 +37,23 @@ from helpers.runtime import compute_dtype, device
 from .presets import PRESETS, Preset, locate, preset_of
 from .shapes import tile_edge
 
-NON_LANGUAGE_MODULES = ("visual", "vision_tower", "vision_model", "multi_modal_projector", "connector", "lm_head")
+NON_LANGUAGE_MODULES = (
+    "visual",
+    "vision_tower",
+    "vision_model",
+    "multi_modal_projector",
+    "connector",
+    "lm_head",
+)
 SLOW_ON_A_CPU = 1e9  # parameters
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, hub_errors.HTTPError)
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    hub_errors.HTTPError,
+)
 OFFLINE_ADVICE = "Check the network; offline, use the preset 'tiny' or a local folder."
 HUB_ERRORS = (  # the first of them that is among the causes: what is wrong, what to do
     (
@@ -84,9 +98,13 @@ def load_model(
     preset = preset_of(name_or_path)
     if preset and (preset.parameters or 0) > SLOW_ON_A_CPU and not has_cuda():
         billions = f"{preset.parameters / 1e9:.1f}"
-        print(f"⚠️  No GPU: with {billions} billion weights, a stage takes hours. Take smolvlm-256m or tiny to try it.")
+        print(
+            f"⚠️  No GPU: with {billions} billion weights, a stage takes hours. Take smolvlm-256m or tiny to try it."
+        )
     if four_bit and not importlib.util.find_spec("bitsandbytes"):
-        print("⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision.")
+        print(
+            "⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision."
+        )
         four_bit = False
     model = _load_weights(name_or_path, four_bit)
     _set_compute_dtype(model)
@@ -116,10 +134,14 @@ def original_source(name_or_path: str | Path) -> CheckpointSource:
     return CheckpointSource(location)
 
 
-def weight_sources(name_or_path: str | Path, four_bit: bool, on_gpu: bool) -> list[CheckpointSource]:
+def weight_sources(
+    name_or_path: str | Path, four_bit: bool, on_gpu: bool
+) -> list[CheckpointSource]:
     """Where to look for the weights, one after the other: on a GPU first the preset's copy in 4 bits."""
     preset, first = preset_of(name_or_path), original_source(name_or_path)
-    copies = four_bit and on_gpu and preset and preset.four_bit and first.location == preset.location
+    copies = (
+        four_bit and on_gpu and preset and preset.four_bit and first.location == preset.location
+    )
     return [CheckpointSource(preset.four_bit), first] if copies else [first]
 
 
@@ -137,7 +159,9 @@ def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
         except LOAD_ERRORS as error:
             if not (reason := _hub_error(error)[0]):
                 raise UsageError(_advice(name_or_path, copy, error)) from error
-            print(f"⚠️  {copy.location}, the copy in 4 bits, cannot be loaded ({reason}): quantising {last.location}.")
+            print(
+                f"⚠️  {copy.location}, the copy in 4 bits, cannot be loaded ({reason}): quantising {last.location}."
+            )
     with explain_load_errors(name_or_path, last):
         return load(last, four_bit)
 
@@ -197,11 +221,15 @@ def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
     images = processor.image_processor
     if hasattr(images, "merge_size"):
         images.size["longest_edge"] = max_pixels
-        images.size["shortest_edge"] = min(images.size["shortest_edge"], max_pixels)  # small images are enlarged to it
+        images.size["shortest_edge"] = min(
+            images.size["shortest_edge"], max_pixels
+        )  # small images are enlarged to it
     elif tile := (getattr(images, "max_image_size", None) or {}).get("longest_edge"):
         images.size["longest_edge"] = tile_edge(max_pixels, tile)
     else:
-        raise UsageError(f"{type(processor).__name__} has no limit of pixels. Leave max_pixels out for this model.")
+        raise UsageError(
+            f"{type(processor).__name__} has no limit of pixels. Leave max_pixels out for this model."
+        )
 
 
 @contextlib.contextmanager
@@ -244,7 +272,9 @@ def _hub_error(error: BaseException) -> tuple[str, str]:
 
 def _advice(name_or_path: str | Path, source: CheckpointSource, error: Exception) -> str:
     """What is wrong and what to do, in one line."""
-    if _is_among_causes(error, torch.OutOfMemoryError) or "dispatched on the CPU or the disk" in str(error):
+    if _is_among_causes(
+        error, torch.OutOfMemoryError
+    ) or "dispatched on the CPU or the disk" in str(error):
         return (
             f"model {str(name_or_path)!r} does not fit into the memory that is left on this GPU. Restart the kernels of "
             f"other notebooks and this one, or take a smaller preset: {', '.join(smaller_presets(preset_of(name_or_path)))}."

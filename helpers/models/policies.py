@@ -55,16 +55,24 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
             continue
         found.append(SavedPolicy(name, path, about))
     if not found and shipped and base == read_json(SHIPPED_POLICIES / "about.json")["base"]:
-        print(f"no adapter in {folder} yet: comparing the one that comes with the repository (notebook 04, seed 0)")
-        found = [SavedPolicy("dpo/shipped", SHIPPED_POLICIES, read_json(SHIPPED_POLICIES / "about.json"))]
+        print(
+            f"no adapter in {folder} yet: comparing the one that comes with the repository (notebook 04, seed 0)"
+        )
+        found = [
+            SavedPolicy("dpo/shipped", SHIPPED_POLICIES, read_json(SHIPPED_POLICIES / "about.json"))
+        ]
     if not found:
-        raise UsageError(f"no adapter of {base!r} in {folder}. Run notebook 04 (DPO) or 05 (PPO) first.")
+        raise UsageError(
+            f"no adapter of {base!r} in {folder}. Run notebook 04 (DPO) or 05 (PPO) first."
+        )
     return found
 
 
 def image_limit(saved: Sequence[SavedPolicy], limit: int | None = None) -> int | None:
     """`max_pixels` for `models.load_model`: `limit`, or the smallest that one of the policies was trained with."""
-    trained = {policy.name: pixels for policy in saved if (pixels := policy.about.get("max_pixels"))}
+    trained = {
+        policy.name: pixels for policy in saved if (pixels := policy.about.get("max_pixels"))
+    }
     if not trained or (limit and limit <= min(trained.values())):
         return limit
     least = min(trained, key=trained.get)
@@ -93,7 +101,9 @@ class Policies:
         Raises UsageError if there is none, here or there.
         """
         if not self.saved:
-            raise UsageError("there is no adapter yet that says which base this is. Give some with `find_policies`.")
+            raise UsageError(
+                "there is no adapter yet that says which base this is. Give some with `find_policies`."
+            )
         found = find_policies(next(iter(self.saved.values())).about["base"], folder, shipped=False)
         new = {policy.name: policy for policy in found if policy.name not in self.saved}
         self.saved |= new
@@ -114,7 +124,9 @@ class Policies:
             raise UsageError(f"unknown policy {name!r}: there are {', '.join(self.names)}.")
         if name not in self._loaded:
             before = self.model.active_adapter if isinstance(self.model, PeftModel) else None
-            self.model = models.load_adapter(self.model, self.saved[name].folder, _adapter_name(name))
+            self.model = models.load_adapter(
+                self.model, self.saved[name].folder, _adapter_name(name)
+            )
             self.model.set_adapter(before or _adapter_name(name))
             self._loaded.add(name)
         with models.use_adapter(self.model, _adapter_name(name)) as model:

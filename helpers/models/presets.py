@@ -36,7 +36,9 @@ class Preset:
 
 PRESETS = {
     name: Preset(**values)
-    for name, values in tomllib.loads((Path(__file__).with_suffix(".toml")).read_text(encoding="utf-8")).items()
+    for name, values in tomllib.loads(
+        (Path(__file__).with_suffix(".toml")).read_text(encoding="utf-8")
+    ).items()
 }
 
 
@@ -48,7 +50,9 @@ def locate(name_or_path: str | Path) -> str:
         return str(local) if local.is_dir() else PRESETS[name].location
     if name and Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
-            raise UsageError(f"{name}: this folder holds no config.json. Give the folder of a saved checkpoint.")
+            raise UsageError(
+                f"{name}: this folder holds no config.json. Give the folder of a saved checkpoint."
+            )
         return name
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and name[0] not in ".":
         return name
@@ -65,7 +69,10 @@ def preset_of(name_or_path: str | Path) -> Preset | None:
     name = str(name_or_path)
     if name in PRESETS:
         return PRESETS[name]
-    return next((p for p in PRESETS.values() if name in (p.location, p.four_bit, str(ROOT / p.location))), None)
+    return next(
+        (p for p in PRESETS.values() if name in (p.location, p.four_bit, str(ROOT / p.location))),
+        None,
+    )
 
 
 def config_of(name_or_path: str | Path) -> PretrainedConfig:

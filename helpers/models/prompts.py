@@ -31,7 +31,9 @@ def _chat_message(message: Message, images: int = 0) -> dict:
 def render_conversation(processor: ProcessorMixin, messages: Conversation, images: int) -> str:
     """Messages as the model sees them, up to where the answer begins; images are in the first question."""
     first = [message.role for message in messages].index("user")
-    turns = [_chat_message(message, images if i == first else 0) for i, message in enumerate(messages)]
+    turns = [
+        _chat_message(message, images if i == first else 0) for i, message in enumerate(messages)
+    ]
     return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
@@ -40,9 +42,13 @@ def render(processor: ProcessorMixin, prompt: str, images: int = 1) -> str:
     return render_conversation(processor, [user_message(prompt)], images)
 
 
-def encode(processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[Image.Image]) -> BatchFeature:
+def encode(
+    processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[Image.Image]
+) -> BatchFeature:
     """One image and one prompt a row → model inputs, left-padded: prompts end in the same column."""
-    return tokenize(processor, [render(processor, prompt) for prompt in prompts], [[image] for image in images])
+    return tokenize(
+        processor, [render(processor, prompt) for prompt in prompts], [[image] for image in images]
+    )
 
 
 def tokenize(
@@ -69,7 +75,9 @@ def tokenize(
 def bos_text(processor: ProcessorMixin) -> str:
     """Text of the token (BOS) that the tokenizer puts before every text, if it adds nothing else; else ""."""
     tokenizer = processor.tokenizer
-    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
+    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"] == [
+        tokenizer.bos_token_id
+    ]
     return tokenizer.bos_token if begins else ""
 
 
@@ -85,16 +93,24 @@ def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
     """
     before, space = _answer_prefix(processor, str(processor.chat_template))
     text = (answer if answer.startswith(space) else space + answer) + end_of_turn(processor)
-    head, ids = (processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (before, before + text))
+    head, ids = (
+        processor.tokenizer(t, add_special_tokens=False)["input_ids"]
+        for t in (before, before + text)
+    )
     if ids[: len(head)] == head:
         return ids[len(head) :]
-    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # the answer begins in a prompt's token
+    return processor.tokenizer(text, add_special_tokens=False)[
+        "input_ids"
+    ]  # the answer begins in a prompt's token
 
 
 def answer_texts(processor: ProcessorMixin, ids: Sequence[Sequence[int]]) -> list[str]:
     """Answers as text: without special tokens, and without the space that the template writes before them."""
     _, space = _answer_prefix(processor, str(processor.chat_template))
-    return [text.removeprefix(space) for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    return [
+        text.removeprefix(space)
+        for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    ]
 
 
 @lru_cache(maxsize=8)

@@ -60,11 +60,15 @@ _config = functools.cache(config_of)
 def shapes_of(name: str) -> ModelShapes:
     """Shapes of a preset or of a checkpoint in a folder. Raises UsageError for others."""
     if not is_known(name):
-        raise UsageError(f"{locate(name)}: its shapes are on the hub. Give a folder or a preset: {', '.join(PRESETS)}.")
+        raise UsageError(
+            f"{locate(name)}: its shapes are on the hub. Give a folder or a preset: {', '.join(PRESETS)}."
+        )
     model, config = model_without_weights(name), _config(name)
     text, vision, decoder = config.get_text_config(), config.vision_config, model.get_decoder()
     inside = {id(module) for module in decoder.modules()}
-    linear = [(path.split(".")[-1], m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+    linear = [
+        (path.split(".")[-1], m) for path, m in model.named_modules() if isinstance(m, nn.Linear)
+    ]
     language = [(n, m) for n, m in linear if id(m) in inside]
     outside = [(n, m) for n, m in linear if id(m) not in inside and n != "lm_head"]
     quantised = [m.weight.numel() for _, m in language]
@@ -87,7 +91,9 @@ def shapes_of(name: str) -> ModelShapes:
 def qwen_grid(width: int, height: int, side: int, least: int, most: int) -> tuple[int, int]:
     """Columns and rows of visual tokens of `side` × `side` pixels each, after resizing to `least` … `most` pixels."""
     if max(width, height) > 200 * min(width, height):
-        raise UsageError(f"an image of {width} × {height} pixels: Qwen-VL refuses sides of over 200 : 1. Crop it.")
+        raise UsageError(
+            f"an image of {width} × {height} pixels: Qwen-VL refuses sides of over 200 : 1. Crop it."
+        )
     columns, rows = round(width / side), round(height / side)
     if columns * rows * side**2 > most:
         shrink = math.sqrt(width * height / most)
@@ -98,7 +104,9 @@ def qwen_grid(width: int, height: int, side: int, least: int, most: int) -> tupl
     return columns, rows
 
 
-def llava_next_grid(width: int, height: int, pinpoints: list[list[int]], tile: int, side: int) -> tuple[int, int]:
+def llava_next_grid(
+    width: int, height: int, pinpoints: list[list[int]], tile: int, side: int
+) -> tuple[int, int]:
     """LLaVA-NeXT's visual tokens and tiles: the whole image, the best fitting resolution without its padding, and a
     token at the end of each of its rows. `pinpoints`: (height, width); `side`: pixels of a token."""
 
@@ -139,7 +147,11 @@ def _pixel_limits(name: str) -> tuple[int, int | None]:
     if preset and (preset.max_pixels or preset.longest_edge):
         return 256**2 if kind == "qwen3_vl" else 56**2, preset.max_pixels or preset.longest_edge**2
     size = AutoImageProcessor.from_pretrained(name).size
-    return (size["shortest_edge"], size["longest_edge"]) if kind in QWEN_TYPES else (0, size["longest_edge"] ** 2)
+    return (
+        (size["shortest_edge"], size["longest_edge"])
+        if kind in QWEN_TYPES
+        else (0, size["longest_edge"] ** 2)
+    )
 
 
 def default_max_pixels(name: str) -> int | None:
@@ -154,7 +166,9 @@ def smaller_limits(name: str, pixels: int) -> list[int]:
     vision, kind = _config(name).vision_config, _config(name).model_type
     if kind not in (*QWEN_TYPES, *TILE_TYPES):
         return []
-    step = vision.patch_size * vision.spatial_merge_size if kind in QWEN_TYPES else vision.image_size
+    step = (
+        vision.patch_size * vision.spatial_merge_size if kind in QWEN_TYPES else vision.image_size
+    )
     fewest = FEWEST_TOKENS if kind in QWEN_TYPES else 1
     return [(n * step) ** 2 for n in range(math.isqrt(pixels - 1) // step, fewest - 1, -1)]
 
@@ -165,10 +179,14 @@ def visual_tokens(name: str, width: int, height: int, max_pixels: int | None = N
     return tokens_and_patches(name, width, height, max_pixels)[0]
 
 
-def tokens_and_patches(name: str, width: int, height: int, max_pixels: int | None = None) -> tuple[int, int]:
+def tokens_and_patches(
+    name: str, width: int, height: int, max_pixels: int | None = None
+) -> tuple[int, int]:
     """Visual tokens of an image, and patches that the vision tower sees of it. Raises UsageError for a size of 0."""
     if min(width, height) < 1:
-        raise UsageError(f"an image of {width} × {height} pixels: give both sides in whole pixels, from 1.")
+        raise UsageError(
+            f"an image of {width} × {height} pixels: give both sides in whole pixels, from 1."
+        )
     config, limit = _config(name), max_pixels or default_max_pixels(name)
     vision, kind = config.vision_config, config.model_type
     if kind in QWEN_TYPES:
@@ -193,7 +211,9 @@ def tokens_and_patches(name: str, width: int, height: int, max_pixels: int | Non
 
 
 def weight_bytes(model: ModelShapes, *, four_bit: bool = True, compute_bytes: int = 2) -> float:
-    return model.quantised * (NF4_BYTES if four_bit else compute_bytes) + model.others * compute_bytes
+    return (
+        model.quantised * (NF4_BYTES if four_bit else compute_bytes) + model.others * compute_bytes
+    )
 
 
 def lora_weights(model: ModelShapes, lora: LoraSettings) -> int:

@@ -39,8 +39,12 @@ from .caches import (
 from .prompts import Conversation, answer_ids, render, render_conversation, tokenize
 
 RenderedPrompt = str  # a prompt as `prompts.render_conversation` writes it
-AnswerInput = str | Tensor  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
-PACKING_TOLERANCE = 2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
+AnswerInput = (
+    str | Tensor
+)  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
+PACKING_TOLERANCE = (
+    2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class EncodedPrompts:
 
     texts: Sequence[RenderedPrompt]
     image_hashes: Sequence[str]  # `images_hash` of the images of each prompt
-    rows: Sequence[BatchFeature]  # model inputs of each prompt, (1, seq); without pixels if there are features
+    rows: Sequence[
+        BatchFeature
+    ]  # model inputs of each prompt, (1, seq); without pixels if there are features
     features: Sequence[Features]  # of the images of each prompt; empty if none are kept
 
     def __len__(self) -> int:
@@ -102,7 +108,11 @@ def prompt_inputs(
     processor: ProcessorMixin, prompts: EncodedPrompts, padding_side: str = "left"
 ) -> tuple[BatchFeature, Features, Tensor | None]:
     """Model inputs of all prompts together, and if features are kept, these and their mean, (prompts, hidden)."""
-    paddings = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
+    paddings = {
+        "input_ids": processor.tokenizer.pad_token_id,
+        "attention_mask": 0,
+        "mm_token_type_ids": 0,
+    }
     together = BatchFeature()
     for name in dict.fromkeys(name for row in prompts.rows for name in row):
         values = [row[name] for row in prompts.rows if name in row]
@@ -110,7 +120,9 @@ def prompt_inputs(
     kept = concatenate_features(prompts.features)
     if not kept:
         return together, {}, None
-    together["pixel_values"] = torch.zeros(1)  # says that there are images; `use_features` says what they are
+    together["pixel_values"] = torch.zeros(
+        1
+    )  # says that there are images; `use_features` says what they are
     name = "pooled" if "pooled" in kept else "pooled.all"
     no_image = kept[name].new_zeros(kept[name].shape[-1])
     means = [own[name].flatten(0, -2).mean(0) if own else no_image for own in prompts.features]
@@ -124,7 +136,9 @@ def _pad_and_concatenate(values: Sequence[Tensor], padding: int, side: str) -> T
     for value in values:
         missing = [size - own for size, own in zip(sizes, value.shape[1:], strict=True)]
         left_and_right = [(n, 0) if side == "left" and value.ndim == 2 else (0, n) for n in missing]
-        amounts = [n for pair in reversed(left_and_right) for n in pair]  # as `pad` wants them, last size first
+        amounts = [
+            n for pair in reversed(left_and_right) for n in pair
+        ]  # as `pad` wants them, last size first
         padded.append(pad(value, amounts, value=padding))
     return torch.cat(padded)
 
@@ -158,7 +172,9 @@ class PackedAnswers:
         inputs = BatchFeature({name: value.to(device) for name, value in self.inputs.items()})
         features = {name: value.to(device) for name, value in self.features.items()}
         pooled = None if self.pooled is None else self.pooled.to(device)
-        return PackedAnswers(inputs, *(t.to(device) for t in (self.rows, self.columns, self.mask)), features, pooled)
+        return PackedAnswers(
+            inputs, *(t.to(device) for t in (self.rows, self.columns, self.mask)), features, pooled
+        )
 
 
 def pack(
@@ -174,21 +190,27 @@ def pack(
     for row in answers:
         parts = [_answer_ids(processor, answer) for answer in row]
         tails.append(torch.cat(parts))
-        segments.append(torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts, 1)]))
+        segments.append(
+            torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts, 1)])
+        )
         start = width
         for part in parts:
             columns.append(torch.tensor([width - 1, *range(start, start + len(part))]))
             start += len(part)
     tail = pad_sequence(tails, batch_first=True, padding_value=padding)
     after = pad_sequence(segments, batch_first=True, padding_value=-1)
-    segment = torch.cat([inputs["attention_mask"] - 1, after], 1)  # 0: prompt, k: answer k − 1, −1: nothing
+    segment = torch.cat(
+        [inputs["attention_mask"] - 1, after], 1
+    )  # 0: prompt, k: answer k − 1, −1: nothing
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, tail.shape[1]))
     inputs["position_ids"] = _positions(backbone_of(model), inputs, segment)
     inputs["attention_mask"] = _block_mask(segment)
     owners = torch.tensor([row for row, texts in enumerate(answers) for _ in texts])
-    return PackedAnswers(inputs, owners, *_columns(columns), kept, None if pooled is None else pooled[owners])
+    return PackedAnswers(
+        inputs, owners, *_columns(columns), kept, None if pooled is None else pooled[owners]
+    )
 
 
 def pack_separately(
@@ -213,8 +235,16 @@ def pack_separately(
 
 def _append_answer(prompt: BatchFeature, ids: Tensor) -> BatchFeature:
     """Model inputs of one prompt, (1, seq), with the tokens of an answer, (tokens,), behind it."""
-    tails = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.zeros_like(ids)}
-    longer = {name: torch.cat([prompt[name], tail[None]], 1) for name, tail in tails.items() if name in prompt}
+    tails = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": torch.zeros_like(ids),
+    }
+    longer = {
+        name: torch.cat([prompt[name], tail[None]], 1)
+        for name, tail in tails.items()
+        if name in prompt
+    }
     return BatchFeature({**prompt, **longer})
 
 
@@ -267,7 +297,9 @@ def hidden_states(model: VLM, packed: PackedAnswers, layers: Sequence[int] = ())
     """
     ends = packed.columns[:, -1]
     with use_features(model, packed.features):
-        output = backbone_of(model)(**packed.inputs, use_cache=False, output_hidden_states=bool(layers))
+        output = backbone_of(model)(
+            **packed.inputs, use_cache=False, output_hidden_states=bool(layers)
+        )
     if not layers:
         return output.last_hidden_state[packed.rows, ends]
     return torch.stack([output.hidden_states[layer][packed.rows, ends] for layer in layers], dim=1)
@@ -325,7 +357,10 @@ def packing_error(
     features = ImageFeatures(model, processor) if images and is_frozen(model) else None
     kept = encode_prompts(processor, [prompt], [images], features)
     plain = encode_prompts(processor, [prompt], [images])
-    layouts = [pack(model, processor, kept, [answers]), pack_separately(processor, plain, [answers])]
+    layouts = [
+        pack(model, processor, kept, [answers]),
+        pack_separately(processor, plain, [answers]),
+    ]
     layouts = [packed.to(model.device) for packed in layouts]
     states = [hidden_states(model, p).float() for p in layouts]
     logits = [answer_logits(model, p)[:, -1].float() for p in layouts]
@@ -340,7 +375,13 @@ def can_pack(model: VLM, processor: ProcessorMixin) -> bool:
     """
     image = Image.effect_noise((224, 224), 80).convert("RGB")
     try:
-        error = packing_error(model, processor, render(processor, "What is it?"), [image], ["No.", "It is a cat.", "A"])
+        error = packing_error(
+            model,
+            processor,
+            render(processor, "What is it?"),
+            [image],
+            ["No.", "It is a cat.", "A"],
+        )
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as problem:
         error, reason = float("inf"), str(problem).splitlines()[0]
     else:
@@ -380,19 +421,28 @@ class Packer:
         if is_frozen(model):
             self.features = ImageFeatures(model, processor, cache)
         else:
-            print("⚠️  The vision tower is trained or has an adapter: image features are computed anew in every pass.")
+            print(
+                "⚠️  The vision tower is trained or has an adapter: image features are computed anew in every pass."
+            )
 
     @property
     def device(self) -> torch.device | str:
         return self.model.device if self._device is None else self._device
 
-    def encode(self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]) -> EncodedPrompts:
+    def encode(
+        self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
+    ) -> EncodedPrompts:
         """Render and tokenise each conversation, and look up its images: once for all answers to it."""
         pairs = zip(conversations, images, strict=True)
-        texts = [render_conversation(self.processor, messages, len(pictures)) for messages, pictures in pairs]
+        texts = [
+            render_conversation(self.processor, messages, len(pictures))
+            for messages, pictures in pairs
+        ]
         return encode_prompts(self.processor, texts, images, self.features)
 
-    def pack(self, prompts: EncodedPrompts, answers: Sequence[Sequence[AnswerInput]]) -> PackedAnswers:
+    def pack(
+        self, prompts: EncodedPrompts, answers: Sequence[Sequence[AnswerInput]]
+    ) -> PackedAnswers:
         """Model inputs of all answers to each prompt, in their order, on `device`."""
         if self.packs:
             packed = pack(self.model, self.processor, prompts, answers)

@@ -32,7 +32,9 @@ def raw_table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     lines += [
-        "<tr>" + "".join(f"<td style='text-align:left{_wrap(cell)}'>{cell}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f"<td style='text-align:left{_wrap(cell)}'>{cell}</td>" for cell in row)
+        + "</tr>"
         for row in body
     ]
     return "<table style='text-align:left'>" + "".join(lines) + "</table>"
@@ -45,14 +47,18 @@ def _wrap(cell: str) -> str:
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; rows[0] is the head."""
-    head, *body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    head, *body = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
+    ]
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 def png_bytes(image: Image.Image, width: int = 320) -> bytes:
     """The image as PNG, enlarged or reduced to `width` for the screen."""
     buffer = io.BytesIO()
-    image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS).save(buffer, "PNG")
+    image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS).save(
+        buffer, "PNG"
+    )
     return buffer.getvalue()
 
 
@@ -66,11 +72,20 @@ def mark_changes(before: str, after: str) -> tuple[str, str]:
     """Both texts as HTML; words that only one of them has are marked (red before, green after)."""
     left, right = before.split(), after.split()
     marked: tuple[list[str], list[str]] = ([], [])
-    for operation, a, b, c, d in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        for words, out, color in ((left[a:b], marked[0], REMOVED_COLOR), (right[c:d], marked[1], ADDED_COLOR)):
+    for operation, a, b, c, d in difflib.SequenceMatcher(
+        None, left, right, autojunk=False
+    ).get_opcodes():
+        for words, out, color in (
+            (left[a:b], marked[0], REMOVED_COLOR),
+            (right[c:d], marked[1], ADDED_COLOR),
+        ):
             for word in words:
                 word = html.escape(word)
-                out.append(word if operation == "equal" else f"<mark style='{color_style(color)}'>{word}</mark>")
+                out.append(
+                    word
+                    if operation == "equal"
+                    else f"<mark style='{color_style(color)}'>{word}</mark>"
+                )
     return " ".join(marked[0]), " ".join(marked[1])
 
 
@@ -85,9 +100,13 @@ def colored_tokens(answer: PolicyAnswer) -> str:
     Figures of a token appear when the pointer rests on it. The colour is full at 3 nats.
     """
     pieces = []
-    for token, own, gain, kl in zip(answer.tokens, answer.logps, answer.gains, answer.kl, strict=True):
+    for token, own, gain, kl in zip(
+        answer.tokens, answer.logps, answer.gains, answer.kl, strict=True
+    ):
         share = min(abs(gain) / FULL_COLOR_NATS, 1.0)
-        background = f"rgb({_mix(46, share)},{_mix(160, share)},{_mix(67, share)})" if gain > 0 else None
+        background = (
+            f"rgb({_mix(46, share)},{_mix(160, share)},{_mix(67, share)})" if gain > 0 else None
+        )
         background = background or f"rgb({_mix(248, share)},{_mix(81, share)},{_mix(73, share)})"
         line = "underline dotted" if gain < -0.1 else "none"
         title = f"log p {own:.2f}, {gain:+.2f} against the base; KL {kl:.3f} nats"
@@ -105,7 +124,9 @@ def answer_figures(answer: PolicyAnswer) -> str:
     """log p, KL and reward of an answer in one line."""
     parts = [f"log p {answer.logp:.2f}"]
     if answer.policy != BASE_POLICY:
-        parts.append(f"gain over the base {sum(answer.gains):+.2f}, KL to it {sum(answer.kl):.3f} nats")
+        parts.append(
+            f"gain over the base {sum(answer.gains):+.2f}, KL to it {sum(answer.kl):.3f} nats"
+        )
     if answer.reward is not None:
         parts.append(f"reward {answer.reward:.2f}")
     if not answer.ended:
@@ -114,7 +135,11 @@ def answer_figures(answer: PolicyAnswer) -> str:
 
 
 def comparison_table(
-    items: Sequence[CountedImage], before: Sequence[str], after: Sequence[str], numbers: Sequence[int], width: int = 130
+    items: Sequence[CountedImage],
+    before: Sequence[str],
+    after: Sequence[str],
+    numbers: Sequence[int],
+    width: int = 130,
 ) -> str:
     """Items before and after, for readers without widgets: one row an item in `numbers`."""
     rows = [["image", "before", "after"]]
@@ -135,7 +160,11 @@ def gallery_html(folder: Path, items: Sequence[GalleryItem], width: int = 160) -
             f"<b>{html.escape(s.policy)}</b> {mark_changes(first, s.text)[1]}<br><small>{answer_figures(s)}</small>"
             for s in example.spoken
         ]
-        truth = f"<br><small>truth: {html.escape(format_counts(example.truth))}</small>" if example.truth else ""
+        truth = (
+            f"<br><small>truth: {html.escape(format_counts(example.truth))}</small>"
+            if example.truth
+            else ""
+        )
         picture = picture_html(open_image(folder / example.image), width, f"kept example {number}")
         rows.append([picture, html.escape(example.question) + truth, "<br>".join(answers)])
     return raw_table(rows)

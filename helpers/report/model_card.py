@@ -48,7 +48,8 @@ def render_model_card(name: str, findings: PolicyFindings) -> str:
         f"A LoRA adapter of `{base}`, trained with {name.split('/')[0].upper()}"
         + (f" on the reward `{about['reward']}`" if about.get("reward") else " on preference pairs")
         + f", seed {about.get('seed', 0)}.",
-        "## Data\n" + f"`{_shorten_path(about.get('data', 'not noted'))}`. Licence of the data: {', '.join(licences)}. "
+        "## Data\n"
+        + f"`{_shorten_path(about.get('data', 'not noted'))}`. Licence of the data: {', '.join(licences)}. "
         f"Licence of the base: {_base_licence(base)}.",
         "## Training command\n```\n"
         + training_command(name, about)
@@ -94,7 +95,9 @@ def data_licences(about: dict[str, Any]) -> list[str]:
     found = set()
     for number, _, row, error in raw_rows(path):
         if error or not isinstance(row, dict):
-            raise UsageError(f"{path}:{number}: not a JSON object. Run `python -m helpers check {path}`.")
+            raise UsageError(
+                f"{path}:{number}: not a JSON object. Run `python -m helpers check {path}`."
+            )
         found.add(row.get("licence"))
     return sorted(licence or UNKNOWN_LICENCE for licence in found)
 

@@ -47,7 +47,9 @@ class Section:
     tables: list[str] = field(default_factory=list)  # HTML
     pictures: list[tuple[str, str]] = field(default_factory=list)  # (caption, PNG in base64)
     lead: int | None = None  # number of the picture that stands at the top of the page
-    examined: dict[str, PolicyFindings] = field(default_factory=dict)  # of each policy, for its card
+    examined: dict[str, PolicyFindings] = field(
+        default_factory=dict
+    )  # of each policy, for its card
 
     def say(self, sentence: str) -> None:
         """Print a sentence and keep it for the report."""
@@ -97,11 +99,17 @@ def read_sections() -> list[Section]:
     for path in sorted((artifacts_dir() / "report" / "sections").glob("*.json")):
         data = read_json(path)
         try:
-            data["headlines"] = {name: Headline(**values) for name, values in data["headlines"].items()}
-            data["examined"] = {name: PolicyFindings(**values) for name, values in data["examined"].items()}
+            data["headlines"] = {
+                name: Headline(**values) for name, values in data["headlines"].items()
+            }
+            data["examined"] = {
+                name: PolicyFindings(**values) for name, values in data["examined"].items()
+            }
             sections.append(Section(**data))
         except (TypeError, KeyError, AttributeError):
-            raise UsageError(f"{path}: written by another version. Delete it and run its notebook again.") from None
+            raise UsageError(
+                f"{path}: written by another version. Delete it and run its notebook again."
+            ) from None
     return sections
 
 
@@ -110,7 +118,11 @@ def collect_headlines(sections: list[Section]) -> dict[str, Headline]:
     merged: dict[str, Headline] = {}
     for section in sections:
         for name, headline in section.headlines.items():
-            if name != "peak_memory_gb" or name not in merged or headline.value > merged[name].value:
+            if (
+                name != "peak_memory_gb"
+                or name not in merged
+                or headline.value > merged[name].value
+            ):
                 merged[name] = headline
     return merged
 
@@ -145,8 +157,14 @@ def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
 
 def _conclusions_html(sections: list[Section]) -> list[str]:
     lines = [html.escape(sentence) for section in sections for sentence in section.conclusions]
-    leads = [_figure(*section.pictures[section.lead]) for section in sections if section.lead is not None]
-    return ["<h2>In short</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>", *leads] if lines else []
+    leads = [
+        _figure(*section.pictures[section.lead]) for section in sections if section.lead is not None
+    ]
+    return (
+        ["<h2>In short</h2><ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>", *leads]
+        if lines
+        else []
+    )
 
 
 def _gallery_section() -> list[str]:
@@ -168,10 +186,16 @@ def _section_html(section: Section) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     notebook = artifacts_dir() / "report" / "notebooks" / f"{section.name}.html"
     if notebook.exists():
-        parts.append(f"<p class='note'><a href='notebooks/{notebook.name}'>The notebook as it ran</a></p>")
+        parts.append(
+            f"<p class='note'><a href='notebooks/{notebook.name}'>The notebook as it ran</a></p>"
+        )
     parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.sentences]
     parts += [f"<div class='scroll'>{table}</div>" for table in section.tables]
-    parts += [_figure(*picture) for number, picture in enumerate(section.pictures) if number != section.lead]
+    parts += [
+        _figure(*picture)
+        for number, picture in enumerate(section.pictures)
+        if number != section.lead
+    ]
     return "\n".join(parts)
 
 

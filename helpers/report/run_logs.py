@@ -38,9 +38,13 @@ class LoggedStage:
 
 
 LOGGED_STAGES = {
-    "dpo": LoggedStage("DPO", ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"), "While DPO trains"),
+    "dpo": LoggedStage(
+        "DPO", ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"), "While DPO trains"
+    ),
     "reward": LoggedStage(
-        "reward model", ("loss", "accuracy", f"{HELD_OUT_PREFIX}loss", f"{HELD_OUT_PREFIX}accuracy"), "Of reward models"
+        "reward model",
+        ("loss", "accuracy", f"{HELD_OUT_PREFIX}loss", f"{HELD_OUT_PREFIX}accuracy"),
+        "Of reward models",
     ),
     "ppo": LoggedStage(
         "PPO, RLOO, GRPO",
@@ -56,17 +60,27 @@ class LoggedRun:
 
     name: str  # its folder, relative to where runs were looked for
     stage: str = ""  # a key of LOGGED_STAGES
-    steps: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (rows,): steps or iterations, never falling
-    columns: dict[str, np.ndarray] = field(default_factory=dict)  # (rows,): NaN where nothing finite is logged
+    steps: np.ndarray = field(
+        default_factory=lambda: np.zeros(0)
+    )  # (rows,): steps or iterations, never falling
+    columns: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # (rows,): NaN where nothing finite is logged
     about: dict[str, Any] = field(default_factory=dict)  # its about.json: base, seed, settings
-    gaps: dict[str, np.ndarray] = field(default_factory=dict)  # (rows,) bool: logged, but NaN, infinite or null
+    gaps: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # (rows,) bool: logged, but NaN, infinite or null
     notes: tuple[str, ...] = ()  # what was left out, and why
     error: str | None = None
 
 
 def find_runs(folder: Path) -> list[LoggedRun]:
     """Every run with a log under `folder`, by name; one that cannot be read is there with its `error`."""
-    found = [path for path in folder.rglob("*.json*") if path.name in ("log.json", "log.jsonl", TRAINER_STATE)]
+    found = [
+        path
+        for path in folder.rglob("*.json*")
+        if path.name in ("log.json", "log.jsonl", TRAINER_STATE)
+    ]
     states = [path for path in found if path.name == TRAINER_STATE]
     files = sorted([path for path in found if path.name != TRAINER_STATE] + _newest_states(states))
     names = Counter(path.parent for path in files)
@@ -98,7 +112,9 @@ def _read_run(path: Path, name: str) -> LoggedRun:
         stage, rows, notes = _read_rows(path)
         steps, columns, gaps, more = _columns(rows)
     except OSError as error:
-        return LoggedRun(name, error=f"{path}: cannot be read ({error.strerror}). Check it, then refresh.")
+        return LoggedRun(
+            name, error=f"{path}: cannot be read ({error.strerror}). Check it, then refresh."
+        )
     except UsageError as error:
         return LoggedRun(name, error=str(error))
     about, fault = _about(path.parent / "about.json")
@@ -110,7 +126,9 @@ def _about(path: Path) -> tuple[dict[str, Any], list[str]]:
         about = read_json(path) if path.exists() else {}
     except (UsageError, OSError) as error:
         return {}, [str(error)]
-    return (about, []) if isinstance(about, dict) else ({}, [f"{path}: holds no object with settings"])
+    return (
+        (about, []) if isinstance(about, dict) else ({}, [f"{path}: holds no object with settings"])
+    )
 
 
 _PlacedRow = tuple[str, dict[str, Any]]  # where it stands, what it says
@@ -125,20 +143,35 @@ def _read_rows(path: Path) -> tuple[str, list[_PlacedRow], list[str]]:
     if isinstance(content, dict) and "log_history" in content:
         content = content["log_history"]
     if isinstance(content, list):
-        return "dpo", [_row(row, f"{path}, row {number}") for number, row in enumerate(content, start=1)], []
-    if isinstance(content, dict) and all(isinstance(content.get(part), list) for part in ("steps", "evaluations")):
-        trained = [_row(row, f"{path}, row {number} of steps") for number, row in enumerate(content["steps"], start=1)]
+        return (
+            "dpo",
+            [_row(row, f"{path}, row {number}") for number, row in enumerate(content, start=1)],
+            [],
+        )
+    if isinstance(content, dict) and all(
+        isinstance(content.get(part), list) for part in ("steps", "evaluations")
+    ):
+        trained = [
+            _row(row, f"{path}, row {number} of steps")
+            for number, row in enumerate(content["steps"], start=1)
+        ]
         asked = [
             _held_out_row(row, f"{path}, row {n} of evaluations")
             for n, row in enumerate(content["evaluations"], start=1)
         ]
         return "reward", list(heapq.merge(trained, asked, key=lambda row: _step(*row))), []
-    raise UsageError(f"{path}: neither a list of rows nor steps and evaluations. Run the notebook that makes it again.")
+    raise UsageError(
+        f"{path}: neither a list of rows nor steps and evaluations. Run the notebook that makes it again."
+    )
 
 
 def _lines(path: Path, raw: bytes) -> tuple[list[_PlacedRow], list[str]]:
     """Rows of JSON lines; half a line at the end is that of a process that is writing."""
-    rows, notes, lines = [], [], raw.split(b"\n")  # the last one is what follows the last line break: mostly nothing
+    rows, notes, lines = (
+        [],
+        [],
+        raw.split(b"\n"),
+    )  # the last one is what follows the last line break: mostly nothing
     for number, line in enumerate(lines, start=1):
         try:
             if line.strip():
@@ -146,7 +179,9 @@ def _lines(path: Path, raw: bytes) -> tuple[list[_PlacedRow], list[str]]:
         except UsageError:
             if number < len(lines):
                 raise
-            notes.append(f"{path}:{number}: half a line ({len(line)} bytes) is left out, as of a run that is writing")
+            notes.append(
+                f"{path}:{number}: half a line ({len(line)} bytes) is left out, as of a run that is writing"
+            )
     return rows, notes
 
 
@@ -156,7 +191,9 @@ def _parse(raw: bytes, where: str) -> Any:
         return json.loads(raw, parse_int=float)
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{where}: not JSON ({reason}). Remove it, or run the notebook again.") from None
+        raise UsageError(
+            f"{where}: not JSON ({reason}). Remove it, or run the notebook again."
+        ) from None
 
 
 def _row(value: Any, where: str) -> _PlacedRow:
@@ -166,19 +203,31 @@ def _row(value: Any, where: str) -> _PlacedRow:
 
 
 def _held_out_row(value: Any, where: str) -> _PlacedRow:
-    return where, {name if name == "step" else HELD_OUT_PREFIX + name: v for name, v in _row(value, where)[1].items()}
+    return where, {
+        name if name == "step" else HELD_OUT_PREFIX + name: v
+        for name, v in _row(value, where)[1].items()
+    }
 
 
-def _columns(rows: Sequence[_PlacedRow]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+def _columns(
+    rows: Sequence[_PlacedRow],
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Steps, columns, gaps and notes, sorted by step. Raises UsageError for a row without a step."""
-    steps, notes = np.array([_step(*row) for row in rows]), [] if rows else ["no row has been logged yet"]
+    steps, notes = (
+        np.array([_step(*row) for row in rows]),
+        [] if rows else ["no row has been logged yet"],
+    )
     if (np.diff(steps) < 0).any():
         notes.append("the steps go back, as if two runs had one file; the rows are sorted by step")
     columns, gaps = {}, {}
     order = np.argsort(steps, kind="stable")
-    for name in dict.fromkeys(name for _, row in rows for name in row if name not in ("step", "iteration")):
+    for name in dict.fromkeys(
+        name for _, row in rows for name in row if name not in ("step", "iteration")
+    ):
         values = [rows[i][1].get(name, ...) for i in order]  # ...: not logged
-        if not all(value is ... or value is None or isinstance(value, int | float) for value in values):
+        if not all(
+            value is ... or value is None or isinstance(value, int | float) for value in values
+        ):
             notes.append(f"{name!r} is left out: it holds something else than numbers")
             continue
         numbers = np.array([np.nan if value in (..., None) else float(value) for value in values])
@@ -191,7 +240,9 @@ def _columns(rows: Sequence[_PlacedRow]) -> tuple[np.ndarray, dict[str, np.ndarr
 def _step(where: str, row: Mapping[str, Any]) -> float:
     step = row.get("step", row.get("iteration"))
     if not isinstance(step, float) or not np.isfinite(step):
-        raise UsageError(f"{where}: has no step or iteration. Remove the row, or run the notebook again.")
+        raise UsageError(
+            f"{where}: has no step or iteration. Remove the row, or run the notebook again."
+        )
     return step
 
 
@@ -201,7 +252,14 @@ def _step(where: str, row: Mapping[str, Any]) -> float:
 def axes(runs: Iterable[LoggedRun]) -> list[str]:
     """Choices for the x axis of `runs`: the step, and running totals that all of them log."""
     totals = ("seconds", "samples", "num_tokens", "epoch")
-    return ["step", *(name for name in totals if all(np.isfinite(run.columns.get(name, [])).any() for run in runs))]
+    return [
+        "step",
+        *(
+            name
+            for name in totals
+            if all(np.isfinite(run.columns.get(name, [])).any() for run in runs)
+        ),
+    ]
 
 
 def points(run: LoggedRun, metric: str, axis: str = "step") -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +302,9 @@ def differences(runs: Sequence[LoggedRun]) -> list[str]:
     told = [_flatten_settings(run.about) for run in runs]
     names = dict.fromkeys(name for about in told for name in about)
     differing = [name for name in names if len({about.get(name) for about in told}) > 1]
-    return [", ".join(f"{name} {about.get(name, 'not given')}" for name in differing) for about in told]
+    return [
+        ", ".join(f"{name} {about.get(name, 'not given')}" for name in differing) for about in told
+    ]
 
 
 def _flatten_settings(about: Mapping[str, Any]) -> dict[str, str]:
@@ -274,7 +334,9 @@ def definitions(path: Path = ROOT / "docs" / "metrics.md") -> dict[str, dict[str
     for line in lines:
         if line and not line.startswith("|") and not before:  # the first line of a paragraph
             section = line
-        cells = [cell.strip() for cell in line.strip("| ").split(" | ")] if line.startswith("|") else []
+        cells = (
+            [cell.strip() for cell in line.strip("| ").split(" | ")] if line.startswith("|") else []
+        )
         for stage in LOGGED_STAGES if len(cells) == 2 else ():
             if section.startswith(LOGGED_STAGES[stage].section):
                 found[stage] |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1])
@@ -285,4 +347,6 @@ def definitions(path: Path = ROOT / "docs" / "metrics.md") -> dict[str, dict[str
 def definition(stage: str, metric: str) -> str | None:
     """One sentence of `docs/metrics.md`; the one of "reward/…" is used for every name that starts so."""
     known = definitions().get(stage, {})
-    return known.get(metric) or next((known[n] for n in known if n.endswith("…") and metric.startswith(n[:-1])), None)
+    return known.get(metric) or next(
+        (known[n] for n in known if n.endswith("…") and metric.startswith(n[:-1])), None
+    )

@@ -41,11 +41,16 @@ def reward_text(caption: str, instruction: str, response: str) -> str:
     return f"Image description: {caption}\nInstruction: {instruction}\nResponse: {response}"
 
 
-def reward_texts(records: Sequence[PreferenceRecord], captions: Sequence[str] | None) -> list[list[str]]:
+def reward_texts(
+    records: Sequence[PreferenceRecord], captions: Sequence[str] | None
+) -> list[list[str]]:
     """One list a record, one text an answer. `captions`: one a record; None for the text-only twin."""
     captions = [""] * len(records) if captions is None else captions
     return [
-        [reward_text(caption, "\n".join(m.content for m in record.prompt), answer.text) for answer in record.answers]
+        [
+            reward_text(caption, "\n".join(m.content for m in record.prompt), answer.text)
+            for answer in record.answers
+        ]
         for caption, record in zip(captions, records, strict=True)
     ]
 
@@ -63,8 +68,18 @@ def vlm_captioner(
 
     def caption(paths: Sequence[Path]) -> list[str]:
         new = [path for path in dict.fromkeys(paths) if path not in known]
-        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "description": "captions"}
-        known.update(zip(new, generate_answers(model, processor, new, [prompt] * len(new), **options), strict=True))
+        options = {
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "description": "captions",
+        }
+        known.update(
+            zip(
+                new,
+                generate_answers(model, processor, new, [prompt] * len(new), **options),
+                strict=True,
+            )
+        )
         return [known[path] for path in paths]
 
     return caption
@@ -77,7 +92,9 @@ def load_text_reward(name_or_path: str | Path) -> tuple[PreTrainedModel, PreTrai
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-        model = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path, num_labels=1, dtype=torch.float32
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"{name_or_path}: cannot be loaded as a text reward model ({str(error).strip().splitlines()[0]}). Check "
@@ -143,20 +160,30 @@ class CaptionReward:
                 raise UsageError(
                     f"{record.place}: image {missing[0]} does not exist. Paths are relative to the data file."
                 )
-        captions = iter(self.captioner([image for record in records for image in record.image_paths]))
-        return reward_texts(records, [" ".join(next(captions) for _ in record.images) for record in records])
+        captions = iter(
+            self.captioner([image for record in records for image in record.image_paths])
+        )
+        return reward_texts(
+            records, [" ".join(next(captions) for _ in record.images) for record in records]
+        )
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Scores (texts,), with gradient. Right-padded: absolute positions are then those of the text alone.
 
         Raises UsageError for a text that is too long, since cutting it would cut the response.
         """
-        inputs = self.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
-        inputs = {name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        inputs = self.tokenizer(
+            list(texts), padding=True, padding_side="right", return_tensors="pt"
+        )
+        inputs = {
+            name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask")
+        }
         length = inputs["input_ids"].shape[1]
         limit = min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
         if length > limit:
-            raise UsageError(f"a text of {length} tokens is too long, the model reads {limit}. Shorten the captions.")
+            raise UsageError(
+                f"a text of {length} tokens is too long, the model reads {limit}. Shorten the captions."
+            )
         return self.model(**inputs).logits.squeeze(-1).float()
 
     def fit(
@@ -178,7 +205,9 @@ class CaptionReward:
             for better, worse in record.tier_pairs()
         ]
         if not pairs:
-            raise UsageError(f"{file_of(records)}: all answers are tied: no pair to train on. Rank some of them.")
+            raise UsageError(
+                f"{file_of(records)}: all answers are tied: no pair to train on. Rank some of them."
+            )
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate)
         generator, losses = torch.Generator().manual_seed(seed), []
         self.model.train()
@@ -205,7 +234,9 @@ class CaptionReward:
         texts = self.texts(records)
         flat = list(itertools.chain(*texts))
         starts = tqdm(range(0, len(flat), self.batch_size), desc="scores", leave=False)
-        scores = iter(torch.cat([self.forward(flat[i : i + self.batch_size]) for i in starts]).tolist())
+        scores = iter(
+            torch.cat([self.forward(flat[i : i + self.batch_size]) for i in starts]).tolist()
+        )
         return [[next(scores) for _ in answers] for answers in texts]
 
     def save(self, folder: Path) -> Path:
@@ -219,5 +250,7 @@ class CaptionReward:
     def load(cls, folder: Path, captioner: Captioner | None) -> "CaptionReward":
         """Load what `save` wrote. Raises UsageError if it needs a captioner and gets none, or the reverse."""
         if read_json(folder / CAPTION_REWARD_FILE)["captions"] != (captioner is not None):
-            raise UsageError(f"{folder}: trained {'without' if captioner else 'with'} captions. Load it the same way.")
+            raise UsageError(
+                f"{folder}: trained {'without' if captioner else 'with'} captions. Load it the same way."
+            )
         return cls(*load_text_reward(folder), captioner)

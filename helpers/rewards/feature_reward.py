@@ -37,7 +37,10 @@ FEATURE_REWARD_WEIGHTS, FEATURE_REWARD_FILE = "feature_reward.safetensors", "fea
 
 @torch.no_grad()
 def image_feature(
-    model: PreTrainedModel, processor: ProcessorMixin, image: Path | Image.Image, where: str | None = None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    image: Path | Image.Image,
+    where: str | None = None,
 ) -> Tensor:
     """Mean of the visual tokens as the language model gets them, (hidden,), fp32 on the CPU.
 
@@ -46,8 +49,12 @@ def image_feature(
     """
     image = open_image(image, where) if isinstance(image, Path) else image
     inputs = processor.image_processor(images=[image], return_tensors="pt").to(model.device)
-    wanted = inspect.signature(model.get_image_features).parameters  # some processors return more than it takes
-    output = model.get_image_features(**{name: value for name, value in inputs.items() if name in wanted})
+    wanted = inspect.signature(
+        model.get_image_features
+    ).parameters  # some processors return more than it takes
+    output = model.get_image_features(
+        **{name: value for name, value in inputs.items() if name in wanted}
+    )
     tokens = torch.cat([part.flatten(end_dim=-2) for part in output.pooler_output])
     return tokens.float().mean(0).cpu()
 
@@ -63,10 +70,15 @@ def _question(record: PreferenceRecord) -> str:
     return "\n".join(message.content for message in record.prompt)
 
 
-def target_scores(records: Sequence[PreferenceRecord], scorer: Scorer | None = None) -> list[list[float]]:
+def target_scores(
+    records: Sequence[PreferenceRecord], scorer: Scorer | None = None
+) -> list[list[float]]:
     """Compute the regression targets: `scorer` (default: the heuristic) of each answer, without the image."""
     scorer = scorer or heuristic_scorer()
-    return [[scorer(None, _question(r), answer.text, r.truth).total for answer in r.answers] for r in records]
+    return [
+        [scorer(None, _question(r), answer.text, r.truth).total for answer in r.answers]
+        for r in records
+    ]
 
 
 def r_squared(predicted: Tensor, true: Tensor) -> float:
@@ -109,7 +121,9 @@ class FeatureReward:
                 self._images[image] = image_feature(self.model, self.processor, image, record.place)
             seen = torch.stack([self._images[image] for image in images]).mean(0)
             asked = text_feature(self.model, self.processor, _question(record))
-            said = [text_feature(self.model, self.processor, answer.text) for answer in record.answers]
+            said = [
+                text_feature(self.model, self.processor, answer.text) for answer in record.answers
+            ]
             rows += [torch.cat([seen, asked, feature]) for feature in said]
         return torch.stack(rows)
 
@@ -133,7 +147,10 @@ class FeatureReward:
             raise UsageError(
                 f"{file_of(records)}: targets must hold one list a record, one number an answer. Use target_scores."
             )
-        x, y = self.features(records), torch.tensor([score for scores in targets for score in scores])
+        x, y = (
+            self.features(records),
+            torch.tensor([score for scores in targets for score in scores]),
+        )
         generator = torch.Generator().manual_seed(seed)
         train, test = _split(records, held_out, generator)
         if min(y[train].std(), y[test].std()) < 1e-6:
@@ -156,7 +173,9 @@ class FeatureReward:
                 total += loss.item() * len(rows) / len(train)
             losses.append(total)
         with torch.no_grad():
-            return FeatureFit(*(r_squared(self.net(x[rows]), y[rows]) for rows in (train, test)), losses)
+            return FeatureFit(
+                *(r_squared(self.net(x[rows]), y[rows]) for rows in (train, test)), losses
+            )
 
     @torch.no_grad()
     def score_records(self, records: Sequence[PreferenceRecord]) -> list[list[float]]:
@@ -173,9 +192,14 @@ class FeatureReward:
             for _, group in groupby(given, key=lambda row: id(row[0])):
                 group = list(group)
                 seen = image_feature(self.model, self.processor, group[0][0])
-                texts = [[text_feature(self.model, self.processor, text) for text in row[1:3]] for row in group]
+                texts = [
+                    [text_feature(self.model, self.processor, text) for text in row[1:3]]
+                    for row in group
+                ]
                 rows += [torch.cat([seen, *pair]) for pair in texts]
-            return [Score(value, {"features": value}) for value in self.net(torch.stack(rows)).tolist()]
+            return [
+                Score(value, {"features": value}) for value in self.net(torch.stack(rows)).tolist()
+            ]
 
         score = make_scorer("features", lambda *given: batch([given])[0].parts)
         score.batch = batch
@@ -189,12 +213,16 @@ class FeatureReward:
         return folder
 
     @classmethod
-    def load(cls, folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> "FeatureReward":
+    def load(
+        cls, folder: Path, model: PreTrainedModel, processor: ProcessorMixin
+    ) -> "FeatureReward":
         """Load what `save` wrote, on the model that gave its features. Raises UsageError if the sizes differ."""
         about = read_json(folder / FEATURE_REWARD_FILE)
         reward = cls(model, processor, about["hidden"])
         if reward.size != about["size"]:
-            raise UsageError(f"{folder}: takes {about['size']} features, this model gives {reward.size}. Load its own.")
+            raise UsageError(
+                f"{folder}: takes {about['size']} features, this model gives {reward.size}. Load its own."
+            )
         try:
             reward.net.load_state_dict(load_file(folder / FEATURE_REWARD_WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -209,7 +237,13 @@ class _Network(nn.Module):
 
     def __init__(self, size: int, hidden: int):
         super().__init__()
-        layers = [nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)]
+        layers = [
+            nn.Linear(size, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, 1),
+        ]
         self.layers = nn.Sequential(*layers)
         for name, columns in (("x", (size,)), ("y", ())):
             self.register_buffer(f"{name}_mean", torch.zeros(columns))
@@ -220,14 +254,21 @@ class _Network(nn.Module):
         self.y_mean, self.y_scale = y.mean(), y.std()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers((x - self.x_mean) / self.x_scale).squeeze(-1) * self.y_scale + self.y_mean
+        return (
+            self.layers((x - self.x_mean) / self.x_scale).squeeze(-1) * self.y_scale + self.y_mean
+        )
 
 
-def _split(records: Sequence[PreferenceRecord], held_out: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _split(
+    records: Sequence[PreferenceRecord], held_out: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Rows of `features` to train on and to hold out; one group's, or one image's, stay together."""
     groups = [record.group or str(record.images) for record in records for _ in record.answers]
     names = sorted(set(groups))
-    apart = {names[i] for i in torch.randperm(len(names), generator=generator)[: round(held_out * len(names))]}
+    apart = {
+        names[i]
+        for i in torch.randperm(len(names), generator=generator)[: round(held_out * len(names))]
+    }
     if not 0 < len(apart) < len(names):
         raise UsageError(
             f"{file_of(records)}: {held_out:g} of {len(names)} images leaves none on one side. Give more records."

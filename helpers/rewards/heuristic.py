@@ -14,7 +14,10 @@ from helpers.data import Counts, counting
 Facts = Counts | str | Sequence[str] | None  # the truth of a record, as far as it is known
 
 NUMBER_WORDS = {
-    w: str(n) for n, w in enumerate(re.findall(r"\w+", "zero one two three four five six seven eight nine ten"))
+    w: str(n)
+    for n, w in enumerate(
+        re.findall(r"\w+", "zero one two three four five six seven eight nine ten")
+    )
 }
 _STOP_WORDS = """a an the this that these those it its he his him she her they them their we us our you your i me my is
 are was were be been am do does did has have had can could will would should may might must there here and or not no if
@@ -31,9 +34,15 @@ def _words(pattern: str) -> re.Pattern:
 
 _NUMBER, _MARKER = _words("|".join(NUMBER_WORDS)), _words("because|therefore|so|but|while")
 _VERB = "(?:is|are|was|were|has|have|can|do|does)"
-_NO_OBJECT = _words(rf"no(?!\s+(?:[\w-]+\s+){{1,3}}{_VERB}\b)")  # "no bus is red" does not state 0 buses
-_NO_REPLY = _words(r"no(?!\s+(?!(?:and|but|or|yes|no|there|it|they|he|she|we|this|that)\b)\w)")  # not that of "no bus"
-_HEDGED = _words(r"(not|than|least|most|about|around|over|under|nearly|almost|to|or)\s+\d+|\d+\s*[-–]\s*\d+")
+_NO_OBJECT = _words(
+    rf"no(?!\s+(?:[\w-]+\s+){{1,3}}{_VERB}\b)"
+)  # "no bus is red" does not state 0 buses
+_NO_REPLY = _words(
+    r"no(?!\s+(?!(?:and|but|or|yes|no|there|it|they|he|she|we|this|that)\b)\w)"
+)  # not that of "no bus"
+_HEDGED = _words(
+    r"(not|than|least|most|about|around|over|under|nearly|almost|to|or)\s+\d+|\d+\s*[-–]\s*\d+"
+)
 _UNCLAIMED = _words(  # a sentence with one of these does not claim that something is there
     r"no|not|\w+n['’]t|cannot|never|without|neither|nor|none|hardly|lacks?|absent|missing|0|if|whether|may|might|maybe"
     "|perhaps|could|would"
@@ -57,7 +66,9 @@ def is_mentioned(text: str, name: str) -> bool:
 def content_words(text: str) -> list[str]:
     """Distinct words of `text` without stop words, in lower case; singular and plural are one word."""
     distinct: list[str] = []
-    for word in re.findall(r"(?<![\w'’])[^\W\d_][^\W_]*(?!['’]?\w)", re.sub(r"['’]s\b", "", _nfc(text).lower())):
+    for word in re.findall(
+        r"(?<![\w'’])[^\W\d_][^\W_]*(?!['’]?\w)", re.sub(r"['’]s\b", "", _nfc(text).lower())
+    ):
         if word not in STOP_WORDS and not any(is_mentioned(word, known) for known in distinct):
             distinct.append(word)
     return distinct
@@ -65,7 +76,11 @@ def content_words(text: str) -> list[str]:
 
 def _counts(facts: Facts) -> Counts:
     """The counts in `facts`; {} if it holds something else."""
-    return {_nfc(name): n for name, n in facts.items() if name.strip()} if isinstance(facts, Mapping) else {}
+    return (
+        {_nfc(name): n for name, n in facts.items() if name.strip()}
+        if isinstance(facts, Mapping)
+        else {}
+    )
 
 
 def _number_words_to_digits(text: str) -> str:
@@ -81,12 +96,16 @@ def stated_counts(text: str, classes: Sequence[str]) -> dict[str, list[int]]:
     """
     pieces = re.split(r"(?<![\w.])(?=\d)", _number_words_to_digits(text))
     read = [(cls, counting.parse_counts(piece, [cls])) for cls in classes for piece in pieces]
-    return {cls: [counts[cls] for name, counts in read if counts and name == cls] for cls in classes}
+    return {
+        cls: [counts[cls] for name, counts in read if counts and name == cls] for cls in classes
+    }
 
 
 def grounding(question: str, answer: str, facts: Facts) -> float:
     """Number of distinct content words of the question, and of known class names, that the answer mentions."""
-    return sum(is_mentioned(answer, word) for word in content_words(" ".join([question, *_counts(facts)])))
+    return sum(
+        is_mentioned(answer, word) for word in content_words(" ".join([question, *_counts(facts)]))
+    )
 
 
 def reasoning(question: str, answer: str, facts: Facts) -> float:
@@ -101,7 +120,9 @@ def wrong_count(question: str, answer: str, facts: Facts) -> float:
     """
     truth = _counts(facts)
     stated = stated_counts(answer, list(truth))
-    return float(any(n and truth[cls] not in n and truth[cls] != sum(n) for cls, n in stated.items()))
+    return float(
+        any(n and truth[cls] not in n and truth[cls] != sum(n) for cls, n in stated.items())
+    )
 
 
 def absent_object(question: str, answer: str, facts: Facts) -> float:
@@ -110,11 +131,18 @@ def absent_object(question: str, answer: str, facts: Facts) -> float:
     "A bus" and "the bus is red" claim it; sentences that ask, deny or suppose do not. "A bus stop" does.
     """
     text = _number_words_to_digits(_words("but").sub(";", answer))
-    sentences = [s for s in re.findall(r"[^.!?;\n]+[.!?;]*", text) if "?" not in s and not _UNCLAIMED.search(s)]
+    sentences = [
+        s
+        for s in re.findall(r"[^.!?;\n]+[.!?;]*", text)
+        if "?" not in s and not _UNCLAIMED.search(s)
+    ]
     some = r"(?:an?|some|several|both|(?<!how )many|there\s+(?:is|are|was|were)|sees?|shows?|contains?)"
     adjective = r"\s+(?:[^\W\d][\w-]*\s+)?"
     absent = [_name(name) for name, n in _counts(facts).items() if n == 0]
-    claims = [_words(rf"{some}{adjective}(?:{name})|the{adjective}(?:{name})\s+{_VERB}") for name in absent]
+    claims = [
+        _words(rf"{some}{adjective}(?:{name})|the{adjective}(?:{name})\s+{_VERB}")
+        for name in absent
+    ]
     return float(any(claim.search(sentence) for claim in claims for sentence in sentences))
 
 

@@ -42,7 +42,9 @@ class AnswerTable:
 
     record: np.ndarray  # (answers,) int: place of its record
     truth: np.ndarray  # (answers,): count_graded
-    pairs: np.ndarray  # (pairs, 2) int: answers of one record, the truer one first; equally true ones are no pair
+    pairs: (
+        np.ndarray
+    )  # (pairs, 2) int: answers of one record, the truer one first; equally true ones are no pair
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ class Correlation:
         n = f"n = {self.n:,} answers of {self.records:,} records"
         if self.value is None:
             return f"not defined, since every answer scores the same or is equally true ({n})"
-        interval = "no interval from so few records" if self.low is None else f"[{self.low:+.3f}, {self.high:+.3f}]"
+        interval = (
+            "no interval from so few records"
+            if self.low is None
+            else f"[{self.low:+.3f}, {self.high:+.3f}]"
+        )
         return f"{self.value:+.3f} {interval} ({n})"
 
     @property
@@ -71,7 +77,9 @@ class Correlation:
 def flatten(records: Sequence[PreferenceRecord]) -> AnswerTable:
     """`records` have known counts, see `select_with_counts`."""
     numbers = np.repeat(np.arange(len(records)), [len(record.answers) for record in records])
-    truth = np.array([score.total for score in score_all(count_graded, [(None, *row) for row in _rows(records)])])
+    truth = np.array(
+        [score.total for score in score_all(count_graded, [(None, *row) for row in _rows(records)])]
+    )
     pairs = [
         (i, j) if truth[i] > truth[j] else (j, i)
         for _, members in itertools.groupby(range(len(numbers)), key=numbers.__getitem__)
@@ -85,17 +93,26 @@ def select_with_counts(records: Sequence[PreferenceRecord]) -> list[PreferenceRe
     """Choose the records whose truth is counts. Raises UsageError if there are none."""
     known = [record for record in records if isinstance(record.truth, dict) and record.truth]
     if not known:
-        raise UsageError("None of the records has known counts as its truth. Build some with notebook 02.")
+        raise UsageError(
+            "None of the records has known counts as its truth. Build some with notebook 02."
+        )
     return known
 
 
 def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, dict[str, int]]]:
-    return [(record.prompt[-1].content, answer.text, record.truth) for record in records for answer in record.answers]
+    return [
+        (record.prompt[-1].content, answer.text, record.truth)
+        for record in records
+        for answer in record.answers
+    ]
 
 
 def rule_values(records: Sequence[PreferenceRecord], counts_known: bool) -> np.ndarray:
     """Value of each rule for each answer before weighting, (answers, rules); without counts, rules see words only."""
-    rows = [(question, text, truth if counts_known else None) for question, text, truth in _rows(records)]
+    rows = [
+        (question, text, truth if counts_known else None)
+        for question, text, truth in _rows(records)
+    ]
     return np.array([[rule.value(*row) for rule in HEURISTIC_RULES] for row in rows])
 
 
@@ -107,7 +124,11 @@ def weighted_sum(values: np.ndarray, weights: Mapping[str, float]) -> np.ndarray
 def pair_agreement(totals: np.ndarray, pairs: np.ndarray) -> Proportion | None:
     """Share of `pairs` whose truer answer has the higher total; equal totals count ½. None without pairs."""
     truer, other = totals[pairs].T
-    return proportion(float((truer > other).sum() + (truer == other).sum() / 2), len(pairs)) if len(pairs) else None
+    return (
+        proportion(float((truer > other).sum() + (truer == other).sum() / 2), len(pairs))
+        if len(pairs)
+        else None
+    )
 
 
 def correlate(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -> Correlation:
@@ -124,10 +145,16 @@ def correlate(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -
 
 def draw_records(records: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
     """How often each record is in each resample, (draws, records); seed 0."""
-    return np.random.default_rng(0).multinomial(records, np.full(records, 1 / records), size=draws).astype(float)
+    return (
+        np.random.default_rng(0)
+        .multinomial(records, np.full(records, 1 / records), size=draws)
+        .astype(float)
+    )
 
 
-def spearman_resamples(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -> np.ndarray:
+def spearman_resamples(
+    totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray
+) -> np.ndarray:
     """ρ in each resample, (draws,); 0 where all its answers are equal: leaving it out would hide that a single
     odd answer makes the whole correlation.
 
@@ -138,7 +165,9 @@ def spearman_resamples(totals: np.ndarray, answers: AnswerTable, resamples: np.n
     members = coo_array((np.ones(len(totals)), (cell.ravel(), answers.record)), shape=size).tocsr()
     weights = (members @ resamples.T).T  # (draws, cells)
     first, second = (_centred_ranks(levels, weights) for levels in (total, truth))
-    covariance, *variances = ((weights * a * b).sum(1) for a, b in [(first, second), (first, first), (second, second)])
+    covariance, *variances = (
+        (weights * a * b).sum(1) for a, b in [(first, second), (first, first), (second, second)]
+    )
     product = np.sqrt(variances[0] * variances[1])
     return np.divide(covariance, product, out=np.zeros(len(resamples)), where=product > 0)
 
@@ -146,7 +175,9 @@ def spearman_resamples(totals: np.ndarray, answers: AnswerTable, resamples: np.n
 def _centred_ranks(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Midrank of each cell less their mean, (draws, cells); levels: (cells,), weights: (draws, cells)."""
     names, level = np.unique(levels, return_inverse=True)
-    mass = weights @ coo_array((np.ones(len(levels)), (np.arange(len(levels)), level)), shape=(len(levels), len(names)))
+    mass = weights @ coo_array(
+        (np.ones(len(levels)), (np.arange(len(levels)), level)), shape=(len(levels), len(names))
+    )
     ranks = (mass.cumsum(axis=1) - mass / 2)[:, level]
     return ranks - (weights * ranks).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
 
@@ -169,9 +200,13 @@ def rank_samples(
             Answer(text=text, origin="own", score=result.total, scores=result.parts)
             for text, result in zip(distinct, scores, strict=True)
         ]
-        records.append(record_of_item(item, number, answers, _tiers([result.total for result in scores])))
+        records.append(
+            record_of_item(item, number, answers, _tiers([result.total for result in scores]))
+        )
     if len(records) < len(items):
-        print(f"{len(items) - len(records)} of {len(items)} images give no record: all their samples are alike.")
+        print(
+            f"{len(items) - len(records)} of {len(items)} images give no record: all their samples are alike."
+        )
     return records
 
 

@@ -33,7 +33,9 @@ from helpers.runtime import seed_everything, tensors_hash
 from .scoring import Score, Scorer, ScorerInputs, make_scorer
 
 REWARD_ADAPTER = "reward"  # name of the adapter
-RecordScores = Sequence[Sequence[float]]  # for each record a score for each of its answers, in their order
+RecordScores = Sequence[
+    Sequence[float]
+]  # for each record a score for each of its answers, in their order
 
 
 class RewardModel(nn.Module):
@@ -55,7 +57,12 @@ class RewardModel(nn.Module):
         text = backbone.config.get_text_config()
         if head_name not in HEADS:
             raise UsageError(f"unknown head {head_name!r}: choose from {', '.join(HEADS)}.")
-        self.backbone, self.processor, self.head_name, self.sees_images = backbone, processor, head_name, sees_images
+        self.backbone, self.processor, self.head_name, self.sees_images = (
+            backbone,
+            processor,
+            head_name,
+            sees_images,
+        )
         self.head = HEADS[head_name](text.hidden_size).to(backbone.device)
         self.layers = fused_layers(text.num_hidden_layers, self.head.layers)
         self.packer = Packer(backbone, processor, packs=packs)
@@ -75,7 +82,9 @@ class RewardModel(nn.Module):
         with models.use_adapter(self.backbone, REWARD_ADAPTER):
             yield self
 
-    def batch(self, records: Sequence[PreferenceRecord], images: Sequence[Sequence[Image.Image]]) -> PackedAnswers:
+    def batch(
+        self, records: Sequence[PreferenceRecord], images: Sequence[Sequence[Image.Image]]
+    ) -> PackedAnswers:
         """Model inputs of all answers of `records`, in their order."""
         answers = [[answer.text for answer in record.answers] for record in records]
         return self.pack([record.prompt for record in records], images, answers)
@@ -87,7 +96,9 @@ class RewardModel(nn.Module):
         answers: Sequence[Sequence[str]],
     ) -> PackedAnswers:
         """Model inputs of all answers to each conversation, in their order."""
-        return self.packer(conversations, images if self.sees_images else [[] for _ in images], answers)
+        return self.packer(
+            conversations, images if self.sees_images else [[] for _ in images], answers
+        )
 
 
 def new_reward_model(
@@ -112,7 +123,11 @@ def new_reward_model(
 
 def _keep_policy_active(model: VLM) -> AbstractContextManager:
     """An adapter that is active stays so while another one is added."""
-    return models.use_adapter(model, model.active_adapter) if isinstance(model, PeftModel) else nullcontext()
+    return (
+        models.use_adapter(model, model.active_adapter)
+        if isinstance(model, PeftModel)
+        else nullcontext()
+    )
 
 
 def remove_reward_adapter(model: VLM) -> VLM:
@@ -145,14 +160,17 @@ def score_records(
         for start in tqdm(range(0, len(records), batch_size), desc="scores", leave=False):
             rows = records[start : start + batch_size]
             opened = [
-                [open_image(i) if isinstance(i, Path) else i for i in row] for row in images[start : start + batch_size]
+                [open_image(i) if isinstance(i, Path) else i for i in row]
+                for row in images[start : start + batch_size]
             ]
             values = iter(reward(reward.batch(rows, opened)).tolist())
             scores += [[next(values) for _ in record.answers] for record in rows]
     return scores
 
 
-def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_size: int = 64) -> Scorer:
+def as_scorer(
+    reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_size: int = 64
+) -> Scorer:
     """(score − mean) / scale as a reward function (`helpers/rewards/scoring.py`); it needs no facts, and reads one image.
 
     Only differences of scores mean something, so that their size must be set: with mean and deviation of
@@ -185,15 +203,21 @@ def _pack_questions(reward: RewardModel, rows: Sequence[ScorerInputs]) -> Packed
     groups = [list(group) for _, group in groupby(rows, key=lambda row: (id(row[0]), row[1]))]
     images = [[group[0][0]] if group[0][0] is not None else [] for group in groups]
     conversations = [[user_message(group[0][1])] for group in groups]
-    return reward.pack(conversations, images, [[answer for _, _, answer, _ in group] for group in groups])
+    return reward.pack(
+        conversations, images, [[answer for _, _, answer, _ in group] for group in groups]
+    )
 
 
 def pair_gaps(records: Sequence[PreferenceRecord], scores: RecordScores) -> np.ndarray:
     """Score of the better minus score of the worse answer of each pair, (pairs,), in the order of the records."""
     if [len(row) for row in scores] != [len(record.answers) for record in records]:
-        raise UsageError("the scores are not one for each answer of each record. Score the same records.")
+        raise UsageError(
+            "the scores are not one for each answer of each record. Score the same records."
+        )
     rows = zip(scores, records, strict=True)
-    return np.array([row[b] - row[w] for row, record in rows for b, w in record.tier_pairs()], dtype=float)
+    return np.array(
+        [row[b] - row[w] for row, record in rows for b, w in record.tier_pairs()], dtype=float
+    )
 
 
 def pair_hits(gaps: np.ndarray) -> np.ndarray:
@@ -210,7 +234,9 @@ def save_reward_model(
     reward: RewardModel, folder: Path, settings: RewardSettings, about: dict[str, Any] | None = None
 ) -> Path:
     """Adapter, head and configuration in one folder: safetensors and JSON, no pickle."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in reward.head.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in reward.head.state_dict().items()
+    }
     about = {
         "head": reward.head_name,
         "head_hash": head_hash(reward),
@@ -237,7 +263,9 @@ def load_reward_model(model: VLM, processor: ProcessorMixin, folder: Path) -> Re
     reward = RewardModel(backbone, processor, about["head"], about["sees_images"])
     reward.head.load_state_dict(load_file(folder / "head.safetensors"))
     if head_hash(reward) != about["head_hash"]:
-        raise UsageError(f"{folder}: head.safetensors is not the head that about.json speaks of. Restore the folder.")
+        raise UsageError(
+            f"{folder}: head.safetensors is not the head that about.json speaks of. Restore the folder."
+        )
     for parameter in reward.trainable_parameters().values():
         parameter.requires_grad_(False)
     return reward.eval()

@@ -24,18 +24,28 @@ from .reward_model import RecordScores, pair_gaps, pair_hits
 
 def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[float]]:
     """Scores by a rule of `blind.RULES`, such as "shorter" or "shown first", which never sees the image."""
-    return [[BLIND_RULES[rule](a.text, (), place) for place, a in enumerate(record.answers)] for record in records]
+    return [
+        [BLIND_RULES[rule](a.text, (), place) for place, a in enumerate(record.answers)]
+        for record in records
+    ]
 
 
-def other_images(records: Sequence[PreferenceRecord], condition: str, seed: int = 0) -> list[list[Path | Image.Image]]:
+def other_images(
+    records: Sequence[PreferenceRecord], condition: str, seed: int = 0
+) -> list[list[Path | Image.Image]]:
     """For each record another record's images ("shuffled": never the same ones), or grey ones ("blank")."""
     own = [record.image_paths for record in records]
     if condition == "blank":
-        return [[Image.new("RGB", open_image(image).size, (127, 127, 127)) for image in row] for row in own]
+        return [
+            [Image.new("RGB", open_image(image).size, (127, 127, 127)) for image in row]
+            for row in own
+        ]
     if condition != "shuffled":
         raise ValueError(f"unknown condition {condition!r}: choose shuffled or blank")
     distinct = sorted(set(map(tuple, own)))
-    partner = dict(zip(distinct, (distinct[i] for i in derangement(len(distinct), seed)), strict=True))
+    partner = dict(
+        zip(distinct, (distinct[i] for i in derangement(len(distinct), seed)), strict=True)
+    )
     return [list(partner[tuple(row)]) for row in own]
 
 
@@ -45,7 +55,9 @@ def paired_p(first: np.ndarray, second: np.ndarray) -> float:
     return binomial_p(wins, wins + losses, 0.5) if wins + losses else 1.0
 
 
-def calibration_error(gaps: np.ndarray, bins: int = 10) -> tuple[float, list[tuple[float, float, int]]]:
+def calibration_error(
+    gaps: np.ndarray, bins: int = 10
+) -> tuple[float, list[tuple[float, float, int]]]:
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599), and (confidence, accuracy, n) of each bin.
 
     A pair's confidence is σ(|gap|), ½ … 1, in bins of equal width; the error is the mean of
@@ -57,7 +69,13 @@ def calibration_error(gaps: np.ndarray, bins: int = 10) -> tuple[float, list[tup
     for place in range(bins):
         inside = places == place
         if inside.any():
-            rows.append((float(confidence[inside].mean()), float(pair_hits(gaps)[inside].mean()), int(inside.sum())))
+            rows.append(
+                (
+                    float(confidence[inside].mean()),
+                    float(pair_hits(gaps)[inside].mean()),
+                    int(inside.sum()),
+                )
+            )
     return sum(abs(a - c) * n for c, a, n in rows) / len(gaps), rows
 
 
@@ -68,16 +86,22 @@ class RewardReport:
     name: str
     records: Sequence[PreferenceRecord]
     scores: Mapping[str, RecordScores]
-    baselines: Mapping[str, RecordScores] = field(default_factory=dict)  # a random head, a text-only twin, …
+    baselines: Mapping[str, RecordScores] = field(
+        default_factory=dict
+    )  # a random head, a text-only twin, …
 
     def __post_init__(self) -> None:
         if not len(self.gaps()):
-            raise UsageError(f"{self.name}: the records hold no pair of a better and a worse answer.")
+            raise UsageError(
+                f"{self.name}: the records hold no pair of a better and a worse answer."
+            )
 
     def gaps(self, condition: str = "right") -> np.ndarray:
         return pair_gaps(self.records, self.scores[condition])
 
-    def accuracy(self, condition: str = "right", where: np.ndarray | None = None) -> Proportion | None:
+    def accuracy(
+        self, condition: str = "right", where: np.ndarray | None = None
+    ) -> Proportion | None:
         """Share of the pairs that are right, of all or of those in `where`, (pairs,) bool; None without any."""
         found = pair_hits(self.gaps(condition))
         found = found if where is None else found[where]
@@ -86,10 +110,15 @@ class RewardReport:
     @property
     def kinds(self) -> np.ndarray:
         """Origin of the worse answer of each pair, (pairs,) str."""
-        return np.array([r.answers[w].origin or "unknown" for r in self.records for _, w in r.tier_pairs()])
+        return np.array(
+            [r.answers[w].origin or "unknown" for r in self.records for _, w in r.tier_pairs()]
+        )
 
     def accuracy_by_kind(self, condition: str = "right") -> dict[str, Proportion]:
-        return {kind: self.accuracy(condition, self.kinds == kind) for kind in sorted(set(self.kinds.tolist()))}
+        return {
+            kind: self.accuracy(condition, self.kinds == kind)
+            for kind in sorted(set(self.kinds.tolist()))
+        }
 
     @property
     def macro(self) -> float:
@@ -103,7 +132,11 @@ class RewardReport:
 
     def accuracy_by_length(self) -> dict[str, Proportion | None]:
         """Accuracy where the better answer is longer, shorter, or as long, in characters."""
-        pairs = [(len(r.answers[b].text), len(r.answers[w].text)) for r in self.records for b, w in r.tier_pairs()]
+        pairs = [
+            (len(r.answers[b].text), len(r.answers[w].text))
+            for r in self.records
+            for b, w in r.tier_pairs()
+        ]
         difference = np.subtract(*np.array(pairs).T)
         where = {"longer": difference > 0, "shorter": difference < 0, "as long": difference == 0}
         return {name: self.accuracy(where=mask) for name, mask in where.items()}
@@ -123,21 +156,35 @@ class RewardReport:
 
     def rivals(self) -> dict[str, tuple[Proportion, float]]:
         """Accuracy of every baseline on the same pairs, and p of the paired test of the model against it."""
-        rules = {name: rule_scores(self.records, name) for name in ("shown first", "shorter", "longer")}
-        return {name: self.compare_with(scores) for name, scores in {**rules, **self.baselines}.items()}
+        rules = {
+            name: rule_scores(self.records, name) for name in ("shown first", "shorter", "longer")
+        }
+        return {
+            name: self.compare_with(scores) for name, scores in {**rules, **self.baselines}.items()
+        }
 
     def rows(self) -> list[list[str]]:
         """The report as a table, the head first."""
         own = pair_hits(self.gaps())
-        rows = [["", "accuracy", "p against the model"], [f"{self.name}, right image", str(self.accuracy()), ""]]
+        rows = [
+            ["", "accuracy", "p against the model"],
+            [f"{self.name}, right image", str(self.accuracy()), ""],
+        ]
         for condition in self.scores:
             if condition != "right":
                 p = paired_p(own, pair_hits(self.gaps(condition)))
-                rows.append([f"{self.name}, {condition} image", str(self.accuracy(condition)), f"{p:.2g}"])
+                rows.append(
+                    [f"{self.name}, {condition} image", str(self.accuracy(condition)), f"{p:.2g}"]
+                )
         rows += [[name, str(share), f"{p:.2g}"] for name, (share, p) in self.rivals().items()]
-        rows += [[f"worse answer: {kind}", str(share), ""] for kind, share in self.accuracy_by_kind().items()]
+        rows += [
+            [f"worse answer: {kind}", str(share), ""]
+            for kind, share in self.accuracy_by_kind().items()
+        ]
         lengths = self.accuracy_by_length()
-        rows += [[f"better answer {name}", str(share), ""] for name, share in lengths.items() if share]
+        rows += [
+            [f"better answer {name}", str(share), ""] for name, share in lengths.items() if share
+        ]
         return rows
 
     def sentences(self) -> list[str]:
@@ -145,7 +192,9 @@ class RewardReport:
         own, said = pair_hits(self.gaps()), []
         for name, (share, p) in self.rivals().items():
             if p > 0.05 or share.value >= own.mean():
-                said.append(f"{self.name} is no better than {name!r} ({share.value:.3f}, p = {p:.2g}): do not use it.")
+                said.append(
+                    f"{self.name} is no better than {name!r} ({share.value:.3f}, p = {p:.2g}): do not use it."
+                )
         if "shuffled" in self.scores:
             p, shuffled = paired_p(own, pair_hits(self.gaps("shuffled"))), self.accuracy("shuffled")
             if p > 0.05 or shuffled.value >= own.mean():
@@ -153,7 +202,9 @@ class RewardReport:
                     f"{self.name} does not use the image: with another one it is right in {shuffled}, p = {p:.2g}."
                 )
             elif shuffled.low > 0.5:
-                said.append(f"With another image it is still right in {shuffled}: part of it is done without looking.")
+                said.append(
+                    f"With another image it is still right in {shuffled}: part of it is done without looking."
+                )
         error, _ = calibration_error(self.gaps())
         said.append(
             f"{self.name}: {self.accuracy()} of the pairs, macro {self.macro:.3f}; mean margin {self.gaps().mean():.2f}, "

@@ -36,11 +36,16 @@ ScorerInputs = tuple[Image | None, str, str, Facts]  # image, question, answer, 
 Scorer = Callable[[Image | None, str, str, Facts], Score]
 
 
-def make_scorer(name: str, parts: Callable[[Image | None, str, str, Facts], dict[str, float]]) -> Scorer:
+def make_scorer(
+    name: str, parts: Callable[[Image | None, str, str, Facts], dict[str, float]]
+) -> Scorer:
     """The scorer `name` (which trainers and tables show) that sums `parts(image, question, answer, facts)`."""
 
     def score(image: Image | None, question: str, answer: str, facts: Facts = None) -> Score:
-        values = {part: float(value) + 0.0 for part, value in parts(image, question, answer, facts).items()}  # no −0.0
+        values = {
+            part: float(value) + 0.0
+            for part, value in parts(image, question, answer, facts).items()
+        }  # no −0.0
         return Score(sum(values.values()), values)
 
     score.__name__ = name
@@ -66,11 +71,15 @@ def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
     chosen = {rule.name: rule.weight for rule in HEURISTIC_RULES}
     unknown = set(weights or ()) - set(chosen)
     if unknown:
-        raise UsageError(f"weights: no rule is called {', '.join(sorted(unknown))}. Choose from {', '.join(chosen)}.")
+        raise UsageError(
+            f"weights: no rule is called {', '.join(sorted(unknown))}. Choose from {', '.join(chosen)}."
+        )
     chosen |= weights or {}
     return make_scorer(
         "heuristic",
-        lambda image, *given: {rule.name: chosen[rule.name] * rule.value(*given) for rule in HEURISTIC_RULES},
+        lambda image, *given: {
+            rule.name: chosen[rule.name] * rule.value(*given) for rule in HEURISTIC_RULES
+        },
     )
 
 
@@ -85,31 +94,57 @@ def _refusal(who: str, needed: str, facts: Facts, others: str) -> UsageError:
 
 
 def _require_counts(facts: Facts, who: str) -> Counts:
-    if isinstance(facts, Mapping) and facts and all(isinstance(n, Integral) for n in facts.values()):
+    if (
+        isinstance(facts, Mapping)
+        and facts
+        and all(isinstance(n, Integral) for n in facts.values())
+    ):
         return dict(facts)
-    raise _refusal(who, "true counts such as {'cars': 2, 'buses': 0}", facts, "exact_match, vqa_accuracy, cosine")
+    raise _refusal(
+        who,
+        "true counts such as {'cars': 2, 'buses': 0}",
+        facts,
+        "exact_match, vqa_accuracy, cosine",
+    )
 
 
 def require_references(facts: Facts, who: str) -> list[str]:
     references = [facts] if isinstance(facts, str) else facts
-    if isinstance(references, list | tuple) and references and all(isinstance(text, str) for text in references):
+    if (
+        isinstance(references, list | tuple)
+        and references
+        and all(isinstance(text, str) for text in references)
+    ):
         return list(references)
-    raise _refusal(who, "a reference answer or a list of them", facts, "count_exact, count_per_class, count_graded")
+    raise _refusal(
+        who,
+        "a reference answer or a list of them",
+        facts,
+        "count_exact, count_per_class, count_graded",
+    )
 
 
-def _make_count_scorer(name: str, value: Callable[[int], float], combine: Callable[[list[float]], float]) -> Scorer:
+def _make_count_scorer(
+    name: str, value: Callable[[int], float], combine: Callable[[list[float]], float]
+) -> Scorer:
     """`combine` of `value(stated − true)` over the classes; 0 if `counting.parse_counts` cannot read the answer."""
 
     def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
         truth = _require_counts(facts, name)
         stated = counting.parse_counts(answer, list(truth))
-        return {name: combine([value(stated[cls] - truth[cls]) for cls in truth]) if stated else 0.0}
+        return {
+            name: combine([value(stated[cls] - truth[cls]) for cls in truth]) if stated else 0.0
+        }
 
     return make_scorer(name, parts)
 
 
-count_exact = _make_count_scorer("count_exact", lambda error: error == 0, all)  # 1 if every count is true, else 0
-count_per_class = _make_count_scorer("count_per_class", lambda error: error == 0, np.mean)  # share of true counts
+count_exact = _make_count_scorer(
+    "count_exact", lambda error: error == 0, all
+)  # 1 if every count is true, else 0
+count_per_class = _make_count_scorer(
+    "count_per_class", lambda error: error == 0, np.mean
+)  # share of true counts
 # 1 for a true count, 1/2 for one off, 1/3 for two off; mean over the classes (our definition)
 count_graded = _make_count_scorer("count_graded", lambda error: 1 / (1 + abs(error)), np.mean)
 
@@ -134,9 +169,17 @@ def normalise(text: str) -> str:
     text = " ".join(text.split())
     bare, thousands = text, re.search(r"\d,\d", text)
     for mark in PUNCTUATION:
-        bare = bare.replace(mark, "" if thousands or f"{mark} " in text or f" {mark}" in text else " ")
-    words = [{"none": "0", **NUMBER_WORDS}.get(word, word) for word in re.sub(r"\.(?!\d)", "", bare).lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the")) or text.lower()
+        bare = bare.replace(
+            mark, "" if thousands or f"{mark} " in text or f" {mark}" in text else " "
+        )
+    words = [
+        {"none": "0", **NUMBER_WORDS}.get(word, word)
+        for word in re.sub(r"\.(?!\d)", "", bare).lower().split()
+    ]
+    return (
+        " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
+        or text.lower()
+    )
 
 
 def _make_reference_scorer(name: str, combine: Callable[[list[bool]], float]) -> Scorer:
@@ -144,7 +187,14 @@ def _make_reference_scorer(name: str, combine: Callable[[list[bool]], float]) ->
 
     def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
         given = normalise(answer)
-        return {name: combine([given != "" and normalise(text) == given for text in require_references(facts, name)])}
+        return {
+            name: combine(
+                [
+                    given != "" and normalise(text) == given
+                    for text in require_references(facts, name)
+                ]
+            )
+        }
 
     return make_scorer(name, parts)
 
@@ -160,27 +210,43 @@ def _vote(matches: list[bool]) -> float:
     return float(np.mean([min(n / 3, 1) for n in others]))
 
 
-exact_match = _make_reference_scorer("exact_match", any)  # 1 if the answer is the reference, or one of them, else 0
+exact_match = _make_reference_scorer(
+    "exact_match", any
+)  # 1 if the answer is the reference, or one of them, else 0
 vqa_accuracy = _make_reference_scorer("vqa_accuracy", _vote)
 
 
 # --- Sums, and the way into TRL ---
 
 
-def weighted_scorer(scorers: Mapping[Scorer, float] | Sequence[tuple[str, Scorer, float]]) -> Scorer:
+def weighted_scorer(
+    scorers: Mapping[Scorer, float] | Sequence[tuple[str, Scorer, float]],
+) -> Scorer:
     """Σ weight · scorer, one part each: `weighted_scorer({cosine: 0.7, clip: 0.3})` is α·cosine + β·CLIP.
 
     Weights are no shares: CLIPScore spans 0 … 2.5, a count reward 0 … 1. Parts are named after the
     functions, or as given: [(name, scorer, weight), …]. Raises UsageError if two names are equal.
     """
-    rows = [(s.__name__, s, w) for s, w in scorers.items()] if isinstance(scorers, Mapping) else list(scorers)
+    rows = (
+        [(s.__name__, s, w) for s, w in scorers.items()]
+        if isinstance(scorers, Mapping)
+        else list(scorers)
+    )
     names = [name for name, _, _ in rows]
     if not rows or len(set(names)) < len(names):
-        raise UsageError(f"scorers: the names {names} must be one or more, and differ. Give [(name, scorer, weight)].")
+        raise UsageError(
+            f"scorers: the names {names} must be one or more, and differ. Give [(name, scorer, weight)]."
+        )
 
     def batch(given: Sequence[ScorerInputs]) -> list[Score]:
-        columns = [[weight * score.total for score in score_all(scorer, given)] for _, scorer, weight in rows]
-        return [Score(sum(values), dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+        columns = [
+            [weight * score.total for score in score_all(scorer, given)]
+            for _, scorer, weight in rows
+        ]
+        return [
+            Score(sum(values), dict(zip(names, values, strict=True)))
+            for values in zip(*columns, strict=True)
+        ]
 
     score = make_scorer("+".join(names), lambda *given: batch([given])[0].parts)
     score.batch = batch
@@ -191,7 +257,13 @@ def _last_message(messages: str | list[dict], role: str) -> str:
     """Last message of `role` in chat messages whose content is text or blocks; a plain text is returned as it is."""
     if isinstance(messages, str):
         return messages
-    content = next((message.get("content") for message in reversed(messages) if message["role"] == role), None) or ""
+    content = (
+        next(
+            (message.get("content") for message in reversed(messages) if message["role"] == role),
+            None,
+        )
+        or ""
+    )
     if isinstance(content, str):
         return content
     return " ".join(block["text"] for block in content if block["type"] == "text")
@@ -199,9 +271,15 @@ def _last_message(messages: str | list[dict], role: str) -> str:
 
 def _image(columns: Mapping[str, list], row: int) -> Image | None:
     """The image of a row of TRL's columns `images` or `image`. Raises UsageError if it has several."""
-    images = (columns["images"][row] or []) if "images" in columns else columns.get("image", [])[row : row + 1]
+    images = (
+        (columns["images"][row] or [])
+        if "images" in columns
+        else columns.get("image", [])[row : row + 1]
+    )
     if len(images) > 1:
-        raise UsageError(f"row {row} of the batch has {len(images)} images, a scorer reads one. Leave such rows out.")
+        raise UsageError(
+            f"row {row} of the batch has {len(images)} images, a scorer reads one. Leave such rows out."
+        )
     return images[0] if images else None
 
 
@@ -217,9 +295,16 @@ def grpo_reward_function(scorer: Scorer, facts_column: str = "truth") -> Callabl
         totals = []
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             facts = columns[facts_column][row] if facts_column in columns else None
-            if isinstance(facts, Mapping):  # `datasets` fills in None for classes that only other rows have
+            if isinstance(
+                facts, Mapping
+            ):  # `datasets` fills in None for classes that only other rows have
                 facts = {name: n for name, n in facts.items() if n is not None}
-            given = (_image(columns, row), _last_message(prompt, "user"), _last_message(completion, "assistant"), facts)
+            given = (
+                _image(columns, row),
+                _last_message(prompt, "user"),
+                _last_message(completion, "assistant"),
+                facts,
+            )
             totals.append(scorer(*given).total)
         return totals
 

@@ -31,7 +31,9 @@ def cosine_scorer(embed: Embedder) -> Scorer:
     """
 
     def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
-        vectors = np.asarray(embed([answer, *require_references(facts, "cosine")]), dtype=float)  # (1 + references, d)
+        vectors = np.asarray(
+            embed([answer, *require_references(facts, "cosine")]), dtype=float
+        )  # (1 + references, d)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
         return {"cosine": (units[1:] @ units[0]).max()}
@@ -49,7 +51,9 @@ def tfidf_embedder(corpus: Sequence[str], ngrams: tuple[int, int] = (1, 2)) -> E
     try:
         vectorizer.fit(corpus)
     except ValueError as error:
-        raise UsageError(f"corpus: cannot fit TF-IDF ({error}). Give the answers of the training data.") from None
+        raise UsageError(
+            f"corpus: cannot fit TF-IDF ({error}). Give the answers of the training data."
+        ) from None
     return lambda texts: vectorizer.transform(texts).toarray()
 
 
@@ -89,24 +93,41 @@ def clip_scorer(model: torch.nn.Module, processor: Callable) -> Scorer:
     @torch.no_grad()
     def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
         if image is None:
-            raise UsageError("clip: there is no image to compare the answer with. Give one, or take another scorer.")
-        limit = {"truncation": True, "max_length": model.config.text_config.max_position_embeddings}  # 77 in CLIP
-        inputs = processor(text=[answer], images=[image.convert("RGB")], return_tensors="pt", **limit)
+            raise UsageError(
+                "clip: there is no image to compare the answer with. Give one, or take another scorer."
+            )
+        limit = {
+            "truncation": True,
+            "max_length": model.config.text_config.max_position_embeddings,
+        }  # 77 in CLIP
+        inputs = processor(
+            text=[answer], images=[image.convert("RGB")], return_tensors="pt", **limit
+        )
         output = model(**inputs.to(model.device))
-        return {"clip": 2.5 * max(torch.cosine_similarity(output.text_embeds, output.image_embeds).item(), 0.0)}
+        return {
+            "clip": 2.5
+            * max(torch.cosine_similarity(output.text_embeds, output.image_embeds).item(), 0.0)
+        }
 
     return make_scorer("clip", parts)
 
 
 def load_clip(name: str | Path = "openai/clip-vit-base-patch32") -> Scorer:
     """`clip_scorer` of a hub id or local folder. Raises UsageError if it is no CLIP or cannot be had."""
-    from transformers import AutoConfig, CLIPModel, CLIPProcessor  # slow to import, and rarely needed
+    from transformers import (
+        AutoConfig,
+        CLIPModel,
+        CLIPProcessor,
+    )  # slow to import, and rarely needed
 
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != "clip":  # transformers would go on, with random weights
             raise ValueError(f"it is a {kind} model")
-        model, processor = CLIPModel.from_pretrained(name, dtype=torch.float32), CLIPProcessor.from_pretrained(name)
+        model, processor = (
+            CLIPModel.from_pretrained(name, dtype=torch.float32),
+            CLIPProcessor.from_pretrained(name),
+        )
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{name}: cannot be loaded as a CLIP ({_reason(error)}). Check name and network; offline, give the folder "

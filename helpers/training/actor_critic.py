@@ -41,7 +41,9 @@ class ActorCritic(nn.Module):
     Each is one pass. The second is for a critic with its own adapter, within `as_critic()`.
     """
 
-    def __init__(self, policy: PeftModel, processor: ProcessorMixin, settings: PPOSettings, seed: int = 0):
+    def __init__(
+        self, policy: PeftModel, processor: ProcessorMixin, settings: PPOSettings, seed: int = 0
+    ):
         super().__init__()
         self.policy, self.settings, self.banned = policy, settings, models.banned_tokens(processor)
         self.adapter = [p for p in policy.parameters() if p.requires_grad]
@@ -52,14 +54,18 @@ class ActorCritic(nn.Module):
     def _add_critic(self, seed: int) -> None:
         settings, hidden = self.settings, self.policy.config.get_text_config().hidden_size
         torch.manual_seed(seed)
-        self.critic = ValueHead(hidden, settings.critic_layers, settings.critic_sees_image).to(self.policy.device)
+        self.critic = ValueHead(hidden, settings.critic_layers, settings.critic_sees_image).to(
+            self.policy.device
+        )
         self.own_adapter = settings.critic_adapter
         if self.own_adapter:
             if CRITIC_ADAPTER in self.policy.peft_config:
                 self.policy.delete_adapter(CRITIC_ADAPTER)
             with models.use_adapter(self.policy, self.policy.active_adapter):
                 models.add_adapter(self.policy, settings.lora, seed, CRITIC_ADAPTER)
-            self.critic_adapter = [p for name, p in self.policy.named_parameters() if f".{CRITIC_ADAPTER}." in name]
+            self.critic_adapter = [
+                p for name, p in self.policy.named_parameters() if f".{CRITIC_ADAPTER}." in name
+            ]
             for parameter in self.critic_adapter:  # as several processes must find them
                 parameter.requires_grad_(True)
 
@@ -82,7 +88,9 @@ class ActorCritic(nn.Module):
         if self.critic is not None and not self.own_adapter:
             states = states.detach() if self.settings.critic_detached else states
             values = self.critic(states.float(), packed.pooled)
-        return TokenFigures(*(figure.where(mask, 0.0) for figure in (logps, losses.entropy(logits), values)))
+        return TokenFigures(
+            *(figure.where(mask, 0.0) for figure in (logps, losses.entropy(logits), values))
+        )
 
     @torch.no_grad()
     def values(self, packed: PackedAnswers, figures: TokenFigures) -> Tensor:
@@ -120,10 +128,16 @@ def warm_up_critic(
     are in one pass. forward: `actor`, as several processes call it. Raises UsageError without such a critic.
     """
     if not actor.own_adapter:
-        raise UsageError("only a critic with an adapter of its own can be warmed up: set critic_adapter=True.")
+        raise UsageError(
+            "only a critic with an adapter of its own can be warmed up: set critic_adapter=True."
+        )
     learning_rate = actor.settings.critic_warm_up_learning_rate
-    adamw = torch.optim.AdamW(actor.trainable_parameters()["critic"], lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, 0.0, epochs * -(-number_of_prompts // prompts_per_step))
+    adamw = torch.optim.AdamW(
+        actor.trainable_parameters()["critic"], lr=learning_rate, weight_decay=0.0
+    )
+    schedule = torch.optim.lr_scheduler.LinearLR(
+        adamw, 1.0, 0.0, epochs * -(-number_of_prompts // prompts_per_step)
+    )
     optimizer = accelerator.prepare(adamw)
     rng, history = np.random.default_rng(0), []
     step_starts = range(prompts_per_step, number_of_prompts, prompts_per_step)
@@ -137,7 +151,9 @@ def warm_up_critic(
                 with actor.as_critic():
                     with accelerator.autocast():
                         values = forward(packed, critic=True)
-                    loss = 0.5 * losses.masked_mean((values - scores[:, None]) ** 2, packed.mask[:, 1:], tokens)
+                    loss = 0.5 * losses.masked_mean(
+                        (values - scores[:, None]) ** 2, packed.mask[:, 1:], tokens
+                    )
                     accelerator.backward(loss)
                 total += float(loss.detach())
             optimizer.step(), schedule.step(), optimizer.zero_grad()

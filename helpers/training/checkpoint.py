@@ -21,7 +21,9 @@ from .rollout import Task
 CheckpointState = dict[str, Any]
 
 
-def run_identity(model: PeftModel, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any) -> dict[str, str]:
+def run_identity(
+    model: PeftModel, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any
+) -> dict[str, str]:
     """Describe what a resumed run must share with its checkpoint: settings, data, base model and processor."""
     asked = []
     for task in tasks:
@@ -44,8 +46,12 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> CheckpointState:
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch has no error of its own for a file that is none of its
-        raise UsageError(f"{path}: cannot be read ({type(error).__name__}). Delete it to start afresh.") from None
+        raise UsageError(
+            f"{path}: cannot be read ({type(error).__name__}). Delete it to start afresh."
+        ) from None
     differs = [name for name, value in identity.items() if state["identity"].get(name) != value]
     if differs:
-        raise UsageError(f"{path}: of a run with other {', '.join(differs)}. Put that back, or delete the file.")
+        raise UsageError(
+            f"{path}: of a run with other {', '.join(differs)}. Put that back, or delete the file."
+        )
     return state

@@ -25,9 +25,15 @@ class PairCollator:
         pairs, n = [from_trl(example) for example in examples], len(examples)
         conversations, images = [pair.prompt for pair in pairs], [pair.images for pair in pairs]
         answers = [[pair.chosen, pair.rejected] for pair in pairs]
-        order = [*range(0, 2 * n, 2), *range(1, 2 * n, 2)]  # TRL's: all chosen answers, then all rejected ones
+        order = [
+            *range(0, 2 * n, 2),
+            *range(1, 2 * n, 2),
+        ]  # TRL's: all chosen answers, then all rejected ones
         if self.spoilt:
-            conversations, images = conversations * 2, images + [_first_negative(example) for example in examples]
+            conversations, images = (
+                conversations * 2,
+                images + [_first_negative(example) for example in examples],
+            )
             answers = answers + [[pair.chosen] for pair in pairs]
             order += range(2 * n, 3 * n)
         prompts = self.packer.encode(conversations, images)
@@ -37,7 +43,9 @@ class PairCollator:
             keys = [[*key, prompts.image_hashes[n + i]] for i, key in enumerate(keys)]
         padding = self.packer.processor.tokenizer.pad_token_id
         return {
-            "input_ids": packed.ids[: 2 * n],  # what TRL calls so: labels, with the token before them
+            "input_ids": packed.ids[
+                : 2 * n
+            ],  # what TRL calls so: labels, with the token before them
             "completion_mask": packed.mask[: 2 * n].long(),
             "attention_mask": (packed.inputs["input_ids"] != padding).long(),
             "packed": packed,
@@ -47,5 +55,7 @@ class PairCollator:
 
 def _first_negative(example: dict[str, Any]) -> list:
     if not example.get("negative_images"):
-        raise UsageError("a pair has no negative_images, which image_weight needs: see pairs.add_image_negatives.")
+        raise UsageError(
+            "a pair has no negative_images, which image_weight needs: see pairs.add_image_negatives."
+        )
     return example["negative_images"][:1]

@@ -26,7 +26,9 @@ def new_accelerator(stage: str, find_unused_parameters: bool = False) -> Acceler
     """
     half = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(compute_dtype(), "no")
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)]
-    accelerator = Accelerator(mixed_precision=half, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers)
+    accelerator = Accelerator(
+        mixed_precision=half, cpu=not torch.cuda.is_available(), kwargs_handlers=handlers
+    )
     if accelerator.distributed_type not in ONE_COPY_EACH:
         raise UsageError(
             f"{stage} runs with a whole model in each process, not with {accelerator.distributed_type.value}: launch it "
@@ -50,7 +52,9 @@ def gather_in_order(accelerator: Accelerator, own_results: list) -> list:
     n = accelerator.num_processes
     if n == 1:
         return own_results
-    tagged = [(place * n + accelerator.process_index, item) for place, item in enumerate(own_results)]
+    tagged = [
+        (place * n + accelerator.process_index, item) for place, item in enumerate(own_results)
+    ]
     return [item for _, item in sorted(gather_object(tagged), key=lambda pair: pair[0])]
 
 

@@ -94,8 +94,12 @@ class AnswerForward:
     def __call__(self, packed: PackedAnswers, input_ids: Tensor, **_) -> CausalLMOutput:
         logits, pairs = answer_logits(self.model, packed), len(input_ids)
         if pairs < len(logits):
-            self.spoilt_logps = completion_logps(logits[pairs:], packed.ids[pairs:], packed.mask[pairs:])
-        return CausalLMOutput(logits=logits[:pairs].float())  # else TRL takes log-softmax in 16 bits
+            self.spoilt_logps = completion_logps(
+                logits[pairs:], packed.ids[pairs:], packed.mask[pairs:]
+            )
+        return CausalLMOutput(
+            logits=logits[:pairs].float()
+        )  # else TRL takes log-softmax in 16 bits
 
 
 class VLMDPOTrainer(DPOTrainer):
@@ -114,13 +118,20 @@ class VLMDPOTrainer(DPOTrainer):
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
-        return inputs | {"packed": inputs["packed"].to(self.accelerator.device)} if "packed" in inputs else inputs
+        return (
+            inputs | {"packed": inputs["packed"].to(self.accelerator.device)}
+            if "packed" in inputs
+            else inputs
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "packed" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         reference, policy = self._reference(inputs), AnswerForward(model)
-        inputs = inputs | {"ref_chosen_logps": reference[:, 0], "ref_rejected_logps": reference[:, 1]}
+        inputs = inputs | {
+            "ref_chosen_logps": reference[:, 0],
+            "ref_rejected_logps": reference[:, 1],
+        }
         loss, outputs = super().compute_loss(policy, inputs, True, num_items_in_batch)
         if self.image_weight or self.anchor_weight:
             loss = loss + self._image_terms(inputs, outputs.logits, policy.spoilt_logps, reference)
@@ -135,18 +146,26 @@ class VLMDPOTrainer(DPOTrainer):
             self.model.eval()  # a copy of an adapter with dropout is a reference without
             columns = [*self.compute_ref_log_probs(forward, inputs)]
             self.model.train(was_training)
-            kept = torch.stack(columns + ([] if forward.spoilt_logps is None else [forward.spoilt_logps]), dim=1)
+            kept = torch.stack(
+                columns + ([] if forward.spoilt_logps is None else [forward.spoilt_logps]), dim=1
+            )
             store.add(inputs["keys"], kept)
         return kept.to(self.accelerator.device)
 
-    def _image_terms(self, inputs: dict[str, Any], logits: Tensor, spoilt: Tensor, reference: Tensor) -> Tensor:
+    def _image_terms(
+        self, inputs: dict[str, Any], logits: Tensor, spoilt: Tensor, reference: Tensor
+    ) -> Tensor:
         n = len(spoilt)
-        chosen = completion_logps(logits[:n], inputs["input_ids"][:n], inputs["completion_mask"][:n])
+        chosen = completion_logps(
+            logits[:n], inputs["input_ids"][:n], inputs["completion_mask"][:n]
+        )
         image, margin = dpo_loss(chosen, spoilt, reference[:, 0], reference[:, 2], self.beta)
         metrics = self._metrics["train" if self.model.training else "eval"]
         metrics["image/accuracies"].append(float((margin > 0).float().mean()))
         metrics["image/margins"].append(float(self.beta * margin.mean()))
-        return self.image_weight * image + self.anchor_weight * anchor_loss(chosen, reference[:, 0], self.beta)
+        return self.image_weight * image + self.anchor_weight * anchor_loss(
+            chosen, reference[:, 0], self.beta
+        )
 
 
 def dpo_trainer(
@@ -180,7 +199,9 @@ def dpo_trainer(
     # on the CPU, where TRL's loader pins batches; `_prepare_inputs` moves them
     packer = Packer(model, processor, cache=folder, packs=packs, device="cpu")
     if not packer.packs and (settings.image_weight or settings.anchor_weight):
-        raise UsageError("image_weight and anchor_weight need one row per image, which this model cannot do: set 0.")
+        raise UsageError(
+            "image_weight and anchor_weight need one row per image, which this model cannot do: set 0."
+        )
     trainer = VLMDPOTrainer(
         model=model,
         args=dpo_config(settings, seed, output_dir),
@@ -209,13 +230,21 @@ def _restore(model: PeftModel, weights: dict[str, Tensor]) -> None:
 
 
 def _use_packed(
-    trainer: VLMDPOTrainer, packer: Packer, settings: DPOSettings, reference: str | None, cache: Path | None
+    trainer: VLMDPOTrainer,
+    packer: Packer,
+    settings: DPOSettings,
+    reference: str | None,
+    cache: Path | None,
 ) -> None:
-    store = ReferenceLogps(reference_hash(trainer.model, trainer.processing_class, reference), cache)
+    store = ReferenceLogps(
+        reference_hash(trainer.model, trainer.processing_class, reference), cache
+    )
     spoilt = bool(settings.image_weight or settings.anchor_weight)
     trainer.data_collator = PairCollator(packer, store, spoilt)
     trainer.image_weight, trainer.anchor_weight = settings.image_weight, settings.anchor_weight
-    trainer.precompute_ref_logps = True  # TRL takes them from the batch; as an argument it refuses this for images
+    trainer.precompute_ref_logps = (
+        True  # TRL takes them from the batch; as an argument it refuses this for images
+    )
 
 
 def _align_special_tokens(model: PeftModel, processor: ProcessorMixin) -> None:
@@ -231,12 +260,16 @@ class ProgressBar(TrainerCallback):
     """One bar with the loss and the accuracy of the step."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="DPO", unit="step", mininterval=1)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="DPO", unit="step", mininterval=1
+        )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "rewards/accuracies" in logs:
             self.bar.set_postfix(
-                loss=f"{logs['loss']:.3f}", accuracy=f"{logs['rewards/accuracies']:.2f}", refresh=False
+                loss=f"{logs['loss']:.3f}",
+                accuracy=f"{logs['rewards/accuracies']:.2f}",
+                refresh=False,
             )
             self.bar.update(state.global_step - self.bar.n)
 
@@ -252,6 +285,13 @@ def train_dpo(trainer: DPOTrainer, resume: bool = False) -> DPORun:
     trainer.model.eval()
     log = [{k: v for k, v in row.items()} for row in trainer.state.log_history if "loss" in row]
     args = trainer.args
-    pairs = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    watching = sum(getattr(callback, "watching", 0) for callback in trainer.callback_handler.callbacks)
+    pairs = (
+        trainer.state.global_step
+        * args.train_batch_size
+        * args.gradient_accumulation_steps
+        * args.world_size
+    )
+    watching = sum(
+        getattr(callback, "watching", 0) for callback in trainer.callback_handler.callbacks
+    )
     return DPORun(log, time.perf_counter() - started - watching, pairs)

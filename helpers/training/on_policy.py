@@ -48,6 +48,8 @@ def on_policy_round(
     ranked = sample_and_rank(policy, processor, items, score, seed=sampling_seed)
     pairs = to_trl(ranked, "extremes")
     out = folder / "trainer"
-    trainer = dpo_trainer(policy, processor, pairs, settings, seed=seed, output_dir=out, cache=cache)
+    trainer = dpo_trainer(
+        policy, processor, pairs, settings, seed=seed, output_dir=out, cache=cache
+    )
     run = train_dpo(trainer)
     return OnPolicyRound(trainer.model, len(pairs), run)

@@ -69,20 +69,33 @@ class PPOTrainer:
         packs: bool | None = None,
     ):
         # policy and critic have a pass each, in which the other one's weights are not used
-        self.accelerator = distributed.new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
+        self.accelerator = distributed.new_accelerator(
+            "PPO", find_unused_parameters=settings.critic_adapter
+        )
         self.shards = max(settings.shards, self.accelerator.num_processes)
         settings.check(len(tasks), self.shards, self.accelerator.num_processes)
         if not isinstance(model, PeftModel):
             model = models.add_adapter(model, settings.lora, seed)
         seed_everything(seed)
-        self.model, self.processor, self.tasks, self.score, self.truth = model, processor, tasks, score, truth
+        self.model, self.processor, self.tasks, self.score, self.truth = (
+            model,
+            processor,
+            tasks,
+            score,
+            truth,
+        )
         self.settings, self.seed, self.watch, self.checkpoint = settings, seed, watch, checkpoint
-        self.packer = Packer(model, processor, cache=cache, packs=packs, device=self.accelerator.device)
+        self.packer = Packer(
+            model, processor, cache=cache, packs=packs, device=self.accelerator.device
+        )
         self.actor = ActorCritic(model, processor, settings, seed)
         self.forward = distributed.wrap_for_processes(self.accelerator, self.actor)
         self.trainable_parameters = self.actor.trainable_parameters()
         peaks = {"adapter": settings.learning_rate, "critic": settings.critic_learning_rate}
-        groups = [{"params": self.trainable_parameters[name], "lr": lr, "peak": lr} for name, lr in peaks.items()]
+        groups = [
+            {"params": self.trainable_parameters[name], "lr": lr, "peak": lr}
+            for name, lr in peaks.items()
+        ]
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(groups, weight_decay=0.0, eps=settings.adam_epsilon)
         )
@@ -98,14 +111,21 @@ class PPOTrainer:
             self._resume(self.checkpoint)
         settings, main = self.settings, self.accelerator.is_main_process
         bar = tqdm(
-            total=settings.iterations, initial=self.iteration, desc=settings.advantages, disable=not main or None
+            total=settings.iterations,
+            initial=self.iteration,
+            desc=settings.advantages,
+            disable=not main or None,
         )
         while self.iteration < settings.iterations and not self.stopped:
             started = time.perf_counter()
             row = self.iterate()
             self.iteration += 1
             self.seconds += (took := time.perf_counter() - started)
-            row |= {"iteration": self.iteration, "seconds": self.seconds, "tokens_per_second": row["tokens"] / took}
+            row |= {
+                "iteration": self.iteration,
+                "seconds": self.seconds,
+                "tokens_per_second": row["tokens"] / took,
+            }
             self.log.append(row)
             for look in self.watch:
                 look(self)
@@ -118,7 +138,11 @@ class PPOTrainer:
         return self.log
 
     def warm_up_critic(
-        self, tasks: Sequence[Task], answers: Sequence[Sequence[str]], epochs: int = 8, prompts_per_step: int = 16
+        self,
+        tasks: Sequence[Task],
+        answers: Sequence[Sequence[str]],
+        epochs: int = 8,
+        prompts_per_step: int = 16,
     ) -> list[float]:
         """Train the critic on answers to each task, whoever wrote them, and their scores: no sample is drawn.
 
@@ -133,14 +157,23 @@ class PPOTrainer:
                     given = [tasks[i].scorer_inputs(pictures, text) for text in answers[i]]
                     known[i] = [result.total for result in score_all(self.score, given)]
             scores = torch.tensor([value for i in chosen for value in known[i]])
-            packed = self.packer([tasks[i].turns for i in chosen], images, [answers[i] for i in chosen])
+            packed = self.packer(
+                [tasks[i].turns for i in chosen], images, [answers[i] for i in chosen]
+            )
             return packed, scores.to(self.accelerator.device)
 
         self.model.eval()
         self._train_mode()
         at_a_time = self.settings.mini_batch
         return warm_up_critic(
-            self.actor, self.forward, self.accelerator, batch, len(tasks), epochs, prompts_per_step, at_a_time
+            self.actor,
+            self.forward,
+            self.accelerator,
+            batch,
+            len(tasks),
+            epochs,
+            prompts_per_step,
+            at_a_time,
         )
 
     def iterate(self) -> IterationRow:
@@ -152,8 +185,12 @@ class PPOTrainer:
         }
         row |= self.update(experience)
         row = distributed.mean_rows(self.accelerator, row)
-        row["samples"] = (self.iteration + 1) * self.settings.prompts_per_iteration * self.settings.group_size
-        self.kl.update(row["objective/kl"], self.settings.prompts_per_iteration * self.settings.group_size)
+        row["samples"] = (
+            (self.iteration + 1) * self.settings.prompts_per_iteration * self.settings.group_size
+        )
+        self.kl.update(
+            row["objective/kl"], self.settings.prompts_per_iteration * self.settings.group_size
+        )
         return row
 
     def sample(self) -> Rollout:
@@ -185,22 +222,31 @@ class PPOTrainer:
         size = self.settings.prompts_per_iteration
         number, place = divmod(self.iteration, len(self.tasks) // size)
         order = np.random.default_rng([self.seed, number]).permutation(len(self.tasks))
-        return [self.tasks[i] for i in order[place * size : (place + 1) * size][shard :: self.shards]]
+        return [
+            self.tasks[i] for i in order[place * size : (place + 1) * size][shard :: self.shards]
+        ]
 
     @torch.no_grad()
     def experience(self, rollout: Rollout) -> Experience:
         """Compute log-probabilities, values, rewards, advantages and returns of the sampled answers."""
         settings, scores = self.settings, rollout.scores.to(self.accelerator.device)
         if self.iteration == 0:
-            self.actor.start_at(float(distributed.mean_over_processes(self.accelerator, scores.mean())))
-        looks = [self._look_at(self.pack(rollout, part)) for part in self._slices(range(len(rollout.prompts)))]
+            self.actor.start_at(
+                float(distributed.mean_over_processes(self.accelerator, scores.mean()))
+            )
+        looks = [
+            self._look_at(self.pack(rollout, part))
+            for part in self._slices(range(len(rollout.prompts)))
+        ]
         mask, old, entropy, values, reference = map(pad_and_stack, zip(*looks, strict=True))
         kl = losses.KL_ESTIMATORS[settings.kl_estimator](old - reference)
         in_loss = settings.advantages == "grpo"  # its KL is a term of the loss
         rewards = losses.token_rewards(scores, kl, mask, 0.0 if in_loss else self.kl.weight)
         totals = rewards.sum(1)
         if self.actor.critic is None:
-            values = distributed.mean_over_processes(self.accelerator, totals.mean()) * mask  # a constant
+            values = (
+                distributed.mean_over_processes(self.accelerator, totals.mean()) * mask
+            )  # a constant
         advantages, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
         if settings.advantages == "gae" and settings.whiten:
             advantages = losses.whiten(
@@ -209,8 +255,12 @@ class PPOTrainer:
         elif settings.advantages == "rloo":
             advantages = losses.rloo_advantages(totals, settings.group_size)[:, None] * mask
         elif settings.advantages == "grpo":
-            advantages = losses.grpo_advantages(totals, settings.group_size, settings.whiten)[:, None] * mask
-        return Experience(rollout, mask, old, reference, values, entropy, rewards, advantages, returns)
+            advantages = (
+                losses.grpo_advantages(totals, settings.group_size, settings.whiten)[:, None] * mask
+            )
+        return Experience(
+            rollout, mask, old, reference, values, entropy, rewards, advantages, returns
+        )
 
     def _look_at(self, packed: PackedAnswers) -> tuple[Tensor, ...]:
         """Mask, the policy's log-probabilities and entropy, the critic's values, the reference's log-probabilities."""
@@ -228,11 +278,16 @@ class PPOTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = left * group["peak"]
         self._train_mode()
-        rng, tasks = np.random.default_rng([self.seed, self.iteration]), settings.prompts_per_iteration // self.shards
+        rng, tasks = (
+            np.random.default_rng([self.seed, self.iteration]),
+            settings.prompts_per_iteration // self.shards,
+        )
         size, starts = settings.mini_batch // self.shards, range(0, len(rollout.prompts), tasks)
         for _ in range(settings.epochs):
             for chosen in np.split(rng.permutation(tasks), range(size, tasks, size)):
-                rows.append(self.step(experience, np.concatenate([start + chosen for start in starts])))
+                rows.append(
+                    self.step(experience, np.concatenate([start + chosen for start in starts]))
+                )
                 if len(rows) == 1 and abs(rows[0]["ppo/ratio"] - 1) > settings.ratio_tolerance:
                     raise RuntimeError(
                         f"the ratio of new to old probability is {rows[0]['ppo/ratio']:.4f} before any update, not "
@@ -244,28 +299,39 @@ class PPOTrainer:
     def step(self, experience: Experience, tasks: Sequence[int]) -> IterationRow:
         """One optimizer step on the answers to the tasks with these numbers. What gets no gradient stays as it is."""
         settings = self.settings
-        batch, answers = self.pack(experience.rollout, tasks), experience.rollout.answer_numbers(tasks)
+        batch, answers = (
+            self.pack(experience.rollout, tasks),
+            experience.rollout.answer_numbers(tasks),
+        )
         mask = batch.mask[:, 1:]
         count = distributed.token_count(self.accelerator, mask)
         names = ("old_logps", "reference_logps", "values", "advantages", "returns")
-        old, reference, values, advantages, returns = (experience.cut(n, answers, mask.shape[1]) for n in names)
+        old, reference, values, advantages, returns = (
+            experience.cut(n, answers, mask.shape[1]) for n in names
+        )
         with self.accelerator.autocast():
             new = self.forward(batch)
         policy = losses.clipped_policy_loss(new.logps, old, advantages, mask, settings.clip, count)
         loss, value = policy.loss, torch.zeros(())
         if self.actor.critic is not None and not self.actor.own_adapter:
-            value = losses.clipped_value_loss(new.values, values, returns, mask, settings.value_clip, count)
+            value = losses.clipped_value_loss(
+                new.values, values, returns, mask, settings.value_clip, count
+            )
             loss = loss + settings.value_weight * value
         if settings.entropy_weight:
             loss = loss - settings.entropy_weight * losses.masked_mean(new.entropy, mask, count)
         if settings.advantages == "grpo" and self.kl.weight:
-            loss = loss + self.kl.weight * losses.masked_mean(losses.k3(new.logps - reference), mask, count)
+            loss = loss + self.kl.weight * losses.masked_mean(
+                losses.k3(new.logps - reference), mask, count
+            )
         self.accelerator.backward(loss)
         if self.actor.own_adapter:
             with self.actor.as_critic():
                 with self.accelerator.autocast():
                     own = self.forward(batch, critic=True)
-                value = losses.clipped_value_loss(own, values, returns, mask, settings.value_clip, count)
+                value = losses.clipped_value_loss(
+                    own, values, returns, mask, settings.value_clip, count
+                )
                 self.accelerator.backward(settings.value_weight * value)
         self.accelerator.unscale_gradients(self.optimizer)
         norms = {}
@@ -302,7 +368,9 @@ class PPOTrainer:
 
     def _weights(self) -> dict[str, Tensor]:
         """Return all trained weights by name: the policy's adapter, the critic's adapter and its head."""
-        known = {id(parameter) for group in self.trainable_parameters.values() for parameter in group}
+        known = {
+            id(parameter) for group in self.trainable_parameters.values() for parameter in group
+        }
         return {name: p.detach() for name, p in self.actor.named_parameters() if id(p) in known}
 
     def _save(self, path: Path) -> None:
@@ -312,13 +380,23 @@ class PPOTrainer:
             return
         scaler = self.accelerator.scaler
         state = {name: getattr(self, name) for name in ("identity", "iteration", "log", "seconds")}
-        state |= {"weights": self._weights(), "optimizer": self.optimizer.state_dict(), "kl_weight": self.kl.weight}
+        state |= {
+            "weights": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "kl_weight": self.kl.weight,
+        }
         save_checkpoint(path, state | {"scaler": scaler.state_dict() if scaler else None})
 
     @torch.no_grad()
     def _resume(self, path: Path) -> None:
-        own = {"settings": replace(self.settings, checkpoint_every=0, sampling_batch=0), "seed": self.seed}
-        own |= {"number of processes": self.accelerator.num_processes, "reward": self.score.__name__}
+        own = {
+            "settings": replace(self.settings, checkpoint_every=0, sampling_batch=0),
+            "seed": self.seed,
+        }
+        own |= {
+            "number of processes": self.accelerator.num_processes,
+            "reward": self.score.__name__,
+        }
         self.identity = run_identity(self.model, self.processor, self.tasks, **own)
         if not path.exists():
             return

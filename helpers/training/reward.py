@@ -30,14 +30,18 @@ from . import distributed
 # steps in a row whose numbers may break: a scaler of fp16 gradients halves itself each time, and needs a few such
 # steps at its start only
 MAX_OVERFLOWS = 8
-Objective = Callable[[Tensor, PreferenceRecord, RewardSettings], Tensor]  # scores (answers,) → losses (terms,)
+Objective = Callable[
+    [Tensor, PreferenceRecord, RewardSettings], Tensor
+]  # scores (answers,) → losses (terms,)
 
 
 @dataclass
 class RewardRun:
     """What a training leaves: a row for each step and for each evaluation, and its duration."""
 
-    log: list[dict[str, float]] = field(default_factory=list)  # step, loss, accuracy, learning_rate, grad_norm
+    log: list[dict[str, float]] = field(
+        default_factory=list
+    )  # step, loss, accuracy, learning_rate, grad_norm
     evaluations: list[dict[str, float]] = field(default_factory=list)  # step, accuracy, loss
     seconds: float = 0.0
     best_step: int = 0
@@ -51,10 +55,14 @@ def _pair_scores(scores: Tensor, record: PreferenceRecord) -> tuple[Tensor, Tens
     return scores[places[:, 0]], scores[places[:, 1]], torch.tensor(gaps, device=scores.device)
 
 
-def _bradley_terry_terms(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
+def _bradley_terry_terms(
+    scores: Tensor, record: PreferenceRecord, settings: RewardSettings
+) -> Tensor:
     better, worse, gaps = _pair_scores(scores, record)
     margin = settings.margin_weight * gaps
-    return bradley_terry_loss(better, worse, margin, settings.label_smoothing, settings.centring_weight)
+    return bradley_terry_loss(
+        better, worse, margin, settings.label_smoothing, settings.centring_weight
+    )
 
 
 def _focal_terms(scores: Tensor, record: PreferenceRecord, settings: RewardSettings) -> Tensor:
@@ -72,11 +80,14 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def losses_of(scores: Tensor, records: Sequence[PreferenceRecord], settings: RewardSettings) -> Tensor:
+def losses_of(
+    scores: Tensor, records: Sequence[PreferenceRecord], settings: RewardSettings
+) -> Tensor:
     """Compute all loss terms of a batch, (terms,), from the scores of its answers, (answers,)."""
     parts = scores.split([len(record.answers) for record in records])
     terms = [
-        OBJECTIVES[settings.objective](part, record, settings) for part, record in zip(parts, records, strict=True)
+        OBJECTIVES[settings.objective](part, record, settings)
+        for part, record in zip(parts, records, strict=True)
     ]
     return torch.cat(terms)
 
@@ -100,20 +111,26 @@ class RewardTrainer:
         checkpoint: Path | None = None,
     ):
         self.reward, self.settings = reward, settings
-        self.records, self.held_out = ([r for r in rows if any(r.tier_pairs())] for rows in (records, held_out))
+        self.records, self.held_out = (
+            [r for r in rows if any(r.tier_pairs())] for rows in (records, held_out)
+        )
         if not self.records or not self.held_out:
             raise UsageError(
                 f"{file_of(records)}: no pair of a better and a worse answer to train on, or none held out."
             )
         if settings.objective not in OBJECTIVES:
-            raise UsageError(f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}.")
+            raise UsageError(
+                f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}."
+            )
         self.seed, self.checkpoint, self.run, self.step = seed, checkpoint, RewardRun(), 0
         self.accelerator = distributed.new_accelerator("the reward model")
         self.per_step = settings.batch_size * settings.accumulation * self.accelerator.num_processes
         self.steps = settings.epochs * max(1, len(self.records) // self.per_step)
         self.every = max(1, self.steps // settings.evaluations)
         self.weights = reward.trainable_parameters()
-        adamw = torch.optim.AdamW(self.weights.values(), settings.learning_rate, weight_decay=settings.weight_decay)
+        adamw = torch.optim.AdamW(
+            self.weights.values(), settings.learning_rate, weight_decay=settings.weight_decay
+        )
         self.optimizer = self.accelerator.prepare(adamw)
         warmup = round(settings.warmup_share * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(adamw, warmup, self.steps)
@@ -130,7 +147,10 @@ class RewardTrainer:
         torch.manual_seed(self.seed)
         self._resume()
         started = time.perf_counter() - self.run.seconds
-        name, quiet = f"reward model, {self.settings.objective}", not self.accelerator.is_main_process or None
+        name, quiet = (
+            f"reward model, {self.settings.objective}",
+            not self.accelerator.is_main_process or None,
+        )
         bar = tqdm(total=self.steps, initial=self.step, desc=name, unit="step", disable=quiet)
         with self.reward.use_adapter():
             while self.step < self.steps and not self._is_stuck():
@@ -154,7 +174,9 @@ class RewardTrainer:
         figures = self.gradients(self._rows(self.step))
         norm = self.accelerator.clip_grad_norm_(self.weights.values(), self.settings.max_grad_norm)
         self._watch_numbers(figures["loss"], float(norm))
-        if self.accelerator.scaler or not self.not_finite:  # the scaler skips such a step itself, and learns from it
+        if (
+            self.accelerator.scaler or not self.not_finite
+        ):  # the scaler skips such a step itself, and learns from it
             self.optimizer.step()
         rate = self.schedule.get_last_lr()[0]
         self.schedule.step()
@@ -178,7 +200,9 @@ class RewardTrainer:
         """
         own, size = distributed.own_share(self.accelerator, rows), self.settings.batch_size
         pieces = [own[start : start + size] for start in range(0, len(own), size)]
-        terms = len(losses_of(torch.zeros(sum(len(row.answers) for row in rows)), rows, self.settings))
+        terms = len(
+            losses_of(torch.zeros(sum(len(row.answers) for row in rows)), rows, self.settings)
+        )
         terms /= self.accelerator.num_processes
         loss, found = 0.0, []
         for piece in pieces:
@@ -187,9 +211,13 @@ class RewardTrainer:
             part = losses_of(scores, piece, self.settings).sum() / terms
             self.accelerator.backward(part)
             loss += part.item()
-            values = [row.tolist() for row in scores.split([len(record.answers) for record in piece])]
+            values = [
+                row.tolist() for row in scores.split([len(record.answers) for record in piece])
+            ]
             found.append(pair_hits(pair_gaps(piece, values)))
-        return distributed.mean_rows(self.accelerator, {"loss": loss, "accuracy": float(np.concatenate(found).mean())})
+        return distributed.mean_rows(
+            self.accelerator, {"loss": loss, "accuracy": float(np.concatenate(found).mean())}
+        )
 
     def _rows(self, step: int) -> list[PreferenceRecord]:
         """The records of a step: every epoch has an order of its own, which only seed and epoch decide."""
@@ -199,12 +227,16 @@ class RewardTrainer:
         return [self.records[i] for i in order[place * self.per_step : (place + 1) * self.per_step]]
 
     def _batch(self, rows: Sequence[PreferenceRecord]) -> PackedAnswers:
-        images = [[open_image(image, record.place) for image in record.image_paths] for record in rows]
+        images = [
+            [open_image(image, record.place) for image in record.image_paths] for record in rows
+        ]
         return self.reward.batch(rows, images)
 
     def _evaluate(self) -> None:
         accuracy, loss = self.held_out_accuracy()
-        if not self.run.evaluations or accuracy > max(row["accuracy"] for row in self.run.evaluations):
+        if not self.run.evaluations or accuracy > max(
+            row["accuracy"] for row in self.run.evaluations
+        ):
             self.best = {name: value.detach().cpu().clone() for name, value in self.weights.items()}
             self.run.best_step = self.step
         self.run.evaluations.append({"step": self.step, "accuracy": accuracy, "loss": loss})
@@ -241,7 +273,10 @@ class RewardTrainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "random": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])],
+            "random": [
+                torch.get_rng_state(),
+                *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []),
+            ],
         }
         with replace_file(self.checkpoint) as temporary:
             torch.save(state, temporary)
@@ -251,7 +286,9 @@ class RewardTrainer:
             return
         state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         if state["settings"] != repr((self.settings, self.seed, len(self.records))):
-            raise UsageError(f"{self.checkpoint}: of a run with other settings or data. Delete it to start afresh.")
+            raise UsageError(
+                f"{self.checkpoint}: of a run with other settings or data. Delete it to start afresh."
+            )
         self.step, self.run, self.best = state["step"], RewardRun(**state["run"]), state["best"]
         self._restore(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])

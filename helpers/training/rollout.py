@@ -43,7 +43,9 @@ class Task:
 
 def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
     """The prompts of records; their answers are not used, their truth is."""
-    return [Task(tuple(record.image_paths), tuple(record.prompt), record.truth) for record in records]
+    return [
+        Task(tuple(record.image_paths), tuple(record.prompt), record.truth) for record in records
+    ]
 
 
 def tasks_asking(
@@ -81,7 +83,10 @@ class Rollout:
         """The rollouts of several lists of tasks as one."""
         if len(parts) == 1:
             return parts[0]
-        rows = {name: [x for part in parts for x in getattr(part, name)] for name in ("images", "ids", "texts")}
+        rows = {
+            name: [x for part in parts for x in getattr(part, name)]
+            for name in ("images", "ids", "texts")
+        }
         names = dict.fromkeys(name for part in parts for name in part.parts)
         return cls(
             prompts=EncodedPrompts.concatenate([part.prompts for part in parts]),
@@ -89,7 +94,10 @@ class Rollout:
             group_size=parts[0].group_size,
             ended=torch.cat([part.ended for part in parts]),
             scores=torch.cat([part.scores for part in parts]),
-            parts={n: torch.cat([p.parts.get(n, torch.zeros(len(p.scores))) for p in parts]) for n in names},
+            parts={
+                n: torch.cat([p.parts.get(n, torch.zeros(len(p.scores))) for p in parts])
+                for n in names
+            },
             truth=None if parts[0].truth is None else torch.cat([part.truth for part in parts]),
         )
 
@@ -155,7 +163,9 @@ def roll_out(
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed,
     )  # fmt: skip
     texts = answer_texts(packer.processor, ids)
-    rows = [tasks[i].scorer_inputs(images[i], text) for i, text in zip(repeated, texts, strict=True)]
+    rows = [
+        tasks[i].scorer_inputs(images[i], text) for i, text in zip(repeated, texts, strict=True)
+    ]
     found, ends = score_all(score, rows), torch.tensor(ended)
     names = dict.fromkeys(name for result in found for name in result.parts)
     return Rollout(

@@ -40,7 +40,8 @@ def experience_figures(experience: Experience) -> IterationRow:
         "ppo/advantages/size": masked_mean(experience.advantages.abs(), mask),
         "answers/tokens": mask.sum(1).float().mean(),
         "answers/not_ended": (~rollout.ended).float().mean(),
-        "answers/repeated": sum(repeated_share(row.tolist()) for row in rollout.ids) / len(rollout.ids),
+        "answers/repeated": sum(repeated_share(row.tolist()) for row in rollout.ids)
+        / len(rollout.ids),
         "answers/distinct": len(set(rollout.texts)) / len(rollout.texts),
         "groups/zero_variance": (grouped == grouped[:, :1]).all(1).float().mean(),
         "tokens": mask.sum(),
@@ -73,7 +74,10 @@ class JSONLog:
 
     def __call__(self, trainer) -> None:
         # NaN is no JSON
-        rows = [{name: value if value == value else None for name, value in row.items()} for row in trainer.log]
+        rows = [
+            {name: value if value == value else None for name, value in row.items()}
+            for row in trainer.log
+        ]
         write_lines(self.path, (json.dumps(row) for row in rows))
 
 
@@ -87,8 +91,13 @@ class SampleLog:
         if trainer.iteration % self.every and trainer.iteration > 1:
             return
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in kept if json.loads(line)["iteration"] < trainer.iteration]  # of a run that went on
-        write_lines(self.path, [*kept, *(json.dumps(row, ensure_ascii=False) for row in first_samples(trainer))])
+        kept = [
+            line for line in kept if json.loads(line)["iteration"] < trainer.iteration
+        ]  # of a run that went on
+        write_lines(
+            self.path,
+            [*kept, *(json.dumps(row, ensure_ascii=False) for row in first_samples(trainer))],
+        )
 
 
 def first_samples(trainer) -> list[dict]:
@@ -112,7 +121,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UsageError("TensorBoard is not installed: pip install tensorboard, or do without its log.") from None
+            raise UsageError(
+                "TensorBoard is not installed: pip install tensorboard, or do without its log."
+            ) from None
         self.folder, self.make, self.writer = folder, SummaryWriter, None
 
     def __call__(self, trainer) -> None:
@@ -130,7 +141,9 @@ class HeldOutAnswers(TrainerCallback):
     `shares` holds (step, share of exact answers); `watching` counts the seconds that it took.
     """
 
-    def __init__(self, processor: ProcessorMixin, records: Sequence[PreferenceRecord], every: int = 20):
+    def __init__(
+        self, processor: ProcessorMixin, records: Sequence[PreferenceRecord], every: int = 20
+    ):
         self.processor, self.records, self.every = processor, records, every
         self.shares: list[tuple[int, Proportion]] = []
         self.watching = 0.0
@@ -149,6 +162,9 @@ class HeldOutAnswers(TrainerCallback):
     def _record_answers(self, model: VLM, step: int) -> None:
         started = time.monotonic()
         answers = answer_records(model, self.processor, self.records)
-        exact = sum(is_exact(answer, record.truth) for answer, record in zip(answers, self.records, strict=True))
+        exact = sum(
+            is_exact(answer, record.truth)
+            for answer, record in zip(answers, self.records, strict=True)
+        )
         self.shares.append((step, proportion(exact, len(answers))))
         self.watching += time.monotonic() - started

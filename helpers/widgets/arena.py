@@ -38,17 +38,30 @@ class Arena(AnswerRanker):
         self.export_path = export_path or votes.path.with_suffix(".judged.jsonl")
         self.revealed = votes.annotator in arena.read_reveals(votes.path)
         self.standings: arena.Standings | None = None
-        self.reveal_button, self.export_button = button("Reveal", self._reveal), button("Export", self._export)
+        self.reveal_button, self.export_button = (
+            button("Reveal", self._reveal),
+            button("Export", self._export),
+        )
         self.exported = w.HTML(layout=w.Layout(height="64px", overflow="auto"))
         self.table = w.HTML(layout=w.Layout(height="240px", overflow="auto"))
         super().__init__(votes, criteria=(), pause=pause, clock=clock)
-        for name, part in (("arena", self.box), ("arena-progress", self.progress), ("arena-standings", self.table)):
+        for name, part in (
+            ("arena", self.box),
+            ("arena-progress", self.progress),
+            ("arena-standings", self.table),
+        ):
             part.add_class(name)
-        self.buttons["tie"].description, self.buttons["all bad"].description = "Tie (t)", "Both bad (x)"
+        self.buttons["tie"].description, self.buttons["all bad"].description = (
+            "Tie (t)",
+            "Both bad (x)",
+        )
 
     def _lay_out(self) -> w.Widget:
         box = super()._lay_out()
-        row = w.HBox([self.reveal_button, self.export_button], layout=w.Layout(flex_flow="row wrap", width="99%"))
+        row = w.HBox(
+            [self.reveal_button, self.export_button],
+            layout=w.Layout(flex_flow="row wrap", width="99%"),
+        )
         box.children = [*box.children, row, self.exported, self.table]
         return box
 
@@ -61,7 +74,10 @@ class Arena(AnswerRanker):
         self._tell()
 
     def _tell(self) -> None:
-        self.state |= {"revealed": self.revealed, "standings": self.standings and str(self.standings)}
+        self.state |= {
+            "revealed": self.revealed,
+            "standings": self.standings and str(self.standings),
+        }
 
     def _reveal(self) -> None:
         with show_errors(self._report_failure):
@@ -102,7 +118,10 @@ def standings_table(standings: arena.Standings) -> str:
         f"<tr><th scope='row' {cell}>{html.escape(name)}</th><td {cell}>{wins}</td><td {cell}>{rate}</td></tr>"
         for name, wins, rate in zip(standings.names, standings.wins, rates, strict=True)
     )
-    head = "".join(f"<th scope='col' {cell}>{text}</th>" for text in ("model", "won", "win rate (draws ½), 95 %"))
+    head = "".join(
+        f"<th scope='col' {cell}>{text}</th>"
+        for text in ("model", "won", "win rate (draws ½), 95 %")
+    )
     return f"<table><tr>{head}</tr>{rows}</table>" + escape_text(
         "\n".join([standings.sentence(), *standings.remarks()])
     )

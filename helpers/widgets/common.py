@@ -53,14 +53,19 @@ def listen_to_keys(box: w.DOMWidget) -> None:
 def show(box: w.DOMWidget, fallback_html: str = "") -> None:
     """Display a widget; pages without scripts show `fallback_html` in its place."""
     view = {"model_id": box.model_id, "version_major": 2, "version_minor": 0}
-    bundle = {"application/vnd.jupyter.widget-view+json": view, "text/plain": "a widget: run the cell to use it"}
+    bundle = {
+        "application/vnd.jupyter.widget-view+json": view,
+        "text/plain": "a widget: run the cell to use it",
+    }
     display(bundle | ({"text/html": fallback_html} if fallback_html else {}), raw=True)
 
 
 def button(text: str, on_click: Callable[[], None], key: str = "") -> w.Button:
     """A button that calls `on_click`; with a key, which is shown on it, see `listen_to_keys`."""
     shown = f"{text} ({key})" if key else text
-    made = w.Button(description=shown, tooltip=f"key: {key}" if key else text, layout=w.Layout(width="auto"))
+    made = w.Button(
+        description=shown, tooltip=f"key: {key}" if key else text, layout=w.Layout(width="auto")
+    )
     if key:
         made.add_class(f"key-{key}")
     made.on_click(lambda _: on_click())
@@ -74,7 +79,9 @@ def escape_text(text: str) -> str:
 
 def note(text: str, error: bool = False) -> str:
     """A line of the widget's own, as HTML."""
-    colors = f"color:{ERROR_COLOR};background:#fff;" if error else ""  # else those of the theme, which may be dark
+    colors = (
+        f"color:{ERROR_COLOR};background:#fff;" if error else ""
+    )  # else those of the theme, which may be dark
     return f"<div role='status' style='{colors}line-height:20px'>{html.escape(text)}</div>"
 
 
@@ -90,7 +97,11 @@ def show_errors(report: Callable[[str], None]) -> Iterator[None]:
 def jpeg_strip(images: Sequence[Image.Image]) -> bytes:
     """Images side by side as one JPEG, each as large as 960 × 600 pixels allow: twice what is shown, to zoom in."""
     fitted = [ImageOps.contain(image, (960, 600)) for image in images]
-    strip = Image.new("RGB", (sum(image.width for image in fitted), max(image.height for image in fitted)), "white")
+    strip = Image.new(
+        "RGB",
+        (sum(image.width for image in fitted), max(image.height for image in fitted)),
+        "white",
+    )
     for number, image in enumerate(fitted):
         strip.paste(image, (sum(before.width for before in fitted[:number]), 0))
     buffer = io.BytesIO()

@@ -11,7 +11,13 @@ import ipywidgets as w
 from PIL import Image
 
 from helpers.data import CountedImage, count_question, is_exact, question_for
-from helpers.evaluation import DecodingSettings, PolicyAnswer, ask_policies, read_gallery, save_gallery_item
+from helpers.evaluation import (
+    DecodingSettings,
+    PolicyAnswer,
+    ask_policies,
+    read_gallery,
+    save_gallery_item,
+)
 from helpers.files import UsageError, artifacts_dir, open_image, read_json, replace_file, write_json
 from helpers.models import BASE_POLICY, Policies
 from helpers.report import answer_figures, colored_tokens, format_counts, mark_changes, png_bytes
@@ -35,7 +41,9 @@ def is_answer_right(answer: str, question: str, truth: dict[str, int] | None) ->
         return None
     if question in (count_question(list(truth), wording) for wording in (0, 1)):
         return is_exact(answer, truth)
-    stated = {cls: numbers for cls, numbers in stated_counts(answer, list(truth)).items() if numbers}
+    stated = {
+        cls: numbers for cls, numbers in stated_counts(answer, list(truth)).items() if numbers
+    }
     return all(set(numbers) == {truth[cls]} for cls, numbers in stated.items()) if stated else None
 
 
@@ -78,20 +86,33 @@ class Comparison:
         names = self.policies.names
         self.item = w.IntSlider(0, 0, len(self.items) - 1, description="held-out image", **slider)
         self.upload = w.FileUpload(accept="image/*", multiple=False, description="own image")
-        self.names = w.SelectMultiple(options=names, value=names[:2], rows=4, description="policies", **common)
-        self.suggestion = w.Dropdown(options=[SUGGESTED_QUESTIONS, *questions], description="pick", **common)
+        self.names = w.SelectMultiple(
+            options=names, value=names[:2], rows=4, description="policies", **common
+        )
+        self.suggestion = w.Dropdown(
+            options=[SUGGESTED_QUESTIONS, *questions], description="pick", **common
+        )
         self.question = w.Text(description="question", continuous_update=False, **common)
-        self.temperature = w.FloatSlider(0.0, min=0.0, max=2.0, step=0.1, description="temperature", **slider)
+        self.temperature = w.FloatSlider(
+            0.0, min=0.0, max=2.0, step=0.1, description="temperature", **slider
+        )
         self.top_p = w.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top-p", **slider)
         self.max_new_tokens = w.IntSlider(64, 1, 256, description="max tokens", **slider)
         self.seed = w.IntSlider(0, 0, 20, description="sampling seed", **slider)
-        self.marks = w.Dropdown(options=[CHANGED_WORDS, LIKELIER_TOKENS], description="mark", **common)
-        self.folder = w.Text(str(artifacts_dir()), description="adapters in", continuous_update=False, **common)
+        self.marks = w.Dropdown(
+            options=[CHANGED_WORDS, LIKELIER_TOKENS], description="mark", **common
+        )
+        self.folder = w.Text(
+            str(artifacts_dir()), description="adapters in", continuous_update=False, **common
+        )
         self.keep = button("Keep this example", self._keep)
         self.picture = w.Image(
-            format="png", layout=w.Layout(width="auto", height="auto", max_width="290px", max_height="300px")
+            format="png",
+            layout=w.Layout(width="auto", height="auto", max_width="290px", max_height="300px"),
         )
-        self.progress = w.IntProgress(0, 0, len(names), layout=w.Layout(width="auto", visibility="hidden"))
+        self.progress = w.IntProgress(
+            0, 0, len(names), layout=w.Layout(width="auto", visibility="hidden")
+        )
         self.answers = w.HTML(layout=w.Layout(width="auto", min_height="260px"))
         self.message = w.HTML(layout=w.Layout(min_height="24px"))
 
@@ -103,7 +124,8 @@ class Comparison:
         ]
         wide = [self.suggestion, self.question, self.marks, self.folder]
         controls = w.VBox(
-            [w.HBox(columns, layout=w.Layout(flex_flow="row wrap")), *wide], layout=w.Layout(flex="1 1 480px")
+            [w.HBox(columns, layout=w.Layout(flex_flow="row wrap")), *wide],
+            layout=w.Layout(flex="1 1 480px"),
         )
         left = w.VBox([self.picture], layout=w.Layout(flex="0 0 300px", min_height="310px"))
         top = w.HBox([left, controls], layout=w.Layout(flex_flow="row wrap"))
@@ -118,7 +140,14 @@ class Comparison:
         self.suggestion.observe(self._suggest, "value")
         self.marks.observe(lambda _: self._draw(), "value")
         self.folder.observe(self._add_folder, "value")
-        for control in (self.names, self.question, self.temperature, self.top_p, self.max_new_tokens, self.seed):
+        for control in (
+            self.names,
+            self.question,
+            self.temperature,
+            self.top_p,
+            self.max_new_tokens,
+            self.seed,
+        ):
             control.observe(self._ask, "value")
 
     def show(self) -> None:
@@ -157,14 +186,20 @@ class Comparison:
     def _add_folder(self, _change=None) -> None:
         """Adapters of another folder join those that there are."""
         with show_errors(self._fail), contextlib.redirect_stdout(io.StringIO()) as told:
-            new, chosen, self._quiet = self.policies.add_folder(Path(self.folder.value)), self.names.value, True
+            new, chosen, self._quiet = (
+                self.policies.add_folder(Path(self.folder.value)),
+                self.names.value,
+                True,
+            )
             self.names.options = self.policies.names
             self.names.value, self._quiet = chosen, False
             self.message.value = note(f"{told.getvalue()} {len(new)} more in {self.folder.value}")
 
     @property
     def decoding(self) -> DecodingSettings:
-        return DecodingSettings(self.temperature.value, self.top_p.value, self.max_new_tokens.value, self.seed.value)
+        return DecodingSettings(
+            self.temperature.value, self.top_p.value, self.max_new_tokens.value, self.seed.value
+        )
 
     def _image(self) -> Image.Image:
         return self._own or open_image(self.items[self.item.value].path)
@@ -173,7 +208,11 @@ class Comparison:
         if self._quiet:
             return
         names = list(self.names.value) or [BASE_POLICY]
-        self.progress.max, self.progress.value, self.progress.layout.visibility = len(names), 0, "visible"
+        self.progress.max, self.progress.value, self.progress.layout.visibility = (
+            len(names),
+            0,
+            "visible",
+        )
         self.message.value = note("thinking …")
         with show_errors(self._fail):
             image, self._spoken = self._image(), []
@@ -190,17 +229,27 @@ class Comparison:
 
     def _draw(self) -> None:
         truth = self.items[self.item.value].counts if self._own is None else None
-        right = {s.policy: is_answer_right(s.text, self.question.value, truth) for s in self._spoken}
-        self.state = {"answers": {s.policy: s.text for s in self._spoken}, "right": right, "spoken": self._spoken}
+        right = {
+            s.policy: is_answer_right(s.text, self.question.value, truth) for s in self._spoken
+        }
+        self.state = {
+            "answers": {s.policy: s.text for s in self._spoken},
+            "right": right,
+            "spoken": self._spoken,
+        }
         cards = "".join(self._card(spoken, right[spoken.policy]) for spoken in self._spoken)
         known = "not known for this image" if truth is None else format_counts(truth)
         truth_line = f"<p style='margin:6px 4px'><b>truth</b> {html.escape(known)}</p>"
         self.answers.value = f"<div style='display:flex;flex-wrap:wrap'>{cards}</div>{truth_line}"
 
     def _card(self, answer: PolicyAnswer, right: bool | None) -> str:
-        first, mark = self._spoken[0], {True: "✓ counts right", False: "✗ not the truth", None: ""}[right]
+        first, mark = (
+            self._spoken[0],
+            {True: "✓ counts right", False: "✗ not the truth", None: ""}[right],
+        )
         words = mark_changes(
-            first.text, (self._spoken[1] if answer is first and len(self._spoken) > 1 else answer).text
+            first.text,
+            (self._spoken[1] if answer is first and len(self._spoken) > 1 else answer).text,
         )
         text = words[0] if answer is first else words[1]
         text = colored_tokens(answer) if self.marks.value == LIKELIER_TOKENS else text
@@ -223,11 +272,20 @@ class Comparison:
             path = save_gallery_item(
                 self.gallery, self._image(), self.question.value, self.decoding, self._spoken, truth
             )
-            self.message.value = note(f"kept as {path.name}: {len(read_gallery(self.gallery))} in {self.gallery}")
+            self.message.value = note(
+                f"kept as {path.name}: {len(read_gallery(self.gallery))} in {self.gallery}"
+            )
 
     def _remember(self) -> None:
-        values = {"item": self.item.value, "names": list(self.names.value), "question": self.question.value}
-        write_json(self.memory / "settings.json", values | asdict(self.decoding) | {"own": self._own is not None})
+        values = {
+            "item": self.item.value,
+            "names": list(self.names.value),
+            "question": self.question.value,
+        }
+        write_json(
+            self.memory / "settings.json",
+            values | asdict(self.decoding) | {"own": self._own is not None},
+        )
 
     def _restore(self) -> None:
         """The settings of last time, as far as they fit; else those of the first item."""
@@ -237,6 +295,8 @@ class Comparison:
         for name in ("item", "temperature", "top_p", "max_new_tokens", "seed"):
             control = getattr(self, name)
             control.value = min(max(saved.get(name, control.value), control.min), control.max)
-        self.names.value = [n for n in saved.get("names", ()) if n in self.policies.names] or self.policies.names[:2]
+        self.names.value = [
+            n for n in saved.get("names", ()) if n in self.policies.names
+        ] or self.policies.names[:2]
         if saved.get("own") and (self.memory / "own.png").exists():
             self._own = open_image(self.memory / "own.png")

@@ -44,12 +44,18 @@ class Dashboard:
         self.stage = w.Dropdown(description="stage", **wide)
         self.chosen = w.SelectMultiple(description="runs", rows=6, **wide)
         self.axis = w.Dropdown(description="against", **wide)
-        self.smoothing = w.IntSlider(5, 1, 50, description="smoothing", continuous_update=False, **wide)
+        self.smoothing = w.IntSlider(
+            5, 1, 50, description="smoothing", continuous_update=False, **wide
+        )
         self.refresh = button("Refresh", self._read)
         self.metrics: dict[tuple[str, str], w.Checkbox] = {}  # by stage and figure
-        self._ticks = w.HBox(layout=w.Layout(flex_flow="row wrap", height="176px", overflow="auto", flex="1 1 420px"))
+        self._ticks = w.HBox(
+            layout=w.Layout(flex_flow="row wrap", height="176px", overflow="auto", flex="1 1 420px")
+        )
         self.message = w.HTML(layout=w.Layout(height="68px", overflow="auto"))
-        self.picture = w.Image(format="png", layout=w.Layout(width="auto", height="auto", max_width="100%"))
+        self.picture = w.Image(
+            format="png", layout=w.Layout(width="auto", height="auto", max_width="100%")
+        )
         self.table = w.HTML(layout=w.Layout(height="190px", overflow="auto"))
         self.meanings = w.HTML(layout=w.Layout(height="130px", overflow="auto"))
         self.box = self._lay_out()
@@ -90,8 +96,12 @@ class Dashboard:
         before = {run.name for run in self.runs}
         with show_errors(self._fail):
             self.runs = find_runs(self.folder)
-            self._results.layout.display = "flex" if self.runs else "none"  # no blank page before the first run
-            new = sorted({run.name for run in self.runs if not run.error} - before) if before else []
+            self._results.layout.display = (
+                "flex" if self.runs else "none"
+            )  # no blank page before the first run
+            new = (
+                sorted({run.name for run in self.runs if not run.error} - before) if before else []
+            )
             self._told = f"{len(self.runs)} logs, read at {time.strftime('%H:%M:%S')}"
             self._told += f"; new: {', '.join(new)}" if new else ""
             stages = [stage for stage in LOGGED_STAGES if self._runs_of_stage(stage)]
@@ -109,11 +119,15 @@ class Dashboard:
         kept = [name for name in self.chosen.value if name in names] or names[:SHOWN_RUNS]
         self._set(self.chosen, [(name, name) for name in names], tuple(kept))
         main_figures = LOGGED_STAGES[self.stage.value].main_figures if runs else ()
-        metrics = dict.fromkeys([*main_figures, *sorted({name for run in runs for name in run.columns})])
+        metrics = dict.fromkeys(
+            [*main_figures, *sorted({name for run in runs for name in run.columns})]
+        )
         self._ticks.children = [self._tick(name, name in main_figures) for name in metrics]
         self._draw()
 
-    def _set(self, control: w.Widget, options: list[tuple[str, str]], value: str | tuple[str, ...] | None) -> None:
+    def _set(
+        self, control: w.Widget, options: list[tuple[str, str]], value: str | tuple[str, ...] | None
+    ) -> None:
         """New options without a redraw for each of the steps in between."""
         self._filling = True
         try:
@@ -128,7 +142,9 @@ class Dashboard:
         key = (self.stage.value, name)
         if key not in self.metrics:
             shown = name.replace("<", "‹").replace(">", "›")
-            self.metrics[key] = w.Checkbox(ticked, description=shown, indent=False, layout=w.Layout(width="220px"))
+            self.metrics[key] = w.Checkbox(
+                ticked, description=shown, indent=False, layout=w.Layout(width="220px")
+            )
             self.metrics[key].observe(lambda _: self._on_change(self._draw), "value")
         return self.metrics[key]
 
@@ -139,10 +155,14 @@ class Dashboard:
         runs = [run for run in self._runs_of_stage(stage) if run.name in self.chosen.value]
         possible = axes(runs)
         self._set(
-            self.axis, [(n, n) for n in possible], self.axis.value if self.axis.value in possible else possible[0]
+            self.axis,
+            [(n, n) for n in possible],
+            self.axis.value if self.axis.value in possible else possible[0],
         )
         shown = {id(box) for box in self._ticks.children}
-        metrics = [name for (_, name), box in self.metrics.items() if id(box) in shown and box.value]
+        metrics = [
+            name for (_, name), box in self.metrics.items() if id(box) in shown and box.value
+        ]
         self._show_picture(runs, metrics)
         self.table.value = last_values(runs, metrics)
         self.meanings.value = "".join(
@@ -160,12 +180,16 @@ class Dashboard:
             if len(x):
                 panels[metric][run.name] = (x, values, running_mean(values, width))
         panels = {metric: lines for metric, lines in panels.items() if lines}
-        self.picture.value = figure_png(plots.run_curves(panels, self.axis.value)) if panels else b""
+        self.picture.value = (
+            figure_png(plots.run_curves(panels, self.axis.value)) if panels else b""
+        )
         self.picture.layout.visibility = "visible" if panels else "hidden"
 
     def _tell(self, runs: Sequence[LoggedRun], metrics: Sequence[str]) -> None:
         """Errors first, then what was left out, then gaps, then how many logs were read and when."""
-        gaps = {run.name: {m: int(run.gaps[m].sum()) for m in metrics if m in run.gaps} for run in runs}
+        gaps = {
+            run.name: {m: int(run.gaps[m].sum()) for m in metrics if m in run.gaps} for run in runs
+        }
         lines = [f"{run.name}: {text}" for run in runs for text in run.notes]
         lines += [
             f"{name}: {n} of {metric} {'is' if n == 1 else 'are'} NaN, infinite or null, shown as gaps"
@@ -173,7 +197,9 @@ class Dashboard:
             for metric, n in counted.items()
         ]
         if not self.runs:
-            lines.append(f"No logs under {self.folder}. Run notebook 03, 04 or 05, then press Refresh.")
+            lines.append(
+                f"No logs under {self.folder}. Run notebook 03, 04 or 05, then press Refresh."
+            )
         elif not (runs and metrics):
             lines.append("Choose at least one run and one figure.")
         errors = [f"{run.name}: {run.error}" for run in self.runs if run.error]
@@ -182,7 +208,9 @@ class Dashboard:
             "axis": self.axis.value, "smoothing": self.smoothing.value, "gaps": gaps, "errors": errors, "notes": lines,
             "last": {run.name: {metric: last_value(run, metric) for metric in metrics} for run in runs},
         }  # fmt: skip
-        said = [note(text, error=True) for text in errors] + [note(text) for text in [*lines, self._told]]
+        said = [note(text, error=True) for text in errors] + [
+            note(text) for text in [*lines, self._told]
+        ]
         self.message.value = "".join(said)
 
     def _fail(self, text: str) -> None:
@@ -197,9 +225,18 @@ def last_values(runs: Sequence[LoggedRun], metrics: Sequence[str]) -> str:
         [run.name, f"{run.steps[-1]:g}" if len(run.steps) else "–", *(_number(last_value(run, m)) for m in metrics), apart]
         for run, apart in zip(runs, differences(runs), strict=True)
     ]  # fmt: skip
-    cells = ["".join(f"<th scope='col' style='padding:0 8px'>{html.escape(text)}</th>" for text in head)]
-    cells += ["".join(f"<td style='padding:0 8px'>{html.escape(text)}</td>" for text in row) for row in rows]
-    return f"<table style='line-height:20px'>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>" if rows else ""
+    cells = [
+        "".join(f"<th scope='col' style='padding:0 8px'>{html.escape(text)}</th>" for text in head)
+    ]
+    cells += [
+        "".join(f"<td style='padding:0 8px'>{html.escape(text)}</td>" for text in row)
+        for row in rows
+    ]
+    return (
+        f"<table style='line-height:20px'>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        if rows
+        else ""
+    )
 
 
 def _number(value: float | None) -> str:

@@ -55,7 +55,12 @@ class ItemRow:
 
 def outcome_of(before: str, after: str, truth: Mapping[str, int]) -> ItemOutcome:
     """Compare two answers to one question; an answer is right if the count of every class is true."""
-    names = {(True, False): "broken", (False, True): "fixed", (False, False): "both wrong", (True, True): "both right"}
+    names = {
+        (True, False): "broken",
+        (False, True): "fixed",
+        (False, False): "both wrong",
+        (True, True): "both right",
+    }
     return names[is_exact(before, truth), is_exact(after, truth)]
 
 
@@ -89,19 +94,28 @@ def count_changes(before: str, after: str, classes: Sequence[str]) -> int:
 
 
 def tabulate(
-    items: Sequence[CountedImage], before: Sequence[str], after: Sequence[str], change: Sequence[float] | None = None
+    items: Sequence[CountedImage],
+    before: Sequence[str],
+    after: Sequence[str],
+    change: Sequence[float] | None = None,
 ) -> list[ItemRow]:
     """A row for each item. `change`: how far the policy went from the base; by default `count_changes`."""
     rows = []
     for number, (item, old, new) in enumerate(zip(items, before, after, strict=True)):
-        size = count_changes(old, new, list(item.counts)) if change is None else float(change[number])
+        size = (
+            count_changes(old, new, list(item.counts)) if change is None else float(change[number])
+        )
         kinds = error_kinds(new, item.counts)
         rows.append(ItemRow(number, item, old, new, outcome_of(old, new, item.counts), kinds, size))
     return rows
 
 
 def select_rows(
-    rows: Sequence[ItemRow], group: str = "", kind: str = "", outcome: str = "", order: Order = "outcome"
+    rows: Sequence[ItemRow],
+    group: str = "",
+    kind: str = "",
+    outcome: str = "",
+    order: Order = "outcome",
 ) -> list[ItemRow]:
     """The rows that fit ("": any), sorted: broken first, or the biggest |change| first, or as in the data.
 
@@ -115,7 +129,9 @@ def select_rows(
     fitting = [
         row
         for row in rows
-        if group in ("", row.item.group) and (not kind or kind in row.kinds) and outcome in ("", row.outcome)
+        if group in ("", row.item.group)
+        and (not kind or kind in row.kinds)
+        and outcome in ("", row.outcome)
     ]
     return sorted(fitting, key=keys[order])
 
@@ -128,7 +144,9 @@ def thumbnail(path: Path, where: str) -> str:
 @functools.lru_cache(maxsize=2048)  # some 10 KB each
 def _encode_thumbnail(path: Path, where: str, _changed: int) -> str:
     buffer = io.BytesIO()
-    ImageOps.contain(open_image(path, where), THUMBNAIL, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=85)
+    ImageOps.contain(open_image(path, where), THUMBNAIL, Image.Resampling.LANCZOS).save(
+        buffer, "JPEG", quality=85
+    )
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -155,20 +173,33 @@ class Explorer:
         groups = list(dict.fromkeys(item.group for item in self.items))
         self.policy = _menu("policy", [(name, name) for name in answers if name != base])
         self.group = _menu("group", [("all", ""), *((name, name) for name in groups)])
-        self.kind = _menu("policy's answer", [("any", ""), *((name, name) for name in all_kinds(classes))])
+        self.kind = _menu(
+            "policy's answer", [("any", ""), *((name, name) for name in all_kinds(classes))]
+        )
         self.outcome = _menu("outcome", [("all", ""), *((name, name) for name in OUTCOMES)])
-        orders = [("broken first", "outcome"), ("biggest change first", "change"), ("as in the data", "number")]
+        orders = [
+            ("broken first", "outcome"),
+            ("biggest change first", "change"),
+            ("as in the data", "number"),
+        ]
         self.order = _menu("sort", orders)
         self.header = w.HTML(layout=w.Layout(height="56px", overflow="auto"))
         self.message = w.HTML(layout=w.Layout(height="28px", overflow="auto"))
         self.grid = w.HTML(layout=w.Layout(width="99%"))
-        turns = (("First page", -(10**9), "f"), ("Previous", -1, "p"), ("Next", 1, "n"), ("Last page", 10**9, "l"))
+        turns = (
+            ("First page", -(10**9), "f"),
+            ("Previous", -1, "p"),
+            ("Next", 1, "n"),
+            ("Last page", 10**9, "l"),
+        )
         self.turns = {text: button(text, partial(self._turn, by), key) for text, by, key in turns}
         for menu in self._menus():
             menu.observe(lambda _: self._filter(), "value")
         wrap = w.Layout(flex_flow="row wrap", width="99%")
         rows = [w.HBox(self._menus(), layout=wrap), w.HBox(list(self.turns.values()), layout=wrap)]
-        self.box = w.VBox([self.header, *rows, self.message, self.grid], layout=w.Layout(padding="6px"))
+        self.box = w.VBox(
+            [self.header, *rows, self.message, self.grid], layout=w.Layout(padding="6px")
+        )
         self.box.add_class("explorer")
         self._filter()
 
@@ -182,24 +213,34 @@ class Explorer:
 
     def _check(self) -> None:
         if self.base not in self.answers or len(self.answers) < 2:
-            raise UsageError(f"answers are of {', '.join(self.answers) or 'nobody'}: give {self.base!r} and a policy.")
+            raise UsageError(
+                f"answers are of {', '.join(self.answers) or 'nobody'}: give {self.base!r} and a policy."
+            )
         if unknown := [name for name in self.change if name not in self.answers]:
-            raise UsageError(f"change has {', '.join(unknown)}, but answers are of {', '.join(self.answers)}.")
+            raise UsageError(
+                f"change has {', '.join(unknown)}, but answers are of {', '.join(self.answers)}."
+            )
         for what, columns in (("answers", self.answers), ("changes", self.change)):
             for name, values in columns.items():
                 if len(values) != len(self.items) or not self.items:
-                    raise UsageError(f"{len(values)} {what} of {name} for {len(self.items)} items. Give one for each.")
+                    raise UsageError(
+                        f"{len(values)} {what} of {name} for {len(self.items)} items. Give one for each."
+                    )
         for name, values in self.change.items():
             for number, value in enumerate(values):
                 if not math.isfinite(value):
-                    raise UsageError(f"change of {name} for item {number} is {value}. Give a finite number.")
+                    raise UsageError(
+                        f"change of {name} for item {number} is {value}. Give a finite number."
+                    )
 
     def rows(self) -> list[ItemRow]:
         """All items with the chosen policy's answers."""
         name = self.policy.value
         if name not in self._rows:
             change = self.change.get(name)
-            self._rows[name] = tabulate(self.items, self.answers[self.base], self.answers[name], change)
+            self._rows[name] = tabulate(
+                self.items, self.answers[self.base], self.answers[name], change
+            )
         return self._rows[name]
 
     def _filter(self) -> None:
@@ -213,7 +254,12 @@ class Explorer:
 
     def _draw(self) -> None:
         with show_errors(lambda text: setattr(self.message, "value", note(text, error=True))):
-            menus = {"group": self.group, "kind": self.kind, "outcome": self.outcome, "order": self.order}
+            menus = {
+                "group": self.group,
+                "kind": self.kind,
+                "outcome": self.outcome,
+                "order": self.order,
+            }
             picked = {name: menu.value for name, menu in menus.items()}
             rows = self.rows()
             chosen = select_rows(rows, **picked)
@@ -249,7 +295,9 @@ class Explorer:
         """The cards, and what is wrong with pictures; tells how far it is if reading them takes a while."""
         cards, errors, started = [], [], time.monotonic()
         names = (self.base, self.policy.value)
-        waiting = tqdm(shown, desc="pictures", leave=False, delay=0.5, disable=bool(self.state))  # not yet displayed
+        waiting = tqdm(
+            shown, desc="pictures", leave=False, delay=0.5, disable=bool(self.state)
+        )  # not yet displayed
         for done, row in enumerate(waiting):
             if time.monotonic() - started > 0.5:
                 self.message.value = note(f"reading pictures: {done} of {len(shown)} …")
@@ -266,7 +314,9 @@ class Explorer:
 
 def _menu(label: str, options: list[tuple[str, str]]) -> w.Dropdown:
     layout = w.Layout(width="300px", max_width="100%")
-    return w.Dropdown(options=options, description=label, style={"description_width": "110px"}, layout=layout)
+    return w.Dropdown(
+        options=options, description=label, style={"description_width": "110px"}, layout=layout
+    )
 
 
 def item_card(row: ItemRow, picture_html: str, names: tuple[str, str]) -> str:

@@ -34,8 +34,14 @@ WEIGHT_LIMIT = 2.0  # of a weight, either way
 def read_weights(path: Path) -> dict[str, float]:
     """Weights that a playground kept. Raises UsageError unless every rule has one between −2 and 2."""
     weights = read_json(path)
-    numbers = isinstance(weights, dict) and all(isinstance(n, int | float) for n in weights.values())
-    if not numbers or weights.keys() != DEFAULT_WEIGHTS.keys() or any(abs(n) > WEIGHT_LIMIT for n in weights.values()):
+    numbers = isinstance(weights, dict) and all(
+        isinstance(n, int | float) for n in weights.values()
+    )
+    if (
+        not numbers
+        or weights.keys() != DEFAULT_WEIGHTS.keys()
+        or any(abs(n) > WEIGHT_LIMIT for n in weights.values())
+    ):
         raise UsageError(
             f"{path}: must hold a weight from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g} for each of {', '.join(DEFAULT_WEIGHTS)}. "
             "The defaults are shown; moving a slider writes the file anew."
@@ -53,11 +59,18 @@ class ScorerPlayground:
     """
 
     def __init__(
-        self, records: Sequence[PreferenceRecord], counts_known: bool = True, weights_path: Path | None = None
+        self,
+        records: Sequence[PreferenceRecord],
+        counts_known: bool = True,
+        weights_path: Path | None = None,
     ):
         self.records, self.weights_path = select_with_counts(records), weights_path
         self.left_out, self.state, self._moving = len(records) - len(self.records), {}, False
-        self.answers, self.drawn, self._values = flatten(self.records), draw_records(len(self.records)), {}
+        self.answers, self.drawn, self._values = (
+            flatten(self.records),
+            draw_records(len(self.records)),
+            {},
+        )
         style = {"description_width": "110px"}
         self.sliders = {
             rule.name: w.FloatSlider(
@@ -66,7 +79,9 @@ class ScorerPlayground:
             )
             for rule in HEURISTIC_RULES
         }  # fmt: skip
-        self.counts_known = w.Checkbox(counts_known, description="the rules know the true counts", indent=False)
+        self.counts_known = w.Checkbox(
+            counts_known, description="the rules know the true counts", indent=False
+        )
         self.record = w.IntSlider(0, 0, len(self.records) - 1, description="record", style=style)
         self.record.layout = w.Layout(width="auto", max_width="600px")
         self.reset = button("Reset", self._reset)
@@ -96,22 +111,38 @@ class ScorerPlayground:
             w.HBox(
                 [
                     self.sliders[rule.name],
-                    w.HTML(f"<small>{html.escape(rule.description)}</small>", layout=w.Layout(flex="1 1 300px")),
+                    w.HTML(
+                        f"<small>{html.escape(rule.description)}</small>",
+                        layout=w.Layout(flex="1 1 300px"),
+                    ),
                 ],
                 layout=wrap,
             )
             for rule in HEURISTIC_RULES
         ]
-        blind = note("This score never sees the image: its rules read words, and the counts if they are told them.")
-        frame = w.HBox([self.picture], layout=w.Layout(height="260px", flex="0 1 260px", justify_content="center"))
+        blind = note(
+            "This score never sees the image: its rules read words, and the counts if they are told them."
+        )
+        frame = w.HBox(
+            [self.picture],
+            layout=w.Layout(height="260px", flex="0 1 260px", justify_content="center"),
+        )
         ranked = w.VBox([self.prompt, self.table], layout=w.Layout(flex="1 1 640px"))
         options = w.HBox([self.reset, self.counts_known], layout=wrap)
-        below = [options, self.summary, self.record, w.HBox([frame, ranked], layout=wrap), self.message]
+        below = [
+            options,
+            self.summary,
+            self.record,
+            w.HBox([frame, ranked], layout=wrap),
+            self.message,
+        ]
         return w.VBox([w.HTML(blind), *rows, *below], layout=w.Layout(padding="6px"))
 
     def _room(self) -> str:
         """Height for the record with the most text, so that nothing jumps."""
-        lines = [sum(len(answer.text) // 30 + 1 for answer in record.answers) for record in self.records]
+        lines = [
+            sum(len(answer.text) // 30 + 1 for answer in record.answers) for record in self.records
+        ]
         return f"{min(90 + 24 * max(lines), 420)}px"
 
     @property
@@ -163,7 +194,10 @@ class ScorerPlayground:
         with show_errors(partial(self._faults.__setitem__, "picture")):
             where = f"record {record_key(record)}"
             content = jpeg_strip([open_image(path, where) for path in record.image_paths])
-        self.picture.value, self.picture.layout.visibility = content, "visible" if content else "hidden"
+        self.picture.value, self.picture.layout.visibility = (
+            content,
+            "visible" if content else "hidden",
+        )
         self._rank()
 
     def _rank(self) -> None:
@@ -173,7 +207,10 @@ class ScorerPlayground:
         parts = self._values[self.counts_known.value] * np.array([*self.weights.values()]) + 0.0
         texts = [answer.text for answer in self.records[self.record.value].answers]
         self.table.value = ranking_table(
-            [texts[i - own[0]] for i in order], parts[order], self.totals[order], self.answers.truth[order]
+            [texts[i - own[0]] for i in order],
+            parts[order],
+            self.totals[order],
+            self.answers.truth[order],
         )
         self.state |= {
             "record": record_key(self.records[self.record.value]),
@@ -184,12 +221,18 @@ class ScorerPlayground:
         self._tell()
 
     def _tell(self) -> None:
-        left = f"{self.left_out:,} records without known counts are left out." if self.left_out else ""
+        left = (
+            f"{self.left_out:,} records without known counts are left out." if self.left_out else ""
+        )
         self.state["message"] = " ".join([*self._faults.values(), left]).strip()
-        self.message.value = "".join(note(text, error=True) for text in self._faults.values()) + note(left)
+        self.message.value = "".join(
+            note(text, error=True) for text in self._faults.values()
+        ) + note(left)
 
 
-def ranking_summary(correlation: Correlation, agreement: Proportion | None, counts_known: bool) -> str:
+def ranking_summary(
+    correlation: Correlation, agreement: Proportion | None, counts_known: bool
+) -> str:
     """HTML: how well the score ranks as the truth does, and what cannot be said."""
     lines = [f"Rank correlation (Spearman) with the truth (count_graded): {correlation}."]
     if correlation.low is None or correlation.value is None:
@@ -197,32 +240,49 @@ def ranking_summary(correlation: Correlation, agreement: Proportion | None, coun
     elif correlation.is_chance:
         lines.append("The interval includes 0: it cannot be told from chance.")
     else:
-        lines.append("It ranks with the truth." if correlation.value > 0 else "It ranks against the truth.")
+        lines.append(
+            "It ranks with the truth." if correlation.value > 0 else "It ranks against the truth."
+        )
     shared = "there are none that are not equally true"
     if agreement:
         shared = f"{agreement}; a tie counts half, .5 is chance"
-    lines.append(f"Pairs of one record's answers that are ranked as the truth ranks them: {shared}.")
+    lines.append(
+        f"Pairs of one record's answers that are ranked as the truth ranks them: {shared}."
+    )
     lines.append(
         f"The rules {'are told the very counts that they are judged by' if counts_known else 'know no counts'}."
     )
     return "".join(note(line) for line in lines)
 
 
-def ranking_table(texts: Sequence[str], parts: np.ndarray, totals: np.ndarray, truth: np.ndarray) -> str:
+def ranking_table(
+    texts: Sequence[str], parts: np.ndarray, totals: np.ndarray, truth: np.ndarray
+) -> str:
     """HTML table, best first: place (ties share one), answer, total, truth, the part of each rule.
 
     texts, totals and truth have one entry an answer; parts: (answers, rules).
     """
-    head = ["", "answer", "total", "truth", *(rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES)]
+    head = [
+        "",
+        "answer",
+        "total",
+        "truth",
+        *(rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES),
+    ]
     rows = ["".join(f"<th scope='col' style='padding:2px 6px'>{name}</th>" for name in head)]
     places = rankdata(-totals, method="min").astype(int)
     for place, text, total, row, true in zip(places, texts, totals, parts, truth, strict=True):
         figures = [f"{total:+.2f}", f"{true:.2f}", *(f"{n:+.2f}" for n in row)]
-        cells = [("right", place), ("left", escape_text(text)), *(("right", figure) for figure in figures)]
+        cells = [
+            ("right", place),
+            ("left", escape_text(text)),
+            *(("right", figure) for figure in figures),
+        ]
         wide = {"left": ";min-width:220px"}
         rows.append(
             "".join(
-                f"<td style='padding:2px 6px;text-align:{side}{wide.get(side, '')}'>{cell}</td>" for side, cell in cells
+                f"<td style='padding:2px 6px;text-align:{side}{wide.get(side, '')}'>{cell}</td>"
+                for side, cell in cells
             )
         )
     return f"<table style='line-height:20px'>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"

@@ -44,7 +44,9 @@ class AnswerRanker:
         self.prompt = w.HTML(layout=_room(map(prompt_text, records), 30))
         self.prompt.layout.flex = "1 1 220px"
         self.progress, self.message = w.HTML(), w.HTML(layout=w.Layout(min_height="28px"))
-        self.joined = w.ToggleButton(description="Level with the last (=)", layout=w.Layout(width="auto"))
+        self.joined = w.ToggleButton(
+            description="Level with the last (=)", layout=w.Layout(width="auto")
+        )
         self.joined.add_class("key-equal")
         self.joined.observe(lambda _: self._draw_ranks(), "value")
         self.buttons = {
@@ -56,10 +58,17 @@ class AnswerRanker:
             "undo": button("Undo", self._undo, "u"),
         }
         most = ANSWER_LABELS[: max(len(record.answers) for record in records)]
-        self.choices = [button(label, partial(self._choose, k), label.lower()) for k, label in enumerate(most)]
-        self.texts = [w.HTML(layout=_room((a.text + "\n." for r in records for a in r.answers), 44)) for _ in most]
+        self.choices = [
+            button(label, partial(self._choose, k), label.lower()) for k, label in enumerate(most)
+        ]
+        self.texts = [
+            w.HTML(layout=_room((a.text + "\n." for r in records for a in r.answers), 44))
+            for _ in most
+        ]
         wide = w.Layout(width="auto")
-        self.marks = [[w.ToggleButton(description=name, layout=wide) for name in criteria] for _ in most]
+        self.marks = [
+            [w.ToggleButton(description=name, layout=wide) for name in criteria] for _ in most
+        ]
         self.box = self._lay_out()
         self._show(votes.next())
 
@@ -70,15 +79,26 @@ class AnswerRanker:
         show(self.box)
 
     def _lay_out(self) -> w.Widget:
-        wrap, card = w.Layout(flex_flow="row wrap", width="99%"), {"border": "1px solid #999", "flex": "1 1 300px"}
+        wrap, card = (
+            w.Layout(flex_flow="row wrap", width="99%"),
+            {"border": "1px solid #999", "flex": "1 1 300px"},
+        )
         self._cards = [
-            w.VBox([text, w.HBox(marks, layout=wrap), choice], layout=w.Layout(padding="6px", margin="4px", **card))
+            w.VBox(
+                [text, w.HBox(marks, layout=wrap), choice],
+                layout=w.Layout(padding="6px", margin="4px", **card),
+            )
             for text, marks, choice in zip(self.texts, self.marks, self.choices, strict=True)
         ]
-        frame = w.HBox([self.picture], layout=w.Layout(height="310px", flex="1 1 480px", justify_content="center"))
+        frame = w.HBox(
+            [self.picture],
+            layout=w.Layout(height="310px", flex="1 1 480px", justify_content="center"),
+        )
         self._shelf = w.HBox(layout=wrap)
         self._many = w.HBox([self.joined, self.buttons["save"], self.buttons["over"]])
-        rest = w.HBox([self.buttons[name] for name in ("tie", "all bad", "skip", "undo")], layout=wrap)
+        rest = w.HBox(
+            [self.buttons[name] for name in ("tie", "all bad", "skip", "undo")], layout=wrap
+        )
         rows = [self._shelf, *([self._many] if len(self._cards) > 2 else []), rest, self.message]
         top = w.HBox([frame, self.prompt], layout=wrap)
         return w.VBox([self.progress, top, *rows], layout=w.Layout(padding="6px"))
@@ -87,11 +107,15 @@ class AnswerRanker:
         """Put `item` (None: all are done) on the screen; the clock starts when it is there."""
         self.item, texts = item, item.texts if item else []
         self._shelf.children = self._cards[: len(texts)]
-        for label, text, widget, marks in zip(ANSWER_LABELS, texts, self.texts, self.marks, strict=False):
+        for label, text, widget, marks in zip(
+            ANSWER_LABELS, texts, self.texts, self.marks, strict=False
+        ):
             widget.value = f"<b>{label}</b>{escape_text(text)}"
             for mark in marks:
                 mark.value = False
-        self.prompt.value = escape_text(prompt_text(item.record) if item else "All are judged. Thank you.")
+        self.prompt.value = escape_text(
+            prompt_text(item.record) if item else "All are judged. Thank you."
+        )
         keys = "<small>letters in brackets are keys while the frame is blue: click into it once</small>"
         self.progress.value = f"<b>{self.votes.progress()}</b> &nbsp; {html.escape(self.votes.annotator)} &nbsp; {keys}"
         self._many.layout.visibility = "visible" if len(texts) > 2 else "hidden"
@@ -109,13 +133,23 @@ class AnswerRanker:
                 content = jpeg_strip([open_image(path, "this item") for path in paths])
         except UsageError as error:
             self._say(f"{error} Or skip it.", error=True)
-        self.picture.value, self.picture.layout.visibility = content, "visible" if content else "hidden"
+        self.picture.value, self.picture.layout.visibility = (
+            content,
+            "visible" if content else "hidden",
+        )
         for control in [self.joined, *self.buttons.values(), *self.choices]:
             control.disabled = not content
-        self.buttons["skip"].disabled, self.buttons["undo"].disabled = self.item is None, not self.votes.judged
+        self.buttons["skip"].disabled, self.buttons["undo"].disabled = (
+            self.item is None,
+            not self.votes.judged,
+        )
 
     def _say(self, text: str, error: bool = False) -> None:
-        self.state = {"record": self.item and self.item.key, "message": text, "progress": self.votes.progress()}
+        self.state = {
+            "record": self.item and self.item.key,
+            "message": text,
+            "progress": self.votes.progress(),
+        }
         self.message.value = note(text, error)
 
     def _place(self, *tiers: Sequence[int]) -> None:
@@ -129,7 +163,10 @@ class AnswerRanker:
         ranks = {k: rank for rank, tier in enumerate(done or self._tiers, start=1) for k in tier}
         for k, (label, choice) in enumerate(zip(ANSWER_LABELS, self.choices, strict=False)):
             does = f"has rank {ranks[k]}" if k in ranks else "is better" if n == 2 else "comes next"
-            choice.description, choice.button_style = f"{label} {does} ({label.lower()})", "primary" * (k in ranks)
+            choice.description, choice.button_style = (
+                f"{label} {does} ({label.lower()})",
+                "primary" * (k in ranks),
+            )
         self.buttons["save"].disabled = not (done and self.picture.value)
 
     def _choose(self, k: int) -> None:
@@ -140,7 +177,11 @@ class AnswerRanker:
         if complete_tiers(self._tiers, n) or any(k in tier for tier in self._tiers):
             return
         if not self._is_too_soon():
-            last = [[*self._tiers[-1], k]] if self.joined.value and self._tiers else [*self._tiers[-1:], [k]]
+            last = (
+                [[*self._tiers[-1], k]]
+                if self.joined.value and self._tiers
+                else [*self._tiers[-1:], [k]]
+            )
             self._place(*self._tiers[:-1], *last)
 
     def _is_too_soon(self) -> bool:
@@ -149,7 +190,9 @@ class AnswerRanker:
         return soon
 
     def _save(self) -> None:
-        if self.item and (ranking := complete_tiers(self._tiers, len(self.item.order), self.joined.value)):
+        if self.item and (
+            ranking := complete_tiers(self._tiers, len(self.item.order), self.joined.value)
+        ):
             self._vote("ranked", ranking)
 
     def _vote(self, verdict: VoteVerdict, tiers: Tiers = ()) -> None:
@@ -159,8 +202,13 @@ class AnswerRanker:
         shown = self.marks[: len(self.item.order)]
         marks = {name: [int(row[i].value) for row in shown] for i, name in enumerate(self.criteria)}
         try:
-            counted = self.votes.vote(self.item, verdict, tiers, marks, round(self.clock() - self._shown, 2))
-            self._show(self.votes.next(), "" if counted else "The last one had been judged elsewhere; that vote stays.")
+            counted = self.votes.vote(
+                self.item, verdict, tiers, marks, round(self.clock() - self._shown, 2)
+            )
+            self._show(
+                self.votes.next(),
+                "" if counted else "The last one had been judged elsewhere; that vote stays.",
+            )
         except (OSError, UsageError) as error:
             self.item = self.votes.renew(self.item)
             self._say(f"Not counted: {error}", error=True)

@@ -40,14 +40,22 @@ def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None
     while item is not None:
         _print(item, votes)
         started = time.monotonic()
-        reply = read_reply("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ").strip().lower()
+        reply = (
+            read_reply("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ")
+            .strip()
+            .lower()
+        )
         if reply == "q":
             return
         try:
             if reply == "u":
                 item = votes.undo() or item
                 continue
-            votes.vote(item, *parse_reply(reply, len(item.order)), seconds=round(time.monotonic() - started, 2))
+            votes.vote(
+                item,
+                *parse_reply(reply, len(item.order)),
+                seconds=round(time.monotonic() - started, 2),
+            )
             item = votes.next()
         except (UsageError, OSError) as error:
             print(f"Not counted: {error}")
@@ -82,6 +90,10 @@ def parse_reply(reply: str, n: int) -> tuple[VoteVerdict, Tiers]:
         for tier in re.findall(".(?:=.)*", clean)
     ]
     ranking = complete_tiers(tiers, n)
-    if not re.fullmatch("[a-f](=?[a-f])*", clean) or sorted(itertools.chain(*(ranking or []))) != list(range(n)):
-        raise UsageError(f"{reply!r} is no vote. Type the letters, best first, = between equals: b>a=c.")
+    if not re.fullmatch("[a-f](=?[a-f])*", clean) or sorted(
+        itertools.chain(*(ranking or []))
+    ) != list(range(n)):
+        raise UsageError(
+            f"{reply!r} is no vote. Type the letters, best first, = between equals: b>a=c."
+        )
     return "ranked", ranking

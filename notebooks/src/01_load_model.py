@@ -77,7 +77,11 @@ print(
 # projections and nothing of the vision tower.
 
 # %%
-linear = [(name, type(module).__name__) for name, module in model.named_modules() if "Linear" in type(module).__name__]
+linear = [
+    (name, type(module).__name__)
+    for name, module in model.named_modules()
+    if "Linear" in type(module).__name__
+]
 print(Counter((kind, "vision" if "visual" in name else "language") for name, kind in linear))
 
 # %%
@@ -92,7 +96,9 @@ del full
 # %%
 items = data.read_counts(ROOT / DATA, "valid")
 print(f"{len(items)} validation images, classes {list(items[0].counts)}")
-titles = [", ".join(f"{n} {c}" for c, n in item.counts.items() if n) or "nothing" for item in items[:8]]
+titles = [
+    ", ".join(f"{n} {c}" for c, n in item.counts.items() if n) or "nothing" for item in items[:8]
+]
 report.image_grid([files.open_image(item.path) for item in items[:8]], titles)
 
 # %% [markdown]
@@ -141,12 +147,16 @@ inputs = models.encode(processor, [question], [image])
 height, width = (int(n) * 14 for n in inputs["image_grid_thw"][0, 1:])
 tokens = models.count_image_tokens(processor, inputs)[0]
 print({name: tuple(value.shape) for name, value in inputs.items()})
-print(f"{image.size} image → {width} × {height} pixels → {height * width} / 784 = {tokens} visual tokens")
+print(
+    f"{image.size} image → {width} × {height} pixels → {height * width} / 784 = {tokens} visual tokens"
+)
 
 # %%
 for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
     resized = models.encode(processor, [question], [image.resize(size)])
-    print(f"{size[0]:>5} × {size[1]:<5} → {models.count_image_tokens(processor, resized)[0]:>4} visual tokens")
+    print(
+        f"{size[0]:>5} × {size[1]:<5} → {models.count_image_tokens(processor, resized)[0]:>4} visual tokens"
+    )
 
 # %% [markdown]
 # ## Greedy and sampled answers
@@ -156,7 +166,9 @@ for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
 
 # %%
 print("greedy :", models.generate_answers(model, processor, [image], [question])[0])
-for text in models.generate_answers(model, processor, [image] * 4, [question] * 4, temperature=1.0, seed=1):
+for text in models.generate_answers(
+    model, processor, [image] * 4, [question] * 4, temperature=1.0, seed=1
+):
     print("sampled:", text)
 
 # %% [markdown]
@@ -176,7 +188,10 @@ print("sampled:", "exact", sampled.exact_share, "  well formed", sampled.well_fo
 # The interesting question is *how* it is wrong. Stated minus true count, class by class:
 
 # %%
-section.picture(report.error_chart({"base": greedy.errors()}), "Stated minus true count of the base, validation images")
+section.picture(
+    report.error_chart({"base": greedy.errors()}),
+    "Stated minus true count of the base, validation images",
+)
 
 # %% [markdown]
 # The tiny model counts cars and buses right and misses motorcycles and bicycles, always downwards.
@@ -209,10 +224,16 @@ section.say(
 # %%
 assert tokens == height * width // 784, "one visual token is 28 × 28 pixels"
 assert ids.count(processor.image_token_id) == 0, "the hand-written template holds no image"
-assert all("visual" not in name for name, kind in linear if kind == "Linear4bit"), "the vision tower is not quantised"
+assert all("visual" not in name for name, kind in linear if kind == "Linear4bit"), (
+    "the vision tower is not quantised"
+)
 if MODEL == "tiny" and DATA == "data/traffic":
-    assert greedy.well_formed_share.value == 1.0, "the embedded base always answers in the right form"
-    assert shuffled.exact_share.value < 0.1 < greedy.exact_share.value, "its answers come from the image"
+    assert greedy.well_formed_share.value == 1.0, (
+        "the embedded base always answers in the right form"
+    )
+    assert shuffled.exact_share.value < 0.1 < greedy.exact_share.value, (
+        "its answers come from the image"
+    )
 
 # %%
 section.add_share("base_exact_validation", greedy.exact_share)

@@ -41,8 +41,13 @@ DATA = "data/traffic"
 CLASSES = None  # count only these, for example ("car", "bus") of COCO's 80; None: all that the labels name
 ANSWERS = 4  # sampled from the model for each image
 PAIRS = "built"  # "built": true answer against worse ones; "ranked": the model's own answers, ranked by SCORER
-NEGATIVES = ("own", "other image")  # where the worse answers of built pairs come from; there is also "edit"
-SCORER = "count_graded"  # or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
+NEGATIVES = (
+    "own",
+    "other image",
+)  # where the worse answers of built pairs come from; there is also "edit"
+SCORER = (
+    "count_graded"  # or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
+)
 SEED = 0
 
 # %%
@@ -74,7 +79,10 @@ plan = machine.check_machine(MODEL)
 # none.
 
 # %%
-train, valid = data.read_counts(folder, "train", CLASSES), data.read_counts(folder, "valid", CLASSES)
+train, valid = (
+    data.read_counts(folder, "train", CLASSES),
+    data.read_counts(folder, "valid", CLASSES),
+)
 print(f"{len(train)} training and {len(valid)} validation images")
 print(train[4].path.name, train[4].counts)
 
@@ -114,7 +122,9 @@ for text in own_answers[number]:
 
 # %%
 flat = [(text, item) for texts, item in zip(own_answers, train, strict=True) for text in texts]
-right = statistics.proportion(sum(data.is_exact(text, item.counts) for text, item in flat), len(flat))
+right = statistics.proportion(
+    sum(data.is_exact(text, item.counts) for text, item in flat), len(flat)
+)
 well_formed = [data.is_well_formed(text, list(item.counts)) for text, item in flat]
 formed = statistics.proportion(sum(well_formed), len(flat))
 print("sampled answers that are exact:      ", right)
@@ -231,7 +241,11 @@ print(data.render_blind_table(rules))
 # wrong and that the picture decides. For comparison, all three kinds:
 
 # %%
-print(data.render_blind_table(data.blind_rules(data.build_records(train, own_answers, data.NEGATIVES, SEED))))
+print(
+    data.render_blind_table(
+        data.blind_rules(data.build_records(train, own_answers, data.NEGATIVES, SEED))
+    )
+)
 
 # %% [markdown]
 # ### How a published data set leaked
@@ -284,7 +298,9 @@ if "other image" in rules:
 # %%
 spoilt = data.add_image_negatives(records[:64], out / "negatives", data.IMAGE_NEGATIVES, SEED)
 paths = [*spoilt[number].image_paths, *spoilt[number].negative_image_paths]
-grid = report.image_grid([files.open_image(path) for path in paths], ["true", *data.IMAGE_NEGATIVES])
+grid = report.image_grid(
+    [files.open_image(path) for path in paths], ["true", *data.IMAGE_NEGATIVES]
+)
 section.picture(grid, "One image and its four spoilt versions")
 
 # %%
@@ -308,7 +324,14 @@ for place, (split, items) in enumerate(held_out.items(), start=1):
     data.write_records(out / f"{split}.jsonl", make_records(items, answers, SEED + place))
 
 # %%
-about = {"data": str(folder), "classes": CLASSES, "model": MODEL, "pairs": PAIRS, "negatives": NEGATIVES, "seed": SEED}
+about = {
+    "data": str(folder),
+    "classes": CLASSES,
+    "model": MODEL,
+    "pairs": PAIRS,
+    "negatives": NEGATIVES,
+    "seed": SEED,
+}
 files.write_json(out / "about.json", about)
 print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 
@@ -380,7 +403,9 @@ for line in data.scan_file(out / "foreign.json"):
 
 # %%
 again = data.read_records(out / "train.jsonl")
-assert [r.model_dump() for r in again] == [r.model_dump() for r in records], "reading gives back what was written"
+assert [r.model_dump() for r in again] == [r.model_dump() for r in records], (
+    "reading gives back what was written"
+)
 if PAIRS == "built":
     for record in again:
         best = record.answers[record.ranking[0][0]]

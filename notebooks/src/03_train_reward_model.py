@@ -57,7 +57,9 @@ from helpers import config, data, files, losses, machine, models, report, reward
 
 section = report.Section("03_train_reward_model", "The reward model")
 settings = config.reward_preset(PRESET)
-settings = dataclasses.replace(settings, epochs=EPOCHS or settings.epochs, head=HEADS[0], objective=OBJECTIVES[0])
+settings = dataclasses.replace(
+    settings, epochs=EPOCHS or settings.epochs, head=HEADS[0], objective=OBJECTIVES[0]
+)
 settings
 
 # %% [markdown]
@@ -88,7 +90,10 @@ assert_close(losses.bradley_terry_loss(chosen, rejected), by_hand)
 # %%
 far = torch.tensor([-200.0])
 print(
-    "naive:", torch.log(torch.sigmoid(far)).item(), " stable:", -losses.bradley_terry_loss(far, torch.zeros(1)).item()
+    "naive:",
+    torch.log(torch.sigmoid(far)).item(),
+    " stable:",
+    -losses.bradley_terry_loss(far, torch.zeros(1)).item(),
 )
 
 # %% [markdown]
@@ -99,7 +104,9 @@ print(
 # %%
 scores = torch.tensor([0.3, 1.2, -0.5])
 print(losses.listwise_loss(scores, [[1], [0, 2]]), -torch.log_softmax(scores, 0)[1])
-assert_close(losses.listwise_loss(scores[:2], [[0], [1]]), losses.bradley_terry_loss(scores[:1], scores[1:2]))
+assert_close(
+    losses.listwise_loss(scores[:2], [[0], [1]]), losses.bradley_terry_loss(scores[:1], scores[1:2])
+)
 
 # %% [markdown]
 # ### A contrastive loss that forgets which answer is better
@@ -133,7 +140,9 @@ for gap in gaps:
     better, worse = gap.repeat(2), torch.zeros(2)
     curves["Bradley–Terry"].append(losses.bradley_terry_loss(better, worse).mean().item())
     curves["source's contrastive term"].append(source_contrastive(better, worse).item())
-    curves["sum, weight 0.5"].append(curves["Bradley–Terry"][-1] + 0.5 * curves["source's contrastive term"][-1])
+    curves["sum, weight 0.5"].append(
+        curves["Bradley–Terry"][-1] + 0.5 * curves["source's contrastive term"][-1]
+    )
 stops = gaps[min(range(len(gaps)), key=lambda i: curves["sum, weight 0.5"][i])].item()
 print(f"the sum is smallest at a margin of {stops:.2f}")
 
@@ -145,7 +154,9 @@ axis.axvline(stops, color="grey", linestyle=":")
 axis.set(xlabel="margin: score of the chosen − score of the rejected answer", ylabel="loss")
 axis.legend(frameon=False)
 plt.close(figure)
-section.picture(figure, "A contrastive term that opposes learning: the sum stops falling at the dotted line")
+section.picture(
+    figure, "A contrastive term that opposes learning: the sum stops falling at the dotted line"
+)
 
 # %% [markdown]
 # ## The preference data
@@ -154,11 +165,15 @@ section.picture(figure, "A contrastive term that opposes learning: the sum stops
 
 # %%
 shipped = ROOT / "data" / "traffic"
-train_path = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl")
+train_path = files.artifact(
+    "preferences/train.jsonl", "notebook 02", lambda: shipped / "preferences_train.jsonl"
+)
 names = [train_path.name.replace("train", split) for split in ("valid", "test")]
 valid_path, test_path = (train_path.with_name(name) for name in names)
 if not test_path.exists():
-    section.say("⚠️ There is no test split: the figures are of the pairs that also said when to stop.")
+    section.say(
+        "⚠️ There is no test split: the figures are of the pairs that also said when to stop."
+    )
     test_path = valid_path
 train, valid, test = (data.read_records(path) for path in (train_path, valid_path, test_path))
 for path, records in ((train_path, train), (valid_path, valid), (test_path, test)):
@@ -192,7 +207,9 @@ print("a row each:", tuple(alone.inputs["input_ids"].shape))
 # %%
 figure, axis = plt.subplots(figsize=(4, 4), layout="constrained")
 axis.imshow(packed.inputs["attention_mask"][0, 0], cmap="Greys")
-axis.set(title="which token (row) sees which (column)", xlabel="image and question, then the answers")
+axis.set(
+    title="which token (row) sees which (column)", xlabel="image and question, then the answers"
+)
 plt.close(figure)
 figure
 
@@ -271,7 +288,10 @@ for kind, share in reward_report.accuracy_by_kind("shuffled").items():
 
 # %%
 error, bins = rewards.calibration_error(reward_report.gaps())
-section.picture(report.reliability_diagram(bins), f"Reliability on the test pairs: calibration error {error:.3f}")
+section.picture(
+    report.reliability_diagram(bins),
+    f"Reliability on the test pairs: calibration error {error:.3f}",
+)
 
 # %% [markdown]
 # ### Does the place of an answer matter?
@@ -418,7 +438,9 @@ about |= {"validation_accuracy": accuracy, "data": str(train_path)}
 folder = rewards.save_reward_model(winner, files.artifacts_dir() / "reward", own, about)
 run_log = {"steps": winner_run.log, "evaluations": winner_run.evaluations}
 files.write_json(folder / "log.json", run_log)
-print(f"{head}, {objective}: validation {accuracy:.3f}, head {rewards.head_hash(winner)} → {folder}")
+print(
+    f"{head}, {objective}: validation {accuracy:.3f}, head {rewards.head_hash(winner)} → {folder}"
+)
 
 # %%
 again = rewards.load_reward_model(*load(), folder)
@@ -444,10 +466,14 @@ print(f"largest difference after loading: {difference:.1e}")
 
 # %%
 assert difference < 1e-4, "a reloaded model must give the same scores"
-assert any(name.startswith("head.") for name in reward.trainable_parameters()), "the head is trained and saved"
+assert any(name.startswith("head.") for name in reward.trainable_parameters()), (
+    "the head is trained and saved"
+)
 if MODEL == "tiny" and EPOCHS is None and "scene-" in train[0].images[0]:
     assert reward_report.accuracy().low > 0.8, "most unseen pairs should be told apart"
-    assert reward_report.accuracy().value > reward_report.accuracy("shuffled").value + 0.2, "and not without the image"
+    assert reward_report.accuracy().value > reward_report.accuracy("shuffled").value + 0.2, (
+        "and not without the image"
+    )
 
 # %%
 section.add_share("rm_pair_accuracy", reward_report.accuracy(), SEED)

@@ -130,7 +130,9 @@ print(f"{start:.4f}")
 spoilt, reference_spoilt = torch.tensor([-10.5, -12.5]), torch.tensor([-11.0, -12.0])
 image_term, _ = losses.dpo_loss(chosen, spoilt, reference_chosen, reference_spoilt, beta)
 mdpo = loss + image_term + losses.anchor_loss(chosen, reference_chosen, beta)
-print(f"mDPO: preference {loss:.3f} + image {image_term:.3f} + anchor = {mdpo:.3f}; at the start 3 ln 2 = 2.079")
+print(
+    f"mDPO: preference {loss:.3f} + image {image_term:.3f} + anchor = {mdpo:.3f}; at the start 3 ln 2 = 2.079"
+)
 
 # %% [markdown]
 # ## The preference data
@@ -210,8 +212,13 @@ batch = trainer.data_collator(rows)
 if "packed" in batch:
     ours = batch["packed"].inputs["input_ids"].numel()
     answers = int(batch["completion_mask"].sum())
-    stock = 2 * len(rows) * (batch["packed"].inputs["input_ids"].shape[1] - answers // len(rows)) + answers
-    print(f"tokens through the language model, {len(rows)} pairs: {ours} with the answers in one row; apart, with the")
+    stock = (
+        2 * len(rows) * (batch["packed"].inputs["input_ids"].shape[1] - answers // len(rows))
+        + answers
+    )
+    print(
+        f"tokens through the language model, {len(rows)} pairs: {ours} with the answers in one row; apart, with the"
+    )
     print(f"reference in every step, about {2 * stock}")
 
 # %% [markdown]
@@ -270,7 +277,9 @@ section.say(
 valid_data = data.to_trl(valid_records)
 pairs = evaluation.evaluate_pairs(model, processor, valid_data)
 held_out = pairs.accuracy
-section.say(f"Validation pairs on which the policy prefers the chosen answer more than the base does: {held_out}.")
+section.say(
+    f"Validation pairs on which the policy prefers the chosen answer more than the base does: {held_out}."
+)
 
 # %% [markdown]
 # Did the chosen answers become likelier, or only less unlikely than the rejected ones?
@@ -283,7 +292,9 @@ for side, policy, reference in (
     means = f"base {reference.mean():7.2f} → policy {policy.mean():7.2f}"
     print(f"log-probability of {side:>8} answers: {means}")
 if pairs.chosen.mean() < pairs.reference_chosen.mean():
-    section.say("⚠️ The chosen answers became less likely: raise sft_weight or lower the learning rate.")
+    section.say(
+        "⚠️ The chosen answers became less likely: raise sft_weight or lower the learning rate."
+    )
 
 # %% [markdown]
 # ## Before and after on one image

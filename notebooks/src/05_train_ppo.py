@@ -140,7 +140,12 @@ print(f"ratios {ratio.tolist()}, loss {by_hand:.4f}, clipped {policy_loss.clip_s
 
 # %%
 scores = torch.tensor([1.0, 0.0, 0.0, 1.0])  # four answers to one question
-print("RLOO", losses.rloo_advantages(scores, 4).tolist(), " GRPO", losses.grpo_advantages(scores, 4).tolist())
+print(
+    "RLOO",
+    losses.rloo_advantages(scores, 4).tolist(),
+    " GRPO",
+    losses.grpo_advantages(scores, 4).tolist(),
+)
 
 # %% [markdown]
 # ## The questions
@@ -154,7 +159,9 @@ source = files.artifact("preferences/train.jsonl", "notebook 02", lambda: shippe
 names = [source.name.replace("train", split) for split in ("train", "valid", "test")]
 records, valid_records, test_records = (data.read_records(source.with_name(name)) for name in names)
 if not all(isinstance(r.truth, dict) for r in [*records, *valid_records, *test_records]):
-    raise files.UsageError(f"{source}: records without true counts, the reward here. Use notebook 04.")
+    raise files.UsageError(
+        f"{source}: records without true counts, the reward here. Use notebook 04."
+    )
 
 # %%
 tasks, items = training.tasks_of(records), data.as_counted_images(test_records)
@@ -216,7 +223,9 @@ if trainer.actor.own_adapter and WARM_UP:
     started = time.perf_counter()
     history = trainer.warm_up_critic(tasks, answers, WARM_UP)
     warm_seconds = time.perf_counter() - started
-    print(f"squared error of the critic, halved: {sum(history[:8]) / 8:.3f} → {sum(history[-8:]) / 8:.3f}")
+    print(
+        f"squared error of the critic, halved: {sum(history[:8]) / 8:.3f} → {sum(history[-8:]) / 8:.3f}"
+    )
 
 # %% [markdown]
 # ## Train
@@ -296,9 +305,16 @@ section.table(table.rows)
 # number, the mean: what remains when the critic is taken away.
 
 # %%
-half = {"prompts_per_iteration": settings.prompts_per_iteration // 2, "group_size": 2 * settings.group_size}
+half = {
+    "prompts_per_iteration": settings.prompts_per_iteration // 2,
+    "group_size": 2 * settings.group_size,
+}
 half |= {"mini_batch": max(1, settings.mini_batch // 2)}
-kinds = {"rloo": {"advantages": "rloo"}, "grpo": {"advantages": "grpo", **half}, "constant": {"critic_layers": 0}}
+kinds = {
+    "rloo": {"advantages": "rloo"},
+    "grpo": {"advantages": "grpo", **half},
+    "constant": {"critic_layers": 0},
+}
 reached = {"ppo": held_out.shares}
 for name in COMPARE:
     answers = training.HeldOutAnswers(processor, valid_records[:64], every=2)
@@ -312,7 +328,9 @@ for name in COMPARE:
 per_iteration = settings.prompts_per_iteration * settings.group_size
 for name, shares in reached.items():
     good = [per_iteration * iteration for iteration, share in shares if share.value >= 0.9]
-    print(f"{name}: samples until 90 % of 64 validation answers are exact:", *(good[:1] or ["never"]))
+    print(
+        f"{name}: samples until 90 % of 64 validation answers are exact:", *(good[:1] or ["never"])
+    )
 section.table(table.rows)
 
 # %% [markdown]
@@ -485,8 +503,12 @@ if VQA:
 # ## Check yourself
 
 # %%
-assert all(abs(row["ppo/ratio_first"] - 1) < settings.ratio_tolerance for row in log), "old and new policy are mixed up"
-base_weights = [name for name, p in trainer.model.named_parameters() if p.requires_grad and "lora_" not in name]
+assert all(abs(row["ppo/ratio_first"] - 1) < settings.ratio_tolerance for row in log), (
+    "old and new policy are mixed up"
+)
+base_weights = [
+    name for name, p in trainer.model.named_parameters() if p.requires_grad and "lora_" not in name
+]
 assert not base_weights, "only adapters are trained"
 if MODEL == "tiny" and ITERATIONS is None and "scene-" in records[0].images[0]:
     for name in ("ppo", *COMPARE):

@@ -109,7 +109,9 @@ comparison.show()
 image, question = files.open_image(items[0].path), data.question_for(items[0], 0)
 (spoken,) = evaluation.ask_policies(policies, [first], image, question)
 encoded = models.encode_prompts(processor, [models.render(processor, question)], [[image]])
-packed = models.pack_separately(processor, encoded, [[torch.tensor(spoken.ids)]]).to(policies.model.device)
+packed = models.pack_separately(processor, encoded, [[torch.tensor(spoken.ids)]]).to(
+    policies.model.device
+)
 log_p = {}
 for name in ("base", first):
     with policies.use_policy(name) as model, torch.no_grad():
@@ -118,7 +120,9 @@ kl = (log_p[first].exp() * (log_p[first] - log_p["base"])).sum(-1)
 chosen = log_p[first].gather(-1, packed.ids[0, 1:, None])[:, 0]
 assert_close(chosen.sum().item(), spoken.logp, atol=1e-2, rtol=0)
 assert_close(kl.sum().item(), sum(spoken.kl), atol=1e-2, rtol=0)
-print(f"{spoken.text!r}: log p {chosen.sum():.3f}, KL to the base {kl.sum():.3f} nats over {len(kl)} tokens")
+print(
+    f"{spoken.text!r}: log p {chosen.sum():.3f}, KL to the base {kl.sum():.3f} nats over {len(kl)} tokens"
+)
 
 # %% [markdown]
 # ## What changed, and what got worse
@@ -132,7 +136,10 @@ for name in ("base", first):
     with policies.use_policy(name) as model:
         found[name] = evaluation.evaluate_counting(model, processor, items)
 before, after = found["base"], found[first]
-broken, fixed = np.flatnonzero(before.exact & ~after.exact), np.flatnonzero(~before.exact & after.exact)
+broken, fixed = (
+    np.flatnonzero(before.exact & ~after.exact),
+    np.flatnonzero(~before.exact & after.exact),
+)
 section.say(
     f"{first} on {len(items)} held-out images, greedy: {len(broken)} right → wrong, {len(fixed)} wrong → right."
 )
@@ -160,14 +167,21 @@ asked = items[-3 * MATCHES :]  # more than wanted, since equal answers are no ma
 said_by = {}
 for name in names:
     with policies.use_policy(name) as model:
-        said_by[name] = evaluation.evaluate_counting(model, processor, asked, temperature=1.0, seed=1).answers
+        said_by[name] = evaluation.evaluate_counting(
+            model, processor, asked, temperature=1.0, seed=1
+        ).answers
 prompts = [data.question_for(item, number) for number, item in enumerate(asked)]
-seen = data.stable_hash(list(said_by.values()))[:8]  # votes belong to these answers: others get another file
+seen = data.stable_hash(list(said_by.values()))[
+    :8
+]  # votes belong to these answers: others get another file
 records, voted = (
-    files.artifacts_dir() / "arena" / f"{first.replace('/', '-')}-{seen}{kind}.jsonl" for kind in ("", ".votes")
+    files.artifacts_dir() / "arena" / f"{first.replace('/', '-')}-{seen}{kind}.jsonl"
+    for kind in ("", ".votes")
 )
 paths, groups = [item.path for item in asked], [item.group for item in asked]
-matches = evaluation.build_matches(paths, prompts, said_by, names, groups, records_path=records)[:MATCHES]
+matches = evaluation.build_matches(paths, prompts, said_by, names, groups, records_path=records)[
+    :MATCHES
+]
 blind = widgets.Arena(data.Votes(voted, matches, ANNOTATOR))
 blind.show()
 
@@ -181,7 +195,9 @@ blind.show()
 
 # %%
 source = files.artifact(
-    "preferences/valid.jsonl", "notebook 02", lambda: ROOT / "data" / "traffic" / "preferences_valid.jsonl"
+    "preferences/valid.jsonl",
+    "notebook 02",
+    lambda: ROOT / "data" / "traffic" / "preferences_valid.jsonl",
 )
 weights = files.artifacts_dir() / "widgets" / "playground.json"
 playground = widgets.ScorerPlayground(data.read_records(source), weights_path=weights)
@@ -205,7 +221,9 @@ dashboard.show()
 scene = data.make_scene(data.SPLIT_SEEDS["test"][-1])
 own = files.open_image(Path(OWN_IMAGE)) if OWN_IMAGE else data.draw_scene(scene)
 for answer in evaluation.ask_policies(policies, ["base", first], own, data.count_question(kinds)):
-    print(f"{answer.policy:>12}: {answer.text}   (log p {answer.logp:.2f}, KL {sum(answer.kl):.2f})")
+    print(
+        f"{answer.policy:>12}: {answer.text}   (log p {answer.logp:.2f}, KL {sum(answer.kl):.2f})"
+    )
 print("       truth:", "unknown" if OWN_IMAGE else report.format_counts(scene.counts))
 own.resize((224, round(224 * own.height / own.width)))
 

@@ -74,7 +74,9 @@ plan = machine.check_machine(MODEL)
 # %%
 folder, split, items = data.held_out_items(DATA)
 if split == "valid":
-    section.say(f"{folder.name} has no test split: these are its validation images, so read the figures with care.")
+    section.say(
+        f"{folder.name} has no test split: these are its validation images, so read the figures with care."
+    )
 saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
 saved = [policy for policy in saved if any(fnmatch(policy.name, pattern) for pattern in POLICIES)]
 max_pixels = models.image_limit(saved, plan.max_pixels)
@@ -98,7 +100,9 @@ for policy in saved:
         with policies.use_policy(policy.name) as model:
             answers = models.answer_records(model, processor, records)
         same = sum(a == b for a, b in zip(answers, noted["answers"], strict=True))
-        assert same == len(answers), f"{policy.name}: {len(answers) - same} answers changed on reloading"
+        assert same == len(answers), (
+            f"{policy.name}: {len(answers) - same} answers changed on reloading"
+        )
         identical = f"{same} of {len(answers)} greedy answers are identical"
         section.say(f"{policy.name}: reloaded in a new process, {identical}.")
 
@@ -212,7 +216,9 @@ polled = [
 
 def generate(images, prompts):
     """Greedy answers of whoever is speaking."""
-    return models.generate_answers(model, processor, images, prompts, max_new_tokens=16, description="POPE")
+    return models.generate_answers(
+        model, processor, images, prompts, max_new_tokens=16, description="POPE"
+    )
 
 
 for name in ("base", first):
@@ -242,7 +248,9 @@ for name in ("base", first):
 # %%
 objects = {name: [name] for name in items[0].counts}
 for name in ("base", first):
-    found = evaluation.chair_metrics(examined[name].one_class, [item.counts for item in items], objects)
+    found = evaluation.chair_metrics(
+        examined[name].one_class, [item.counts for item in items], objects
+    )
     display(section.table([[f"CHAIR, one class, {name}", "figure"], *found.rows()[1:]]))
 
 # %% [markdown]
@@ -285,9 +293,13 @@ for benchmark, (questions_file, reviews_file) in JUDGED.items():
 
 # %%
 for name in names:
-    assert examined[name].blank.exact_share.value < 0.5, "exact without an image: the answers ignore it"
+    assert examined[name].blank.exact_share.value < 0.5, (
+        "exact without an image: the answers ignore it"
+    )
 if MODEL == "tiny" and folder.name == "traffic":
-    assert 0.25 <= examined["base"].greedy.exact_share.value <= 0.45, "the base counts a third right"
+    assert 0.25 <= examined["base"].greedy.exact_share.value <= 0.45, (
+        "the base counts a third right"
+    )
     for name in [name for name in names if name.startswith("dpo")]:
         assert examined[name].greedy.exact_share.value >= 0.90, f"{name}: alignment did not work"
         assert examined[name].sampled_well_formed.value >= 0.90, f"{name}: sampling is broken"

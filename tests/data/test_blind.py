@@ -23,7 +23,12 @@ def test_blind_rules_by_hand():
 
     one, two, ten = ({"cars": n, "buses": 0} for n in (1, 2, 10))
     table = blind_rules(
-        [record(one, two, "edit"), record(two, one, "edit"), record(one, ten, "edit"), record(two, ten, "own")]
+        [
+            record(one, two, "edit"),
+            record(two, one, "edit"),
+            record(one, ten, "edit"),
+            record(two, ten, "own"),
+        ]
     )
     assert table["edit"]["smaller total"].value == pytest.approx(2 / 3)
     assert table["edit"]["larger total"].value == pytest.approx(1 / 3)
@@ -48,7 +53,9 @@ def test_position_and_length_need_no_counts():
     table = blind_rules([record, record])
     assert set(table) == {"all", "unknown"} and "smaller total" not in table["all"]
     assert (
-        table["all"]["shown first"].value == 1 and table["all"]["longer"].value == 1 and table["all"]["shorter"].n == 4
+        table["all"]["shown first"].value == 1
+        and table["all"]["longer"].value == 1
+        and table["all"]["shorter"].n == 4
     )
     assert best_rule(table)[1].value == 1 and "longer" in render_blind_table(table)
     assert blind_rules([]) == {}

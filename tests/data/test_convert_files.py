@@ -10,7 +10,13 @@ from strategies import records
 from helpers.data.convert_files import convert_file, detect_format, scan_file, write_file
 from helpers.data.convert_rows import to_rows
 from helpers.data.formats import FORMATS
-from helpers.data.preferences import PreferenceRecord, name_images, read_records, resolve_images, write_records
+from helpers.data.preferences import (
+    PreferenceRecord,
+    name_images,
+    read_records,
+    resolve_images,
+    write_records,
+)
 from helpers.files import UsageError
 
 
@@ -35,9 +41,15 @@ def test_files_of_many_records_survive(name, sample, tmp_path):
     path = tmp_path / "file"
     left_out = write_file(path, sample, name)
     assert len(left_out) == len(sample) - len(kept) and len(kept) > 5
-    assert [line.record.model_dump_json() for line in scan_file(path)] == [r.model_dump_json() for r in kept]
+    assert [line.record.model_dump_json() for line in scan_file(path)] == [
+        r.model_dump_json() for r in kept
+    ]
     text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if FORMATS[name].array else [json.loads(line) for line in text.split("\n") if line]
+    rows = (
+        json.loads(text)
+        if FORMATS[name].array
+        else [json.loads(line) for line in text.split("\n") if line]
+    )
     assert len(rows) == sum(max(1, len(r.pairs())) for r in kept)
     path.write_text(json.dumps(rows[::-1]))
     assert sorted(line.record.id for line in scan_file(path)) == sorted(r.id for r in kept)
@@ -46,21 +58,40 @@ def test_files_of_many_records_survive(name, sample, tmp_path):
 def test_convert_moves_paths_and_says_what_it_did(tmp_path):
     (tmp_path / "out").mkdir()
     source = tmp_path / "votes.jsonl"
-    rows = [ROWS["ab"], {**ROWS["ab"], "preference": "tie"}, {**ROWS["ab"], "instruction": "<|user|>\nq<image>"}]
+    rows = [
+        ROWS["ab"],
+        {**ROWS["ab"], "preference": "tie"},
+        {**ROWS["ab"], "instruction": "<|user|>\nq<image>"},
+    ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = convert_file(source, tmp_path / "out" / "r.jsonl")
-    assert summary.startswith("3 records →") and "changed in 1 rows: the prompt was in another model's" in summary
+    assert (
+        summary.startswith("3 records →")
+        and "changed in 1 rows: the prompt was in another model's" in summary
+    )
     lines = (tmp_path / "out" / "r.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["images"] == ["../path/to/img1.jpg"]
-    assert read_records(tmp_path / "out" / "r.jsonl")[0].images == [str(tmp_path / "path" / "to" / "img1.jpg")]
+    assert read_records(tmp_path / "out" / "r.jsonl")[0].images == [
+        str(tmp_path / "path" / "to" / "img1.jpg")
+    ]
     summary = convert_file(tmp_path / "out" / "r.jsonl", tmp_path / "trl.jsonl", "trl")
-    assert "2 records →" in summary and "left out: record 2: no answer is ranked above another" in summary
-    assert json.loads((tmp_path / "trl.jsonl").read_text().splitlines()[0])["images"] == ["path/to/img1.jpg"]
+    assert (
+        "2 records →" in summary
+        and "left out: record 2: no answer is ranked above another" in summary
+    )
+    assert json.loads((tmp_path / "trl.jsonl").read_text().splitlines()[0])["images"] == [
+        "path/to/img1.jpg"
+    ]
 
 
 def test_a_bad_row_stops_the_conversion_and_is_named(tmp_path):
     source = tmp_path / "votes.jsonl"
-    source.write_text(json.dumps(ROWS["ab"]) + "\nnonsense\n" + json.dumps({**ROWS["ab"], "preference": 1}) + "\n[1]\n")
+    source.write_text(
+        json.dumps(ROWS["ab"])
+        + "\nnonsense\n"
+        + json.dumps({**ROWS["ab"], "preference": 1})
+        + "\n[1]\n"
+    )
     with pytest.raises(UsageError) as error:
         convert_file(source, tmp_path / "out.jsonl")
     message = str(error.value)

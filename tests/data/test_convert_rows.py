@@ -56,14 +56,24 @@ def test_rows_of_the_originals_are_recognised_and_given_back(name):
 
 
 def test_what_is_in_the_other_columns_reaches_the_record():
-    assert [a.model for a in from_row("vl_rewardbench", ROWS["vl_rewardbench"])[0].answers] == ["a", "b"]
+    assert [a.model for a in from_row("vl_rewardbench", ROWS["vl_rewardbench"])[0].answers] == [
+        "a",
+        "b",
+    ]
     rlhf = from_row("rlhf_v", ROWS["rlhf_v"])[0]  # the chosen answer is a person's correction
     assert {a.text: a.model for a in rlhf.answers} == {"Here.": None, "There.": "llava"}
     rlaif = from_row("rlaif_v", ROWS["rlaif_v"])[0]
     assert {a.model for a in rlaif.answers} == {"llava15-7b"}
     conversation = from_row("llava_rlhf", ROWS["llava_rlhf"])[0].prompt
-    assert [(m.role, m.content) for m in conversation] == [("user", "Where?"), ("assistant", "Here."), ("user", "Why?")]
-    assert [m.role for m in from_row("llama_factory", ROWS["llama_factory"])[0].prompt] == ["system", "user"]
+    assert [(m.role, m.content) for m in conversation] == [
+        ("user", "Where?"),
+        ("assistant", "Here."),
+        ("user", "Why?"),
+    ]
+    assert [m.role for m in from_row("llama_factory", ROWS["llama_factory"])[0].prompt] == [
+        "system",
+        "user",
+    ]
 
 
 def test_a_prompt_in_a_foreign_template_is_repaired_kept_and_reported():
@@ -91,7 +101,9 @@ def test_a_prompt_in_a_foreign_template_is_repaired_kept_and_reported():
     ],
 )  # fmt: skip
 def test_templates_that_are_recognised(prompt, messages):
-    record, change = from_row("mmpr", {"image": "1.jpg", "question": prompt, "chosen": "a", "rejected": "b"})
+    record, change = from_row(
+        "mmpr", {"image": "1.jpg", "question": prompt, "chosen": "a", "rejected": "b"}
+    )
     assert [(m.role, m.content) for m in record.prompt] == messages
     assert (change is None) == ("field" in prompt)
 
@@ -100,23 +112,40 @@ def test_an_edited_record_wins_over_the_columns_it_was_read_from():
     record, _ = from_row("mmpr", ROWS["mmpr"])
     record.prompt[0].content = "Where is it?"
     (row,) = to_rows("mmpr", record)
-    assert {**row, EXTRA_COLUMN: None} == {**ROWS["mmpr"], "question": "Where is it?", EXTRA_COLUMN: None}
+    assert {**row, EXTRA_COLUMN: None} == {
+        **ROWS["mmpr"],
+        "question": "Where is it?",
+        EXTRA_COLUMN: None,
+    }
 
 
 def test_position_does_not_give_the_chosen_side_away():
     """chosen is not always answer 0: .5 within 5 standard errors of 1,000 tosses (.5 ± .08)."""
     row = {"image": "1.jpg", "question": "q"}
     first = [
-        from_row("mmpr", {**row, "chosen": f"c{k}", "rejected": f"r{k}"})[0].ranking == [[0], [1]] for k in range(1000)
+        from_row("mmpr", {**row, "chosen": f"c{k}", "rejected": f"r{k}"})[0].ranking == [[0], [1]]
+        for k in range(1000)
     ]
     assert 420 < sum(first) < 580
 
 
 def vlfeedback(*ratings, texts=("a", "b", "c", "d")):
     names = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
-    notes = [{name: {"Rating": r, "Rationale": "…"} for name, r in zip(names, row, strict=True)} for row in ratings]
-    completions = [{"annotations": n, "model": f"m{t}", "response": t} for n, t in zip(notes, texts, strict=False)]
-    return {"id": "1", "prompt": "Where?", "models": [], "completions": completions, "img_path": "1.jpg"}
+    notes = [
+        {name: {"Rating": r, "Rationale": "…"} for name, r in zip(names, row, strict=True)}
+        for row in ratings
+    ]
+    completions = [
+        {"annotations": n, "model": f"m{t}", "response": t}
+        for n, t in zip(notes, texts, strict=False)
+    ]
+    return {
+        "id": "1",
+        "prompt": "Where?",
+        "models": [],
+        "completions": completions,
+        "img_path": "1.jpg",
+    }
 
 
 def test_vlfeedback_is_ranked_by_the_mean_rating_and_ties_give_no_pair():
@@ -128,7 +157,9 @@ def test_vlfeedback_is_ranked_by_the_mean_rating_and_ties_give_no_pair():
     assert [(p.chosen.text, p.rejected.text, p.margin) for p in record.pairs()] == [
         ("c", "a", 1), ("c", "b", 1), ("c", "d", 3), ("a", "d", 2), ("b", "d", 2),
     ]  # fmt: skip
-    columns = {key: [c[key] for c in row["completions"]] for key in row["completions"][0]}  # as Arrow gives it
+    columns = {
+        key: [c[key] for c in row["completions"]] for key in row["completions"][0]
+    }  # as Arrow gives it
     again, _ = from_row("vlfeedback", {**row, "completions": columns})
     assert again.answers == record.answers and again.ranking == record.ranking
     with pytest.raises(UsageError, match="can be read but not written"):
@@ -136,7 +167,9 @@ def test_vlfeedback_is_ranked_by_the_mean_rating_and_ties_give_no_pair():
 
 
 def test_vlfeedback_without_ratings_and_with_equal_texts():
-    record, change = from_row("vlfeedback", vlfeedback(("5", "5", "5"), ("N/A", "N/A", "N/A"), ("N/A", "3", "1")))
+    record, change = from_row(
+        "vlfeedback", vlfeedback(("5", "5", "5"), ("N/A", "N/A", "N/A"), ("N/A", "3", "1"))
+    )
     assert [a.text for a in record.answers] == ["a", "c"] and record.ranking == [[0], [1]]
     assert change == "1 answer(s) without a rating left out (kept in extra)"
     assert record.extra["vlfeedback"]["row"]["completions"][1]["response"] == "b"
@@ -147,7 +180,11 @@ def test_vlfeedback_without_ratings_and_with_equal_texts():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("ab", {"preference": "response_c"}, "unknown preference 'response_c': write response_a, response_b or tie"),
+        (
+            "ab",
+            {"preference": "response_c"},
+            "unknown preference 'response_c': write response_a, response_b or tie",
+        ),
         ("ab", {"response_a": ""}, "answers.0.text: the answer is empty"),
         ("ab", {"response_b": 3}, "a field has a type that this format"),
         ("mmpr", {"question": "<image><image> q"}, "the prompt has 2 <image> marks for 1 images"),

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from helpers.data.counting import count_answer, count_question, edited_counts, is_exact, is_well_formed, parse_counts
+from helpers.data.counting import (
+    count_answer,
+    count_question,
+    edited_counts,
+    is_exact,
+    is_well_formed,
+    parse_counts,
+)
 
 CLASSES = ["cars", "motorcycles", "buses", "bicycles"]
 TRUTH = {"cars": 2, "motorcycles": 3, "buses": 0, "bicycles": 1}
@@ -11,7 +18,10 @@ SENTENCE = "There are 2 cars, 3 motorcycles, 0 buses, 1 bicycles in the image."
 
 def test_answer_and_question_texts():
     assert count_answer(TRUTH) == SENTENCE
-    assert count_question(CLASSES) == "How many cars, motorcycles, buses and bicycles are in the image?"
+    assert (
+        count_question(CLASSES)
+        == "How many cars, motorcycles, buses and bicycles are in the image?"
+    )
     assert count_question(["RBC"], 1) == "Please count the RBC you see."
 
 
@@ -19,14 +29,32 @@ def test_answer_and_question_texts():
     ("text", "expected"),
     [
         (SENTENCE, TRUTH),
-        ("There are 2 cars, 3 motorcycles, 0 buss, 1 bicycles in the image.", TRUTH),  # published spelling
-        ("I see 1 bicycle, 2 Cars, 3 motorcycles and 0 buses", TRUTH),  # other order, case, singular
+        (
+            "There are 2 cars, 3 motorcycles, 0 buss, 1 bicycles in the image.",
+            TRUTH,
+        ),  # published spelling
+        (
+            "I see 1 bicycle, 2 Cars, 3 motorcycles and 0 buses",
+            TRUTH,
+        ),  # other order, case, singular
         ("There are 2 cars, 3 motorcycles, 0 buses in the image.", None),  # a class is missing
         (SENTENCE + " There are 2 cars.", None),  # a class is stated twice
-        ("There are 2 cars, 3 motorcycles, 0 buses, 1 bicycles, 4 trucks in the image.", None),  # unknown class
-        ("There are 2 cars, 3 motorcycles, 0 buses, -1 bicycles in the image.", {**TRUTH, "bicycles": 1}),
-        ("There are 2 cars, 3 motorcycles, 0 buses, 1.5 bicycles in the image.", None),  # no whole number
-        ("2 carsharing places, 3 motorcycles, 0 buses, 1 bicycles", None),  # a longer word is another word
+        (
+            "There are 2 cars, 3 motorcycles, 0 buses, 1 bicycles, 4 trucks in the image.",
+            None,
+        ),  # unknown class
+        (
+            "There are 2 cars, 3 motorcycles, 0 buses, -1 bicycles in the image.",
+            {**TRUTH, "bicycles": 1},
+        ),
+        (
+            "There are 2 cars, 3 motorcycles, 0 buses, 1.5 bicycles in the image.",
+            None,
+        ),  # no whole number
+        (
+            "2 carsharing places, 3 motorcycles, 0 buses, 1 bicycles",
+            None,
+        ),  # a longer word is another word
         ("", None),
     ],
 )

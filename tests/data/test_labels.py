@@ -24,7 +24,11 @@ def folder(tmp_path):
     """Two photos with the class names of a microscope data set."""
     (tmp_path / "data.yaml").write_text("nc: 2\nnames: ['RBC', 'white cells']\n")
     write_yolo(
-        tmp_path, "train", "a", Image.new("RGB", (64, 48)), [(0, (0, 0, 8, 8)), (0, (8, 8, 20, 20)), (1, (1, 2, 3, 4))]
+        tmp_path,
+        "train",
+        "a",
+        Image.new("RGB", (64, 48)),
+        [(0, (0, 0, 8, 8)), (0, (8, 8, 20, 20)), (1, (1, 2, 3, 4))],
     )
     write_yolo(tmp_path, "train", "b", Image.new("RGB", (64, 48)), [])
     return tmp_path
@@ -34,7 +38,9 @@ def test_counts_are_the_label_lines(folder):
     a, b = read_yolo(folder, "train")
     assert a.counts == {"RBC": 2, "white cells": 1} and b.counts == {"RBC": 0, "white cells": 0}
     # the box (8, 8, 20, 20) of a 64 × 48 image: centre (14, 14), size 12 × 12
-    assert (folder / "train/labels/a.txt").read_text().splitlines()[1] == "0 0.218750 0.291667 0.187500 0.250000"
+    assert (folder / "train/labels/a.txt").read_text().splitlines()[
+        1
+    ] == "0 0.218750 0.291667 0.187500 0.250000"
 
 
 def test_shipped_labels_agree_with_their_counts():
@@ -59,7 +65,10 @@ def test_names_may_be_a_dictionary(folder):
             lambda f: (f / "train/labels/a.txt").write_text("0 .5 .5 .1 .1\n7 .5 .5 .1 .1\n"),
             r"a\.txt:2: class '7' is not one of 0 … 1",
         ),
-        (lambda f: (f / "train/labels/a.txt").write_text("0 .5 .5\n"), r"a\.txt:1: 3 fields; a box has 5"),
+        (
+            lambda f: (f / "train/labels/a.txt").write_text("0 .5 .5\n"),
+            r"a\.txt:1: 3 fields; a box has 5",
+        ),
         (lambda f: [p.unlink() for p in (f / "train/images").iterdir()], "holds no image"),
     ],
 )
@@ -77,14 +86,22 @@ def test_a_missing_split_is_named(folder):
 
 def test_augmented_copies_share_a_group(tmp_path):
     names = ("street_jpg.rf.60d109572.jpg", "street_jpg.rf.0a1b2c.jpg", "street.jpg")
-    assert [photo_group(tmp_path / name) for name in names] == ["street_jpg", "street_jpg", "street"]
+    assert [photo_group(tmp_path / name) for name in names] == [
+        "street_jpg",
+        "street_jpg",
+        "street",
+    ]
 
 
 def coco(folder, **change):
     """Two images; image 1 has two cars and a crowd of persons, image 2 one car; buses never occur."""
     data = {
         "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
-        "categories": [{"id": 7, "name": "car"}, {"id": 3, "name": "person"}, {"id": 9, "name": "bus"}],
+        "categories": [
+            {"id": 7, "name": "car"},
+            {"id": 3, "name": "person"},
+            {"id": 9, "name": "bus"},
+        ],
         "annotations": [
             {"image_id": 1, "category_id": 7, "iscrowd": 0},
             {"image_id": 1, "category_id": 7},
@@ -114,7 +131,9 @@ def test_coco_leaves_out_what_nobody_counted(tmp_path, capsys):
 def test_coco_in_its_own_layout(tmp_path):
     coco(tmp_path / "x")
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "x" / "_annotations.coco.json").rename(tmp_path / "annotations" / "instances_val2017.json")
+    (tmp_path / "x" / "_annotations.coco.json").rename(
+        tmp_path / "annotations" / "instances_val2017.json"
+    )
     assert read_counts(tmp_path, "val")[0].path == tmp_path / "val2017" / "b.jpg"
 
 
@@ -123,7 +142,10 @@ def test_coco_in_its_own_layout(tmp_path):
     [
         ({"categories": None}, "not COCO annotations"),
         ({"images": [{"id": 1}]}, "'file_name'"),
-        ({"annotations": [{"image_id": 5, "category_id": 7}]}, "annotation 0 speaks of image 5, category 7"),
+        (
+            {"annotations": [{"image_id": 5, "category_id": 7}]},
+            "annotation 0 speaks of image 5, category 7",
+        ),
     ],
 )
 def test_faults_of_coco_are_named(tmp_path, change, message):
@@ -132,7 +154,9 @@ def test_faults_of_coco_are_named(tmp_path, change, message):
 
 
 def voc(path, file, *names):
-    objects = "".join(f"<object><name>{name}</name><difficult>1</difficult></object>" for name in names)
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>1</difficult></object>" for name in names
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"<annotation><filename>{file}</filename>{objects}</annotation>")
 
@@ -170,11 +194,24 @@ def test_a_folder_without_labels_and_unknown_classes(tmp_path, folder):
 
 def test_visual_genome(tmp_path):
     (tmp_path / "107.jpg").write_bytes(b"")
-    qas = [{"qa_id": 5, "image_id": 107, "question": "What color is the clock? ", "answer": "Green.", "a_objects": []}]
+    qas = [
+        {
+            "qa_id": 5,
+            "image_id": 107,
+            "question": "What color is the clock? ",
+            "answer": "Green.",
+            "a_objects": [],
+        }
+    ]
     path = tmp_path / "question_answers.json"
     path.write_text(json.dumps([{"id": 107, "qas": qas}]))
     (item,) = read_visual_genome(path, tmp_path)
-    assert (item.question, item.answer, item.group, item.id) == ("What color is the clock?", "Green.", "107", "vg-5")
+    assert (item.question, item.answer, item.group, item.id) == (
+        "What color is the clock?",
+        "Green.",
+        "107",
+        "vg-5",
+    )
     path.write_text(json.dumps([{"id": 108, "qas": [{**qas[0], "image_id": 108}]}]))
     with pytest.raises(UsageError, match=r"108\.jpg: no such image"):
         read_visual_genome(path, tmp_path)
@@ -194,7 +231,9 @@ def photos(folder, names):
 def test_all_copies_of_a_photo_stay_on_one_side(tmp_path):
     names = [f"{photo}_jpg.rf.{copy:03x}" for photo in "abcdefghij" for copy in range(3)]
     items = photos(tmp_path, names)
-    write_yolo(tmp_path, "train", "z", Image.open(items[0].path), [])  # the same picture under another name
+    write_yolo(
+        tmp_path, "train", "z", Image.open(items[0].path), []
+    )  # the same picture under another name
     items = read_yolo(tmp_path, "train")
     for seed in range(5):
         train, valid = split_photos(items, 0.3, seed)
@@ -204,5 +243,7 @@ def test_all_copies_of_a_photo_stay_on_one_side(tmp_path):
         assert_no_photo_in_both(train, valid)
     with pytest.raises(UsageError, match="are copies of one photo"):
         assert_no_photo_in_both(items[:1], items[1:2])
-    with pytest.raises(UsageError, match=r"z\.png and .*a_jpg\.rf\.000\.png are copies of one photo"):
+    with pytest.raises(
+        UsageError, match=r"z\.png and .*a_jpg\.rf\.000\.png are copies of one photo"
+    ):
         assert_no_photo_in_both(items[:3], items[3:])

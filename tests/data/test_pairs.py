@@ -28,12 +28,17 @@ def test_the_true_answer_is_preferred_and_every_other_is_wrong():
     records = build_records(items, wrong_downwards(items), ("own", "edit", "other image"))
     for record, item in zip(records, items, strict=True):
         (best,) = record.ranking[0]
-        assert record.answers[best].text == count_answer(item.counts) and record.answers[best].origin == "truth"
+        assert (
+            record.answers[best].text == count_answer(item.counts)
+            and record.answers[best].origin == "truth"
+        )
         assert all(not is_exact(p.rejected.text, item.counts) for p in record.pairs())
         assert record.truth == item.counts and record.group == item.group
         assert record.image_paths == [item.path]
     positions = [record.ranking[0][0] for record in records]
-    assert 0 < np.mean([p == 0 for p in positions]) < 0.6, "the position of the true answer is drawn"
+    assert 0 < np.mean([p == 0 for p in positions]) < 0.6, (
+        "the position of the true answer is drawn"
+    )
 
 
 def test_an_image_whose_samples_are_all_right_has_no_own_answer(capsys):
@@ -65,7 +70,9 @@ def test_spoilt_images_keep_their_size_and_lose_their_content():
     image = Image.open(TRAFFIC / "train" / "images" / "scene-000001.png").convert("RGB")
     pixels = np.asarray(image, dtype=float)
     rng = np.random.default_rng(0)
-    spoilt = {k: np.asarray(spoil_image(image, k, rng), dtype=float) for k in ("blank", "blurred", "crop")}
+    spoilt = {
+        k: np.asarray(spoil_image(image, k, rng), dtype=float) for k in ("blank", "blurred", "crop")
+    }
     assert all(values.shape == pixels.shape for values in spoilt.values())
     assert spoilt["blank"].std() == 0
     detail = {k: np.diff(values, axis=1).std() for k, values in spoilt.items()}
@@ -83,9 +90,13 @@ def test_image_negatives_are_written_beside_the_records(tmp_path):
     for record in spoilt:
         blank, crop, shuffled, blurred = record.negative_images
         assert blank == str(tmp_path / "negatives" / f"{record.id}-blank.png") and crop != blurred
-        assert truths[shuffled] != record.truth, "with an equal truth the answer would be right there"
+        assert truths[shuffled] != record.truth, (
+            "with an equal truth the answer would be right there"
+        )
         assert Image.open(blurred).size == (112, 112)
-    assert spoilt == add_image_negatives(records, tmp_path / "negatives", IMAGE_NEGATIVES), "the seed decides"
+    assert spoilt == add_image_negatives(records, tmp_path / "negatives", IMAGE_NEGATIVES), (
+        "the seed decides"
+    )
     same = [record.model_copy(update={"truth": {"cars": 1}}) for record in records]
     with pytest.raises(ValueError, match="all records have the same truth"):
         add_image_negatives(same, tmp_path, ("shuffled",))
@@ -111,7 +122,9 @@ def test_one_sided_answers_only_ever_count_too_high():
     for record in made:
         best, worse = (parse_counts(answer.text, list(record.truth)) for answer in record.answers)
         assert best == record.truth != worse and record.ranking == [[0], [1]]
-        assert all(best[cls] <= worse[cls] <= 3 for cls in best) and sum(best.values()) < sum(worse.values())
+        assert all(best[cls] <= worse[cls] <= 3 for cls in best) and sum(best.values()) < sum(
+            worse.values()
+        )
     assert [r.answers for r in make_one_sided(records)] == [r.answers for r in made]
     full = records[0].model_copy(update={"truth": dict.fromkeys(records[0].truth, 9)})
     assert len(make_one_sided([*records[:2], full])) == 2

@@ -30,7 +30,11 @@ def test_a_seed_is_a_scene():
 def test_vehicles_stand_in_cells_of_their_own_and_boxes_hold_them():
     for seed in range(200):
         scene = make_scene(seed)
-        assert len({v.cell for v in scene.vehicles}) == len(scene.vehicles) == sum(scene.counts.values())
+        assert (
+            len({v.cell for v in scene.vehicles})
+            == len(scene.vehicles)
+            == sum(scene.counts.values())
+        )
         for v in scene.vehicles:
             left, top, right, bottom = v.box
             x, y = (v.cell % GRID) * CELL, (v.cell // GRID) * CELL
@@ -91,7 +95,11 @@ def test_careless_labels_have_the_stated_rates():
 
 def test_question_families_are_answered_truthfully():
     rng = np.random.default_rng(0)
-    scene = next(s for s in map(make_scene, range(100)) if s.counts["buses"] == 1 and sum(s.counts.values()) > 4)
+    scene = next(
+        s
+        for s in map(make_scene, range(100))
+        if s.counts["buses"] == 1 and sum(s.counts.values()) > 4
+    )
     assert parse_counts(make_question(scene, "count_all", rng).answer, CLASSES) == scene.counts
     for _ in range(20):
         one = make_question(scene, "count_one", rng)
@@ -99,13 +107,22 @@ def test_question_families_are_answered_truthfully():
         assert one.answer == f"There are {scene.counts[kind]} {kind}."
         presence = make_question(scene, "presence", rng)
         assert presence.answer == (
-            "Yes." if any(scene.counts[c] and c.startswith(presence.prompt.split()[3][:3]) for c in CLASSES) else "No."
+            "Yes."
+            if any(
+                scene.counts[c] and c.startswith(presence.prompt.split()[3][:3]) for c in CLASSES
+            )
+            else "No."
         )
         color = make_question(scene, "color", rng)
         kind = color.prompt.removeprefix("What color is the ").removesuffix("?")
-        assert [v.color.capitalize() + "." for v in scene.vehicles if v.kind == kind] == [color.answer]
+        assert [v.color.capitalize() + "." for v in scene.vehicles if v.kind == kind] == [
+            color.answer
+        ]
     total = sum(scene.counts.values())
-    assert make_question(scene, "reason", rng).answer == f"Because there are {total} vehicles, so the road is busy."
+    assert (
+        make_question(scene, "reason", rng).answer
+        == f"Because there are {total} vehicles, so the road is busy."
+    )
 
 
 def test_impossible_questions_are_errors():

@@ -19,7 +19,11 @@ def test_a_line_is_an_event_and_reads_back(path):
     append_event(path, second)
     assert read_events(path) == ([first, second], b"")
     line = json.loads(path.read_text().splitlines()[0])
-    assert line["record"] == "r0" and line["judgement"]["verdict"] == "tie" and line["judgement"]["order"] == [1, 0]
+    assert (
+        line["record"] == "r0"
+        and line["judgement"]["verdict"] == "tie"
+        and line["judgement"]["order"] == [1, 0]
+    )
 
 
 def test_every_half_line_is_ignored_and_damages_no_later_vote(path):
@@ -38,7 +42,9 @@ def test_every_half_line_is_ignored_and_damages_no_later_vote(path):
         assert path.read_bytes().startswith(whole[:end]), "what was there stays"
 
 
-@given(cuts=st.lists(st.integers(1, 400), min_size=1, max_size=5), name=st.text(min_size=1, max_size=5))
+@given(
+    cuts=st.lists(st.integers(1, 400), min_size=1, max_size=5), name=st.text(min_size=1, max_size=5)
+)
 @settings(max_examples=40, deadline=None)
 def test_half_lines_one_after_the_other(tmp_path_factory, cuts, name):
     """Killed in the line that closes a half line, and again."""
@@ -51,7 +57,9 @@ def test_half_lines_one_after_the_other(tmp_path_factory, cuts, name):
         path.write_bytes(path.read_bytes()[: len(before) + cut])
     append_event(path, last)
     events, tail = read_events(path)
-    assert tail == b"" and set(map(str, events)) == {str(last)} and 2 <= len(events) <= len(cuts) + 2
+    assert (
+        tail == b"" and set(map(str, events)) == {str(last)} and 2 <= len(events) <= len(cuts) + 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,11 +82,17 @@ def test_a_whole_line_that_is_no_event_is_an_error_with_its_place(path, line, re
 def test_a_vote_counts_only_after_write_and_sync(path, monkeypatch):
     calls = []
     write, sync = os.write, os.fsync
-    monkeypatch.setattr(module.os, "write", lambda fd, data: calls.append(("write", data)) or write(fd, data))
-    monkeypatch.setattr(module.os, "fsync", lambda fd: calls.append(("sync", os.fstat(fd).st_ino)) or sync(fd))
+    monkeypatch.setattr(
+        module.os, "write", lambda fd, data: calls.append(("write", data)) or write(fd, data)
+    )
+    monkeypatch.setattr(
+        module.os, "fsync", lambda fd: calls.append(("sync", os.fstat(fd).st_ino)) or sync(fd)
+    )
     append_event(path, event())
     file, folder = path.stat().st_ino, path.parent.stat().st_ino
-    assert calls == [("write", path.read_bytes()), ("sync", file), ("sync", folder)], "one write, then both syncs"
+    assert calls == [("write", path.read_bytes()), ("sync", file), ("sync", folder)], (
+        "one write, then both syncs"
+    )
     calls.clear()
     append_event(path, event("r1"))
     assert [call[0] for call in calls] == ["write", "sync"], "the folder only when the file is new"
@@ -93,10 +107,13 @@ def test_a_disk_that_fills_up_in_mid_line(path, monkeypatch):
         votes.vote(item, "tie")
     monkeypatch.undo()
     assert (
-        not Votes(path, records(3), "ana").judged and "half a line (40 bytes" in Votes(path, records(3), "ana").notice
+        not Votes(path, records(3), "ana").judged
+        and "half a line (40 bytes" in Votes(path, records(3), "ana").notice
     )
     assert votes.vote(votes.renew(item), "skip")
-    assert {key: vote.verdict for key, vote in votes.judged.items()} == {item.key: "skip"} and not votes.notice
+    assert {key: vote.verdict for key, vote in votes.judged.items()} == {
+        item.key: "skip"
+    } and not votes.notice
 
 
 def test_after_a_failed_sync_the_next_click_supersedes(path, monkeypatch):

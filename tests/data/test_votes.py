@@ -46,14 +46,25 @@ def test_each_place_is_shown_first_equally_often(path, n):
 
 
 def test_ranking_and_criteria_are_stored_by_place(path):
-    votes = Votes(path, [record(n=3)], "ana", seed=next(s for s in range(99) if order_of(path, s) == [2, 0, 1]))
+    votes = Votes(
+        path,
+        [record(n=3)],
+        "ana",
+        seed=next(s for s in range(99) if order_of(path, s) == [2, 0, 1]),
+    )
     item = votes.next()
     assert item.order == [2, 0, 1] and item.texts == ["r0 answer 2", "r0 answer 0", "r0 answer 1"]
     # shown: B first, then A and C together; "concise" for A, "helpful" for none
-    assert votes.vote(item, "ranked", [[1], [0, 2]], {"concise": [1, 0, 0], "helpful": [0, 0, 0]}, seconds=2.5)
+    assert votes.vote(
+        item, "ranked", [[1], [0, 2]], {"concise": [1, 0, 0], "helpful": [0, 0, 0]}, seconds=2.5
+    )
     judgement = Votes(path, [record(n=3)], "ana").judged["r0"]
     assert judgement.ranking == [[0], [1, 2]] and judgement.order == [2, 0, 1]
-    assert judgement.criteria == {"concise": [0, 0, 1]} and judgement.seconds == 2.5 and judgement.kind == "human"
+    assert (
+        judgement.criteria == {"concise": [0, 0, 1]}
+        and judgement.seconds == 2.5
+        and judgement.kind == "human"
+    )
 
 
 def order_of(path, seed):
@@ -70,7 +81,9 @@ def test_verdicts(path):
         ("ranked", [[0], [1], [2]]),
     ]:
         votes.vote(votes.next(), verdict, tiers, {"concise": [0, 0, 0]})
-    all_of_them = [(vote.verdict, vote.ranking and len(vote.ranking)) for vote in votes.judged.values()]
+    all_of_them = [
+        (vote.verdict, vote.ranking and len(vote.ranking)) for vote in votes.judged.values()
+    ]
     assert all_of_them == [("tie", 1), ("all bad", 1), ("skip", None), ("tie", 1), ("ranked", 3)]
     assert not any(vote.criteria for vote in votes.judged.values()) and votes.next() is None
 
@@ -92,7 +105,9 @@ def test_a_second_click_on_what_was_shown_once_does_nothing(path):
     """Two kernels on one file, or a click that was queued twice."""
     here, there = Votes(path, records(3), "ana"), Votes(path, records(3), "ana")
     item, same = here.next(), there.next()
-    assert here.vote(item, "tie") and not here.vote(item, "skip") and not there.vote(same, "all bad")
+    assert (
+        here.vote(item, "tie") and not here.vote(item, "skip") and not there.vote(same, "all bad")
+    )
     assert len(read_events(path)[0]) == 1 and there.judged[item.key].verdict == "tie"
     assert there.next().key != item.key
     here.undo()
@@ -117,7 +132,9 @@ def test_undo_takes_back_only_the_own_vote(path):
     item = ben.next()
     ben.vote(item, "skip")
     ana.undo()
-    assert not Votes(path, records(2), "ana").judged and set(Votes(path, records(2), "ben").judged) == {item.key}
+    assert not Votes(path, records(2), "ana").judged and set(
+        Votes(path, records(2), "ben").judged
+    ) == {item.key}
 
 
 def test_progress_and_median(path):
@@ -166,21 +183,29 @@ def test_apply_attaches_and_ranks(path):
     ):
         append_event(path, event_)
     after = apply_votes(before, path)
-    assert after[0].ranking == [[1], [0]] and after[0].extra == {"ranking_before": [[0], [1]]}, "ben's skip is no vote"
+    assert after[0].ranking == [[1], [0]] and after[0].extra == {"ranking_before": [[0], [1]]}, (
+        "ben's skip is no vote"
+    )
     assert [(j.kind, j.annotator) for j in after[0].judgements] == [
         ("model", "ana"),
         ("human", "ana"),
         ("human", "ben"),
     ]
     assert after[1].ranking == [[0, 1]] and after[1].pairs() == [] and after[1].extra == {"x": 1}
-    assert after[2].ranking == [[1], [0]] and after[2].extra == {}, "without a vote the ranking stays"
-    assert before[0].ranking == [[0], [1]] and before[0].judgements == [model], "the records given are not changed"
+    assert after[2].ranking == [[1], [0]] and after[2].extra == {}, (
+        "without a vote the ranking stays"
+    )
+    assert before[0].ranking == [[0], [1]] and before[0].judgements == [model], (
+        "the records given are not changed"
+    )
     for old, new in zip(before, after, strict=True):
         rest = {"judgements", "ranking", "extra"}
         assert old.model_dump(exclude=rest) == new.model_dump(exclude=rest)
     assert apply_votes(after, path) == after, "once more changes nothing"
     ranked = path.with_name("ranked.jsonl")
-    assert read_records(write_records(ranked, after)) == [resolve_images(record, ranked, 1) for record in after]
+    assert read_records(write_records(ranked, after)) == [
+        resolve_images(record, ranked, 1) for record in after
+    ]
 
 
 def test_two_annotators_who_disagree_make_a_tie(path):
@@ -198,7 +223,9 @@ def test_apply_needs_votes_on_these_records(path):
     with pytest.raises(UsageError, match="no vote on any"):
         apply_votes([record()], path)
     append_event(path, event("r0", ranking=[[0, 1, 2]]))
-    with pytest.raises(UsageError, match=r"'r0': ranking of a judgement .* must name each of the 2 answers"):
+    with pytest.raises(
+        UsageError, match=r"'r0': ranking of a judgement .* must name each of the 2 answers"
+    ):
         apply_votes([record()], path)
 
 
@@ -222,7 +249,9 @@ def test_kappa_by_hand(path):
     append_event(path, event("r6", "ana", "skip", None))
     append_event(path, event("r6", "ben"))
     kappa = annotator_agreement(records(7), path)
-    assert kappa.value == pytest.approx(11 / 15) and kappa.observed_agreement == pytest.approx(5 / 6)
+    assert kappa.value == pytest.approx(11 / 15) and kappa.observed_agreement == pytest.approx(
+        5 / 6
+    )
     assert (kappa.n, kappa.groups) == (6, 6) and kappa.low < 11 / 15 < kappa.high
     assert (
         annotator_agreement(records(7), path) == kappa
@@ -238,7 +267,9 @@ def test_kappa_does_not_depend_on_how_the_file_lists_answers(tmp_path_factory, f
         for name, places in (("ana", (0, 1)), ("ben", (0, 1) if number else (1, 0))):
             tiers = [[1 - place if flip else place] for place in places]
             append_event(path, event(f"r{number}", name, "ranked", tiers))
-    assert annotator_agreement(records(6), path).value == pytest.approx(2 * 5 / 6 - 1)  # two labels: 2 · observed − 1
+    assert annotator_agreement(records(6), path).value == pytest.approx(
+        2 * 5 / 6 - 1
+    )  # two labels: 2 · observed − 1
 
 
 def test_kappa_of_longer_rankings_counts_pairs_and_records(path):

@@ -19,6 +19,8 @@ def make(pairs_dataset, tmp_path):
         base, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **changes)
         data = data or pairs_dataset.select(range(0, 32, 4))
-        return dpo.dpo_trainer(model or base, processor, data, settings, output_dir=tmp_path, packs=packed)
+        return dpo.dpo_trainer(
+            model or base, processor, data, settings, output_dir=tmp_path, packs=packed
+        )
 
     return build

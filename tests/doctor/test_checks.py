@@ -13,7 +13,15 @@ from helpers.doctor.dry_run import Forecast
 from helpers.files import UsageError
 from helpers.training import dpo
 
-NAMES = ["image tokens", "pixel values", "image size", "truncation", "dtypes", "chosen ≠ rejected", "end of turn"]
+NAMES = [
+    "image tokens",
+    "pixel values",
+    "image size",
+    "truncation",
+    "dtypes",
+    "chosen ≠ rejected",
+    "end of turn",
+]
 NAMES += ["first-step loss", "gradient", "image matters", "four pairs by heart", "memory"]
 PAIRS = 4
 
@@ -40,7 +48,9 @@ def failed(trainer) -> dict[str, str]:
 def replace_data(trainer, **columns):
     """The trainer with columns of its data replaced by functions of a row."""
     rows = list(trainer.train_dataset)
-    trainer.train_dataset = [{**row, **{name: make(row) for name, make in columns.items()}} for row in rows]
+    trainer.train_dataset = [
+        {**row, **{name: make(row) for name, make in columns.items()}} for row in rows
+    ]
 
 
 def answer(text):
@@ -60,7 +70,9 @@ def snapshot(trainer):
     return {
         "weights": {n: p.detach().clone() for n, p in model.state_dict().items()},
         "trained": [n for n, p in model.named_parameters() if p.requires_grad],
-        "gradients": [n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()],
+        "gradients": [
+            n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()
+        ],
         "modes": [module.training for module in model.modules()],
         "checkpointing": model.is_gradient_checkpointing,
         "adapter": model.active_adapter,
@@ -69,7 +81,14 @@ def snapshot(trainer):
         "random": torch.get_rng_state(),
         "loss": [
             getattr(trainer, name, 0)
-            for name in ("loss_types", "loss_weights", "label_smoothing", "beta", "image_weight", "anchor_weight")
+            for name in (
+                "loss_types",
+                "loss_weights",
+                "label_smoothing",
+                "beta",
+                "image_weight",
+                "anchor_weight",
+            )
         ],
     }
 
@@ -147,7 +166,9 @@ def test_another_name_of_the_column_is_noticed(make, pairs_dataset):
 def test_a_template_without_the_image_is_noticed(trainer):
     processor = trainer.processing_class
     processor.chat_template = processor.chat_template.replace("<|image_pad|>", "")
-    assert failed(trainer)["image tokens"].startswith("[0] in the prompts, [16] from the vision tower")
+    assert failed(trainer)["image tokens"].startswith(
+        "[0] in the prompts, [16] from the vision tower"
+    )
 
 
 def test_blank_pictures_are_noticed(trainer):
@@ -155,7 +176,9 @@ def test_blank_pictures_are_noticed(trainer):
     findings = failed(trainer)
     assert findings.keys() >= {"pixel values", "image matters"}
     assert "8 a blank one; least contrast 0.0" in findings["pixel values"]
-    assert findings["image matters"].startswith("exchanging the images moves the log-probs by 0.000")
+    assert findings["image matters"].startswith(
+        "exchanging the images moves the log-probs by 0.000"
+    )
 
 
 def test_one_and_the_same_picture_everywhere_is_noticed(make):
@@ -168,7 +191,10 @@ def test_one_and_the_same_picture_everywhere_is_noticed(make):
 def test_neighbours_that_share_an_image_are_exchanged_with_others(pairs_dataset):
     """Pairs of one ranking stand together: exchanging with the next row would change nothing."""
     (first,), (other,) = pairs_dataset[0]["images"], pairs_dataset[16]["images"]
-    rows = [{"images": [image], "row": place} for place, image in enumerate((first, first, other, first))]
+    rows = [
+        {"images": [image], "row": place}
+        for place, image in enumerate((first, first, other, first))
+    ]
     exchanged = preflight._exchange_images(rows)
     assert [row["images"] for row in exchanged] == [[other], [other], [first], [other]]
     assert [row["row"] for row in exchanged] == [0, 1, 2, 3]
@@ -193,7 +219,9 @@ def test_a_template_that_does_not_close_the_answer_is_noticed(make):
         if not packed:
             findings = failed(trainer)
             assert findings.keys() == {"end of turn"}
-            assert findings["end of turn"].startswith("0 of 8 answers end in <|im_end|>, the template writes nothing")
+            assert findings["end of turn"].startswith(
+                "0 of 8 answers end in <|im_end|>, the template writes nothing"
+            )
     assert all(check.passed for check in preflight.preflight(trainer, PAIRS))
 
 
@@ -203,7 +231,10 @@ def test_another_end_than_the_templates_is_noticed(make):
     generation.eos_token_id = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     tokenizer.eos_token = "<|endoftext|>"
     findings = failed(trainer)
-    assert findings.keys() == {"end of turn"} and "the template writes <|im_end|>" in findings["end of turn"]
+    assert (
+        findings.keys() == {"end of turn"}
+        and "the template writes <|im_end|>" in findings["end of turn"]
+    )
 
 
 def test_sampling_that_does_not_stop_there_is_noticed(make):
@@ -235,7 +266,9 @@ def test_a_wholly_frozen_model_is_noticed(trainer):
     findings = failed(trainer)
     assert findings.keys() == {"gradient", "four pairs by heart"}
     assert findings["gradient"].startswith("reaches 0 of 21 adapter layers")
-    assert findings["four pairs by heart"].startswith("preference loss 0.69 → 0.693 after 0 updates")
+    assert findings["four pairs by heart"].startswith(
+        "preference loss 0.69 → 0.693 after 0 updates"
+    )
     assert not any(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
@@ -253,7 +286,10 @@ def test_one_contradiction_among_four_pairs_is_noticed(make):
     """Two of four pairs at ln 2 keep the mean at 0.35 or above."""
     trainer = make()
     rows = [trainer.train_dataset[place] for place in (0, 2, 5)]
-    trainer.train_dataset = [*rows, {**rows[0], "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}]
+    trainer.train_dataset = [
+        *rows,
+        {**rows[0], "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]},
+    ]
     assert float(failed(trainer)["four pairs by heart"].split(" → ")[1].split()[0]) > 0.34
 
 
@@ -281,7 +317,10 @@ def test_bf16_is_noticed_where_a_gpu_has_none(make, monkeypatch):
     assert preflight._check_dtypes(trainer, trainable).passed
     layer = trainer.model.get_base_model().model.language_model.layers[0].mlp.up_proj.base_layer
     layer.compute_dtype = torch.bfloat16
-    assert "1 in bf16, which this GPU only emulates" in preflight._check_dtypes(trainer, trainable).measured
+    assert (
+        "1 in bf16, which this GPU only emulates"
+        in preflight._check_dtypes(trainer, trainable).measured
+    )
     layer.compute_dtype = torch.float32
     trainer.model.get_base_model().model.language_model.norm.bfloat16()
     check = preflight._check_dtypes(trainer, trainable)
@@ -299,7 +338,9 @@ def test_a_max_length_is_noticed(make):
 def test_too_long_a_prompt_is_noticed(trainer):
     text = trainer.train_dataset[-1]["prompt"][-1]["content"]
     long = [{"role": "user", "content": text + " and the buses" * 700}]
-    replace_data(trainer, prompt=lambda row: long if row["prompt"][-1]["content"] == text else row["prompt"])
+    replace_data(
+        trainer, prompt=lambda row: long if row["prompt"][-1]["content"] == text else row["prompt"]
+    )
     findings = failed(trainer)
     assert findings.keys() == {"truncation"} and "the model takes 2048" in findings["truncation"]
 
@@ -315,15 +356,22 @@ def test_a_strongly_reduced_image_is_a_warning(make, capsys):
     printed = capsys.readouterr().out
     assert (
         "⚠️ image size" in printed
-        and "give check_machine, whose plan the model is loaded with, a larger max_pixels" in printed
+        and "give check_machine, whose plan the model is loaded with, a larger max_pixels"
+        in printed
     )
 
 
 def test_a_forecast_over_the_gpus_memory_is_a_warning():
     fits = Forecast(2.0, 1.0, 3.0, 10.0, 16.0, 4)
-    assert preflight._check_memory(fits).passed and "batches of 4 pairs are likely to fit" in str(fits)
+    assert preflight._check_memory(fits).passed and "batches of 4 pairs are likely to fit" in str(
+        fits
+    )
     over = preflight._check_memory(dataclasses.replace(fits, peak_gb=15.0, largest_batch=1))
-    assert over.warns and not over.passed and "in the Parameters cell of notebook 04 to 1 and" in over.remedy
+    assert (
+        over.warns
+        and not over.passed
+        and "in the Parameters cell of notebook 04 to 1 and" in over.remedy
+    )
 
 
 def test_memory_that_does_not_suffice_is_one_line(make, monkeypatch):

@@ -60,7 +60,16 @@ def held_out():
 def watch(pairs, held_out, tmp_path_factory):
     """Train with a doctor; `fault` is done to the model before training, `prepare` to the processor, `change` to every pair of the data."""
 
-    def run(fault=None, change=None, images=None, prepare=None, data=pairs, every=10, callbacks=(), **settings):
+    def run(
+        fault=None,
+        change=None,
+        images=None,
+        prepare=None,
+        data=pairs,
+        every=10,
+        callbacks=(),
+        **settings,
+    ):
         if change:
             data = Dataset.from_list([change({**row}) for row in data], features=data.features)
         model, processor = models.load_model("tiny")
@@ -69,14 +78,21 @@ def watch(pairs, held_out, tmp_path_factory):
         doctor = DPODoctor(processor, images or held_out[0], held_out[1], every=every)
         settings = dataclasses.replace(SETTINGS, **settings)
         trainer = dpo.dpo_trainer(
-            model, processor, data, settings, output_dir=tmp_path_factory.mktemp("run"), callbacks=[*callbacks, doctor]
+            model,
+            processor,
+            data,
+            settings,
+            output_dir=tmp_path_factory.mktemp("run"),
+            callbacks=[*callbacks, doctor],
         )
         if fault:
             fault(trainer.model)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             training = dpo.train_dpo(trainer)
-        return SimpleNamespace(doctor=doctor, model=trainer.model, log=training.log, printed=printed.getvalue())
+        return SimpleNamespace(
+            doctor=doctor, model=trainer.model, log=training.log, printed=printed.getvalue()
+        )
 
     return run
 
@@ -121,7 +137,9 @@ def test_the_doctor_disturbs_neither_the_random_numbers_nor_the_weights(watch):
     settings = {"steps": 4, "lora": LoraSettings(dropout=0.1)}
     often, once = watch(every=1, **settings), watch(every=100, **settings)
     assert len(often.doctor.run.samples) == 5 and len(once.doctor.run.samples) == 1
-    assert [row["loss"] for row in often.log] == pytest.approx([row["loss"] for row in once.log], abs=1e-6)
+    assert [row["loss"] for row in often.log] == pytest.approx(
+        [row["loss"] for row in once.log], abs=1e-6
+    )
     assert often.model.training is once.model.training
 
 
@@ -147,7 +165,9 @@ def test_blank_images(watch, held_out):
         steps=20,
     )
     assert kinds(watched)["blind"] == 0  # the sample before training shows it
-    assert kinds(watched)["nothing learnt"] <= 20  # by the end of the run: the rule needs twenty steps
+    assert (
+        kinds(watched)["nothing learnt"] <= 20
+    )  # by the end of the run: the rule needs twenty steps
 
 
 def test_a_learning_rate_that_is_too_low(watch):
@@ -167,18 +187,29 @@ def test_a_learning_rate_that_is_too_high(watch):
 
 def test_likelihood_displacement_without_an_sft_term(watch):
     watched = watch(steps=30, learning_rate=3e-3, sft_weight=0.0)
-    assert {"chosen sinks", "entropy"} <= kinds(watched).keys() and "diverging" not in kinds(watched)
-    assert np.mean([row["rewards/accuracies"] for row in watched.log[-10:]]) > 0.8  # the curve that reassures
+    assert {"chosen sinks", "entropy"} <= kinds(watched).keys() and "diverging" not in kinds(
+        watched
+    )
+    assert (
+        np.mean([row["rewards/accuracies"] for row in watched.log[-10:]]) > 0.8
+    )  # the curve that reassures
 
 
 def test_four_pairs_learnt_by_heart(watch, pairs):
-    watched = watch(data=pairs.select(range(4)), steps=24, batch_size=4, learning_rate=1e-3, sft_weight=0.0)
+    watched = watch(
+        data=pairs.select(range(4)), steps=24, batch_size=4, learning_rate=1e-3, sft_weight=0.0
+    )
     assert kinds(watched)["saturated"] <= 24
     assert "all of the last 80 pairs are preferred the right way" in watched.printed
 
 
 def test_one_answer_to_every_image(watch):
-    same = [{"role": "assistant", "content": "There are 1 cars, 1 motorcycles, 1 buses, 1 bicycles in the image."}]
+    same = [
+        {
+            "role": "assistant",
+            "content": "There are 1 cars, 1 motorcycles, 1 buses, 1 bicycles in the image.",
+        }
+    ]
     watched = watch(change=lambda row: row | {"chosen": same}, steps=20, learning_rate=3e-3)
     assert {"one answer", "blind"} <= kinds(watched).keys()
     assert len(set(watched.doctor.run.samples[-1].answers)) == 1
@@ -227,7 +258,9 @@ def test_a_layer_frozen_before_training(watch):
 def test_an_adapter_cast_to_bf16(watch):
     def cast(model):
         for parameter in model.parameters():
-            parameter.data = parameter.data.bfloat16() if parameter.requires_grad else parameter.data
+            parameter.data = (
+                parameter.data.bfloat16() if parameter.requires_grad else parameter.data
+            )
 
     watched = watch(fault=cast, steps=1)
     assert kinds(watched) == {"low precision": 1} and "are trained in bfloat16" in watched.printed
@@ -237,7 +270,9 @@ def test_a_trained_vision_tower_is_counted_by_itself(watch):
     watched = watch(steps=5, lora=LoraSettings(vision=True))
     assert kinds(watched) == {}
     towers = watched.doctor.run.census.towers
-    assert {"vision", "language"} <= towers.keys() and all(t.reached == t.tensors for t in towers.values())
+    assert {"vision", "language"} <= towers.keys() and all(
+        t.reached == t.tensors for t in towers.values()
+    )
 
 
 class Break(TrainerCallback):
@@ -245,7 +280,9 @@ class Break(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 5:
-            self.before = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+            self.before = {
+                n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n
+            }
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step == 7:
@@ -257,7 +294,9 @@ def test_numbers_that_are_not_finite_stop_the_run_and_the_last_good_weights_come
     watched = watch(steps=20, callbacks=[broken])
     # the weight breaks after step 7, so step 8 is the first that computes with it
     assert kinds(watched) == {"not finite": 8} and len(watched.log) == 8
-    assert math.isfinite(watched.log[-1]["loss"]), "the trainer hides it, which is why the rule looks at the margins"
+    assert math.isfinite(watched.log[-1]["loss"]), (
+        "the trainer hides it, which is why the rule looks at the margins"
+    )
     assert "the adapter has its weights of step 5 again" in watched.printed
     for name, parameter in watched.model.named_parameters():
         if name in broken.before:
@@ -293,7 +332,9 @@ def test_the_part_that_a_weight_belongs_to():
 
 def test_the_panel_escapes_what_the_model_says(tiny):
     doctor = DPODoctor(tiny[1], [], [])
-    doctor.run = DPOHistory(log(5), 8, 1.0, steps=20, samples=[sample(), sample(5, answers=["<b>No</b>"] * 8)])
+    doctor.run = DPOHistory(
+        log(5), 8, 1.0, steps=20, samples=[sample(), sample(5, answers=["<b>No</b>"] * 8)]
+    )
     doctor.verdicts = diagnose_dpo(doctor.run)
     panel = doctor._repr_html_()
     assert "Step 5 of 20, one answer: loss 0.300, accuracy 100%, margin 1.00." in panel
@@ -313,7 +354,9 @@ def test_the_panel_can_be_read(tiny, kind):
     doctor = DPODoctor(tiny[1], [], [])
     doctor.run = DPOHistory(log(5), 8, 1.0)
     doctor.verdicts = [Verdict(kind, 5, "found", *DPO_KINDS[kind])]
-    ground, *texts = re.search(r"background:(#\w+); color:(#\w+).*color:(#\w+)", doctor._repr_html_()).groups()
+    ground, *texts = re.search(
+        r"background:(#\w+); color:(#\w+).*color:(#\w+)", doctor._repr_html_()
+    ).groups()
     for text in texts:
         assert (luminance(ground) + 0.05) / (luminance(text) + 0.05) > 4.5
 

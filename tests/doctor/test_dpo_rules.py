@@ -8,7 +8,10 @@ from helpers.doctor.dpo_rules import DPO_KINDS, Census, DPOHistory, Tower, diagn
 
 
 def found(rows=(), **about):
-    return {v.kind: v.measured for v in diagnose_dpo(DPOHistory(**({"log": rows, "pairs": 8, "beta": 1.0} | about)))}
+    return {
+        v.kind: v.measured
+        for v in diagnose_dpo(DPOHistory(**({"log": rows, "pairs": 8, "beta": 1.0} | about)))
+    }
 
 
 def wave(height, around=0.0):
@@ -28,15 +31,21 @@ def test_a_margin_that_may_be_0():
     assert "0.47 [-0.0102, 0.95]" in found(log(20, margins=wave(1, 0.47)))["nothing learnt"]
     assert "nothing learnt" not in found(log(20, margins=wave(1, 0.49)))
     assert "nothing learnt" not in found(log(19, margins=wave(1))), "too early to tell"
-    assert "nothing learnt" not in found(log(24, margins=wave(1)), steps=100), "not yet a quarter of the run"
+    assert "nothing learnt" not in found(log(24, margins=wave(1)), steps=100), (
+        "not yet a quarter of the run"
+    )
     assert "nothing learnt" in found(log(25, margins=wave(1)), steps=100)
 
 
 def test_accuracy_at_chance():
     # 20 rows × 8 pairs: Wilson's interval of 92 of 160 = .575 is [.4975, .6490], of 93 [.5036, .6549]
-    assert "0.575 [0.498, 0.649] (n = 160)" in found(log(20, accuracies=92 / 160))["chance accuracy"]
+    assert (
+        "0.575 [0.498, 0.649] (n = 160)" in found(log(20, accuracies=92 / 160))["chance accuracy"]
+    )
     assert "chance accuracy" not in found(log(20, accuracies=93 / 160))
-    assert found(log(20, accuracies=0.3, margins=-0.3)).keys() == {"chance accuracy"}, "surely not 0, but wrong"
+    assert found(log(20, accuracies=0.3, margins=-0.3)).keys() == {"chance accuracy"}, (
+        "surely not 0, but wrong"
+    )
 
 
 def test_steps_without_a_learning_rate_do_not_count_as_wrong():
@@ -48,7 +57,10 @@ def test_steps_without_a_learning_rate_do_not_count_as_wrong():
 def test_a_margin_that_will_not_get_anywhere():
     # Margin 0.02 after 25 steps of 1e-4; 75 more make it 0.08 < 0.1; 1e-4 / 0.08 → 1e-3
     said = found(log(25, margins=0.02), steps=100)["too slow"]
-    assert "margins are about 0.02 and will be 0.08 by step 100; a learning rate of about 1e-03" in said
+    assert (
+        "margins are about 0.02 and will be 0.08 by step 100; a learning rate of about 1e-03"
+        in said
+    )
     assert "too slow" not in found(log(25, margins=0.026), steps=100)  # 0.104
     # Means of 8 pairs that are 0.05 either side of 0: one pair is 0.05 · √8 = 0.14 off, so the policy does move
     assert found(log(20, margins=wave(0.05))).keys() == {"nothing learnt"}
@@ -59,16 +71,25 @@ def test_a_margin_that_will_not_get_anywhere():
 
 def test_divergence():
     assert "loss is 0.7" in found(log(10, loss=lambda step: 0.3 if step <= 3 else 0.7))["diverging"]
-    assert "diverging" not in found(log(10, loss=lambda step: 0.3 if step <= 3 else 0.6))  # limit: over 2 × 0.3
+    assert "diverging" not in found(
+        log(10, loss=lambda step: 0.3 if step <= 3 else 0.6)
+    )  # limit: over 2 × 0.3
     assert "margin of -0.6" in found(log(10, margins=-0.6))["diverging"]
     assert "diverging" not in found(log(10, margins=-0.5))
-    assert "diverging" not in found(log(10, margins=wave(1, -0.6))), "as wide as that, it may be more than −0.5"
+    assert "diverging" not in found(log(10, margins=wave(1, -0.6))), (
+        "as wide as that, it may be more than −0.5"
+    )
 
 
 def test_the_gradient_norm():
-    assert "20.1, and was 2 " in found(log(9, grad_norm=lambda s: 2.0 if s <= 4 else 20.1))["gradient explodes"]
+    assert (
+        "20.1, and was 2 "
+        in found(log(9, grad_norm=lambda s: 2.0 if s <= 4 else 20.1))["gradient explodes"]
+    )
     assert "gradient explodes" not in found(log(9, grad_norm=lambda s: 2.0 if s <= 4 else 20.0))
-    assert "gradient explodes" not in found(log(9, grad_norm=lambda s: 900.0 if s in (5, 9) else 2.0)), "two peaks"
+    assert "gradient explodes" not in found(
+        log(9, grad_norm=lambda s: 900.0 if s in (5, 9) else 2.0)
+    ), "two peaks"
 
 
 def test_single_overflows_of_an_fp16_scaler_are_no_finding():
@@ -106,8 +127,13 @@ def test_entropy():
     assert "1.51" in found(log(9, entropy=lambda step: 1.0 if step <= 4 else 1.51))["entropy"]
     assert "0.049" in found(log(9, entropy=lambda step: 1.0 if step <= 4 else 0.049))["entropy"]
     for still_fine in (1.5, 0.051):
-        assert "entropy" not in found(log(9, entropy=lambda step, late=still_fine: 1.0 if step <= 4 else late))
-    assert found(log(9, entropy=lambda step: 0.01 if step <= 4 else 0.04, mean_token_accuracy=0.99)) == {}
+        assert "entropy" not in found(
+            log(9, entropy=lambda step, late=still_fine: 1.0 if step <= 4 else late)
+        )
+    assert (
+        found(log(9, entropy=lambda step: 0.01 if step <= 4 else 0.04, mean_token_accuracy=0.99))
+        == {}
+    )
 
 
 def test_a_model_that_is_sure_and_wrong_at_the_start():
@@ -123,11 +149,15 @@ def after(**values):
 
 
 def test_answers_that_do_not_end():
-    cut = [58] * 6 + [20] * 2  # 0.9 · 64 = 57.6. Wilson: 0 of 8 [0, .324], 6 of 8 [.409, .929], 5 of 8 [.306, .863]
+    cut = [58] * 6 + [
+        20
+    ] * 2  # 0.9 · 64 = 57.6. Wilson: 0 of 8 [0, .324], 6 of 8 [.409, .929], 5 of 8 [.306, .863]
     assert "0.750 [0.409, 0.929]" in after(tokens=cut)["answers do not end"]
     assert "answers do not end" not in after(tokens=[58] * 5 + [20] * 3)
     assert "answers do not end" not in after(tokens=[57] * 8)
-    assert "answers do not end" in found(samples=[sample(tokens=[58] * 7 + [20])])  # 7 of 8 [.529, .978]
+    assert "answers do not end" in found(
+        samples=[sample(tokens=[58] * 7 + [20])]
+    )  # 7 of 8 [.529, .978]
     assert "answers do not end" not in found(samples=[sample(tokens=cut)])
 
 
@@ -135,7 +165,10 @@ def test_answers_that_fall_apart():
     assert after(tokens=[40] * 8) == {} and after(tokens=[10] * 8) == {}
     assert "have 41 tokens, and had 20" in after(tokens=[41] * 8)["answers fall apart"]
     assert "have 9 tokens" in after(tokens=[9] * 8)["answers fall apart"]
-    assert after(repeated=[0.34] * 8) == {} and "36%" in after(repeated=[0.36] * 8)["answers fall apart"]
+    assert (
+        after(repeated=[0.34] * 8) == {}
+        and "36%" in after(repeated=[0.36] * 8)["answers fall apart"]
+    )
 
 
 def test_answers_that_ignore_the_image():
@@ -148,7 +181,9 @@ def test_one_answer():
     assert "'No.' to all of 8 images" in after(answers=["No."] * 8)["one answer"]
     assert after(answers=["No."] * 7 + ["Yes."]) == {}
     few = [sample(answers=["No."] * 6 + ["Yes.", "Both."]), sample(20, answers=["No."] * 8)]
-    assert found(samples=few) == {}, "with three answers at the start, eight equal ones are no wonder"
+    assert found(samples=few) == {}, (
+        "with three answers at the start, eight equal ones are no wonder"
+    )
 
 
 def census(step=9, **vision):
@@ -172,10 +207,15 @@ def test_a_replay_tells_when_each_finding_would_have_come():
     assert found(rows, samples=samples).keys() == {"one answer"}
     # 0.3, 0.9 × 4: mean 0.78, t(4) 2.776 · s 0.268 / √5 = 0.333 → 0.447; five of 0.9 are over 0.6
     verdicts = replay_dpo(DPOHistory(rows, 8, 1.0, samples=samples))
-    assert [(verdict.kind, verdict.step) for verdict in verdicts] == [("diverging", 14), ("one answer", 20)]
+    assert [(verdict.kind, verdict.step) for verdict in verdicts] == [
+        ("diverging", 14),
+        ("one answer", 20),
+    ]
 
 
 def test_every_kind_names_its_causes_and_a_cell():
     for kind, (severity, causes, change) in DPO_KINDS.items():
         assert severity in ("stop", "warning") and causes and all(causes), kind
-        assert any(place in change for place in ("`settings`", "`new_trainer`", "notebook 02")), kind
+        assert any(place in change for place in ("`settings`", "`new_trainer`", "notebook 02")), (
+            kind
+        )

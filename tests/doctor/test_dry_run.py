@@ -25,7 +25,9 @@ def test_the_forecast_measures_rows_that_were_not_seen(make):
         passes.append(([example["place"] for example in examples], features.computed))
         return forecast.time_pass(trainer, examples)
 
-    trainer.train_dataset = [{**row, "place": place} for place, row in enumerate(trainer.train_dataset)]
+    trainer.train_dataset = [
+        {**row, "place": place} for place, row in enumerate(trainer.train_dataset)
+    ]
     with forecast.restoring_state(trainer):
         expected = forecast.forecast_run(trainer, seen_rows=[0, 2, 5], measure=seconds)
     assert passes == [([1, 3, 4, 6], 0), ([1, 3, 4, 6], 4)] and features.computed == 4
@@ -40,5 +42,9 @@ def test_trials_run_under_the_checkpointing_of_the_run(make):
 
 
 def test_places_are_spread():
-    assert forecast.evenly_spaced(32, 4) == [0, 8, 16, 24] and forecast.evenly_spaced(3, 8) == [0, 1, 2]
+    assert forecast.evenly_spaced(32, 4) == [0, 8, 16, 24] and forecast.evenly_spaced(3, 8) == [
+        0,
+        1,
+        2,
+    ]
     assert forecast.evenly_spaced(10, 4) == [0, 2, 5, 7]

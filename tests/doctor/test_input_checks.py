@@ -30,7 +30,9 @@ def trainer_of(name, pairs_dataset, tmp_path, packed, **changes):
 def test_a_healthy_run_passes(name, packed, pairs_dataset, tmp_path):
     trainer = trainer_of(name, pairs_dataset, tmp_path, packed)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-    if name == "llava" and not packed:  # TRL's layout ends an answer as its template does: not at all
+    if (
+        name == "llava" and not packed
+    ):  # TRL's layout ends an answer as its template does: not at all
         with pytest.raises(UsageError, match="end of turn: 0 of 16 answers end in </s>"):
             preflight(trainer)
         return
@@ -59,12 +61,17 @@ def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_d
         assert "no batch can be made: shape mismatch" in str(error.value)
         return
     tokens, vectors = (
-        str(error.value).split("image tokens: ")[1].split(" from the vision tower")[0].split(" in the prompts, ")
+        str(error.value)
+        .split("image tokens: ")[1]
+        .split(" from the vision tower")[0]
+        .split(" in the prompts, ")
     )
     assert tokens != vectors and vectors == expected
 
 
-@pytest.mark.parametrize(("name", "packed"), [("qwen2_5_vl", True), ("llava", True), ("llava_next", False)])
+@pytest.mark.parametrize(
+    ("name", "packed"), [("qwen2_5_vl", True), ("llava", True), ("llava_next", False)]
+)
 def test_a_trained_vision_tower(name, packed, pairs_dataset, tmp_path):
     """Nothing is kept then. LLaVA and LLaVA-NeXT never use the last layer of their tower, with 6 adapters."""
     trainer = trainer_of(name, pairs_dataset, tmp_path, packed, lora=LoraSettings(vision=True))
@@ -72,7 +79,9 @@ def test_a_trained_vision_tower(name, packed, pairs_dataset, tmp_path):
     checks = {check.name: check for check in preflight(trainer)}
     assert all(check.passed for check in checks.values())
     reached = checks["gradient"].measured
-    assert reached.startswith("reaches 35 of 41" if name.startswith("llava") else "reaches 33 of 33"), reached
+    assert reached.startswith(
+        "reaches 35 of 41" if name.startswith("llava") else "reaches 33 of 33"
+    ), reached
 
 
 def test_a_vision_tower_that_no_gradient_reaches_is_noticed(pairs_dataset, tmp_path):
@@ -128,6 +137,11 @@ def test_the_look_before_training_counts_prompt_and_answer(name):
     _, processor = build(name)
     images = [noise(112, 112)]
     row = {"images": images, "prompt": [{"role": "user", "content": "Q"}]}
-    row |= {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "2"), ("rejected", "2 or 3"))}
+    row |= {
+        side: [{"role": "assistant", "content": text}]
+        for side, text in (("chosen", "2"), ("rejected", "2 or 3"))
+    }
     prompt = encode(processor, ["Q"], images)["input_ids"].shape[1]
-    assert input_checks.row_inputs(processor, row).tokens == prompt + len(answer_ids(processor, "2 or 3"))
+    assert input_checks.row_inputs(processor, row).tokens == prompt + len(
+        answer_ids(processor, "2 or 3")
+    )

@@ -7,7 +7,12 @@ import pytest
 from architectures import build
 from PIL import Image
 from preference_files import QUESTION, row
-from transformers import CLIPImageProcessor, Idefics3ImageProcessor, LlavaNextImageProcessor, Qwen2VLImageProcessor
+from transformers import (
+    CLIPImageProcessor,
+    Idefics3ImageProcessor,
+    LlavaNextImageProcessor,
+    Qwen2VLImageProcessor,
+)
 
 from helpers.data.preferences import PreferenceRecord
 from helpers.doctor.lengths import image_tokens, text_tokens
@@ -91,7 +96,9 @@ CASES = {
 def test_visual_tokens(case):
     make, size, expected = CASES[case]
     processor = make()
-    assert count_image_tokens(processor, encode(processor, ["How many?"], [Image.new("RGB", size)])) == [expected]
+    assert count_image_tokens(
+        processor, encode(processor, ["How many?"], [Image.new("RGB", size)])
+    ) == [expected]
     assert image_tokens(processor, size) == expected
 
 
@@ -99,7 +106,11 @@ def test_visual_tokens(case):
 def test_tokens_of_a_view_are_those_that_the_config_gives(tile, patch, scale, tokens):
     """`image_seq_len` stands in a file of its own; it must be what the vision tower makes."""
     preset = PRESETS["smolvlm-256m" if tile == 512 else "smolvlm-2b"]
-    assert (preset.vision["image_size"], preset.vision["patch_size"], preset.config["scale_factor"]) == (
+    assert (
+        preset.vision["image_size"],
+        preset.vision["patch_size"],
+        preset.config["scale_factor"],
+    ) == (
         tile,
         patch,
         scale,
@@ -113,7 +124,9 @@ def test_two_images_of_different_size_in_one_prompt_and_in_two():
     assert count_image_tokens(processor, encode(processor, ["Q", "Q"], images)) == [256, 234]
     together = tokenize(processor, [render(processor, "Q", images=2)], [images])
     assert count_image_tokens(processor, together) == [256 + 234]
-    assert count_image_tokens(processor, tokenize(processor, [render(processor, "Q", images=0)], [[]])) == [0]
+    assert count_image_tokens(
+        processor, tokenize(processor, [render(processor, "Q", images=0)], [[]])
+    ) == [0]
     assert image_token_id(processor) == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
 
@@ -124,7 +137,9 @@ def test_tokens_are_those_that_the_model_gets(processor):
         prompt = encode_prompts(processor, [render(processor, QUESTION)], [[image]])
         packed = pack_separately(processor, prompt, [[record.answers[0].text]])
         assert count_image_tokens(processor, packed.inputs) == [image_tokens(processor, size)]
-        assert packed.inputs["input_ids"].shape[1] == image_tokens(processor, size) + text_tokens(processor, record)
+        assert packed.inputs["input_ids"].shape[1] == image_tokens(processor, size) + text_tokens(
+            processor, record
+        )
 
 
 def test_other_processors_are_asked_with_a_blank_image(processor, monkeypatch):

@@ -51,13 +51,17 @@ def watch(tasks):
         model, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **settings)
         doctor = PPODoctor(every) if doctor else None
-        trainer = PPOTrainer(model, processor, tasks, score, settings, truth=truth, watch=[doctor] if doctor else [])
+        trainer = PPOTrainer(
+            model, processor, tasks, score, settings, truth=truth, watch=[doctor] if doctor else []
+        )
         if fault:
             fault(trainer)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             log = trainer.train()
-        return SimpleNamespace(doctor=doctor, trainer=trainer, log=log, settings=settings, printed=printed.getvalue())
+        return SimpleNamespace(
+            doctor=doctor, trainer=trainer, log=log, settings=settings, printed=printed.getvalue()
+        )
 
     return run
 
@@ -98,7 +102,9 @@ def test_a_learning_rate_that_is_far_too_high(watch):
     assert found.keys() == {"answers do not end", "collapse", "KL runaway"}
     # Two updates at such a rate destroy the policy; the rules then look at the last three iterations.
     assert max(found.values()) <= 5
-    assert len(watched.log) == found["collapse"] and watched.trainer.stopped, "a collapse ends the run"
+    assert len(watched.log) == found["collapse"] and watched.trainer.stopped, (
+        "a collapse ends the run"
+    )
     assert f"STOP at step {found['collapse']}, collapse: the score is " in watched.printed
     assert watched.printed.count("⚠️") == 3
     replayed = {verdict.kind: verdict.step for verdict in replay_ppo(watched.log, watched.settings)}
@@ -107,7 +113,9 @@ def test_a_learning_rate_that_is_far_too_high(watch):
 
 def test_no_learning_rate(watch):
     watched = watch(learning_rate=0.0, iterations=4)
-    assert kinds(watched).keys() == {"KL flat zero"} and len(watched.log) == 4, "a warning ends nothing"
+    assert kinds(watched).keys() == {"KL flat zero"} and len(watched.log) == 4, (
+        "a warning ends nothing"
+    )
     # the KL is 0 from the start, and the rule needs three iterations
     assert kinds(watched)["KL flat zero"] <= 3
     assert watched.printed.count("⚠️") == 1, "it was seen twice, and is said once"
@@ -122,8 +130,12 @@ def test_one_answer_an_iteration(watch):
 def test_whitening_one_answer_does_take_its_score_out():
     """What "fixed advantages" says: with values of 0, scores of 0.1 and 10 have one and the same advantages."""
     mask, values = torch.ones(1, 3), torch.zeros(1, 3)
-    rewards = [losses.token_rewards(torch.tensor([score]), values, mask, 0.0) for score in (0.1, 10.0)]
-    small, large = (losses.whiten(losses.gae(reward, values, mask, 1.0, 0.95)[0], mask) for reward in rewards)
+    rewards = [
+        losses.token_rewards(torch.tensor([score]), values, mask, 0.0) for score in (0.1, 10.0)
+    ]
+    small, large = (
+        losses.whiten(losses.gae(reward, values, mask, 1.0, 0.95)[0], mask) for reward in rewards
+    )
     assert_close(small, large, rtol=1e-4, atol=1e-4)
 
 
@@ -138,12 +150,20 @@ def test_answers_that_are_cut_off(watch):
 
 def test_a_reward_for_wrong_counts(watch):
     wrong = make_scorer("wrong", lambda *given: {"wrong": 1 - count_exact(*given).total})
-    watched = watch(score=wrong, truth=count_exact, learning_rate=2e-4, kl_weight=0.0, anneal_lr=False, iterations=14)
+    watched = watch(
+        score=wrong,
+        truth=count_exact,
+        learning_rate=2e-4,
+        kl_weight=0.0,
+        anneal_lr=False,
+        iterations=14,
+    )
     assert kinds(watched).keys() == {"reward hacking"}
     assert "reward hacking" not in {
         verdict.kind
         for verdict in diagnose_ppo(
-            [row | {"objective/truth": row["objective/scores"]} for row in watched.log], watched.settings
+            [row | {"objective/truth": row["objective/scores"]} for row in watched.log],
+            watched.settings,
         )
     }
 
@@ -158,7 +178,9 @@ def test_scores_in_another_order_than_their_answers(watch, monkeypatch):
     monkeypatch.setattr(ppo, "roll_out", shuffled)
     watched = watch()
     assert kinds(watched) == {"scores misplaced": 1} and len(watched.log) == 1
-    assert "the tokens of answer 1 say 'There are" in watched.printed and "(16 so)" in watched.printed
+    assert (
+        "the tokens of answer 1 say 'There are" in watched.printed and "(16 so)" in watched.printed
+    )
 
 
 def test_a_reward_one_token_early(watch, monkeypatch):
@@ -231,7 +253,9 @@ def test_texts_of_other_tokens(trainer):
     rollout = trainer.last.rollout
     scores = rollout.scores.tolist()
     assert 0 in scores and 1 in scores
-    assert "worth" in spoil(trainer, rollout=dataclasses.replace(rollout, ids=rollout.ids[4:] + rollout.ids[:4]))
+    assert "worth" in spoil(
+        trainer, rollout=dataclasses.replace(rollout, ids=rollout.ids[4:] + rollout.ids[:4])
+    )
 
 
 def test_tasks_in_another_order(trainer):
@@ -268,9 +292,14 @@ def test_where_a_score_should_lie():
     early = torch.tensor([[-0.1, -0.1, 0.9], [1.9, -0.1, 0.0]])
     said = ppo_doctor._check_reward_places(scores, early, penalty, lengths)
     # 2 − 0.2 = 1.8
-    assert said == "the rewards of answer 2 sum to 1.8 and should to 1.8, and the largest is at token 1 of 2 (1 so)."
+    assert (
+        said
+        == "the rewards of answer 2 sum to 1.8 and should to 1.8, and the largest is at token 1 of 2 (1 so)."
+    )
     assert "(2 so)" in ppo_doctor._check_reward_places(scores, right + 0.002, penalty, lengths)
-    assert ppo_doctor._check_reward_places(scores, right + 0.0009, penalty, lengths) == "", "as far as rounding goes"
+    assert ppo_doctor._check_reward_places(scores, right + 0.0009, penalty, lengths) == "", (
+        "as far as rounding goes"
+    )
 
 
 # The panel

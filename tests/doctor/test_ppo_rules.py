@@ -24,7 +24,9 @@ def test_a_log_without_a_fault_and_an_empty_one_have_no_finding():
     assert replay_ppo(log(40), MADE) == []
 
 
-@pytest.mark.parametrize("name", ["scores", "kl", "entropy", "policy", "value", "approxkl", "size", "truth"])
+@pytest.mark.parametrize(
+    "name", ["scores", "kl", "entropy", "policy", "value", "approxkl", "size", "truth"]
+)
 def test_numbers_that_are_not_finite(name):
     for wrong in (math.nan, math.inf, None):  # None: NaN in a JSON log
         rows = log(9, **({"truth": 0.5} | {name: later(0.5, wrong, last=8)}))
@@ -35,43 +37,69 @@ def test_numbers_that_are_not_finite(name):
 def test_what_need_not_be_finite():
     assert found(log(15, explained_variance=math.nan)) == {}, "all returns are equal"
     assert found(log(15, explained_variance=None)) == {}
-    assert found(log(9, adapter=later(0.1, math.inf, last=7))) == {}, "2 iterations: an fp16 scaler at work"
-    assert "3 iterations in a row" in found(log(9, adapter=later(0.1, math.inf, last=6)))["not finite"]
+    assert found(log(9, adapter=later(0.1, math.inf, last=7))) == {}, (
+        "2 iterations: an fp16 scaler at work"
+    )
+    assert (
+        "3 iterations in a row" in found(log(9, adapter=later(0.1, math.inf, last=6)))["not finite"]
+    )
 
 
 def test_the_score_falls():
     # 4 equal rows after the start: the median change is 0, so that half of the start is the limit
     assert "is 0.24, and was 0.5" in found(log(5, scores=later(0.5, 0.24)))["collapse"]
     assert found(log(5, scores=later(0.5, 0.26))) == {}
-    assert "collapse" in found(log(5, scores=later(-1.0, -1.6))) and found(log(5, scores=later(-1.0, -1.4))) == {}
+    assert (
+        "collapse" in found(log(5, scores=later(-1.0, -1.6)))
+        and found(log(5, scores=later(-1.0, -1.4))) == {}
+    )
     # changes of 0.2: the limit is 4 · 0.2 = 0.8 under the start of 0.2; the last three are 0.1, −0.1 and 0.1 off
-    assert "collapse" not in found(log(9, scores=lambda n: 0.2 if n == 1 else wave(0.1, -0.6)(n)))  # −0.567
-    assert "collapse" in found(log(9, scores=lambda n: 0.2 if n == 1 else wave(0.1, -0.7)(n)))  # −0.667
+    assert "collapse" not in found(
+        log(9, scores=lambda n: 0.2 if n == 1 else wave(0.1, -0.6)(n))
+    )  # −0.567
+    assert "collapse" in found(
+        log(9, scores=lambda n: 0.2 if n == 1 else wave(0.1, -0.7)(n))
+    )  # −0.667
     assert found(log(3, scores=later(0.5, -1.0))) == {}, "the first of three is the start itself"
 
 
 def test_answers_that_repeat_themselves():
     assert (
-        "31% of the answers' 3-grams are repeats, and 5% were" in found(log(5, repeated=later(0.05, 0.31)))["collapse"]
+        "31% of the answers' 3-grams are repeats, and 5% were"
+        in found(log(5, repeated=later(0.05, 0.31)))["collapse"]
     )
     assert found(log(5, repeated=later(0.05, 0.29))) == {}
-    assert found(log(9, repeated=lambda n: 0.9 if n == 5 else 0.05)) == {}, "a single peak, gone again"
+    assert found(log(9, repeated=lambda n: 0.9 if n == 5 else 0.05)) == {}, (
+        "a single peak, gone again"
+    )
 
 
 def test_one_answer_to_all_prompts():
     # 32 answers: 1 / 32 is one of them, 2 / 32 two
-    assert "all of 8 prompts, where 16 differed" in found(log(5, distinct=later(0.5, 1 / 32)))["collapse"]
+    assert (
+        "all of 8 prompts, where 16 differed"
+        in found(log(5, distinct=later(0.5, 1 / 32)))["collapse"]
+    )
     assert found(log(5, distinct=later(0.5, 2 / 32))) == {}
-    assert found(log(5, distinct=later(3 / 32, 1 / 32))) == {}, "three answers to eight prompts at the start"
+    assert found(log(5, distinct=later(3 / 32, 1 / 32))) == {}, (
+        "three answers to eight prompts at the start"
+    )
     one_prompt = {"prompts_per_iteration": 1, "group_size": 32}
-    assert found(log(5, distinct=later(0.5, 1 / 32)), **one_prompt) == {}, "the right one to one prompt"
+    assert found(log(5, distinct=later(0.5, 1 / 32)), **one_prompt) == {}, (
+        "the right one to one prompt"
+    )
 
 
 def test_the_entropy_is_gone():
     flat = {"scores": 0.5}
-    assert "0.049 nats a token, and was 1" in found(log(5, entropy=later(1.0, 0.049), **flat))["collapse"]
+    assert (
+        "0.049 nats a token, and was 1"
+        in found(log(5, entropy=later(1.0, 0.049), **flat))["collapse"]
+    )
     assert found(log(5, entropy=later(1.0, 0.051), **flat)) == {}
-    assert found(log(5, entropy=later(1.0, 0.01), scores=later(0.5, 0.9))) == {}, "it knows the answers"
+    assert found(log(5, entropy=later(1.0, 0.01), scores=later(0.5, 0.9))) == {}, (
+        "it knows the answers"
+    )
 
 
 def test_answers_that_do_not_end():
@@ -88,31 +116,42 @@ def test_answers_that_do_not_end():
 
 
 def test_kl_that_runs_away():
-    assert "51 nats an answer, over 50, and was 0" in found(log(5, kl=later(0.0, 51.0)))["KL runaway"]
+    assert (
+        "51 nats an answer, over 50, and was 0" in found(log(5, kl=later(0.0, 51.0)))["KL runaway"]
+    )
     assert found(log(5, kl=later(0.0, 49.0))) == {}
     assert found(log(9, kl=lambda n: 60.0 if n in (7, 9) else 1.0)) == {}, "two peaks"
     assert "over 18" in found(log(5, kl=later(0.0, 19.0)), kl_target=6.0)["KL runaway"]
     assert found(log(5, kl=later(0.0, 17.0)), kl_target=6.0) == {}
     # an adapter that goes on 20 nats from its base: 3 · 20
-    assert "over 60" in found(log(5, kl=later(20.0, 61.0)))["KL runaway"] and found(log(5, kl=later(20.0, 59.0))) == {}
+    assert (
+        "over 60" in found(log(5, kl=later(20.0, 61.0)))["KL runaway"]
+        and found(log(5, kl=later(20.0, 59.0))) == {}
+    )
 
 
 def test_a_policy_that_does_not_move():
     still = {"kl": 0.0, "approxkl": 0.0}
     assert found(log(3, **still)) == {"KL flat zero": "0 nats an answer; the gradient is 0.1."}
     assert found(log(2, **still)) == {}
-    assert found(log(5, **still | {"kl": 0.011})) == {} and "KL flat zero" in found(log(5, **still | {"kl": -0.009}))
+    assert found(log(5, **still | {"kl": 0.011})) == {} and "KL flat zero" in found(
+        log(5, **still | {"kl": -0.009})
+    )
     assert found(log(5, **still | {"approxkl": 1.1e-6})) == {}
     assert "KL flat zero" in found(log(5, **still | {"approxkl": 0.9e-6}))
 
 
 def test_advantages_of_zero():
     still = {"kl": 0.0, "approxkl": 0.0, "scores": 0.5}
-    assert found(log(3, size=0.0, **still)).keys() == {"advantages zero"}, "which is why the policy does not move"
+    assert found(log(3, size=0.0, **still)).keys() == {"advantages zero"}, (
+        "which is why the policy does not move"
+    )
     assert found(log(3, size=2e-6, **still)).keys() == {"KL flat zero"}
     # 0.5, 1, 1: a rise of 0.33, t(2) 4.303 · s 0.289 / √3 = 0.717, which may be 0
     assert found(log(3, size=0.0, scores=later(0.5, 1.0))).keys() == {"advantages zero"}
-    assert found(log(5, size=0.0, scores=later(0.5, 1.0))) == {}, "everything is right at the end of a good run"
+    assert found(log(5, size=0.0, scores=later(0.5, 1.0))) == {}, (
+        "everything is right at the end of a good run"
+    )
 
 
 def test_groups_whose_answers_all_score_the_same():
@@ -130,13 +169,20 @@ def test_one_answer_that_is_whitened():
     assert found(log(60, size=0.0, kl=0.0, approxkl=0.0), **alone).keys() == {"fixed advantages"}, (
         "the cause of the rest"
     )
-    assert found(log(1), **alone, whiten=False) == {} == found(log(1), prompts_per_iteration=2, group_size=1)
+    assert (
+        found(log(1), **alone, whiten=False)
+        == {}
+        == found(log(1), prompts_per_iteration=2, group_size=1)
+    )
 
 
 def test_a_critic_that_explains_nothing():
     # 10 rows of ±0.1: s = 0.1054, t(9) = 2.262, half width 2.262 · 0.1054 / √10 = 0.0754; limit 0.05
     said = found(log(20, explained_variance=wave(0.1, -0.03)))["value head not learning"]
-    assert said == "it explains -0.03 [-0.105, 0.0454] of the returns' variance; a constant explains 0."
+    assert (
+        said
+        == "it explains -0.03 [-0.105, 0.0454] of the returns' variance; a constant explains 0."
+    )
     assert found(log(20, explained_variance=wave(0.1, -0.02))) == {}
     assert found(log(19, explained_variance=0.0)) == {}, "too early to tell"
     assert found(log(20, explained_variance=later(0.0, 0.3, last=9))) == {}
@@ -152,19 +198,31 @@ def test_a_reward_that_rises_while_the_other_score_falls():
     assert down.keys() == {"reward hacking"} and "changed by -0.1" in down["reward hacking"]
     assert found(log(10, **up, truth=lambda n: (0.5 if n <= 5 else 0.43) + wave(0.05, 0)(n))) == {}
     assert found(log(9, **up, truth=lambda n: 0.5 if n <= 5 else 0.1)) == {}, "too early to tell"
-    assert found(log(10, scores=wave(0.05, 0.6), truth=lambda n: 0.5 if n <= 5 else 0.3)) == {}, "the score stays"
+    assert found(log(10, scores=wave(0.05, 0.6), truth=lambda n: 0.5 if n <= 5 else 0.3)) == {}, (
+        "the score stays"
+    )
     assert found(log(10, **up)) == {}
 
 
 def test_a_score_that_does_not_rise():
     # ±0.1 around: half width of each look 0.0754, of their difference 0.107
-    assert "it rose by 0 [-0.107, 0.107], which may be 0" in found(log(20, scores=wave(0.1, 0.5)))["nothing learnt"]
+    assert (
+        "it rose by 0 [-0.107, 0.107], which may be 0"
+        in found(log(20, scores=wave(0.1, 0.5)))["nothing learnt"]
+    )
     rise = {
-        size: log(20, scores=lambda n, size=size: wave(0.1, 0.5 + size * (n > 10))(n)) for size in (-0.1, 0.1, 0.12)
+        size: log(20, scores=lambda n, size=size: wave(0.1, 0.5 + size * (n > 10))(n))
+        for size in (-0.1, 0.1, 0.12)
     }
-    assert "nothing learnt" in found(rise[0.1]) and found(rise[0.12]) == {} and "nothing learnt" in found(rise[-0.1])
+    assert (
+        "nothing learnt" in found(rise[0.1])
+        and found(rise[0.12]) == {}
+        and "nothing learnt" in found(rise[-0.1])
+    )
     assert found(log(19, scores=wave(0.1, 0.5))) == {}, "too early to tell"
-    assert found(log(20, scores=wave(0.1, 0.5)), iterations=100) == {}, "not yet a quarter of the run"
+    assert found(log(20, scores=wave(0.1, 0.5)), iterations=100) == {}, (
+        "not yet a quarter of the run"
+    )
     fast = log(20, scores=lambda n: (0.5, 0.7, 0.8)[n - 1] if n < 4 else wave(0.05, 0.9)(n))
     assert found(fast) == {}, "what it learnt, it learnt in three iterations"
 
@@ -175,15 +233,24 @@ def test_a_run_that_starts_near_the_top():
     assert "nothing learnt" in found(log(20, scores=wave(0.05, 0.93), zero_variance=0.52))  # 0.8492
     # one answer a prompt says nothing of the kind: ±0.12 around 0.5 is 0.81 of the best row
     one_answer = {"prompts_per_iteration": 32, "group_size": 1}
-    assert "nothing learnt" in found(log(20, scores=wave(0.12, 0.5), zero_variance=1.0), **one_answer)
-    assert "nothing learnt" in found(log(20, scores=-1.0, zero_variance=0.9)), "no top is known below 0"
+    assert "nothing learnt" in found(
+        log(20, scores=wave(0.12, 0.5), zero_variance=1.0), **one_answer
+    )
+    assert "nothing learnt" in found(log(20, scores=-1.0, zero_variance=0.9)), (
+        "no top is known below 0"
+    )
 
 
 def test_looks_are_longer_where_iterations_are_small():
     """Four answers an iteration: 16 in the start are 4 iterations, 48 are 12, 160 are 40."""
     small = {"prompts_per_iteration": 2, "group_size": 2}
     seen = ppo_rules._history(log(80), dataclasses.replace(MADE, **small))
-    assert [len(part) for part in (seen.start, seen.recent, seen.first, seen.last)] == [4, 12, 40, 40] and seen.whole
+    assert [len(part) for part in (seen.start, seen.recent, seen.first, seen.last)] == [
+        4,
+        12,
+        40,
+        40,
+    ] and seen.whole
     falls = log(16, scores=later(0.5, 0.1, last=4), zero_variance=0.0)
     assert found(falls, **small).keys() == {"collapse"} and found(falls[:11], **small) == {}
     assert "nothing learnt" in found(log(80, scores=wave(0.1, 0.5)), **small)
@@ -195,7 +262,10 @@ def test_a_replay_tells_when_each_finding_would_have_come():
     rows = log(20, kl=lambda n: 70.0 if 5 <= n <= 9 else 0.5, repeated=later(0.05, 0.5, last=14))
     assert found(rows).keys() == {"collapse"}
     # of iterations 14 to 16 two repeat: (0.05 + 2 · 0.5) / 3 = 0.35, more than 0.05 + 0.25
-    assert [(v.kind, v.step) for v in replay_ppo(rows, MADE)] == [("KL runaway", 7), ("collapse", 16)]
+    assert [(v.kind, v.step) for v in replay_ppo(rows, MADE)] == [
+        ("KL runaway", 7),
+        ("collapse", 16),
+    ]
 
 
 def test_every_kind_names_its_causes_and_a_place():
@@ -210,6 +280,8 @@ def test_groups_that_are_all_right_at_last_are_no_fault():
     rloo = {"advantages": "rloo", "prompts_per_iteration": 16, "group_size": 4}
     solved = log(30, scores=later(0.9, 1.0, last=5), zero_variance=later(0.5, 1.0, last=5))
     assert "advantages zero" not in found(solved, **rloo)
-    assert "advantages zero" in found(log(30, scores=0.5, zero_variance=1.0), **rloo), "never told apart"
+    assert "advantages zero" in found(log(30, scores=0.5, zero_variance=1.0), **rloo), (
+        "never told apart"
+    )
     worse = log(30, scores=later(0.9, 0.88, last=5), zero_variance=later(0.5, 1.0, last=5))
     assert "advantages zero" in found(worse, **rloo), "one answer for all, and no better"

@@ -23,7 +23,10 @@ def say(path, record, what, annotator="ana", first=0):
         kind="human", annotator=annotator, verdict=verdict, ranking=None if what == "skip" else ranking,
         order=[first, 1 - first],
     )  # fmt: skip
-    append_event(path, VoteEvent(record=record.id, content=content_hash(record, path.parent), judgement=judgement))
+    append_event(
+        path,
+        VoteEvent(record=record.id, content=content_hash(record, path.parent), judgement=judgement),
+    )
 
 
 @pytest.fixture
@@ -43,7 +46,12 @@ def test_equal_answers_are_left_out_and_counted(tmp_path, capsys):
     )
     assert "1 matches; 2 of 3 questions left out" in capsys.readouterr().out
     assert {answer.model: answer.text for answer in record.answers} == {"m": "three", "n": "3"}
-    assert (record.id, record.prompt[0].content, record.group, record.ranking) == ("2", "c?", "h", None)
+    assert (record.id, record.prompt[0].content, record.group, record.ranking) == (
+        "2",
+        "c?",
+        "h",
+        None,
+    )
     assert read_records(target) == [record] and record.image_paths == [tmp_path / "2.png"]
 
 
@@ -62,14 +70,23 @@ def test_the_place_of_an_answer_does_not_tell_the_model(tmp_path):
         ({"groups": ["g"]}, "1 groups for 2 images"),
         ({"answers": {"m": ["x"], "n": ["y", "z"]}}, "1 answers of m for 2 images"),
         ({"answers": {"m": ["x", "y"], "n": ["x", "y"]}}, "all 2 questions alike"),
-        ({"answers": {"m": ["x", " "], "n": ["x", "y"]}}, r"question 1 \(.*1.png\): text: the answer is empty"),
+        (
+            {"answers": {"m": ["x", " "], "n": ["x", "y"]}},
+            r"question 1 \(.*1.png\): text: the answer is empty",
+        ),
         ({"prompts": ["a?", ""]}, r"question 1 \(.*1.png\)"),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path, change, told):
-    given = {"prompts": ["a?", "b?"], "answers": {"m": ["x", "y"], "n": ["x", "z"]}, "names": ("m", "n")} | change
+    given = {
+        "prompts": ["a?", "b?"],
+        "answers": {"m": ["x", "y"], "n": ["x", "z"]},
+        "names": ("m", "n"),
+    } | change
     with pytest.raises(UsageError, match=told):
-        arena.build_matches([tmp_path / "0.png", tmp_path / "1.png"], **given, records_path=tmp_path / "r.jsonl")
+        arena.build_matches(
+            [tmp_path / "0.png", tmp_path / "1.png"], **given, records_path=tmp_path / "r.jsonl"
+        )
     assert not (tmp_path / "r.jsonl").exists()
 
 
@@ -82,18 +99,25 @@ def test_standings_by_hand(tmp_path, path):
     votes = [NAMES[1]] * 6 + [NAMES[0]] + ["tie"] * 2 + ["all bad", "skip"]
     for number, (record, what) in enumerate(zip(records, votes, strict=False)):
         winner = place(record, what) if what in NAMES else 0
-        say(path, record, what, first=winner if number < 5 else 1 - winner)  # 5 of the 7 winners were shown as A
+        say(
+            path, record, what, first=winner if number < 5 else 1 - winner
+        )  # 5 of the 7 winners were shown as A
     found = arena.standings(records, path, NAMES)
     assert (found.names, found.wins, found.ties, found.both_bad) == (NAMES, (1, 6), 2, 1)
     assert (found.skipped, found.unjudged, found.not_blind) == (1, 1, 0)
-    assert found.win_rates == (proportion(2.5, 10), proportion(7.5, 10))  # 1 + 3/2 and 6 + 3/2 of 10
+    assert found.win_rates == (
+        proportion(2.5, 10),
+        proportion(7.5, 10),
+    )  # 1 + 3/2 and 6 + 3/2 of 10
     assert found.p == pytest.approx(0.125)  # 2 · (1 + 7) / 2⁷
     assert found.first_shown_share == proportion(5, 7)
     assert found.sentence() == (
         "No difference can be claimed: zeta-base won 1 and alpha-policy won 6 of 7 questions with a winner "
         "(exact sign test, p = 0.12)."
     )
-    assert "Ties 2, both bad 1, skipped 1, not judged yet 1" in str(found) and "no sign of a position" in str(found)
+    assert "Ties 2, both bad 1, skipped 1, not judged yet 1" in str(
+        found
+    ) and "no sign of a position" in str(found)
     assert arena.standings(records, path).names == NAMES[::-1]
     assert arena.standings(records, path).wins == (6, 1)
 
@@ -106,7 +130,9 @@ def test_a_difference_is_claimed_below_5_percent_only(tmp_path, path):
     assert "No difference can be claimed" in str(arena.standings(records, path))
     say(path, records[5], NAMES[0])
     found = arena.standings(records, path)
-    assert found.p == 0.03125 and found.sentence().startswith("zeta-base is better: it won 6 of 6 questions")
+    assert found.p == 0.03125 and found.sentence().startswith(
+        "zeta-base is better: it won 6 of 6 questions"
+    )
     assert "settled before looking" in str(found)
     assert found.names == ("alpha-policy", "zeta-base") and found.wins == (0, 6)
 
@@ -117,7 +143,9 @@ def test_a_clear_position_bias_is_told(tmp_path, path):
         say(path, record, NAMES[0], first=1 - place(record, NAMES[0]))
     found = arena.standings(records, path)
     assert (
-        found.first_shown_share.value == 0 and found.first_shown_share.high < 0.5 and "position mattered" in str(found)
+        found.first_shown_share.value == 0
+        and found.first_shown_share.high < 0.5
+        and "position mattered" in str(found)
     )
 
 
@@ -166,8 +194,9 @@ def test_votes_still_needed(tmp_path, path):
     for record in records[1:13]:
         say(path, record, NAMES[0])
     found = arena.standings(records, path)
-    assert found.still_needed == 199 - 12 and "About 187 more questions with a winner to tell 60% from 50%" in str(
-        found
+    assert (
+        found.still_needed == 199 - 12
+        and "About 187 more questions with a winner to tell 60% from 50%" in str(found)
     )
     easy = arena.standings(records, path, difference=0.4)  # takes 12
     assert easy.still_needed == 0 and "more questions" not in str(easy)

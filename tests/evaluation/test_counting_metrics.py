@@ -7,8 +7,18 @@ from helpers.evaluation.counting_metrics import count_metrics
 from helpers.files import UsageError
 from helpers.statistics import mean_interval, proportion
 
-TRUTHS = [{"cars": 2, "buses": 1}, {"cars": 0, "buses": 0}, {"cars": 1, "buses": 3}, {"cars": 4, "buses": 0}]
-ANSWERS = ["There are 2 cars, 0 buses.", "There are many cars.", "3 cars and 3 buses", "0 cars, 1 bus"]
+TRUTHS = [
+    {"cars": 2, "buses": 1},
+    {"cars": 0, "buses": 0},
+    {"cars": 1, "buses": 3},
+    {"cars": 4, "buses": 0},
+]
+ANSWERS = [
+    "There are 2 cars, 0 buses.",
+    "There are many cars.",
+    "3 cars and 3 buses",
+    "0 cars, 1 bus",
+]
 
 
 def by_name(metrics):
@@ -22,13 +32,22 @@ def test_figures_by_hand():
     cars, buses = metrics.classes
     assert cars.exact == proportion(1, 4) and buses.exact == proportion(1, 4)
     assert cars.absolute_error.value == 2 and cars.bias.value == pytest.approx(-2 / 3)
-    assert (cars.bias.low, cars.bias.high) == pytest.approx(mean_interval([0, 2, -4])[1:]) and cars.bias.n == 3
+    assert (cars.bias.low, cars.bias.high) == pytest.approx(
+        mean_interval([0, 2, -4])[1:]
+    ) and cars.bias.n == 3
     assert buses.absolute_error.value == pytest.approx(2 / 3) and buses.bias.value == 0
     # cars: stated of 2 answers, both true; true of 3. Buses: stated of 2, one true; true of 2
     assert (cars.precision, cars.recall, cars.f1) == (proportion(2, 2), proportion(2, 3), 0.8)
     assert (buses.precision, buses.recall, buses.f1) == (proportion(1, 2), proportion(1, 2), 0.5)
     assert metrics.macro == pytest.approx(
-        {"exact": 1 / 4, "absolute_error": 4 / 3, "bias": -1 / 3, "precision": 3 / 4, "recall": 7 / 12, "f1": 0.65}
+        {
+            "exact": 1 / 4,
+            "absolute_error": 4 / 3,
+            "bias": -1 / 3,
+            "precision": 3 / 4,
+            "recall": 7 / 12,
+            "f1": 0.65,
+        }
     )
 
 
@@ -73,7 +92,9 @@ def test_the_table_has_a_row_for_each_class():
         "class", "cars", "buses", "mean of the classes", "every class at once", "unparsed"
     ]  # fmt: skip
     assert {len(row) for row in rows} == {7}
-    assert rows[0][1:3] == ["exact, all", "absolute error, parsed"] and rows[5][1].startswith("0.250 [")
+    assert rows[0][1:3] == ["exact, all", "absolute error, parsed"] and rows[5][1].startswith(
+        "0.250 ["
+    )
 
 
 COUNTS = st.fixed_dictionaries({"cars": st.integers(0, 3), "buses": st.integers(0, 3)})
@@ -91,7 +112,9 @@ def test_figures_agree_with_other_implementations(rows):
         true = [truth[cls.name] > 0 for truth, _ in parsed]
         stated = [counts[cls.name] > 0 for _, counts in parsed]
         if any(true) and any(stated):
-            p, r, f, _ = precision_recall_fscore_support(true, stated, average="binary", zero_division=0)
+            p, r, f, _ = precision_recall_fscore_support(
+                true, stated, average="binary", zero_division=0
+            )
             assert (cls.precision.value, cls.recall.value, cls.f1) == pytest.approx((p, r, f))
         assert cls.bias is None or abs(cls.bias.value) <= cls.absolute_error.value
 

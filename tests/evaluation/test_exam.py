@@ -30,14 +30,21 @@ def said(answers, one_class=None, shuffled=None):
     wrong = shuffled or ["There are 9 cars."] * len(ITEMS)
     one_class = one_class or [one_class_question(item.counts, n)[1] for n, item in enumerate(ITEMS)]
     return ExamResult(
-        result(answers), (result(answers),) * 3, result(wrong, "shuffled"), result(wrong, "blank"), one_class, 1.0
+        result(answers),
+        (result(answers),) * 3,
+        result(wrong, "shuffled"),
+        result(wrong, "blank"),
+        one_class,
+        1.0,
     )
 
 
 def page_of(examined, saved):
     """The report about examinations, as notebook 07 writes it."""
     rows = compare_policies(
-        exam.exam_metrics(examined), [item.group for item in ITEMS], {s.name: s.about.get("reward") for s in saved}
+        exam.exam_metrics(examined),
+        [item.group for item in ITEMS],
+        {s.name: s.about.get("reward") for s in saved},
     )
     section = Section("07_evaluate", "Evaluation")
     section.table(comparison_rows(rows))
@@ -57,13 +64,23 @@ def test_an_untrained_adapter_is_no_difference(tmp_path, artifacts):
     models.save_adapter(model, tmp_path / "dpo" / "fresh", {"base": "tiny", "seed": 0})
     saved = find_policies("tiny", tmp_path)
     policies = Policies(*models.load_model("tiny"), saved)
-    examined = {name: exam.examine(policies, name, ITEMS[:12], seeds=(0,)) for name in policies.names}
+    examined = {
+        name: exam.examine(policies, name, ITEMS[:12], seeds=(0,)) for name in policies.names
+    }
     assert examined["base"].greedy.answers == examined["dpo/fresh"].greedy.answers
     base = examined["base"]
-    assert [base.greedy.images, base.shuffled.images, base.blank.images] == ["right", "shuffled", "blank"]
-    assert [(result.temperature, result.seed) for result in base.sampled] == [(1.0, 0)] and base.greedy.temperature == 0
+    assert [base.greedy.images, base.shuffled.images, base.blank.images] == [
+        "right",
+        "shuffled",
+        "blank",
+    ]
+    assert [(result.temperature, result.seed) for result in base.sampled] == [
+        (1.0, 0)
+    ] and base.greedy.temperature == 0
     rows = compare_policies(exam.exam_metrics(examined), [item.group for item in ITEMS[:12]])
-    assert {row.verdict for row in rows} == {"no difference can be claimed"} and {row.adjusted for row in rows} == {1.0}
+    assert {row.verdict for row in rows} == {"no difference can be claimed"} and {
+        row.adjusted for row in rows
+    } == {1.0}
     section = Section("07_evaluate", "Evaluation")
     section.html(str(section.table(comparison_rows(rows)).data))
     section.examined = exam.policy_findings(policies, examined, rows)
@@ -75,8 +92,13 @@ def test_an_untrained_adapter_is_no_difference(tmp_path, artifacts):
 
 def test_a_blind_model_is_called_blind(artifacts):
     """It knows the answers by heart, whatever it is shown: right with right images, and with other ones."""
-    blind, other = (SavedPolicy(f"dpo/{name}", TRAFFIC, {"base": "tiny"}) for name in ("blind", "not asked"))
-    page, _ = page_of({"base": said(TRUE[:30] + TRUE[:30]), "dpo/blind": said(TRUE, shuffled=TRUE)}, [blind, other])
+    blind, other = (
+        SavedPolicy(f"dpo/{name}", TRAFFIC, {"base": "tiny"}) for name in ("blind", "not asked")
+    )
+    page, _ = page_of(
+        {"base": said(TRUE[:30] + TRUE[:30]), "dpo/blind": said(TRUE, shuffled=TRUE)},
+        [blind, other],
+    )
     assert "dpo/blind: it cannot be shown that the answers depend on the image" in page
     card = (artifacts / "report" / "cards" / "dpo-blind.md").read_text(encoding="utf-8")
     assert "it cannot be shown that the answers depend on the image." in card
@@ -88,7 +110,9 @@ def test_a_hacked_policy_has_its_heuristic_up_marked_circular_and_its_truth_down
     policy = SavedPolicy("ppo/heuristic", TRAFFIC, {"base": "tiny", "reward": "heuristic"})
     page, rows = page_of({"base": said(TRUE), "ppo/heuristic": said(gamed, gamed)}, [policy])
     by_name = {row.metric: row for row in rows}
-    assert by_name["one class: heuristic"].circular and by_name["one class: heuristic"].direction == 1
+    assert (
+        by_name["one class: heuristic"].circular and by_name["one class: heuristic"].direction == 1
+    )
     assert not by_name["one class: right"].circular and by_name["one class: right"].direction == -1
     assert "better (circular: the training reward)" in page and "REWARD HACKING" in page
     card = (artifacts / "report" / "cards" / "ppo-heuristic.md").read_text(encoding="utf-8")
@@ -106,7 +130,10 @@ def test_a_policy_of_the_count_reward_is_not_praised_for_it(artifacts):
 def test_sampled_shares_are_of_items_not_of_answers():
     """Two items of 60 right in one of three seeds: .0111; 60 values make the interval, not 180."""
     wrong = ["There are 9 cars."] * len(ITEMS)
-    results = [CountingResult(ITEMS, texts, "right", 1.0, 0) for texts in (TRUE[:2] + wrong[2:], wrong, wrong)]
+    results = [
+        CountingResult(ITEMS, texts, "right", 1.0, 0)
+        for texts in (TRUE[:2] + wrong[2:], wrong, wrong)
+    ]
     found = ExamResult(results[0], tuple(results), results[1], results[1], wrong, 0.0).sampled_exact
     assert found.value == pytest.approx(2 / 3 / 60) and found.n == 60
 

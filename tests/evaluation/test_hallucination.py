@@ -2,7 +2,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from helpers.data.counting import count_answer
-from helpers.evaluation.hallucination import chair_metrics, object_mentions, phrase_index, read_synonyms
+from helpers.evaluation.hallucination import (
+    chair_metrics,
+    object_mentions,
+    phrase_index,
+    read_synonyms,
+)
 from helpers.files import UsageError
 from helpers.statistics import proportion
 
@@ -46,7 +51,10 @@ def found(text, index=INDEX):
         ("a passenger of the train", ["person", "train"]),
         ("a man's bow tie", ["person", "tie"]),
         ("a toilet seat", ["toilet"]),
-        ("a lavatory and a seat", ["toilet", "chair"]),  # the official rule looks for the word toilet
+        (
+            "a lavatory and a seat",
+            ["toilet", "chair"],
+        ),  # the official rule looks for the word toilet
         ("a toilet with two seats, a chair", ["toilet", "chair"]),
         ("", []),
     ],
@@ -65,10 +73,19 @@ def test_singulars_of_names_that_are_plurals():
 
 def test_a_listed_word_goes_before_a_made_plural():
     """ "Glasses" are spectacles if the list says so."""
-    assert found("a glass, glasses", phrase_index({"glass": [], "spectacles": ["glasses"]})) == ["glass", "spectacles"]
+    assert found("a glass, glasses", phrase_index({"glass": [], "spectacles": ["glasses"]})) == [
+        "glass",
+        "spectacles",
+    ]
 
 
-@given(st.lists(st.sampled_from(["a", "red", "dog", "hot", "baby", "train", "passenger", "pup", "seat", ",", "man"])))
+@given(
+    st.lists(
+        st.sampled_from(
+            ["a", "red", "dog", "hot", "baby", "train", "passenger", "pup", "seat", ",", "man"]
+        )
+    )
+)
 def test_singular_words_are_read_as_the_official_rules_say(words):
     """Pairs of words from left to right, then what is listed; written down once more without phrases."""
     pairs = {("hot", "dog"): "hot dog", ("baby", "dog"): "dog", ("passenger", "train"): "train"}
@@ -111,7 +128,9 @@ def test_denied_mentions(text, expected):
 def test_figures_by_hand():
     # mentions: dog dog person | bus | – | dog. There: dog | person | dog bus | dog. False: person, bus
     captions = ["A dog, a dog and a man", "a bus", "it is sunny", "the puppy"]
-    metrics = chair_metrics(captions, [["dog"], ["person"], ["puppy", "bus"], ["dog", "dog"]], SYNONYMS)
+    metrics = chair_metrics(
+        captions, [["dog"], ["person"], ["puppy", "bus"], ["dog", "dog"]], SYNONYMS
+    )
     assert metrics.chair_i == proportion(2, 5) and metrics.chair_s == proportion(2, 4)
     assert metrics.recall == proportion(2, 5)  # dog, dog of dog; person; dog, bus; dog
     assert metrics.silent == proportion(1, 4)
@@ -124,7 +143,10 @@ def test_saying_nothing_has_no_hallucination_and_no_recall():
     assert metrics.chair_s.value == 0 and metrics.chair_i is None and metrics.negated is None
     assert metrics.recall == proportion(0, 2) and metrics.silent.value == 1
     assert chair_metrics(["a dog"], [[]], SYNONYMS).recall is None
-    assert chair_metrics([""], [[]], SYNONYMS).rows()[1:4:2] == [["CHAIR_i", "not defined"], ["recall", "not defined"]]
+    assert chair_metrics([""], [[]], SYNONYMS).rows()[1:4:2] == [
+        ["CHAIR_i", "not defined"],
+        ["recall", "not defined"],
+    ]
 
 
 def test_a_true_answer_of_zero_buses_is_a_hallucination_to_the_official_metric():
@@ -143,7 +165,11 @@ def test_a_true_answer_of_zero_buses_is_a_hallucination_to_the_official_metric()
 OBJECTS = st.sets(st.sampled_from(["dog", "bus", "person", "train"]))
 
 
-@given(st.lists(st.tuples(st.lists(st.sampled_from(["dogs", "bus", "a man", "train"])), OBJECTS), min_size=1))
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(["dogs", "bus", "a man", "train"])), OBJECTS), min_size=1
+    )
+)
 @settings(max_examples=40, deadline=None)
 def test_limits(rows):
     captions, objects = [", ".join(words) for words, _ in rows], [there for _, there in rows]
@@ -178,10 +204,16 @@ def test_bad_input_is_refused(captions, objects, message):
 def test_the_official_form_of_a_file(tmp_path):
     """Words that stand twice in a line, and two blanks after a comma, are in MSCOCO's list."""
     path = tmp_path / "synonyms.txt"
-    path.write_bytes(b"bicycle, bike, bicycle, bike\r\nmotorcycle, scooter,  motor bike\r\ncell phone, iPhone\r\n")
+    path.write_bytes(
+        b"bicycle, bike, bicycle, bike\r\nmotorcycle, scooter,  motor bike\r\ncell phone, iPhone\r\n"
+    )
     synonyms = read_synonyms(path)
     assert synonyms["motorcycle"] == ["scooter", "motor bike"] and list(synonyms)[2] == "cell phone"
-    assert found("bikes, motor bikes, an iPhone", phrase_index(synonyms)) == ["bicycle", "motorcycle", "cell phone"]
+    assert found("bikes, motor bikes, an iPhone", phrase_index(synonyms)) == [
+        "bicycle",
+        "motorcycle",
+        "cell phone",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +222,10 @@ def test_the_official_form_of_a_file(tmp_path):
         (b"bus\n\ndog\n", r"synonyms.txt:2: ''"),
         (b"bus, , minibus\n", r"synonyms.txt:1"),
         (b"bus\nbus, minibus\n", r"synonyms.txt:2: 'bus, minibus'"),
-        (b"bus, coach\ntrain\ndog, coach\n", r"synonyms.txt:3: 'coach' is listed for 'bus' and for 'dog'"),
+        (
+            b"bus, coach\ntrain\ndog, coach\n",
+            r"synonyms.txt:3: 'coach' is listed for 'bus' and for 'dog'",
+        ),
         (b"bus, _\n", r"synonyms.txt:1: '_' of 'bus' has no word"),
         (b"", r"synonyms.txt:1"),
         (b"caf\xe9\n", "cannot be read as UTF-8"),

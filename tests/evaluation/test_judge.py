@@ -69,7 +69,9 @@ def in_turn(*verdicts):
 )
 def test_majority_of_all_votes(votes, scores):
     result = judge_pairs(RECORDS[:1], in_turn(*votes), VL, votes=len(votes))
-    assert result.scores == {"wildvision-1": scores} and result.abstentions == (scores == [0.0, 0.0])
+    assert result.scores == {"wildvision-1": scores} and result.abstentions == (
+        scores == [0.0, 0.0]
+    )
     assert result.unreadable == list(votes).count(None) and result.votes == len(votes)
     assert result.first.n == len(votes) - list(votes).count(None)
 
@@ -86,7 +88,11 @@ def test_abstentions_count_half_and_are_shown(tmp_path):
 
 def test_a_silent_judge_and_wrong_arguments():
     result = judge_pairs(RECORDS, lambda *_: None, VL, votes=2)
-    assert result.first is None and result.grade.overall.value == 0.5 and "shown first none" in str(result)
+    assert (
+        result.first is None
+        and result.grade.overall.value == 0.5
+        and "shown first none" in str(result)
+    )
     with pytest.raises(UsageError, match="record wildvision-1: ask gave 'A'"):
         judge_pairs(RECORDS, lambda *_: "A", VL)
     with pytest.raises(UsageError, match="votes = 0"):

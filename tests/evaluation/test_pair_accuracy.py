@@ -11,7 +11,11 @@ from helpers.models.shared_prefix import Packer
 def test_pairs_may_have_several_images_and_turns(tiny, pairs_dataset):
     """Packed against a row for each answer."""
     row = pairs_dataset[0]
-    turns = [{"role": "system", "content": "Be short."}, *row["prompt"], {"role": "assistant", "content": "Two."}]
+    turns = [
+        {"role": "system", "content": "Be short."},
+        *row["prompt"],
+        {"role": "assistant", "content": "Two."},
+    ]
     rows = [
         row,
         {**row, "images": [*row["images"], *pairs_dataset[5]["images"]]},

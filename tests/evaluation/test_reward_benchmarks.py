@@ -71,14 +71,22 @@ def test_vl_rewardbench_groups_by_the_start_of_the_id(tmp_path):
     file = parquet(tmp_path / "test.parquet", VL_SCHEMA, [vl_row(name) for name in groups])
     records = load_benchmark("vl_rewardbench", tmp_path / "out", file=file)
     assert {record.id: VL.group_of(record) for record in records} == groups
-    assert records[0].source.startswith("MMInstruction/VL-RewardBench@file ")  # not the pinned revision: a file
+    assert records[0].source.startswith(
+        "MMInstruction/VL-RewardBench@file "
+    )  # not the pinned revision: a file
     assert open_image(records[0].image_paths[0]).size == (8, 6)
 
 
 def test_the_second_pair_of_an_id_gets_its_own(tmp_path):
     rows = [vl_row("mathverse_1649"), vl_row("mathverse_1"), vl_row("mathverse_1649", (1, 0))]
-    records = load_benchmark("vl_rewardbench", tmp_path / "out", file=parquet(tmp_path / "t.parquet", VL_SCHEMA, rows))
-    assert [record.id for record in records] == ["mathverse_1649", "mathverse_1", "mathverse_1649#2"]
+    records = load_benchmark(
+        "vl_rewardbench", tmp_path / "out", file=parquet(tmp_path / "t.parquet", VL_SCHEMA, rows)
+    )
+    assert [record.id for record in records] == [
+        "mathverse_1649",
+        "mathverse_1",
+        "mathverse_1649#2",
+    ]
     assert [record.ranking for record in records] == [[[0], [1]], [[0], [1]], [[1], [0]]]
     assert read_records(tmp_path / "out" / "vl_rewardbench.jsonl") == records
 
@@ -101,16 +109,23 @@ def test_multimodal_rewardbench_from_the_authors_json(tmp_path):
     file.parent.mkdir()
     file.write_text(json.dumps(rows, indent=2))
     records = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
-    assert [MULTIMODAL.group_of(record) for record in records] == [group for _, _, group in MULTIMODAL_GROUPS]
+    assert [MULTIMODAL.group_of(record) for record in records] == [
+        group for _, _, group in MULTIMODAL_GROUPS
+    ]
     assert MULTIMODAL.groups == tuple(group for _, _, group in MULTIMODAL_GROUPS)
     first = records[0]
     assert first.id == "nocaps_1" and first.ranking == [[1], [0]] and first.answers[1].text == "b"
     assert first.images == [(tmp_path / "data" / "images" / "1.png").as_posix()]  # beside the file
-    assert first.source.startswith("facebookresearch/multimodal_rewardbench@file ") and len(first.source) == 77
+    assert (
+        first.source.startswith("facebookresearch/multimodal_rewardbench@file ")
+        and len(first.source) == 77
+    )
 
 
 def test_multimodal_rewardbench_with_the_images_in_a_parquet_file(tmp_path):
-    schema = {name: TEXT for name in ("ID", "Category", "Text", "Output1", "Output2", "Better")} | {"Image": Image()}
+    schema = {name: TEXT for name in ("ID", "Category", "Text", "Output1", "Output2", "Better")} | {
+        "Image": Image()
+    }
     row = multimodal_row("SEED-Bench_1", "vqa", Image=png("blue"))
     file = parquet(tmp_path / "t.parquet", schema, [row])
     (loaded,) = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
@@ -119,10 +134,17 @@ def test_multimodal_rewardbench_with_the_images_in_a_parquet_file(tmp_path):
 
 
 def test_rows_that_say_no_preference_are_named(tmp_path, capsys):
-    rows = [multimodal_row("a", "vqa"), multimodal_row("b", "vqa", "Tie"), multimodal_row("c", "vqa", Text=None)]
+    rows = [
+        multimodal_row("a", "vqa"),
+        multimodal_row("b", "vqa", "Tie"),
+        multimodal_row("c", "vqa", Text=None),
+    ]
     file = tmp_path / "all_data.json"
     file.write_text(json.dumps(rows))
-    assert [record.id for record in load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)] == ["a"]
+    assert [
+        record.id
+        for record in load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
+    ] == ["a"]
     assert "2 of 3 rows could not be read" in capsys.readouterr().out
     bad = (tmp_path / "out" / "multimodal_rewardbench.bad.jsonl").read_text()
     assert "unknown Better 'Tie'" in bad and "field Text is missing" in bad
@@ -142,7 +164,11 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path):
 # --- figures ---
 
 SCORES = dict(
-    zip(NAMES, [[0.1, 0.9], [2.0, 1.0], [-3.0, -2.5], [1.0, 1.0], [5.0, 4.0], [0.5, 0.5], [1.0, 2.0]], strict=True)
+    zip(
+        NAMES,
+        [[0.1, 0.9], [2.0, 1.0], [-3.0, -2.5], [1.0, 1.0], [5.0, 4.0], [0.5, 0.5], [1.0, 2.0]],
+        strict=True,
+    )
 )
 
 
@@ -160,22 +186,36 @@ def test_overall_macro_and_ties_by_hand():
     assert str(result).startswith("VL-RewardBench: pair accuracy, 2 of 7 tied\n")
     assert [name for name, _ in result.rows()] == [*VL.groups, "overall", "macro", "decided"]
     flipped = grade(RECORDS, {key: values[::-1] for key, values in SCORES.items()}, VL)
-    assert flipped.overall.value == pytest.approx(3 / 7) and flipped.macro.value == pytest.approx(0.625)
+    assert flipped.overall.value == pytest.approx(3 / 7) and flipped.macro.value == pytest.approx(
+        0.625
+    )
 
 
 def test_published_figures_of_gpt_4o_mini():
     """VLMEvalKit pull request 703: 80 of 183, 341 of 749, 206 of 318 give overall .5016 and macro .51341."""
     right = {"wildvision": (80, 183), "RLHF": (341, 749), "mmmu": (206, 318)}
-    scores = {f"{start}-{k}": [float(k < hits), 0.5] for start, (hits, n) in right.items() for k in range(n)}
+    scores = {
+        f"{start}-{k}": [float(k < hits), 0.5]
+        for start, (hits, n) in right.items()
+        for k in range(n)
+    }
     result = grade([record(name) for name in scores], scores, VL)
-    assert result.overall.value == 0.5016 and result.macro.value == pytest.approx(0.5134103034493575, abs=1e-12)
+    assert result.overall.value == 0.5016 and result.macro.value == pytest.approx(
+        0.5134103034493575, abs=1e-12
+    )
 
 
 def test_interval_of_the_macro_mean():
     # below: √(0.1² + 0.2² + 0.2²) / 3 = 0.1; above: √(0.2² + 0.4² + 0.4²) / 3 = 0.2
-    groups = [Proportion(0.4, 0.3, 0.6, 10), Proportion(0.5, 0.3, 0.9, 20), Proportion(0.6, 0.4, 1.0, 30)]
+    groups = [
+        Proportion(0.4, 0.3, 0.6, 10),
+        Proportion(0.5, 0.3, 0.9, 20),
+        Proportion(0.6, 0.4, 1.0, 30),
+    ]
     result = macro_mean(groups)
-    assert (result.value, result.low, result.high) == pytest.approx((0.5, 0.4, 0.7)) and result.n == 60
+    assert (result.value, result.low, result.high) == pytest.approx(
+        (0.5, 0.4, 0.7)
+    ) and result.n == 60
 
 
 def test_no_macro_without_all_groups_or_a_definition(tmp_path):
@@ -183,15 +223,29 @@ def test_no_macro_without_all_groups_or_a_definition(tmp_path):
     assert result.macro is None and list(result.groups) == ["general", "hallucination"]
     assert "macro                            not defined" in str(result)
     file = tmp_path / "all_data.json"
-    file.write_text(json.dumps([multimodal_row(name, category) for name, category, _ in MULTIMODAL_GROUPS]))
+    file.write_text(
+        json.dumps([multimodal_row(name, category) for name, category, _ in MULTIMODAL_GROUPS])
+    )
     records = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
-    result = grade(records, {record.id: [1.0, float(record.id == "PAIRS_1") * 2] for record in records}, MULTIMODAL)
-    assert result.macro is None and result.overall.value == 7 / 8 and result.groups["safety/bias"].value == 0.0
+    result = grade(
+        records,
+        {record.id: [1.0, float(record.id == "PAIRS_1") * 2] for record in records},
+        MULTIMODAL,
+    )
+    assert (
+        result.macro is None
+        and result.overall.value == 7 / 8
+        and result.groups["safety/bias"].value == 0.0
+    )
 
 
 def test_nothing_decided():
     result = grade(RECORDS, {name: [1.0, 1.0] for name in NAMES}, VL)
-    assert result.overall.value == result.macro.value == 0.5 and result.decided is None and result.ties == 7
+    assert (
+        result.overall.value == result.macro.value == 0.5
+        and result.decided is None
+        and result.ties == 7
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,10 +258,14 @@ def test_nothing_decided():
 )
 def test_only_two_ranked_answers_make_a_pair(unfit):
     scores = {**SCORES, "RLHF-9": [0.0] * len(unfit.answers)}
-    with pytest.raises(UsageError, match=r"record RLHF-9: . answers, ranking .* needs exactly two answers"):
+    with pytest.raises(
+        UsageError, match=r"record RLHF-9: . answers, ranking .* needs exactly two answers"
+    ):
         grade([*RECORDS, unfit], scores, VL)
     with pytest.raises(UsageError, match=r"record RLHF-9: . answers"):
-        judge_pairs([*RECORDS, unfit], lambda *_: pytest.fail("asked before the records were checked"), VL)
+        judge_pairs(
+            [*RECORDS, unfit], lambda *_: pytest.fail("asked before the records were checked"), VL
+        )
 
 
 def test_unfit_records_are_named():
@@ -229,7 +287,9 @@ def test_unfit_records_are_named():
 def test_the_figures_come_back_exactly_from_the_file(tmp_path):
     scores = {name: [math.sin(k), math.pi / (k + 1)] for k, name in enumerate(NAMES)}
     path = write_scores(tmp_path / "scores.jsonl", RECORDS, dict(reversed(scores.items())))
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == NAMES  # in the records' order
+    assert [
+        json.loads(line)["id"] for line in path.read_text().splitlines()
+    ] == NAMES  # in the records' order
     assert read_scores(path, RECORDS) == scores
     assert grade(RECORDS, read_scores(path, RECORDS), VL) == grade(RECORDS, scores, VL)
 
@@ -265,7 +325,10 @@ def test_a_bad_line_is_named(tmp_path, text, message):
 def test_no_file_and_nothing_unfit_is_written(tmp_path):
     with pytest.raises(UsageError, match=r"no such file.*score the benchmark first"):
         read_scores(tmp_path / "none.jsonl", RECORDS)
-    for values, message in [([math.nan, 1.0], "cannot be ranked"), ([1.0], "must be a list of 2 numbers")]:
+    for values, message in [
+        ([math.nan, 1.0], "cannot be ranked"),
+        ([1.0], "must be a list of 2 numbers"),
+    ]:
         with pytest.raises(UsageError, match=f"scores.jsonl: record mmmu_1: .* {message}"):
             write_scores(tmp_path / "scores.jsonl", RECORDS, {**SCORES, "mmmu_1": values})
     with pytest.raises(UsageError, match="no record has the id 'other'"):

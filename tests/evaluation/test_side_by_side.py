@@ -29,8 +29,13 @@ def test_the_answers_are_those_of_generate(policies, image):
     spoken = ask_policies(policies, policies.names, image, QUESTION)
     for row in spoken:
         with policies.use_policy(row.policy) as model:
-            assert row.text == models.generate_answers(model, policies.processor, [image], [QUESTION])[0]
-    assert spoken[0].ended and "".join(spoken[0].tokens) == spoken[0].text + end_of_turn(policies.processor)
+            assert (
+                row.text
+                == models.generate_answers(model, policies.processor, [image], [QUESTION])[0]
+            )
+    assert spoken[0].ended and "".join(spoken[0].tokens) == spoken[0].text + end_of_turn(
+        policies.processor
+    )
 
 
 @torch.no_grad()
@@ -46,7 +51,9 @@ def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, image):
     whole = dict(inputs) | {
         "input_ids": torch.cat([inputs["input_ids"], ids], 1),
         "attention_mask": torch.ones(1, start + ids.shape[1], dtype=torch.long),
-        "mm_token_type_ids": torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, ids.shape[1])),
+        "mm_token_type_ids": torch.nn.functional.pad(
+            inputs["mm_token_type_ids"], (0, ids.shape[1])
+        ),
     }
     found = {}
     for name in ("dpo/shipped", "base"):
@@ -63,7 +70,9 @@ def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, image):
 
 
 def test_the_base_is_no_distance_from_itself(policies, image):
-    row = ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(temperature=1.5, seed=4))[0]
+    row = ask_policies(
+        policies, ["base"], image, QUESTION, DecodingSettings(temperature=1.5, seed=4)
+    )[0]
     assert row.logps == row.base_logps and not any(row.gains) and not any(row.kl)
 
 
@@ -71,10 +80,15 @@ def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, im
     hot = DecodingSettings(temperature=1.7, seed=1)
     first, again = (ask_policies(policies, ["base"], image, QUESTION, hot)[0] for _ in range(2))
     assert first == again
-    texts = {ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(1.7, seed=s))[0].text for s in range(6)}
+    texts = {
+        ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(1.7, seed=s))[0].text
+        for s in range(6)
+    }
     assert len(texts) > 1
     narrow = {
-        ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(1.7, top_p=1e-6, seed=s))[0].text
+        ask_policies(
+            policies, ["base"], image, QUESTION, DecodingSettings(1.7, top_p=1e-6, seed=s)
+        )[0].text
         for s in range(3)
     }
     assert narrow == {ask_policies(policies, ["base"], image, QUESTION)[0].text}, (
@@ -89,6 +103,8 @@ def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, im
 
 
 def test_the_reward_is_given_what_was_seen_and_said(policies, image):
-    length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) + image.width})
+    length = make_scorer(
+        "length", lambda image, question, answer, facts: {"length": len(answer) + image.width}
+    )
     row = ask_policies(policies, ["base"], image, QUESTION, reward=length)[0]
     assert row.reward == len(row.text) + image.width

@@ -31,13 +31,20 @@ def checkpoint(trainer, step, steps=400, whole=True, age=100.0):
     written(folder / "adapter_model.safetensors", "weights", age)
     written(folder / "optimizer.pt", "moments", age)
     if whole:
-        written(folder / "trainer_state.json", json.dumps({"global_step": step, "max_steps": steps}), age)
+        written(
+            folder / "trainer_state.json",
+            json.dumps({"global_step": step, "max_steps": steps}),
+            age,
+        )
     return folder
 
 
 def ppo_checkpoint(folder, iteration, iterations=36):
     folder.mkdir(parents=True)
-    state = {"identity": {"settings": f"PPOSettings(seed=0, iterations={iterations}, x=1)"}, "iteration": iteration}
+    state = {
+        "identity": {"settings": f"PPOSettings(seed=0, iterations={iterations}, x=1)"},
+        "iteration": iteration,
+    }
     torch.save(state | {"weights": {"lora": torch.ones(2)}}, folder / "checkpoint.pt")
 
 
@@ -57,7 +64,12 @@ def test_the_newest_whole_checkpoint_wins(artifacts):
     for step in (50, 100, 200):
         checkpoint(trainer, step, whole=step < 200)
     (found,) = last_checkpoints(artifacts)
-    assert (found.run, found.step, found.steps, found.path) == ("dpo/seed-0", 100, 400, trainer / "checkpoint-100")
+    assert (found.run, found.step, found.steps, found.path) == (
+        "dpo/seed-0",
+        100,
+        400,
+        trainer / "checkpoint-100",
+    )
     assert str(found) == "dpo/seed-0: step 100 of 400 → set RESUME = True"
 
 
@@ -82,7 +94,9 @@ def test_runs_of_all_stages_are_found(artifacts, capsys):
     ppo_checkpoint(artifacts / "ppo" / "grpo", 35)
     ppo_checkpoint(artifacts / "ppo" / "rloo", 20)
     written(artifacts / "ppo" / "ppo" / "checkpoint.pt", "half of a zip file")
-    written(artifacts / "ppo" / "grpo" / "adapter_config.json", age=-5)  # saved after its last checkpoint
+    written(
+        artifacts / "ppo" / "grpo" / "adapter_config.json", age=-5
+    )  # saved after its last checkpoint
     (artifacts / "reward").mkdir()
     torch.save({"settings": "", "step": 30}, artifacts / "reward" / "checkpoint.pt")
     drive.print_checkpoints()
@@ -106,7 +120,8 @@ def test_real_checkpoints_are_read(artifacts):
 
     identity = {"settings": repr(ppo_preset("tiny")), "seed": "0"}
     real.save_checkpoint(
-        artifacts / "ppo" / "ppo" / "checkpoint.pt", {"identity": identity, "iteration": 5, "weights": {}}
+        artifacts / "ppo" / "ppo" / "checkpoint.pt",
+        {"identity": identity, "iteration": 5, "weights": {}},
     )
     (found,) = last_checkpoints(artifacts)
     assert (found.step, found.steps) == (5, ppo_preset("tiny").iterations)
@@ -127,12 +142,17 @@ def test_what_is_finished_is_copied_and_what_is_not_is_left(copies):
     there = sorted(str(p.relative_to(copies.drive)) for p in copies.drive.rglob("*") if p.is_file())
     place = os.path.join("dpo", "seed-0", "trainer", "checkpoint-50", "")
     assert there == [
-        *(place + name for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json")),
+        *(
+            place + name
+            for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json")
+        ),
         os.path.join("preferences", "train.jsonl"),
     ]
     assert copies.keep() == 0
     written(copies.local / "preferences" / "train.jsonl", "newer", age=50)
-    assert copies.keep() == 1 and (copies.drive / "preferences" / "train.jsonl").read_text() == "newer"
+    assert (
+        copies.keep() == 1 and (copies.drive / "preferences" / "train.jsonl").read_text() == "newer"
+    )
 
 
 def test_restore_fetches_what_is_newer_and_leaves_newer_local_files_alone(copies):
@@ -143,7 +163,9 @@ def test_restore_fetches_what_is_newer_and_leaves_newer_local_files_alone(copies
     checkpoint(copies.drive / "dpo" / "seed-0" / "trainer", 50)
     checkpoint(copies.drive / "dpo" / "seed-0" / "trainer", 100, whole=False)  # Drive writes late
     assert copies.restore() == 3
-    read = {name: (copies.local / name).read_text() for name in ("local_newer", "drive_newer", "same")}
+    read = {
+        name: (copies.local / name).read_text() for name in ("local_newer", "drive_newer", "same")
+    }
     assert read == {"local_newer": "local", "drive_newer": "drive", "same": "local"}
     assert (copies.local / "only" / "there").exists()
     assert [found.step for found in last_checkpoints(copies.local)] == [50]
@@ -188,7 +210,11 @@ def test_a_drive_that_fails_is_said_once_and_stops_nothing(copies, monkeypatch, 
         patch.setattr(shutil, "copy2", dropped)
         assert copies.keep() == copies.keep() == 0
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "Transport endpoint is not connected" in said and "Work goes on" in said
+    assert (
+        said.count("\n") == 1
+        and "Transport endpoint is not connected" in said
+        and "Work goes on" in said
+    )
     assert copies.keep() == 1  # it is there again
 
 
@@ -247,7 +273,9 @@ def test_it_runs_by_itself(copies):
 @pytest.fixture
 def colab(artifacts, tmp_path, monkeypatch):
     """Colab with a Drive; `mounted` counts, `error` is raised, `started` are the copies that run."""
-    state = SimpleNamespace(mounted=0, started=[], error=None, folder=tmp_path / "mount" / "MyDrive" / "vlm")
+    state = SimpleNamespace(
+        mounted=0, started=[], error=None, folder=tmp_path / "mount" / "MyDrive" / "vlm"
+    )
 
     def mount(path):
         state.mounted += 1
@@ -267,10 +295,14 @@ def test_use_drive_restores_and_says_how_to_go_on(colab, artifacts, capsys):
     drive.use_drive("vlm")
     drive.use_drive("vlm")
     said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("vlm: 1 files and checkpoints fetched; from now on it is brought up to date.")
+    assert said[0].endswith(
+        "vlm: 1 files and checkpoints fetched; from now on it is brought up to date."
+    )
     assert said[1] == "dpo/seed-0: step 50 of 400 → set RESUME = True" and ": 0 files" in said[2]
     assert (artifacts / "dpo" / "seed-0" / "trainer" / "checkpoint-50").is_dir()
-    assert len(set(map(id, colab.started))) == 1 and colab.mounted == 2, "one thread, however often it is asked for"
+    assert len(set(map(id, colab.started))) == 1 and colab.mounted == 2, (
+        "one thread, however often it is asked for"
+    )
 
 
 def test_use_drive_does_nothing_unless_asked(colab, capsys):
@@ -280,7 +312,9 @@ def test_use_drive_does_nothing_unless_asked(colab, capsys):
 
 def test_use_drive_refuses_in_one_line(colab, monkeypatch):
     colab.error = ValueError("mount failed")
-    with pytest.raises(UsageError, match=r"not mounted \(mount failed\). Allow it, or set DRIVE = ''"):
+    with pytest.raises(
+        UsageError, match=r"not mounted \(mount failed\). Allow it, or set DRIVE = ''"
+    ):
         drive.use_drive("vlm")
     colab.error = None
     colab.folder.parent.mkdir(parents=True)

@@ -76,14 +76,20 @@ def gpu(monkeypatch, total, free=None, reserved=0, capability=(7, 5), name="Tesl
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name=name))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (total if free is None else free, total))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda *_: (total if free is None else free, total)
+    )
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: reserved)
 
 
 def cpu(monkeypatch, available):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=available * 2))
-    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(available=available, total=available * 2)
+    )
+    monkeypatch.setattr(
+        psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+    )
 
 
 def test_a_t4_computes_in_fp16_and_what_fits_stays_as_it_is(monkeypatch, capsys):
@@ -92,13 +98,20 @@ def test_a_t4_computes_in_fp16_and_what_fits_stays_as_it_is(monkeypatch, capsys)
     plan = check_machine("qwen2-vl-2b", **given)
     out = capsys.readouterr().out
     assert plan.dpo is given["dpo"] and plan.reward is given["reward"] and plan.ppo is given["ppo"]
-    assert "Tesla T4, compute capability 7.5" in out and "15.8 GB of 15.8 GB GPU memory are free" in out
+    assert (
+        "Tesla T4, compute capability 7.5" in out
+        and "15.8 GB of 15.8 GB GPU memory are free" in out
+    )
     assert "float16: this GPU only emulates bfloat16 (its compute capability is below 8.0)" in out
     assert "versions    as tested, Python" in out and plan.warnings == () and "⚠️" not in out
     # 0.9 × 15.8 = 14.2 GB; all stages have a row, and none a change
     rows = [line.split() for line in out.split("GB of 14.2")[1].splitlines()[1:5]]
-    assert [row[0] for row in rows] == ["load", "dpo", "reward", "ppo"] and all(row[-1] == "–" for row in rows)
-    assert [float(row[1]) for row in rows] == [round(plan.forecasts[row[0]].memory.total, 1) for row in rows]
+    assert [row[0] for row in rows] == ["load", "dpo", "reward", "ppo"] and all(
+        row[-1] == "–" for row in rows
+    )
+    assert [float(row[1]) for row in rows] == [
+        round(plan.forecasts[row[0]].memory.total, 1) for row in rows
+    ]
 
 
 def test_a_card_of_capability_8_computes_in_bf16(monkeypatch, capsys):
@@ -109,11 +122,15 @@ def test_a_card_of_capability_8_computes_in_bf16(monkeypatch, capsys):
 
 def test_a_batch_that_does_not_fit_is_halved_and_accumulated_twice_as_often(monkeypatch, capsys):
     gpu(monkeypatch, T4)
-    settings = replace(reward_preset("t4"), batch_size=4, accumulation=4, gradient_checkpointing=True)
+    settings = replace(
+        reward_preset("t4"), batch_size=4, accumulation=4, gradient_checkpointing=True
+    )
     plan = check_machine("llava-next-llama3-8b", reward=settings)
     # weights 6.35, adapter 0.24, overhead 0.95, and 1.68 for each record: (14.22 − 7.54) / 1.68 = 3.98
     assert plan.forecasts["reward"].largest_batch == 3
-    assert plan.reward == replace(settings, batch_size=2, accumulation=8)  # 4 × 4 = 2 × 8 = 16 records a step
+    assert plan.reward == replace(
+        settings, batch_size=2, accumulation=8
+    )  # 4 × 4 = 2 × 8 = 16 records a step
     assert "batch_size 4 → 2, accumulation 4 → 8" in capsys.readouterr().out
     too_much = forecast_memory(card("llava-next-llama3-8b"), settings).total
     assert plan.forecasts["reward"].memory.total <= 0.9 * 15.8 < too_much
@@ -125,13 +142,18 @@ def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
         check_machine("llava-next-llama3-8b", reward=reward_preset("t4"))
     text = str(error.value)
     assert (
-        text.startswith("llava-next-llama3-8b does not fit: stage load takes 8.1 GB") and "5.4 GB can be used" in text
+        text.startswith("llava-next-llama3-8b does not fit: stage load takes 8.1 GB")
+        and "5.4 GB can be used" in text
     )
     named = text.rsplit("with: ", 1)[1].rstrip(".").split(", ")
     assert named == [name for name in PRESETS if PRESETS[name].gpu_gb <= 6] and "\n" not in text
-    with pytest.raises(UsageError, match=r"stage reward takes 9\.2 GB while training, with the smallest batch"):
+    with pytest.raises(
+        UsageError, match=r"stage reward takes 9\.2 GB while training, with the smallest batch"
+    ):
         fit_settings(card("llava-next-llama3-8b"), reward_preset("t4"), 9.0)
-    with pytest.raises(UsageError, match=r"while answers are sampled.*PPO's group_size decides that"):
+    with pytest.raises(
+        UsageError, match=r"while answers are sampled.*PPO's group_size decides that"
+    ):
         fit_settings(card("llava-next-llama3-8b"), ppo_preset("t4"), 11.0)
 
 
@@ -150,16 +172,23 @@ def test_generation_gets_smaller_batches(monkeypatch):
 
 def test_images_are_made_smaller_where_the_smallest_batch_does_not_fit(monkeypatch, capsys):
     gpu(monkeypatch, 6.5e9)  # 5.85 GB can be used
-    plan = check_machine("qwen2.5-vl-3b", reward=reward_preset("t4"), image=(4000, 4000), max_pixels=2240**2)
+    plan = check_machine(
+        "qwen2.5-vl-3b", reward=reward_preset("t4"), image=(4000, 4000), max_pixels=2240**2
+    )
     out = capsys.readouterr().out
     n = round(plan.max_pixels**0.5 / 28)
     assert plan.max_pixels == (28 * n) ** 2 and 30 < n < 80
     square = card("qwen2.5-vl-3b", width=4000, height=4000)
-    needs = [forecast_memory(replace(square, max_pixels=(28 * k) ** 2), plan.reward).total for k in (n, n + 1)]
+    needs = [
+        forecast_memory(replace(square, max_pixels=(28 * k) ** 2), plan.reward).total
+        for k in (n, n + 1)
+    ]
     assert needs[0] <= 0.9 * 6.5 < needs[1] and plan.forecasts["reward"].memory.total == needs[0]
     seen = visual_tokens("qwen2.5-vl-3b", 4000, 4000, plan.max_pixels)
     assert (n - 1) ** 2 <= seen <= n**2  # rounding in transformers can make it one less
-    assert f"4000 × 4000 pixels are {seen:,} visual tokens (max_pixels {plan.max_pixels:,})\n" in out
+    assert (
+        f"4000 × 4000 pixels are {seen:,} visual tokens (max_pixels {plan.max_pixels:,})\n" in out
+    )
     assert plan.warnings == (
         f"images are reduced to {plan.max_pixels:,} instead of 5,017,600 pixels, {seen:,} visual tokens instead of 6,400, so "
         "that the smallest batch fits. Small things may be lost to sight.",
@@ -183,7 +212,11 @@ def test_on_a_cpu_ram_is_the_budget_and_fp32_is_computed_in(monkeypatch, capsys)
     cpu(monkeypatch, 10e9)
     plan = check_machine("qwen2-vl-2b", dpo=dpo_preset("t4"))
     out = capsys.readouterr().out
-    assert "10.0 GB of 20.0 GB RAM are free" in out and "float32: there is no GPU" in out and "GB of 9.0" in out
+    assert (
+        "10.0 GB of 20.0 GB RAM are free" in out
+        and "float32: there is no GPU" in out
+        and "GB of 9.0" in out
+    )
     whole = card("qwen2-vl-2b", compute_bytes=4)
     assert plan.forecasts["dpo"].memory == forecast_memory(whole, plan.dpo)
     # 1,310,195,712 weights as stored, 898,789,888 in fp32
@@ -202,7 +235,10 @@ def test_without_bitsandbytes_weights_are_whole(monkeypatch):
 
 def test_long_answers_are_warned_of(monkeypatch):
     gpu(monkeypatch, T4)
-    assert check_machine("qwen2-vl-2b", ppo=ppo_preset("t4", max_new_tokens=256)).ppo.sampling_batch == 3  # no warning
+    assert (
+        check_machine("qwen2-vl-2b", ppo=ppo_preset("t4", max_new_tokens=256)).ppo.sampling_batch
+        == 3
+    )  # no warning
     settings = ppo_preset("t4", max_new_tokens=256, mini_batch=8, sampling_batch=1)
     warning = check_machine("qwen2-vl-2b", ppo=settings).warnings[0]
     need = forecast_memory(card("qwen2-vl-2b", answer_tokens=256), settings).total
@@ -213,7 +249,9 @@ def test_long_answers_are_warned_of(monkeypatch):
 
 
 def pinned():
-    lines = [line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    lines = [
+        line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()
+    ]
     return [line.split("==") for line in lines if "==" in line]
 
 
@@ -264,7 +302,10 @@ def test_a_package_that_is_not_there_has_no_version():
     assert installed_version("no-such-package") is None
     assert installed_version("torch") == importlib.metadata.version("torch")
     found = versions_in_use()
-    assert found["torch"] == installed_version("torch") and found["Python"] == platform.python_version()
+    assert (
+        found["torch"] == installed_version("torch")
+        and found["Python"] == platform.python_version()
+    )
 
 
 def test_a_download_is_the_copy_in_4_bits_on_a_gpu_and_16_bits_else(tmp_path):
@@ -287,8 +328,12 @@ def test_little_disk_is_warned_of(monkeypatch, capsys):
 
 
 def test_two_disks_are_told_apart(monkeypatch, tmp_path, artifacts):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Disk(0, 0, 3e9 if folder == artifacts else 1e9))
-    disks = measure_disks(download_gb("qwen2-vl-2b", True), disk_of=lambda folder: folder == artifacts)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: Disk(0, 0, 3e9 if folder == artifacts else 1e9)
+    )
+    disks = measure_disks(
+        download_gb("qwen2-vl-2b", True), disk_of=lambda folder: folder == artifacts
+    )
     # 2 of 3 GB for artifacts, and 2.5 of 1 for the model
     (warning,) = machine_warnings(replace(measure_machine(None), disks=disks))
     assert warning.startswith(f"disk: 1.0 GB free at {tmp_path}, 2.5 GB are needed")
@@ -322,7 +367,10 @@ def test_a_model_on_the_hub_has_no_forecast_and_its_settings_stay(monkeypatch, c
 
 def test_a_checkpoint_in_a_folder_has_one(monkeypatch):
     cpu(monkeypatch, 10e9)
-    assert check_machine(ROOT / "data" / "tiny-qwen2-vl").forecasts["load"].largest_batch == memory.LARGEST_BATCH
+    assert (
+        check_machine(ROOT / "data" / "tiny-qwen2-vl").forecasts["load"].largest_batch
+        == memory.LARGEST_BATCH
+    )
 
 
 # --- minutes ---
@@ -344,7 +392,9 @@ def test_seconds_of_products_by_hand():
 
 def test_seconds_of_calls_by_hand():
     def seconds(settings, examples):
-        return StageSeconds(replace(HERE, examples=examples), MachineRates(NEVER, NEVER, 1.0)).of_stage(settings)
+        return StageSeconds(
+            replace(HERE, examples=examples), MachineRates(NEVER, NEVER, 1.0)
+        ).of_stage(settings)
 
     forward, tower = CALLS_OUTSIDE + 3 * CALLS_PER_LAYER, 2 * CALLS_PER_LAYER
     dpo = replace(dpo_preset("tiny"), steps=10, batch_size=4, accumulation=2)
@@ -360,14 +410,23 @@ def test_seconds_of_calls_by_hand():
     assert seconds(again, 64) == pytest.approx((3 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
     # prefill and 20 tokens; policy and reference; 2 epochs of 4 updates of 2
     ppo = replace(
-        ppo_preset("tiny"), iterations=3, prompts_per_iteration=8, mini_batch=2, epochs=2, critic_adapter=False
+        ppo_preset("tiny"),
+        iterations=3,
+        prompts_per_iteration=8,
+        mini_batch=2,
+        epochs=2,
+        critic_adapter=False,
     )
     assert seconds(ppo, 100) == pytest.approx(3 * (21 + 2 + 8 * 2) * forward + 24 * tower)
     # a critic of its own looks too, is updated too, and is warmed up in 8 epochs
     own = replace(ppo, critic_adapter=True)
-    assert seconds(own, 100) == pytest.approx((3 * (21 + 3 + 8 * 4) + 8 * 2 * 100 / 2) * forward + 100 * tower)
+    assert seconds(own, 100) == pytest.approx(
+        (3 * (21 + 3 + 8 * 4) + 8 * 2 * 100 / 2) * forward + 100 * tower
+    )
     again = replace(own, gradient_checkpointing=True)
-    assert seconds(again, 100) == pytest.approx((3 * (21 + 3 + 8 * 6) + 8 * 3 * 100 / 2) * forward + 100 * tower)
+    assert seconds(again, 100) == pytest.approx(
+        (3 * (21 + 3 + 8 * 6) + 8 * 3 * 100 / 2) * forward + 100 * tower
+    )
 
 
 def test_seconds_of_copies_by_hand():
@@ -376,12 +435,16 @@ def test_seconds_of_copies_by_hand():
     between = 3 * 2 * 2 * (10 * 128 + 5 * 384)
     assert seconds.forward(1, 1) == pytest.approx(weights + between)
     # 5 earlier tokens of 2 rows: keys and values of 64 numbers, spread to 128
-    assert seconds.forward(2, 1, 5) == pytest.approx(weights + 2 * between + 2 * 5 * 3 * 2 * (64 + 128) * 2)
+    assert seconds.forward(2, 1, 5) == pytest.approx(
+        weights + 2 * between + 2 * 5 * 3 * 2 * (64 + 128) * 2
+    )
 
 
 def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
     gpu(monkeypatch, T4)
-    plan = check_machine("qwen2-vl-7b", reward=replace(reward_preset("t4"), batch_size=4), examples=100)
+    plan = check_machine(
+        "qwen2-vl-7b", reward=replace(reward_preset("t4"), batch_size=4), examples=100
+    )
     seconds = StageSeconds(card("qwen2-vl-7b", examples=100), MachineRates(1e12, 1e11, 1e-5))
     assert plan.forecasts["reward"].minutes == pytest.approx(seconds.reward(plan.reward) / 60)
     assert plan.forecasts["load"].minutes == pytest.approx(seconds.load(plan.load) / 60)
@@ -390,7 +453,10 @@ def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
 def test_smaller_images_take_less_time():
     large, small = card("qwen2-vl-2b"), card("qwen2-vl-2b", max_pixels=224**2)
     assert small.prompt == 60 + 8 * 8 and small.patches == 16 * 16
-    seconds = [StageSeconds(w, MachineRates(1e12, 1e11, 1e-5)).of_stage(dpo_preset("t4")) for w in (small, large)]
+    seconds = [
+        StageSeconds(w, MachineRates(1e12, 1e11, 1e-5)).of_stage(dpo_preset("t4"))
+        for w in (small, large)
+    ]
     assert seconds[0] < seconds[1]
 
 

@@ -10,17 +10,27 @@ from PIL import Image
 from helpers.config import dpo_preset, ppo_preset, reward_preset
 from helpers.files import UsageError
 from helpers.machine import memory
-from helpers.machine.fitting import LARGEST_PIXELS, changed_fields, fit_images, fit_settings, largest_image
+from helpers.machine.fitting import (
+    LARGEST_PIXELS,
+    changed_fields,
+    fit_images,
+    fit_settings,
+    largest_image,
+)
 from helpers.machine.memory import USABLE_SHARE, forecast_memory, least_memory, phases
 from helpers.machine.workload import GenerationSettings, Workload, smallest_settings
 from helpers.models.loading import load_processor
 from helpers.models.prompts import count_image_tokens, encode
 from helpers.models.shapes import default_max_pixels, smaller_limits, visual_tokens
 
-QWEN7, QWEN3, QWEN2 = (Workload(name, 448, 448) for name in ("qwen2-vl-7b", "qwen2.5-vl-3b", "qwen2-vl-2b"))
+QWEN7, QWEN3, QWEN2 = (
+    Workload(name, 448, 448) for name in ("qwen2-vl-7b", "qwen2.5-vl-3b", "qwen2-vl-2b")
+)
 LLAVA = Workload("llava-1.5-7b", 448, 448)
 SIZES = [(640, 480), (480, 640), (112, 112), (1000, 300), (30, 31)]
-SIZES += [(random.Random(k).randint(40, 1500), random.Random(-k - 1).randint(40, 1500)) for k in range(12)]
+SIZES += [
+    (random.Random(k).randint(40, 1500), random.Random(-k - 1).randint(40, 1500)) for k in range(12)
+]
 
 
 def gigabytes(need):
@@ -36,25 +46,34 @@ def test_pairs_a_step_stay_the_same_whatever_fits():
     for batch, size in ((6, 6), (5, 5), (4, 3), (3, 3), (2, 2), (1, 1)):  # 4 does not divide 30
         card = gigabytes(forecast_memory(QWEN7, replace(settings, batch_size=batch)))
         fitted, largest = fit_settings(QWEN7, settings, card)
-        assert (largest, fitted.batch_size) == (batch, size) and fitted.batch_size * fitted.accumulation == 30
+        assert (largest, fitted.batch_size) == (
+            batch,
+            size,
+        ) and fitted.batch_size * fitted.accumulation == 30
 
 
 @pytest.mark.parametrize("preset", [dpo_preset("t4"), reward_preset("t4")], ids=["dpo", "reward"])
 def test_checkpointing_comes_before_a_smaller_batch(preset):
     settings = replace(preset, batch_size=4, accumulation=4, gradient_checkpointing=False)
     saving = replace(settings, gradient_checkpointing=True)
-    plain, saved, least = (forecast_memory(QWEN7, s) for s in (settings, saving, smallest_settings(settings)))
+    plain, saved, least = (
+        forecast_memory(QWEN7, s) for s in (settings, saving, smallest_settings(settings))
+    )
     assert plain.total > saved.total > least.total
     assert fit_settings(QWEN7, settings, gigabytes(plain))[0] is settings
     assert fit_settings(QWEN7, settings, gigabytes(saved)) == (saving, 4)
-    assert fit_settings(QWEN7, settings, gigabytes(least))[0] == replace(saving, batch_size=1, accumulation=16)
+    assert fit_settings(QWEN7, settings, gigabytes(least))[0] == replace(
+        saving, batch_size=1, accumulation=16
+    )
 
 
 def test_ppo_looks_at_fewer_prompts_at_once_before_all_else():
     """Slices are as equal as can be, and fit also if all answers are as long as they may be; updates are left alone."""
     settings = replace(ppo_preset("t4"), prompts_per_iteration=12, mini_batch=1, max_new_tokens=40)
     for size, found in ((12, 0), (11, 6), (6, 6), (5, 4), (4, 4), (3, 3), (2, 2), (1, 1)):
-        *before, _ = phases(replace(QWEN7, answer_tokens=40), replace(settings, sampling_batch=size))
+        *before, _ = phases(
+            replace(QWEN7, answer_tokens=40), replace(settings, sampling_batch=size)
+        )
         card = gigabytes(max(before, key=lambda phase: phase.total))
         fitted, _ = fit_settings(QWEN7, settings, card)
         assert fitted == replace(settings, sampling_batch=found), size
@@ -65,12 +84,19 @@ def test_the_sources_models_train_on_a_t4_with_fewer_prompts_at_once():
         workload, settings = Workload(name, 1024, 1024), ppo_preset("t4")
         assert forecast_memory(workload, settings).total > USABLE_SHARE * 15.8
         fitted, _ = fit_settings(workload, settings, 15.8)
-        assert 1 <= fitted.sampling_batch < 8 and forecast_memory(workload, fitted).total <= USABLE_SHARE * 15.8
+        assert (
+            1 <= fitted.sampling_batch < 8
+            and forecast_memory(workload, fitted).total <= USABLE_SHARE * 15.8
+        )
 
 
 def test_ppo_gets_checkpointing_and_then_smaller_mini_batches():
     settings = replace(
-        ppo_preset("t4"), prompts_per_iteration=12, mini_batch=12, sampling_batch=1, gradient_checkpointing=False
+        ppo_preset("t4"),
+        prompts_per_iteration=12,
+        mini_batch=12,
+        sampling_batch=1,
+        gradient_checkpointing=False,
     )
 
     def fitted(batch, checkpointing, settings=settings):
@@ -82,12 +108,17 @@ def test_ppo_gets_checkpointing_and_then_smaller_mini_batches():
     found, largest = fitted(10, True)  # 10 would fit, but 12 prompts are cut into 6 and 6
     assert largest == 10 and found == replace(settings, gradient_checkpointing=True, mini_batch=6)
     quarters = replace(settings, shards=4)
-    assert fitted(10, True, quarters)[0] == replace(quarters, gradient_checkpointing=True, mini_batch=4)
+    assert fitted(10, True, quarters)[0] == replace(
+        quarters, gradient_checkpointing=True, mini_batch=4
+    )
 
 
 def test_a_large_batch_that_fits_is_not_made_smaller():
     settings = replace(dpo_preset("tiny"), batch_size=memory.LARGEST_BATCH + 100)
-    assert fit_settings(Workload("tiny", 448, 448), settings, 80) == (settings, memory.LARGEST_BATCH + 100)
+    assert fit_settings(Workload("tiny", 448, 448), settings, 80) == (
+        settings,
+        memory.LARGEST_BATCH + 100,
+    )
 
 
 # --- images ---
@@ -111,8 +142,13 @@ def test_limits_by_hand():
     assert smaller_limits("qwen2-vl-2b", 448**2) == [(28 * n) ** 2 for n in range(15, 7, -1)]
     assert smaller_limits("qwen2-vl-2b", 448**2 + 1)[0] == 448**2
     assert smaller_limits("qwen3-vl-2b", 300 * 300) == [288**2, 256**2]  # tokens of 32²
-    assert default_max_pixels("tiny") == 112**2 and smaller_limits("tiny", 112**2) == []  # 4 × 4 tokens are fewer
-    assert default_max_pixels("smolvlm-256m") == 512**2 and smaller_limits("smolvlm-256m", 512**2) == []  # one tile
+    assert (
+        default_max_pixels("tiny") == 112**2 and smaller_limits("tiny", 112**2) == []
+    )  # 4 × 4 tokens are fewer
+    assert (
+        default_max_pixels("smolvlm-256m") == 512**2
+        and smaller_limits("smolvlm-256m", 512**2) == []
+    )  # one tile
     assert smaller_limits("smolvlm-256m", 2048**2) == [1536**2, 1024**2, 512**2]
     for llava in ("llava-1.5-7b", "llava-next-llama3-8b"):
         assert default_max_pixels(llava) is None and smaller_limits(llava, 10**6) == []
@@ -131,7 +167,9 @@ def test_images_are_reduced_only_as_far_as_the_smallest_batch_needs():
     need = least_memory(replace(large, max_pixels=560**2), reward)
     fitted = fit_images(replace(large, max_pixels=672**2), [reward], gigabytes(need))
     assert fitted == replace(large, max_pixels=560**2)
-    assert fit_images(QWEN3, [reward], 3.0).max_pixels == 224**2  # nothing fits: `fit_settings` says so
+    assert (
+        fit_images(QWEN3, [reward], 3.0).max_pixels == 224**2
+    )  # nothing fits: `fit_settings` says so
     assert fit_images(LLAVA, [reward], 3.0).max_pixels is None
 
 
@@ -146,7 +184,13 @@ def test_the_stage_that_needs_most_decides():
 
 
 def test_checkpointing_and_shards_come_before_smaller_images():
-    settings = replace(ppo_preset("t4"), prompts_per_iteration=8, mini_batch=8, shards=2, gradient_checkpointing=False)
+    settings = replace(
+        ppo_preset("t4"),
+        prompts_per_iteration=8,
+        mini_batch=8,
+        shards=2,
+        gradient_checkpointing=False,
+    )
     like = replace(settings, mini_batch=2, gradient_checkpointing=True, sampling_batch=1)
     card = gigabytes(forecast_memory(QWEN7, like))
     assert fit_images(QWEN7, [settings], card).max_pixels is None
@@ -171,7 +215,9 @@ def test_the_largest_image_fits_as_the_stages_are_set_and_the_next_does_not():
 
 
 def test_an_error_says_with_which_images_nothing_fits():
-    with pytest.raises(UsageError, match=r"stage dpo takes .* GB while training, .* images of 64 visual tokens"):
+    with pytest.raises(
+        UsageError, match=r"stage dpo takes .* GB while training, .* images of 64 visual tokens"
+    ):
         fit_settings(replace(QWEN2, max_pixels=224**2), dpo_preset("t4"), 3.0)
 
 

@@ -65,7 +65,10 @@ def test_the_adapter_trains_the_language_model_only_in_fp32(capsys):
     by_hand = 3 * 4 * (256 + 192 + 192 + 256 + 512 + 512 + 512)
     assert sum(p.numel() for p in trained.values()) == by_hand == 29184
     assert "29,184 of" in capsys.readouterr().out
-    assert all("language_model" in n and "lora_" in n and p.dtype == torch.float32 for n, p in trained.items())
+    assert all(
+        "language_model" in n and "lora_" in n and p.dtype == torch.float32
+        for n, p in trained.items()
+    )
 
 
 def test_the_vision_tower_gets_an_adapter_only_when_asked():
@@ -101,7 +104,9 @@ model = models.load_adapter(model, pathlib.Path({str(folder)!r}))
 items = read_yolo(pathlib.Path("data/traffic"), "valid")[:16]
 print(json.dumps(models.generate_answers(model, processor, images_for(items), [{QUESTION!r}] * 16)))
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert json.loads(run.stdout.splitlines()[-1]) == here
     base, _ = models.load_model("tiny")
     assert models.generate_answers(base, processor, images_for(items), [QUESTION] * 16) != here
@@ -138,7 +143,9 @@ torch.save(logits, folder / "logits.pt")
 
 
 def make_adapter(folder, name, seed):
-    model = models.add_adapter(models.load_model(folder / "base", four_bit=False)[0], LoraSettings(r=4), seed)
+    model = models.add_adapter(
+        models.load_model(folder / "base", four_bit=False)[0], LoraSettings(r=4), seed
+    )
     push_off_zero(model, seed)
     models.save_adapter(model, folder / name, {})
 
@@ -151,17 +158,26 @@ def logits_with(folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed here")
+@pytest.mark.skipif(
+    importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed here"
+)
 def test_adapters_fit_whichever_library_loaded_the_base(tmp_path):
     """unsloth on a CPU, which it is made to take for a GPU: its own forward, in full precision."""
     for part in build("qwen2_vl"):
         part.save_pretrained(tmp_path / "base")
     make_adapter(tmp_path, "transformers", seed=0)
     subprocess.run(
-        [sys.executable, "-c", UNSLOTH, str(tmp_path), str(ROOT), str(ROOT / "tests")], cwd=tmp_path, check=True
+        [sys.executable, "-c", UNSLOTH, str(tmp_path), str(ROOT), str(ROOT / "tests")],
+        cwd=tmp_path,
+        check=True,
     )
-    adapters = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("transformers", "unsloth")]
-    ours, theirs = ({name: weight.shape for name, weight in adapter.items()} for adapter in adapters)
+    adapters = [
+        load_file(tmp_path / name / "adapter_model.safetensors")
+        for name in ("transformers", "unsloth")
+    ]
+    ours, theirs = (
+        {name: weight.shape for name, weight in adapter.items()} for adapter in adapters
+    )
     assert ours == theirs and len(ours) == 3 * 7 * 2  # layers, matrices, A and B
     there = torch.load(tmp_path / "logits.pt")
     for name, logits in there.items():

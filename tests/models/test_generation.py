@@ -18,9 +18,14 @@ def test_greedy_answers_do_not_depend_on_the_batch(tiny, valid_items):
     images = images_for(valid_items[:6])
     prompts = [count_question(CLASSES, i) for i in range(5)] + ["Is there a car in the image?"]
     together = models.generate_answers(*tiny, images, prompts)
-    alone = [models.generate_answers(*tiny, [i], [p])[0] for i, p in zip(images, prompts, strict=True)]
+    alone = [
+        models.generate_answers(*tiny, [i], [p])[0] for i, p in zip(images, prompts, strict=True)
+    ]
     assert together == alone
-    assert all(is_well_formed(text, CLASSES) for text in together[:5]) and together[5] in ("Yes.", "No.")
+    assert all(is_well_formed(text, CLASSES) for text in together[:5]) and together[5] in (
+        "Yes.",
+        "No.",
+    )
 
 
 def test_sampling_follows_its_seed_and_leaves_the_generator_alone(tiny, valid_items):
@@ -39,7 +44,9 @@ class Cramped:
 
     def __init__(self, model, rows, error=None):
         self.model, self.rows, self.sizes, self.own = model, rows, [], model.generate
-        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.error = error or torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB."
+        )
 
     def __enter__(self):
         self.model.generate = self
@@ -76,7 +83,10 @@ def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_it
     with Cramped(tiny[0], rows=0) as cramped, pytest.raises(torch.OutOfMemoryError):
         models.generate_answers(*tiny, images, prompts)
     assert cramped.sizes == [2, 2, 2, 2, 2, 2, 1]  # 64, 32, …, 1 at once, of two
-    with Cramped(tiny[0], 0, RuntimeError("shapes differ")) as cramped, pytest.raises(RuntimeError, match="differ"):
+    with (
+        Cramped(tiny[0], 0, RuntimeError("shapes differ")) as cramped,
+        pytest.raises(RuntimeError, match="differ"),
+    ):
         models.generate_answers(*tiny, images, prompts)
     assert cramped.sizes == [2]
 
@@ -109,7 +119,9 @@ def test_unsloths_own_generate_is_passed_by(tiny):
             return "tokens"
 
     assert models.generate_from_cache(Base(), "cache", "config", input_ids="ids") == "tokens"
-    assert calls == [{"input_ids": "ids", "past_key_values": "cache", "generation_config": "config"}]
+    assert calls == [
+        {"input_ids": "ids", "past_key_values": "cache", "generation_config": "config"}
+    ]
 
 
 def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
@@ -118,5 +130,7 @@ def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
     answers = sample_answers(*tiny, asked.images, asked.questions, 3, max_new_tokens=budget)
     assert len(answers) == 5 and all(len(texts) == 3 for texts in answers)
     stated = [parse_counts(t, list(valid_items[0].counts)) for texts in answers for t in texts]
-    near = [s and abs(s["cars"] - valid_items[i // 3].counts["cars"]) <= 1 for i, s in enumerate(stated)]
+    near = [
+        s and abs(s["cars"] - valid_items[i // 3].counts["cars"]) <= 1 for i, s in enumerate(stated)
+    ]
     assert np.mean([bool(n) for n in near]) > 0.8, "answers belong to their images"

@@ -11,16 +11,26 @@ from helpers.models.heads import HEADS, ValueHead, fused_layers
 def test_heads_start_small_and_are_trained(head):
     torch.manual_seed(0)
     module = HEADS[head](64)
-    matrices = [value for name, value in module.named_parameters() if name.endswith("weight") and value.ndim == 2]
+    matrices = [
+        value
+        for name, value in module.named_parameters()
+        if name.endswith("weight") and value.ndim == 2
+    ]
     assert 0.015 < torch.cat([m.flatten() for m in matrices]).std() < 0.025
     scores = module(torch.randn(5, module.layers, 64))
     assert scores.shape == (5,)
     scores.sum().backward()
-    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in module.parameters())
+    assert all(
+        value.grad is not None and value.grad.abs().sum() > 0 for value in module.parameters()
+    )
 
 
 def test_layers_to_fuse():
-    assert fused_layers(28, 4) == (7, 14, 21, 28) and fused_layers(3, 4) == (1, 2, 3) and fused_layers(28, 1) == ()
+    assert (
+        fused_layers(28, 4) == (7, 14, 21, 28)
+        and fused_layers(3, 4) == (1, 2, 3)
+        and fused_layers(28, 1) == ()
+    )
 
 
 @pytest.mark.parametrize("sees_image", [False, True])
@@ -30,7 +40,9 @@ def test_values_start_at_zero_and_learn(layers, sees_image):
     head, states, pooled = ValueHead(8, layers, sees_image), torch.randn(2, 5, 8), torch.randn(2, 8)
     for scale in (1, 100):
         assert torch.equal(head(scale * states, pooled), torch.zeros(2, 5))
-    linear = [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, torch.nn.Linear)]
+    linear = [
+        (m.in_features, m.out_features) for m in head.modules() if isinstance(m, torch.nn.Linear)
+    ]
     width = 16 if sees_image else 8
     assert linear == ([(width, 1)] if layers == 1 else [(width, 8), (8, 4), (4, 1)])
     target, optimizer = torch.randn(2, 5), torch.optim.Adam(head.parameters(), 1e-2)
@@ -75,7 +87,9 @@ def test_a_head_that_sees_the_image_needs_and_uses_it(layers):
     assert torch.equal(blind(states, pooled), blind(states))
     other = torch.cat([pooled[:1], torch.randn(1, 8)])
     changed = (head(states, other) - head(states, pooled)).abs() > 1e-6
-    assert changed.tolist() == [[False] * 5, [True] * 5], "each answer has its own image, for all of its tokens"
+    assert changed.tolist() == [[False] * 5, [True] * 5], (
+        "each answer has its own image, for all of its tokens"
+    )
     # features come at any scale and in 16 bits
     assert_close(head(states, 1000 * pooled), head(states, pooled))
     assert torch.equal(head(states, pooled.bfloat16()), head(states, pooled.bfloat16().float()))

@@ -93,15 +93,21 @@ def test_the_pinned_commit_is_loaded_and_not_the_newest(cache, checkpoints, caps
     newest = cache(TINY, QWEN.location, NEWEST, newest=True)
     (newest / "chat_template.jinja").write_text("newer")
     model, processor = models.load_model("qwen2-vl-2b")
-    assert first_norm(model) == 2.0 and processor.chat_template != "newer" and four_bit_layers(model)
+    assert (
+        first_norm(model) == 2.0 and processor.chat_template != "newer" and four_bit_layers(model)
+    )
     assert processor.image_processor.size["longest_edge"] == QWEN.max_pixels == 200704
-    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training and not any(
+        parameter.requires_grad for parameter in model.parameters()
+    )
     assert capsys.readouterr().out.splitlines() == [
         "⚠️  No GPU: with 2.2 billion weights, a stage takes hours. Take smolvlm-256m or tiny to try it."
     ]
 
 
-def test_a_gpu_gets_the_copy_in_four_bits_but_the_original_processor(cache, checkpoints, gpu, capsys):
+def test_a_gpu_gets_the_copy_in_four_bits_but_the_original_processor(
+    cache, checkpoints, gpu, capsys
+):
     """The copy computes in bf16, its tensors too: a T4 would only emulate it."""
     cache(checkpoints.full, QWEN.location, QWEN.revision)
     cache(checkpoints.copy, QWEN.four_bit, NEWEST, newest=True)
@@ -132,7 +138,9 @@ def test_a_copy_that_is_broken_is_not_passed_over(cache, checkpoints, gpu):
     cache(checkpoints.full, QWEN.location, QWEN.revision)
     broken = cache(checkpoints.copy, QWEN.four_bit, NEWEST, newest=True)
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(UsageError, match=r"cannot be loaded from unsloth/Qwen2-VL-2B-Instruct-bnb-4bit \("):
+    with pytest.raises(
+        UsageError, match=r"cannot be loaded from unsloth/Qwen2-VL-2B-Instruct-bnb-4bit \("
+    ):
         models.load_model("qwen2-vl-2b")
 
 
@@ -146,12 +154,17 @@ def test_where_weights_are_looked_for():
     assert loading.weight_sources("tiny", True, True) == [CheckpointSource(str(TINY))]
     assert loading.weight_sources("owner/other", True, True) == [CheckpointSource("owner/other")]
     assert PRESETS["smolvlm-256m"].four_bit is None
-    assert loading.weight_sources("smolvlm-256m", True, True) == [loading.original_source("smolvlm-256m")]
+    assert loading.weight_sources("smolvlm-256m", True, True) == [
+        loading.original_source("smolvlm-256m")
+    ]
 
 
 def hub_error(kind, code=404):
     url = "https://huggingface.co/api/models/owner/name"
-    return kind(f"{code} Client Error.\n\nFor {url}", response=httpx.Response(code, request=httpx.Request("GET", url)))
+    return kind(
+        f"{code} Client Error.\n\nFor {url}",
+        response=httpx.Response(code, request=httpx.Request("GET", url)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,13 +174,31 @@ def hub_error(kind, code=404):
             hub_error(hub_errors.GatedRepoError, 403),
             f"Accept the licence at https://huggingface.co/{LLAMA}, set HF_TOKEN",
         ),
-        (hub_error(hub_errors.RepositoryNotFoundError, 401), "or it is private). Check the name; for a private"),
-        (hub_error(hub_errors.RevisionNotFoundError), "Put the newest one into helpers/models/presets.toml"),
-        (hub_error(hub_errors.HfHubHTTPError, 503), "Check the network; offline, use the preset 'tiny'"),
-        (hub_errors.LocalEntryNotFoundError("not in the cache"), "Check the network; offline, use the preset 'tiny'"),
-        (hub_errors.OfflineModeIsEnabled("HF_HUB_OFFLINE=1"), "Check the network; offline, use the preset 'tiny'"),
+        (
+            hub_error(hub_errors.RepositoryNotFoundError, 401),
+            "or it is private). Check the name; for a private",
+        ),
+        (
+            hub_error(hub_errors.RevisionNotFoundError),
+            "Put the newest one into helpers/models/presets.toml",
+        ),
+        (
+            hub_error(hub_errors.HfHubHTTPError, 503),
+            "Check the network; offline, use the preset 'tiny'",
+        ),
+        (
+            hub_errors.LocalEntryNotFoundError("not in the cache"),
+            "Check the network; offline, use the preset 'tiny'",
+        ),
+        (
+            hub_errors.OfflineModeIsEnabled("HF_HUB_OFFLINE=1"),
+            "Check the network; offline, use the preset 'tiny'",
+        ),
         (httpx.ConnectTimeout("timed out"), "Check the network; offline, use the preset 'tiny'"),
-        (OSError(errno.ENOSPC, "No space left on device"), "set HF_HOME to a folder on another disk"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "set HF_HOME to a folder on another disk",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -209,12 +240,16 @@ def test_a_folder_that_is_not_whole_is_told_in_one_line(tmp_path):
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch):
     def fail(*args, **kwargs):
-        raise ImportError("\nSmolVLMProcessor requires the num2words library but it was not found.\nInstall it")
+        raise ImportError(
+            "\nSmolVLMProcessor requires the num2words library but it was not found.\nInstall it"
+        )
 
     monkeypatch.setattr(loading.AutoProcessor, "from_pretrained", fail)
     with pytest.raises(UsageError) as told:
         load_processor("tiny")
-    assert "num2words" in str(told.value) and str(told.value).endswith("pip install -r requirements.txt.")
+    assert "num2words" in str(told.value) and str(told.value).endswith(
+        "pip install -r requirements.txt."
+    )
 
 
 def test_a_model_of_text_alone_is_named(tmp_path):
@@ -242,7 +277,9 @@ FEW_PRESETS = {name: PRESETS[name] for name in (
 )}  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), offloaded()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), offloaded()]
+)
 @pytest.mark.parametrize("preset, instead", [
     ("qwen2-vl-7b", "llava-1.5-7b, qwen3-vl-4b, qwen2.5-vl-3b"),
     ("qwen2-vl-2b", "qwen3-vl-2b, smolvlm-500m, smolvlm-256m"),
@@ -259,7 +296,11 @@ def test_too_little_gpu_memory_names_smaller_presets(error, preset, instead, mon
     with pytest.raises(UsageError) as told:
         loading.load_model(preset)
     text = str(told.value)
-    assert "Restart the kernels" in text and text.endswith(f"a smaller preset: {instead}.") and "\n" not in text
+    assert (
+        "Restart the kernels" in text
+        and text.endswith(f"a smaller preset: {instead}.")
+        and "\n" not in text
+    )
 
 
 def fake_unsloth(from_pretrained):
@@ -281,21 +322,35 @@ def test_unsloth_is_asked_for_this_checkpoint_and_for_nothing_it_does_not_know(m
     (copy, first), (name, options) = calls
     assert (copy, first["revision"]) == (QWEN.four_bit, None)
     assert (name, options["revision"]) == (QWEN.location, QWEN.revision)
-    assert options["use_exact_model_name"] and options["load_in_4bit"] and options["dtype"] == torch.float16
+    assert (
+        options["use_exact_model_name"]
+        and options["load_in_4bit"]
+        and options["dtype"] == torch.float16
+    )
     assert options["attn_implementation"] == "sdpa" and "trust_remote_code" not in options
     found = importlib.util.find_spec("unsloth")  # without its import, which needs a GPU
     if found is None:
         pytest.skip("unsloth is not installed here")
-    module = ast.parse((Path(found.origin).parent / "models" / "loader.py").read_text(encoding="utf-8"))
-    fast = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "FastModel")
+    module = ast.parse(
+        (Path(found.origin).parent / "models" / "loader.py").read_text(encoding="utf-8")
+    )
+    fast = next(
+        node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "FastModel"
+    )
     function = next(node for node in fast.body if getattr(node, "name", "") == "from_pretrained")
     known = {argument.arg for argument in function.args.args}
-    assert options.keys() - known == {"attn_implementation"} and function.args.kwarg  # which it hands on
+    assert (
+        options.keys() - known == {"attn_implementation"} and function.args.kwarg
+    )  # which it hands on
 
 
 def test_without_bitsandbytes_it_loads_in_full_precision_and_says_so(monkeypatch, capsys):
     real = importlib.util.find_spec
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda n, *a: None if n == "bitsandbytes" else real(n, *a))
+    monkeypatch.setattr(
+        loading.importlib.util,
+        "find_spec",
+        lambda n, *a: None if n == "bitsandbytes" else real(n, *a),
+    )
     model, _ = models.load_model("tiny")
     assert not four_bit_layers(model)
     assert capsys.readouterr().out == (
@@ -313,11 +368,17 @@ def idefics3():
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     places = [f"<row_{r}_col_{c}>" for r in range(1, 5) for c in range(1, 5)]
     tokenizer.add_tokens(
-        ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *places], special_tokens=True
+        ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *places],
+        special_tokens=True,
     )
-    images = Idefics3ImageProcessor(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512})
+    images = Idefics3ImageProcessor(
+        size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}
+    )
     return Idefics3Processor(
-        images, tokenizer, image_seq_len=64, chat_template="<image>{{ messages[0].content[1].text }}"
+        images,
+        tokenizer,
+        image_seq_len=64,
+        chat_template="<image>{{ messages[0].content[1].text }}",
     )
 
 
@@ -326,12 +387,18 @@ def idefics3():
     [
         (None, 512, 64),  # the preset: one tile, and no view of the whole beside it
         (512 * 512 - 1, 512, 64),  # at least one tile
-        (1024 * 1024, 1024, 64 * (2 * 2 + 1)),  # 1000 × 700 → 1024 × 717 → 2 × 2 tiles and the whole
+        (
+            1024 * 1024,
+            1024,
+            64 * (2 * 2 + 1),
+        ),  # 1000 × 700 → 1024 × 717 → 2 × 2 tiles and the whole
         (1024 * 1024 - 1, 512, 64),  # 1023 is no multiple of 512
         (1_500_000, 1024, 64 * (2 * 2 + 1)),  # √1,500,000 = 1224.7
     ],
 )
-def test_a_limit_on_pixels_is_a_number_of_tiles_for_smolvlm(cache, tmp_path, max_pixels, side, tokens):
+def test_a_limit_on_pixels_is_a_number_of_tiles_for_smolvlm(
+    cache, tmp_path, max_pixels, side, tokens
+):
     preset, folder = PRESETS["smolvlm-256m"], tmp_path / "processor"
     idefics3().save_pretrained(folder)
     change(folder, "config.json", json.dumps({"model_type": "idefics3"}))
@@ -383,7 +450,9 @@ def test_the_embedded_base_is_a_hub_checkpoint_in_a_folder(tiny):
     assert type(tiny[0]).__name__ == "Qwen2VLForConditionalGeneration"
     assert type(tiny[1]).__name__ == "Qwen2VLProcessor"
     assert sum(f.stat().st_size for f in folder.iterdir()) < 10e6
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {f.name for f in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        f.name for f in folder.iterdir()
+    }
     model, _ = models.load_model(folder)  # a path works like the preset
     assert_close(model.state_dict(), tiny[0].state_dict())
 

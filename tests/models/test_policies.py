@@ -33,12 +33,17 @@ def test_adapters_are_found_by_stage_and_others_are_left_out_and_named(tmp_path,
     (tmp_path / "dpo" / "seed-3" / "trainer" / "checkpoint-60" / "about.json").unlink()
     found = find_policies("tiny", tmp_path)
     assert [(p.name, p.seed) for p in found] == [("dpo/seed-3", 3), ("ppo/v1.5", 3)]
-    assert "leaving out dpo/real: it was trained on 'qwen2-vl-2b', not 'tiny'" in capsys.readouterr().out
+    assert (
+        "leaving out dpo/real: it was trained on 'qwen2-vl-2b', not 'tiny'"
+        in capsys.readouterr().out
+    )
 
 
 def test_without_any_the_shipped_one_is_taken_and_said_to_be(tmp_path, capsys):
     (only,) = find_policies("tiny", tmp_path)
-    assert only.folder == SHIPPED_POLICIES and "comes with the repository" in capsys.readouterr().out
+    assert (
+        only.folder == SHIPPED_POLICIES and "comes with the repository" in capsys.readouterr().out
+    )
     with pytest.raises(UsageError, match="Run notebook 04"):
         find_policies("tiny", tmp_path, shipped=False)
     with pytest.raises(UsageError, match="no adapter of 'qwen2-vl-2b'"):
@@ -52,13 +57,19 @@ def test_all_policies_see_images_as_small_as_any_was_trained_with(tmp_path, caps
     assert image_limit(saved[:1]) is None and image_limit(saved[:1], 70_000) == 70_000
     assert image_limit(saved, 40_000) == 40_000 and capsys.readouterr().out == ""
     assert image_limit(saved) == 50_176 == image_limit(saved, 60_000)
-    assert capsys.readouterr().out == "images are reduced to 50,176 pixels, as when c was trained\n" * 2
+    assert (
+        capsys.readouterr().out
+        == "images are reduced to 50,176 pixels, as when c was trained\n" * 2
+    )
 
 
 def test_the_shipped_adapter_names_no_path_of_a_machine():
     config = json.loads((SHIPPED_POLICIES / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "data/tiny-qwen2-vl"
-    assert json.loads((SHIPPED_POLICIES / "about.json").read_text())["data"] == "data/traffic/preferences_train.jsonl"
+    assert (
+        json.loads((SHIPPED_POLICIES / "about.json").read_text())["data"]
+        == "data/traffic/preferences_train.jsonl"
+    )
 
 
 def test_the_shipped_adapter_counts_what_the_base_miscounts(shipped):
@@ -90,7 +101,9 @@ def test_one_base_speaks_for_all_and_is_left_as_it_was(tmp_path):
         name.replace("base_model.model.", "").replace(".base_layer", ""): p
         for name, p in policies.model.named_parameters()
     }
-    assert all(kept[name].data_ptr() == pointer for name, pointer in weights.items()), "a second copy of the base"
+    assert all(kept[name].data_ptr() == pointer for name, pointer in weights.items()), (
+        "a second copy of the base"
+    )
 
 
 def test_more_adapters_of_the_same_base_can_join(tmp_path, tiny):
@@ -98,8 +111,14 @@ def test_more_adapters_of_the_same_base_can_join(tmp_path, tiny):
     copy(tmp_path / "two" / "dpo" / "a")
     copy(tmp_path / "two" / "ppo" / "b")
     policies = Policies(*tiny, find_policies("tiny", tmp_path / "one"))
-    assert policies.add_folder(tmp_path / "two") == ["ppo/b"] and policies.names == ["base", "dpo/a", "ppo/b"]
-    assert policies.saved["dpo/a"].folder.is_relative_to(tmp_path / "one"), "a name that is taken stays whose it was"
+    assert policies.add_folder(tmp_path / "two") == ["ppo/b"] and policies.names == [
+        "base",
+        "dpo/a",
+        "ppo/b",
+    ]
+    assert policies.saved["dpo/a"].folder.is_relative_to(tmp_path / "one"), (
+        "a name that is taken stays whose it was"
+    )
     with pytest.raises(UsageError, match="no adapter yet"):
         Policies(*tiny).add_folder(tmp_path / "two")
 
@@ -113,7 +132,9 @@ def test_an_adapter_that_was_there_stays_active(tmp_path):
         assert speaker.active_adapter == "dpo/a"
     assert policies.model.active_adapter == "reward"
     with policies.use_policy("base") as speaker, torch.no_grad():
-        assert all(not layer.active_adapters or layer.disable_adapters for layer in lora_layers(speaker))
+        assert all(
+            not layer.active_adapters or layer.disable_adapters for layer in lora_layers(speaker)
+        )
     assert policies.model.active_adapter == "reward"
 
 
@@ -125,5 +146,8 @@ def test_unknown_and_reserved_names_are_refused(tmp_path, tiny):
     copy(tmp_path / "base")
     with pytest.raises(UsageError, match="cannot be called 'base'"):
         Policies(*tiny, find_policies("tiny", tmp_path))
-    with pytest.raises(UsageError, match="unknown policy 'dpo': there are base"), Policies(*tiny).use_policy("dpo"):
+    with (
+        pytest.raises(UsageError, match="unknown policy 'dpo': there are base"),
+        Policies(*tiny).use_policy("dpo"),
+    ):
         pass

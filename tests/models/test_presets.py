@@ -24,20 +24,27 @@ def built(name):
 def lora_shapes(name, settings):
     """Names and shapes (out, in) of the layers that get an adapter, found as peft finds them: the whole name matches."""
     target = models.lora_config(built(name), settings).target_modules
-    return {n: tuple(m.weight.shape) for n, m in built(name).named_modules() if re.fullmatch(target, n)}
+    return {
+        n: tuple(m.weight.shape) for n, m in built(name).named_modules() if re.fullmatch(target, n)
+    }
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_table_describes_the_checkpoint(name):
     preset, model = PRESETS[name], built(name)
-    assert all(parameter.device.type == "meta" for parameter in model.parameters()), "takes no memory"
+    assert all(parameter.device.type == "meta" for parameter in model.parameters()), (
+        "takes no memory"
+    )
     if name != "tiny":
-        assert sum(p.numel() for p in model.parameters()) == preset.parameters  # as the hub counts them
+        assert (
+            sum(p.numel() for p in model.parameters()) == preset.parameters
+        )  # as the hub counts them
         assert re.fullmatch(r"[0-9a-f]{40}", preset.revision) and preset.gpu_gb > 0
         assert preset.four_bit is None or preset.four_bit.startswith("unsloth/")
-    assert preset.licence and {model.config._attn_implementation, model.config.vision_config._attn_implementation} == {
-        "sdpa"
-    }
+    assert preset.licence and {
+        model.config._attn_implementation,
+        model.config.vision_config._attn_implementation,
+    } == {"sdpa"}
     assert (preset.max_pixels is not None) == ("qwen" in name or name == "tiny")
     assert (preset.longest_edge is not None) == ("smolvlm" in name)
 
@@ -57,7 +64,10 @@ def test_the_table_describes_the_checkpoint(name):
 )
 def test_adapters_have_as_many_weights_as_the_source_projects_report(name, r, modules, weights):
     model, settings = presets.model_without_weights(name), LoraSettings(r=r, target_modules=modules)
-    assert sum(r * (rows + columns) for rows, columns in lora_shapes(name, settings).values()) == weights
+    assert (
+        sum(r * (rows + columns) for rows, columns in lora_shapes(name, settings).values())
+        == weights
+    )
     adapted = get_peft_model(model, models.lora_config(model, settings))
     assert adapted.get_nb_trainable_parameters() == (weights, PRESETS[name].parameters + weights)
 
@@ -68,7 +78,12 @@ def test_every_preset_gets_an_adapter_on_its_language_layers_and_nowhere_else(na
     decoder = model.get_decoder()
     prefix = next(n for n, module in model.named_modules() if module is decoder)
     depth = model.config.get_text_config().num_hidden_layers
-    parts = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}
+    parts = {
+        "q_proj": "self_attn",
+        "k_proj": "self_attn",
+        "v_proj": "self_attn",
+        "o_proj": "self_attn",
+    }
     assert names == {
         f"{prefix}.layers.{layer}.{parts.get(matrix, 'mlp')}.{matrix}"
         for layer in range(depth)
@@ -93,25 +108,33 @@ def bytes_in_four_bits(name, other):
     quantised = [rows * columns for rows, columns in lora_shapes(name, LoraSettings()).values()]
     rest = sum(p.numel() for p in built(name).parameters()) - sum(quantised)
     scales = sum(-(-n // 64) for n in quantised)
-    return sum(quantised) // 2 + scales + 4 * sum(-(-n // 64 // 256) for n in quantised), other * rest
+    return sum(quantised) // 2 + scales + 4 * sum(
+        -(-n // 64 // 256) for n in quantised
+    ), other * rest
 
 
 def test_the_weights_of_qwen2_vl_2b_in_four_bits():
     # a layer: 2 × 1536² + 2 × 1536 × 256 + 3 × 1536 × 8960 = 46,792,704 weights; × 28 = 1,310,195,712
     # ÷ 2 = 655,097,856 bytes; ÷ 64 = 20,471,808 scales; ÷ 256 × 4 = 319,872 bytes of theirs: 675.9 MB in all
     # the rest: 2,208,985,600 − 1,310,195,712 = 898,789,888 weights of 2 bytes, mostly vision tower and vocabulary
-    assert bytes_in_four_bits("qwen2-vl-2b", 2) == (655_097_856 + 20_471_808 + 319_872, 1_797_579_776)
+    assert bytes_in_four_bits("qwen2-vl-2b", 2) == (
+        655_097_856 + 20_471_808 + 319_872,
+        1_797_579_776,
+    )
     assert sum(bytes_in_four_bits("qwen2-vl-2b", 2)) / 1e6 == pytest.approx(2473.5, abs=0.05)
 
 
 def test_the_arithmetic_is_that_of_a_loaded_model(tiny):
     """On a CPU the rest has 4 bytes; buffers and the scales' own scales are the difference."""
-    assert sum(bytes_in_four_bits("tiny", 4)) / 1e6 == pytest.approx(models.weight_megabytes(tiny[0]), rel=1e-3)
+    assert sum(bytes_in_four_bits("tiny", 4)) / 1e6 == pytest.approx(
+        models.weight_megabytes(tiny[0]), rel=1e-3
+    )
 
 
 def test_names_folders_and_hub_ids_are_told_apart(tmp_path):
     assert (
-        locate("tiny") == str(ROOT / "data" / "tiny-qwen2-vl") and locate("qwen2-vl-2b") == "Qwen/Qwen2-VL-2B-Instruct"
+        locate("tiny") == str(ROOT / "data" / "tiny-qwen2-vl")
+        and locate("qwen2-vl-2b") == "Qwen/Qwen2-VL-2B-Instruct"
     )
     assert locate("owner/some.name_1") == "owner/some.name_1"
     (tmp_path / "config.json").write_text("{}")
@@ -123,12 +146,19 @@ def test_names_folders_and_hub_ids_are_told_apart(tmp_path):
 
 def test_a_preset_is_known_by_each_of_its_names(tmp_path):
     qwen = PRESETS["qwen2-vl-2b"]
-    for name in ("qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "unsloth/Qwen2-VL-2B-Instruct-bnb-4bit"):
+    for name in (
+        "qwen2-vl-2b",
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "unsloth/Qwen2-VL-2B-Instruct-bnb-4bit",
+    ):
         assert preset_of(name) is qwen
     assert preset_of(ROOT / "data" / "tiny-qwen2-vl") is preset_of("tiny") is PRESETS["tiny"]
     assert preset_of("owner/other") is None and preset_of(tmp_path) is None
     for preset in PRESETS.values():  # no two presets are the same checkpoint
-        assert sum(preset.location in (other.location, other.four_bit) for other in PRESETS.values()) == 1
+        assert (
+            sum(preset.location in (other.location, other.four_bit) for other in PRESETS.values())
+            == 1
+        )
 
 
 def test_a_near_miss_gets_a_suggestion():

@@ -91,7 +91,10 @@ def test_a_prompt_as_the_checkpoint_knows_it(family):
     name, _, processor = family
     assert render(processor, "Q") == ONE[name]
     mark = "<image>\n" if name == "llava" else _IMAGE if name.startswith("qwen") else "<image>"
-    without = {"llava_next": ONE[name].replace("<image>", ""), "smolvlm": ONE[name].replace("<image>", " ")}
+    without = {
+        "llava_next": ONE[name].replace("<image>", ""),
+        "smolvlm": ONE[name].replace("<image>", " "),
+    }
     without["idefics3"] = without["smolvlm"]
     assert render(processor, "Q", images=0) == without.get(name, ONE[name].replace(mark, ""))
     assert render(processor, "Q", images=2) == ONE[name].replace(mark, mark * 2)
@@ -118,9 +121,15 @@ def test_the_first_token_is_there_once(family):
         "right": tokenize(processor, texts, pictures, "right"),
         "encode": encode(processor, ["Q", "A longer one?"], IMAGES),
         "no image": tokenize(processor, [render(processor, "Q", images=0)], [[]]),
-        "packed": pack(model, processor, encode_prompts(processor, texts, pictures), answers).inputs,
-        "kept": pack(model, processor, encode_prompts(processor, texts, pictures, features), answers).inputs,
-        "plain": pack_separately(processor, encode_prompts(processor, texts, pictures), answers).inputs,
+        "packed": pack(
+            model, processor, encode_prompts(processor, texts, pictures), answers
+        ).inputs,
+        "kept": pack(
+            model, processor, encode_prompts(processor, texts, pictures, features), answers
+        ).inputs,
+        "plain": pack_separately(
+            processor, encode_prompts(processor, texts, pictures), answers
+        ).inputs,
     }
     for layout, inputs in every.items():
         for row in inputs["input_ids"]:
@@ -148,7 +157,10 @@ def test_a_template_that_writes_the_first_token_is_left_alone():
     _, processor = build("llava_next")
     processor.chat_template = "{{ bos_token }}" + processor.chat_template
     ids = encode(processor, ["Q"], IMAGES[:1])["input_ids"][0]
-    assert ids[0] == processor.tokenizer.bos_token_id and (ids == processor.tokenizer.bos_token_id).sum() == 1
+    assert (
+        ids[0] == processor.tokenizer.bos_token_id
+        and (ids == processor.tokenizer.bos_token_id).sum() == 1
+    )
 
 
 def test_a_tokenizer_that_also_ends_texts_does_not_end_prompts():
@@ -172,14 +184,24 @@ def test_kept_features_know_of_the_first_token():
 def test_padding_on_either_side(family):
     _, _, processor = family
     texts = [render(processor, "Q"), render(processor, "How many cars are in the image?")]
-    left, right = (tokenize(processor, texts, [[IMAGES[0]]] * 2, side) for side in ("left", "right"))
+    left, right = (
+        tokenize(processor, texts, [[IMAGES[0]]] * 2, side) for side in ("left", "right")
+    )
     alone = [tokenize(processor, [text], [[IMAGES[0]]])["input_ids"][0] for text in texts]
     missing = len(alone[1]) - len(alone[0])
     assert missing > 0
-    for inputs, mask in ((left, [0] * missing + [1] * len(alone[0])), (right, [1] * len(alone[0]) + [0] * missing)):
+    for inputs, mask in (
+        (left, [0] * missing + [1] * len(alone[0])),
+        (right, [1] * len(alone[0]) + [0] * missing),
+    ):
         assert inputs["attention_mask"].tolist() == [mask, [1] * len(alone[1])]
-        for row, kept, ids in zip(inputs["input_ids"], inputs["attention_mask"].bool(), alone, strict=True):
-            assert torch.equal(row[kept], ids) and (row[~kept] == processor.tokenizer.pad_token_id).all()
+        for row, kept, ids in zip(
+            inputs["input_ids"], inputs["attention_mask"].bool(), alone, strict=True
+        ):
+            assert (
+                torch.equal(row[kept], ids)
+                and (row[~kept] == processor.tokenizer.pad_token_id).all()
+            )
 
 
 def test_an_answer_ends_in_the_end_of_turn_and_nowhere_else(family):
@@ -194,9 +216,17 @@ def test_an_answer_ends_in_the_end_of_turn_and_nowhere_else(family):
 def test_an_answer_has_the_tokens_that_it_has_in_a_conversation(family):
     """SmolVLM's and LLaVA's prompts end in "Assistant:", and a space is before the first word."""
     name, _, processor = family
-    turns = [user_message("Q"), Message(role="assistant", content="There are 2."), user_message("R")]
-    whole = processor.tokenizer(render_conversation(processor, turns, 0), add_special_tokens=False)["input_ids"]
-    prompt = processor.tokenizer(render(processor, "Q", images=0), add_special_tokens=False)["input_ids"]
+    turns = [
+        user_message("Q"),
+        Message(role="assistant", content="There are 2."),
+        user_message("R"),
+    ]
+    whole = processor.tokenizer(render_conversation(processor, turns, 0), add_special_tokens=False)[
+        "input_ids"
+    ]
+    prompt = processor.tokenizer(render(processor, "Q", images=0), add_special_tokens=False)[
+        "input_ids"
+    ]
     answer = answer_ids(processor, "There are 2.")
     if name == "llava_next":  # but for the line break of its template
         prompt = prompt + processor.tokenizer("\n")["input_ids"][1:]
@@ -240,7 +270,9 @@ def test_an_answer_that_would_melt_into_the_prompts_last_token():
     _, processor = build("qwen3_vl")
     processor.tokenizer.add_tokens(["\n\n"])
     alone = processor.tokenizer("\nLate<|im_end|>")["input_ids"]
-    assert answer_ids(processor, "\nLate") == alone and answer_texts(processor, [alone]) == ["\nLate"]
+    assert answer_ids(processor, "\nLate") == alone and answer_texts(processor, [alone]) == [
+        "\nLate"
+    ]
 
 
 def test_the_template_has_qwen2_vls_structure(tiny):

@@ -58,7 +58,8 @@ def test_an_answer_does_not_see_the_others_but_sees_the_image(batch):
     assert_close(after[[0, 2, 3, 4]], before[[0, 2, 3, 4]], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(after[1], before[1], atol=1e-3)
     other_image = hidden_states(
-        model, pack(model, processor, encode_prompts(processor, prompts.texts, [IMAGES[0]] * 2), ANSWERS)
+        model,
+        pack(model, processor, encode_prompts(processor, prompts.texts, [IMAGES[0]] * 2), ANSWERS),
     )
     changed = (other_image - before).norm(dim=1)
     assert (changed[2:] > 1e-4).all() and (changed[:2] < 1e-4).all()
@@ -73,12 +74,16 @@ def test_gradients_are_equal(batch):
         pack_separately(processor, prompts, ANSWERS),
     ):
         weight.requires_grad_(True)
-        gradients.append(torch.autograd.grad(hidden_states(model, inputs).square().sum(), weight)[0])
+        gradients.append(
+            torch.autograd.grad(hidden_states(model, inputs).square().sum(), weight)[0]
+        )
         weight.requires_grad_(False)
     assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("answers", [[["There are 2.", "No."]] * 2, ANSWERS, [["No.", "A", "There are 2.", "x y"]] * 2])
+@pytest.mark.parametrize(
+    "answers", [[["There are 2.", "No."]] * 2, ANSWERS, [["No.", "A", "There are 2.", "x y"]] * 2]
+)
 def test_log_probabilities_are_equal_token_by_token(batch, answers):
     """N = 2 and 4 and unequal numbers, against a row each with padding on either side, with and without kept features."""
     model, processor, prompts = batch
@@ -87,7 +92,9 @@ def test_log_probabilities_are_equal_token_by_token(batch, answers):
     ours = answer_logps(model, packed)
     assert ours.shape == packed.mask[:, 1:].shape and (ours[packed.mask[:, 1:]] < 0).all()
     assert (ours[~packed.mask[:, 1:]] == 0).all() and ours.dtype == torch.float32
-    with_kept = pack(model, processor, encode_prompts(processor, prompts.texts, IMAGES, kept), answers)
+    with_kept = pack(
+        model, processor, encode_prompts(processor, prompts.texts, IMAGES, kept), answers
+    )
     assert_close(answer_logps(model, with_kept), ours, rtol=1e-4, atol=1e-5)
     for side in ("right", "left"):
         alone = pack_separately(processor, prompts, answers, side)
@@ -112,7 +119,9 @@ def test_an_adapters_gradients_are_equal(batch):
         *(pack_separately(processor, prompts, ANSWERS, side) for side in ("right", "left")),
     ):
         sums = answer_logps(policy, inputs).sum(1)
-        loss = -torch.nn.functional.logsigmoid(sums[0] - sums[1] + sums[2] - sums[3]) - 0.1 * sums[4]
+        loss = (
+            -torch.nn.functional.logsigmoid(sums[0] - sums[1] + sums[2] - sums[3]) - 0.1 * sums[4]
+        )
         gradients.append(torch.autograd.grad(loss, weights))
     policy.unload()
     for other in gradients[1:]:
@@ -123,7 +132,9 @@ def test_an_adapters_gradients_are_equal(batch):
 def test_the_language_head_runs_on_answers_only(batch):
     model, processor, prompts = batch
     sizes = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda m, inputs, output: sizes.append(output.shape[1]))
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda m, inputs, output: sizes.append(output.shape[1])
+    )
     packed = pack(model, processor, prompts, ANSWERS)
     logits = answer_logits(model, packed)
     hook.remove()
@@ -135,7 +146,10 @@ def test_without_images_too(batch):
     model, processor, _ = batch
     prompts = [render(processor, question, images=0) for question in QUESTIONS]
     prompts = encode_prompts(processor, prompts, [[], []])
-    packed, rows = pack(model, processor, prompts, ANSWERS), pack_separately(processor, prompts, ANSWERS)
+    packed, rows = (
+        pack(model, processor, prompts, ANSWERS),
+        pack_separately(processor, prompts, ANSWERS),
+    )
     assert_close(hidden_states(model, packed), hidden_states(model, rows), rtol=1e-4, atol=1e-5)
 
 
@@ -161,7 +175,9 @@ def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, 
     expected, forward = answer_logits(model, packed), model.forward
     monkeypatch.setattr(model, "forward", lambda logits_to_keep=0, **inputs: forward(**inputs))
     assert_close(answer_logits(model, packed), expected)
-    monkeypatch.setattr(model, "forward", lambda **inputs: type("Output", (), {"logits": torch.empty(0)}))
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: type("Output", (), {"logits": torch.empty(0)})
+    )
     assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out
 
 
@@ -177,8 +193,14 @@ def test_prompts_are_encoded_once_and_selected_for_every_batch(batch, packs, mon
     images = [*IMAGES, IMAGES[0]]
     packer = Packer(model, processor, packs=packs)
     assert (packer.features is not None) == packs
-    encoded, again = packer.encode(conversations, images), packer.encode(conversations[:1], images[:1])
-    assert len(encoded) == 3 and encoded.image_hashes[0] == encoded.image_hashes[2] != encoded.image_hashes[1]
+    encoded, again = (
+        packer.encode(conversations, images),
+        packer.encode(conversations[:1], images[:1]),
+    )
+    assert (
+        len(encoded) == 3
+        and encoded.image_hashes[0] == encoded.image_hashes[2] != encoded.image_hashes[1]
+    )
     numbers, answers = [2, 0], [["Yes."], ANSWERS[0]]
     expected = packer([conversations[n] for n in numbers], [images[n] for n in numbers], answers)
 
@@ -200,10 +222,14 @@ def test_equal_prompts_are_tokenised_once(batch, monkeypatch):
     model, processor, _ = batch
     calls, call = [], type(processor).__call__
     monkeypatch.setattr(
-        type(processor), "__call__", lambda self, **given: calls.append(given["text"]) or call(self, **given)
+        type(processor),
+        "__call__",
+        lambda self, **given: calls.append(given["text"]) or call(self, **given),
     )
     packer = Packer(model, processor, packs=False)
-    conversations = [[user_message(question)] for question in (QUESTIONS[0], QUESTIONS[0], QUESTIONS[1])]
+    conversations = [
+        [user_message(question)] for question in (QUESTIONS[0], QUESTIONS[0], QUESTIONS[1])
+    ]
     encoded = packer.encode(conversations, [IMAGES[0], IMAGES[0], IMAGES[0]])
     assert calls == [[encoded.texts[0]], [encoded.texts[2]]]
 
@@ -214,7 +240,9 @@ def test_a_packer_that_is_told_tries_nothing(batch, monkeypatch):
     assert Packer(model, processor, packs=True).features is not None
     assert Packer(model, processor, packs=True, keeps_features=False).features is None
     assert Packer(model, processor, packs=False).features is None
-    packed = Packer(model, processor, packs=True, device="meta")([[user_message("?")]], [IMAGES[0]], [["No."]])
+    packed = Packer(model, processor, packs=True, device="meta")(
+        [[user_message("?")]], [IMAGES[0]], [["No."]]
+    )
     assert {value.device.type for value in inputs_of(packed).values()} == {"meta"}
 
 
@@ -229,7 +257,14 @@ def test_an_adapter_of_the_vision_tower_is_not_kept_even_if_it_is_not_trained(ca
 
 
 def test_answers_are_marked_and_end_the_turn(tiny, valid_items):
-    prompts, images = [render(tiny[1], QUESTIONS[0])] * 2, [[image] for image in images_for(valid_items[:2])]
-    rows = pack_separately(tiny[1], encode_prompts(tiny[1], prompts, images), [["Yes."], ["There are 2 cars."]])
-    texts = [tiny[1].tokenizer.decode(ids[mask]) for ids, mask in zip(rows.ids, rows.mask, strict=True)]
+    prompts, images = (
+        [render(tiny[1], QUESTIONS[0])] * 2,
+        [[image] for image in images_for(valid_items[:2])],
+    )
+    rows = pack_separately(
+        tiny[1], encode_prompts(tiny[1], prompts, images), [["Yes."], ["There are 2 cars."]]
+    )
+    texts = [
+        tiny[1].tokenizer.decode(ids[mask]) for ids, mask in zip(rows.ids, rows.mask, strict=True)
+    ]
     assert texts == ["Yes.<|im_end|>", "There are 2 cars.<|im_end|>"]

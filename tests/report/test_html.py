@@ -15,17 +15,35 @@ def items():
 
 def test_changed_words_are_marked_and_markup_is_escaped():
     before, after = mark_changes("There are 2 <b>cars</b>", "There are 3 <b>cars</b>")
-    assert before == "There are <mark style='background:#ffd7d5;color:#1f2328'>2</mark> &lt;b&gt;cars&lt;/b&gt;"
-    assert after == "There are <mark style='background:#c8f0d3;color:#1f2328'>3</mark> &lt;b&gt;cars&lt;/b&gt;"
+    assert (
+        before
+        == "There are <mark style='background:#ffd7d5;color:#1f2328'>2</mark> &lt;b&gt;cars&lt;/b&gt;"
+    )
+    assert (
+        after
+        == "There are <mark style='background:#c8f0d3;color:#1f2328'>3</mark> &lt;b&gt;cars&lt;/b&gt;"
+    )
 
 
 def test_token_colours_grow_with_the_gain_and_do_not_speak_alone():
     """+3 nats: full green, 255 − 0.6·(255 − 46) = 130; −0.5 nats: a sixth of red, underlined."""
-    page = colored_tokens(PolicyAnswer("p", "a<b", [1, 2], ["a", "<b"], [-1, -1], [-4, -0.5], [0.1, 0.2], True))
+    page = colored_tokens(
+        PolicyAnswer("p", "a<b", [1, 2], ["a", "<b"], [-1, -1], [-4, -0.5], [0.1, 0.2], True)
+    )
     assert "background:rgb(130,198,142);color:#1f2328;text-decoration:none" in page
-    assert "text-decoration:underline dotted" in page and "&lt;b</span>" in page and "-0.50 against the base" in page
+    assert (
+        "text-decoration:underline dotted" in page
+        and "&lt;b</span>" in page
+        and "-0.50 against the base" in page
+    )
 
 
 def test_the_static_table_holds_pictures_and_both_answers(items):
     page = comparison_table(items, ["one", "two"], ["one", "three"], [1])
-    assert "✗" in page and "two" in page and "three" in page and page.count("<img") == 1 and "one" not in page
+    assert (
+        "✗" in page
+        and "two" in page
+        and "three" in page
+        and page.count("<img") == 1
+        and "one" not in page
+    )

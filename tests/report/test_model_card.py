@@ -21,18 +21,30 @@ def test_a_card_holds_what_a_reader_of_the_hub_needs():
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["base_model"] == "data/tiny-qwen2-vl" and metadata["library_name"] == "peft"
     assert "Licence of the data: Apache-2.0. Licence of the base: Apache-2.0." in card
-    assert "python -m helpers run 04 --set MODEL=tiny --set 'SEEDS=(2,)'" in card and '"beta": 0.5' in card
-    assert "| x\\|y | 0.01 |" in card and "* it lies" in card and "torch 2." in card and "400 held-out items" in card
+    assert (
+        "python -m helpers run 04 --set MODEL=tiny --set 'SEEDS=(2,)'" in card
+        and '"beta": 0.5' in card
+    )
+    assert (
+        "| x\\|y | 0.01 |" in card
+        and "* it lies" in card
+        and "torch 2." in card
+        and "400 held-out items" in card
+    )
 
 
 def test_a_card_of_a_reward_names_it_and_no_path_of_a_machine(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"licence": "CC BY 4.0"}\n{"licence": null}\n')
     card = render_model_card("ppo/ppo", found(reward="count_exact", data=str(path)))
-    assert "trained with PPO on the reward `count_exact`, seed 2" in card and str(tmp_path) not in card
+    assert (
+        "trained with PPO on the reward `count_exact`, seed 2" in card and str(tmp_path) not in card
+    )
     assert "CC BY 4.0, not stated in the data" in card
     path.unlink()
-    assert "unknown, train.jsonl is not here any more" in render_model_card("ppo/ppo", found(data=str(path)))
+    assert "unknown, train.jsonl is not here any more" in render_model_card(
+        "ppo/ppo", found(data=str(path))
+    )
 
 
 def test_broken_data_is_named(tmp_path):

@@ -22,7 +22,13 @@ def test_sections_become_a_page_and_a_summary(artifacts):
     figures = json.loads((artifacts / "report" / "summary.json").read_text())
     assert figures["dpo_exact"].keys() == {"value", "low", "high", "n", "seed"}
     assert figures["dpo_exact"]["value"] == 0.9 and figures["dpo_exact"]["seed"] == 2
-    assert figures["dpo_train_seconds"] == {"value": 41.5, "low": 41.5, "high": 41.5, "n": 1, "seed": 2}
+    assert figures["dpo_train_seconds"] == {
+        "value": 41.5,
+        "low": 41.5,
+        "high": 41.5,
+        "n": 1,
+        "seed": 2,
+    }
     assert figures["peak_memory_gb"]["value"] > 0.1
     assert "better &amp; real" in page and "&lt;script&gt;" in page and "<script>" not in page
     assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
@@ -35,7 +41,9 @@ def test_peak_memory_is_the_largest_and_other_figures_are_the_latest():
     def one(value):
         return Headline(value, value, value, 1, 0)
 
-    merged = collect_headlines([section("01", 2.0, 0.1), section("02", 3.0, 0.2), section("03", 1.0, 0.3)])
+    merged = collect_headlines(
+        [section("01", 2.0, 0.1), section("02", 3.0, 0.2), section("03", 1.0, 0.3)]
+    )
     assert merged["peak_memory_gb"].value == 3.0 and merged["exact"].value == 0.3
 
 
@@ -43,7 +51,9 @@ def test_a_section_of_another_version_is_named(artifacts):
     path = artifacts / "report" / "sections" / "01_load_model.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"name": "01_load_model", "title": "t", "headlines": {}, "colour": 1}')
-    with pytest.raises(UsageError, match=r"01_load_model\.json: written by another version\. Delete it"):
+    with pytest.raises(
+        UsageError, match=r"01_load_model\.json: written by another version\. Delete it"
+    ):
         build_report()
 
 

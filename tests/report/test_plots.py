@@ -9,13 +9,19 @@ from helpers.widgets import dashboard as widgets
 def test_the_figure_has_a_line_a_run_with_gaps():
     x, values = np.arange(30.0), np.where(np.arange(30) % 10 == 5, np.nan, 1.0)
     figure = plots.run_curves(
-        {"a": {"_one": (x, values, values / 2), "$two": (x, values, values)}, "b": {}, "c": {}}, "step"
+        {"a": {"_one": (x, values, values / 2), "$two": (x, values, values)}, "b": {}, "c": {}},
+        "step",
     )
     first, *others = figure.axes
-    assert [axis.get_title() for axis in figure.axes[:3]] == ["a", "b", "c"] and not others[-1].axison
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["a", "b", "c"] and not others[
+        -1
+    ].axison
     raw, smooth, second = first.lines
     assert raw.get_alpha() < 0.5 and raw.get_color() == smooth.get_color() == "#0072b2"
-    assert second.get_color() != smooth.get_color() and second.get_linestyle() != smooth.get_linestyle()
+    assert (
+        second.get_color() != smooth.get_color()
+        and second.get_linestyle() != smooth.get_linestyle()
+    )
     assert np.isnan(smooth.get_ydata()).sum() == 3
     assert [text.get_text() for text in figure.legends[0].texts] == [" _one", r"\$two"]
     assert widgets.figure_png(figure).startswith(b"\x89PNG")

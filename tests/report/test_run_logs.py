@@ -24,7 +24,11 @@ def test_every_stage_is_read(folder):
     assert not any(run.error or run.notes or run.gaps for run in runs)
     assert runs[1].steps.tolist() == [1, 2, 3] and runs[1].columns["loss"].tolist() == [0.6] * 3
     assert "step" not in runs[0].columns and "iteration" not in runs[2].columns
-    assert runs[2].steps.tolist() == [1, 2, 3] and runs[2].columns["samples"].tolist() == [64, 128, 192]
+    assert runs[2].steps.tolist() == [1, 2, 3] and runs[2].columns["samples"].tolist() == [
+        64,
+        128,
+        192,
+    ]
 
 
 def test_held_out_pairs_of_a_reward_model_stand_at_their_steps(folder):
@@ -39,7 +43,9 @@ def test_half_a_line_at_the_end_is_left_out_and_told(folder):
     write(path, ppo_lines() + '{"objective/sc')
     run = one(folder, "ppo/grpo")
     assert run.steps.tolist() == [1, 2, 3] and run.error is None
-    assert run.notes == (f"{path}:4: half a line (14 bytes) is left out, as of a run that is writing",)
+    assert run.notes == (
+        f"{path}:4: half a line (14 bytes) is left out, as of a run that is writing",
+    )
     write(path, ppo_lines().rstrip("\n"))
     assert one(folder, "ppo/grpo").steps.tolist() == [1, 2, 3] and not one(folder, "ppo/grpo").notes
 
@@ -80,10 +86,11 @@ def test_bytes_that_are_no_text_and_a_file_that_cannot_be_read(folder):
 
 
 def test_what_is_no_number_is_a_gap_and_what_is_not_logged_is_none(folder):
-    rows = (
-        '[{"step": 1, "loss": 1}, {"step": 2, "loss": NaN}, {"step": 3, "loss": -Infinity}, {"step": 4, "loss": null},'
+    rows = '[{"step": 1, "loss": 1}, {"step": 2, "loss": NaN}, {"step": 3, "loss": -Infinity}, {"step": 4, "loss": null},'
+    write(
+        folder / "dpo" / "one" / "log.json",
+        rows + f' {{"step": 5, "loss": 1{"0" * 400}}}, {{"step": 6}}]',
     )
-    write(folder / "dpo" / "one" / "log.json", rows + f' {{"step": 5, "loss": 1{"0" * 400}}}, {{"step": 6}}]')
     run = one(folder, "dpo/one")
     assert run.gaps["loss"].tolist() == [False, True, True, True, True, False]
     assert np.isnan(run.columns["loss"]).tolist() == [False, True, True, True, True, True]
@@ -93,26 +100,45 @@ def test_what_is_no_number_is_a_gap_and_what_is_not_logged_is_none(folder):
 
 
 def test_figures_that_are_no_numbers_are_left_out_and_told(folder):
-    write(folder / "dpo" / "one" / "log.json", [{"step": 1, "loss": 1, "phase": "warm-up", "cold": True}])
+    write(
+        folder / "dpo" / "one" / "log.json",
+        [{"step": 1, "loss": 1, "phase": "warm-up", "cold": True}],
+    )
     run = one(folder, "dpo/one")
     assert list(run.columns) == ["loss", "cold"] and run.columns["cold"].tolist() == [1]
     assert run.notes == ("'phase' is left out: it holds something else than numbers",)
 
 
 def test_steps_that_go_back_are_sorted_and_told(folder):
-    rows = [{"step": n % 20, "loss": n} for n in range(40)]  # two runs of 20 steps, one after the other
+    rows = [
+        {"step": n % 20, "loss": n} for n in range(40)
+    ]  # two runs of 20 steps, one after the other
     write(folder / "dpo" / "one" / "log.json", rows)
     run = one(folder, "dpo/one")
-    assert run.steps.tolist() == [n for n in range(20) for _ in range(2)] and "go back" in run.notes[0]
-    assert run.columns["loss"].tolist() == [n + 20 * second for n in range(20) for second in range(2)]
+    assert (
+        run.steps.tolist() == [n for n in range(20) for _ in range(2)] and "go back" in run.notes[0]
+    )
+    assert run.columns["loss"].tolist() == [
+        n + 20 * second for n in range(20) for second in range(2)
+    ]
 
 
 def test_a_run_under_way_is_read_from_its_last_checkpoint(folder):
-    for number, age in ((50, 2000), (100, 3000), (300, 1000)):  # 300 is of an older run in the same folder
+    for number, age in (
+        (50, 2000),
+        (100, 3000),
+        (300, 1000),
+    ):  # 300 is of an older run in the same folder
         checkpoint = folder / "dpo" / "one" / "trainer" / f"checkpoint-{number}"
-        path = write(checkpoint / "trainer_state.json", {"log_history": dpo_rows(number // 50), "epoch": 1})
+        path = write(
+            checkpoint / "trainer_state.json", {"log_history": dpo_rows(number // 50), "epoch": 1}
+        )
         os.utime(path, (age, age))
-    assert [run.name for run in find_runs(folder)][:3] == ["dpo/one", "dpo/one/trainer/checkpoint-100", "dpo/two"]
+    assert [run.name for run in find_runs(folder)][:3] == [
+        "dpo/one",
+        "dpo/one/trainer/checkpoint-100",
+        "dpo/two",
+    ]
     run = one(folder, "dpo/one/trainer/checkpoint-100")
     assert run.stage == "dpo" and run.steps.tolist() == [1, 2]
 
@@ -134,7 +160,10 @@ def test_settings_in_which_runs_differ(folder):
     write(folder / "reward" / "about.json", {"base": "tiny", "settings": {"learning_rate": 0.5}})
     one_run, two, reward = (one(folder, name) for name in ("dpo/one", "dpo/two", "reward"))
     assert run_logs.differences([one_run, two]) == ["seed 0", "seed 1"]
-    assert run_logs.differences([one_run, reward])[1] == "seed not given, learning_rate 0.5, r not given"
+    assert (
+        run_logs.differences([one_run, reward])[1]
+        == "seed not given, learning_rate 0.5, r not given"
+    )
     write(folder / "dpo" / "one" / "about.json", "{")
     broken = one(folder, "dpo/one")
     assert broken.about == {} and "about.json" in broken.notes[0] and len(broken.steps) == 3
@@ -146,20 +175,34 @@ def test_running_mean_by_hand_and_as_pandas_has_it():
     for width in (1, 2, 3, 50):
         expected = pd.Series(values).rolling(width, min_periods=1).mean().where(~np.isnan(values))
         np.testing.assert_allclose(running_mean(values, width), expected)
-    assert running_mean(np.array([1e300, 1.0, 1.0]), 2)[2] == 1, "a spike is forgotten once it is out of the window"
+    assert running_mean(np.array([1e300, 1.0, 1.0]), 2)[2] == 1, (
+        "a spike is forgotten once it is out of the window"
+    )
     assert len(running_mean(np.zeros(0), 5)) == 0
 
 
 def test_axes_are_those_that_every_run_logs(folder):
     dpo, ppo = one(folder, "dpo/one"), one(folder, "ppo/grpo")
-    assert run_logs.axes([dpo]) == ["step", "num_tokens"] and run_logs.axes([ppo]) == ["step", "seconds", "samples"]
+    assert run_logs.axes([dpo]) == ["step", "num_tokens"] and run_logs.axes([ppo]) == [
+        "step",
+        "seconds",
+        "samples",
+    ]
     assert run_logs.axes([dpo, ppo]) == ["step"] and len(points(dpo, "objective/scores")[0]) == 0
 
 
 def test_a_row_that_does_not_say_where_it_is_stands_between_its_neighbours(folder):
-    rows = [{"step": 1, "loss": 1, "seconds": 10}, {"step": 2, "loss": 2}, {"step": 5, "loss": 5, "seconds": 40}]
+    rows = [
+        {"step": 1, "loss": 1, "seconds": 10},
+        {"step": 2, "loss": 2},
+        {"step": 5, "loss": 5, "seconds": 40},
+    ]
     write(folder / "dpo" / "one" / "log.json", rows)
-    assert points(one(folder, "dpo/one"), "loss", "seconds")[0].tolist() == [10, 17.5, 40]  # 10 + 30 · 1/4
+    assert points(one(folder, "dpo/one"), "loss", "seconds")[0].tolist() == [
+        10,
+        17.5,
+        40,
+    ]  # 10 + 30 · 1/4
 
 
 def test_definitions_come_from_the_tables(tmp_path):
@@ -167,18 +210,30 @@ def test_definitions_come_from_the_tables(tmp_path):
     page += "| `loss` | this |\n| `a`, `b` | both x | y |\n| `c` | third |\n\n| `d` | late |\n\nOf PPO, RLOO and GRPO\n"
     page += "unless said:\n\n| `loss` | that |\n"
     found = run_logs.definitions(write(tmp_path / "metrics.md", page))
-    assert found == {"dpo": {"loss": "this", "c": "third", "d": "late"}, "reward": {}, "ppo": {"loss": "that"}}
+    assert found == {
+        "dpo": {"loss": "this", "c": "third", "d": "late"},
+        "reward": {},
+        "ppo": {"loss": "that"},
+    }
     assert run_logs.definitions(tmp_path / "none.md") == {}
 
 
 def test_what_is_shown_first_is_defined_in_the_docs():
     for stage in ("dpo", "ppo"):
-        assert all(run_logs.definition(stage, metric) for metric in LOGGED_STAGES[stage].main_figures)
+        assert all(
+            run_logs.definition(stage, metric) for metric in LOGGED_STAGES[stage].main_figures
+        )
     assert run_logs.definition("ppo", "reward/count_exact") == "each part of the score by itself"
-    assert "KL" not in run_logs.definition("dpo", "loss") and run_logs.definition("dpo", "objective/kl") is None
+    assert (
+        "KL" not in run_logs.definition("dpo", "loss")
+        and run_logs.definition("dpo", "objective/kl") is None
+    )
     assert all(len(stage.main_figures) == 4 for stage in LOGGED_STAGES.values())
 
 
 def test_a_run_that_could_not_be_read_has_no_figures():
     run = LoggedRun("x", error="x: gone")
-    assert run_logs.axes([run]) == ["step"] and [len(part) for part in points(run, "loss")] == [0, 0]
+    assert run_logs.axes([run]) == ["step"] and [len(part) for part in points(run, "loss")] == [
+        0,
+        0,
+    ]

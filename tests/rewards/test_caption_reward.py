@@ -41,7 +41,9 @@ def captioner(paths):
 
 
 def made_up(better, worse, image="a.png"):
-    return PreferenceRecord.model_validate({"image": image, "prompt": "Cars?", "chosen": better, "rejected": worse})
+    return PreferenceRecord.model_validate(
+        {"image": image, "prompt": "Cars?", "chosen": better, "rejected": worse}
+    )
 
 
 def separable(n, seed=0):
@@ -55,14 +57,23 @@ def separable(n, seed=0):
 def accuracy(reward, records):
     """Share of pairs that are scored the right way round."""
     scores = reward.score_records(records)
-    hits = [s[i] > s[j] for s, record in zip(scores, records, strict=True) for i, j in record.tier_pairs()]
+    hits = [
+        s[i] > s[j]
+        for s, record in zip(scores, records, strict=True)
+        for i, j in record.tier_pairs()
+    ]
     return sum(hits) / len(hits)
 
 
 def decoder(tokenizer, **changes):
     """A tiny decoder classifier, which reads its score at the last token."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 128}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 128,
+    }
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_labels": 1}
     config = Qwen2Config(**{"vocab_size": len(tokenizer), **sizes, **heads, **changes})
     return AutoModelForSequenceClassification.from_config(config)
@@ -71,7 +82,12 @@ def decoder(tokenizer, **changes):
 def bert(tokenizer):
     """An encoder with absolute positions and, by its config, another padding token than the tokenizer's."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     return AutoModelForSequenceClassification.from_config(
         BertConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.2, **sizes)
     )
@@ -87,23 +103,30 @@ def test_texts_of_a_record_stand_in_the_order_of_its_answers():
     record = made_up("Two.", "Three.")
     texts = reward_texts([record], ["a street"])[0]
     assert texts == [reward_text("a street", "Cars?", answer.text) for answer in record.answers]
-    assert reward_texts([record], None)[0][0].startswith("Image description: \nInstruction: Cars?\n")
+    assert reward_texts([record], None)[0][0].startswith(
+        "Image description: \nInstruction: Cars?\n"
+    )
 
 
 def test_the_caption_is_the_models_own_and_made_once_for_a_path(tiny, records, monkeypatch):
-    caption = vlm_captioner(*tiny, "How many cars, motorcycles, buses and bicycles are in the image?")
+    caption = vlm_captioner(
+        *tiny, "How many cars, motorcycles, buses and bicycles are in the image?"
+    )
     paths = [record.image_paths[0] for record in records[:2]]
     first = caption([*paths, paths[0]])
     assert first[0] == first[2] != first[1] and all(" cars, " in text for text in first)
     monkeypatch.setattr(
-        "helpers.rewards.caption_reward.generate_answers", lambda model, processor, images, *a, **k: images
+        "helpers.rewards.caption_reward.generate_answers",
+        lambda model, processor, images, *a, **k: images,
     )
     assert caption(paths) == first[:2]
 
 
 def test_each_answer_gets_the_caption_of_its_own_images(tokenizer, records):
     two = records[1].model_copy(update={"images": [records[1].images[0], records[2].images[0]]})
-    texts = CaptionReward(tiny_text_reward(tokenizer), tokenizer, captioner).texts([records[0], two, records[3]])
+    texts = CaptionReward(tiny_text_reward(tokenizer), tokenizer, captioner).texts(
+        [records[0], two, records[3]]
+    )
     assert "Image description: cars in scene-000000\n" in texts[0][0]
     assert "Image description: cars in scene-000001 cars in scene-000002\n" in texts[1][-1]
     assert "Image description: cars in scene-000003\n" in texts[2][0]
@@ -127,7 +150,10 @@ def test_pairs_that_only_the_caption_decides(tokenizer, records):
     """Is it red or blue? Half of the 20 held-out images are red: the twin, which sees none, gets 10 right."""
     images = [str(record.image_paths[0]) for record in records[:80]]
     colours = dict(zip(images, itertools.cycle(("red", "blue")), strict=False))
-    data = [made_up(colour, {"red": "blue", "blue": "red"}[colour], image) for image, colour in colours.items()]
+    data = [
+        made_up(colour, {"red": "blue", "blue": "red"}[colour], image)
+        for image, colour in colours.items()
+    ]
     share = {}
 
     def seen(paths):
@@ -150,13 +176,17 @@ def test_the_loss_is_the_mean_of_minus_log_sigmoid_of_the_difference(tokenizer):
         for s, record in zip(scores, data, strict=True)
         for better, worse in record.tier_pairs()
     ]
-    assert reward.fit(data, epochs=1, learning_rate=0.0) == pytest.approx([sum(expected) / 8], abs=1e-5)
+    assert reward.fit(data, epochs=1, learning_rate=0.0) == pytest.approx(
+        [sum(expected) / 8], abs=1e-5
+    )
     with torch.no_grad():
         reward.model.classifier.weight *= 1e4
     assert math.isfinite(reward.fit(data, epochs=1, learning_rate=0.0)[0])
 
 
-@pytest.mark.parametrize("make", [tiny_text_reward, decoder, bert], ids=["distilbert", "qwen2", "bert"])
+@pytest.mark.parametrize(
+    "make", [tiny_text_reward, decoder, bert], ids=["distilbert", "qwen2", "bert"]
+)
 def test_padding_does_not_change_a_score(tokenizer, make):
     reward = CaptionReward(make(tokenizer), tokenizer, None)
     texts = [reward_text("", "Cars?", "2 cars " * n) for n in (1, 9, 4)]
@@ -172,7 +202,9 @@ def test_a_decoder_without_a_padding_token_takes_the_tokenizers(tokenizer):
     for changes in ({}, {"pad_token_id": tokenizer("2")["input_ids"][0]}):
         reward = CaptionReward(decoder(tokenizer, **changes), tokenizer, None)
         with torch.no_grad():
-            assert_close(reward.forward(["a 2 2", "2 cars 2 2 2 2 2"])[:1], reward.forward(["a 2 2"]))
+            assert_close(
+                reward.forward(["a 2 2", "2 cars 2 2 2 2 2"])[:1], reward.forward(["a 2 2"])
+            )
             assert reward.forward(["a 2 2"]) != reward.forward(["a 2"])
 
 
@@ -194,10 +226,18 @@ def test_all_pairs_of_a_ranking_are_trained_on(tokenizer, records, monkeypatch):
     reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
     real = reward.forward
     monkeypatch.setattr(reward, "forward", lambda texts: seen.append(list(texts)) or real(texts))
-    reward.fit(records[1:3], epochs=1, batch_size=3)  # two records of three answers, one of them best
-    pairs = {(a, b) for texts in seen for a, b in zip(texts[: len(texts) // 2], texts[len(texts) // 2 :], strict=True)}
+    reward.fit(
+        records[1:3], epochs=1, batch_size=3
+    )  # two records of three answers, one of them best
+    pairs = {
+        (a, b)
+        for texts in seen
+        for a, b in zip(texts[: len(texts) // 2], texts[len(texts) // 2 :], strict=True)
+    }
     texts = reward_texts(records[1:3], None)
-    assert pairs == {(t[i], t[j]) for t, r in zip(texts, records[1:3], strict=True) for i, j in r.tier_pairs()}
+    assert pairs == {
+        (t[i], t[j]) for t, r in zip(texts, records[1:3], strict=True) for i, j in r.tier_pairs()
+    }
     assert [len(t) for t in seen] == [6, 2]
 
 
@@ -215,9 +255,13 @@ path = pathlib.Path({str(TRAIN)!r})
 reward = CaptionReward.load(pathlib.Path({str(folder)!r}), None)
 print(json.dumps(reward.score_records(read_records(path)[:4])))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     again = json.loads(done.stdout.splitlines()[-1])
-    assert list(itertools.chain(*again)) == pytest.approx(list(itertools.chain(*expected)), abs=1e-6)
+    assert list(itertools.chain(*again)) == pytest.approx(
+        list(itertools.chain(*expected)), abs=1e-6
+    )
 
 
 def test_a_captioned_reward_is_not_loaded_as_its_twin(tokenizer, tmp_path):
@@ -234,7 +278,9 @@ def test_what_cannot_be_scored_or_trained_on_is_refused(tokenizer, records):
     with pytest.raises(UsageError, match="there are no records to score"):
         reward.score_records([])
     lost = records[0].model_copy(update={"images": ["gone.png"]})
-    with pytest.raises(UsageError, match=r"record train-scene-000000\): image .*gone.png does not exist"):
+    with pytest.raises(
+        UsageError, match=r"record train-scene-000000\): image .*gone.png does not exist"
+    ):
         reward.score_records([lost])
     tied = records[0].model_copy(update={"ranking": [[0, 1]]})
     with pytest.raises(UsageError, match="all answers are tied"):

@@ -14,7 +14,13 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 from helpers.data.preferences import read_records
 from helpers.files import ROOT, UsageError
 from helpers.rewards import feature_reward
-from helpers.rewards.feature_reward import FeatureReward, image_feature, r_squared, target_scores, text_feature
+from helpers.rewards.feature_reward import (
+    FeatureReward,
+    image_feature,
+    r_squared,
+    target_scores,
+    text_feature,
+)
 from helpers.rewards.scoring import make_scorer
 
 TRAIN = TRAFFIC / "preferences_train.jsonl"
@@ -53,9 +59,13 @@ def test_the_image_feature_is_the_mean_of_the_tokens_the_language_model_gets(tin
     """112 × 112 pixels are 16 visual tokens of 28 × 28."""
     model, processor = tiny
     path = records[0].image_paths[0]
-    inputs = processor.image_processor(images=[Image.open(path).convert("RGB")], return_tensors="pt")
+    inputs = processor.image_processor(
+        images=[Image.open(path).convert("RGB")], return_tensors="pt"
+    )
     with torch.no_grad():
-        tokens = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
+        tokens = model.model.visual(
+            inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]
+        ).pooler_output
     assert tokens.shape == (16, 128)
     assert_close(image_feature(model, processor, path), tokens.mean(0))
 
@@ -63,9 +73,20 @@ def test_the_image_feature_is_the_mean_of_the_tokens_the_language_model_gets(tin
 def test_a_model_of_another_family_gives_features_too(tmp_path):
     """LLaVA returns (images, tokens, hidden); a processor may return more than the model takes."""
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
     )
-    text = LlamaConfig(vocab_size=32, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    text = LlamaConfig(
+        vocab_size=32,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
     torch.manual_seed(0)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=31)
     model = AutoModelForImageTextToText.from_config(config).eval()
@@ -81,7 +102,9 @@ def test_a_model_of_another_family_gives_features_too(tmp_path):
     get_features = model.get_image_features
     model.get_image_features = lambda pixel_values: get_features(pixel_values=pixel_values)
     Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
-    feature = image_feature(model, SimpleNamespace(image_processor=image_processor), tmp_path / "a.png")
+    feature = image_feature(
+        model, SimpleNamespace(image_processor=image_processor), tmp_path / "a.png"
+    )
     with torch.no_grad():
         tokens = model.get_image_features(pixel_values=pixels).pooler_output
     assert feature.shape == (24,)
@@ -89,7 +112,10 @@ def test_a_model_of_another_family_gives_features_too(tmp_path):
 
 
 def test_text_features_do_not_know_the_order_of_words(tiny):
-    features = [text_feature(*tiny, text) for text in (" 2 cars 0 buses", " 0 cars 2 buses", " 1 cars 2 buses")]
+    features = [
+        text_feature(*tiny, text)
+        for text in (" 2 cars 0 buses", " 0 cars 2 buses", " 1 cars 2 buses")
+    ]
     assert_close(features[0], features[1])
     assert (features[0] - features[2]).abs().max() > 1e-3
 
@@ -115,12 +141,16 @@ def test_it_learns_a_score_of_answers_and_shuffled_targets_do_not_carry_over(rew
     assert fit.r2_train > 0.5 > 0 > fit.r2_held_out  # learnt by heart
 
 
-def test_scores_come_in_the_order_of_records_and_answers_and_in_the_units_of_the_targets(reward, records):
+def test_scores_come_in_the_order_of_records_and_answers_and_in_the_units_of_the_targets(
+    reward, records
+):
     targets = [[100 * score + 100_000 for score in scores] for scores in words(records)]
     reward.fit(records, targets, epochs=80)
     scores = reward.score_records(records)
     assert [len(s) for s in scores] == [len(r.answers) for r in records]
-    flat = torch.tensor([[a, b] for s, t in zip(scores, targets, strict=True) for a, b in zip(s, t, strict=True)])
+    flat = torch.tensor(
+        [[a, b] for s, t in zip(scores, targets, strict=True) for a, b in zip(s, t, strict=True)]
+    )
     assert (flat[:, 0] - flat[:, 1]).abs().mean() < 15
     alone = [reward.score_records([record])[0] for record in records[:5]]
     for one, among in zip(alone, scores[:5], strict=True):
@@ -130,7 +160,9 @@ def test_scores_come_in_the_order_of_records_and_answers_and_in_the_units_of_the
 def test_the_image_changes_the_score(reward, records):
     reward.fit(records, cars(records), epochs=10)
     other = records[0].model_copy(update={"images": records[7].images})
-    assert reward.score_records([other])[0] != pytest.approx(reward.score_records(records[:1])[0], abs=1e-3)
+    assert reward.score_records([other])[0] != pytest.approx(
+        reward.score_records(records[:1])[0], abs=1e-3
+    )
 
 
 def test_held_out_images_are_not_trained_on(reward, records):
@@ -143,7 +175,8 @@ def test_held_out_images_are_not_trained_on(reward, records):
     reward.fit(records, words(records), epochs=3, seed=3)
     before = reward.score_records(records)
     spoilt = [
-        [s + 9 * k for k, s in enumerate(scores)] if i in held else scores for i, scores in enumerate(words(records))
+        [s + 9 * k for k, s in enumerate(scores)] if i in held else scores
+        for i, scores in enumerate(words(records))
     ]
     reward.fit(records, spoilt, epochs=3, seed=3)
     assert reward.score_records(records) == before
@@ -172,7 +205,9 @@ def test_the_heuristic_of_answers_is_what_is_regressed(records):
     for record, scores in zip(records, target_scores(records), strict=True):
         for answer, score in zip(record.answers, scores, strict=True):
             assert score == pytest.approx(0.4 if answer.origin == "truth" else -0.6)
-    shorter = make_scorer("shorter", lambda image, question, answer, facts: {"shorter": -len(answer)})
+    shorter = make_scorer(
+        "shorter", lambda image, question, answer, facts: {"shorter": -len(answer)}
+    )
     assert target_scores(records[:1], shorter)[0][0] == -len(records[0].answers[0].text)
 
 
@@ -193,7 +228,9 @@ processor.image_processor.size["longest_edge"] = 112 * 112
 reward = FeatureReward.load(pathlib.Path({str(tmp_path / "reward")!r}), model, processor)
 print(json.dumps(reward.score_records(read_records(path)[:4])))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for again, scores in zip(json.loads(done.stdout.splitlines()[-1]), expected, strict=True):
         assert again == pytest.approx(scores, abs=1e-6)
 
@@ -208,7 +245,9 @@ def test_what_does_not_fit_is_refused(tiny, reward, records, tmp_path):
     with pytest.raises(UsageError, match="none on one side"):
         reward.fit(records[:2], words(records[:2]))
     lost = records[0].model_copy(update={"images": ["gone.png"]})
-    with pytest.raises(UsageError, match=r"record train-scene-000000\): image .*gone.png does not exist"):
+    with pytest.raises(
+        UsageError, match=r"record train-scene-000000\): image .*gone.png does not exist"
+    ):
         reward.score_records([lost])
 
 

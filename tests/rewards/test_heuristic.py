@@ -37,7 +37,9 @@ def test_names_are_whole_words_with_or_without_plural(text, name, expected):
     assert is_mentioned(text, name) is expected
 
 
-letters = st.text("abcdfghjklmnpqrtuvwyzäéж", min_size=3, max_size=8)  # without the letters of plural endings
+letters = st.text(
+    "abcdfghjklmnpqrtuvwyzäéж", min_size=3, max_size=8
+)  # without the letters of plural endings
 
 
 @given(letters, letters)
@@ -48,7 +50,9 @@ def test_a_word_is_found_between_boundaries_and_nowhere_else(word, other):
 
 
 def test_content_words():
-    assert content_words("How many cars, and is the car's driver in the image? I don't see Cars.") == [
+    assert content_words(
+        "How many cars, and is the car's driver in the image? I don't see Cars."
+    ) == [
         "cars",
         "driver",
         "see",
@@ -70,9 +74,18 @@ def test_a_score_is_a_number_and_says_where_it_comes_from():
 
 def test_grounding_counts_distinct_words_of_question_and_known_classes():
     # dog and ball of the question; "dogs" is "dog" again, "the" is no content word
-    assert part("grounding", "The dog and other dogs have the ball.", question="Does the dog chase the ball?") == 0.2
+    assert (
+        part(
+            "grounding",
+            "The dog and other dogs have the ball.",
+            question="Does the dog chase the ball?",
+        )
+        == 0.2
+    )
     # RBC of the classes is also in the question: once
-    assert part("grounding", "RBC and platelets", {"RBC": 1, "platelets": 0}, "How many RBC?") == 0.2
+    assert (
+        part("grounding", "RBC and platelets", {"RBC": 1, "platelets": 0}, "How many RBC?") == 0.2
+    )
 
 
 @pytest.mark.parametrize("word", ["because", "Therefore", "so", "BUT", "while"])
@@ -111,7 +124,12 @@ def contradictions(answer, facts=None, question=""):
 def test_neither_the_truth_nor_the_question_is_a_contradiction(truth, wording):
     words = ", ".join(f"no {name}" if n == 0 else f"{n} {name}" for name, n in truth.items())
     question = count_question(list(truth), wording)
-    for answer in (count_answer(truth), f"There are {words}.", question, f"{question} {count_answer(truth)}"):
+    for answer in (
+        count_answer(truth),
+        f"There are {words}.",
+        question,
+        f"{question} {count_answer(truth)}",
+    ):
         assert contradictions(answer, truth, question) == set()
 
 
@@ -157,7 +175,10 @@ def test_what_is_no_contradiction(answer):
         ("There are 3 cars and 7 cars elsewhere, 2 cars.", "two_counts"),
         ("3 cars", "wrong_count"),
         ("There are THREE cars.", "wrong_count"),
-        ("One bus.", "wrong_count"),  # a number is the matter of wrong_count, so that one error costs 1.0
+        (
+            "One bus.",
+            "wrong_count",
+        ),  # a number is the matter of wrong_count, so that one error costs 1.0
         ("No cars.", "wrong_count"),
         ("1 car, 3 cars left", "two_counts wrong_count"),  # 1 + 3 = 4, neither is 2
         ("There is a bus.", "absent_object"),
@@ -194,22 +215,33 @@ def test_naming_a_second_animal_is_wrong_only_if_the_truth_says_so():
 
 
 def test_stated_counts():
-    assert stated_counts("3 buss", ["buses"]) == {"buses": [3]}  # the published misspelling that `counting` reads
-    assert stated_counts("Two cars, no bus, 4 red cars, 1,5 cars", ["cars", "buses"]) == {"cars": [2, 5], "buses": [0]}
+    assert stated_counts("3 buss", ["buses"]) == {
+        "buses": [3]
+    }  # the published misspelling that `counting` reads
+    assert stated_counts("Two cars, no bus, 4 red cars, 1,5 cars", ["cars", "buses"]) == {
+        "cars": [2, 5],
+        "buses": [0],
+    }
 
 
 def test_weights_are_replaced_by_name():
     score = heuristic_scorer({"reasoning": 3, "grounding": 0})
     assert score(None, "How many cars?", "cars, so", None).total == 3
-    assert heuristic_scorer({"wrong_count": -0.25})(None, "", "1 car", FACTS).total == pytest.approx(0.1 - 0.25)
-    with pytest.raises(ValueError, match=r"no rule is called logic\. Choose from grounding, reasoning, wrong_count"):
+    assert heuristic_scorer({"wrong_count": -0.25})(
+        None, "", "1 car", FACTS
+    ).total == pytest.approx(0.1 - 0.25)
+    with pytest.raises(
+        ValueError, match=r"no rule is called logic\. Choose from grounding, reasoning, wrong_count"
+    ):
         heuristic_scorer({"logic": 1})
 
 
 def test_the_table_of_rules():
     weights = {rule.name: rule.weight for rule in HEURISTIC_RULES}
     assert weights == {"grounding": 0.1, "reasoning": 0.5} | dict.fromkeys(CONTRADICTIONS, -1.0)
-    assert all(rule.description.endswith(".") and "\n" not in rule.description for rule in HEURISTIC_RULES)
+    assert all(
+        rule.description.endswith(".") and "\n" not in rule.description for rule in HEURISTIC_RULES
+    )
 
 
 @given(texts, texts, st.none() | classes | texts | st.lists(texts))

@@ -19,7 +19,9 @@ TRAFFIC = ROOT / "data" / "traffic" / "preferences_train.jsonl"
 
 
 def answers(record_of, truth):
-    return AnswerTable(np.array(record_of), np.array(truth, dtype=float), np.zeros((0, 2), dtype=int))
+    return AnswerTable(
+        np.array(record_of), np.array(truth, dtype=float), np.zeros((0, 2), dtype=int)
+    )
 
 
 @pytest.mark.parametrize("counts_known", [True, False])
@@ -28,7 +30,13 @@ def test_totals_are_those_of_the_scorer(counts_known):
     values = rule_ranking.rule_values(records, counts_known)
     draw = np.random.default_rng(0)
     for _ in range(3):
-        weights = dict(zip(widgets.DEFAULT_WEIGHTS, draw.uniform(-2, 2, len(widgets.DEFAULT_WEIGHTS)), strict=True))
+        weights = dict(
+            zip(
+                widgets.DEFAULT_WEIGHTS,
+                draw.uniform(-2, 2, len(widgets.DEFAULT_WEIGHTS)),
+                strict=True,
+            )
+        )
         score = heuristic_scorer(weights)
         expected = [
             score(None, r.prompt[-1].content, answer.text, r.truth if counts_known else None).total
@@ -39,7 +47,9 @@ def test_totals_are_those_of_the_scorer(counts_known):
 
 
 def test_truth_and_pairs_by_hand():
-    found = rule_ranking.flatten([record(0), record(1, ["2 cars, 0 buses", "0 buses, 2 cars", "nothing"])])
+    found = rule_ranking.flatten(
+        [record(0), record(1, ["2 cars, 0 buses", "0 buses, 2 cars", "nothing"])]
+    )
     np.testing.assert_allclose(found.truth[:3], [(1 / 3 + 1 / 2) / 2, 1, 0.75])
     assert found.record.tolist() == [0, 0, 0, 1, 1, 1]
     equal = found.truth[3] == found.truth[4]
@@ -59,11 +69,17 @@ def test_agreement_by_hand():
 def test_rank_correlation_by_hand_and_with_ties_as_scipy_has_it():
     drawn = rule_ranking.draw_records(5)
     # ranks 1 2 3 4 5 and 2 1 4 3 5: Σd² = 4, ρ = 1 − 6·4/(5·24) = .8
-    found = rule_ranking.correlate(np.array([10.0, 20, 30, 40, 50]), answers(range(5), [2, 1, 4, 3, 5]), drawn)
+    found = rule_ranking.correlate(
+        np.array([10.0, 20, 30, 40, 50]), answers(range(5), [2, 1, 4, 3, 5]), drawn
+    )
     assert found.value == pytest.approx(0.8) and found.n == found.records == 5
-    assert found.low is None and found.is_chance and "no interval" in str(found), "five records are too few"
+    assert found.low is None and found.is_chance and "no interval" in str(found), (
+        "five records are too few"
+    )
     assert rule_ranking.correlate(np.ones(5), answers(range(5), range(5)), drawn).value is None
-    assert rule_ranking.correlate(np.arange(5.0), answers(range(5), np.ones(5)), drawn).value is None
+    assert (
+        rule_ranking.correlate(np.arange(5.0), answers(range(5), np.ones(5)), drawn).value is None
+    )
 
 
 def test_every_resample_has_the_correlation_that_scipy_gives_it():
@@ -71,10 +87,19 @@ def test_every_resample_has_the_correlation_that_scipy_gives_it():
     of = np.repeat(np.arange(12), [2, 3] * 6)
     totals, truth = draw.integers(0, 4, len(of)).astype(float), draw.integers(0, 3, len(of)) / 2
     drawn = rule_ranking.draw_records(12, draws=50)
-    assert drawn.shape == (50, 12) and (drawn.sum(axis=1) == 12).all() and len(np.unique(drawn, axis=0)) > 40
+    assert (
+        drawn.shape == (50, 12)
+        and (drawn.sum(axis=1) == 12).all()
+        and len(np.unique(drawn, axis=0)) > 40
+    )
     found = rule_ranking.spearman_resamples(totals, answers(of, truth), drawn)
     for counts, value in zip(drawn.astype(int), found, strict=True):
-        rows = [i for place, times in enumerate(counts) for _ in range(times) for i in np.flatnonzero(of == place)]
+        rows = [
+            i
+            for place, times in enumerate(counts)
+            for _ in range(times)
+            for i in np.flatnonzero(of == place)
+        ]
         assert value == pytest.approx(spearmanr(totals[rows], truth[rows]).statistic, abs=1e-12)
 
 
@@ -82,7 +107,9 @@ def test_whole_records_are_drawn_not_answers():
     """Ten copies of one record's three answers say no more than one record does: every resample is the same."""
     of = np.repeat(np.arange(10), 3)
     found = rule_ranking.spearman_resamples(
-        np.tile([1.0, 2, 3], 10), answers(of, np.tile([1.0, 3, 2], 10)), rule_ranking.draw_records(10)
+        np.tile([1.0, 2, 3], 10),
+        answers(of, np.tile([1.0, 3, 2], 10)),
+        rule_ranking.draw_records(10),
     )
     assert np.ptp(found) < 1e-12 and found[0] == pytest.approx(0.5)  # 1 − 6·2/(3·8)
 
@@ -91,7 +118,9 @@ def test_one_odd_answer_is_not_taken_for_a_correlation():
     """Resamples without it have no correlation at all; left out, the rest agreed on a small positive one."""
     totals, truth = np.ones(100), np.linspace(0, 1, 100)
     totals[99] = 2
-    found = rule_ranking.correlate(totals, answers(np.repeat(np.arange(50), 2), truth), rule_ranking.draw_records(50))
+    found = rule_ranking.correlate(
+        totals, answers(np.repeat(np.arange(50), 2), truth), rule_ranking.draw_records(50)
+    )
     assert found.value > 0.1 and found.low == 0 and found.is_chance
 
 
@@ -102,11 +131,21 @@ def test_samples_are_ranked_by_a_score_with_margins(capsys):
     both_off = count_answer({"cars": cars + 1, "buses": buses + 1})
     samples = [[off_by_one, right, off_by_one, " ", both_off], [right, right]]
     (record,) = rank_samples([item, same], samples, SCORERS["count_per_class"])
-    assert [a.text for a in record.answers] == [off_by_one, right, both_off]  # as sampled, each once
-    assert [a.score for a in record.answers] == [0.5, 1.0, 0.0] and record.ranking == [[1], [0], [2]]
+    assert [a.text for a in record.answers] == [
+        off_by_one,
+        right,
+        both_off,
+    ]  # as sampled, each once
+    assert [a.score for a in record.answers] == [0.5, 1.0, 0.0] and record.ranking == [
+        [1],
+        [0],
+        [2],
+    ]
     assert [pair.margin for pair in record.pairs()] == [0.5, 1.0, 0.5]
     (extreme,) = record.pairs("extremes")
-    assert extreme.margin == 1.0 and extreme.chosen.text == right and extreme.rejected.text == both_off
+    assert (
+        extreme.margin == 1.0 and extreme.chosen.text == right and extreme.rejected.text == both_off
+    )
     assert "1 of 2 images give no record" in capsys.readouterr().out
     (tie,) = rank_samples([item], [[off_by_one, both_off]], SCORERS["count_exact"])
     assert tie.ranking == [[0, 1]] and tie.pairs() == []

@@ -32,7 +32,9 @@ def records():
 
 def test_a_head_that_is_not_there():
     with pytest.raises(UsageError, match=r"unknown head 'deep': choose from linear, mlp, fusion"):
-        reward_model.new_reward_model(*models.load_model("tiny"), dataclasses.replace(QUICK, head="deep"))
+        reward_model.new_reward_model(
+            *models.load_model("tiny"), dataclasses.replace(QUICK, head="deep")
+        )
 
 
 def test_the_image_changes_the_score_and_the_text_only_twin_has_none(records):
@@ -56,7 +58,9 @@ def test_scores_do_not_depend_on_the_batch(records):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_on_every_architecture(name, head, records, tmp_path):
     """Train, save, reload, score; the objectives take turns."""
-    objective = list(OBJECTIVES)[(list(HEADS).index(head) + list(BUILDERS).index(name)) % len(OBJECTIVES)]
+    objective = list(OBJECTIVES)[
+        (list(HEADS).index(head) + list(BUILDERS).index(name)) % len(OBJECTIVES)
+    ]
     settings = dataclasses.replace(QUICK, head=head, objective=objective)
     run = trainer(build(name), records[:8], settings)
     start = weights(run.reward)
@@ -88,7 +92,9 @@ def test_a_new_process_gives_the_same_scores(records, tmp_path):
     run = trainer(models.load_model("tiny"), records)
     run.train()
     scores = score_records(run.reward, records[:6])
-    folder = reward_model.save_reward_model(run.reward, tmp_path / "reward", QUICK, {"accuracy": 0.9})
+    folder = reward_model.save_reward_model(
+        run.reward, tmp_path / "reward", QUICK, {"accuracy": 0.9}
+    )
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
     about = json.loads((folder / "about.json").read_text())
     assert about["head_hash"] == head_hash(run.reward) and about["accuracy"] == 0.9

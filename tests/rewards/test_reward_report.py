@@ -21,7 +21,10 @@ def record(number, texts, ranking, origins=None):
         {
             "images": [f"{number}.png"],
             "prompt": [{"role": "user", "content": "How many?"}],
-            "answers": [{"text": text, "origin": origin} for text, origin in zip(texts, origins, strict=True)],
+            "answers": [
+                {"text": text, "origin": origin}
+                for text, origin in zip(texts, origins, strict=True)
+            ],
             "ranking": ranking,
             "id": str(number),
         }
@@ -50,7 +53,9 @@ def test_the_report_by_hand():
     # worse answer edit: 1, 0, 1 → 2/3; own: ½, 1 → 3/4; macro (2/3 + 3/4) / 2
     shares = {kind: (share.value, share.n) for kind, share in report.accuracy_by_kind().items()}
     assert shares == {"edit": (pytest.approx(2 / 3), 3), "own": (pytest.approx(0.75), 2)}
-    assert report.macro == pytest.approx((2 / 3 + 3 / 4) / 2) != pytest.approx(report.accuracy().value)
+    assert (
+        report.macro == pytest.approx((2 / 3 + 3 / 4) / 2) != pytest.approx(report.accuracy().value)
+    )
     # log(1 + e^−gap): 0.1269, 0.6931, 1.3133, 0.3133, 0.0486
     assert report.negative_log_likelihood == pytest.approx(
         (0.12693 + 0.69315 + 1.31326 + 0.31326 + 0.04859) / 5, abs=1e-4
@@ -93,7 +98,10 @@ def many(n, scores_of):
         best = int(rng.integers(2))
         records.append(
             record(
-                i, [f"x{i:03}", f"y{i:03}"], [[best], [1 - best]], ["truth", "own"] if best == 0 else ["own", "truth"]
+                i,
+                [f"x{i:03}", f"y{i:03}"],
+                [[best], [1 - best]],
+                ["truth", "own"] if best == 0 else ["own", "truth"],
             )
         )
         scores.append(scores_of(best, rng))
@@ -113,7 +121,8 @@ def test_words_for_a_model_that_does_not_look():
     assert len(seeing) == 1 and "1.000 [0.940, 1.000] (n = 60) of the pairs" in seeing[0]
     half = [row if i % 4 else row[::-1] for i, row in enumerate(scores)]
     assert any(
-        "still right in 0.750" in s for s in RewardReport("m", records, {"right": scores, "shuffled": half}).sentences()
+        "still right in 0.750" in s
+        for s in RewardReport("m", records, {"right": scores, "shuffled": half}).sentences()
     )
 
 
@@ -129,7 +138,9 @@ def test_other_images_are_never_the_own_ones(tmp_path):
     for i in range(3):
         Image.new("RGB", (20 + i, 30), (i, 0, 0)).save(tmp_path / f"{i}.png")
     made = [record(i % 3, ["a", "b"], [[0], [1]]) for i in range(6)]  # two records an image
-    records = [resolve_images(one, tmp_path / "a.jsonl", line) for line, one in enumerate(made, start=1)]
+    records = [
+        resolve_images(one, tmp_path / "a.jsonl", line) for line, one in enumerate(made, start=1)
+    ]
     for seed in range(5):
         for r, row in zip(records, other_images(records, "shuffled", seed), strict=True):
             assert row != r.image_paths and len(row) == 1 and row[0].exists()
@@ -141,8 +152,13 @@ def test_other_images_are_never_the_own_ones(tmp_path):
 
 def test_swapped_keeps_what_is_better():
     for before, after in zip(RECORDS, swap_answers(RECORDS), strict=True):
-        texts = [[sorted(r.answers[i].text for i in tier) for tier in r.ranking] for r in (before, after)]
-        assert texts[0] == texts[1] and [a.text for a in after.answers] == [a.text for a in before.answers][::-1]
+        texts = [
+            [sorted(r.answers[i].text for i in tier) for tier in r.ranking] for r in (before, after)
+        ]
+        assert (
+            texts[0] == texts[1]
+            and [a.text for a in after.answers] == [a.text for a in before.answers][::-1]
+        )
 
 
 def test_a_report_needs_pairs():

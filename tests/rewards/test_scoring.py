@@ -35,16 +35,26 @@ from helpers.rewards.similarity import cosine_scorer, load_clip, tfidf_embedder
     [
         (TRUTH, 1, 1, 1),
         ({**TRUTH, "cars": 3}, 0, 0.75, (0.5 + 3) / 4),  # one off: 1/2
-        ({**TRUTH, "cars": 0, "buses": 3}, 0, 0.5, (1 / 3 + 1 / 4 + 2) / 4),  # two off: 1/3, three off: 1/4
+        (
+            {**TRUTH, "cars": 0, "buses": 3},
+            0,
+            0.5,
+            (1 / 3 + 1 / 4 + 2) / 4,
+        ),  # two off: 1/3, three off: 1/4
         ({name: n + 1 for name, n in TRUTH.items()}, 0, 0, 0.5),
     ],
 )
 def test_count_rewards_by_hand(stated, exact, per_class, graded):
     rewards = [
-        score(None, QUESTION, count_answer(stated), TRUTH) for score in (count_exact, count_per_class, count_graded)
+        score(None, QUESTION, count_answer(stated), TRUTH)
+        for score in (count_exact, count_per_class, count_graded)
     ]
     assert [reward.total for reward in rewards] == pytest.approx([exact, per_class, graded])
-    assert [list(reward.parts) for reward in rewards] == [["count_exact"], ["count_per_class"], ["count_graded"]]
+    assert [list(reward.parts) for reward in rewards] == [
+        ["count_exact"],
+        ["count_per_class"],
+        ["count_graded"],
+    ]
 
 
 def test_graded_pays_for_coming_closer_and_too_few_cost_as_much_as_too_many():
@@ -57,7 +67,9 @@ def test_what_has_no_counts_scores_nothing(score):
     for answer in ("", "many cars", count_answer(TRUTH) + " 2 cars", "2 cars"):
         assert score(None, QUESTION, answer, TRUTH).total == 0
     for facts in (None, "2 cars", ["2"], {}, {"cars": "2"}, {"cars": None}):
-        with pytest.raises(UsageError, match=rf"{score.__name__}: facts must be true counts .* exact_match"):
+        with pytest.raises(
+            UsageError, match=rf"{score.__name__}: facts must be true counts .* exact_match"
+        ):
             score(None, QUESTION, "2 cars", facts)
 
 
@@ -65,7 +77,8 @@ def test_what_has_no_counts_scores_nothing(score):
 def test_count_rewards_are_ordered(answer, truth):
     for text in (answer, count_answer(truth), count_answer({**truth, "cars": 4})):
         exact, share, graded = (
-            score(None, "", text, truth).total for score in (count_exact, count_per_class, count_graded)
+            score(None, "", text, truth).total
+            for score in (count_exact, count_per_class, count_graded)
         )
         assert 0 <= exact <= share <= graded <= 1
 
@@ -125,16 +138,23 @@ def test_vqa_accuracy_of_few_annotators():
 
 @given(st.text(), st.lists(st.text(), min_size=1, max_size=10))
 def test_reference_scores_of_any_text(answer, references):
-    exact, vote = exact_match(None, "", answer, references), vqa_accuracy(None, "", answer, references)
+    exact, vote = (
+        exact_match(None, "", answer, references),
+        vqa_accuracy(None, "", answer, references),
+    )
     assert exact.total in (0, 1) and 0 <= vote.total <= exact.total
     if answer.split():
         assert exact_match(None, "", answer, [*references, answer]).total == 1
 
 
-@pytest.mark.parametrize("score", [exact_match, vqa_accuracy, cosine_scorer(lambda texts: np.eye(len(texts)))])
+@pytest.mark.parametrize(
+    "score", [exact_match, vqa_accuracy, cosine_scorer(lambda texts: np.eye(len(texts)))]
+)
 @pytest.mark.parametrize("facts", [None, {"cars": 2}, [], [1], 3])
 def test_scorers_for_texts_refuse_other_facts(score, facts):
-    with pytest.raises(UsageError, match=rf"{score.__name__}: facts must be a reference answer .* count_exact"):
+    with pytest.raises(
+        UsageError, match=rf"{score.__name__}: facts must be a reference answer .* count_exact"
+    ):
         score(None, "", "dog", facts)
 
 
@@ -143,7 +163,9 @@ def test_scorers_for_texts_refuse_other_facts(score, facts):
 
 def test_weighted_sums_by_hand(clip_folder):
     clip, cosine = load_clip(clip_folder), cosine_scorer(tfidf_embedder(["red", "car"]))
-    image = next(colour_noise(seed) for seed in range(9) if clip(colour_noise(seed), "", "red").total > 0)
+    image = next(
+        colour_noise(seed) for seed in range(9) if clip(colour_noise(seed), "", "red").total > 0
+    )
     alone = clip(image, "", "red").total
     both = weighted_scorer({cosine: 0.7, clip: 0.3})
     score = both(image, "", "red", "red")  # cosine of a text with itself: 1
@@ -154,7 +176,9 @@ def test_weighted_sums_by_hand(clip_folder):
 def test_weighted_names():
     strict = heuristic_scorer({"reasoning": 0})
     both = weighted_scorer([("lenient", heuristic_scorer(), 1), ("strict", strict, -2)])
-    assert both(None, "car?", "a car, so", None).parts == pytest.approx({"lenient": 0.6, "strict": -0.2})
+    assert both(None, "car?", "a car, so", None).parts == pytest.approx(
+        {"lenient": 0.6, "strict": -0.2}
+    )
     for scorers in ({heuristic_scorer(): 1, strict: 1}, [], {}):
         with pytest.raises(UsageError, match="scorers: the names"):
             weighted_scorer(scorers)
@@ -240,9 +264,15 @@ def test_trl_calls_a_scorer_with_chat_messages_and_images():
 
 
 def test_trl_calls_a_scorer_with_plain_texts():
-    inputs = [{"prompt": "Colour?", "reference": "green"}, {"prompt": "Colour?", "reference": "red"}]
+    inputs = [
+        {"prompt": "Colour?", "reference": "green"},
+        {"prompt": "Colour?", "reference": "red"},
+    ]
     spy, calls = recording()
-    functions = [grpo_reward_function(exact_match, facts_column="reference"), grpo_reward_function(spy)]
+    functions = [
+        grpo_reward_function(exact_match, facts_column="reference"),
+        grpo_reward_function(spy),
+    ]
     rewards, names = trl_rewards(functions, inputs, ["Colour?"] * 2, ["Green.", "Green."])
     assert rewards[:, 0].tolist() == [1, 0] and names == ["exact_match", "recorded"]
     assert calls == [(None, "Colour?", "Green.", None)] * 2  # no column of images or truth
@@ -255,7 +285,9 @@ def test_grpo_images_and_empty_answers():
     ask, say = [{"role": "user", "content": "?"}], [{"role": "assistant", "content": None}]
     assert reward(prompts=[ask] * 2, completions=[say, []], image=[image, None]) == [1.0, 2.0]
     assert reward(prompts=[ask] * 2, completions=[say] * 2, images=[None, []]) == [3.0, 4.0]
-    assert [call[0] for call in calls] == [image, None, None, None] and all(call[2] == "" for call in calls)
+    assert [call[0] for call in calls] == [image, None, None, None] and all(
+        call[2] == "" for call in calls
+    )
     with pytest.raises(UsageError, match="row 1 of the batch has 2 images"):
         reward(prompts=[ask] * 2, completions=[say] * 2, images=[[image], [image, image]])
     with pytest.raises(UsageError, match="name the column"):

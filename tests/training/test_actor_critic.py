@@ -29,7 +29,9 @@ def test_a_critic_with_its_own_adapter_leaves_the_policy_alone():
         run = trainer(dataclasses.replace(SMALL, learning_rate=0.0, **how))
         run.actor.critic.value[-1].weight.data.fill_(0.1)
         experience = run.experience(run.sample())
-        experience = dataclasses.replace(experience, advantages=torch.zeros_like(experience.advantages))
+        experience = dataclasses.replace(
+            experience, advantages=torch.zeros_like(experience.advantages)
+        )
         reached[name] = run.step(experience, [0, 1])["grad_norm/adapter"]
     assert reached["own"] == reached["detached"] == 0 < reached["joint"]
 
@@ -46,7 +48,9 @@ def test_one_base_serves_all_roles():
     frozen = {name: p for name, p in policy.named_parameters() if "lora_" not in name}
     assert {p.data_ptr() for p in frozen.values()} == before
     kept = {
-        name: p.detach().clone() for name, p in policy.named_parameters() if f".{reward_model.REWARD_ADAPTER}." in name
+        name: p.detach().clone()
+        for name, p in policy.named_parameters()
+        if f".{reward_model.REWARD_ADAPTER}." in name
     }
     kept |= {name: p.detach().clone() for name, p in frozen.items()}
     run.iterate()
@@ -55,11 +59,15 @@ def test_one_base_serves_all_roles():
 
 
 def test_a_critic_warms_up_in_parts_as_in_one():
-    yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
+    yes = make_scorer(
+        "yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")}
+    )
     tasks, answers = tasks_of(RECORDS[:8]), [["Yes.", "No, not at all."], ["No."]] * 4
     runs, histories = [], []
     for parts, saving in ((4, False), (1, False), (2, True)):
-        settings = dataclasses.replace(SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving)
+        settings = dataclasses.replace(
+            SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving
+        )
         runs.append(trainer(settings, yes))
         histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, prompts_per_step=4))
     for run, history in zip(runs[1:], histories[1:], strict=True):
@@ -70,11 +78,15 @@ def test_a_critic_warms_up_in_parts_as_in_one():
 
 
 def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
-    yes = make_scorer("yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")})
+    yes = make_scorer(
+        "yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")}
+    )
     run = trainer(dataclasses.replace(SMALL, critic_adapter=True), yes)
     before, tasks = weights(run), tasks_of(RECORDS[:8])
     history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, prompts_per_step=4)
     assert len(history) == 40 and np.mean(history[-4:]) < 0.7 * np.mean(history[:4])
-    assert all(name.startswith("critic.") or f".{CRITIC_ADAPTER}." in name for name in moved(run, before))
+    assert all(
+        name.startswith("critic.") or f".{CRITIC_ADAPTER}." in name for name in moved(run, before)
+    )
     with pytest.raises(UsageError, match="critic_adapter=True"):
         trainer().warm_up_critic(tasks, [["No."]] * 8)

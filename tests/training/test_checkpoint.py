@@ -41,16 +41,22 @@ def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
     settings = dataclasses.replace(SMALL, iterations=1, kl_target=1.0, critic_adapter=True)
     path = tmp_path / "run.pt"
     for change in ({"seed": 1}, {"score": count_exact}):
-        with pytest.raises(UsageError, match="of a run with other seed" if "seed" in change else "other reward"):
+        with pytest.raises(
+            UsageError, match="of a run with other seed" if "seed" in change else "other reward"
+        ):
             trainer(settings, checkpoint=path, **change).train()
     with pytest.raises(UsageError, match="other settings"):
         trainer(dataclasses.replace(settings, clip=0.1), checkpoint=path).train()
     base, processor = models.load_model("tiny")
     with pytest.raises(UsageError, match="other data"):
-        PPOTrainer(base, processor, tasks_of(RECORDS[:-1]), count_graded, settings, checkpoint=path).train()
+        PPOTrainer(
+            base, processor, tasks_of(RECORDS[:-1]), count_graded, settings, checkpoint=path
+        ).train()
     base, processor = models.load_model("tiny", four_bit=False)
     with pytest.raises(UsageError, match="base model"):
-        PPOTrainer(base, processor, tasks_of(RECORDS), count_graded, settings, checkpoint=path).train()
+        PPOTrainer(
+            base, processor, tasks_of(RECORDS), count_graded, settings, checkpoint=path
+        ).train()
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match="cannot be read"):
         trainer(settings, checkpoint=path).train()
@@ -58,7 +64,9 @@ def test_a_run_of_other_data_settings_or_base_is_not_gone_on_with(tmp_path):
 
 def test_a_run_goes_on_where_fewer_prompts_fit_at_once(tmp_path, capsys):
     finished(tmp_path, iterations=1)
-    settings = dataclasses.replace(SMALL, iterations=2, kl_target=1.0, critic_adapter=True, sampling_batch=2)
+    settings = dataclasses.replace(
+        SMALL, iterations=2, kl_target=1.0, critic_adapter=True, sampling_batch=2
+    )
     run = trainer(dataclasses.replace(settings, iterations=1), checkpoint=tmp_path / "run.pt")
     run.train()
     assert run.iteration == 1 and "Going on after iteration 1 of 1" in capsys.readouterr().out
@@ -75,7 +83,9 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch
     monkeypatch.setattr(torch, "save", broken)
     with pytest.raises(KeyboardInterrupt):
         ppo_checkpoint.save_checkpoint(path, {"identity": {}, "iteration": 2})
-    assert ppo_checkpoint.load_checkpoint(path, {})["iteration"] == 1 and [*tmp_path.iterdir()] == [path]
+    assert ppo_checkpoint.load_checkpoint(path, {})["iteration"] == 1 and [*tmp_path.iterdir()] == [
+        path
+    ]
 
 
 SCRIPT = """
@@ -101,7 +111,9 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(tmp_path):
     """SIGKILL as soon as the first checkpoint is there, and again in the middle of what comes next."""
     call, environment = command(tmp_path / "killed")
     for wait in (0.0, 1.0):
-        process = subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         path, seen = tmp_path / "killed" / "run.pt", None
         seen = path.stat().st_mtime_ns if path.exists() else None
         deadline = time.monotonic() + 120

@@ -40,12 +40,35 @@ def train(folder, number, *settings):
     recipe = folder.parent / "recipe.toml"
     recipe.write_text(RECIPE)
     script = folder.parent / "train.py"
-    script.write_text(f"from helpers.cli import main\ncode = main()\n{REPORT}\nraise SystemExit(code)\n")
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"] if number > 1 else []
+    script.write_text(
+        f"from helpers.cli import main\ncode = main()\n{REPORT}\nraise SystemExit(code)\n"
+    )
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+        if number > 1
+        else []
+    )
     changes = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, *launch, str(script), "train", "--config", str(recipe), "--out", str(folder), *changes]
-    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        *launch,
+        str(script),
+        "train",
+        "--config",
+        str(recipe),
+        "--out",
+        str(folder),
+        *changes,
+    ]
+    environment = {
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+    }
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -56,7 +79,9 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     one = train(folder / "one", 1, "dpo.settings.batch_size=8", "reward.settings.accumulation=2")
     two = train(folder / "two", 2)
-    assert one.count("processes 1") == 1 and two.count("processes 2") == 2  # a launcher may start one, without a word
+    assert (
+        one.count("processes 1") == 1 and two.count("processes 2") == 2
+    )  # a launcher may start one, without a word
     return folder / "one", folder / "two"
 
 
@@ -70,7 +95,11 @@ def test_two_processes_get_the_weights_of_one(both, file):
     assert one.keys() == two.keys()
     for name, weight in one.items():
         assert_close(two[name], weight, atol=1e-4, rtol=0)
-    assert any(weight.abs().max() > 1e-4 for name, weight in one.items() if "lora_B" in name or "lora" not in name)
+    assert any(
+        weight.abs().max() > 1e-4
+        for name, weight in one.items()
+        if "lora_B" in name or "lora" not in name
+    )
 
 
 def test_the_critic_of_two_processes_is_that_of_one(both):
@@ -119,16 +148,21 @@ def test_split_weights_are_refused_where_the_whole_model_is_needed(monkeypatch):
             self.distributed_type = distributed.DistributedType.FSDP
 
     monkeypatch.setattr(distributed, "Accelerator", Sharded)
-    with pytest.raises(UsageError, match="PPO runs with a whole model in each process, not with FSDP"):
+    with pytest.raises(
+        UsageError, match="PPO runs with a whole model in each process, not with FSDP"
+    ):
         distributed.new_accelerator("PPO")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")]
+)
 def test_the_shipped_configurations_are_what_accelerate_reads(name, kind):
     path = ROOT / "recipes" / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert config.distributed_type == kind and config.num_processes == 2
     command = path.read_text(encoding="utf-8").split("accelerate launch ")[1].splitlines()[0]
     assert (
-        f"--config_file recipes/accelerate/{name}.yaml" in command and "-m helpers train --config vehicles" in command
+        f"--config_file recipes/accelerate/{name}.yaml" in command
+        and "-m helpers train --config vehicles" in command
     )

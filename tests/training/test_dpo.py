@@ -27,11 +27,15 @@ def make(pairs_dataset, tmp_path):
     """Trainer of a fresh adapter (or of `model`), with changed settings."""
 
     def build(model=None, dataset=None, **changes):
-        options = {name: changes.pop(name) for name in ("packs", "cache", "output_dir") if name in changes}
+        options = {
+            name: changes.pop(name) for name in ("packs", "cache", "output_dir") if name in changes
+        }
         base, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **changes)
         options = {"output_dir": tmp_path} | options
-        return dpo.dpo_trainer(model or base, processor, dataset or pairs_dataset, settings, **options)
+        return dpo.dpo_trainer(
+            model or base, processor, dataset or pairs_dataset, settings, **options
+        )
 
     return build
 
@@ -62,7 +66,13 @@ def test_training_moves_the_adapter_and_nothing_else(make):
         assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
         assert not parameter.requires_grad or parameter.dtype == torch.float32
     assert len(run.log) == 6 and run.trained_pairs == 48 and run.seconds > 0
-    assert {"loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"} <= run.log[0].keys()
+    assert {
+        "loss",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+    } <= run.log[0].keys()
 
 
 def test_the_reference_is_the_base_and_no_second_adapter_is_kept(make):
@@ -86,11 +96,15 @@ def test_going_on_with_an_adapter_keeps_its_weights_and_makes_them_the_reference
         assert torch.equal(copy_, trained[name.replace(".ref.", ".default.")])
     second.model.eval()
     margins = second.compute_loss(second.model, batch_of(second, range(4)))
-    assert margins.item() != 0 and second._metrics["eval"]["rewards/margins"][-1] == pytest.approx(0, abs=1e-5)
+    assert margins.item() != 0 and second._metrics["eval"]["rewards/margins"][-1] == pytest.approx(
+        0, abs=1e-5
+    )
     run = dpo.train_dpo(second)
     assert abs(run.log[-1]["rewards/margins"]) > 0
     for name, copy_ in second.model.named_parameters():
-        assert ".ref." not in name or torch.equal(copy_, trained[name.replace(".ref.", ".default.")])
+        assert ".ref." not in name or torch.equal(
+            copy_, trained[name.replace(".ref.", ".default.")]
+        )
     third = make(model=second.model)
     # 42 tensors: 3 layers × 7 linear layers × A and B
     assert sum(".ref." in name for name, _ in third.model.named_parameters()) == 42
@@ -101,9 +115,16 @@ def test_ten_steps_log_what_stock_trl_logs(make):
 
     This is the test that fails when a new TRL asks something else of model or batch.
     """
-    changes = {"steps": 10, "batch_size": 4, "losses": ("sigmoid", "bco_pair"), "loss_weights": (0.8, 0.2)}
+    changes = {
+        "steps": 10,
+        "batch_size": 4,
+        "losses": ("sigmoid", "bco_pair"),
+        "loss_weights": (0.8, 0.2),
+    }
     stock, ours = make(packs=False, **changes), make(**changes)
-    assert type(stock.data_collator).__module__.startswith("trl.") and not stock.precompute_ref_logps
+    assert (
+        type(stock.data_collator).__module__.startswith("trl.") and not stock.precompute_ref_logps
+    )
     calls = {"stock": 0, "ours": 0}
     for name, trainer in (("stock", stock), ("ours", ours)):
         layer = trainer.model.get_base_model().get_decoder().layers[0]
@@ -114,14 +135,19 @@ def test_ten_steps_log_what_stock_trl_logs(make):
     for step, (theirs, own) in enumerate(zip(*logs, strict=True)):
         for key in same:
             assert own[key] == pytest.approx(theirs[key], abs=1e-3, rel=1e-3), (step, key)
-    assert calls == {"stock": 20, "ours": 10 + 8}  # 32 pairs: ten steps, and the reference of eight batches, once
+    assert calls == {
+        "stock": 20,
+        "ours": 10 + 8,
+    }  # 32 pairs: ten steps, and the reference of eight batches, once
     assert logs[0][-1]["rewards/margins"] > 0.1
     weights = [state(trainer.model) for trainer in (stock, ours)]
     for name, weight in weights[0].items():
         assert_close(weights[1][name], weight, atol=2e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "sppo_hard", "aot"])
+@pytest.mark.parametrize(
+    "loss", ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "apo_zero", "sppo_hard", "aot"]
+)
 def test_every_loss_of_trl_comes_out_the_same(make, loss):
     """Packed against TRL's layout, with an adapter that has left zero."""
     values = []
@@ -146,11 +172,18 @@ def test_the_pure_losses_are_trls(make):
         policy = completion_logps(logits, batch["input_ids"], batch["completion_mask"]).chunk(2)
         with models.disable_adapters(trainer.model):
             other = trainer.model(**inputs).logits
-            reference = completion_logps(other, batch["input_ids"], batch["completion_mask"]).chunk(2)
+            reference = completion_logps(other, batch["input_ids"], batch["completion_mask"]).chunk(
+                2
+            )
     lengths = batch["completion_mask"].sum(1).chunk(2)
-    means = [[side / length for side, length in zip(pair, lengths, strict=True)] for pair in (policy, reference)]
+    means = [
+        [side / length for side, length in zip(pair, lengths, strict=True)]
+        for pair in (policy, reference)
+    ]
     chosen = token_logps(logits, batch["input_ids"], batch["completion_mask"])[:8]
-    assert dpo_loss(*policy, *reference, beta=0.3)[1].abs().min() > 1e-3, "policy and reference must differ"
+    assert dpo_loss(*policy, *reference, beta=0.3)[1].abs().min() > 1e-3, (
+        "policy and reference must differ"
+    )
     for loss, ours in {
         "sigmoid": dpo_loss(*policy, *reference, beta=0.3)[0],
         "sigmoid_norm": dpo_loss(*means[0], *means[1], beta=0.3)[0],
@@ -158,7 +191,12 @@ def test_the_pure_losses_are_trls(make):
         "bco_pair": bco_loss(*policy, *reference, beta=0.3),
         "sft": sft_loss(chosen, batch["completion_mask"][:8, 1:]),
     }.items():
-        trainer.loss_types, trainer.loss_weights, trainer.beta, trainer.label_smoothing = [loss], [1.0], 0.3, 0.1
+        trainer.loss_types, trainer.loss_weights, trainer.beta, trainer.label_smoothing = (
+            [loss],
+            [1.0],
+            0.3,
+            0.1,
+        )
         with torch.no_grad():
             assert_close(ours, trainer.compute_loss(trainer.model, batch), atol=1e-5, rtol=1e-5)
 
@@ -169,7 +207,9 @@ def test_our_log_probabilities_are_those_of_trls_batch(make, pairs_dataset):
     batch = batch_of(trainer, range(8))
     inputs = {k: v for k, v in batch.items() if k != "completion_mask"}
     with torch.no_grad():
-        theirs = completion_logps(trainer.model(**inputs).logits, batch["input_ids"], batch["completion_mask"])
+        theirs = completion_logps(
+            trainer.model(**inputs).logits, batch["input_ids"], batch["completion_mask"]
+        )
     packer = Packer(trainer.model, trainer.processing_class, packs=True)
     ours = pair_logps(packer, pairs_dataset.select(range(8)), batch_size=3)
     assert_close(torch.tensor([*ours[0], *ours[1]]), theirs.cpu(), atol=1e-4, rtol=1e-4)
@@ -185,7 +225,10 @@ def test_the_vision_tower_runs_once_an_image_and_the_reference_once_a_pair(make,
     store = again.data_collator.reference
     assert len(store) == 32
     batch = batch_of(again, range(32))
-    assert again.data_collator.packer.features.computed == 0 and store.get(batch["keys"]).shape == (32, 2)
+    assert again.data_collator.packer.features.computed == 0 and store.get(batch["keys"]).shape == (
+        32,
+        2,
+    )
 
 
 def test_an_image_is_hashed_once_a_batch(make, spoilt_dataset, monkeypatch):
@@ -211,7 +254,9 @@ def test_kept_figures_are_those_of_the_reference(make):
     kept = trainer._reference(batch)
     with torch.no_grad(), models.disable_adapters(trainer.model):
         logits = trainer.forward(trainer.model, batch)
-    assert_close(kept.T.flatten(), completion_logps(logits, batch["input_ids"], batch["completion_mask"]))
+    assert_close(
+        kept.T.flatten(), completion_logps(logits, batch["input_ids"], batch["completion_mask"])
+    )
     assert torch.equal(trainer._reference(batch), kept)
 
 
@@ -223,7 +268,10 @@ def test_a_stale_cache_is_never_read(make, tmp_path, pairs_dataset):
 
     def found(trainer, **columns):
         rows = [
-            {**pairs_dataset[i], **{name: change(pairs_dataset[i]) for name, change in columns.items()}}
+            {
+                **pairs_dataset[i],
+                **{name: change(pairs_dataset[i]) for name, change in columns.items()},
+            }
             for i in range(8)
         ]
         return trainer.data_collator.reference.get(trainer.data_collator(rows)["keys"]) is not None
@@ -231,22 +279,34 @@ def test_a_stale_cache_is_never_read(make, tmp_path, pairs_dataset):
     assert found(make(cache=cache))
     text = lambda row: [{"role": "assistant", "content": "There are 9 cars."}]  # noqa: E731
     assert not found(make(cache=cache), chosen=text) and not found(make(cache=cache), rejected=text)
-    assert not found(make(cache=cache), prompt=lambda row: [{"role": "user", "content": "How many?"}])
+    assert not found(
+        make(cache=cache), prompt=lambda row: [{"role": "user", "content": "How many?"}]
+    )
     assert not found(make(cache=cache), images=lambda row: [row["images"][0].rotate(90)])
     swapped = {"chosen": lambda row: row["rejected"], "rejected": lambda row: row["chosen"]}
     assert not found(make(cache=cache), **swapped)
 
     base, processor = models.load_model("tiny")
     processor.image_processor.size["longest_edge"] //= 4
-    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    assert not found(
+        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
+    )
     base, processor = models.load_model("tiny")
-    processor.chat_template = processor.chat_template.replace("You are", "You were").replace("user", "user ")
-    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    processor.chat_template = processor.chat_template.replace("You are", "You were").replace(
+        "user", "user "
+    )
+    assert not found(
+        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
+    )
     base, processor = models.load_model("tiny")
     base.get_decoder().norm.weight.data[0] += 1e-3
-    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    assert not found(
+        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
+    )
     base, processor = models.load_model("tiny", four_bit=False)
-    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache))
+    assert not found(
+        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
+    )
     trained = make(cache=cache)
     off_zero(trained.model)
     assert not found(make(model=trained.model, cache=cache))
@@ -263,7 +323,10 @@ def test_a_reference_file_that_a_kill_cut_short_is_gone_on_with(make, tmp_path):
     assert len(second.data_collator.reference) == 7
     assert_close(second._reference(batch), kept)
     keys = [json.loads(line)[0] for line in file.read_text().splitlines()[1:] if line.endswith("]")]
-    assert sorted(keys) == sorted(batch["keys"]) and len(make(cache=cache).data_collator.reference) == 8
+    assert (
+        sorted(keys) == sorted(batch["keys"])
+        and len(make(cache=cache).data_collator.reference) == 8
+    )
 
 
 def test_features_of_other_weights_or_sizes_are_not_read(tiny, tmp_path, pairs_dataset):
@@ -282,12 +345,22 @@ def test_features_of_other_weights_or_sizes_are_not_read(tiny, tmp_path, pairs_d
     processor.image_processor.size["longest_edge"] //= 4
     smaller = ImageFeatures(model, processor, tmp_path)
     assert smaller.key(one) != changed.key(one)
-    assert len(smaller.encode(["x"], [[image]], [one])[0][1]["pooled.all"]) == 4 < len(other["pooled.all"])
+    assert (
+        len(smaller.encode(["x"], [[image]], [one])[0][1]["pooled.all"])
+        == 4
+        < len(other["pooled.all"])
+    )
 
 
 def test_a_trained_vision_tower_is_not_cached_and_gets_gradients(make, capsys):
-    trainer, stock = (make(lora=LoraSettings(vision=True), packs=p, gradient_checkpointing=True) for p in (None, False))
-    assert "vision tower is trained" in capsys.readouterr().out and trainer.data_collator.packer.features is None
+    trainer, stock = (
+        make(lora=LoraSettings(vision=True), packs=p, gradient_checkpointing=True)
+        for p in (None, False)
+    )
+    assert (
+        "vision tower is trained" in capsys.readouterr().out
+        and trainer.data_collator.packer.features is None
+    )
     gradients = []
     for t in (trainer, stock):
         t.model.eval()
@@ -296,7 +369,9 @@ def test_a_trained_vision_tower_is_not_cached_and_gets_gradients(make, capsys):
         gradients.append({n: p.grad for n, p in t.model.named_parameters() if p.grad is not None})
     assert any("visual" in name for name in gradients[0])
     for name, gradient in gradients[1].items():
-        assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.norm()) + 1e-7)
+        assert_close(
+            gradients[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.norm()) + 1e-7
+        )
 
 
 def test_dropout_of_the_adapter_is_kept_and_stays_out_of_the_reference(make):
@@ -342,7 +417,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(make, tmp_path):
     with pytest.raises(Killed):
         dpo.train_dpo(trainer)
     (tmp_path / "killed" / "checkpoint-6").mkdir()  # of a run that was killed while it wrote
-    resumed = dpo.train_dpo(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed"), resume=True)
+    resumed = dpo.train_dpo(
+        make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed"), resume=True
+    )
     assert [row["loss"] for row in resumed.log] == [row["loss"] for row in whole.log]
 
 
@@ -361,7 +438,12 @@ def spoilt_dataset(tmp_path_factory):
 def test_mdpo_is_the_sum_of_its_three_terms(make, spoilt_dataset):
     """Against the terms computed with a plain forward of the spoilt images."""
     trainer = make(
-        dataset=spoilt_dataset, losses=("sigmoid",), sft_weight=0.0, image_weight=0.7, anchor_weight=0.3, beta=0.3
+        dataset=spoilt_dataset,
+        losses=("sigmoid",),
+        sft_weight=0.0,
+        image_weight=0.7,
+        anchor_weight=0.3,
+        beta=0.3,
     )
     off_zero(trainer.model)
     trainer.model.eval()
@@ -371,23 +453,40 @@ def test_mdpo_is_the_sum_of_its_three_terms(make, spoilt_dataset):
         loss = float(trainer.compute_loss(trainer.model, batch_of(trainer, range(6))))
     right = evaluate_pairs(trainer.model, trainer.processing_class, rows)
     wrong = evaluate_pairs(trainer.model, trainer.processing_class, spoilt)
-    pairs, blank = ({n: torch.tensor(v) for n, v in vars(result).items()} for result in (right, wrong))
-    text, _ = dpo_loss(pairs["chosen"], pairs["rejected"], pairs["reference_chosen"], pairs["reference_rejected"], 0.3)
+    pairs, blank = (
+        {n: torch.tensor(v) for n, v in vars(result).items()} for result in (right, wrong)
+    )
+    text, _ = dpo_loss(
+        pairs["chosen"],
+        pairs["rejected"],
+        pairs["reference_chosen"],
+        pairs["reference_rejected"],
+        0.3,
+    )
     image, margin = dpo_loss(
         pairs["chosen"], blank["chosen"], pairs["reference_chosen"], blank["reference_chosen"], 0.3
     )
-    expected = text + 0.7 * image + 0.3 * anchor_loss(pairs["chosen"], pairs["reference_chosen"], 0.3)
+    expected = (
+        text + 0.7 * image + 0.3 * anchor_loss(pairs["chosen"], pairs["reference_chosen"], 0.3)
+    )
     assert loss == pytest.approx(float(expected), rel=1e-4)
     metrics = trainer._metrics["eval"]
     assert metrics["image/accuracies"] == [pytest.approx(float((margin > 0).float().mean()))]
     assert metrics["rewards/margins"][-1] == pytest.approx(
-        0.3 * float((right.chosen - right.reference_chosen - right.rejected + right.reference_rejected).mean()),
+        0.3
+        * float(
+            (
+                right.chosen - right.reference_chosen - right.rejected + right.reference_rejected
+            ).mean()
+        ),
         rel=1e-3,
     )
 
 
 def test_mdpo_trains_and_logs_the_image_terms(make, spoilt_dataset):
-    trainer = make(dataset=spoilt_dataset, image_weight=1.0, anchor_weight=1.0, steps=10, batch_size=4)
+    trainer = make(
+        dataset=spoilt_dataset, image_weight=1.0, anchor_weight=1.0, steps=10, batch_size=4
+    )
     log = dpo.train_dpo(trainer).log
     assert log[-1]["image/margins"] > log[0]["image/margins"] == pytest.approx(0, abs=1e-5)
 
@@ -404,14 +503,20 @@ def test_presets_are_configurations_that_trl_takes(tmp_path):
     for name, settings in DPO_PRESETS.items():
         config = dpo.dpo_config(settings, 0, tmp_path)
         assert len(config.loss_type) == len(config.loss_weights) and config.max_length is None, name
-    assert dpo.dpo_config(dpo_preset("mpo"), 0, tmp_path).loss_type == ["sigmoid", "bco_pair", "sft"]
+    assert dpo.dpo_config(dpo_preset("mpo"), 0, tmp_path).loss_type == [
+        "sigmoid",
+        "bco_pair",
+        "sft",
+    ]
     assert issubclass(dpo.VLMDPOTrainer, DPOTrainer)
 
 
 def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):
     """The smallest proof that gradients point the right way: loss far under ln 2, every pair preferred."""
     model, processor = models.load_model("tiny")
-    settings = dataclasses.replace(SETTINGS, steps=25, batch_size=4, sft_weight=0.0, learning_rate=1e-3)
+    settings = dataclasses.replace(
+        SETTINGS, steps=25, batch_size=4, sft_weight=0.0, learning_rate=1e-3
+    )
     four = pairs_dataset.select(range(4))
     trainer = dpo.dpo_trainer(model, processor, four, settings, output_dir=tmp_path)
     run = dpo.train_dpo(trainer)
@@ -421,4 +526,6 @@ def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):
 
 def test_the_same_seed_gives_the_same_run(make):
     first, second = (dpo.train_dpo(make()).log for _ in range(2))
-    assert [row["loss"] for row in first] == pytest.approx([row["loss"] for row in second], abs=1e-6)
+    assert [row["loss"] for row in first] == pytest.approx(
+        [row["loss"] for row in second], abs=1e-6
+    )

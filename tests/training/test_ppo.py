@@ -30,7 +30,9 @@ def test_adapter_and_critic_move_and_the_base_stays(own):
     before = weights(run)
     row = run.iterate()
     changed = moved(run, before)
-    assert any(".default." in name for name in changed) and any(name.startswith("critic.") for name in changed)
+    assert any(".default." in name for name in changed) and any(
+        name.startswith("critic.") for name in changed
+    )
     assert own == any(f".{CRITIC_ADAPTER}." in name for name in changed)
     assert all(name.startswith("critic.") or "lora_" in name for name in changed)
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5) and row["grad_norm/critic"] > 0
@@ -60,20 +62,26 @@ def test_three_log_probabilities():
     packed = run.pack(experience.rollout)
     with torch.no_grad(), models.disable_adapters(run.model):
         base = answer_logps(run.model, packed)
-    assert_close(experience.reference_logps, base, rtol=1e-4, atol=1e-4)  # image tokens are left out of ours: 1e-5
+    assert_close(
+        experience.reference_logps, base, rtol=1e-4, atol=1e-4
+    )  # image tokens are left out of ours: 1e-5
     assert (experience.old_logps - experience.reference_logps).abs().max() > 0.01
     with torch.no_grad():
         assert_close(run.actor(packed).logps, experience.old_logps)
     run.update(experience)
     with torch.no_grad():
         new = run.actor(packed).logps
-    assert (new - experience.old_logps).abs().max() > 0.01 and (new - experience.reference_logps).abs().max() > 0.01
+    assert (new - experience.old_logps).abs().max() > 0.01 and (
+        new - experience.reference_logps
+    ).abs().max() > 0.01
 
 
 def test_rewards_and_advantages_of_an_iteration():
     """As the formulas say, from the scores and log-probabilities of the iteration."""
     for advantages in ("gae", "rloo", "grpo"):
-        run = trainer(dataclasses.replace(SMALL, advantages=advantages, kl_weight=0.1, learning_rate=3e-3))
+        run = trainer(
+            dataclasses.replace(SMALL, advantages=advantages, kl_weight=0.1, learning_rate=3e-3)
+        )
         run.iterate()
         run.iteration = 1
         e = run.experience(run.sample())
@@ -91,7 +99,11 @@ def test_rewards_and_advantages_of_an_iteration():
         else:
             groups = totals.view(-1, 4)
             centred = groups - groups.mean(1, keepdim=True)
-            each = centred * 4 / 3 if advantages == "rloo" else centred / (groups.std(1, keepdim=True) + 1e-4)
+            each = (
+                centred * 4 / 3
+                if advantages == "rloo"
+                else centred / (groups.std(1, keepdim=True) + 1e-4)
+            )
             expected = each.flatten()[:, None] * e.mask
         assert_close(e.advantages, expected)
 
@@ -103,7 +115,11 @@ def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
     def shifted(rollout, tasks=None):
         """In an update, not in the look before."""
         updates = torch.is_grad_enabled()
-        changed = dataclasses.replace(rollout, ids=[ids.roll(1) for ids in rollout.ids]) if updates else rollout
+        changed = (
+            dataclasses.replace(rollout, ids=[ids.roll(1) for ids in rollout.ids])
+            if updates
+            else rollout
+        )
         return whole(changed, tasks)
 
     monkeypatch.setattr(run, "pack", shifted)
@@ -120,7 +136,8 @@ def test_the_questions_answers_of_one_word_have_nothing_to_learn_from():
     """A project trained on one answer of a word or two at a time: whitening takes the score out of the advantages."""
     settings = dataclasses.replace(PPO_PRESETS["vqa"], iterations=1, max_new_tokens=40)
     one, two = (
-        trainer(settings, make_scorer("score", lambda *given, size=size: {"score": size})) for size in (0.2, 1.0)
+        trainer(settings, make_scorer("score", lambda *given, size=size: {"score": size}))
+        for size in (0.2, 1.0)
     )
     pair = [run.experience(run.sample()) for run in (one, two)]
     assert pair[0].rollout.texts == pair[1].rollout.texts
@@ -130,7 +147,9 @@ def test_the_questions_answers_of_one_word_have_nothing_to_learn_from():
 
 def test_without_packing_an_iteration_is_the_same():
     """One row an answer: another way to the same numbers."""
-    runs = [trainer(dataclasses.replace(SMALL, critic_layers=0), packs=packs) for packs in (True, False)]
+    runs = [
+        trainer(dataclasses.replace(SMALL, critic_layers=0), packs=packs) for packs in (True, False)
+    ]
     packed, rows = (run.iterate() for run in runs)
     assert packed.keys() == rows.keys()
     for key in (
@@ -146,25 +165,38 @@ def test_without_packing_an_iteration_is_the_same():
 @pytest.mark.parametrize("packs", [True, False], ids=["packed", "plain"])
 def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
     """Sampling reads them; three passes without gradients and two epochs of updates only pack what was read."""
-    run = trainer(dataclasses.replace(SMALL, epochs=2, critic_adapter=True, sampling_batch=2), packs=packs)
+    run = trainer(
+        dataclasses.replace(SMALL, epochs=2, critic_adapter=True, sampling_batch=2), packs=packs
+    )
     read, hashed, opened = [], [], []
-    call, hash_of, open_file = type(run.processor).__call__, shared_prefix.images_hash, rollouts.open_image
+    call, hash_of, open_file = (
+        type(run.processor).__call__,
+        shared_prefix.images_hash,
+        rollouts.open_image,
+    )
 
     def count_texts(self, **given):
         read.extend(given["text"])
         return call(self, **given)
 
     monkeypatch.setattr(type(run.processor), "__call__", count_texts)
-    monkeypatch.setattr(shared_prefix, "images_hash", lambda images: hashed.append(images) or hash_of(images))
+    monkeypatch.setattr(
+        shared_prefix, "images_hash", lambda images: hashed.append(images) or hash_of(images)
+    )
     monkeypatch.setattr(rollouts, "open_image", lambda path: opened.append(path) or open_file(path))
     run.iterate()
     asked = run.last.rollout.prompts
-    assert len(set(zip(asked.texts, asked.image_hashes, strict=True))) == 4 and sorted(read) == sorted(asked.texts)
+    assert len(set(zip(asked.texts, asked.image_hashes, strict=True))) == 4 and sorted(
+        read
+    ) == sorted(asked.texts)
     assert len(hashed) == len(opened) == 4
 
 
 def test_gradient_checkpointing_changes_no_number():
-    runs = [trainer(dataclasses.replace(SMALL, critic_adapter=True, gradient_checkpointing=on)) for on in (False, True)]
+    runs = [
+        trainer(dataclasses.replace(SMALL, critic_adapter=True, gradient_checkpointing=on))
+        for on in (False, True)
+    ]
     for run in runs:
         run.iterate()
     assert runs[1].model.is_gradient_checkpointing and not runs[0].model.is_gradient_checkpointing
@@ -178,14 +210,27 @@ def test_slices_change_no_figure_of_an_iteration():
         run = trainer(dataclasses.replace(SMALL, critic_adapter=own))
         run.iteration = 1
         rollout = run.sample()
-        rollout = dataclasses.replace(rollout, ids=[ids[: 5 + 2 * (n // 4)] for n, ids in enumerate(rollout.ids)])
+        rollout = dataclasses.replace(
+            rollout, ids=[ids[: 5 + 2 * (n // 4)] for n, ids in enumerate(rollout.ids)]
+        )
         whole = run.experience(rollout)
         for size in (1, 3):
             run.settings = dataclasses.replace(run.settings, sampling_batch=size)
             sliced = run.experience(rollout)
-            names = ("mask", "old_logps", "reference_logps", "values", "entropy", "rewards", "advantages", "returns")
+            names = (
+                "mask",
+                "old_logps",
+                "reference_logps",
+                "values",
+                "entropy",
+                "rewards",
+                "advantages",
+                "returns",
+            )
             for name in names:
-                assert_close(getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name)
+                assert_close(
+                    getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name
+                )
 
 
 def test_slices_ask_the_same_questions_and_are_drawn_apart():
@@ -235,7 +280,9 @@ def test_losses_may_be_scaled_as_for_fp16():
     plain, scaled = (trainer(dataclasses.replace(SMALL, **how)) for _ in range(2))
     scaler = scaled.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaled.optimizer = AcceleratedOptimizer(scaled.optimizer.optimizer, scaler=scaler)
-    scaled.accelerator.unscale_gradients = lambda _: scaler.unscale_(scaled.optimizer.optimizer)  # as in fp16
+    scaled.accelerator.unscale_gradients = lambda _: scaler.unscale_(
+        scaled.optimizer.optimizer
+    )  # as in fp16
     for run in (plain, scaled):
         run.iterate()
         run.iteration, score, run.score = 1, run.score, constant
@@ -251,11 +298,19 @@ def test_losses_may_be_scaled_as_for_fp16():
 
 def test_the_kl_controller_follows_its_target():
     """KL is 0 in the first iteration (policy = reference), and over the target in the second: × 0.8, × 1.2."""
-    how = {"kl_target": 1e-6, "kl_horizon": 16, "kl_weight": 0.1, "learning_rate": 5e-3, "iterations": 2}
+    how = {
+        "kl_target": 1e-6,
+        "kl_horizon": 16,
+        "kl_weight": 0.1,
+        "learning_rate": 5e-3,
+        "iterations": 2,
+    }
     run = trainer(dataclasses.replace(SMALL, **how))
     run.train()
     assert [row["objective/kl_weight"] for row in run.log] == pytest.approx([0.1, 0.08])
-    assert run.log[0]["objective/kl"] == pytest.approx(0, abs=1e-5) and run.kl.weight == pytest.approx(0.096)
+    assert run.log[0]["objective/kl"] == pytest.approx(
+        0, abs=1e-5
+    ) and run.kl.weight == pytest.approx(0.096)
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,18 @@ def made(number, choose, folder):
         texts = [f"Yes, {i} cars.", f"No, {i} buses."]
         better = choose(i)
         rows.append(
-            {"image": "grey.png", "prompt": "How many?", "chosen": texts[better], "rejected": texts[1 - better]}
+            {
+                "image": "grey.png",
+                "prompt": "How many?",
+                "chosen": texts[better],
+                "rejected": texts[1 - better],
+            }
         )
     path = folder / "made.jsonl"
     made_up = [PreferenceRecord.model_validate(row | {"id": str(i)}) for i, row in enumerate(rows)]
-    return path, [resolve_images(record, path, line) for line, record in enumerate(made_up, start=1)]
+    return path, [
+        resolve_images(record, path, line) for line, record in enumerate(made_up, start=1)
+    ]
 
 
 def test_training_moves_adapter_and_head_and_nothing_else(records):
@@ -45,15 +52,21 @@ def test_training_moves_adapter_and_head_and_nothing_else(records):
     base = {id(p) for p in model.parameters()}
     before = {name: value.detach().clone() for name, value in policy.named_parameters()}
     run = trainer((policy, processor), records)
-    assert run.reward.backbone is policy and base <= {id(p) for p in run.reward.backbone.parameters()}
+    assert run.reward.backbone is policy and base <= {
+        id(p) for p in run.reward.backbone.parameters()
+    }
     start = weights(run.reward)
     assert {name.split(".")[0] for name in start} == {"base_model", "head"}
     run.train()
     assert all(not torch.equal(value, start[name]) for name, value in weights(run.reward).items())
     after = dict(policy.named_parameters())
-    assert all(torch.equal(after[name], value) for name, value in before.items()), "base and policy stay as they are"
+    assert all(torch.equal(after[name], value) for name, value in before.items()), (
+        "base and policy stay as they are"
+    )
     assert policy.active_adapter == models.POLICY_ADAPTER
-    assert [n for n, p in policy.named_parameters() if p.requires_grad] == [n for n in before if ".default." in n]
+    assert [n for n, p in policy.named_parameters() if p.requires_grad] == [
+        n for n in before if ".default." in n
+    ]
     with run.reward.use_adapter():
         assert policy.active_adapter == "reward"
 
@@ -71,7 +84,9 @@ def test_accumulated_gradients_are_those_of_the_full_batch(records):
         with run.reward.use_adapter():
             run.reward.eval()  # no dropout
             figures = run.gradients(uneven)
-        found.append((figures["loss"], {name: value.grad.clone() for name, value in run.weights.items()}))
+        found.append(
+            (figures["loss"], {name: value.grad.clone() for name, value in run.weights.items()})
+        )
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         for name, gradient in gradients.items():
@@ -81,16 +96,23 @@ def test_accumulated_gradients_are_those_of_the_full_batch(records):
 @pytest.mark.parametrize("head", ["mlp", "fusion"])
 def test_gradient_checkpointing_changes_no_number(records, head):
     """Nor does dropout: what is computed again is drawn again."""
-    found, settings = [], dataclasses.replace(QUICK, head=head, batch_size=4, epochs=1, evaluations=1)
+    found, settings = (
+        [],
+        dataclasses.replace(QUICK, head=head, batch_size=4, epochs=1, evaluations=1),
+    )
     settings = dataclasses.replace(settings, lora=dataclasses.replace(settings.lora, dropout=0.2))
     for saving in (False, True):
         run = trainer(
-            models.load_model("tiny"), records[:8], dataclasses.replace(settings, gradient_checkpointing=saving)
+            models.load_model("tiny"),
+            records[:8],
+            dataclasses.replace(settings, gradient_checkpointing=saving),
         )
         run.train()
         assert run.reward.backbone.is_gradient_checkpointing == saving
         found.append((run.run.log, weights(run.reward)))
-    assert [row["loss"] for row in found[1][0]] == pytest.approx([row["loss"] for row in found[0][0]], rel=1e-4)
+    assert [row["loss"] for row in found[1][0]] == pytest.approx(
+        [row["loss"] for row in found[0][0]], rel=1e-4
+    )
     for name, value in found[0][1].items():
         assert_close(found[1][1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
@@ -104,7 +126,9 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(records, tmp_pat
     whole = trainer(models.load_model("tiny"), records, settings)
     expected = whole.train()
 
-    interrupted = trainer(models.load_model("tiny"), records, settings, checkpoint=tmp_path / "run.pt")
+    interrupted = trainer(
+        models.load_model("tiny"), records, settings, checkpoint=tmp_path / "run.pt"
+    )
     gradients, steps = interrupted.gradients, []  # asked for once a step
 
     def killed_at_nine(rows):
@@ -118,8 +142,15 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(records, tmp_pat
         interrupted.train()
     resumed = trainer(models.load_model("tiny"), records, settings, checkpoint=tmp_path / "run.pt")
     found = resumed.train()
-    assert resumed.step == whole.step == 12 and found.log == expected.log and found.evaluations == expected.evaluations
-    assert all(torch.equal(value, weights(whole.reward)[name]) for name, value in weights(resumed.reward).items())
+    assert (
+        resumed.step == whole.step == 12
+        and found.log == expected.log
+        and found.evaluations == expected.evaluations
+    )
+    assert all(
+        torch.equal(value, weights(whole.reward)[name])
+        for name, value in weights(resumed.reward).items()
+    )
     with pytest.raises(UsageError, match="of a run with other settings"):
         trainer(models.load_model("tiny"), records, QUICK, checkpoint=tmp_path / "run.pt").train()
 
@@ -141,7 +172,10 @@ def test_it_stops_when_held_out_accuracy_does_not_rise_and_keeps_the_best(record
 
 def test_made_up_pairs_are_learnt_and_random_labels_are_not(tmp_path):
     settings = dataclasses.replace(QUICK, epochs=3, batch_size=16)
-    for choose, learnt in ((lambda i: 0, True), (lambda i: np.random.default_rng([7, i]).integers(2), False)):
+    for choose, learnt in (
+        (lambda i: 0, True),
+        (lambda i: np.random.default_rng([7, i]).integers(2), False),
+    ):
         _, rows = made(300, choose, tmp_path)
         reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
         RewardTrainer(reward, rows[:200], rows[:20], settings).train()
@@ -157,8 +191,15 @@ def test_margins_smoothing_and_centring_reach_the_loss(records):
     scores = torch.tensor([1.0, -0.5, 0.5])[: len(record.answers)]
     plain = RewardSettings()
     base = losses_of(scores, [record], plain)
-    for change in ({"margin_weight": 1.0}, {"label_smoothing": 0.2}, {"centring_weight": 0.1}, {"objective": "focal"}):
-        assert not torch.allclose(losses_of(scores, [record], dataclasses.replace(plain, **change)), base)
+    for change in (
+        {"margin_weight": 1.0},
+        {"label_smoothing": 0.2},
+        {"centring_weight": 0.1},
+        {"objective": "focal"},
+    ):
+        assert not torch.allclose(
+            losses_of(scores, [record], dataclasses.replace(plain, **change)), base
+        )
     assert len(losses_of(scores, [record], plain)) == len(list(record.tier_pairs()))
 
 
@@ -171,4 +212,6 @@ def test_records_without_a_pair_are_left_out_and_an_error_if_there_are_no_others
     with pytest.raises(UsageError, match="no pair of a better and a worse answer"):
         trainer(models.load_model("tiny"), tied)
     with pytest.raises(UsageError, match="unknown objective 'contrastive'"):
-        trainer(models.load_model("tiny"), records, dataclasses.replace(QUICK, objective="contrastive"))
+        trainer(
+            models.load_model("tiny"), records, dataclasses.replace(QUICK, objective="contrastive")
+        )

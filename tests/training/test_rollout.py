@@ -42,9 +42,12 @@ def test_kept_features_give_the_answers_that_pixels_give(name):
     how = {"max_new_tokens": 6, "seed": 3}
     features = ImageFeatures(model, processor)
     kept, pixels = (
-        sample_ids(model, processor, encode_prompts(processor, *rows, given), **how) for given in (features, None)
+        sample_ids(model, processor, encode_prompts(processor, *rows, given), **how)
+        for given in (features, None)
     )
-    assert [row.tolist() for row in kept[0]] == [row.tolist() for row in pixels[0]] and kept[1] == pixels[1]
+    assert [row.tolist() for row in kept[0]] == [row.tolist() for row in pixels[0]] and kept[
+        1
+    ] == pixels[1]
     assert features.computed == 2  # images, not answers
     assert kept[0][0].tolist() != kept[0][1].tolist()  # answers to one prompt differ
 
@@ -59,9 +62,9 @@ def test_sampled_tokens_have_the_same_log_probabilities_in_both_layouts(name):
     packed = pack(model, processor, kept, answers)
     for side in ("right", "left"):
         rows = pack_separately(processor, encode_prompts(processor, prompts, IMAGES), answers, side)
-        assert [row[1:][mask[1:]].tolist() for row, mask in zip(rows.ids, rows.mask, strict=True)] == [
-            i.tolist() for i in ids
-        ]
+        assert [
+            row[1:][mask[1:]].tolist() for row, mask in zip(rows.ids, rows.mask, strict=True)
+        ] == [i.tolist() for i in ids]
         assert_close(answer_logps(model, packed), answer_logps(model, rows), rtol=1e-4, atol=1e-4)
     assert packed.pooled.shape == (3, model.config.get_text_config().hidden_size)
     assert_close(packed.pooled[0], packed.pooled[1])  # of the same image
@@ -96,12 +99,21 @@ def test_answers_to_one_task_stand_together(tiny, tasks):
     known = {id(task.facts): float(number) for number, task in enumerate(tasks)}
     seen = []
     whose = make_scorer(
-        "whose", lambda image, question, answer, facts: seen.append(image.size) or {"task": known[id(facts)]}
+        "whose",
+        lambda image, question, answer, facts: (
+            seen.append(image.size) or {"task": known[id(facts)]}
+        ),
     )
     rollout = rolled(tiny, tasks, whose, truth=count_exact)
-    assert rollout.scores.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and seen == [(112, 112)] * 12
+    assert (
+        rollout.scores.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+        and seen == [(112, 112)] * 12
+    )
     assert rollout.answer_numbers([2, 0]) == [6, 7, 8, 0, 1, 2]
-    exact = [count_exact(None, "", text, tasks[n // 3].facts).total for n, text in enumerate(rollout.texts)]
+    exact = [
+        count_exact(None, "", text, tasks[n // 3].facts).total
+        for n, text in enumerate(rollout.texts)
+    ]
     assert rollout.truth.tolist() == exact and 0 < sum(exact) < 12
 
 
@@ -132,7 +144,11 @@ def test_a_scorer_with_a_model_gets_all_answers_at_once(tiny, tasks):
 def test_image_tokens_are_never_sampled(tiny, tasks):
     model, processor = tiny
     config = models.generation_config(model, processor, 1.0)
-    assert processor.image_token_id in config.suppress_tokens and config.top_k == 0 and config.top_p == 1.0
+    assert (
+        processor.image_token_id in config.suppress_tokens
+        and config.top_k == 0
+        and config.top_p == 1.0
+    )
 
 
 def test_a_missing_image_is_named(tiny, tmp_path):
@@ -161,8 +177,17 @@ def test_sampled_answers_are_scored_without_the_space(monkeypatch):
     ids = [torch.tensor(answer_ids(processor, text)) for text in ("Two cars.", "No.")]
     monkeypatch.setattr(rollout, "sample_ids", lambda *_, **__: (ids, [True, True]))
     seen = []
-    score = make_scorer("watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0})
-    how = {"group_size": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "no_end_penalty": 1.0, "seed": 0}
+    score = make_scorer(
+        "watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0}
+    )
+    how = {
+        "group_size": 2,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_new_tokens": 8,
+        "no_end_penalty": 1.0,
+        "seed": 0,
+    }
     tasks = [rollout.Task((), (user_message("Q"),), {})]
     packer = Packer(model, processor, packs=False)
     assert rollout.roll_out(packer, tasks, score, **how).texts == ["Two cars.", "No."] == seen

@@ -30,19 +30,29 @@ def experience() -> Experience:
     )  # fmt: skip
     ones = mask.float()
     returns = torch.tensor([[1.0, 1, 1], [0, 0, 0], [0.5, 0.5, 0], [0.5, 0.5, 0.5]])
-    return Experience(rollout, mask, -ones, -2 * ones, 0.5 * ones, 0.25 * ones, returns, 2 * ones, returns)
+    return Experience(
+        rollout, mask, -ones, -2 * ones, 0.5 * ones, 0.25 * ones, returns, 2 * ones, returns
+    )
 
 
 def test_figures_by_hand():
     row = ppo_figures.experience_figures(experience())
     # tokens 3, 1, 2, 3; KL of 1 a token; returns: 3 × 1, 1 × 0, 5 × .5, of 9
-    assert row["objective/scores"] == 0.5 and row["objective/truth"] == 0.25 and row["reward/exact"] == 0.75
+    assert (
+        row["objective/scores"] == 0.5
+        and row["objective/truth"] == 0.25
+        and row["reward/exact"] == 0.75
+    )
     assert row["objective/kl"] == row["answers/tokens"] == 9 / 4 and row["tokens"] == 9
     assert row["ppo/returns/mean"] == pytest.approx(5.5 / 9)
     assert row["ppo/returns/var"] == pytest.approx((3 + 5 * 0.25) / 9 - (5.5 / 9) ** 2)
     assert row["ppo/explained_variance"] == pytest.approx(0, abs=1e-6)  # of a constant
     assert row["objective/entropy"] == 0.25 and row["ppo/advantages/size"] == 2
-    assert row["answers/not_ended"] == 0.25 and row["answers/distinct"] == 0.75 and row["answers/repeated"] == 0
+    assert (
+        row["answers/not_ended"] == 0.25
+        and row["answers/distinct"] == 0.75
+        and row["answers/repeated"] == 0
+    )
     assert row["groups/zero_variance"] == 0.5
 
 
@@ -62,14 +72,20 @@ def test_logs_have_each_iteration_once_also_when_a_run_goes_on(tmp_path):
         ppo_figures.SampleLog(tmp_path / "samples.jsonl", every=2),
     )
     for iteration in (1, 2, 3, 2, 3, 4):  # killed after 3, gone on with after 1
-        trainer.iteration, trainer.log = iteration, [{"iteration": n, "x": math.nan} for n in range(1, iteration + 1)]
+        trainer.iteration, trainer.log = (
+            iteration,
+            [{"iteration": n, "x": math.nan} for n in range(1, iteration + 1)],
+        )
         log(trainer)
         samples(trainer)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [{"iteration": n, "x": None} for n in (1, 2, 3, 4)]
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 1, 2, 2, 4, 4]
-    assert [(row["prompt"], row["answer"], row["score"]) for row in rows[:2]] == [("a", "x", 1.0), ("b", "z", 0.5)]
+    assert [(row["prompt"], row["answer"], row["score"]) for row in rows[:2]] == [
+        ("a", "x", 1.0),
+        ("b", "z", 0.5),
+    ]
 
 
 def test_tensorboard_gets_every_figure_or_is_named(tmp_path, monkeypatch):
@@ -94,13 +110,17 @@ def test_tensorboard_gets_every_figure_or_is_named(tmp_path, monkeypatch):
 
 def test_the_panel_is_drawn_with_and_without_critic_truth_and_held_out_questions(tmp_path):
     row = ppo_figures.experience_figures(experience()) | ROW
-    bare = {name: value for name, value in row.items() if name != "objective/truth"} | {"critic": 0.0}
+    bare = {name: value for name, value in row.items() if name != "objective/truth"} | {
+        "critic": 0.0
+    }
     for log, shares in (([row, row], [(1, proportion(3, 8))]), ([bare], [])):
         figure = plots.policy_curves(log, 4, shares)
         figure.savefig(tmp_path / "x.png")
         assert Image.open(tmp_path / "x.png").width > 1000
         titles = [axis.get_title() for axis in figure.axes]
-        assert titles[2] == ("critic: explained variance" if log[0]["critic"] else "groups with equal scores")
+        assert titles[2] == (
+            "critic: explained variance" if log[0]["critic"] else "groups with equal scores"
+        )
         assert len(figure.axes[0].lines) == (3 if shares else 1)
     plots.value_strip(["There", " are", " "], [0.5, -0.1, 1.2], "truth").savefig(tmp_path / "x.png")
 

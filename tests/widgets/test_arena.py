@@ -40,7 +40,9 @@ def click(shown, *keys):
 
 def choose(shown, name):
     """Click the answer of this model, as somebody would who recognizes it."""
-    shown.choices[[shown.item.record.answers[i].model for i in shown.item.order].index(name)].click()
+    shown.choices[
+        [shown.item.record.answers[i].model for i in shown.item.order].index(name)
+    ].click()
 
 
 def states(box):
@@ -52,7 +54,10 @@ def states(box):
 def test_it_reads_like_an_arena_and_votes_like_a_ranking(tmp_path, path, widget):
     shown = widget(make(tmp_path, 5))
     assert [b.description for b in shown.choices] == ["A is better (a)", "B is better (b)"]
-    assert [shown.buttons[name].description for name in ("tie", "all bad")] == ["Tie (t)", "Both bad (x)"]
+    assert [shown.buttons[name].description for name in ("tie", "all bad")] == [
+        "Tie (t)",
+        "Both bad (x)",
+    ]
     first = shown.item
     click(shown, "b", "t", "x", "s", "u", "s")
     events = read_events(path)[0]
@@ -82,7 +87,9 @@ def test_nothing_tells_the_models_before_reveal(tmp_path, widget, capsys):
         assert "won" not in shown.table.value and shown.state["standings"] is None
         click(shown, key)
         shown.export_button.click()
-    assert "4 judged records" in shown.exported.value and not [s for s in SECRETS if s in shown.exported.value]
+    assert "4 judged records" in shown.exported.value and not [
+        s for s in SECRETS if s in shown.exported.value
+    ]
     shown.reveal_button.click()
     assert all(name in shown.table.value and name in shown.state["standings"] for name in NAMES)
     assert "won" in shown.table.value and shown.reveal_button.disabled
@@ -96,7 +103,11 @@ def test_votes_after_reveal_are_counted_as_not_blind_over_a_restart(tmp_path, pa
     ana.reveal_button.click()
     assert ana.standings.not_blind == 0 and ana.state["revealed"]
     choose(ana, NAMES[0])
-    assert ana.standings.not_blind == 1 and ana.standings.wins == (0, 2) and "so not blind: 1" in ana.table.value
+    assert (
+        ana.standings.not_blind == 1
+        and ana.standings.wins == (0, 2)
+        and "so not blind: 1" in ana.table.value
+    )
     again = widget(records)
     assert again.state["revealed"] and NAMES[0] in again.table.value, "nobody can unsee"
     click(again, "u", "u", "t")
@@ -134,7 +145,10 @@ def test_the_export_is_the_data_of_a_next_round(tmp_path, path, widget):
         choose(shown, NAMES[1])
     click(shown, "t", "s")
     shown.export_button.click()
-    assert str(target) in shown.exported.value and "3 judged records, 2 with a better answer" in shown.exported.value
+    assert (
+        str(target) in shown.exported.value
+        and "3 judged records, 2 with a better answer" in shown.exported.value
+    )
     assert "2 left out" in shown.exported.value
     written = read_records(target)
     pairs = {record.id: [pair.chosen.text for pair in record.pairs()] for record in written}
@@ -176,7 +190,10 @@ def test_damage_to_the_file_stays_in_the_widget_and_is_no_lost_vote(tmp_path, pa
     shown.reveal_button.click()
     path.with_suffix(".revealed.json").write_text("{")
     click(shown, "a")
-    assert "votes.revealed.json: not JSON" in shown.table.value and "Not counted" not in shown.message.value
+    assert (
+        "votes.revealed.json: not JSON" in shown.table.value
+        and "Not counted" not in shown.message.value
+    )
     assert len(read_events(path)[0]) == 2
 
 
@@ -215,15 +232,29 @@ def one_life(folder, votes):
 def test_60_votes_with_kills_between_lose_none(tmp_path, path):
     records = make(tmp_path, 60)
     draw = random.Random(0)
-    lives = [one_life(tmp_path, draw.randrange(5, 15)) for _ in range(3)] + [one_life(tmp_path, None)]
+    lives = [one_life(tmp_path, draw.randrange(5, 15)) for _ in range(3)] + [
+        one_life(tmp_path, None)
+    ]
     assert [killed for _, killed in lives] == [True, True, True, False]
     told = [key for keys, _ in lives for key in keys]
     events, tail = read_events(path)
-    assert tail == b"" and len(told) == len(set(told)) >= 57 and set(told) <= {event.record for event in events}
+    assert (
+        tail == b""
+        and len(told) == len(set(told)) >= 57
+        and set(told) <= {event.record for event in events}
+    )
     assert sorted(event.record for event in events) == sorted(record.id for record in records)
     by_key = {event.record: event.judgement for event in events}
     verdicts = ["ranked", "ranked", "tie", "all bad", "skip"]
     assert all(by_key[key].verdict == verdicts[int(key) % 5] for key in by_key)
     found = arena.standings(records, path)
-    assert (sum(found.wins), found.ties, found.both_bad, found.skipped, found.unjudged) == (24, 12, 12, 12, 0)
-    assert found.first_shown_share == proportion(12, 24), "keys 0, 5, … chose A, keys 1, 6, … chose B"
+    assert (sum(found.wins), found.ties, found.both_bad, found.skipped, found.unjudged) == (
+        24,
+        12,
+        12,
+        12,
+        0,
+    )
+    assert found.first_shown_share == proportion(12, 24), (
+        "keys 0, 5, … chose A, keys 1, 6, … chose B"
+    )

@@ -58,20 +58,35 @@ def photo(size=(200, 100)):
 
 
 def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, items):
-    assert list(comparison.state["answers"]) == ["base", "dpo/shipped"] and comparison.state["right"]["dpo/shipped"]
-    assert "truth</b> " in comparison.answers.value and bytes(comparison.picture.value).startswith(b"\x89PNG")
+    assert (
+        list(comparison.state["answers"]) == ["base", "dpo/shipped"]
+        and comparison.state["right"]["dpo/shipped"]
+    )
+    assert "truth</b> " in comparison.answers.value and bytes(comparison.picture.value).startswith(
+        b"\x89PNG"
+    )
     picture = comparison.picture.value
     comparison.item.value = 3
-    assert comparison.picture.value != picture and comparison.question.value == question_for(items[3], 3)
+    assert comparison.picture.value != picture and comparison.question.value == question_for(
+        items[3], 3
+    )
     comparison.suggestion.value = "Is there a car in the image?"
-    assert comparison.state["answers"]["base"] in ("Yes.", "No.") and comparison.state["right"]["base"] is None
+    assert (
+        comparison.state["answers"]["base"] in ("Yes.", "No.")
+        and comparison.state["right"]["base"] is None
+    )
     comparison.item.value = 5
-    assert comparison.question.value == question_for(items[5], 5), "the next image brings its own question"
+    assert comparison.question.value == question_for(items[5], 5), (
+        "the next image brings its own question"
+    )
 
 
 def test_switching_the_policies_asks_those(comparison):
     comparison.names.value = ["dpo/shipped"]
-    assert list(comparison.state["answers"]) == ["dpo/shipped"] and "base</b>" not in comparison.answers.value
+    assert (
+        list(comparison.state["answers"]) == ["dpo/shipped"]
+        and "base</b>" not in comparison.answers.value
+    )
     comparison.names.value = []
     assert list(comparison.state["answers"]) == ["base"], "without a choice the base speaks"
 
@@ -79,7 +94,8 @@ def test_switching_the_policies_asks_those(comparison):
 def test_every_decoding_control_changes_what_is_asked(comparison):
     comparison.max_new_tokens.value = 3
     assert (
-        all(len(s.tokens) == 3 for s in comparison.state["spoken"]) and "cut after 3 tokens" in comparison.answers.value
+        all(len(s.tokens) == 3 for s in comparison.state["spoken"])
+        and "cut after 3 tokens" in comparison.answers.value
     )
     comparison.max_new_tokens.value = 64
     comparison.temperature.value = 2.0
@@ -96,7 +112,10 @@ def test_every_decoding_control_changes_what_is_asked(comparison):
 
 def test_figures_and_token_colours_are_those_of_the_answers(comparison):
     spoken = comparison.state["spoken"][1]
-    assert f"log p {spoken.logp:.2f}" in comparison.answers.value and "KL to it" in comparison.answers.value
+    assert (
+        f"log p {spoken.logp:.2f}" in comparison.answers.value
+        and "KL to it" in comparison.answers.value
+    )
     comparison.marks.value = LIKELIER_TOKENS
     assert comparison.answers.value.count("<span title='log p") == sum(
         len(s.tokens) for s in comparison.state["spoken"]
@@ -111,12 +130,17 @@ def test_a_reward_is_shown_where_there_is_one(policies, items, artifacts):
 
 def test_an_upload_is_asked_about_and_has_no_known_truth(comparison):
     upload(comparison, photo())
-    assert "not known for this image" in comparison.answers.value and comparison.state["right"]["base"] is None
+    assert (
+        "not known for this image" in comparison.answers.value
+        and comparison.state["right"]["base"] is None
+    )
     comparison.item.value = 2
     assert comparison.state["right"]["base"] is not None, "a held-out image again"
 
 
-def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_question_works(comparison):
+def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_question_works(
+    comparison,
+):
     upload(comparison, b"<html>", "page.html")
     assert "cannot be read" in comparison.state["error"] and "Error:" in comparison.message.value
     comparison.item.value = 1
@@ -129,7 +153,10 @@ def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, i
     upload(comparison, photo((64, 64)))
     again = Comparison(policies, items)
     assert (again.item.value, again.temperature.value, again.seed.value) == (4, 0.8, 7)
-    assert again.question.value == "How many buses?" and again.state["answers"] == comparison.state["answers"]
+    assert (
+        again.question.value == "How many buses?"
+        and again.state["answers"] == comparison.state["answers"]
+    )
     assert "not known for this image" in again.answers.value
     fewer = Comparison(policies, items[:2])
     assert fewer.item.value == 1, "a setting that no longer fits is brought into range"
@@ -150,13 +177,17 @@ def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifact
         read_gallery(artifacts / "gallery")
 
 
-def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(policies, items, artifacts, tmp_path):
+def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(
+    policies, items, artifacts, tmp_path
+):
     lost = [replace(items[0], path=tmp_path / "gone.png"), items[1]]
     comparison = Comparison(policies, lost)
     assert "gone.png does not exist" in comparison.state["error"]
     comparison.marks.value = LIKELIER_TOKENS
     comparison.keep.click()
-    assert "no answer to keep" in comparison.message.value and not read_gallery(artifacts / "gallery")
+    assert "no answer to keep" in comparison.message.value and not read_gallery(
+        artifacts / "gallery"
+    )
     comparison.item.value = 1
     assert list(comparison.state["answers"]) == ["base", "dpo/shipped"]
 
@@ -165,7 +196,9 @@ def test_adapters_of_another_folder_join(comparison, tmp_path):
     shutil.copytree(SHIPPED_POLICIES, tmp_path / "more" / "ppo" / "mine")
     before = comparison.state["answers"]
     comparison.folder.value = str(tmp_path / "more")
-    assert "ppo/mine" in comparison.names.options and comparison.state["answers"] == before, "the choice stays"
+    assert "ppo/mine" in comparison.names.options and comparison.state["answers"] == before, (
+        "the choice stays"
+    )
     comparison.names.value = ["base", "ppo/mine"]
     assert list(comparison.state["answers"]) == ["base", "ppo/mine"]
     comparison.folder.value = str(tmp_path / "nowhere")
@@ -183,6 +216,10 @@ def test_adapters_of_another_folder_join(comparison, tmp_path):
     ],
 )
 def test_verdicts(answer, question, expected):
-    question = "Please count the cars, motorcycles, buses and bicycles you see." if question == "all" else question
+    question = (
+        "Please count the cars, motorcycles, buses and bicycles you see."
+        if question == "all"
+        else question
+    )
     assert is_answer_right(answer, question, TRUTH) is expected
     assert is_answer_right(answer, question, None) is None

@@ -12,7 +12,14 @@ from helpers.data.labels import CountedImage
 from helpers.files import UsageError
 from helpers.statistics import proportion
 from helpers.widgets import Explorer, explorer as module
-from helpers.widgets.explorer import PER_PAGE, count_changes, error_kinds, outcome_of, select_rows, tabulate
+from helpers.widgets.explorer import (
+    PER_PAGE,
+    count_changes,
+    error_kinds,
+    outcome_of,
+    select_rows,
+    tabulate,
+)
 
 TRUTH = {"cars": 2, "buses": 1}
 
@@ -81,7 +88,9 @@ def numbers(rows):
 def test_filters_and_orders_by_hand(tmp_path):
     rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER)
     assert [row.change for row in rows] == [0, 1, 2, 1, 2, 2]
-    assert numbers(select_rows(rows)) == [5, 3, 4, 1, 2, 0], "broken, fixed, both wrong, both right; most changed first"
+    assert numbers(select_rows(rows)) == [5, 3, 4, 1, 2, 0], (
+        "broken, fixed, both wrong, both right; most changed first"
+    )
     assert numbers(select_rows(rows, order="change")) == [2, 4, 5, 1, 3, 0]
     assert numbers(select_rows(rows, order="number")) == [0, 1, 2, 3, 4, 5]
     assert numbers(select_rows(rows, outcome="fixed")) == [4, 1]
@@ -89,7 +98,9 @@ def test_filters_and_orders_by_hand(tmp_path):
     assert numbers(select_rows(rows, kind="too many cars")) == [3]
     assert numbers(select_rows(rows, kind="not parsed")) == [5]
     assert numbers(select_rows(rows, kind="right", order="number")) == [0, 1, 4]
-    assert numbers(select_rows(rows, group="photo 1", kind="too few buses", outcome="both wrong")) == [2]
+    assert numbers(
+        select_rows(rows, group="photo 1", kind="too few buses", outcome="both wrong")
+    ) == [2]
     assert select_rows(rows, group="photo 0", outcome="broken") == []
 
 
@@ -106,7 +117,9 @@ def test_a_change_of_ones_own_goes_by_size_not_sign(tmp_path):
         and "as given" in shown.message.value
     )
     shown.policy.value = "other"
-    assert shown.state["shown"] == [2, 4, 5, 1, 3, 0] and "counts that differ" in shown.message.value
+    assert (
+        shown.state["shown"] == [2, 4, 5, 1, 3, 0] and "counts that differ" in shown.message.value
+    )
 
 
 def test_selecting_loses_and_doubles_nothing(tmp_path):
@@ -121,20 +134,36 @@ def test_selecting_loses_and_doubles_nothing(tmp_path):
 
 @pytest.fixture
 def explorer(tmp_path):
-    return Explorer(items(tmp_path, 6), {"base": BEFORE, "policy": AFTER, "other": BEFORE, "perfect": [RIGHT] * 6})
+    return Explorer(
+        items(tmp_path, 6),
+        {"base": BEFORE, "policy": AFTER, "other": BEFORE, "perfect": [RIGHT] * 6},
+    )
 
 
 def test_broken_comes_first_and_the_header_counts(explorer):
     assert explorer.state["shown"] == [5, 3, 4, 1, 2, 0]
     assert explorer.state["counts"] == {"broken": 2, "fixed": 2, "both wrong": 1, "both right": 1}
-    assert "<b>broken</b> 2 · <b>fixed</b> 2 · <b>both wrong</b> 1 · <b>both right</b> 1" in explorer.header.value
+    assert (
+        "<b>broken</b> 2 · <b>fixed</b> 2 · <b>both wrong</b> 1 · <b>both right</b> 1"
+        in explorer.header.value
+    )
     # before: both right and broken, 3 of 6; after: both right and fixed, 3 of 6
-    assert explorer.header.value.count(proportion(3, 6).short_text()) == 2 and "n = 6" in explorer.header.value
+    assert (
+        explorer.header.value.count(proportion(3, 6).short_text()) == 2
+        and "n = 6" in explorer.header.value
+    )
     explorer.policy.value = "perfect"
-    assert f"base {proportion(3, 6).short_text()}, perfect {proportion(6, 6)}" in explorer.header.value
+    assert (
+        f"base {proportion(3, 6).short_text()}, perfect {proportion(6, 6)}" in explorer.header.value
+    )
     explorer.policy.value = "policy"
     first = explorer.grid.value.split("role='group'")[1]
-    assert "item 5" in first and "broken" in first and "2 cars, 1 buses" in first and "not parsed" in first
+    assert (
+        "item 5" in first
+        and "broken" in first
+        and "2 cars, 1 buses" in first
+        and "not parsed" in first
+    )
     assert "background:#ffd7d5" in first and "data:image/jpeg;base64," in first
 
 
@@ -168,9 +197,19 @@ def test_pages(tmp_path):
             3,
         ) and f"page {page + 1} of 3" in shown.message.value
         seen.append(shown.state["shown"])
-        sizes.add((shown.grid.value.count("height:360px"), shown.header.layout.height, shown.message.layout.height))
+        sizes.add(
+            (
+                shown.grid.value.count("height:360px"),
+                shown.header.layout.height,
+                shown.message.layout.height,
+            )
+        )
         shown.turns["Next"].click()
-    assert list(itertools.chain(*seen)) == list(range(n)) and [len(page) for page in seen] == [12, 12, 1]
+    assert list(itertools.chain(*seen)) == list(range(n)) and [len(page) for page in seen] == [
+        12,
+        12,
+        1,
+    ]
     assert sizes == {(12, "56px", "28px")}, "a page with less is as high"
     assert shown.state["page"] == 2, "there is nothing after the last page"
     shown.turns["First page"].click()
@@ -188,7 +227,11 @@ def test_a_picture_that_is_missing_is_told_in_its_place(tmp_path):
     shown = Explorer(photos, {"base": [RIGHT] * 3, "policy": [RIGHT] * 3})
     assert [error.split(":")[0] for error in shown.state["errors"]] == ["item 1", "item 2"]
     cards = shown.grid.value.split("role='group'")[1:]
-    assert "<img" in cards[0] and "1.png does not exist" in cards[1] and "2.png cannot be read" in cards[2]
+    assert (
+        "<img" in cards[0]
+        and "1.png does not exist" in cards[1]
+        and "2.png cannot be read" in cards[2]
+    )
     assert "<img" not in cards[1] + cards[2] and all("2 cars, 1 buses" in card for card in cards)
     Image.new("RGB", (64, 48)).save(tmp_path / "1.png")
     shown.turns["First page"].click()
@@ -198,7 +241,9 @@ def test_a_picture_that_is_missing_is_told_in_its_place(tmp_path):
 def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
     photos, opened = items(tmp_path, 5), []
     original = module.open_image
-    monkeypatch.setattr(module, "open_image", lambda path, where: opened.append(path) or original(path, where))
+    monkeypatch.setattr(
+        module, "open_image", lambda path, where: opened.append(path) or original(path, where)
+    )
     for _ in range(2):
         first = Explorer(photos, {"base": BEFORE[:5], "policy": AFTER[:5]})
     assert sorted(opened) == sorted(item.path for item in photos)
@@ -209,7 +254,9 @@ def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch
 
 def test_slow_pictures_show_progress(tmp_path, monkeypatch, capsys):
     original = module.open_image
-    monkeypatch.setattr(module, "open_image", lambda path, where: module.time.sleep(0.4) or original(path, where))
+    monkeypatch.setattr(
+        module, "open_image", lambda path, where: module.time.sleep(0.4) or original(path, where)
+    )
     Explorer(items(tmp_path, 3), {"base": [RIGHT] * 3, "policy": [RIGHT] * 3})
     assert "pictures:" in capsys.readouterr().err, "before the widget is there to say it"
     clock, said = iter(range(1000)), []
@@ -229,7 +276,9 @@ def test_markup_is_shown_not_run(tmp_path):
     shown = Explorer([item], {evil: [f"{evil} one"], f"p{evil}": [f"{evil} two"]}, base=evil)
     for value in (shown.grid.value, shown.header.value):
         assert "<img src=x" not in value and html.escape(evil) in value
-    assert f"alt='{html.escape(photo.name)}'" in shown.grid.value, "a quote does not end the attribute"
+    assert f"alt='{html.escape(photo.name)}'" in shown.grid.value, (
+        "a quote does not end the attribute"
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,12 +289,18 @@ def test_markup_is_shown_not_run(tmp_path):
         ({"answers": {"base": BEFORE, "policy": AFTER[:5]}}, "5 answers of policy for 6 items"),
         ({"change": {"policy": [1.0]}}, "1 changes of policy for 6 items"),
         ({"change": {"unknown": [1.0] * 6}}, "change has unknown"),
-        ({"change": {"policy": [0, 1, float("nan"), 3, 4, 5]}}, "change of policy for item 2 is nan"),
+        (
+            {"change": {"policy": [0, 1, float("nan"), 3, 4, 5]}},
+            "change of policy for item 2 is nan",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path, options, told):
     with pytest.raises(UsageError, match=told):
-        Explorer(items(tmp_path, 6, picture=False), **({"answers": {"base": BEFORE, "policy": AFTER}} | options))
+        Explorer(
+            items(tmp_path, 6, picture=False),
+            **({"answers": {"base": BEFORE, "policy": AFTER}} | options),
+        )
     with pytest.raises(UsageError, match="for 0 items"):
         Explorer([], {"base": [], "policy": []})
 
@@ -255,16 +310,30 @@ def test_controls_have_labels_and_keys(explorer, capsys):
     assert "button.key-" in capsys.readouterr().out and any(
         name.startswith("keys-") for name in explorer.box._dom_classes
     )
-    assert [menu.description for menu in explorer._menus()] == ["policy", "outcome", "policy's answer", "group", "sort"]
+    assert [menu.description for menu in explorer._menus()] == [
+        "policy",
+        "outcome",
+        "policy's answer",
+        "group",
+        "sort",
+    ]
     keys = {"First page": "f", "Previous": "p", "Next": "n", "Last page": "l"}
     for text, made in explorer.turns.items():
-        assert made.description == f"{text} ({keys[text]})" and f"key-{keys[text]}" in made._dom_classes
+        assert (
+            made.description == f"{text} ({keys[text]})"
+            and f"key-{keys[text]}" in made._dom_classes
+        )
     assert explorer.grid.value.count("tabindex='0'") == 6, "what scrolls can be reached"
 
 
 def test_it_works_on_the_shipped_scenes(valid_items):
     answers = [count_answer(item.counts) for item in valid_items]
     worse = [answers[0], *(answers[1:][::-1])]
-    shown = Explorer(valid_items, {"base": answers, "policy": worse}, change={"policy": list(range(len(worse)))})
-    assert shown.state["counts"]["fixed"] == 0 < shown.state["counts"]["broken"] and not shown.state["errors"]
+    shown = Explorer(
+        valid_items, {"base": answers, "policy": worse}, change={"policy": list(range(len(worse)))}
+    )
+    assert (
+        shown.state["counts"]["fixed"] == 0 < shown.state["counts"]["broken"]
+        and not shown.state["errors"]
+    )
     assert len(shown.grid.value) < 400_000

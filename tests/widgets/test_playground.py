@@ -35,7 +35,9 @@ def play(folder):
 def test_equal_scores_are_ties_whatever_the_rounding():
     """3 × 0.1 is 0.30000000000000004 to a computer, which once put one of two equal answers first."""
     weights = dict.fromkeys(widgets.DEFAULT_WEIGHTS, 0.0) | {"grounding": 0.1, "reasoning": 0.3}
-    totals = rule_ranking.weighted_sum(np.array([[3, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0.0]]), weights)
+    totals = rule_ranking.weighted_sum(
+        np.array([[3, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0.0]]), weights
+    )
     assert totals[0] == totals[1] == 0.3
     assert ">1</td>" in widgets.ranking_table(["a", "b"], np.zeros((2, 6)), totals, np.ones(2))
     assert ">2</td>" not in widgets.ranking_table(["a", "b"], np.zeros((2, 6)), totals, np.ones(2))
@@ -60,18 +62,34 @@ def test_what_cannot_be_told_from_chance_is_said():
 def test_it_ranks_at_once_and_after_each_move(play):
     playground = play([record(n) for n in range(12)], counts_known=False)
     # the question's only content word is "cars"; the last answer says "so", too: .1, .1, .1 + .5
-    assert playground.state["totals"] == [0.1, 0.1, 0.6] and playground.state["ranking"] == [2, 0, 1]
+    assert playground.state["totals"] == [0.1, 0.1, 0.6] and playground.state["ranking"] == [
+        2,
+        0,
+        1,
+    ]
     assert playground.state["truth"] == pytest.approx([0.41667, 1, 0.75], abs=1e-4)
     # the truer of two is the second, the third, the second: tie, right, wrong
-    assert playground.state["agreement"].value == pytest.approx(0.5) and playground.state["agreement"].n == 36
+    assert (
+        playground.state["agreement"].value == pytest.approx(0.5)
+        and playground.state["agreement"].n == 36
+    )
     playground.sliders["reasoning"].value = -0.5
-    assert playground.state["totals"] == [0.1, 0.1, -0.4] and playground.state["ranking"] == [0, 1, 2]
+    assert playground.state["totals"] == [0.1, 0.1, -0.4] and playground.state["ranking"] == [
+        0,
+        1,
+        2,
+    ]
     assert playground.state["agreement"].value == pytest.approx(0.5)  # tie, wrong, right
     assert "-0.50" in playground.table.value and "-0.40" in playground.table.value
     # now the classes are words to mention, too, .1 more for "buses", and wrong counts cost 1: −.8, .2, −1.3
     playground.counts_known.value = True
-    assert playground.state["totals"] == pytest.approx([-0.8, 0.2, -1.3]) and "very counts" in playground.summary.value
-    assert bytes(playground.picture.value).startswith(b"\xff\xd8") and "never sees the image" in texts_of(playground)
+    assert (
+        playground.state["totals"] == pytest.approx([-0.8, 0.2, -1.3])
+        and "very counts" in playground.summary.value
+    )
+    assert bytes(playground.picture.value).startswith(
+        b"\xff\xd8"
+    ) and "never sees the image" in texts_of(playground)
 
 
 def test_reset_measures_once_and_forgets_nothing(play, monkeypatch):
@@ -81,14 +99,22 @@ def test_reset_measures_once_and_forgets_nothing(play, monkeypatch):
         slider.value = 1.5
     assert set(playground.state["weights"].values()) == {1.5}
     calls = []
-    monkeypatch.setattr(widgets, "correlate", lambda *given: calls.append(given) or first["correlation"])
+    monkeypatch.setattr(
+        widgets, "correlate", lambda *given: calls.append(given) or first["correlation"]
+    )
     playground.reset.click()
-    assert len(calls) == 1 and playground.state == first and playground.weights == widgets.DEFAULT_WEIGHTS
+    assert (
+        len(calls) == 1
+        and playground.state == first
+        and playground.weights == widgets.DEFAULT_WEIGHTS
+    )
 
 
 def test_rules_are_asked_once(play, monkeypatch):
     asked, rule_values = [], rule_ranking.rule_values
-    monkeypatch.setattr(widgets, "rule_values", lambda *given: asked.append(given[1]) or rule_values(*given))
+    monkeypatch.setattr(
+        widgets, "rule_values", lambda *given: asked.append(given[1]) or rule_values(*given)
+    )
     playground = play([record(n) for n in range(3)])
     for value in (0.5, 1.0, -1.0):
         playground.sliders["grounding"].value = value
@@ -123,7 +149,10 @@ def test_another_record(play, folder):
 def test_records_without_counts_are_left_out_and_told(play):
     others = [record(n, truth=truth) for n, truth in enumerate((None, "two", ["two"], {}))]
     playground = play([*others, record(9)])
-    assert playground.state["record"] == "id 9" and "4 records without known counts" in playground.message.value
+    assert (
+        playground.state["record"] == "id 9"
+        and "4 records without known counts" in playground.message.value
+    )
     assert "left out" not in play([record(0)]).message.value
     with pytest.raises(UsageError, match="notebook 02"):
         play(others)
@@ -144,22 +173,37 @@ def test_weights_are_there_when_the_cell_is_run_again(play, folder):
     assert not kept.exists(), "nothing was moved"
     playground.sliders["reasoning"].value = 1.2
     again = play([record(0)], weights_path=kept)
-    assert again.weights == widgets.DEFAULT_WEIGHTS | {"reasoning": 1.2} and again.state == playground.state
+    assert (
+        again.weights == widgets.DEFAULT_WEIGHTS | {"reasoning": 1.2}
+        and again.state == playground.state
+    )
     playground.reset.click()
     assert json.loads(kept.read_text()) == widgets.DEFAULT_WEIGHTS
 
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"grounding": 1}', json.dumps(widgets.DEFAULT_WEIGHTS | {"grounding": 2.1}), '{"grounding": "1"}'],
+    [
+        "{",
+        "[]",
+        '{"grounding": 1}',
+        json.dumps(widgets.DEFAULT_WEIGHTS | {"grounding": 2.1}),
+        '{"grounding": "1"}',
+    ],
 )
 def test_a_file_of_weights_that_is_none_is_told(play, folder, content):
     (folder / "weights.json").write_text(content)
     playground = play([record(0)], weights_path=folder / "weights.json")
-    assert "weights.json" in playground.state["message"] and playground.weights == widgets.DEFAULT_WEIGHTS
+    assert (
+        "weights.json" in playground.state["message"]
+        and playground.weights == widgets.DEFAULT_WEIGHTS
+    )
     assert (folder / "weights.json").read_text() == content
     playground.sliders["reasoning"].value = 1.0
-    assert playground.state["message"] == "" and widgets.read_weights(folder / "weights.json")["reasoning"] == 1.0
+    assert (
+        playground.state["message"] == ""
+        and widgets.read_weights(folder / "weights.json")["reasoning"] == 1.0
+    )
 
 
 def test_weights_that_cannot_be_written_are_told(play, folder, monkeypatch):
@@ -170,7 +214,10 @@ def test_weights_that_cannot_be_written_are_told(play, folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(widgets, "write_json", full)
         playground.sliders["reasoning"].value = 1.0
-    assert "No space left" in playground.message.value and playground.state["weights"]["reasoning"] == 1.0
+    assert (
+        "No space left" in playground.message.value
+        and playground.state["weights"]["reasoning"] == 1.0
+    )
     playground.sliders["reasoning"].value = 1.1
     assert playground.state["message"] == ""
 
@@ -181,13 +228,24 @@ def test_controls_have_names_and_heights_do_not_change(play):
     heights = [part.layout.height for part in changing]
     playground.record.value = 1
     assert heights == [part.layout.height for part in changing] and all(heights)
-    controls = [*playground.sliders.values(), playground.record, playground.counts_known, playground.reset]
-    assert all(control.description for control in controls) and len(controls) == len(HEURISTIC_RULES) + 3
+    controls = [
+        *playground.sliders.values(),
+        playground.record,
+        playground.counts_known,
+        playground.reset,
+    ]
+    assert (
+        all(control.description for control in controls)
+        and len(controls) == len(HEURISTIC_RULES) + 3
+    )
     assert all((s.min, s.max, s.step) == (-2, 2, 0.1) for s in playground.sliders.values())
 
 
 def texts_of(playground):
     def inside(widget):
-        return [widget, *(part for child in getattr(widget, "children", ()) for part in inside(child))]
+        return [
+            widget,
+            *(part for child in getattr(widget, "children", ()) for part in inside(child)),
+        ]
 
     return " ".join(str(getattr(part, "value", "")) for part in inside(playground.box))

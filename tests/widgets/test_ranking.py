@@ -56,19 +56,27 @@ def folder(tmp_path):
 
 def in_folder(items, folder):
     """Records as they are once read from a file in `folder`."""
-    return [resolve_images(item, folder / "records.jsonl", line) for line, item in enumerate(items, start=1)]
+    return [
+        resolve_images(item, folder / "records.jsonl", line)
+        for line, item in enumerate(items, start=1)
+    ]
 
 
 @pytest.fixture
 def rank(folder):
     """Make a widget on the vote file of this test; `pause` off, since scripts do not double-click."""
     return lambda items, annotator="ana", **options: widgets.AnswerRanker(
-        Votes(folder / "votes.jsonl", in_folder(items, folder), annotator), **({"pause": 0} | options)
+        Votes(folder / "votes.jsonl", in_folder(items, folder), annotator),
+        **({"pause": 0} | options),
     )
 
 
 def judged(ranking):
-    return list(Votes(ranking.votes.path, list(ranking.votes.records.values()), ranking.votes.annotator).judged.items())
+    return list(
+        Votes(
+            ranking.votes.path, list(ranking.votes.records.values()), ranking.votes.annotator
+        ).judged.items()
+    )
 
 
 def click(ranking, *keys):
@@ -96,7 +104,13 @@ def buttons(ranking):
 
 def test_one_click_is_one_vote(rank):
     ranking = rank(records(5))
-    for key, verdict in (("a", "ranked"), ("b", "ranked"), ("t", "tie"), ("x", "all bad"), ("s", "skip")):
+    for key, verdict in (
+        ("a", "ranked"),
+        ("b", "ranked"),
+        ("t", "tie"),
+        ("x", "all bad"),
+        ("s", "skip"),
+    ):
         item = ranking.item
         click(ranking, key)
         name, vote = judged(ranking)[-1]
@@ -104,8 +118,14 @@ def test_one_click_is_one_vote(rank):
         if verdict == "ranked":
             shown = "ab".index(key)
             assert vote.ranking == [[item.order[shown]], [item.order[1 - shown]]]
-    assert len(judged(ranking)) == 5 and ranking.item is None and "All are judged" in ranking.prompt.value
-    assert [button for button in buttons(ranking) if not button.disabled] == [ranking.buttons["undo"]]
+    assert (
+        len(judged(ranking)) == 5
+        and ranking.item is None
+        and "All are judged" in ranking.prompt.value
+    )
+    assert [button for button in buttons(ranking) if not button.disabled] == [
+        ranking.buttons["undo"]
+    ]
     click(ranking, "a", "t", "v", "s")
     assert len(read_events(ranking.votes.path)[0]) == 5, "clicks that come late change nothing"
 
@@ -113,7 +133,9 @@ def test_one_click_is_one_vote(rank):
 def test_the_vote_is_on_disk_before_the_next_item_is_drawn(rank):
     ranking = rank(records(3))
     drawn = []  # votes on the disk whenever another count of votes is shown
-    ranking.progress.observe(lambda _: drawn.append(len(read_events(ranking.votes.path)[0])), "value")
+    ranking.progress.observe(
+        lambda _: drawn.append(len(read_events(ranking.votes.path)[0])), "value"
+    )
     click(ranking, "a", "t", "u")
     assert drawn == [1, 2, 3]
 
@@ -122,7 +144,12 @@ def test_more_answers_are_clicked_best_first_and_saved(rank):
     ranking = rank(records(4, n=4))
     order = ranking.item.order
     click(ranking, "c", "a", "a", "v")  # a again and too early a save do nothing
-    assert [button.button_style for button in ranking.choices] == ["primary", "", "primary", ""] and not judged(ranking)
+    assert [button.button_style for button in ranking.choices] == [
+        "primary",
+        "",
+        "primary",
+        "",
+    ] and not judged(ranking)
     assert "A has rank 2" in ranking.choices[0].description and ranking.buttons["save"].disabled
     click(ranking, "d")
     assert "B has rank 4" in ranking.choices[1].description, "the last one places itself"
@@ -167,8 +194,12 @@ def test_criteria_are_stored_by_place_and_only_when_used(rank):
     order = ranking.item.order
     ranking.marks[1][2].value = True  # "concise" of the answer shown as B
     click(ranking, "a")
-    assert judged(ranking)[0][1].criteria == {"concise": [float(place == order[1]) for place in range(2)]}
-    assert not any(mark.value for row in ranking.marks for mark in row), "the next item starts afresh"
+    assert judged(ranking)[0][1].criteria == {
+        "concise": [float(place == order[1]) for place in range(2)]
+    }
+    assert not any(mark.value for row in ranking.marks for mark in row), (
+        "the next item starts afresh"
+    )
     click(ranking, "a")
     assert judged(ranking)[1][1].criteria == {}
     assert rank(records(2), "ben", criteria=()).marks == [[], []]
@@ -196,7 +227,9 @@ def test_undo_over_a_restart_and_a_second_annotator(rank):
     ana = rank(records(3))
     assert ana.votes.progress().startswith("1 of 3") and "1 of 3" in ana.progress.value
     click(ana, "u")
-    assert ana.item.key == first and ana.state["progress"] == "0 of 3" and "again" in ana.message.value
+    assert (
+        ana.item.key == first and ana.state["progress"] == "0 of 3" and "again" in ana.message.value
+    )
     click(ana, "u", "b")
     assert len(judged(ana)) == 1 and len(judged(ben)) == 2
 
@@ -205,7 +238,9 @@ def test_seconds_are_those_since_the_item_appeared(rank):
     clock = iter(x / 4 for x in range(0, 400, 10))  # 2.5 s from one look at the clock to the next
     ranking = rank(records(2), clock=lambda: next(clock))
     click(ranking, "a", "a")
-    assert [vote.seconds for _, vote in judged(ranking)] == [5, 5], "shown, looked at once for the pause, voted"
+    assert [vote.seconds for _, vote in judged(ranking)] == [5, 5], (
+        "shown, looked at once for the pause, voted"
+    )
 
 
 def test_the_second_half_of_a_double_click_does_not_count(rank):
@@ -238,7 +273,11 @@ def test_a_missing_picture_can_be_skipped(rank, folder):
     assert not any(secret in ranking.message.value for secret in SECRETS)
     Image.new("RGB", (64, 48)).save(folder / "photo.png")
     click(ranking, "s")
-    assert ranking.picture.value and not ranking.choices[0].disabled and judged(ranking)[0][1].verdict == "skip"
+    assert (
+        ranking.picture.value
+        and not ranking.choices[0].disabled
+        and judged(ranking)[0][1].verdict == "skip"
+    )
 
 
 def test_a_full_disk_leaves_the_item_and_the_next_click_counts(rank, monkeypatch):
@@ -254,7 +293,10 @@ def test_a_full_disk_leaves_the_item_and_the_next_click_counts(rank, monkeypatch
     assert ranking.item.key == item.key and not judged(ranking)
     assert "Not counted" in ranking.message.value and "No space left" in ranking.state["message"]
     click(ranking, "b")
-    assert judged(ranking)[0][1].ranking[0] == [item.order[1]] and len(read_events(ranking.votes.path)[0]) == 1
+    assert (
+        judged(ranking)[0][1].ranking[0] == [item.order[1]]
+        and len(read_events(ranking.votes.path)[0]) == 1
+    )
 
 
 def test_a_damaged_file_is_an_error_with_its_line(rank):
@@ -286,7 +328,9 @@ def test_nothing_tells_whose_an_answer_is(rank, capsys):
     box = ranking.box
     script = capsys.readouterr().out
     for key in ("b", "a", "v", "x"):
-        states = [part.get_state() for widget in all_widgets(box) for part in (widget, widget.layout)]
+        states = [
+            part.get_state() for widget in all_widgets(box) for part in (widget, widget.layout)
+        ]
         assert len(states) > 40
         sent = f"{states}{script}"
         assert "answer 2 of" in sent and not [secret for secret in SECRETS if secret in sent]
@@ -307,7 +351,13 @@ def test_heights_do_not_change_from_item_to_item(rank):
     ranking = rank(items)
     heights = set()
     while ranking.item:
-        heights.add((ranking.texts[0].layout.height, ranking.prompt.layout.height, ranking.message.layout.min_height))
+        heights.add(
+            (
+                ranking.texts[0].layout.height,
+                ranking.prompt.layout.height,
+                ranking.message.layout.min_height,
+            )
+        )
         click(ranking, "t")
     assert len(heights) == 1
 
@@ -316,7 +366,10 @@ def test_photos_are_reduced_and_small_pictures_enlarged():
     photo, small = noise(4000, 3000, 60), Image.new("RGB", (64, 48))
     content = jpeg_strip([photo])
     assert len(content) < 600_000
-    path_sizes = [Image.open(io.BytesIO(jpeg_strip(images))).size for images in ([photo], [small], [photo, small])]
+    path_sizes = [
+        Image.open(io.BytesIO(jpeg_strip(images))).size
+        for images in ([photo], [small], [photo, small])
+    ]
     assert path_sizes == [(800, 600), (800, 600), (1600, 600)]
 
 
@@ -327,9 +380,20 @@ def test_the_note_and_the_keys(rank, capsys):
     shown = capsys.readouterr().out
     name = next(name for name in box._dom_classes if name.startswith("keys-"))
     assert "rank_in_text(votes)" in shown and f'closest(".{name}")' in shown and "NAME" not in shown
-    keys = [name for widget in all_widgets(box) for name in widget._dom_classes if name.startswith("key-")]
-    assert sorted(keys) == sorted(f"key-{key}" for key in ("a", "b", "c", "t", "x", "s", "u", "v", "r", "equal"))
-    assert all(f"({name[-1]})" in widget.description for widget in buttons(ranking) for name in widget._dom_classes)
+    keys = [
+        name
+        for widget in all_widgets(box)
+        for name in widget._dom_classes
+        if name.startswith("key-")
+    ]
+    assert sorted(keys) == sorted(
+        f"key-{key}" for key in ("a", "b", "c", "t", "x", "s", "u", "v", "r", "equal")
+    )
+    assert all(
+        f"({name[-1]})" in widget.description
+        for widget in buttons(ranking)
+        for name in widget._dom_classes
+    )
 
 
 # Kills
@@ -353,7 +417,11 @@ def vote_until_killed(folder, pipe):
         key = ranking.item.key
         choice = choice_for(key)
         shown = [f"answer {choice} of" in text.value for text in ranking.texts]
-        (ranking.buttons[choice] if isinstance(choice, str) else ranking.choices[shown.index(True)]).click()
+        (
+            ranking.buttons[choice]
+            if isinstance(choice, str)
+            else ranking.choices[shown.index(True)]
+        ).click()
         if ranking.item is None or ranking.item.key != key:
             os.write(pipe, json.dumps([key, choice]).encode() + b"\n")
 
@@ -380,12 +448,17 @@ def one_life(folder, votes, delay):
         told += part
     os.close(reader)
     status = os.waitpid(child, 0)[1]
-    return [json.loads(line) for line in told.splitlines()], os.WIFSIGNALED(status) and os.WTERMSIG(status)
+    return [json.loads(line) for line in told.splitlines()], os.WIFSIGNALED(status) and os.WTERMSIG(
+        status
+    )
 
 
 def check_nothing_lost(folder, told, kills):
     """Every record has one vote, every vote that was told is there as it was, none is there twice."""
-    items, (events, tail) = read_records(folder / "records.jsonl"), read_events(folder / "votes.jsonl")
+    items, (events, tail) = (
+        read_records(folder / "records.jsonl"),
+        read_events(folder / "votes.jsonl"),
+    )
     assert tail == b"" and len(events) == len(items) == len({event.record for event in events})
     assert {key: opinion(vote) for (key, _), vote in current_judgements(events).items()} == {
         r.id: choice_for(r.id) for r in items
@@ -432,7 +505,9 @@ print("ids", json.dumps(ids))
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
         self.states, self.printed = {}, {}
-        self.client.execute(self.SETUP.format(root=str(ROOT)))  # both kernels import at the same time
+        self.client.execute(
+            self.SETUP.format(root=str(ROOT))
+        )  # both kernels import at the same time
 
     def wait(self, message_id):
         """Take in what the kernel sends until it is done with `message_id`."""
@@ -441,9 +516,13 @@ print("ids", json.dumps(ids))
             content = message["content"]
             assert message["msg_type"] != "error", content
             if message["msg_type"] == "stream":
-                self.printed |= dict(line.split(" ", 1) for line in content["text"].splitlines() if " " in line)
+                self.printed |= dict(
+                    line.split(" ", 1) for line in content["text"].splitlines() if " " in line
+                )
             if message["msg_type"].startswith("comm_"):
-                self.states.setdefault(content["comm_id"], {}).update(content["data"].get("state", {}))
+                self.states.setdefault(content["comm_id"], {}).update(
+                    content["data"].get("state", {})
+                )
             done = message["msg_type"] == "status" and content["execution_state"] == "idle"
             if done and message["parent_header"].get("msg_id") == message_id:
                 return
@@ -456,7 +535,10 @@ print("ids", json.dumps(ids))
         return self.states[self.ids[name]]["value"]
 
     def click(self, name):
-        content = {"comm_id": self.ids[name], "data": {"method": "custom", "content": {"event": "click"}}}
+        content = {
+            "comm_id": self.ids[name],
+            "data": {"method": "custom", "content": {"event": "click"}},
+        }
         message = self.client.session.msg("comm_msg", content)
         self.client.shell_channel.send(message)
         return message["header"]["msg_id"]

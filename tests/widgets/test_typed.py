@@ -12,7 +12,9 @@ from helpers.widgets.typed import complete_tiers, parse_reply, rank_in_text
 def test_the_last_answer_places_itself():
     assert complete_tiers([], 2) is None and complete_tiers([[1]], 2) == [[1], [0]]
     assert complete_tiers([[1]], 3) is None and complete_tiers([[1], [0]], 3) == [[1], [0], [2]]
-    assert complete_tiers([[1], [0]], 3, join_last=True) == [[1], [0, 2]] and complete_tiers([[0, 1], [2]], 3) == [
+    assert complete_tiers([[1], [0]], 3, join_last=True) == [[1], [0, 2]] and complete_tiers(
+        [[0, 1], [2]], 3
+    ) == [
         [0, 1],
         [2],
     ]
@@ -36,7 +38,9 @@ def test_replies(reply, n, vote):
     assert parse_reply(reply, n) == vote
 
 
-@pytest.mark.parametrize("reply", ["", "c", "aa", "a=", "=a", "a==b", "better", "ab=", "1", "ba?", "aba"])
+@pytest.mark.parametrize(
+    "reply", ["", "c", "aa", "a=", "=a", "a==b", "better", "ab=", "1", "ba?", "aba"]
+)
 def test_replies_that_are_no_vote(reply):
     with pytest.raises(UsageError, match="is no vote"):
         parse_reply(reply, 2)
@@ -49,10 +53,21 @@ def test_ranking_by_typing(tmp_path, capsys):
     replies = ["a", "u", "B", "nonsense", "t", "q"]
     rank_in_text(votes, lambda _: replies.pop(0))
     shown = capsys.readouterr().out
-    assert [v.verdict for v in Votes(path, records(4), "ana").judged.values()] == ["ranked", "tie"] and not replies
+    assert [v.verdict for v in Votes(path, records(4), "ana").judged.values()] == [
+        "ranked",
+        "tie",
+    ] and not replies
     item = votes._item(votes.keys[0])
-    assert votes.judged[item.key].ranking == [[item.order[1]], [item.order[0]]] and "'nonsense' is no vote" in shown
-    assert f"[A] {item.texts[0]}" in shown and "How many?" in shown and "photo.png" in shown and "model" not in shown
+    assert (
+        votes.judged[item.key].ranking == [[item.order[1]], [item.order[0]]]
+        and "'nonsense' is no vote" in shown
+    )
+    assert (
+        f"[A] {item.texts[0]}" in shown
+        and "How many?" in shown
+        and "photo.png" in shown
+        and "model" not in shown
+    )
     (tmp_path / "photo.png").unlink()
     rank_in_text(votes, lambda _: "s")
     assert "Skip it" in (end := capsys.readouterr().out) and end.endswith("all are judged.\n")

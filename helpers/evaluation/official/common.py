@@ -17,7 +17,9 @@ from helpers.statistics import Proportion, proportion
 
 from .questions import BenchmarkQuestion, questions_by_id
 
-Generate = Callable[[list[Path | None], list[str]], list[str]]  # images, prompts → answers, in their order
+Generate = Callable[
+    [list[Path | None], list[str]], list[str]
+]  # images, prompts → answers, in their order
 Rows = list[tuple[str, Proportion | float | None]]
 Value = TypeVar("Value")
 
@@ -38,11 +40,22 @@ class GradeTable:
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
-        return "\n".join([self.title, *(f"  {name:{width}}  {format_figure(value)}" for name, value in self.rows())])
+        return "\n".join(
+            [
+                self.title,
+                *(f"  {name:{width}}  {format_figure(value)}" for name, value in self.rows()),
+            ]
+        )
 
 
 def format_figure(value: Proportion | float | None) -> str:
-    return "not defined" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return (
+        "not defined"
+        if value is None
+        else f"{value:.6g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def share(hits: Iterable[bool]) -> Proportion | None:
@@ -51,7 +64,9 @@ def share(hits: Iterable[bool]) -> Proportion | None:
     return proportion(sum(values), len(values)) if values else None
 
 
-def ask_questions(questions: Sequence[BenchmarkQuestion], generate: Generate, batch: int = 16) -> dict[str, str]:
+def ask_questions(
+    questions: Sequence[BenchmarkQuestion], generate: Generate, batch: int = 16
+) -> dict[str, str]:
     """The answers by the questions' ids. Raises UsageError if `generate` does not give one text a question."""
     questions_by_id(questions)
     if batch < 1:
@@ -59,20 +74,30 @@ def ask_questions(questions: Sequence[BenchmarkQuestion], generate: Generate, ba
     answers: dict[str, str] = {}
     for start in tqdm(range(0, len(questions), batch), desc="ask", unit="batch", leave=False):
         part = questions[start : start + batch]
-        texts = generate([question.image for question in part], [question.prompt for question in part])
+        texts = generate(
+            [question.image for question in part], [question.prompt for question in part]
+        )
         if len(texts) != len(part) or not all(isinstance(text, str) for text in texts):
-            raise UsageError(f"generate gave {len(texts)} answers to {len(part)} questions: one text each, in order.")
+            raise UsageError(
+                f"generate gave {len(texts)} answers to {len(part)} questions: one text each, in order."
+            )
         answers |= {question.id: text for question, text in zip(part, texts, strict=True)}
     return answers
 
 
-def check_each(values: Mapping[str, Any], questions: Sequence[BenchmarkQuestion], place: str | Path, what: str) -> None:
+def check_each(
+    values: Mapping[str, Any], questions: Sequence[BenchmarkQuestion], place: str | Path, what: str
+) -> None:
     """Raises UsageError unless there is one value for each question and for nothing else."""
     known = questions_by_id(questions)
     if stranger := next((key for key in values if key not in known), None):
-        raise UsageError(f"{place}: no question has the id {stranger!r}. Give the questions that were asked.")
+        raise UsageError(
+            f"{place}: no question has the id {stranger!r}. Give the questions that were asked."
+        )
     if missing := [key for key in known if key not in values]:
-        raise UsageError(f"{place}: {len(missing)} of {len(known)} questions have no {what}, the first {missing[0]}.")
+        raise UsageError(
+            f"{place}: {len(missing)} of {len(known)} questions have no {what}, the first {missing[0]}."
+        )
 
 
 def read_each(
@@ -95,7 +120,9 @@ def read_each(
                     raise UsageError(error or "a row is an object with named fields.")
                 key, value = read(row, place)
                 if key not in known:
-                    raise UsageError(f"no question has the id {key!r}. Give the questions that were asked.")
+                    raise UsageError(
+                        f"no question has the id {key!r}. Give the questions that were asked."
+                    )
                 if key in values:
                     raise UsageError(f"a second {what} for the id {key}. Keep one.")
             except UsageError as problem:
@@ -106,7 +133,9 @@ def read_each(
     return values
 
 
-def write_answers(path: Path, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> Path:
+def write_answers(
+    path: Path, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]
+) -> Path:
     """JSONL, `{"id": …, "answer": …}` a line in the order of the questions."""
     check_each(answers, questions, path, "answer")
     lines = ({"id": question.id, "answer": answers[question.id]} for question in questions)
@@ -120,5 +149,7 @@ def read_answers(path: Path, questions: Sequence[BenchmarkQuestion]) -> dict[str
 
 def _answer(row: DatasetRow, place: int) -> tuple[str, str]:
     if row.keys() != {"id", "answer"} or not all(isinstance(value, str) for value in row.values()):
-        raise UsageError('a line must be {"id": "…", "answer": "…"} and nothing else. Write it with `write_answers`.')
+        raise UsageError(
+            'a line must be {"id": "…", "answer": "…"} and nothing else. Write it with `write_answers`.'
+        )
     return row["id"], row["answer"]

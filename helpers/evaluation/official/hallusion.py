@@ -41,7 +41,9 @@ def match_verdict(question: BenchmarkQuestion, answer: str) -> int:
     return UNCLEAR if said is None else CORRECT if said == question.label else INCORRECT
 
 
-def read_verdicts(paths: Path | Sequence[Path], questions: Sequence[BenchmarkQuestion]) -> dict[str, int]:
+def read_verdicts(
+    paths: Path | Sequence[Path], questions: Sequence[BenchmarkQuestion]
+) -> dict[str, int]:
     """A judge's verdicts on the answers to `questions`, each exactly once, from one or more JSON or JSONL files.
 
     A row names its question with `id`, or with the official columns (category, subcategory, set_id, figure_id,
@@ -68,7 +70,9 @@ class HallusionGrade(GradeTable):
     route: str  # where the verdicts are from
     question: Proportion  # aAcc
     pair: Proportion  # qAcc: a question on all its figures, with and without
-    figure: Proportion | None  # fAcc: all questions about a figure, also "consistency test (correct)"
+    figure: (
+        Proportion | None
+    )  # fAcc: all questions about a figure, also "consistency test (correct)"
     figure_inconsistent: Proportion | None  # some right
     figure_wrong: Proportion | None  # none right
     easy: Proportion | None
@@ -106,13 +110,21 @@ def grade_hallusion_bench(
 ) -> HallusionGrade:
     """The official figures from a judge's verdicts, or from the answers by word match. Raises UsageError."""
     if (answers is None) == (verdicts is None):
-        raise UsageError("give either verdicts of a judge or answers to be matched, not both or none.")
-    if stranger := next((question.id for question in questions if "visual_input" not in question.about), None):
-        raise UsageError(f"question {stranger} is not of HallusionBench. Load them with load('hallusion_bench', …).")
+        raise UsageError(
+            "give either verdicts of a judge or answers to be matched, not both or none."
+        )
+    if stranger := next(
+        (question.id for question in questions if "visual_input" not in question.about), None
+    ):
+        raise UsageError(
+            f"question {stranger} is not of HallusionBench. Load them with load('hallusion_bench', …)."
+        )
     route = "word match, not official" if verdicts is None else "judge, as official"
     if verdicts is None:
         check_each(answers, questions, "answers", "answer")
-        verdicts = {question.id: match_verdict(question, answers[question.id]) for question in questions}
+        verdicts = {
+            question.id: match_verdict(question, answers[question.id]) for question in questions
+        }
     check_each(verdicts, questions, "verdicts", "verdict")
     right = {question.id: _is_right(question, verdicts[question.id]) for question in questions}
     figures = _group_hits([q for q in questions if not _is_without_figure(q)], right, "figure_id")
@@ -142,16 +154,23 @@ def _is_right(question: BenchmarkQuestion, verdict: int) -> bool:
     return verdict == CORRECT or (verdict == UNCLEAR and _is_without_figure(question))
 
 
-def _group_hits(questions: Sequence[BenchmarkQuestion], right: Mapping[str, bool], key: str) -> list[list[bool]]:
+def _group_hits(
+    questions: Sequence[BenchmarkQuestion], right: Mapping[str, bool], key: str
+) -> list[list[bool]]:
     """Hits of the questions that share category, subcategory, set and `key`."""
     groups: dict[tuple[str, ...], list[bool]] = {}
     for question in questions:
-        name = (question.group, *(question.about[field] for field in ("subcategory", "set_id", key)))
+        name = (
+            question.group,
+            *(question.about[field] for field in ("subcategory", "set_id", key)),
+        )
         groups.setdefault(name, []).append(right[question.id])
     return list(groups.values())
 
 
-def _all_right_share(questions: Sequence[BenchmarkQuestion], right: Mapping[str, bool]) -> Proportion | None:
+def _all_right_share(
+    questions: Sequence[BenchmarkQuestion], right: Mapping[str, bool]
+) -> Proportion | None:
     return share(all(hits) for hits in _group_hits(questions, right, "question_id"))
 
 

@@ -40,13 +40,19 @@ def read_reviews(path: Path, questions: Sequence[BenchmarkQuestion]) -> dict[str
     def read(row: DatasetRow, place: int) -> tuple[str, str]:
         if "choices" in row:
             if place >= len(questions):
-                raise UsageError(f"more than {len(questions)} responses, and as many questions. Give all questions.")
+                raise UsageError(
+                    f"more than {len(questions)} responses, and as many questions. Give all questions."
+                )
             return questions[place].id, _content_of(row)
         key, text = row.get("question_id", row.get("id")), row.get("review", row.get("content"))
         if type(key) not in (str, int) or not isinstance(text, str):
-            raise UsageError("a row needs question_id or id, and the judge's text in review or content.")
+            raise UsageError(
+                "a row needs question_id or id, and the judge's text in review or content."
+            )
         if "tuple" in row and row["tuple"] != list(parse_llava_scores(text)):
-            raise UsageError(f"tuple {row['tuple']} is not what the review's first line says. Judge it again.")
+            raise UsageError(
+                f"tuple {row['tuple']} is not what the review's first line says. Judge it again."
+            )
         return str(key), text
 
     return read_each([path], questions, "review", read)
@@ -83,16 +89,22 @@ class LlavaGrade(GradeTable):
     """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
 
     relative: dict[str, float | None]  # "all" and the categories that occur
-    relative_parsed: dict[str, float | None]  # without reviews that cannot be read; None if none is left
+    relative_parsed: dict[
+        str, float | None
+    ]  # without reviews that cannot be read; None if none is left
     unparsable: Proportion
     title = "LLaVA-Bench (in the wild), relative score"
 
     def rows(self) -> Rows:
-        parsed: Rows = [(f"{name} without unparsable", value) for name, value in self.relative_parsed.items()]
+        parsed: Rows = [
+            (f"{name} without unparsable", value) for name, value in self.relative_parsed.items()
+        ]
         return [*self.relative.items(), ("unparsable", self.unparsable), *parsed]
 
 
-def grade_llava_bench(questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]) -> LlavaGrade:
+def grade_llava_bench(
+    questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]
+) -> LlavaGrade:
     """The figures of `summarize_gpt_review.py`. Raises UsageError unless each question has one review."""
     check_each(reviews, questions, "reviews", "review")
     scores = {question.id: parse_llava_scores(reviews[question.id]) for question in questions}
@@ -100,7 +112,9 @@ def grade_llava_bench(questions: Sequence[BenchmarkQuestion], reviews: Mapping[s
     for question in questions:
         groups.setdefault(question.group, []).append(question.id)
     pairs = {name: [scores[key] for key in keys] for name, keys in groups.items()}
-    parsed = {name: [pair for pair in group if pair != FAILED_SCORES] for name, group in pairs.items()}
+    parsed = {
+        name: [pair for pair in group if pair != FAILED_SCORES] for name, group in pairs.items()
+    }
     return LlavaGrade(
         {name: _relative_score(group) for name, group in pairs.items()},
         {name: _relative_score(group) for name, group in parsed.items()},
@@ -149,7 +163,9 @@ class MmhalGrade(GradeTable):
         ]
 
 
-def grade_mmhal_bench(questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]) -> MmhalGrade:
+def grade_mmhal_bench(
+    questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]
+) -> MmhalGrade:
     """The figures of `eval_gpt4.py`. Raises UsageError unless each question has one review."""
     check_each(reviews, questions, "reviews", "review")
     ratings = {question.id: parse_mmhal_rating(reviews[question.id]) for question in questions}

@@ -41,23 +41,42 @@ def pope_questions(
     if per_image < 1:
         raise UsageError(f"per_image = {per_image}: ask at least about one object that is there.")
     objects = list(dict.fromkeys(name for item in items for name in _present_objects(item)))
-    kept = [item for item in items if per_image <= len(_present_objects(item)) <= len(objects) - per_image]
+    kept = [
+        item
+        for item in items
+        if per_image <= len(_present_objects(item)) <= len(objects) - per_image
+    ]
     if not kept:
-        raise UsageError(f"no image has {per_image} objects and lacks {per_image} others. Take a smaller per_image.")
+        raise UsageError(
+            f"no image has {per_image} objects and lacks {per_image} others. Take a smaller per_image."
+        )
     if left := len(items) - len(kept):
-        print(f"{left} of {len(items)} images left out: fewer than {per_image} objects present, or absent.")
+        print(
+            f"{left} of {len(items)} images left out: fewer than {per_image} objects present, or absent."
+        )
     frequent, together = _rankings(kept)
     rng, asked = random.Random(seed), []
     for item in kept:
         absent = [name for name in objects if name not in _present_objects(item)]
         for positive in rng.sample(_present_objects(item), per_image):
-            ranking = {"random": [], "popular": frequent, "adversarial": together[positive]}[strategy]
-            negative = next((name for name in ranking if name in absent), None) or rng.choice(absent)
+            ranking = {"random": [], "popular": frequent, "adversarial": together[positive]}[
+                strategy
+            ]
+            negative = next((name for name in ranking if name in absent), None) or rng.choice(
+                absent
+            )
             absent.remove(negative)
-            asked += [(item, singular.get(positive, positive), "yes"), (item, singular.get(negative, negative), "no")]
+            asked += [
+                (item, singular.get(positive, positive), "yes"),
+                (item, singular.get(negative, negative), "no"),
+            ]
     return [
         BenchmarkQuestion(
-            id=f"{strategy}-{number}", prompt=pope_prompt(word), image=item.path, label=label, group=strategy
+            id=f"{strategy}-{number}",
+            prompt=pope_prompt(word),
+            image=item.path,
+            label=label,
+            group=strategy,
         )
         for number, (item, word, label) in enumerate(asked, start=1)
     ]
@@ -84,6 +103,10 @@ def _rankings(items: Sequence[CountedImage]) -> tuple[list[str], dict[str, list[
         present = _present_objects(item)
         frequency.update(present)
         for name in present:
-            companions.setdefault(name, Counter()).update(other for other in present if other != name)
-    ranked = {name: [other for other, _ in counter.most_common()] for name, counter in companions.items()}
+            companions.setdefault(name, Counter()).update(
+                other for other in present if other != name
+            )
+    ranked = {
+        name: [other for other, _ in counter.most_common()] for name, counter in companions.items()
+    }
     return [name for name, _ in frequency.most_common()], ranked

@@ -52,8 +52,12 @@ class OfficialBenchmark:
     licence: str
     source: HubSet
     metrics: tuple[str, ...]
-    read: Callable[[DatasetRow, int], dict[str, Any]]  # row, its number → fields of a Question, `image` as it is stored
-    manual: str | None = None  # how to get the file, where the hub's own cannot be read without running its code
+    read: Callable[
+        [DatasetRow, int], dict[str, Any]
+    ]  # row, its number → fields of a Question, `image` as it is stored
+    manual: str | None = (
+        None  # how to get the file, where the hub's own cannot be read without running its code
+    )
 
 
 # --- one row --------------------------------------------------------------------------------------
@@ -83,7 +87,18 @@ def _pope(row: DatasetRow, number: int) -> dict[str, Any]:
     return {"id": name, "prompt": _text(row, "question"), "label": _yes_no(row), "group": split, "image": row.get("image")}  # fmt: skip
 
 
-PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
@@ -104,11 +119,15 @@ def hallusion_id(row: DatasetRow) -> str:
 
 def _hallusion(row: DatasetRow, number: int) -> dict[str, Any]:
     visual = _choice(_text(row, "visual_input"), ("0", "1", "2"), "visual_input")
-    about = {name: _text(row, name) for name in (*HALLUSION_KEYS[1:], "gt_answer_details")} | {"visual_input": visual}
+    about = {name: _text(row, name) for name in (*HALLUSION_KEYS[1:], "gt_answer_details")} | {
+        "visual_input": visual
+    }
     label = _choice(_text(row, "gt_answer"), {"0": "no", "1": "yes"}, "gt_answer")
     image = None if visual == "0" else row.get("image") or row.get("filename")
     if visual != "0" and image is None:
-        raise UsageError(f"visual_input {visual} needs an image, and neither image nor filename names one.")
+        raise UsageError(
+            f"visual_input {visual} needs an image, and neither image nor filename names one."
+        )
     category = _choice(_text(row, "category"), ("VD", "VS"), "category")
     return {"id": hallusion_id(row), "prompt": _text(row, "question"), "label": label, "group": category, "image": image, "about": about}  # fmt: skip
 
@@ -129,7 +148,9 @@ def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
     return {"id": str(number), "prompt": _text(row, "question"), "label": _text(row, "gt_answer"), "group": _text(row, "question_type"), "image": image, "about": {"image_content": ", ".join(content)}}  # fmt: skip
 
 
-_MMHAL = HubSet("Shengcao1006/MMHal-Bench", "8c04a4a8ae40b80763eee9b3eadf115e2267bfa6", licence="Apache-2.0")
+_MMHAL = HubSet(
+    "Shengcao1006/MMHal-Bench", "8c04a4a8ae40b80763eee9b3eadf115e2267bfa6", licence="Apache-2.0"
+)
 OFFICIAL_BENCHMARKS = {
     "pope": OfficialBenchmark(
         "POPE", "Li et al. 2023, arXiv 2305.10355", "MIT (questions); COCO's terms (images)",
@@ -164,7 +185,12 @@ OFFICIAL_BENCHMARKS = {
 
 
 def load_questions(
-    name: str, folder: Path, *, file: Path | None = None, images: Path | None = None, rows: int | None = None
+    name: str,
+    folder: Path,
+    *,
+    file: Path | None = None,
+    images: Path | None = None,
+    rows: int | None = None,
 ) -> list[BenchmarkQuestion]:
     """The questions of a benchmark, also written to `folder/NAME.jsonl`, images inside them to `folder/images/`.
 
@@ -174,17 +200,25 @@ def load_questions(
     """
     official = OFFICIAL_BENCHMARKS.get(name)
     if official is None:
-        raise UsageError(f"unknown benchmark {name!r}: choose from {', '.join(OFFICIAL_BENCHMARKS)}.")
+        raise UsageError(
+            f"unknown benchmark {name!r}: choose from {', '.join(OFFICIAL_BENCHMARKS)}."
+        )
     if file is None and official.manual:
-        raise UsageError(f"{official.title} cannot be read from the hub without running its code. {official.manual}")
+        raise UsageError(
+            f"{official.title} cannot be read from the hub without running its code. {official.manual}"
+        )
     if rows is not None and rows < 1:
         raise UsageError(f"rows = {rows}: take at least one.")
     named = images or (file.parent if file else folder)
     questions, bad = [], []
-    for number, (where, row) in enumerate(itertools.islice(_rows(official.source, file), rows), start=1):
+    for number, (where, row) in enumerate(
+        itertools.islice(_rows(official.source, file), rows), start=1
+    ):
         try:
             fields = official.read(row, number)
-            questions.append(BenchmarkQuestion(**fields | {"image": _image(fields["image"], folder, named)}))
+            questions.append(
+                BenchmarkQuestion(**fields | {"image": _image(fields["image"], folder, named)})
+            )
         except UsageError as error:
             bad.append(f"{where}: {error}")
     if bad:

@@ -49,7 +49,9 @@ def parse_mme(answer: str) -> Literal["yes", "no", "other"]:
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
-def _check_answers(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str], groups: Sequence[str]) -> None:
+def _check_answers(
+    questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str], groups: Sequence[str]
+) -> None:
     check_each(answers, questions, "answers", "answer")
     for question in questions:
         if question.label not in ("yes", "no") or question.group not in groups:
@@ -96,14 +98,21 @@ POPE_SPLITS = ("random", "popular", "adversarial")
 def grade_pope(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeGrade:
     """The figures of `evaluate.py` for every split. Raises UsageError unless each question has one answer."""
     _check_answers(questions, answers, POPE_SPLITS)
-    groups = {split: [question for question in questions if question.group == split] for split in POPE_SPLITS}
-    return PopeGrade({split: _pope_split(group, answers) for split, group in groups.items() if group})
+    groups = {
+        split: [question for question in questions if question.group == split]
+        for split in POPE_SPLITS
+    }
+    return PopeGrade(
+        {split: _pope_split(group, answers) for split, group in groups.items() if group}
+    )
 
 
 def _pope_split(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeSplit:
     said = {question.id: parse_pope(answers[question.id]) for question in questions}
     plain = {question.id: plain_reading(answers[question.id]) for question in questions}
-    precision = share(question.label == "yes" for question in questions if said[question.id] == "yes")
+    precision = share(
+        question.label == "yes" for question in questions if said[question.id] == "yes"
+    )
     recall = share(said[question.id] == "yes" for question in questions if question.label == "yes")
     both = precision.value + recall.value if precision and recall else 0
     return PopeSplit(
@@ -114,7 +123,9 @@ def _pope_split(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, st
         yes_ratio=share(answer == "yes" for answer in said.values()),
         yes_labels=share(question.label == "yes" for question in questions),
         unparsable=share(answer is None for answer in plain.values()),
-        misread=share(plain[key] is not None and plain[key] != answer for key, answer in said.items()),
+        misread=share(
+            plain[key] is not None and plain[key] != answer for key, answer in said.items()
+        ),
     )
 
 
@@ -153,7 +164,11 @@ class MmeGrade(GradeTable):
         return self._total(COGNITION)
 
     def _total(self, names: Sequence[str]) -> float | None:
-        return sum(self.tasks[name].score for name in names) if set(names) <= self.tasks.keys() else None
+        return (
+            sum(self.tasks[name].score for name in names)
+            if set(names) <= self.tasks.keys()
+            else None
+        )
 
     def rows(self) -> Rows:
         rows: Rows = [("perception", self.perception), ("cognition", self.cognition)]
@@ -171,7 +186,10 @@ class MmeGrade(GradeTable):
 def grade_mme(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> MmeGrade:
     """The scores of `calculation.py`. Raises UsageError unless every image of a subtask has two questions, answered."""
     _check_answers(questions, answers, PERCEPTION + COGNITION)
-    groups = {task: [question for question in questions if question.group == task] for task in PERCEPTION + COGNITION}
+    groups = {
+        task: [question for question in questions if question.group == task]
+        for task in PERCEPTION + COGNITION
+    }
     return MmeGrade({task: _mme_task(group, answers) for task, group in groups.items() if group})
 
 
@@ -179,9 +197,13 @@ def _mme_task(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]
     said = {question.id: parse_mme(answers[question.id]) for question in questions}
     pairs: dict[str, list[bool]] = {}
     for question in questions:
-        pairs.setdefault(question.about.get("pair", ""), []).append(said[question.id] == question.label)
+        pairs.setdefault(question.about.get("pair", ""), []).append(
+            said[question.id] == question.label
+        )
     if lone := next((name for name, pair in pairs.items() if len(pair) != 2), None):
-        raise UsageError(f"{questions[0].group}: {len(pairs[lone])} questions about {lone}, not 2. Give whole pairs.")
+        raise UsageError(
+            f"{questions[0].group}: {len(pairs[lone])} questions about {lone}, not 2. Give whole pairs."
+        )
     return MmeTask(
         accuracy=share(hit for pair in pairs.values() for hit in pair),
         accuracy_plus=share(all(pair) for pair in pairs.values()),

@@ -2,13 +2,19 @@
 
 import pytest
 
-from helpers.evaluation.official import BenchmarkQuestion, ask_questions, read_answers, write_answers
+from helpers.evaluation.official import (
+    BenchmarkQuestion,
+    ask_questions,
+    read_answers,
+    write_answers,
+)
 from helpers.files import UsageError
 
 
 def asked(number):
     return [
-        BenchmarkQuestion(id=str(i), prompt=f"{i}?", image=None, label="yes", group="random") for i in range(number)
+        BenchmarkQuestion(id=str(i), prompt=f"{i}?", image=None, label="yes", group="random")
+        for i in range(number)
     ]
 
 
@@ -19,7 +25,9 @@ def test_ask_in_batches_and_in_order():
         seen.append(len(prompts))
         return [f"{image} {prompt}" for image, prompt in zip(images, prompts, strict=True)]
 
-    assert ask_questions(asked(5), generate, batch=2) == {str(i): f"None {i}?" for i in range(5)} and seen == [2, 2, 1]
+    assert ask_questions(asked(5), generate, batch=2) == {
+        str(i): f"None {i}?" for i in range(5)
+    } and seen == [2, 2, 1]
     with pytest.raises(UsageError, match="gave 1 answers to 2 questions"):
         ask_questions(asked(2), lambda images, prompts: ["Yes"])
 

@@ -25,33 +25,51 @@ def hallusion():
     for (category, number, figure, place, visual), (label, _) in HALLUSION.items():
         about = {"subcategory": "map", "set_id": number, "figure_id": figure, "question_id": place}
         name = f"{category}_map_{number}_{figure}_{place}"
-        questions.append(question(name, label, category, visual_input=visual, gt_answer_details="", **about))
-    return questions, dict(zip([q.id for q in questions], [v for _, v in HALLUSION.values()], strict=True))
+        questions.append(
+            question(name, label, category, visual_input=visual, gt_answer_details="", **about)
+        )
+    return questions, dict(
+        zip([q.id for q in questions], [v for _, v in HALLUSION.values()], strict=True)
+    )
 
 
 def test_hallusion_figures():
     questions, verdicts = hallusion()
     grade = grade_hallusion_bench(questions, verdicts=verdicts)
     assert (grade.question.value, grade.question.n) == (4 / 7, 7)
-    assert (grade.pair.value, grade.pair.n) == (1 / 3, 3)  # VD question 0; VD 1 and VS 0 have a wrong one
+    assert (grade.pair.value, grade.pair.n) == (
+        1 / 3,
+        3,
+    )  # VD question 0; VD 1 and VS 0 have a wrong one
     # figures VD 0 and VD 1 have one right of two, VS 1 none, VS 2 all; VS 0 is none
     assert (grade.figure.value, grade.figure.n) == (1 / 4, 4)
     assert (grade.figure_inconsistent.value, grade.figure_wrong.value) == (2 / 4, 1 / 4)
     # not edited: VD 0 right, VD 1 wrong, VS 0 wrong (right without its figure, wrong with it); by figure_id it were ⅔
     assert (grade.easy.value, grade.easy.n) == (1 / 3, 3)
-    assert (grade.hard.value, grade.hard.n) == (2 / 3, 3)  # edited: VD 0 and VS 0; by figure_id it were ⅓
+    assert (grade.hard.value, grade.hard.n) == (
+        2 / 3,
+        3,
+    )  # edited: VD 0 and VS 0; by figure_id it were ⅓
     # yes: labels 1, 4, 5, 6; said 1, 5 (right, label yes) and 2 (wrong, label no)
     assert grade.percent_difference == pytest.approx(3 / 7 - 4 / 7)
     assert (grade.false_positive_ratio.value, grade.false_positive_ratio.n) == (1 / 3, 3)
     assert grade.unclear.value == 2 / 7
-    assert grade.percent_difference_clear == pytest.approx(0)  # of five: labels 1 and 6, said 1 and 2
-    assert "judge, as official" in str(grade) and list(values(grade))[:3] == ["aAcc", "qAcc", "fAcc"]
+    assert grade.percent_difference_clear == pytest.approx(
+        0
+    )  # of five: labels 1 and 6, said 1 and 2
+    assert "judge, as official" in str(grade) and list(values(grade))[:3] == [
+        "aAcc",
+        "qAcc",
+        "fAcc",
+    ]
 
 
 def test_hallusion_without_a_judge():
     questions, _ = hallusion()
     said = ["Yes", "Yes, it is", "No.", "Maybe", "I cannot tell", "no", "Nope, no"]
-    matched = grade_hallusion_bench(questions, answers=dict(zip([q.id for q in questions], said, strict=True)))
+    matched = grade_hallusion_bench(
+        questions, answers=dict(zip([q.id for q in questions], said, strict=True))
+    )
     _, verdicts = hallusion()
     judged = grade_hallusion_bench(questions, verdicts=verdicts)
     assert matched.rows() == judged.rows()  # the words say what the verdicts above say
@@ -61,7 +79,14 @@ def test_hallusion_without_a_judge():
 def test_hallusion_all_right_and_all_unclear():
     questions, _ = hallusion()
     best = grade_hallusion_bench(questions, verdicts={q.id: 1 for q in questions})
-    assert best.question.value == best.pair.value == best.figure.value == best.easy.value == best.hard.value == 1
+    assert (
+        best.question.value
+        == best.pair.value
+        == best.figure.value
+        == best.easy.value
+        == best.hard.value
+        == 1
+    )
     assert best.percent_difference == 0 and best.false_positive_ratio is None
     unclear = grade_hallusion_bench(questions, verdicts={q.id: 2 for q in questions})
     assert unclear.question.value == 1 / 7 and unclear.percent_difference_clear is None

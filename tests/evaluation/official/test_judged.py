@@ -42,21 +42,34 @@ def test_llava_figures():
         "detail": 100.0,  # −1 / −1: nothing could be read
         "complex": 200.0,
     }
-    assert grade.relative_parsed == {"all": 115.0, "conv": 86.7, "detail": None, "complex": 200.0}  # 23 / 20
+    assert grade.relative_parsed == {
+        "all": 115.0,
+        "conv": 86.7,
+        "detail": None,
+        "complex": 200.0,
+    }  # 23 / 20
     assert (grade.unparsable.value, grade.unparsable.n) == (1 / 4, 4)
     assert "detail without unparsable   not defined" in str(grade)
 
 
 def test_llava_rounds_means_before_the_ratio():
     one = [question("1", "", "conv")]
-    assert grade_llava_bench(one, {"1": "0.0016 0.001"}).relative["all"] == 50.0  # .001 / .002, not 62.5
+    assert (
+        grade_llava_bench(one, {"1": "0.0016 0.001"}).relative["all"] == 50.0
+    )  # .001 / .002, not 62.5
     assert grade_llava_bench(one, {"1": "0 8"}).relative["all"] is None
 
 
 def test_llava_review_files(tmp_path):
     questions, reviews = llava()
     lines = [
-        {"id": i + 1, "question_id": i, "category": "llava_bench_conv", "content": reviews[str(i)], "tuple": tuple_}
+        {
+            "id": i + 1,
+            "question_id": i,
+            "category": "llava_bench_conv",
+            "content": reviews[str(i)],
+            "tuple": tuple_,
+        }
         for i, tuple_ in enumerate([[8.0, 6.0], [7.0, 7.0], [-1, -1], [5.0, 10.0]])
     ]
     path = tmp_path / "reviews.jsonl"
@@ -102,7 +115,9 @@ def mmhal():
 
 
 def test_mmhal_figures():
-    assert [parse_mmhal_rating(review) for _, review, _ in MMHAL] == [rating for *_, rating in MMHAL]
+    assert [parse_mmhal_rating(review) for _, review, _ in MMHAL] == [
+        rating for *_, rating in MMHAL
+    ]
     assert parse_mmhal_rating("**Rating**: 5") is None and parse_mmhal_rating("Rating: 4.5") == 4
     grade = grade_mmhal_bench(*mmhal())
     assert grade.average == 2.0  # (6 + 3 + 2 + 1 + 0 + 0) / 6
@@ -123,7 +138,9 @@ def test_mmhal_without_a_single_rating():
 def test_mmhal_responses_of_the_api_go_by_place(tmp_path):
     questions, reviews = mmhal()
     path = tmp_path / "evaluation.json"
-    responses = [{"model": "m", "choices": [{"message": {"content": review}}]} for review in reviews.values()]
+    responses = [
+        {"model": "m", "choices": [{"message": {"content": review}}]} for review in reviews.values()
+    ]
     path.write_text(json.dumps(responses, indent=2))
     assert read_reviews(path, questions) == reviews
     lines = [json.dumps({"id": key, "review": review}) for key, review in reviews.items()]

@@ -28,7 +28,9 @@ def asked_about(questions, name):
 @pytest.mark.parametrize("strategy", ["random", "popular", "adversarial"])
 def test_polling_is_true_and_half_yes(strategy, seed):
     questions = pope_questions(ITEMS, strategy, per_image=1, seed=seed)
-    assert [q.label for q in questions] == ["yes", "no"] * 6 and {q.group for q in questions} == {strategy}
+    assert [q.label for q in questions] == ["yes", "no"] * 6 and {q.group for q in questions} == {
+        strategy
+    }
     counts = {item.path: item.counts for item in ITEMS}
     for q in questions:
         assert (counts[q.image][q.prompt.split()[3]] > 0) == (q.label == "yes")
@@ -64,10 +66,14 @@ def test_polling_leaves_out_objects_that_never_occur():
 
 def test_the_question_is_that_of_the_scenes():
     for seed in range(20):
-        question = scenes.make_question(scenes.make_scene(seed), "presence", np.random.default_rng(seed))
+        question = scenes.make_question(
+            scenes.make_scene(seed), "presence", np.random.default_rng(seed)
+        )
         kind = question.prompt.split()[3]
         assert kind in scenes.VEHICLE_KINDS and pope_prompt(kind) == question.prompt
-    items = [CountedImage(Path(f"{seed}"), scenes.make_scene(seed).counts, "") for seed in range(20)]
+    items = [
+        CountedImage(Path(f"{seed}"), scenes.make_scene(seed).counts, "") for seed in range(20)
+    ]
     words = {q.prompt.removeprefix("Is there a ").removesuffix(" in the image?") for q in pope_questions(items, "random", 1)}  # fmt: skip
     assert words == set(scenes.VEHICLE_KINDS)
     assert pope_prompt("orange") == "Is there an orange in the image?"

@@ -36,11 +36,15 @@ def test_pope_from_a_parquet_file_with_images_in_it(tmp_path):
     questions = load_questions("pope", folder, file=parquet(tmp_path / "test.parquet", rows))
     assert [(q.id, q.label, q.group) for q in questions] == [("random-1", "yes", "random"), ("popular-1", "no", "popular"), ("adversarial-2", "no", "adversarial")]  # fmt: skip
     assert questions[0].prompt == "Is there a dog in the image?"  # nothing is appended
-    assert questions[0].image == questions[1].image != questions[2].image  # one file for equal images
+    assert (
+        questions[0].image == questions[1].image != questions[2].image
+    )  # one file for equal images
     assert len(list((folder / "images").iterdir())) == 2
     assert open_image(questions[2].image).getpixel((0, 0)) == (0, 0, 255)
     assert read_questions(folder / "pope.jsonl") == questions
-    assert json.loads((folder / "pope.jsonl").read_text().splitlines()[0])["image"].startswith("images/")
+    assert json.loads((folder / "pope.jsonl").read_text().splitlines()[0])["image"].startswith(
+        "images/"
+    )
     assert load_questions("pope", folder, file=tmp_path / "test.parquet", rows=2) == questions[:2]
 
 
@@ -51,7 +55,9 @@ def test_mme_pairs_share_a_name(tmp_path):
     ]  # fmt: skip
     questions = load_questions("mme", tmp_path / "out", file=parquet(tmp_path / "t.parquet", rows))
     assert [q.id for q in questions] == ["OCR/1.png#1", "OCR/1.png#2"]
-    assert {q.about["pair"] for q in questions} == {"OCR/1.png"} and [q.label for q in questions] == ["yes", "no"]
+    assert {q.about["pair"] for q in questions} == {"OCR/1.png"} and [
+        q.label for q in questions
+    ] == ["yes", "no"]
     assert len(PERCEPTION) == 10 and len(COGNITION) == 4
 
 
@@ -65,13 +71,20 @@ def test_hallusion_from_the_authors_json_and_from_a_table(tmp_path):
     (tmp_path / "bench" / "VS" / "map" / "1_2.png").write_bytes(png()["bytes"])
     rows = [hallusion(), hallusion(visual_input="0", figure_id="0", gt_answer="1", filename=None)]
     (tmp_path / "HallusionBench.json").write_text(json.dumps(rows))
-    edited, plain = load_questions("hallusion_bench", tmp_path / "out", file=tmp_path / "HallusionBench.json")
-    assert (edited.id, edited.label, edited.group) == ("VS_map_1_2_0", "no", "VS") and edited.image.is_file()
+    edited, plain = load_questions(
+        "hallusion_bench", tmp_path / "out", file=tmp_path / "HallusionBench.json"
+    )
+    assert (edited.id, edited.label, edited.group) == (
+        "VS_map_1_2_0",
+        "no",
+        "VS",
+    ) and edited.image.is_file()
     assert (plain.id, plain.label, plain.image) == ("VS_map_1_0_0", "yes", None)
     assert edited.about == {"subcategory": "map", "set_id": "1", "figure_id": "2", "question_id": "0", "gt_answer_details": "It is not.", "visual_input": "2"}  # fmt: skip
     assert read_questions(tmp_path / "out" / "hallusion_bench.jsonl") == [edited, plain]
     table = parquet(
-        tmp_path / "t.parquet", [row | {"image": image} for row, image in zip(rows, [png(), png()], strict=True)]
+        tmp_path / "t.parquet",
+        [row | {"image": image} for row, image in zip(rows, [png(), png()], strict=True)],
     )
     again = load_questions("hallusion_bench", tmp_path / "again", file=table)
     assert [q.id for q in again] == [edited.id, plain.id]
@@ -82,7 +95,9 @@ def test_hallusion_from_the_authors_json_and_from_a_table(tmp_path):
 
 def test_llava_bench_and_mmhal_bench(tmp_path):
     row = {"question_id": "0", "question": "Name?", "image": png(), "category": "conv", "image_id": "001", "gpt_answer": "Diamond Head.", "caption": "A view."}  # fmt: skip
-    (question,) = load_questions("llava_bench", tmp_path / "out", file=parquet(tmp_path / "t.parquet", [row]))
+    (question,) = load_questions(
+        "llava_bench", tmp_path / "out", file=parquet(tmp_path / "t.parquet", [row])
+    )
     assert (question.id, question.label, question.group) == ("0", "Diamond Head.", "conv")
     assert question.about == {"caption": "A view."}
     row = {"question_type": "attribute", "question_topic": "food", "image_id": "x", "image_src": "https://host/a/7_o.jpg", "image_content": ["Cat", "Dog"], "question": "Color?", "gt_answer": "Red.", "model_answer": ""}  # fmt: skip
@@ -90,7 +105,9 @@ def test_llava_bench_and_mmhal_bench(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "7_o.jpg").write_bytes(png()["bytes"])
     file = tmp_path / "response_template.json"
-    first, second = load_questions("mmhal_bench", tmp_path / "out", file=file, images=tmp_path / "photos")
+    first, second = load_questions(
+        "mmhal_bench", tmp_path / "out", file=file, images=tmp_path / "photos"
+    )
     assert (first.id, second.id) == ("1", "2") and first.image == tmp_path / "photos" / "7_o.jpg"
     assert first.about == {"image_content": "Cat, Dog"} and first.group == "attribute"
     assert read_questions(tmp_path / "out" / "mmhal_bench.jsonl") == [first, second]
@@ -149,6 +166,8 @@ def test_bad_files(tmp_path):
 def test_the_catalogue():
     known = {"pope", "mme", "hallusion_bench", "llava_bench", "mmhal_bench"}
     assert known <= OFFICIAL_BENCHMARKS.keys()
-    assert OFFICIAL_BENCHMARKS.keys() == GRADES.keys(), "every benchmark has a function that grades it"
+    assert OFFICIAL_BENCHMARKS.keys() == GRADES.keys(), (
+        "every benchmark has a function that grades it"
+    )
     for official in OFFICIAL_BENCHMARKS.values():
         assert len(official.source.revision) == 40 and official.metrics and official.licence

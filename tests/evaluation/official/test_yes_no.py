@@ -54,23 +54,37 @@ def test_pope_figures():
     assert part.yes_ratio.value == 4 / 6 and part.yes_labels.value == 3 / 6
     assert part.unparsable.value == 1 / 6 and part.misread.value == 1 / 6
     part = grade.splits["popular"]
-    assert part.accuracy.value == part.unparsable.value == 1 and part.misread.value == part.yes_labels.value == 0
+    assert (
+        part.accuracy.value == part.unparsable.value == 1
+        and part.misread.value == part.yes_labels.value == 0
+    )
     assert part.precision is part.recall is part.f1 is None  # the official code divides by zero
     assert "random F1" in str(grade) and "popular precision   not defined" in str(grade)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["yes", "no"]), st.sampled_from(["Yes", "No.", "", "not", "nope"])), min_size=1)
+    st.lists(
+        st.tuples(
+            st.sampled_from(["yes", "no"]), st.sampled_from(["Yes", "No.", "", "not", "nope"])
+        ),
+        min_size=1,
+    )
 )
 def test_pope_equals_scikit_learn(items):
     questions = [question(str(i), label, "adversarial") for i, (label, _) in enumerate(items)]
-    part = grade_pope(questions, {str(i): answer for i, (_, answer) in enumerate(items)}).splits["adversarial"]
+    part = grade_pope(questions, {str(i): answer for i, (_, answer) in enumerate(items)}).splits[
+        "adversarial"
+    ]
     labels, said = [label for label, _ in items], [parse_pope(answer) for _, answer in items]
     assert part.accuracy.value == pytest.approx(accuracy_score(labels, said))
     known = {"pos_label": "yes", "zero_division": 0}
-    assert (part.precision.value if part.precision else 0) == pytest.approx(precision_score(labels, said, **known))
-    assert (part.recall.value if part.recall else 0) == pytest.approx(recall_score(labels, said, **known))
+    assert (part.precision.value if part.precision else 0) == pytest.approx(
+        precision_score(labels, said, **known)
+    )
+    assert (part.recall.value if part.recall else 0) == pytest.approx(
+        recall_score(labels, said, **known)
+    )
     assert (part.f1 or 0) == pytest.approx(f1_score(labels, said, **known))
 
 

@@ -260,6 +260,9 @@ def clipped_policy_loss(
     return PolicyLoss(loss, float(clip_share), float(approx_kl), float(mean_ratio))
 
 
+POLICY_LOSSES = {"clip": clipped_policy_loss}
+
+
 def clipped_value_loss(
     values: Tensor,
     old_values: Tensor,

@@ -266,7 +266,8 @@ def train_ppo_policy(run: RecipeRun) -> None:
         watch=[PPODoctor()], cache=run.folder / "cache" / "features",
     )  # fmt: skip
     if (
-        trainer.actor.own_adapter
+        not trainer.iteration
+        and trainer.actor.own_adapter
         and recipe.ppo.critic_warm_up_epochs
         and isinstance(tasks[0].facts, dict)
     ):

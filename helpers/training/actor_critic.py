@@ -6,8 +6,8 @@ its own on the same base: the states of a policy that writes a wrong number do n
 wrong. Used by `helpers/training/ppo.py`, taught in notebook 05.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -71,12 +71,14 @@ class ActorCritic(nn.Module):
 
     def _add_critic(self, seed: int) -> None:
         settings = self.settings
+        # a head on the hidden states
         hidden = self.policy.config.get_text_config().hidden_size
         torch.manual_seed(seed)
         head = ValueHead(hidden, settings.critic_layers, settings.critic_sees_image)
         self.critic = head.to(self.policy.device)
         if not settings.critic_adapter:
             return
+        # an adapter in place of one that an earlier run has left
         if CRITIC_ADAPTER in self.policy.peft_config:
             self.policy.delete_adapter(CRITIC_ADAPTER)
         with models.use_adapter(self.policy, self.policy.active_adapter):
@@ -91,30 +93,29 @@ class ActorCritic(nn.Module):
         """Has the critic an adapter of its own, and so a pass of its own?"""
         return bool(self.critic_adapter)
 
-    @contextmanager
-    def as_critic(self) -> Iterator[None]:
+    def as_critic(self) -> AbstractContextManager:
         """The critic's adapter in place of the policy's, also for the backward pass."""
-        with models.use_adapter(self.policy, CRITIC_ADAPTER):
-            for weight in self.critic_adapter:
-                weight.requires_grad_(True)
-            yield
+        return models.use_adapter(self.policy, CRITIC_ADAPTER)
 
     def forward(self, packed: PackedAnswers, critic: bool = False) -> TokenFigures | Tensor:
-        mask = packed.mask[:, 1:]
         with self.autocast():
+            # before each token of the answers: (answers, longest, hidden)
             states = answer_states(self.policy, packed)
             if critic:
                 return self._values(states, packed)
+            # as they are sampled from: (answers, longest, vocab)
             logits = self.policy.get_output_embeddings()(states).float()
             logits = logits / self.settings.temperature
-            logits[..., self.banned] = -torch.inf  # they are never sampled
-            all_logps = torch.log_softmax(logits, -1)
-            logps = all_logps.gather(-1, packed.ids[:, 1:, None]).squeeze(-1)
+            logits[..., self.banned] = -torch.inf
+            logps = _logps_of(packed.ids[:, 1:], logits)
             entropy = losses.entropy(logits)
             values = None
             if self.critic is not None and not self.own_adapter:
-                states = states.detach() if self.settings.critic_detached else states
+                if self.settings.critic_detached:
+                    # the critic's loss does not reach the policy
+                    states = states.detach()
                 values = self._values(states, packed)
+        mask = packed.mask[:, 1:]
         return TokenFigures(logps.where(mask, 0.0), entropy.where(mask, 0.0), values)
 
     def _values(self, states: Tensor, packed: PackedAnswers) -> Tensor:
@@ -127,6 +128,7 @@ class ActorCritic(nn.Module):
         parts = []
         for packed in slices:
             old = self(packed)
+            # the critic's values come with the policy's pass, or from a pass of its own
             values = old.values
             if self.own_adapter:
                 with self.as_critic():
@@ -167,6 +169,11 @@ class ActorCritic(nn.Module):
         known = {id(weight) for weight in policy + critic}
         named = self.named_parameters()
         return {name: weight.detach() for name, weight in named if id(weight) in known}
+
+
+def _logps_of(ids: Tensor, logits: Tensor) -> Tensor:
+    """Log-probabilities of the tokens `ids`, (answers, longest), among all of the vocabulary."""
+    return torch.log_softmax(logits, -1).gather(-1, ids[..., None]).squeeze(-1)
 
 
 def pad_and_stack(parts: Iterable[Tensor | None]) -> Tensor | None:

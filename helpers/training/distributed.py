@@ -7,7 +7,7 @@ TRL's trainer has its own ways.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -25,8 +25,8 @@ PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}  # accelerate's nam
 def new_accelerator(stage: str, find_unused_parameters: bool = False) -> Accelerator:
     """For mixed precision as this machine needs it, on the CPU where there is no GPU.
 
-    find_unused_parameters: a pass may leave trained weights out. Raises UsageError where weights are
-    split over processes: these loops sample from the whole model, or score with it.
+    find_unused_parameters: a pass may leave trained weights out. Raises UsageError where weights
+    are split over processes: these loops sample from the whole model, or score with it.
     """
     handler = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
     accelerator = Accelerator(
@@ -51,7 +51,7 @@ def wrap_for_processes(accelerator: Accelerator, module: nn.Module) -> nn.Module
     return accelerator.prepare(module) if accelerator.num_processes > 1 else module
 
 
-def own_share(accelerator: Accelerator, items: list) -> list:
+def own_share(accelerator: Accelerator, items: Sequence) -> Sequence:
     """Every n-th of `items`, for n processes."""
     return items[accelerator.process_index :: accelerator.num_processes]
 

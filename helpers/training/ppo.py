@@ -5,8 +5,8 @@ formula beside each step. Three log-probabilities are kept apart, since mixing t
 loops go wrong: `old` is of the policy that sampled, `reference` of the base with the adapter off,
 which KL is measured against, `new` of the policy that is being updated. One base serves all roles:
 the policy is base + adapter, the reference the base, the critic a head
-(`helpers/training/actor_critic.py`), and the reward any scorer. Formulas are in `helpers/losses.py`.
-Taught in notebook 05.
+(`helpers/training/actor_critic.py`), and the reward any scorer. Formulas are in
+`helpers/losses.py`. Taught in notebook 05.
 
 Another method enters by its line in a table: `ADVANTAGES` (`helpers/training/advantages.py`),
 `POLICY_LOSSES` (`helpers/losses.py`) or `ROLLOUT_FILTERS` (`helpers/training/rollout.py`).
@@ -34,7 +34,7 @@ from transformers import ProcessorMixin
 from helpers import losses, models
 from helpers.config import PPOSettings
 from helpers.files import UsageError
-from helpers.losses import KL_ESTIMATORS, POLICY_LOSSES, PolicyLoss
+from helpers.losses import KL_ESTIMATORS, POLICY_LOSSES, AdaptiveKL, PolicyLoss
 from helpers.models import VLM, Packer
 from helpers.rewards import Scorer
 from helpers.runtime import seed_everything
@@ -67,10 +67,10 @@ class PPOTrainer:
     the base with the adapter off.
 
     watch: called after each iteration with the trainer; its `stopped` ends the run. folder: of this
-    run alone, holds the whole state after every `checkpoint_every` iterations; a trainer that finds
-    it goes on as if it had never stopped (`helpers/training/checkpoint.py`). cache: a folder for
-    image features. packs: all answers to a task in one row, or a row each; None tries whether the
-    model can.
+    run alone, gets the whole state after every `checkpoint_every` iterations; a trainer that finds
+    it goes on as if it had never stopped. A folder of another run is refused, or with
+    `replace_other` set aside. cache: a folder for image features. packs: all answers to a task in
+    one row, or a row each; None tries whether the model can.
     """
 
     def __init__(
@@ -90,25 +90,26 @@ class PPOTrainer:
         packs: bool | None = None,
     ):
         # policy and critic have a pass each, in which the other one's weights are not used
-        self.accelerator = new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
-        processes = self.accelerator.num_processes
-        shards = max(settings.shards, processes)
+        accelerator = new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
+        shards = max(settings.shards, accelerator.num_processes)
         check_names(settings)
-        settings.check(len(tasks), shards, processes)
+        settings.check(len(tasks), shards, accelerator.num_processes)
+
+        # what run it is depends on the model as it comes in
         identity = ppo_identity(model, processor, tasks, score, settings, seed) if folder else {}
         self.checkpoints = Checkpoints(folder, identity, replace_other=replace_other)
+
         if not isinstance(model, PeftModel):
             model = models.add_adapter(model, settings.lora, seed)
         seed_everything(seed)
-        packer = Packer(model, processor, cache=cache, packs=packs, device=self.accelerator.device)
+        packer = Packer(model, processor, cache=cache, packs=packs, device=accelerator.device)
         self.settings = settings
-        self.sampler = Sampler(
-            packer, tasks, score, settings, self.accelerator, seed=seed, shards=shards, truth=truth
-        )
-        self.actor = ActorCritic(model, processor, settings, seed, self.accelerator.autocast)
-        self.forward = wrap_for_processes(self.accelerator, self.actor)
-        self.optimizer = new_optimizer(self.accelerator, self.actor)
-        self.kl = losses.AdaptiveKL(settings.kl_weight, settings.kl_target, settings.kl_horizon)
+        self.accelerator = accelerator
+        self.sampler = Sampler(packer, tasks, score, truth, settings, accelerator, seed, shards)
+        self.actor = ActorCritic(model, processor, settings, seed, accelerator.autocast)
+        self.forward = wrap_for_processes(accelerator, self.actor)
+        self.optimizer = new_optimizer(accelerator, self.actor)
+        self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target, settings.kl_horizon)
         self.watch = watch
         self.stopped = False
         self.log: list[IterationRow] = []
@@ -122,7 +123,7 @@ class PPOTrainer:
         for iteration in self._count_iterations(iterations):
             started = time.perf_counter()
 
-            # 1. Sample: the policy answers each question a few times, and a scorer rates the answers.
+            # 1. Sample: the policy answers each question a few times, a scorer rates the answers.
             rollout = self.sampler.sample(iteration)
             scores = rollout.scores.to(accelerator.device)
             kept = ROLLOUT_FILTERS[settings.rollout_filter](rollout).to(accelerator.device)
@@ -138,27 +139,26 @@ class PPOTrainer:
 
             # 4. Advantage: was it better than expected? Without a critic, the mean was expected.
             if seen.values is None:
-                mean = mean_over_processes(accelerator, rewards.sum(1).mean())
-                seen = seen._replace(values=mean * seen.mask)
+                expected = mean_over_processes(accelerator, rewards.sum(1).mean())
+                seen = seen._replace(values=expected * seen.mask)
             learnt = seen.mask & kept[:, None]
-            token_mean = partial(token_mean_over_processes, accelerator)
-            advantages, returns = method.estimate(
-                rewards, seen.values, learnt, settings, token_mean
-            )
+            mean = partial(token_mean_over_processes, accelerator)
+            advantages, returns = method.estimate(rewards, seen.values, learnt, settings, mean)
             self.last = Experience(rollout, *seen, learnt, rewards, advantages, returns)
 
+            # The same answers serve for several updates.
             updates: list[IterationRow] = []
             actor.start_updates()
             set_learning_rates(self.optimizer, settings, iteration)
             for batch in self.sampler.mini_batches(self.last, iteration):
-                # 5. Policy update: what was better than expected becomes likelier, within the clip.
+                # 5. Policy update: what was better than expected becomes likelier, within a clip.
                 new = self.forward(batch.packed)
                 loss, policy = policy_loss(new, batch, settings, self.kl.weight)
                 if not updates:
                     check_first_ratio(policy.ratio, settings.ratio_tolerance)
 
-                # 6. Critic update: values are drawn to the returns. A head on the policy's states has
-                # had its pass; a critic with an adapter of its own has one of its own.
+                # 6. Critic update: values are drawn to the returns. A head on the policy's states
+                # has had its pass; a critic with an adapter of its own has one of its own.
                 if actor.own_adapter:
                     accelerator.backward(loss)
                     with actor.as_critic():
@@ -176,51 +176,51 @@ class PPOTrainer:
 
     def _count_iterations(self, most: int | None) -> Iterator[int]:
         """Numbers of the next iterations, on a progress bar, until a watcher says stop."""
-        last = self.settings.iterations
+        end = self.settings.iterations
         if most is not None:
-            last = min(last, self.iteration + most)
+            end = min(end, self.iteration + most)
         bar = tqdm(
-            total=last,
+            total=end,
             initial=self.iteration,
             desc=self.settings.advantages,
-            disable=not self.accelerator.is_main_process or None,
+            disable=not self.accelerator.is_main_process or None,  # None: where it is no terminal
         )
-        while self.iteration < last and not self.stopped:
+        while self.iteration < end and not self.stopped:
             yield self.iteration
+            # here the iteration is done, and its row is in the log
             row = self.log[-1]
             bar.set_postfix(score=f"{row['objective/scores']:.3f}", kl=f"{row['objective/kl']:.2f}")
             bar.update()
         bar.close()
 
     def _end_iteration(self, updates: Sequence[IterationRow], seconds: float) -> None:
-        """Write the iteration down, let watchers look, and keep its state."""
-        settings = self.settings
-        row = experience_figures(self.last)
-        row |= {
-            "objective/kl_weight": self.kl.weight,
-            "critic": self.actor.critic is not None,
-            **mean_of_updates(updates),
-        }
-        row = mean_rows(self.accelerator, row)
-        if not updates and self.accelerator.is_main_process:
-            print(
-                f"⚠️  Iteration {self.iteration + 1}: rollout_filter={settings.rollout_filter!r} "
-                "left no answer to learn from, so all weights stay as they are."
-            )
+        """Write the iteration down, let watchers look, and keep the state of the run."""
+        settings, accelerator = self.settings, self.accelerator
+        done = self.iteration + 1
         answers = settings.prompts_per_iteration * settings.group_size
+        row = experience_figures(self.last)
+        row["objective/kl_weight"] = self.kl.weight
+        row["critic"] = self.actor.critic is not None
+        row |= mean_of_updates(updates)
+        # each process has looked at its own answers
+        row = mean_rows(accelerator, row)
+        row["samples"] = done * answers
+        row["iteration"] = done
+        row["seconds"] = self.seconds + seconds
+        row["tokens_per_second"] = row["tokens"] / seconds
+        if not updates and accelerator.is_main_process:
+            print(
+                f"⚠️  Iteration {done}: rollout_filter={settings.rollout_filter!r} left no answer "
+                "to learn from, so all weights stay as they are."
+            )
+        # the price of KL follows its target
         self.kl.update(row["objective/kl"], answers)
-        row |= {
-            "samples": (self.iteration + 1) * answers,
-            "iteration": self.iteration + 1,
-            "seconds": self.seconds + seconds,
-            "tokens_per_second": row["tokens"] / seconds,
-        }
         self.log.append(row)
         for look in self.watch:
             look(self)
-        if self.iteration % settings.checkpoint_every == 0 or self.iteration == settings.iterations:
-            self.accelerator.wait_for_everyone()
-            self.checkpoints.save(self.iteration, state_of(self))
+        if done % settings.checkpoint_every == 0 or done == settings.iterations:
+            accelerator.wait_for_everyone()
+            self.checkpoints.save(done, state_of(self))
 
     @property
     def model(self) -> PeftModel:
@@ -245,8 +245,9 @@ class PPOTrainer:
     ) -> list[float]:
         """Train the critic on answers to each task, whoever wrote them, and their scores.
 
-        No sample is drawn. prompts_per_step: tasks of a step, of which `mini_batch` are in memory at
-        a time. In a run that goes on after a checkpoint nothing is left to do: its critic is warm.
+        No sample is drawn. prompts_per_step: tasks of a step, of which `mini_batch` are in memory
+        at a time. In a run that goes on after a checkpoint nothing is left to do: its critic is
+        warm.
         """
         if self.iteration:
             return []
@@ -262,18 +263,19 @@ def policy_loss(
 ) -> tuple[Tensor, PolicyLoss]:
     """What the policy minimises, (), and the figures of its clipped part.
 
-    An entropy bonus is taken off; GRPO's KL to the reference (k3, whose gradient is that of the KL)
-    is added.
+    Sums over tokens are divided by `batch.count`, so that processes together have the mean.
     """
-    surrogate = POLICY_LOSSES[settings.policy_loss]
-    policy = surrogate(
+    clipped = POLICY_LOSSES[settings.policy_loss]
+    policy = clipped(
         new.logps, batch.old_logps, batch.advantages, batch.mask, settings.clip, batch.count
     )
     loss = policy.loss
     if settings.entropy_weight:
+        # a bonus for a policy that keeps trying other tokens
         bonus = losses.masked_mean(new.entropy, batch.mask, batch.count)
         loss = loss - settings.entropy_weight * bonus
     if ADVANTAGES[settings.advantages].kl_in_loss and kl_weight:
+        # GRPO: the price of KL is paid here, by the estimate that is never negative
         kl = losses.k3(new.logps - batch.reference_logps)
         loss = loss + kl_weight * losses.masked_mean(kl, batch.mask, batch.count)
     return loss, policy
@@ -321,7 +323,8 @@ def take_step(
     for group in optimizer.param_groups:
         norm = float(nn.utils.clip_grad_norm_(group["params"], max_norm))
         norms[group["name"]] = norm
-        if norm == 0:  # Adam's momentum would move weights without a gradient
+        if norm == 0:
+            # Adam's momentum would move weights without a gradient
             for weight in group["params"]:
                 weight.grad = None
     optimizer.step()
@@ -352,5 +355,6 @@ def check_names(settings: PPOSettings) -> None:
             raise UsageError(f"{setting}={name!r}: choose from {', '.join(table)}.")
     if ADVANTAGES[settings.advantages].compares_answers and settings.group_size < 2:
         raise UsageError(
-            f"{settings.advantages} compares the answers to one prompt: set group_size to 2 or more."
+            f"{settings.advantages} compares the answers to one prompt: set group_size to 2 or "
+            "more."
         )

@@ -141,7 +141,8 @@ def keep_all(rollout: Rollout) -> Tensor:
 def keep_different_scores(rollout: Rollout) -> Tensor:
     """Learn from the answers to a task only if their scores differ: equal ones compare nothing.
 
-    The dynamic sampling of DAPO (Yu et al. 2025, arXiv 2503.14476), without sampling others instead.
+    The dynamic sampling of DAPO (Yu et al. 2025, arXiv 2503.14476), without sampling others
+    instead.
     """
     return ~rollout.equal_scores().repeat_interleave(rollout.group_size)
 
@@ -152,7 +153,8 @@ ROLLOUT_FILTERS = {"all": keep_all, "different_scores": keep_different_scores}
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with what is known of its tokens; tensors are (answers, longest), 0 where `mask` is.
+    """A rollout with what is known of its tokens; tensors are (answers, longest), 0 where `mask`
+    is.
 
     Two of the three log-probabilities are here: `old_logps`, of the policy that sampled, and
     `reference_logps`. The third, of the policy that is being updated, is computed anew in each
@@ -192,7 +194,6 @@ def roll_out(
     tasks: Sequence[Task],
     score: Scorer,
     settings: PPOSettings,
-    *,
     seed: int,
     truth: Scorer | None = None,
 ) -> Rollout:

@@ -1,4 +1,4 @@
-"""Which questions an iteration of PPO asks, and in which mini-batches their answers are learnt from.
+"""Which questions an iteration of PPO asks, and in which mini-batches it learns from the answers.
 
 The questions of an iteration are dealt to shards, each of which has a random seed of its own, and
 the shards to the processes. So several processes get what one process gets that samples as many
@@ -7,6 +7,7 @@ on after a checkpoint needs no random state. Used by `helpers/training/ppo.py`.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from accelerate import Accelerator
@@ -16,60 +17,38 @@ from helpers.config import PPOSettings
 from helpers.models import PackedAnswers, Packer
 from helpers.rewards import Scorer
 
-from .distributed import mean_over_processes
+from .distributed import mean_over_processes, own_share
 from .rollout import Experience, MiniBatch, Rollout, Task, roll_out
 
-SLICE_STEP = 2_654_435_761  # between the seeds of slices: a prime; of seeds the last 32 bits count
+# between the seeds of two slices: a prime, since of seeds the last 32 bits count
+SLICE_STEP = 2_654_435_761
 
 
+@dataclass
 class Sampler:
-    """Samples and scores answers with `packer.model`, and deals them out in mini-batches.
+    """Samples and scores answers with `packer.model`, and deals them out in mini-batches."""
 
-    truth: a scorer of the same answers that nothing is learnt from.
-    """
-
-    def __init__(
-        self,
-        packer: Packer,
-        tasks: Sequence[Task],
-        score: Scorer,
-        settings: PPOSettings,
-        accelerator: Accelerator,
-        *,
-        seed: int,
-        shards: int,
-        truth: Scorer | None = None,
-    ):
-        self.packer = packer
-        self.tasks = tasks
-        self.score = score
-        self.truth = truth
-        self.settings = settings
-        self.accelerator = accelerator
-        self.seed = seed
-        self.shards = shards
+    packer: Packer
+    tasks: Sequence[Task]
+    score: Scorer
+    truth: Scorer | None  # scores the same answers, and nothing is learnt from it
+    settings: PPOSettings
+    accelerator: Accelerator
+    seed: int
+    shards: int
 
     def sample(self, iteration: int) -> Rollout:
         """The answers to this process's questions of an iteration."""
         self.packer.model.eval()
         rollouts = []
-        own_shards = range(
-            self.accelerator.process_index, self.shards, self.accelerator.num_processes
-        )
-        for shard in own_shards:
+        for shard in own_share(self.accelerator, range(self.shards)):
+            # a seed of its own for every iteration, shard and slice
             seed = (self.seed * 1_000_003 + iteration) * 1_009 + shard
-            asked = self.next_tasks(iteration, shard)
-            for number, tasks in enumerate(self._cut(asked)):
+            for tasks in self._cut(self.next_tasks(iteration, shard)):
                 rollouts.append(
-                    roll_out(
-                        self.packer,
-                        tasks,
-                        self.score,
-                        self.settings,
-                        seed=seed + number * SLICE_STEP,
-                        truth=self.truth,
-                    )
+                    roll_out(self.packer, tasks, self.score, self.settings, seed, self.truth)
                 )
+                seed += SLICE_STEP
         return Rollout.concatenate(rollouts)
 
     def next_tasks(self, iteration: int, shard: int) -> list[Task]:
@@ -111,8 +90,9 @@ class Sampler:
 
     def _mini_batch(self, experience: Experience, tasks: np.ndarray) -> MiniBatch:
         rollout = experience.rollout
-        learnt = experience.learnt.any(1).view(-1, rollout.group_size).any(1).tolist()
-        # where the filter left nothing, one task without a learnt token keeps processes in step
+        # which answers, and then which tasks, have a token to learn from
+        learnt = experience.learnt.any(1).view(-1, rollout.group_size).any(1)
+        # where none is left, one task without such a token keeps this process in step with others
         chosen = [task for task in tasks if learnt[task]] or tasks[:1]
         packed = rollout.pack(self.packer, chosen)
         answers = rollout.answer_numbers(chosen)

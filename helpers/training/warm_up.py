@@ -1,10 +1,11 @@
-"""A critic that knows what a mistake is before the first iteration of PPO, at the cost of no sample.
+"""A critic that knows what a mistake is before PPO begins, at the cost of no sample.
 
 It is trained on any answers whose score is known, whoever wrote them (InstructGPT started its
 critic from the reward model for the same reason, arXiv 2203.02155). Taught in notebook 05.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,32 +22,26 @@ from .actor_critic import ActorCritic
 from .rollout import Task
 
 
+@dataclass
 class KnownAnswers:
     """Answers to tasks, whoever wrote them, and their scores, each of which is computed once."""
 
-    def __init__(
-        self,
-        packer: Packer,
-        score: Scorer,
-        tasks: Sequence[Task],
-        answers: Sequence[Sequence[str]],
-    ):
-        self.packer = packer
-        self.score = score
-        self.tasks = tasks
-        self.answers = answers
-        self._scores: dict[int, list[float]] = {}
+    packer: Packer
+    score: Scorer
+    tasks: Sequence[Task]
+    answers: Sequence[Sequence[str]]  # to each task
+    scores: dict[int, list[float]] = field(default_factory=dict)  # number of a task → its answers'
 
     def batch(self, numbers: Sequence[int]) -> tuple[PackedAnswers, Tensor]:
         """The answers to the tasks with these numbers, and their scores, (answers,)."""
         images = [self.tasks[number].open_images() for number in numbers]
         scores = []
         for number, pictures in zip(numbers, images, strict=True):
-            if number not in self._scores:
+            if number not in self.scores:
                 task = self.tasks[number]
                 given = [task.scorer_inputs(pictures, text) for text in self.answers[number]]
-                self._scores[number] = [found.total for found in score_all(self.score, given)]
-            scores += self._scores[number]
+                self.scores[number] = [found.total for found in score_all(self.score, given)]
+            scores += self.scores[number]
         turns = [self.tasks[number].turns for number in numbers]
         packed = self.packer(turns, images, [self.answers[number] for number in numbers])
         return packed, torch.tensor(scores).to(self.packer.device)
@@ -62,8 +57,9 @@ def warm_up_critic(
 ) -> list[float]:
     """Draw the value of every token to the score of the whole answer; returns the losses.
 
-    `mini_batch` of a step's prompts are in one pass. The learning rate falls linearly to 0. forward:
-    `actor`, as several processes call it. Raises UsageError if the critic has no adapter of its own.
+    `mini_batch` of a step's prompts are in one pass. The learning rate falls linearly to 0.
+    forward: `actor`, as several processes call it. Raises UsageError if the critic has no adapter
+    of its own.
     """
     if not actor.own_adapter:
         raise UsageError(

@@ -41,7 +41,8 @@ NO_UPDATE = {
 
 def experience_figures(experience: Experience) -> IterationRow:
     """Means over the answers of an iteration, before the update."""
-    rollout, mask, learnt = experience.rollout, experience.mask, experience.learnt
+    rollout = experience.rollout
+    mask, learnt = experience.mask, experience.learnt
     kl = (experience.old_logps - experience.reference_logps).sum(1)
     sizes = experience.advantages.abs()
     explained = explained_variance(experience.values, experience.returns, learnt)
@@ -91,10 +92,10 @@ def mean_of_updates(updates: Sequence[IterationRow]) -> IterationRow:
 
 
 def pooled_explained_variance(rows: Sequence[IterationRow]) -> float:
-    """Explained variance of several iterations, each within itself: 1 − Σ Var(returns − V) / Σ Var(returns).
+    """Explained variance of several iterations: 1 − Σ Var(returns − V) / Σ Var(returns).
 
-    A single iteration has too few failed answers for a figure of its own. NaN if all returns were
-    equal.
+    Each variance is within its iteration. A single iteration has too few failed answers for a
+    figure of its own. NaN if all returns were equal.
     """
     total = left = 0.0
     for row in rows:
@@ -106,12 +107,12 @@ def pooled_explained_variance(rows: Sequence[IterationRow]) -> float:
 
 
 def log_mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
-    """Mean of a figure over some rows of a log, such as its last ten: `log_mean(log[-10:], "loss")`."""
+    """Mean of a figure over rows of a log, such as its last ten: `log_mean(log[-10:], "loss")`."""
     return float(np.mean([row[name] for row in rows]))
 
 
 class JSONLog:
-    """The log as JSON lines in `path`; written whole each time, so that no resumed run has a row twice."""
+    """The log as JSON lines; written whole each time, so that a resumed run has no row twice."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -126,7 +127,7 @@ class JSONLog:
 
 
 class SampleLog:
-    """Some sampled answers with their questions and scores, every `every` iterations, appended to `path`."""
+    """Some sampled answers with questions and scores, every `every` iterations, in one file."""
 
     def __init__(self, path: Path, every: int = 5):
         self.path = path
@@ -145,7 +146,7 @@ class SampleLog:
 
 
 def first_samples(trainer) -> list[dict]:
-    """Answers of the last iteration, the first of each group: what was asked, sampled, and its score."""
+    """Answers of the last iteration, the first of each group, with question and score."""
     rollout = trainer.last.rollout
     samples = []
     for task, prompt in enumerate(rollout.prompts.texts[:LOGGED_SAMPLES]):
@@ -162,7 +163,7 @@ def first_samples(trainer) -> list[dict]:
 
 
 class TensorBoard:
-    """The log for TensorBoard, in `folder`. Raises UsageError if the package is missing (Colab has it)."""
+    """The log for TensorBoard, in `folder`. Raises UsageError without the package (Colab has it)."""
 
     def __init__(self, folder: Path):
         try:
@@ -187,9 +188,9 @@ class TensorBoard:
 class HeldOutAnswers(TrainerCallback):
     """Greedy answers to records, before the first step and every `every` steps.
 
-    It is a callback of TRL's trainers, and a watcher of `ppo.PPOTrainer`, whose iterations are steps
-    here and whose log gets the share. `shares` holds (step, share of exact answers); `watching`
-    counts the seconds that it took.
+    It is a callback of TRL's trainers, and a watcher of `ppo.PPOTrainer`, whose iterations are
+    steps here and whose log gets the share. `shares` holds (step, share of exact answers);
+    `watching` counts the seconds that it took.
     """
 
     def __init__(

@@ -8,31 +8,42 @@ import torch
 from small_ppo import RECORDS, SMALL, moved, trainer, weights
 from torch.testing import assert_close
 
-from helpers import models
+from helpers import losses, models
 from helpers.config import RewardSettings
 from helpers.files import UsageError
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training.actor_critic import CRITIC_ADAPTER
+from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
 
-def test_a_critic_with_its_own_adapter_leaves_the_policy_alone():
-    """Its loss reaches its adapter and head only; one on the policy's states reaches the policy unless detached."""
-    reached = {}
-    for name, how in {
+def no_advantage(rewards, values, mask, settings, mean):
+    """Returns for the critic, and nothing for the policy to learn from."""
+    _, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
+    return torch.zeros_like(rewards), returns
+
+
+def test_a_critic_with_its_own_adapter_leaves_the_policy_alone(monkeypatch):
+    """Its loss reaches its adapter and head; one on the policy's states reaches the policy, too.
+
+    Unless it is detached.
+    """
+    monkeypatch.setitem(ADVANTAGES, "none", AdvantageWay(no_advantage, learns_values=True))
+    kinds = {
         "own": {"critic_adapter": True},
         "detached": {"critic_detached": True},
         "joint": {"critic_detached": False},
-    }.items():
-        run = trainer(dataclasses.replace(SMALL, learning_rate=0.0, **how))
+    }
+    reached = {}
+    for name, how in kinds.items():
+        settings = dataclasses.replace(SMALL, learning_rate=0.0, advantages="none", **how)
+        run = trainer(settings)
         run.actor.critic.value[-1].weight.data.fill_(0.1)
-        experience = run.experience(run.sample())
-        experience = dataclasses.replace(
-            experience, advantages=torch.zeros_like(experience.advantages)
-        )
-        reached[name] = run.step(experience, [0, 1])["grad_norm/adapter"]
+        (row,) = run.train(1)
+        assert row["grad_norm/critic"] > 0
+        reached[name] = row["grad_norm/adapter"]
     assert reached["own"] == reached["detached"] == 0 < reached["joint"]
 
 
@@ -53,7 +64,7 @@ def test_one_base_serves_all_roles():
         if f".{reward_model.REWARD_ADAPTER}." in name
     }
     kept |= {name: p.detach().clone() for name, p in frozen.items()}
-    run.iterate()
+    run.train(1)
     assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters() if name in kept)
     assert policy.active_adapter == models.POLICY_ADAPTER
 

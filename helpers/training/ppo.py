@@ -52,7 +52,6 @@ from .distributed import (
 from .ppo_state import go_on, ppo_identity, state_of
 from .rollout import ROLLOUT_FILTERS, Experience, MiniBatch, Task
 from .sampler import Sampler
-from .warm_up import KnownAnswers, warm_up_critic
 from .watch import IterationRow, experience_figures, mean_of_updates, update_figures
 
 Watcher = Callable[["PPOTrainer"], None]
@@ -235,27 +234,6 @@ class PPOTrainer:
     def seconds(self) -> float:
         """What all iterations took, without the watchers."""
         return self.log[-1]["seconds"] if self.log else 0.0
-
-    def warm_up_critic(
-        self,
-        tasks: Sequence[Task],
-        answers: Sequence[Sequence[str]],
-        epochs: int = 8,
-        prompts_per_step: int = 16,
-    ) -> list[float]:
-        """Train the critic on answers to each task, whoever wrote them, and their scores.
-
-        No sample is drawn. prompts_per_step: tasks of a step, of which `mini_batch` are in memory
-        at a time. In a run that goes on after a checkpoint nothing is left to do: its critic is
-        warm.
-        """
-        if self.iteration:
-            return []
-        self.model.eval()
-        known = KnownAnswers(self.sampler.packer, self.sampler.score, tasks, answers)
-        return warm_up_critic(
-            self.actor, self.forward, self.accelerator, known, epochs, prompts_per_step
-        )
 
 
 def policy_loss(

@@ -83,7 +83,7 @@ class Rollout:
     texts: Sequence[str]
     ended: Tensor  # (answers,) bool
     scores: Tensor  # (answers,), the penalty for a missing end included
-    parts: dict[str, Tensor]  # what the scores are made of, (answers,) each
+    results: Sequence[Score]  # of each answer: what the score is made of
     truth: Tensor | None = None  # (answers,) score by another scorer, which is only watched
 
     @classmethod
@@ -101,7 +101,7 @@ class Rollout:
             texts=[text for one in rollouts for text in one.texts],
             ended=torch.cat([one.ended for one in rollouts]),
             scores=torch.cat([one.scores for one in rollouts]),
-            parts=_concatenate_parts(rollouts),
+            results=[score for one in rollouts for score in one.results],
             truth=None if truths[0] is None else torch.cat(truths),
         )
 
@@ -117,20 +117,18 @@ class Rollout:
         chosen = range(len(self.tasks)) if tasks is None else tasks
         return packer.pack(self.prompts.select(chosen), [self.answers(task) for task in chosen])
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """What the scores are made of, (answers,) each; a part that a score does not have is 0."""
+        table = {}
+        for name in dict.fromkeys(name for score in self.results for name in score.parts):
+            table[name] = torch.tensor([score.parts.get(name, 0.0) for score in self.results])
+        return table
+
     def equal_scores(self) -> Tensor:
         """Do all answers to a task have the same score? (tasks,) bool."""
         grouped = self.scores.view(-1, self.group_size)
         return (grouped == grouped[:, :1]).all(1)
-
-
-def _concatenate_parts(rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
-    """The parts of the scores of several rollouts; one that a rollout does not have is 0 there."""
-    names = dict.fromkeys(name for one in rollouts for name in one.parts)
-    together = {}
-    for name in names:
-        found = [one.parts.get(name, torch.zeros(len(one.scores))) for one in rollouts]
-        together[name] = torch.cat(found)
-    return together
 
 
 def keep_all(rollout: Rollout) -> Tensor:
@@ -230,19 +228,10 @@ def roll_out(
         texts=texts,
         ended=ends,
         scores=_totals(found) - penalties,
-        parts=_parts_by_name(found),
+        results=found,
         truth=_totals(score_all(truth, rows)) if truth else None,
     )
 
 
 def _totals(scores: Sequence[Score]) -> Tensor:
     return torch.tensor([score.total for score in scores])
-
-
-def _parts_by_name(scores: Sequence[Score]) -> dict[str, Tensor]:
-    """Parts of all scores, (answers,) each; one that a score does not have is 0 there."""
-    names = dict.fromkeys(name for score in scores for name in score.parts)
-    table = {}
-    for name in names:
-        table[name] = torch.tensor([score.parts.get(name, 0.0) for score in scores])
-    return table

@@ -227,7 +227,7 @@ warm_seconds = 0.0
 if trainer.actor.own_adapter and WARM_UP and not trainer.iteration:
     answers = data.true_and_wrong_answers([task.facts for task in tasks], seed=SEED)
     started = time.perf_counter()
-    history = trainer.warm_up_critic(tasks, answers, WARM_UP)
+    history = training.warm_up_critic(trainer, tasks, answers, WARM_UP)
     warm_seconds = time.perf_counter() - started
     print(
         f"squared error of the critic, halved: {sum(history[:8]) / 8:.3f} → {sum(history[-8:]) / 8:.3f}"

@@ -17,6 +17,7 @@ from helpers.training.actor_critic import CRITIC_ADAPTER
 from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
+from helpers.training.warm_up import warm_up_critic
 
 
 def no_advantage(rewards, values, mask, settings, mean):
@@ -80,7 +81,7 @@ def test_a_critic_warms_up_in_parts_as_in_one():
             SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving
         )
         runs.append(trainer(settings, yes))
-        histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, prompts_per_step=4))
+        histories.append(warm_up_critic(runs[-1], tasks, answers, 3, prompts_per_step=4))
     for run, history in zip(runs[1:], histories[1:], strict=True):
         assert len(history) == 6 and history == pytest.approx(histories[0], rel=1e-3)
         for name, value in weights(runs[0]).items():
@@ -94,10 +95,10 @@ def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
     )
     run = trainer(dataclasses.replace(SMALL, critic_adapter=True), yes)
     before, tasks = weights(run), tasks_of(RECORDS[:8])
-    history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, prompts_per_step=4)
+    history = warm_up_critic(run, tasks, [["Yes.", "No."]] * 8, 20, prompts_per_step=4)
     assert len(history) == 40 and np.mean(history[-4:]) < 0.7 * np.mean(history[:4])
     assert all(
         name.startswith("critic.") or f".{CRITIC_ADAPTER}." in name for name in moved(run, before)
     )
     with pytest.raises(UsageError, match="critic_adapter=True"):
-        trainer().warm_up_critic(tasks, [["No."]] * 8)
+        warm_up_critic(trainer(), tasks, [["No."]] * 8)

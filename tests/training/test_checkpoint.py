@@ -18,6 +18,7 @@ from helpers.files import ROOT, UsageError
 from helpers.rewards.scoring import count_exact, count_graded, make_scorer
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
+from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import HeldOutAnswers, JSONLog
 
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
@@ -81,7 +82,7 @@ def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path, capsys):
     again = trainer(settings, folder=tmp_path, watch=[lambda run: pytest.fail("trained")])
     assert "Finished after step 2" in capsys.readouterr().out
     # its critic is warm already
-    assert again.warm_up_critic(again.sampler.tasks, [["No."]] * 32) == []
+    assert warm_up_critic(again, again.sampler.tasks, [["No."]] * 32) == []
     assert again.train() == first.log
     same(first, again)
 

@@ -24,6 +24,7 @@ from helpers.training.actor_critic import CRITIC_ADAPTER
 from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import ROLLOUT_FILTERS, Rollout, tasks_of
+from helpers.training.warm_up import warm_up_critic
 
 STEPS = ("Sample", "Look", "Reward", "Advantage", "Policy update", "Critic update")
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
@@ -266,7 +267,7 @@ def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
 
     monkeypatch.setattr(run.actor, "forward", counted(run.actor.forward))
     tasks = run.sampler.tasks[:6]
-    run.warm_up_critic(tasks, [["A.", "B."]] * 6, epochs=1, prompts_per_step=6)
+    warm_up_critic(run, tasks, [["A.", "B."]] * 6, 1, prompts_per_step=6)
     assert seen == {True: [2, 2, 2], False: []}
     run.train(1)
     assert set(seen[True]) == {2} and set(seen[False]) == {1}
@@ -283,7 +284,7 @@ def test_a_short_run_learns():
 
 def rollout_with(scores, group_size):
     """A rollout of which only the scores are known."""
-    nothing = dict.fromkeys(("tasks", "prompts", "images", "ids", "texts", "ended", "parts"))
+    nothing = dict.fromkeys(("tasks", "prompts", "images", "ids", "texts", "ended", "results"))
     return Rollout(**nothing, group_size=group_size, scores=torch.tensor(scores))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from helpers.files import UsageError
 from helpers.models.shared_prefix import EncodedPrompts
 from helpers.report import plots
+from helpers.rewards.scoring import Score
 from helpers.statistics import proportion
 from helpers.training import watch as ppo_figures
 from helpers.training.rollout import Experience, Rollout
@@ -26,7 +27,7 @@ def experience() -> Experience:
     rollout = Rollout(
         tasks=[], prompts=EncodedPrompts(["a", "b"], ["", ""], [{}, {}], [{}, {}]), images=[[], []], group_size=2, ids=ids, texts=["x", "y", "z", "x"],
         ended=torch.tensor([True, True, True, False]), scores=torch.tensor([1.0, 0.0, 0.5, 0.5]),
-        parts={"exact": torch.tensor([1.0, 0.0, 1.0, 1.0])}, truth=torch.tensor([1.0, 0.0, 0.0, 0.0]),
+        results=[Score(x, {"exact": x}) for x in (1.0, 0.0, 1.0, 1.0)], truth=torch.tensor([1.0, 0.0, 0.0, 0.0]),
     )  # fmt: skip
     ones = mask.float()
     returns = torch.tensor([[1.0, 1, 1], [0, 0, 0], [0.5, 0.5, 0], [0.5, 0.5, 0.5]])

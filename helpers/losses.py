@@ -19,23 +19,34 @@ TokenMean = Callable[[Tensor, Tensor], Tensor]  # of values and their mask
 
 EPSILON = 1e-8  # added to a standard deviation that is divided by
 GRPO_EPSILON = 1e-4  # the same in GRPO, as in TRL
+ROUNDING = 1e-6  # a deviation this small beside the values is rounding in fp32, with steps of 1e-7
 
 
-def token_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """Log-probability of each completion token, in fp32, and 0 where there is none.
+# Log-probabilities
 
-    logits: (batch, seq, vocab), input_ids and completion_mask: (batch, seq) → (batch, seq − 1).
-    Prompt and padding have mask 0.
-    """
+
+def token_logps(
+    logits: Tensor,  # (batch, seq, vocab)
+    input_ids: Tensor,  # (batch, seq)
+    completion_mask: Tensor,  # (batch, seq), 0 on prompt and padding
+) -> Tensor:
+    """Log-probability in fp32 of each completion token, (batch, seq − 1); 0 where there is none."""
     # the logits at position t predict token t + 1
     all_logps = torch.log_softmax(logits[:, :-1].float(), dim=-1)
     logps = all_logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
     return logps * completion_mask[:, 1:]
 
 
-def completion_logps(logits: Tensor, input_ids: Tensor, completion_mask: Tensor) -> Tensor:
+def completion_logps(
+    logits: Tensor,
+    input_ids: Tensor,
+    completion_mask: Tensor,
+) -> Tensor:
     """Sum of the log-probabilities of the completion tokens, (batch,); see `token_logps`."""
     return token_logps(logits, input_ids, completion_mask).sum(-1)
+
+
+# Losses of pairs of answers
 
 
 def dpo_loss(
@@ -68,13 +79,17 @@ def dpo_loss(
 
 
 def anchor_loss(
-    chosen_logps: Tensor, reference_chosen_logps: Tensor, beta: float, delta: float = 0.0
+    chosen_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    beta: float,
+    delta: float = 0.0,
 ) -> Tensor:
     """−log σ(β · (log π − log π_ref) − δ) of the chosen answers, ().
 
     They must not become less likely: the third term of mDPO (arXiv 2406.11839). Arguments (batch,).
     """
-    return -logsigmoid(beta * (chosen_logps - reference_chosen_logps) - delta).mean()
+    reward = beta * (chosen_logps - reference_chosen_logps)
+    return -logsigmoid(reward - delta).mean()
 
 
 def bco_loss(
@@ -93,7 +108,8 @@ def bco_loss(
     """
     chosen = beta * (chosen_logps - reference_chosen_logps) - delta
     rejected = beta * (rejected_logps - reference_rejected_logps) - delta
-    return (-logsigmoid(chosen) - logsigmoid(-rejected)).mean()
+    loss = -logsigmoid(chosen) - logsigmoid(-rejected)
+    return loss.mean()
 
 
 def sft_loss(logps: Tensor, completion_mask: Tensor) -> Tensor:
@@ -101,7 +117,11 @@ def sft_loss(logps: Tensor, completion_mask: Tensor) -> Tensor:
 
     logps: (batch, longest) as `token_logps` gives them; mask: the same shape.
     """
-    return -(logps * completion_mask).sum() / completion_mask.sum()
+    total = (logps * completion_mask).sum()
+    return -total / completion_mask.sum()
+
+
+# Losses of reward models
 
 
 def bradley_terry_loss(
@@ -119,6 +139,7 @@ def bradley_terry_loss(
     (better + worse)², which keeps scores near 0 (Eisenstein et al. 2023, arXiv 2312.09244).
     """
     gap = better - worse - margin
+    # as labelled, and the wrong way round
     loss = -(1 - label_smoothing) * logsigmoid(gap) - label_smoothing * logsigmoid(-gap)
     return loss + centring_weight * (better + worse) ** 2
 
@@ -130,7 +151,8 @@ def focal_bradley_terry_loss(better: Tensor, worse: Tensor, gamma: float = 2.0) 
     `bradley_terry_loss`.
     """
     gap = better - worse
-    return -(torch.sigmoid(-gap) ** gamma) * logsigmoid(gap)
+    weight = torch.sigmoid(-gap) ** gamma
+    return -weight * logsigmoid(gap)
 
 
 def listwise_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
@@ -154,7 +176,14 @@ def listwise_loss(scores: Tensor, tiers: Sequence[Sequence[int]]) -> Tensor:
     return torch.cat(losses[::-1]) if losses else scores[:0]
 
 
-def masked_mean(values: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+# Figures of tokens
+
+
+def masked_mean(
+    values: Tensor,
+    mask: Tensor,
+    count: Tensor | None = None,
+) -> Tensor:
     """Mean over the tokens of the whole batch, (); 0 if there is none.
 
     count: what is divided by instead of the number of tokens.
@@ -166,35 +195,53 @@ def masked_mean(values: Tensor, mask: Tensor, count: Tensor | None = None) -> Te
 
 def masked_var(values: Tensor, mask: Tensor) -> Tensor:
     """Variance (with n, not n − 1) over the tokens of the whole batch, ()."""
-    return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
+    gaps = values - masked_mean(values, mask)
+    return masked_mean(gaps**2, mask)
 
 
-def _standard_deviation(values: Tensor, mask: Tensor, mean: TokenMean = masked_mean) -> Tensor:
+def _standard_deviation(
+    values: Tensor,
+    mask: Tensor,
+    mean: TokenMean = masked_mean,
+) -> Tensor:
     """Standard deviation, (), and exactly 0 where it is only rounding.
 
     The fp32 mean of 7 × 0.2 is not quite 0.2.
     """
-    spread = mean((values - mean(values, mask)) ** 2, mask).sqrt()
+    gaps = values - mean(values, mask)
+    spread = mean(gaps**2, mask).sqrt()
     largest = (values * mask).abs().max().clamp(min=1)
-    return spread * (spread > 1e-6 * largest)
+    return spread * (spread > ROUNDING * largest)
 
 
-def whiten(values: Tensor, mask: Tensor, mean: TokenMean = masked_mean) -> Tensor:
+def whiten(
+    values: Tensor,
+    mask: Tensor,
+    mean: TokenMean = masked_mean,
+) -> Tensor:
     """Mean 0 and standard deviation 1 over the tokens of the batch.
 
     mean: of values and their mask; it may be over more tokens than those of this process. Values
     that are all equal become 0: they say nothing about which answer was better.
     """
     spread = _standard_deviation(values, mask, mean)
-    white = (values - mean(values, mask)) / (spread + EPSILON)
+    centred = values - mean(values, mask)
+    white = centred / (spread + EPSILON)
     return white * mask * (spread > 0)
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) -> Tensor:
-    """−kl_weight · KL at every token, and the answer's score at its last real one.
+# Rewards and advantages
 
-    scores: (answers,); kl, mask: (answers, longest), mask from the left without holes → (answers,
-    longest). Raises ValueError if an answer has no token, since its score would be lost.
+
+def token_rewards(
+    scores: Tensor,  # (answers,)
+    kl: Tensor,  # (answers, longest)
+    mask: Tensor,  # (answers, longest), from the left without holes
+    kl_weight: float,
+) -> Tensor:
+    """−kl_weight · KL at every token, and the score at an answer's last one, (answers, longest).
+
+    Raises ValueError if an answer has no token, since its score would be lost.
     """
     lengths = mask.sum(1).long()
     if (lengths == 0).any():
@@ -206,12 +253,16 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) ->
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+    rewards: Tensor,  # (answers, longest)
+    values: Tensor,  # (answers, longest), V of the state before each token
+    mask: Tensor,  # (answers, longest)
+    gamma: float,
+    lam: float,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates and returns, (answers, longest) each.
+    """Generalised advantage estimates A and returns A + V, (answers, longest) each.
 
-    values: V of the state before each token, and 0 after the last one. δ_t = r_t + γ V_{t+1} − V_t,
-    A_t = δ_t + γ λ A_{t+1}; returns A + V. λ = 1: reward to go minus V; λ = 0: δ.
+    δ_t = r_t + γ V_{t+1} − V_t with V = 0 after the last token, A_t = δ_t + γ λ A_{t+1}. λ = 1:
+    reward to go minus V; λ = 0: δ.
     """
     advantages = torch.zeros_like(rewards)
     advantage = torch.zeros_like(rewards[:, 0])
@@ -232,11 +283,16 @@ def rloo_advantages(scores: Tensor, group_size: int) -> Tensor:
     prompt together → the same shape. A group of one has no others: ValueError.
     """
     grouped = _score_gaps(scores, group_size)
-    others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
-    return (grouped - others).flatten()
+    of_others = grouped.sum(1, keepdim=True) - grouped
+    advantages = grouped - of_others / (group_size - 1)
+    return advantages.flatten()
 
 
-def grpo_advantages(scores: Tensor, group_size: int, scale: bool = True) -> Tensor:
+def grpo_advantages(
+    scores: Tensor,
+    group_size: int,
+    scale: bool = True,
+) -> Tensor:
     """Score minus the mean of its group, over the group's standard deviation.
 
     GRPO (Shao et al. 2024, arXiv 2402.03300). The deviation is with n − 1; a group of equal scores
@@ -246,7 +302,8 @@ def grpo_advantages(scores: Tensor, group_size: int, scale: bool = True) -> Tens
     grouped = _score_gaps(scores, group_size)
     centred = grouped - grouped.mean(1, keepdim=True)
     if scale:
-        centred = centred / (grouped.std(1, keepdim=True) + GRPO_EPSILON)
+        deviation = grouped.std(1, keepdim=True)
+        centred = centred / (deviation + GRPO_EPSILON)
     return centred.flatten()
 
 
@@ -261,6 +318,9 @@ def _score_gaps(scores: Tensor, group_size: int) -> Tensor:
         )
     grouped = scores.view(-1, group_size)
     return grouped - grouped[:, :1]
+
+
+# Losses of policy and critic
 
 
 @dataclass(frozen=True)
@@ -283,6 +343,7 @@ def clipped_policy_loss(
 
     Equation 7 of arXiv 1707.06347. Tensors are (answers, longest); count as in `masked_mean`.
     """
+    # ρ, and the loss with ρ as it is and held within the clip: the larger one counts
     log_ratio = (logps - old_logps) * mask
     ratio = log_ratio.exp()
     free = -advantages * ratio
@@ -309,11 +370,17 @@ def clipped_value_loss(
 ) -> Tensor:
     """½ · mean of the larger squared error: of V, and of V held within ± clip of its old value."""
     held = old_values + (values - old_values).clamp(-clip, clip)
-    errors = torch.maximum((values - returns) ** 2, (held - returns) ** 2)
-    return 0.5 * masked_mean(errors, mask, count)
+    error = (values - returns) ** 2
+    held_error = (held - returns) ** 2
+    larger = torch.maximum(error, held_error)
+    return 0.5 * masked_mean(larger, mask, count)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+def explained_variance(
+    values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+) -> float:
     """1 − Var(returns − V) / Var(returns) over tokens: 1 perfect, 0 no better than a constant.
 
     NaN if all returns are equal.
@@ -321,7 +388,11 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     total = _standard_deviation(returns, mask) ** 2
     if total == 0:
         return math.nan
-    return float(1 - masked_var(returns - values, mask) / total)
+    left = masked_var(returns - values, mask)
+    return float(1 - left / total)
+
+
+# Entropy, and estimates of KL
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ from .run_folder import (
 )
 from .sampler import (
     Sampler as Sampler,
+    pieces as pieces,
 )
 from .warm_up import (
     KnownAnswers as KnownAnswers,

@@ -137,13 +137,17 @@ class ActorCritic(nn.Module):
                 reference = self(packed)
             mask = packed.mask[:, 1:]
             parts.append(TokenLook(mask, old.logps, reference.logps, old.entropy, values))
-        return TokenLook(*map(pad_and_stack, zip(*parts, strict=True)))
+        columns = zip(*parts, strict=True)
+        return TokenLook(*map(pad_and_stack, columns))
 
     @torch.no_grad()
     def start_at(self, mean: float) -> None:
         """Let an untrained critic predict `mean` everywhere."""
-        if self.critic is not None and not self.critic.value[-1].weight.any():
-            self.critic.value[-1].bias.fill_(mean)
+        if self.critic is None:
+            return
+        last = self.critic.value[-1]
+        if not last.weight.any():
+            last.bias.fill_(mean)
 
     def start_updates(self) -> None:
         """Turn gradient checkpointing on if the settings ask for it.
@@ -160,20 +164,26 @@ class ActorCritic(nn.Module):
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
         """The weights of policy and critic; the second list is empty without a critic."""
-        head = [] if self.critic is None else [*self.critic.parameters()]
-        return {"adapter": self.adapter, "critic": head + self.critic_adapter}
+        critic = list(self.critic_adapter)
+        if self.critic is not None:
+            critic = [*self.critic.parameters(), *critic]
+        return {"adapter": self.adapter, "critic": critic}
 
     def trained_weights(self) -> dict[str, Tensor]:
         """The same weights by their names in this module."""
-        policy, critic = self.trainable_parameters().values()
-        known = {id(weight) for weight in policy + critic}
-        named = self.named_parameters()
-        return {name: weight.detach() for name, weight in named if id(weight) in known}
+        groups = self.trainable_parameters()
+        trained = {id(weight) for weight in groups["adapter"] + groups["critic"]}
+        found = {}
+        for name, weight in self.named_parameters():
+            if id(weight) in trained:
+                found[name] = weight.detach()
+        return found
 
 
 def _logps_of(ids: Tensor, logits: Tensor) -> Tensor:
     """Log-probabilities of the tokens `ids`, (answers, longest), among all of the vocabulary."""
-    return torch.log_softmax(logits, -1).gather(-1, ids[..., None]).squeeze(-1)
+    logps = torch.log_softmax(logits, -1)
+    return logps.gather(-1, ids[..., None]).squeeze(-1)
 
 
 def pad_and_stack(parts: Iterable[Tensor | None]) -> Tensor | None:
@@ -185,4 +195,5 @@ def pad_and_stack(parts: Iterable[Tensor | None]) -> Tensor | None:
     if not known:
         return None
     longest = max(part.shape[1] for part in known)
-    return torch.cat([pad(part, (0, longest - part.shape[1])) for part in known])
+    padded = [pad(part, (0, longest - part.shape[1])) for part in known]
+    return torch.cat(padded)

@@ -28,7 +28,11 @@ class AdvantageWay:
 
 
 def estimate_by_critic(
-    rewards: Tensor, values: Tensor, mask: Tensor, settings: PPOSettings, mean: TokenMean
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    settings: PPOSettings,
+    mean: TokenMean,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates, whitened over the batch."""
     advantages, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
@@ -38,20 +42,30 @@ def estimate_by_critic(
 
 
 def estimate_by_others(
-    rewards: Tensor, values: Tensor, mask: Tensor, settings: PPOSettings, mean: TokenMean
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    settings: PPOSettings,
+    mean: TokenMean,
 ) -> tuple[Tensor, Tensor]:
     """RLOO: an answer against the mean of the others to its prompt, the same at each token."""
     _, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
-    advantages = losses.rloo_advantages(rewards.sum(1), settings.group_size)
+    totals = rewards.sum(1)
+    advantages = losses.rloo_advantages(totals, settings.group_size)
     return advantages[:, None] * mask, returns
 
 
 def estimate_by_group(
-    rewards: Tensor, values: Tensor, mask: Tensor, settings: PPOSettings, mean: TokenMean
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    settings: PPOSettings,
+    mean: TokenMean,
 ) -> tuple[Tensor, Tensor]:
     """GRPO: an answer against its group's mean, in standard deviations, the same at each token."""
     _, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
-    advantages = losses.grpo_advantages(rewards.sum(1), settings.group_size, settings.whiten)
+    totals = rewards.sum(1)
+    advantages = losses.grpo_advantages(totals, settings.group_size, settings.whiten)
     return advantages[:, None] * mask, returns
 
 

@@ -62,29 +62,41 @@ def gather_in_order(accelerator: Accelerator, own_results: list) -> list:
         return own_results
     # result k of process p belongs to item k · n + p
     places = itertools.count(accelerator.process_index, accelerator.num_processes)
-    found = gather_object(list(zip(places, own_results, strict=False)))
-    return [result for _, result in sorted(found, key=lambda pair: pair[0])]
+    own = zip(places, own_results, strict=False)
+    found = gather_object(list(own))
+    found.sort(key=lambda pair: pair[0])
+    return [result for _, result in found]
 
 
-def mean_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+def mean_over_processes(
+    accelerator: Accelerator,
+    values: Tensor,
+) -> Tensor:
     """Mean over the processes, elementwise; no gradient goes through it."""
-    values = values.detach().float().to(accelerator.device)
+    values = values.detach().float()
+    values = values.to(accelerator.device)
     if accelerator.num_processes == 1:
         return values
     return accelerator.reduce(values, "mean")
 
 
-def token_mean_over_processes(accelerator: Accelerator, values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` over the tokens of all processes, (); no gradient goes through it.
+def token_mean_over_processes(
+    accelerator: Accelerator,
+    values: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """Mean of `values` over the tokens of all processes, (); no gradient goes through it."""
+    total = (values * mask).sum()
+    # one mean divided by the other is the sum over all divided by the number of all
+    mean_total = mean_over_processes(accelerator, total)
+    mean_tokens = mean_over_processes(accelerator, mask.sum())
+    return mean_total / mean_tokens.clamp(min=1e-9)
 
-    It is 0 where there is no token.
-    """
-    total = mean_over_processes(accelerator, (values * mask).sum())
-    tokens = mean_over_processes(accelerator, mask.sum())
-    return total / tokens.clamp(min=1e-9)
 
-
-def mean_rows(accelerator: Accelerator, row: Mapping[str, float | Tensor]) -> dict[str, float]:
+def mean_rows(
+    accelerator: Accelerator,
+    row: Mapping[str, float],
+) -> dict[str, float]:
     """Means over the processes of figures that each has computed of its own share."""
     own = [float(value) for value in row.values()]
     means = torch.tensor(own, dtype=torch.float64)

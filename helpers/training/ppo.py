@@ -93,11 +93,9 @@ class PPOTrainer:
         shards = max(settings.shards, accelerator.num_processes)
         check_names(settings)
         settings.check(len(tasks), shards, accelerator.num_processes)
-
         # what run it is depends on the model as it comes in
         identity = ppo_identity(model, processor, tasks, score, settings, seed) if folder else {}
         self.checkpoints = Checkpoints(folder, identity, replace_other=replace_other)
-
         if not isinstance(model, PeftModel):
             model = models.add_adapter(model, settings.lora, seed)
         seed_everything(seed)

@@ -34,6 +34,7 @@ def ppo_identity(
     """What a run must share with a checkpoint to go on from it; `model` as the trainer gets it."""
     start = {}
     if isinstance(model, PeftModel):
+        # it goes on from what its adapter has learnt before
         start["adapter at the start"] = weights_hash(model, model.active_adapter)
     reward = reward_identity(score)
     return run_identity("ppo", model, processor, tasks, settings, seed=seed, reward=reward, **start)
@@ -61,12 +62,14 @@ def go_on(trainer: "PPOTrainer") -> None:
     if found is None:
         return
     _, state = found
+    # what is trained
     for name, weight in trainer.actor.trained_weights().items():
         weight.copy_(state["weights"][name])
     trainer.optimizer.load_state_dict(state["optimizer"])
     if state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.kl.weight = state["kl_weight"]
+    # what was seen
     trainer.log = state["log"]
     for watcher in trainer.watch:
         if hasattr(watcher, "go_on"):

@@ -127,6 +127,7 @@ class Rollout:
 
     def equal_scores(self) -> Tensor:
         """Do all answers to a task have the same score? (tasks,) bool."""
+        # (tasks, group_size)
         grouped = self.scores.view(-1, self.group_size)
         return (grouped == grouped[:, :1]).all(1)
 
@@ -195,10 +196,8 @@ def roll_out(
     seed: int,
     truth: Scorer | None = None,
 ) -> Rollout:
-    """Sample `group_size` answers to each task with `packer.model`, and score them.
-
-    An answer that does not end loses `no_end_penalty`.
-    """
+    """Sample `group_size` answers to each task with `packer.model`, and score them."""
+    # each prompt and each image is read once, here
     images = [task.open_images() for task in tasks]
     prompts = packer.encode([task.turns for task in tasks], images)
     ids, ended = sample_ids(
@@ -212,12 +211,10 @@ def roll_out(
         seed=seed,
     )
     texts = answer_texts(packer.processor, ids)
-    rows = []
-    for number, text in enumerate(texts):
-        task = number // settings.group_size  # the answers to a task stand together
-        rows.append(tasks[task].scorer_inputs(images[task], text))
+    rows = _scorer_rows(tasks, images, texts, settings.group_size)
     found = score_all(score, rows)
     ends = torch.tensor(ended)
+    # an answer is worth its score, less what a missing end costs
     penalties = settings.no_end_penalty * (~ends).float()
     return Rollout(
         tasks=tasks,
@@ -231,6 +228,20 @@ def roll_out(
         results=found,
         truth=_totals(score_all(truth, rows)) if truth else None,
     )
+
+
+def _scorer_rows(
+    tasks: Sequence[Task],
+    images: Sequence[Sequence[Image.Image]],
+    texts: Sequence[str],
+    group_size: int,
+) -> list[ScorerInputs]:
+    rows = []
+    for number, text in enumerate(texts):
+        # the answers to a task stand together
+        task = number // group_size
+        rows.append(tasks[task].scorer_inputs(images[task], text))
+    return rows
 
 
 def _totals(scores: Sequence[Score]) -> Tensor:

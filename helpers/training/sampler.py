@@ -24,6 +24,11 @@ from .rollout import Experience, MiniBatch, Rollout, Task, roll_out
 SLICE_STEP = 2_654_435_761
 
 
+def pieces(numbers: np.ndarray, size: int) -> list[np.ndarray]:
+    """`numbers` in pieces of `size`; the last one may be smaller."""
+    return np.split(numbers, range(size, len(numbers), size))
+
+
 @dataclass
 class Sampler:
     """Samples and scores answers with `packer.model`, and deals them out in mini-batches."""
@@ -45,23 +50,34 @@ class Sampler:
             # a seed of its own for every iteration, shard and slice
             seed = (self.seed * 1_000_003 + iteration) * 1_009 + shard
             for tasks in self._cut(self.next_tasks(iteration, shard)):
-                rollouts.append(
-                    roll_out(self.packer, tasks, self.score, self.settings, seed, self.truth)
+                rollout = roll_out(
+                    self.packer,
+                    tasks,
+                    self.score,
+                    self.settings,
+                    seed,
+                    self.truth,
                 )
+                rollouts.append(rollout)
                 seed += SLICE_STEP
         return Rollout.concatenate(rollouts)
 
     def next_tasks(self, iteration: int, shard: int) -> list[Task]:
         """The tasks of an iteration and shard; each pass over all tasks has an order of its own."""
         size = self.settings.prompts_per_iteration
-        number, place = divmod(iteration, len(self.tasks) // size)
-        order = np.random.default_rng([self.seed, number]).permutation(len(self.tasks))
-        chosen = order[place * size : (place + 1) * size]
-        return [self.tasks[task] for task in chosen[shard :: self.shards]]
+        passes, place = divmod(iteration, len(self.tasks) // size)
+        rng = np.random.default_rng([self.seed, passes])
+        order = rng.permutation(len(self.tasks))
+        asked = order[place * size : (place + 1) * size]
+        own = asked[shard :: self.shards]
+        return [self.tasks[number] for number in own]
 
     def _cut(self, tasks: Sequence) -> list[Sequence]:
         """Slices of tasks that fit into memory together in passes without gradients."""
-        size = self.settings.sampling_batch or self.settings.prompts_per_iteration // self.shards
+        size = self.settings.sampling_batch
+        if size == 0:
+            # all of a shard
+            size = self.settings.prompts_per_iteration // self.shards
         return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
     def slices(self, rollout: Rollout) -> Iterator[PackedAnswers]:
@@ -70,11 +86,7 @@ class Sampler:
             yield rollout.pack(self.packer, tasks)
 
     def mini_batches(self, experience: Experience, iteration: int) -> Iterator[MiniBatch]:
-        """The experience in mini-batches of tasks, `epochs` times, each time in another order.
-
-        Every process gets as many as the others. One without a token to learn from, in any process,
-        is left out.
-        """
+        """The experience in mini-batches of tasks, `epochs` times, each time in another order."""
         settings = self.settings
         rng = np.random.default_rng([self.seed, iteration])
         shard_size = settings.prompts_per_iteration // self.shards
@@ -82,24 +94,29 @@ class Sampler:
         shard_starts = range(0, len(experience.rollout.tasks), shard_size)
         for _ in range(settings.epochs):
             # the same places of every shard, so that it does not matter who has which shard
-            for places in np.split(rng.permutation(shard_size), range(size, shard_size, size)):
+            order = rng.permutation(shard_size)
+            for places in pieces(order, size):
                 tasks = np.concatenate([start + places for start in shard_starts])
                 batch = self._mini_batch(experience, tasks)
+                # no step where no process has a token to learn from
                 if batch.count > 0:
                     yield batch
 
     def _mini_batch(self, experience: Experience, tasks: np.ndarray) -> MiniBatch:
         rollout = experience.rollout
         # which answers, and then which tasks, have a token to learn from
-        learnt = experience.learnt.any(1).view(-1, rollout.group_size).any(1)
-        # where none is left, one task without such a token keeps this process in step with others
-        chosen = [task for task in tasks if learnt[task]] or tasks[:1]
+        answers = experience.learnt.any(1)
+        learnt = answers.view(-1, rollout.group_size).any(1).tolist()
+        chosen = [task for task in tasks if learnt[task]]
+        if not chosen:
+            # a task without such a token keeps this process in step with the others
+            chosen = tasks[:1]
         packed = rollout.pack(self.packer, chosen)
-        answers = rollout.answer_numbers(chosen)
+        numbers = rollout.answer_numbers(chosen)
         longest = packed.mask.shape[1] - 1
 
         def cut(figure: Tensor) -> Tensor:
-            return figure[answers, :longest]
+            return figure[numbers, :longest]
 
         mask = cut(experience.learnt)
         return MiniBatch(

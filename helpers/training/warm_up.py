@@ -4,7 +4,7 @@ It is trained on any answers whose score is known, whoever wrote them (InstructG
 critic from the reward model for the same reason, arXiv 2203.02155). Taught in notebook 05.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from helpers.rewards import score_all
 
 from .ppo import PPOTrainer
 from .rollout import Task
-from .sampler import Sampler
+from .sampler import Sampler, pieces
 
 
 @dataclass
@@ -33,7 +33,8 @@ class KnownAnswers:
 
     def batch(self, numbers: Sequence[int]) -> tuple[PackedAnswers, Tensor]:
         """The answers to the tasks with these numbers, and their scores, (answers,)."""
-        turns, images, answers, scores = [], [], [], []
+        turns, images = [], []
+        answers, scores = [], []
         for number in numbers:
             task = self.tasks[number]
             pictures = task.open_images()
@@ -71,30 +72,33 @@ def warm_up_critic(
         return []
     known = KnownAnswers(trainer.sampler, tasks, answers)
     weights = actor.trainable_parameters()["critic"]
-    adamw = torch.optim.AdamW(weights, lr=settings.critic_warm_up_learning_rate, weight_decay=0.0)
+    rate = settings.critic_warm_up_learning_rate
+    adamw = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
     # the last step of an epoch may be smaller
     steps = epochs * -(-len(tasks) // prompts_per_step)
     schedule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, 0.0, steps)
     optimizer = trainer.accelerator.prepare(adamw)
-    rng = np.random.default_rng(0)
     history = []
     trainer.model.eval()
     actor.start_updates()
-    for _ in tqdm(range(epochs), desc="critic", unit="epoch", leave=False):
-        # an epoch sees all prompts, in an order of its own
-        for chosen in _pieces(rng.permutation(len(tasks)), prompts_per_step):
-            parts = [known.batch(piece) for piece in _pieces(chosen, settings.mini_batch)]
-            all_scores = torch.cat([scores for _, scores in parts])
-            actor.start_at(float(all_scores.mean()))
-            history.append(_add_gradients(trainer, parts))
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    for chosen in _prompts_of_steps(len(tasks), epochs, prompts_per_step):
+        # what fits into memory, piece by piece, and one step on all of it
+        parts = [known.batch(piece) for piece in pieces(chosen, settings.mini_batch)]
+        all_scores = torch.cat([scores for _, scores in parts])
+        actor.start_at(float(all_scores.mean()))
+        history.append(_add_gradients(trainer, parts))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
     return history
 
 
-def _pieces(numbers: np.ndarray, size: int) -> list[np.ndarray]:
-    return np.split(numbers, range(size, len(numbers), size))
+def _prompts_of_steps(prompts: int, epochs: int, prompts_per_step: int) -> Iterator[np.ndarray]:
+    """Numbers of the prompts of each step; every epoch has all of them, in an order of its own."""
+    rng = np.random.default_rng(0)
+    for _ in tqdm(range(epochs), desc="critic", unit="epoch", leave=False):
+        order = rng.permutation(prompts)
+        yield from pieces(order, prompts_per_step)
 
 
 def _add_gradients(trainer: PPOTrainer, parts: Sequence[tuple[PackedAnswers, Tensor]]) -> float:
@@ -103,7 +107,9 @@ def _add_gradients(trainer: PPOTrainer, parts: Sequence[tuple[PackedAnswers, Ten
     total = 0.0
     for packed, scores in parts:
         with trainer.actor.as_critic():
-            errors = (trainer.forward(packed, critic=True) - scores[:, None]) ** 2
+            # (answers, longest), against one score an answer
+            values = trainer.forward(packed, critic=True)
+            errors = (values - scores[:, None]) ** 2
             loss = 0.5 * losses.masked_mean(errors, packed.mask[:, 1:], tokens)
             trainer.accelerator.backward(loss)
         total += float(loss.detach())

@@ -42,30 +42,37 @@ NO_UPDATE = {
 def experience_figures(experience: Experience) -> IterationRow:
     """Means over the answers of an iteration, before the update."""
     rollout = experience.rollout
-    mask, learnt = experience.mask, experience.learnt
-    kl = (experience.old_logps - experience.reference_logps).sum(1)
-    sizes = experience.advantages.abs()
-    explained = explained_variance(experience.values, experience.returns, learnt)
+    values, returns = experience.values, experience.returns
+    row = {}
+    if rollout.truth is not None:
+        row["objective/truth"] = rollout.truth.mean()
+    row["objective/scores"] = rollout.scores.mean()
+
+    # of all tokens
+    mask = experience.mask
+    kl = experience.old_logps - experience.reference_logps
+    row["objective/kl"] = kl.sum(1).mean()
+    row["objective/entropy"] = masked_mean(experience.entropy, mask)
+
+    # of the tokens that are learnt from
+    learnt = experience.learnt
+    row["ppo/returns/mean"] = masked_mean(returns, learnt)
+    row["ppo/returns/var"] = masked_var(returns, learnt)
+    row["ppo/explained_variance"] = explained_variance(values, returns, learnt)
+    row["ppo/advantages/size"] = masked_mean(experience.advantages.abs(), learnt)
+
+    # of the language
     repeats = [repeated_share(ids.tolist()) for ids in rollout.ids]
-    row = {} if rollout.truth is None else {"objective/truth": rollout.truth.mean()}
-    row |= {
-        "objective/scores": rollout.scores.mean(),
-        "objective/kl": kl.mean(),
-        "objective/entropy": masked_mean(experience.entropy, mask),
-        "ppo/returns/mean": masked_mean(experience.returns, learnt),
-        "ppo/returns/var": masked_var(experience.returns, learnt),
-        "ppo/explained_variance": explained,
-        "ppo/advantages/size": masked_mean(sizes, learnt),
-        "answers/tokens": mask.sum(1).float().mean(),
-        "answers/not_ended": (~rollout.ended).float().mean(),
-        "answers/repeated": sum(repeats) / len(repeats),
-        "answers/distinct": len(set(rollout.texts)) / len(rollout.texts),
-        "answers/learnt": learnt.any(1).float().mean(),
-        "groups/zero_variance": rollout.equal_scores().float().mean(),
-        "tokens": mask.sum(),
-    }
-    row |= {f"reward/{name}": values.mean() for name, values in rollout.parts.items()}
-    return {name: float(value) for name, value in row.items()}
+    row["answers/tokens"] = mask.sum(1).float().mean()
+    row["answers/not_ended"] = (~rollout.ended).float().mean()
+    row["answers/repeated"] = sum(repeats) / len(repeats)
+    row["answers/distinct"] = len(set(rollout.texts)) / len(rollout.texts)
+    row["answers/learnt"] = learnt.any(1).float().mean()
+    row["groups/zero_variance"] = rollout.equal_scores().float().mean()
+    row["tokens"] = mask.sum()
+    for name, part in rollout.parts.items():
+        row[f"reward/{name}"] = part.mean()
+    return {name: float(figure) for name, figure in row.items()}
 
 
 def update_figures(policy: PolicyLoss, value: Tensor, norms: Mapping[str, float]) -> IterationRow:
@@ -121,8 +128,8 @@ class JSONLog:
         lines = []
         for row in trainer.log:
             # NaN is no JSON
-            known = {name: None if math.isnan(value) else value for name, value in row.items()}
-            lines.append(json.dumps(known))
+            row = {name: None if math.isnan(value) else value for name, value in row.items()}
+            lines.append(json.dumps(row))
         write_lines(self.path, lines)
 
 
@@ -163,8 +170,7 @@ def first_samples(trainer) -> list[dict]:
 
 
 class TensorBoard:
-    """The log for TensorBoard, in `folder`. Raises UsageError without the package (Colab has it).
-    """
+    """The log for TensorBoard, in `folder`. Raises UsageError if it is not installed."""
 
     def __init__(self, folder: Path):
         try:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import math
 import re
 
 import numpy as np
@@ -16,14 +17,14 @@ from helpers import losses, models
 from helpers.config import PPO_PRESETS, RewardSettings
 from helpers.files import ROOT, UsageError
 from helpers.models import shared_prefix
-from helpers.models.shared_prefix import answer_logps
+from helpers.models.shared_prefix import answer_logits, answer_logps
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import count_exact, make_scorer, weighted_scorer
 from helpers.training import rollout as rollouts
-from helpers.training.actor_critic import CRITIC_ADAPTER
+from helpers.training.actor_critic import CRITIC_ADAPTER, TokenFigures
 from helpers.training.advantages import ADVANTAGES, AdvantageWay
-from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import ROLLOUT_FILTERS, Rollout, tasks_of
+from helpers.training.ppo import PPOTrainer, critic_loss, policy_loss, set_learning_rates
+from helpers.training.rollout import ROLLOUT_FILTERS, MiniBatch, Rollout, tasks_of
 from helpers.training.warm_up import warm_up_critic
 
 STEPS = ("Sample", "Look", "Reward", "Advantage", "Policy update", "Critic update")
@@ -99,6 +100,7 @@ def test_rewards_and_advantages_of_an_iteration():
             expected = losses.whiten(expected, e.mask)
             assert_close(e.returns, returns)
         else:
+            assert_close(e.values, totals.mean() * e.mask)
             groups = totals.view(-1, 4)
             centred = groups - groups.mean(1, keepdim=True)
             each = (
@@ -280,6 +282,93 @@ def test_a_short_run_learns():
     scores = [row["objective/scores"] for row in log]
     assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.15
     assert [row["samples"] for row in log] == [64 * n for n in range(1, 9)]
+
+
+def two_tokens(*, values=(1.0, 1.0), count=2.0):
+    """A mini-batch of one answer of two tokens, and one that is no token."""
+    nothing = 9.0
+
+    def row(*figures):
+        return torch.tensor([[*figures, nothing]])
+
+    return MiniBatch(
+        packed=None,
+        mask=torch.tensor([[True, True, False]]),
+        old_logps=row(-1.0, -1.0),
+        reference_logps=row(-1.0, -1.0),
+        values=row(*values),
+        advantages=row(2.0, -1.0),
+        returns=row(2.0, 2.0),
+        count=torch.tensor(count),
+    )
+
+
+def test_the_policys_loss_by_hand():
+    logps = torch.tensor([[math.log(1.5) - 1, -1.0, 5.0]])
+    new = TokenFigures(logps, torch.tensor([[0.5, 1.5, 9.0]]), None)
+    gae = dataclasses.replace(SMALL, entropy_weight=0.0)
+    # ratios 1.5 and 1, advantages 2 and −1: −(min(3, 1.2 · 2) − 1) / 2
+    loss, policy = policy_loss(new, two_tokens(), gae, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-0.7))
+    assert policy.loss is loss and policy.ratio == pytest.approx(1.25) and policy.clip_share == 0.5
+    # of two processes the other one has no token: sums are divided by (2 + 0) / 2
+    loss, _ = policy_loss(new, two_tokens(count=1.0), gae, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-1.4))
+    # a bonus of 0.1 for an entropy of 1 on average
+    bonus = dataclasses.replace(gae, entropy_weight=0.1)
+    loss, policy = policy_loss(new, two_tokens(), bonus, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-0.8))
+    assert_close(policy.loss, torch.tensor(-0.7))
+    # GRPO pays here, x = ln 1.5 and 0: (1 / 1.5 − 1 + ln 1.5) / 2 = 0.0360659, times 0.3
+    grpo = dataclasses.replace(gae, advantages="grpo")
+    loss, _ = policy_loss(new, two_tokens(), grpo, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-0.7 + 0.0108198))
+
+
+def test_the_critics_loss_by_hand():
+    values = torch.tensor([[1.1, 1.5, 5.0]])
+    # old values 1, returns 2, clip 0.2: ½ · 0.9² = 0.405 and, held at 1.2, ½ · 0.8² = 0.32
+    assert_close(critic_loss(values, two_tokens(), SMALL), torch.tensor(0.3625))
+    assert critic_loss(None, two_tokens(), SMALL) == 0
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["head", "adapter"])
+def test_the_critics_gradient_has_its_weight(own):
+    how = {"critic_adapter": own, "epochs": 1, "mini_batch": 4, "max_grad_norm": 1e9}
+    norms = []
+    for weight in (0.5, 1.5):
+        settings = dataclasses.replace(SMALL, value_weight=weight, **how)
+        (row,) = trainer(settings).train(1)
+        norms.append(row["grad_norm/critic"])
+    assert norms[1] == pytest.approx(3 * norms[0], rel=1e-3)
+
+
+def test_learning_rates_fall_linearly():
+    settings = dataclasses.replace(SMALL, critic_learning_rate=0.5, learning_rate=1.0)
+    run = trainer(settings)
+    rates = []
+    for iteration in (0, 1, 3):
+        set_learning_rates(run.optimizer, settings, iteration)
+        rates.append([group["lr"] for group in run.optimizer.param_groups])
+    assert rates == [[1.0, 0.5], [0.75, 0.375], [0.25, 0.125]]
+    set_learning_rates(run.optimizer, dataclasses.replace(settings, anneal_lr=False), 3)
+    assert [group["lr"] for group in run.optimizer.param_groups] == [1.0, 0.5]
+
+
+def test_probabilities_are_those_that_answers_are_sampled_with():
+    """At a temperature of 0.7, and without the tokens of images."""
+    run = trainer(dataclasses.replace(SMALL, temperature=0.7))
+    packed = run.sampler.sample(0).pack(run.sampler.packer)
+    with torch.no_grad():
+        logits = answer_logits(run.model, packed)[:, :-1]
+        figures = run.actor(packed)
+    logits[..., models.banned_tokens(run.sampler.packer.processor)] = -torch.inf
+    expected = torch.distributions.Categorical(logits=logits / 0.7)
+    mask = packed.mask[:, 1:]
+    logps = expected.log_prob(packed.ids[:, 1:])
+    assert_close(figures.logps[mask], logps[mask], rtol=1e-4, atol=1e-4)
+    assert_close(figures.entropy[mask], expected.entropy()[mask], rtol=1e-4, atol=1e-4)
+    assert not figures.logps[~mask].any() and not figures.entropy[~mask].any()
 
 
 def rollout_with(scores, group_size):

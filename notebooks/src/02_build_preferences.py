@@ -279,8 +279,8 @@ print(f"rejected counts drawn from 0 … {most}: {rule!r} is right in {share}")
 # %%
 worst, worst_share = data.best_rule(rules)
 section.say(
-    f"{len(pairs)} training pairs from {len(records)} images. The best blind rule ({worst!r}) picks "
-    f"the chosen answer in {worst_share} of them."
+    f"{len(pairs)} training pairs from {len(records)} images. The best blind rule ({worst!r}) "
+    f"picks the chosen answer in {worst_share} of them."
 )
 if "other image" in rules:
     fair, fair_share = data.best_rule(rules, "other image")

@@ -22,6 +22,7 @@ from .caches import (
     processor_settings as processor_settings,
     reference_hash as reference_hash,
     use_features as use_features,
+    weights_hash as weights_hash,
 )
 from .generation import (
     answer_budget as answer_budget,

@@ -196,20 +196,29 @@ def use_features(model: VLM, features: Features) -> Iterator[None]:
         inner.__dict__.pop("get_image_features", None)
 
 
-def reference_hash(model: PeftModel, processor: ProcessorMixin, adapter: str | None) -> str:
-    """Hash of all but the pair: the base, the `adapter` that is the reference (None: the base alone), …"""
+def weights_hash(model: VLM, adapter: str | None) -> str:
+    """Hash of the weights of the base and of one `adapter` on it (None: the base alone).
+
+    Other adapters do not count, nor the names that PEFT gives to the weights beside them.
+    """
 
     def tensors():
         for name, parameter in model.named_parameters():
             if "lora_" in name and f".{adapter}." not in name:
                 continue
+            name = name.removeprefix("base_model.model.").replace(".base_layer", "")
             yield name, parameter
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 yield f"{name}.absmax", state.absmax
 
+    return tensors_hash(tensors())
+
+
+def reference_hash(model: PeftModel, processor: ProcessorMixin, adapter: str | None) -> str:
+    """Hash of all but the pair: the base, the `adapter` that is the reference (None: the base alone), …"""
     parts = [
-        tensors_hash(tensors()),
+        weights_hash(model, adapter),
         processor_settings(processor),
         str(compute_dtype()),
         transformers.__version__,

@@ -7,9 +7,11 @@ from .actor_critic import (
     warm_up_critic as warm_up_critic,
 )
 from .checkpoint import (
-    load_checkpoint as load_checkpoint,
+    NOT_IN_IDENTITY as NOT_IN_IDENTITY,
+    Checkpoints as Checkpoints,
+    data_hash as data_hash,
+    reward_identity as reward_identity,
     run_identity as run_identity,
-    save_checkpoint as save_checkpoint,
 )
 from .collators import (
     PairCollator as PairCollator,

@@ -33,7 +33,7 @@ from helpers.runtime import seed_everything
 
 from . import distributed
 from .actor_critic import ActorCritic, warm_up_critic
-from .checkpoint import load_checkpoint, run_identity, save_checkpoint
+from .checkpoint import load_checkpoint, ppo_identity, save_checkpoint
 from .rollout import Experience, Rollout, Task, pad_and_stack, roll_out
 from .watch import IterationRow, experience_figures
 
@@ -397,7 +397,7 @@ class PPOTrainer:
             "number of processes": self.accelerator.num_processes,
             "reward": self.score.__name__,
         }
-        self.identity = run_identity(self.model, self.processor, self.tasks, **own)
+        self.identity = ppo_identity(self.model, self.processor, self.tasks, **own)
         if not path.exists():
             return
         state = load_checkpoint(path, self.identity)

@@ -270,7 +270,7 @@ def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
     settings, peak = ppo_settings(plan), Peak()
     tasks = questions(plan, plan.iterations * settings.prompts_per_iteration)
     trainer = PPOTrainer(model, processor, tasks, length, settings)
-    note(packs=trainer.packer.packs)
+    note(packs=trainer.sampler.packer.packs)
     log = trainer.train()
     ends = [0, *(row["seconds"] for row in log)]
     seconds = [end - start for start, end in pairwise(ends)]
@@ -337,13 +337,13 @@ def small_ppo(
     sizes = {"prompts_per_iteration": 2, "group_size": 2, "mini_batch": 1, "max_new_tokens": 4}
     rates = {"learning_rate": 1e-3, "critic_learning_rate": 1e-3}
     settings = ppo_settings(plan, iterations=3, checkpoint_every=1, **sizes, **rates)
-    path = folder / "checkpoint.pt"
-    watch = Watch(kill, path.exists)
+    watch = Watch(kill, lambda: list(folder.glob("checkpoint-*")))
     trainer = PPOTrainer(
-        model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch]
+        model, processor, questions(plan, 4), length, settings, folder=folder, watch=[watch]
     )
     trainer.train()
-    return {name: weight.cpu() for name, weight in trainer._weights().items()}, watch.steps
+    weights = trainer.actor.trained_weights()
+    return {name: weight.cpu() for name, weight in weights.items()}, watch.steps
 
 
 SMALL = {"dpo": small_dpo, "ppo": small_ppo}

@@ -146,11 +146,12 @@ class Side(dpo.Side):
             # ids of image marks are suppressed, so that no answer can end
             model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
             self.trainer = PPOTrainer(model, processor, tasks, length, settings)
-            self.trainer.next_tasks = lambda shard: tasks[
-                self.trainer.iteration * settings.prompts_per_iteration :
-            ][: settings.prompts_per_iteration]
+            size = settings.prompts_per_iteration
+            self.trainer.sampler.next_tasks = lambda iteration, shard: tasks[iteration * size :][
+                :size
+            ]
             self.weights = self.trainer.actor.adapter
-            self._time("sample")
+            self._time(self.trainer.sampler, "sample")
         self.trainer.optimizer.optimizer.register_step_post_hook(self._count_update)
         model.get_decoder().register_forward_pre_hook(self._count_tokens, with_kwargs=True)
         model.model.visual.register_forward_pre_hook(self._count_patches, with_kwargs=True)
@@ -167,14 +168,15 @@ class Side(dpo.Side):
         )
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.batches = iter(trainer.get_train_dataloader())
-        self._time("_generate")
-        self._time("_calculate_rewards")
+        self._time(trainer, "_generate")
+        self._time(trainer, "_calculate_rewards")
 
-    def _time(self, name: str) -> None:
-        """Add the seconds of a method of the trainer to those of sampling (with images, features
-        and scores).
+    def _time(self, owner: object, name: str) -> None:
+        """Count the seconds of a method of the trainer, or of its sampler, as sampling.
+
+        Images, features and scores are in them.
         """
-        inner = getattr(self.trainer, name)
+        inner = getattr(owner, name)
 
         def timed(*args, **kwargs):
             started = dpo._now()
@@ -182,7 +184,7 @@ class Side(dpo.Side):
             self.sampling += dpo._now() - started
             return result
 
-        setattr(self.trainer, name, timed)
+        setattr(owner, name, timed)
 
     def _count_update(self, *_) -> None:
         self.counts["updates"] += 1
@@ -211,11 +213,11 @@ class Side(dpo.Side):
                 for row in batch[:: self.settings.group_size]
             ]
         else:
-            self.trainer.iterate()
+            self.trainer.train(1)
             seconds = dpo._now() - started
-            self.asked = [(task.question, task.facts) for task in self.trainer.next_tasks(0)]
-            self.trainer.iteration += 1
-            lengths = [len(ids) for ids in self.trainer.last.rollout.ids]
+            rollout = self.trainer.last.rollout
+            self.asked = [(task.question, task.facts) for task in rollout.tasks]
+            lengths = [len(ids) for ids in rollout.ids]
         self.counts |= {"answers": len(lengths), "generated": sum(lengths)}
         return seconds
 

@@ -33,6 +33,7 @@ from helpers.statistics import Proportion
 from helpers.training.dpo import REFERENCE_ADAPTER, _restore
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import Task, tasks_of
+from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import pooled_explained_variance
 
 # what makes TRL's loss that of helpers/training/ppo.py: means over a mini-batch's tokens, plain k3
@@ -179,7 +180,8 @@ def learn(
         started = _now()
         if trainer.actor.own_adapter:
             answers = true_and_wrong_answers([task.facts for task in sets["tasks"]], seed=seed)
-            trainer.warm_up_critic(sets["tasks"], answers, WARM_UP if len(sets["test"]) > 8 else 1)
+            epochs = WARM_UP if len(sets["test"]) > 8 else 1
+            warm_up_critic(trainer, sets["tasks"], answers, epochs)
         warming = _now() - started
         trainer.train()
         seconds = warming + trainer.seconds

@@ -18,16 +18,16 @@ from helpers import losses
 from helpers.config import PPOSettings
 from helpers.models import answer_texts
 from helpers.rewards import score_all
-from helpers.training import PPOTrainer
+from helpers.training import ADVANTAGES, PPOTrainer
 
-from .ppo_rules import SCORE_TOLERANCE, _verdicts, diagnose_ppo
+from .ppo_rules import SCORE_TOLERANCE, _verdicts, diagnose_ppo, replay_ppo
 from .verdicts import panel_html
 
 
 def find_misplaced_rewards(trainer: PPOTrainer) -> str:
     """Find rewards of the last iteration that are at the wrong place or for the wrong tokens; "" if there are none."""
     seen, settings = trainer.last, trainer.settings
-    packed = trainer.pack(seen.rollout)
+    packed = seen.rollout.pack(trainer.sampler.packer)
     ids, mask = packed.ids[:, 1:], packed.mask[:, 1:]
     names = (
         "old_logps",
@@ -41,7 +41,8 @@ def find_misplaced_rewards(trainer: PPOTrainer) -> str:
     outside = [name for name in names if getattr(seen, name)[~seen.mask].any()]
     if outside or not torch.equal(mask, seen.mask):
         return f"{', '.join(outside) or 'the mask'}: not 0 outside of the tokens that are trained."
-    weight = 0.0 if settings.advantages == "grpo" else trainer.log[-1]["objective/kl_weight"]
+    in_loss = ADVANTAGES[settings.advantages].kl_in_loss
+    weight = 0.0 if in_loss else trainer.log[-1]["objective/kl_weight"]
     penalty = weight * losses.KL_ESTIMATORS[settings.kl_estimator](
         seen.old_logps - seen.reference_logps
     )
@@ -81,10 +82,10 @@ def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
         trainer.last.rollout,
         torch.tensor(trainer.model.generation_config.eos_token_id),
     )
-    texts = answer_texts(trainer.processor, ids)
+    texts = answer_texts(trainer.sampler.packer.processor, ids)
     pairs = [
         pair
-        for pair in zip(trainer.asked, rollout.images, strict=True)
+        for pair in zip(rollout.tasks, rollout.images, strict=True)
         for _ in range(rollout.group_size)
     ]
     rows = [
@@ -94,7 +95,7 @@ def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
         torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids]).float()
         * trainer.settings.no_end_penalty
     )
-    found = torch.tensor([score.total for score in score_all(trainer.score, rows)]) - cut
+    found = torch.tensor([score.total for score in score_all(trainer.sampler.score, rows)]) - cut
     wrong = (
         (found - rollout.scores)
         .abs()
@@ -105,7 +106,7 @@ def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
     )
     if not wrong or not np.allclose(
         found + cut,
-        [s.total for s in score_all(trainer.score, rows)],
+        [s.total for s in score_all(trainer.sampler.score, rows)],
         SCORE_TOLERANCE,
         SCORE_TOLERANCE,
     ):
@@ -129,7 +130,7 @@ class PPODoctor:
         self.row, self.settings = trainer.log[-1], trainer.settings
         groups = [
             name
-            for name, weights in trainer.trainable_parameters.items()
+            for name, weights in trainer.actor.trainable_parameters().items()
             if not all(bool(weight.isfinite().all()) for weight in weights)
         ]
         found = (
@@ -152,6 +153,12 @@ class PPODoctor:
         trainer.stopped |= any(verdict.severity == "stop" for verdict in new)
         for verdict in new if trainer.accelerator.is_main_process else ():
             print(f"⚠️  {verdict}")
+
+    def go_on(self, trainer: PPOTrainer) -> None:
+        """Read what a run that goes on has shown before in its log; one that was stopped stays so."""
+        self.row, self.settings = trainer.log[-1], trainer.settings
+        self.verdicts = replay_ppo(trainer.log, trainer.settings)
+        trainer.stopped |= any(verdict.severity == "stop" for verdict in self.verdicts)
 
     def state(self) -> str:
         """One line: how far the run is and how it does."""

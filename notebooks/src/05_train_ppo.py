@@ -35,16 +35,16 @@ ROOT = set_up(DRIVE)
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
 # card; `reasoning`, `captions` and `vqa` are those of three student projects. `COMPARE` names what
-# PPO is compared with. With `RESUME = True` a run that was cut off goes on after its last
-# checkpoint, also if the folder was moved. `HACKING = 0` and `VQA = 0` leave out the two runs that
-# are meant to fail, and their cures.
+# PPO is compared with. A run that was cut off goes on after its last checkpoint, also if the folder
+# was moved; one that was finished is loaded. Other data or settings are another run: delete its
+# folder in artifacts/ppo/, or give it another name. `HACKING = 0` and `VQA = 0` leave out the two
+# runs that are meant to fail, and their cures.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
 PRESET = "tiny"
 ITERATIONS = None
 SEED = 0
-RESUME = False
 WARM_UP = 8  # epochs of the critic before the first iteration; none of its answers is sampled
 COMPARE = ("rloo", "grpo", "constant")
 REWARD_MODEL = True
@@ -195,7 +195,7 @@ def new_trainer(name, score, changes=None, questions=tasks, watch=(), truth=None
     own = dataclasses.replace(settings, **(changes or {}))
     return training.ppo_trainer(
         policy, processor, questions, score, own, ppo_folder / name, seed=SEED, truth=truth,
-        watch=watch, cache=cache, resume=RESUME, tensorboard=TENSORBOARD,
+        watch=watch, cache=cache, tensorboard=TENSORBOARD,
     )  # fmt: skip
 
 
@@ -223,13 +223,13 @@ for name, share in before.shares().items():
 
 # %%
 warm_seconds = 0.0
-if trainer.actor.own_adapter and WARM_UP:
+if trainer.actor.own_adapter and WARM_UP and not trainer.iteration:
     answers = data.true_and_wrong_answers([task.facts for task in tasks], seed=SEED)
     started = time.perf_counter()
-    history = trainer.warm_up_critic(tasks, answers, WARM_UP)
+    history = training.warm_up_critic(trainer, tasks, answers, WARM_UP)
     warm_seconds = time.perf_counter() - started
-    before, after = sum(history[:8]) / 8, sum(history[-8:]) / 8
-    print(f"squared error of the critic, halved: {before:.3f} → {after:.3f}")
+    first, last = sum(history[:8]) / 8, sum(history[-8:]) / 8
+    print(f"squared error of the critic, halved: {first:.3f} → {last:.3f}")
 
 # %% [markdown]
 # ## Train
@@ -239,7 +239,8 @@ if trainer.actor.own_adapter and WARM_UP:
 # language breaks. The critic's **explained variance** is 1 for a perfect critic, 0 for one that is
 # no better than a constant. And every answer must **end**.
 #
-# The loop is `PPOTrainer.iterate` in `helpers/training/ppo.py`: sample, score, compare, update.
+# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage, policy update, critic
+# update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines, with the formula beside each.
 
 # %%
 log = trainer.train()
@@ -263,15 +264,18 @@ section.say(
 )
 
 # %% [markdown]
-# What the critic thinks while an answer is written: a drop is where it believes a mistake was made.
+# What the critic thinks while a new answer is written: a drop is where it believes a mistake was made.
 
 # %%
-experience = trainer.last
-failed = [n for n, score in enumerate(experience.rollout.scores.tolist()) if score < 1] or [0]
-ids = experience.rollout.ids[failed[0]]
+rollout = trainer.sampler.sample(trainer.iteration)
+failed = [n for n, score in enumerate(rollout.scores.tolist()) if score < 1] or [0]
+ids = rollout.ids[failed[0]]
 tokens = [processor.tokenizer.decode([i]) for i in ids.tolist()]
-facts = trainer.asked[failed[0] // settings.group_size].facts
-report.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"truth: {facts}")
+facts = rollout.tasks[failed[0] // rollout.group_size].facts
+if trainer.actor.critic:
+    seen = trainer.actor.look(trainer.sampler.slices(rollout))
+    values = seen.values[failed[0], : len(ids)].tolist()
+    display(report.value_strip(tokens, values, f"truth: {facts}"))
 
 # %% [markdown]
 # ## Held-out images, before and after
@@ -288,7 +292,7 @@ report.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"
 def save(name, run):
     """The adapter → artifacts/ppo/NAME, with its reward: notebook 07 takes no such for a judge."""
     about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED, "data": str(source)}
-    about["reward"] = run.score.__name__
+    about["reward"] = run.sampler.score.__name__
     return training.save_policy(run.model, ppo_folder / name, run.settings, about)
 
 
@@ -409,7 +413,8 @@ def hack(weight):
     for figure in ("objective/scores", "objective/truth"):
         first, last = (training.log_mean(rows, figure) for rows in (log[:3], log[-3:]))
         moved.append(f"{first:.2f} → {last:.2f}")
-    kl, answer = training.log_mean(log[-3:], "objective/kl"), hacked.last.rollout.texts[0]
+    kl = training.log_mean(log[-3:], "objective/kl")
+    answer = hacked.sampler.sample(hacked.iteration).texts[0]
     return [str(weight), *moved, f"{kl:.1f}", answer, doctor.verdict_kinds(watching.verdicts)]
 
 

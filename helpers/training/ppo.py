@@ -390,7 +390,7 @@ class PPOTrainer:
     @torch.no_grad()
     def _resume(self, path: Path) -> None:
         own = {
-            "settings": replace(self.settings, checkpoint_every=0, sampling_batch=0),
+            "settings": replace(self.settings, checkpoint_every=1, sampling_batch=0),
             "seed": self.seed,
         }
         own |= {

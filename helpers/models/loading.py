@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from helpers.files import UsageError
-from helpers.runtime import compute_dtype, device
+from helpers.runtime import choose_threads, compute_dtype, device
 
 from .presets import PRESETS, Preset, locate, preset_of
 from .shapes import tile_edge
@@ -108,6 +108,7 @@ def load_model(
         four_bit = False
     model = _load_weights(name_or_path, four_bit)
     _set_compute_dtype(model)
+    choose_threads(model.config.get_text_config().hidden_size)
     model.requires_grad_(False)
     return model.eval(), processor
 

@@ -533,8 +533,7 @@ def test_the_command_compares_files_and_counts_tokens(folder, capsys):
 
 
 def test_help_says_what_every_option_does(capsys):
-    with pytest.raises(SystemExit):
-        main(["check", "--help"])
+    assert main(["check", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
         "Exit code 1 if one has errors",

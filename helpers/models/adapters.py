@@ -35,13 +35,19 @@ def base_of(model: VLM) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def stored_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all parameters by name, and the scales of those in 4 bits, which are no parameters."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            yield f"{name}.absmax", state.absmax
+
+
 def weight_megabytes(model: torch.nn.Module) -> float:
     """Return the size of all parameters and buffers in MB (10⁶ bytes), as stored."""
-    tensors = [*model.parameters(), *model.buffers()]
-    # The scales of weights in 4 bits are no parameters
-    states = [getattr(tensor, "quant_state", None) for tensor in tensors]
-    tensors += [state.absmax for state in states if state is not None]
-    return sum(tensor.nbytes for tensor in tensors) / 1e6
+    tensors = [tensor for _, tensor in stored_tensors(model)]
+    return sum(tensor.nbytes for tensor in [*tensors, *model.buffers()]) / 1e6
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from transformers import BatchFeature, ProcessorMixin
 from helpers.files import replace_file
 from helpers.runtime import compute_dtype, tensors_hash
 
-from .adapters import VLM, autocast, base_of, evaluation_mode
+from .adapters import VLM, autocast, base_of, evaluation_mode, stored_tensors
 from .prompts import bos_text, tokenize
 
 # What the vision tower made of the images of a prompt, by name. "pooled": a tensor of all tiles
@@ -243,19 +243,13 @@ def reference_hash(model: PeftModel, processor: ProcessorMixin, adapter: str | N
 
     adapter: the one that is the reference; None: the base alone.
     """
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in model.named_parameters():
-            if "lora_" in name and f".{adapter}." not in name:
-                continue
-            yield name, parameter
-            # The scales of weights in 4 bits are no parameters
-            state = getattr(parameter, "quant_state", None)
-            if state is not None:
-                yield f"{name}.absmax", state.absmax
-
+    tensors = (
+        (name, tensor)
+        for name, tensor in stored_tensors(model)
+        if "lora_" not in name or f".{adapter}." in name
+    )
     parts = [
-        tensors_hash(tensors()),
+        tensors_hash(tensors),
         processor_settings(processor),
         str(compute_dtype()),
         transformers.__version__,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 from torch import Tensor
@@ -60,7 +61,6 @@ def generate_answers(
     prompts: Sequence[str],
     *,
     temperature: float = 0.0,
-    top_p: float = 1.0,
     seed: int = 0,
     max_new_tokens: int = 64,
     batch_size: int = 64,
@@ -75,7 +75,7 @@ def generate_answers(
         raise ValueError(
             f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed"
         )
-    config = generation_config(model, processor, temperature, top_p, max_new_tokens)
+    config = generation_config(model, processor, temperature, max_new_tokens=max_new_tokens)
     with evaluation_mode(model):
         while True:
             starts = tqdm(range(0, len(prompts), batch_size), desc=description, leave=False)
@@ -195,9 +195,7 @@ def sample_ids(
     to them. The caller's random numbers are left alone.
     """
     config = generation_config(model, processor, temperature, top_p, max_new_tokens)
-    inputs, features = prompt_inputs(processor, prompts)
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    features = {name: value.to(model.device) for name, value in features.items()}
+    inputs, features = send_to_device(prompt_inputs(processor, prompts), model.device)
     cache = _read_prompts(model, inputs, features)
     cache.batch_repeat_interleave(group_size)
     rows = {}

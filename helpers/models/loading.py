@@ -204,11 +204,10 @@ def has_cuda() -> bool:
 
 
 def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
-    load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers
     *copies, last = weight_sources(name_or_path, four_bit, has_cuda())
     for copy in copies:
         try:
-            return load(copy, four_bit)
+            return _load(copy, four_bit)
         except LOAD_ERRORS as error:
             reason, _ = _hub_error(error)
             if not reason:
@@ -218,31 +217,31 @@ def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
                 f"quantising {last.location}."
             )
     with explain_load_errors(name_or_path, last):
-        return load(last, four_bit)
+        return _load(last, four_bit)
 
 
-def _load_with_transformers(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
+def _load(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
+    """Load one checkpoint: with unsloth, where it was imported above."""
+    options = {
+        "revision": source.revision,
+        "dtype": compute_dtype(),
+        "attn_implementation": "sdpa",  # what takes the mask of packed answers
+    }
+    if "unsloth" in globals():
+        model, _ = unsloth.FastVisionModel.from_pretrained(
+            source.location,
+            load_in_4bit=four_bit,
+            use_exact_model_name=True,  # else it maps names to copies of its own choice
+            use_gradient_checkpointing=False,
+            **options,
+        )
+        return model
     return AutoModelForImageTextToText.from_pretrained(
         source.location,
-        revision=source.revision,
-        dtype=compute_dtype(),
         quantization_config=quantization() if four_bit else None,
         device_map={"": device()},
-        attn_implementation="sdpa",
+        **options,
     )
-
-
-def _load_with_unsloth(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
-    model, _ = unsloth.FastVisionModel.from_pretrained(
-        source.location,
-        revision=source.revision,
-        load_in_4bit=four_bit,
-        dtype=compute_dtype(),
-        use_exact_model_name=True,  # else it maps names to copies of its own choice
-        use_gradient_checkpointing=False,
-        attn_implementation="sdpa",  # what takes the mask of packed answers
-    )
-    return model
 
 
 def quantization() -> BitsAndBytesConfig:

@@ -23,10 +23,11 @@ cost more than they must.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -83,14 +84,10 @@ class PackedAnswers:
 
     def to(self, device: torch.device | str, **_) -> "PackedAnswers":
         """Return a copy on `device`. What else accelerate asks for is left out."""
-        return PackedAnswers(
-            inputs={name: value.to(device) for name, value in self.inputs.items()},
-            rows=self.rows.to(device),
-            columns=self.columns.to(device),
-            mask=self.mask.to(device),
-            features={name: value.to(device) for name, value in self.features.items()},
-            pooled=None if self.pooled is None else self.pooled.to(device),
-        )
+        moved = {}
+        for part in fields(self):
+            moved[part.name] = send_to_device(getattr(self, part.name), device)
+        return PackedAnswers(**moved)
 
 
 def pack(

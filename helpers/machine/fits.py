@@ -92,32 +92,21 @@ def check_machine(
     presets that fit if the smallest batch of a stage does not.
     """
     name = str(model)
+    known = is_known(name)
     on_gpu = torch.cuda.is_available()
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
-    known = is_known(name)
     facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
+    number = 2 if on_gpu else 4  # bytes
     workload = Workload(
-        name,
-        *image,
-        max_pixels,
-        examples=examples,
-        four_bit=four_bit,
-        compute_bytes=2 if on_gpu else 4,
+        name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number
     )
-    plan = MachinePlan(
-        workload,
-        facts.free_gb,
-        load or GenerationSettings(),
-        dpo,
-        reward,
-        ppo,
-        warnings=machine_warnings(facts),
-    )
+    load = load or GenerationSettings()
+    warnings = machine_warnings(facts)
+    if not known:
+        warnings += (f"no forecast for {name}: only presets and checkpoints in a folder have one.",)
+    plan = MachinePlan(workload, facts.free_gb, load, dpo, reward, ppo, warnings=warnings)
     if known:
         plan = plan_images(plan)
-    else:
-        warning = f"no forecast for {name}: only presets and checkpoints in a folder have one."
-        plan = replace(plan, warnings=(*plan.warnings, warning))
     # First what the machine is: a stage that does not fit raises
     print(machine_text(facts, plan))
     if known:

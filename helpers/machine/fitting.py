@@ -155,8 +155,9 @@ def _too_large_error(workload: Workload, settings: StageSettings, gigabytes: flo
     lower = ""
     if isinstance(settings, PPOSettings) and need.phase != "training":
         lower = " PPO's group_size decides that: lower it, or take another model."
+    stage = stage_of(settings)
     return UsageError(
-        f"{workload.model} does not fit: stage {stage_of(settings)} takes {need.total:.1f} GB while "
+        f"{workload.model} does not fit: stage {stage} takes {need.total:.1f} GB while "
         f"{need.phase}, with the smallest batch and images of {workload.visual_tokens:,} visual "
         f"tokens, and {USABLE_SHARE * gigabytes:.1f} GB can be used here.{lower} "
         f"All stages fit with: {', '.join(fitting) or 'no preset'}."

@@ -74,21 +74,13 @@ class PhaseMemory:
     cache: float = 0.0  # keys and values while sampling
 
     @property
-    def parts(self) -> dict[str, float]:
-        """The GB of each part, by its name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-
-    @property
     def total(self) -> float:
-        return sum(self.parts.values())
+        _, *parts = fields(self)
+        return sum(getattr(self, part.name) for part in parts)
 
     def fits(self, gigabytes: float) -> bool:
         """Does it fit into the usable share of a card, or of RAM, with so many GB?"""
         return self.total <= USABLE_SHARE * gigabytes
-
-    def __str__(self) -> str:
-        parts = [f"{name} {size:.2f}" for name, size in self.parts.items() if size >= 0.005]
-        return f"{self.total:.1f} GB while {self.phase} ({', '.join(parts)})"
 
 
 # --- bytes of what a pass keeps ---
@@ -348,6 +340,7 @@ def memory_table(workloads: Sequence[Workload]) -> str:
 
     It has a row for each workload and stage, with the GB, and the batch on each card.
     """
+    words = {None: "–", LARGEST_BATCH: f"≥ {LARGEST_BATCH}"}
     head = "".join(f"{f'{card} GB':>8}" for card in TABLE_CARDS)
     lines = [f"{'model':<21}{'stage':<8}{'GB':>6}{head}"]
     for workload in workloads:
@@ -357,12 +350,6 @@ def memory_table(workloads: Sequence[Workload]) -> str:
             row = f"{workload.model:<21}{stage:<8}{need:>6.1f}"
             for card in TABLE_CARDS:
                 batch = largest_batch(workload, settings, CARD_GB[card])
-                row += f"{_batch_text(batch):>8}"
+                row += f"{words.get(batch, batch):>8}"
             lines.append(row)
     return "\n".join(lines)
-
-
-def _batch_text(batch: int | None) -> str:
-    if batch is None:
-        return "–"
-    return f"≥ {batch}" if batch == LARGEST_BATCH else str(batch)

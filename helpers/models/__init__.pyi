@@ -11,6 +11,7 @@ from .adapters import (
     load_adapter as load_adapter,
     lora_config as lora_config,
     save_adapter as save_adapter,
+    stored_tensors as stored_tensors,
     use_adapter as use_adapter,
     weight_megabytes as weight_megabytes,
 )
@@ -26,6 +27,7 @@ from .caches import (
     processor_settings as processor_settings,
     reference_hash as reference_hash,
     use_features as use_features,
+    weights_hash as weights_hash,
 )
 from .encoded_prompts import (
     EncodedPrompts as EncodedPrompts,

@@ -7,6 +7,7 @@ policy is base + LoRA, the reference is the same base with the adapter off.
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,9 +124,8 @@ def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY
     """Save an adapter (safetensors) with `about`, a dictionary that says how it was made."""
     model.save_pretrained(folder, selected_adapters=[name])
     if name != POLICY_ADAPTER:  # peft puts it into a subfolder
-        for file in (folder / name).iterdir():
-            file.replace(folder / file.name)
-        (folder / name).rmdir()
+        shutil.copytree(folder / name, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / name)
     write_json(folder / "about.json", about)
     return folder
 

@@ -28,7 +28,7 @@ from helpers.files import replace_file
 from helpers.runtime import compute_dtype, tensors_hash
 
 from .adapters import VLM, autocast, base_of, evaluation_mode, stored_tensors
-from .prompts import bos_text, tokenize
+from .prompts import ImageLists, bos_text, tokenize
 
 # What the vision tower made of the images of a prompt, by name. "pooled": a tensor of all tiles
 # (SmolVLM), or "pooled.all": the visual tokens of all images (the others); "deepstack.0" …: what
@@ -119,7 +119,7 @@ class ImageFeatures:
     def encode(
         self,
         prompts: Sequence[str],
-        images: Sequence[Sequence[Image.Image]],
+        images: ImageLists,
         image_hashes: Sequence[str],
     ) -> list[tuple[BatchFeature, Features]]:
         """Return for each rendered prompt its model inputs, and the features of its images.
@@ -238,18 +238,26 @@ def use_features(model: VLM, features: Features) -> Iterator[None]:
 # --- log-probabilities under the reference ---
 
 
+def weights_hash(model: VLM, adapter: str | None) -> str:
+    """Return a hash of the weights of the base and of one `adapter` on it (None: the base alone).
+
+    Other adapters do not count, nor the names that PEFT gives to the weights beside them.
+    """
+    weights = []
+    for name, tensor in stored_tensors(model):
+        if "lora_" not in name or f".{adapter}." in name:
+            name = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            weights.append((name, tensor))
+    return tensors_hash(weights)
+
+
 def reference_hash(model: PeftModel, processor: ProcessorMixin, adapter: str | None) -> str:
     """Return a hash of all that a reference's figures depend on but the pair itself.
 
     adapter: the one that is the reference; None: the base alone.
     """
-    tensors = (
-        (name, tensor)
-        for name, tensor in stored_tensors(model)
-        if "lora_" not in name or f".{adapter}." in name
-    )
     parts = [
-        tensors_hash(tensors),
+        weights_hash(model, adapter),
         processor_settings(processor),
         str(compute_dtype()),
         transformers.__version__,

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
 from .caches import Features, ImageFeatures, concatenate_features, image_vectors, images_hash
-from .prompts import tokenize
+from .prompts import ImageLists, tokenize
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class EncodedPrompts:
 def encode_prompts(
     processor: ProcessorMixin,
     prompts: Sequence[str],
-    images: Sequence[Sequence[Image.Image]],
+    images: ImageLists,
     features: ImageFeatures | None = None,
 ) -> EncodedPrompts:
     """Hash the images of each rendered prompt and tokenise it with them, equal ones once.

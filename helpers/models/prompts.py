@@ -16,6 +16,7 @@ from transformers import BatchFeature, ProcessorMixin
 from helpers.data import Message
 
 Conversation = Sequence[Message]  # the last message is the question that is answered
+ImageLists = Sequence[Sequence[Image.Image]]  # the images of each prompt
 
 # --- records to text ---
 
@@ -69,7 +70,7 @@ def encode(
 def tokenize(
     processor: ProcessorMixin,
     texts: Sequence[str],
-    images: Sequence[Sequence[Image.Image]],
+    images: ImageLists,
     padding_side: str = "left",
 ) -> BatchFeature:
     """Make model inputs of rendered prompts and the images of each.

@@ -39,10 +39,11 @@ from helpers.losses import token_logps
 from .adapters import VLM, evaluation_mode
 from .caches import Features, ImageFeatures, backbone_of, is_frozen, use_features
 from .encoded_prompts import EncodedPrompts, encode_prompts, prompt_inputs
-from .prompts import Conversation, answer_ids, render, render_conversation
+from .prompts import Conversation, ImageLists, answer_ids, render, render_conversation
 
 # A text, which gets its end of turn, or the tokens that were sampled, (tokens,)
 AnswerInput = str | Tensor
+AnswerLists = Sequence[Sequence[AnswerInput]]  # the answers to each prompt
 
 # Relative difference that rounding in 16 bits explains; a wrong mask gives over 0.2
 PACKING_TOLERANCE = 2e-2
@@ -94,7 +95,7 @@ def pack(
     model: VLM,
     processor: ProcessorMixin,
     prompts: EncodedPrompts,
-    answers: Sequence[Sequence[AnswerInput]],
+    answers: AnswerLists,
 ) -> PackedAnswers:
     """Put all answers to a prompt into one row; prompts are left-padded.
 
@@ -132,7 +133,7 @@ def pack(
 def pack_separately(
     processor: ProcessorMixin,
     prompts: EncodedPrompts,
-    answers: Sequence[Sequence[AnswerInput]],
+    answers: AnswerLists,
     padding_side: str = "right",
 ) -> PackedAnswers:
     """Put each answer into a row of its own, with its own copy of the image.
@@ -306,18 +307,16 @@ def packing_error(
         with_features = encode_prompts(processor, [prompt], [images], features)
     packed = pack(model, processor, with_features, [answers]).to(model.device)
     plain = pack_separately(processor, with_pixels, [answers]).to(model.device)
-    differences = []
     with evaluation_mode(model):
-        for figures in (hidden_states, _last_logits):
-            ours = figures(model, packed).float()
-            theirs = figures(model, plain).float()
-            differences.append((ours - theirs).norm(dim=1) / theirs.norm(dim=1))
-    return float(torch.cat(differences).max())
-
-
-def _last_logits(model: VLM, packed: PackedAnswers) -> Tensor:
-    """Return the logits at the end of each answer, (answers, vocab)."""
-    return answer_logits(model, packed)[:, -1]
+        pairs = [
+            (hidden_states(model, packed), hidden_states(model, plain)),
+            (answer_logits(model, packed)[:, -1], answer_logits(model, plain)[:, -1]),
+        ]
+    errors = []
+    for ours, theirs in pairs:
+        difference = (ours.float() - theirs.float()).norm(dim=1)
+        errors.append(difference / theirs.float().norm(dim=1))
+    return float(torch.cat(errors).max())
 
 
 def can_pack(model: VLM, processor: ProcessorMixin) -> bool:
@@ -380,18 +379,14 @@ class Packer:
     def device(self) -> torch.device | str:
         return self.model.device if self._device is None else self._device
 
-    def encode(
-        self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
-    ) -> EncodedPrompts:
+    def encode(self, conversations: Sequence[Conversation], images: ImageLists) -> EncodedPrompts:
         """Render and tokenise each conversation, and look up its images: once for all answers."""
         texts = []
         for messages, pictures in zip(conversations, images, strict=True):
             texts.append(render_conversation(self.processor, messages, len(pictures)))
         return encode_prompts(self.processor, texts, images, self.features)
 
-    def pack(
-        self, prompts: EncodedPrompts, answers: Sequence[Sequence[AnswerInput]]
-    ) -> PackedAnswers:
+    def pack(self, prompts: EncodedPrompts, answers: AnswerLists) -> PackedAnswers:
         """Return model inputs of all answers to each prompt, in their order, on `device`."""
         if self.packs:
             packed = pack(self.model, self.processor, prompts, answers)
@@ -402,8 +397,8 @@ class Packer:
     def __call__(
         self,
         conversations: Sequence[Conversation],
-        images: Sequence[Sequence[Image.Image]],
-        answers: Sequence[Sequence[AnswerInput]],
+        images: ImageLists,
+        answers: AnswerLists,
     ) -> PackedAnswers:
         """Encode and pack in one step, for answers that are needed once."""
         return self.pack(self.encode(conversations, images), answers)

@@ -1,7 +1,8 @@
 """What can be wrong with a run of PPO, RLOO or GRPO, and the rules that say so.
 
-`diagnose_ppo(log, settings)` is a pure function of what a run logs. `helpers/doctor/ppo_doctor.py`
-calls it while a run goes on. Taught in notebook 05.
+`diagnose_ppo(log, settings)` is a pure function of what a run logs, and `replay_ppo` does the same
+to a saved log. `helpers/doctor/ppo_doctor.py` calls them while a run goes on. Taught in notebook
+05.
 
 Most limits are against the run's own start, since rewards have no scale. The `step` of a finding is
 an iteration. Simplifications: answers and iterations count as independent, and intervals are of
@@ -19,7 +20,7 @@ from helpers.statistics import Mean, proportion
 from helpers.training import IterationRow
 
 from .dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
-from .verdicts import Rules, Verdict, examine, read_kinds, verdicts_of
+from .verdicts import Rules, Verdict, examine, first_verdicts, read_kinds, verdicts_of
 
 # Iterations, and answers in them, at least
 START_SPAN = (1, 16)  # before any update
@@ -72,13 +73,17 @@ def _mean(rows: Sequence[IterationRow], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
 
 
+def _iterations(span: tuple[int, int], size: int) -> int:
+    """Iterations of a look at (iterations, answers) at least; size: answers in an iteration."""
+    return max(span[0], math.ceil(span[1] / size))
+
+
 def _history(log: Sequence[IterationRow], settings: PPOSettings) -> PPOHistory:
     size = settings.prompts_per_iteration * settings.group_size
     n = len(log)
-    start, recent, window = (
-        max(iterations, math.ceil(answers / size))
-        for iterations, answers in (START_SPAN, RECENT_SPAN, WINDOW_SPAN)
-    )
+    start = _iterations(START_SPAN, size)
+    recent = _iterations(RECENT_SPAN, size)
+    window = _iterations(WINDOW_SPAN, size)
     half = min(window, n // 2) if n >= window else 0
     return PPOHistory(
         log,
@@ -111,6 +116,12 @@ def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Ver
 def ppo_verdicts(found: dict[str, str], step: int) -> list[Verdict]:
     """Verdicts on what was found in a run of PPO."""
     return verdicts_of(found, PPO_KINDS, EXPLAINED_BY_CHAIN, step)
+
+
+def replay_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
+    """Find what was wrong at any time: each kind at the iteration at which it was first seen."""
+    ends = range(1, len(log) + 1)
+    return first_verdicts(diagnose_ppo(log[:end], settings) for end in ends)
 
 
 def _non_finite_value(run: PPOHistory) -> str | None:
@@ -166,14 +177,15 @@ def _entropy_is_gone(run, recent):
 # --- the end of answers, and the way from the reference ---
 
 
+def _cut_share(run, rows):
+    answers = len(rows) * run.answers
+    return proportion(_mean(rows, "answers/not_ended") * answers, answers)
+
+
 def _answers_are_cut(run, start):
     """More than at the start, or more than half."""
-    first, now = (
-        proportion(
-            _mean(rows, "answers/not_ended") * len(rows) * run.answers, len(rows) * run.answers
-        )
-        for rows in (start, run.recent or start)
-    )
+    first = _cut_share(run, start)
+    now = _cut_share(run, run.recent or start)
     if now.low > min(0.5, max(first.high, CUT_SHARE)):
         return f"share that is cut off: {now}; at the start {first.value:.0%}."
 
@@ -209,7 +221,7 @@ def _one_answer_is_whitened(run, log):
 
 
 def _is_solved(run):
-    """All answers right at last is no fault: the score rose, or is at the top and all are equal."""
+    """All right at last is no fault: the score rose, or all score the same and near the top."""
     if _change(run.start, run.recent).low > 0:
         return True
     varied, equal = run.start_and_recent("groups/zero_variance")

@@ -163,8 +163,7 @@ def first_samples(trainer) -> list[dict]:
 
 
 class TensorBoard:
-    """The log for TensorBoard, in `folder`. Raises UsageError without the package (Colab has it).
-    """
+    """The log for TensorBoard, in `folder`. Raises UsageError without the package (Colab has it)."""
 
     def __init__(self, folder: Path):
         try:

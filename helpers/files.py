@@ -5,6 +5,7 @@ name and renamed, so that a killed notebook leaves either the old file or the ne
 """
 
 import contextlib
+import difflib
 import hashlib
 import json
 import math
@@ -28,6 +29,12 @@ class UsageError(ValueError):
         self,
     ) -> list[str]:  # IPython calls this instead of formatting a traceback
         return [f"Error: {self}"]
+
+
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """Name the nearest of the choices, for the end of a message; say nothing if none is near."""
+    near = difflib.get_close_matches(str(name), choices, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def artifacts_dir() -> Path:

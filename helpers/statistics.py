@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom, binomtest, t as student
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.inter_rater import cohens_kappa
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+import scipy  # its parts, and those of statsmodels, take seconds: they are loaded where they are used
+
+# Half of the 95 % of a normal distribution lies between 0 and this.
+NORMAL_975 = 1.9599639845400545
 
 
 def derangement(length: int, seed: int) -> np.ndarray:
@@ -41,9 +40,18 @@ class Proportion:
 
 
 def proportion(hits: float, n: int) -> Proportion:
-    """95 % Wilson score interval (Wilson 1927) of `hits` out of `n`; half hits are allowed."""
-    low, high = proportion_confint(hits, n, method="wilson")
-    return Proportion(hits / n, float(low), float(high), n)
+    """95 % Wilson score interval (Wilson 1927) of `hits` out of `n`; half hits are allowed.
+
+    As statsmodels has it to the last bit, which `check` has no time to import.
+    """
+    share = hits / n
+    squared = NORMAL_975 * NORMAL_975
+    widened = 1 + squared / n
+    centre = (share + squared / (2 * n)) / widened
+    spread = share * (1 - share) / n + squared / (4.0 * n**2)
+    half = NORMAL_975 * math.sqrt(spread) / widened
+    # rounding may put an end a hair outside 0 … 1
+    return Proportion(share, float(max(centre - half, 0)), float(min(centre + half, 1)), n)
 
 
 class Mean(NamedTuple):
@@ -62,7 +70,7 @@ def mean_interval(values: Sequence[float]) -> Mean:
     numbers = np.asarray(values, dtype=float)
     mean, half = (
         numbers.mean(),
-        student.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)),
+        scipy.stats.t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)),
     )
     return Mean(float(mean), float(mean - half), float(mean + half))
 
@@ -147,6 +155,8 @@ def mcnemar_p(before: Sequence[bool], after: Sequence[bool]) -> float:
     Only items on which the two disagree count; with b broken → fixed and c fixed → broken, p is that
     of b heads in b + c tosses of a fair coin. No disagreement gives p = 1.
     """
+    from statsmodels.stats.contingency_tables import mcnemar
+
     table = np.zeros((2, 2), dtype=int)
     for b, a in zip(before, after, strict=True):
         table[int(b), int(a)] += 1
@@ -155,7 +165,7 @@ def mcnemar_p(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 def binomial_p(hits: int, n: int, chance: float) -> float:
     """Exact two-sided p of `hits` out of `n` if each were a hit with probability `chance`."""
-    return float(binomtest(hits, n, chance).pvalue)
+    return float(scipy.stats.binomtest(hits, n, chance).pvalue)
 
 
 def holm_adjust(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -163,6 +173,8 @@ def holm_adjust(p_values: Mapping[str, float]) -> dict[str, float]:
 
     Raises ValueError for NaN and numbers outside 0 … 1: a test that was not made belongs left out.
     """
+    from statsmodels.stats.multitest import multipletests
+
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(
@@ -203,14 +215,14 @@ def mcnemar_power(
         raise ValueError(
             f"0 < difference {difference} ≤ disagree {disagree} ≤ 1 and 0 < alpha {alpha} < 1 must hold"
         )
-    first, last = binom.ppf([1e-12, 1 - 1e-12], n, disagree)
+    first, last = scipy.stats.binom.ppf([1e-12, 1 - 1e-12], n, disagree)
     discordant = np.arange(first, last + 1)
-    most = binom.ppf(
+    most = scipy.stats.binom.ppf(
         alpha / 2, discordant, 0.5
     )  # items that may have got worse for p ≤ alpha, or one too many
-    most -= 2 * binom.cdf(most, discordant, 0.5) > alpha
-    found = binom.cdf(most, discordant, (disagree - difference) / (2 * disagree))
-    return float((binom.pmf(discordant, n, disagree) * found).sum())
+    most -= 2 * scipy.stats.binom.cdf(most, discordant, 0.5) > alpha
+    found = scipy.stats.binom.cdf(most, discordant, (disagree - difference) / (2 * disagree))
+    return float((scipy.stats.binom.pmf(discordant, n, disagree) * found).sum())
 
 
 def detectable_difference(
@@ -331,6 +343,8 @@ def cohen_kappa(
 
 def _kappa(table: np.ndarray) -> float | None:
     """None if both raters used one and the same label, so that chance alone agrees always."""
+    from statsmodels.stats.inter_rater import cohens_kappa
+
     if table.max() == table.sum() == table.trace():
         return None
     return float(cohens_kappa(table, return_results=False))

@@ -20,10 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import PIL.Image
-from datasets import Dataset, Image, List
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -38,6 +37,9 @@ from pydantic import (
 from tqdm.auto import tqdm
 
 from helpers.files import UsageError, open_image, parse_json, write_lines
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 EMPTY_ANSWER = "the answer is empty: write its text or remove the record"
 Ranking = list[list[int]]  # places in `answers`: tiers, best first, ties together
@@ -466,13 +468,15 @@ def write_records(path: Path, records: Iterable[PreferenceRecord]) -> Path:
 
 def to_trl(
     records: Sequence[PreferenceRecord], which: Literal["all", "extremes"] = "all"
-) -> Dataset:
+) -> "Dataset":
     """The pairs of `records` as a TRL vision-preference data set; images are decoded when they are used.
 
     Columns `images` (RGB), `prompt`, `chosen`, `rejected` (chat messages), and `negative_images` if records
     have some. TRL decides by the column name `images` that this is vision data; under any other name the
     images would be ignored. Raises UsageError naming file, line and record for an image that cannot be read.
     """
+    from datasets import Dataset, Image, List  # takes seconds, and reading records needs none of it
+
     rows, spoilt = [], any(record.negative_images for record in records)
     for record in tqdm(records, desc="images", leave=False):
         for image in record.image_paths + record.negative_image_paths:

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from helpers import losses, models
 from helpers.config import PPO_PRESETS, RewardSettings
 from helpers.files import ROOT, UsageError
-from helpers.models import shared_prefix
+from helpers.models import encoded_prompts
 from helpers.models.shared_prefix import answer_logits, answer_logps
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import count_exact, make_scorer, weighted_scorer
@@ -175,7 +175,7 @@ def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
     read, hashed, opened = [], [], []
     call, hash_of, open_file = (
         type(run.sampler.packer.processor).__call__,
-        shared_prefix.images_hash,
+        encoded_prompts.images_hash,
         rollouts.open_image,
     )
 
@@ -185,7 +185,7 @@ def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
 
     monkeypatch.setattr(type(run.sampler.packer.processor), "__call__", count_texts)
     monkeypatch.setattr(
-        shared_prefix, "images_hash", lambda images: hashed.append(images) or hash_of(images)
+        encoded_prompts, "images_hash", lambda images: hashed.append(images) or hash_of(images)
     )
     monkeypatch.setattr(rollouts, "open_image", lambda path: opened.append(path) or open_file(path))
     run.train(1)

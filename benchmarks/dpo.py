@@ -210,7 +210,6 @@ class Side:
             processor,
             dataset,
             case.settings,
-            output_dir=folder / "run",
             packs=None if packed else False,
         )
         self.setup_seconds = time.perf_counter() - started

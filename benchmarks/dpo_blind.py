@@ -62,11 +62,8 @@ def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
 
 def train_and_measure(data, settings, seed, items, pairs) -> dict[str, Proportion]:
     model, processor = models.load_model("tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.dpo_trainer(
-            model, processor, data, settings, seed=seed, output_dir=Path(folder)
-        )
-        dpo.train_dpo(trainer)
+    trainer = dpo.dpo_trainer(model, processor, data, settings, seed=seed)
+    dpo.train_dpo(trainer)
     policy = trainer.model
     sampled = evaluate_counting(policy, processor, items, temperature=1.0, seed=seed)
     return {

@@ -25,7 +25,6 @@ from helpers import models  # before all that unsloth changes
 import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks import gpu
 from benchmarks.dpo import Case, pairs
@@ -50,6 +49,7 @@ from helpers.data.preferences import from_trl
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
+from helpers.machine.checkpoints import last_checkpoint
 from helpers.machine.workload import GenerationSettings
 from helpers.models.shared_prefix import PackedAnswers, Packer, answer_logits
 from helpers.rewards.scoring import make_scorer
@@ -125,9 +125,7 @@ def look_at(
     plain = Packer(model, processor, packs=False, device=runtime.device())
     batch = plain([pair.prompt for pair in known], [pair.images for pair in known], answers)
     logits = say(model, batch)[batch.mask.roll(-1, 1)].float().cpu()
-    trainer = dpo.dpo_trainer(
-        model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look"
-    )
+    trainer = dpo.dpo_trainer(model, processor, rows, dpo_settings(plan))
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     fill(trained)
     logps = completion_logps(say(trainer.model, batch), batch.ids, batch.mask).cpu()
@@ -222,13 +220,8 @@ def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = No
     model, processor = load_model(plan)
     settings = dpo_settings(plan)
     clock, peak = Clock(), Peak()
-    rows, folder = (
-        dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)),
-        plan.folder / f"dpo-{backend}-{packs}",
-    )
-    trainer = dpo.dpo_trainer(
-        model, processor, rows, settings, output_dir=folder, packs=packs, callbacks=[clock]
-    )
+    rows = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2))
+    trainer = dpo.dpo_trainer(model, processor, rows, settings, packs=packs, callbacks=[clock])
     note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
     log = dpo.train_dpo(trainer).log
     note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
@@ -309,29 +302,24 @@ class Watch(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def small_dpo(
-    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
-) -> tuple[Weights, int]:
-    """Final weights of 5 steps with a checkpoint after every second one, and how many steps were
-    done here.
-    """
+def small_dpo(plan: "Plan", folder: Path, kill: bool = False) -> tuple[Weights, int]:
+    """Final weights of 5 steps with a checkpoint after every second one, and the steps done here."""
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
-    watch = Watch(kill, lambda: folder.is_dir() and get_last_checkpoint(str(folder)))
+    watch = Watch(kill, lambda: last_checkpoint(folder))
     trainer = dpo.dpo_trainer(
-        model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch]
+        model, processor, dataset_of(plan, 4), settings, folder=folder, callbacks=[watch]
     )
-    dpo.train_dpo(trainer, resume)
+    dpo.train_dpo(trainer)
     return {
         name: p.detach().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad
     }, watch.steps
 
 
-def small_ppo(
-    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
-) -> tuple[Weights, int]:
-    """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run
-    finds by itself.
+def small_ppo(plan: "Plan", folder: Path, kill: bool = False) -> tuple[Weights, int]:
+    """Final weights of policy and critic of 3 iterations with a checkpoint after each.
+
+    A run finds the checkpoints by itself.
     """
     model, processor = load_model(plan, "small")
     sizes = {"prompts_per_iteration": 2, "group_size": 2, "mini_batch": 1, "max_new_tokens": 4}
@@ -367,7 +355,7 @@ def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
             f"the run to be killed ended with {process.exitcode}: {log.read_text()[-200:].strip()}"
         )
     kept = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("checkpoint*"))]
-    gone_on, left = train(plan, folder, resume=True)
+    gone_on, left = train(plan, folder)
     (whole, steps), (again, _) = (
         train(plan, plan.folder / f"{folder.name}-{number}") for number in (1, 2)
     )

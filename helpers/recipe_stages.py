@@ -222,7 +222,7 @@ def train_reward_models(run: RecipeRun) -> None:
             scored = reward_model.new_reward_model(model, processor, settings, recipe.seed)
             folder = run.folder / "reward" / f"{head}-{objective}"
             trainer = RewardTrainer(
-                scored, records, held_out, settings, recipe.seed, folder / "checkpoint.pt"
+                scored, records, held_out, settings, recipe.seed, folder, run.replace_other
             )  # fmt: skip
             log = trainer.train()
             found[folder] = max(row["accuracy"] for row in log.evaluations)
@@ -233,8 +233,9 @@ def train_reward_models(run: RecipeRun) -> None:
             _judge_with_shuffled_images(run, f"reward_{head}_{objective}", scored)
     if PartialState().is_main_process:
         shutil.copytree(
-            max(found, key=found.get), run.folder / "reward" / "best", dirs_exist_ok=True
-        )
+            max(found, key=found.get), run.folder / "reward" / "best", dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("checkpoint-*"),
+        )  # fmt: skip
 
 
 def _judge_with_shuffled_images(
@@ -254,11 +255,12 @@ def train_dpo_policy(run: RecipeRun) -> None:
     doctor = DPODoctor.of_records(processor, run.pairs("valid")[:8])
     trainer = dpo.dpo_trainer(
         model, processor, to_trl(records), recipe.dpo_settings(), seed=recipe.seed,
-        output_dir=folder / "trainer", cache=run.folder / "cache", callbacks=[doctor] if alone else [],
+        folder=folder, replace_other=run.replace_other, cache=run.folder / "cache",
+        callbacks=[doctor] if alone else [],
     )  # fmt: skip
     if alone and recipe.dpo.preflight:
         preflight(trainer)
-    done = dpo.train_dpo(trainer, resume=True)
+    done = dpo.train_dpo(trainer)
     if trainer.accelerator.is_main_process:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         save_policy(policy, folder, recipe.dpo_settings(), run.about(), done.log)

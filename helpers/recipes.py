@@ -278,10 +278,14 @@ def _lists_to_tuples(value: Any) -> Any:
 
 @dataclass
 class RecipeRun:
-    """A recipe, the folder of what it makes, and the figures that have been found."""
+    """A recipe, the folder of what it makes, and the figures that have been found.
+
+    replace_other: a stage that finds another run in its folder sets it aside, as NAME.old-1.
+    """
 
     recipe: Recipe
     folder: Path
+    replace_other: bool = False
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -13,6 +13,9 @@ from helpers.files import UsageError, file_hash, write_json
 
 IDENTITY_FILE = "identity.json"
 
+# TRL's log of a run of DPO, in each of its checkpoints
+TRAINER_STATE = "trainer_state.json"
+
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d+)")
 
 # Of what must be equal for a run to be gone on with: its name → its hash, or its repr where it is small.
@@ -28,6 +31,14 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """All checkpoints in a run's folder, the newest first, also those that are not whole."""
     found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT_FOLDER.fullmatch(path.name)]
     return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def folders_with_checkpoints(folder: Path) -> list[Path]:
+    """Every run's folder under `folder` that has a checkpoint, whole or not."""
+    found = [
+        path for path in folder.rglob("checkpoint-*") if CHECKPOINT_FOLDER.fullmatch(path.name)
+    ]
+    return sorted({path.parent for path in found})
 
 
 def seal_checkpoint(checkpoint: Path, identity: Identity) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from helpers.files import ROOT, UsageError, read_json
-from helpers.machine.drive import TRAINER_STATE
+from helpers.machine import TRAINER_STATE
 
 HELD_OUT_PREFIX = "held out/"  # before the names of figures of a reward model on held-out pairs
 

@@ -19,6 +19,8 @@ from .checkpoint import (
     run_identity as run_identity,
 )
 from .collators import (
+    AnswerForward as AnswerForward,
+    AnswerOutput as AnswerOutput,
     PairCollator as PairCollator,
 )
 from .distributed import (
@@ -31,13 +33,15 @@ from .distributed import (
     wrap_for_processes as wrap_for_processes,
 )
 from .dpo import (
+    DPO_LOSSES as DPO_LOSSES,
     REFERENCE_ADAPTER as REFERENCE_ADAPTER,
-    AnswerForward as AnswerForward,
     DPORun as DPORun,
+    ImageTerms as ImageTerms,
     ProgressBar as ProgressBar,
     VLMDPOTrainer as VLMDPOTrainer,
     dpo_config as dpo_config,
     dpo_trainer as dpo_trainer,
+    image_terms as image_terms,
     train_dpo as train_dpo,
 )
 from .on_policy import (

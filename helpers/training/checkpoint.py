@@ -157,15 +157,17 @@ def _hash(text: str) -> str:
 
 def name_differences(there: Identity, here: Identity) -> str:
     """What differs between two runs, in words: "learning_rate (0.001, here 0.01), data"."""
-    found = []
+    found = {}
     for name in sorted(there.keys() | here.keys()):
         old, new = there.get(name, "none"), here.get(name, "none")
-        if old == new:
-            continue
         # a hash says nothing to a reader
-        hashed = re.search(r"[0-9a-f]{32}", old + " " + new)
-        found.append(name if hashed else f"{name} ({old}, here {new})")
-    return ", ".join(found)
+        hashed = re.search(r"[0-9a-f]{32}", f"{old} {new}")
+        if old != new:
+            found[name] = name if hashed else f"{name} ({old}, here {new})"
+    if len(found) > 1:
+        # they follow from the seed and the settings
+        found.pop("first_weights", None)
+    return ", ".join(found.values())
 
 
 # --- Its checkpoints ---
@@ -196,8 +198,9 @@ class Checkpoints:
         if not replace_other:
             differs = name_differences(others[0], self.identity)
             raise UsageError(
-                f"{folder}: of a run with other {differs}. Put that back, give another folder, or pass "
-                "replace_other=True, which keeps the old run under another name."
+                f"{folder}: of a run with other {differs}. Put that back, give another folder, or "
+                "keep the old run under another name: replace_other=True (REPLACE in a notebook, "
+                "--replace of a recipe)."
             )
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
@@ -245,14 +248,17 @@ class Checkpoints:
         path = self.newest()
         if path is None:
             return None
-        self.announce(path, steps)
         state = torch.load(path / STATE_FILE, weights_only=True, map_location="cpu")
+        self.announce(path, steps, state.get("finished", False))
         return checkpoint_step(path), state
 
-    def announce(self, path: Path, steps: int | None) -> None:
-        """Say in one line from where the run goes on, or that there is nothing left of it to train."""
+    def announce(self, path: Path, steps: int | None, finished: bool = False) -> None:
+        """Say in one line from where the run goes on, or that nothing of it is left to train.
+
+        finished: also before the last of its steps.
+        """
         step = checkpoint_step(path)
-        if step == steps:
+        if finished or step == steps:
             self._print(f"Finished after step {step} ({path}): loaded, not trained again.")
         else:
             whole = f" of {steps}" if steps else ""

@@ -57,7 +57,7 @@ def held_out():
 
 
 @pytest.fixture(scope="module")
-def watch(pairs, held_out, tmp_path_factory):
+def watch(pairs, held_out):
     """Train with a doctor; `fault` is done to the model before training, `prepare` to the processor, `change` to every pair of the data."""
 
     def run(
@@ -82,7 +82,6 @@ def watch(pairs, held_out, tmp_path_factory):
             processor,
             data,
             settings,
-            output_dir=tmp_path_factory.mktemp("run"),
             callbacks=[*callbacks, doctor],
         )
         if fault:

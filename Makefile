@@ -1,12 +1,14 @@
-# make setup | demo | test | test-slow | notebooks | sync | fmt | base | readme | lock
+# make setup | demo | test | test-fast | test-slow | notebooks | sync | fmt | base | readme | lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
+# Two tests at a time, each with one thread; a file stays together, since its tests share what it trains.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-slow notebooks sync fmt base readme lock clean
+.PHONY: setup demo test lint test-fast test-slow notebooks sync fmt base readme lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## virtual environment with the pinned requirements
@@ -23,13 +25,18 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 demo: $(STAMP)  ## run notebooks 01 to 07 on the embedded model → artifacts/report/index.html
 	$(BIN)/python -m helpers demo --started $(STARTED)
 
-test: $(STAMP)  ## lint, notebook pairs, unit tests, a browser, every notebook whole
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(STAMP)  ## rebuild the embedded base and compare
-	$(BIN)/python -m pytest -m slow
+test: lint  ## all but what takes minutes: every notebook runs in short, and a browser
+	$(PYTEST) -m "not slow"
+
+test-fast: lint  ## the quick ones of them: no notebook, no browser, no training over a second
+	$(PYTEST) -m "not slow and not heavy"
+
+test-slow: $(STAMP)  ## what takes minutes: notebooks with their defaults, the base rebuilt, mistakes put in
+	$(PYTEST) -m slow
 
 notebooks: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -1,8 +1,8 @@
-"""DPO against mDPO on pairs that can be solved without looking: `python benchmarks/dpo_blind.py` (about 10 minutes).
+"""DPO against mDPO on pairs that can be solved without looking: about 10 minutes.
 
 Trains the embedded base on one-sided pairs of the shipped scenes (the rejected answer always counts
-more), with DPO and with mDPO, which also prefers the right image to another one. Measured on the 400
-test scenes: pairs whose worse answer has another scene's counts, with the right images and with
+more), with DPO and with mDPO, which also prefers the right image to another one. Measured on the
+400 test scenes: pairs whose worse answer has another scene's counts, with the right images and with
 shuffled ones, and the answers. Three seeds. Writes `benchmarks/dpo_blind.json`, the table of
 `docs/results.md`, and prints the headline as the last line.
 """
@@ -50,7 +50,7 @@ def training_pairs(folder: Path) -> datasets.Dataset:
 
 
 def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Pairs of true counts and those of another scene, with the right images and with each other's."""
+    """Pairs of true counts and those of another scene, with right and with exchanged images."""
     records = build_records(items, [()] * len(items), ("other image",), seed=1)
     others = [records[i].images for i in derangement(len(records), 0)]
     shuffled = [
@@ -89,7 +89,8 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     items = read_yolo(TRAFFIC, "test")
-    pairs, figures, rows = unseen_pairs(items), {}, []
+    pairs = unseen_pairs(items)
+    figures, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
         data = training_pairs(Path(folder))
         for name, seed in tqdm(

@@ -1,9 +1,9 @@
-"""What each part of the DPO recipe is worth: `python benchmarks/dpo_recipe.py` (about 15 minutes, 2 cores).
+"""What each part of the DPO recipe is worth: about 15 minutes on 2 cores.
 
-Trains the embedded base on the shipped preference data with one thing changed at a time and measures
-greedy and sampled answers on the 400 test scenes, with three seeds of each variant. Writes
-`benchmarks/dpo_recipe.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and the table
-of `docs/results.md`, and prints the headline as the last line.
+Trains the embedded base on the shipped preference data with one thing changed at a time and
+measures greedy and sampled answers on the 400 test scenes, with three seeds of each variant. Writes
+`benchmarks/dpo_recipe.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and the
+table of `docs/results.md`, and prints the headline as the last line.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def train_and_measure(
 
 
 def pooled(shares: list[Proportion]) -> Proportion:
-    """All seeds together: the same items, so the interval speaks of items and understates the seeds."""
+    """All seeds together. They share the items: the interval is of items, not of seeds."""
     return proportion(
         sum(share.value * share.n for share in shares), sum(share.n for share in shares)
     )
@@ -109,7 +109,9 @@ def main() -> None:
             "seed": seed,
         }
     write_json(args.out, {"environment": machine_summary(), "figures": figures})
-    chart = {name: {m: pooled(shares) for m, shares in row.items()} for name, row in table.items()}
+    chart = {}
+    for name, row in table.items():
+        chart[name] = {measure: pooled(shares) for measure, shares in row.items()}
     interval_chart(chart, f"{len(items)} test scenes, {args.seeds} seeds pooled").savefig(
         args.out.with_suffix(".png"), dpi=90
     )

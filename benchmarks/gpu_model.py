@@ -1,8 +1,8 @@
-"""What the parts of `benchmarks/gpu.py` have in common: the checkpoints that are written, data, settings, machine.
+"""What the parts of `benchmarks/gpu.py` have in common: checkpoints, data, settings, machine.
 
-Two models are written: one in the preset's shapes, and one of the same architecture with two layers, for what is
-about exactness and not about size. Their tokenizer is the embedded one with a word for every other id, so that
-whatever is sampled can be read and scored.
+Two models are written: one in the preset's shapes, and one of the same architecture with two
+layers, for what is about exactness and not about size. Their tokenizer is the embedded one with a
+word for every other id, so that whatever is sampled can be read and scored.
 """
 
 import dataclasses
@@ -66,7 +66,9 @@ ASKED = 8  # pairs whose lengths the forecast takes, and prompts that are answer
 
 
 def prepare(plan: "Plan", capped: bool) -> None:
-    """What holds for all that follows in this process: the precision, and how much of the GPU may be used."""
+    """What holds for all that follows in this process: the precision, and how much of the GPU may
+    be used.
+    """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     if torch.cuda.is_available():
@@ -109,7 +111,9 @@ def now() -> float:
 
 
 def dtypes(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
-    """How many tensors there are of each: weights, buffers, what 4-bit layers compute in, and the optimizer's averages."""
+    """How many tensors there are of each: weights, buffers, what 4-bit layers compute in, and the
+    optimizer's averages.
+    """
     found = Counter(str(tensor.dtype) for tensor in [*model.parameters(), *model.buffers()])
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -152,11 +156,14 @@ def _version(name: str) -> str | None:
 
 
 def configuration(preset: str, small: bool) -> PretrainedConfig:
-    """The preset's; with `small`, two layers of one head each. Raises UsageError if it is not of the Qwen-VL family."""
+    """The preset's; with `small`, two layers of one head each. Raises UsageError if it is not of
+    the Qwen-VL family.
+    """
     config = presets.config_of(preset)
     if config.model_type not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         raise UsageError(
-            f"{preset}: random weights are written of Qwen-VL models only, this is a {config.model_type}."
+            f"{preset}: random weights are written of Qwen-VL models only, "
+            f"this is a {config.model_type}."
         )
     if not small:
         return config
@@ -187,7 +194,9 @@ def configuration(preset: str, small: bool) -> PretrainedConfig:
 
 
 def processor_of(config: PretrainedConfig) -> ProcessorMixin:
-    """Of the architecture's own class, with the embedded tokenizer and images cut as `config` wants them."""
+    """Of the architecture's own class, with the embedded tokenizer and images cut as `config` wants
+    them.
+    """
     embedded, vision = AutoProcessor.from_pretrained(TINY), config.vision_config
     images, videos = embedded.image_processor, embedded.video_processor
     for part in (images, videos):
@@ -198,7 +207,9 @@ def processor_of(config: PretrainedConfig) -> ProcessorMixin:
 
 
 def write_model(preset: str, folder: Path, small: bool) -> int:
-    """Random weights from seed 0 in fp16 with a processor, as a checkpoint; returns how many weights."""
+    """Random weights from seed 0 in fp16 with a processor, as a checkpoint; returns how many
+    weights.
+    """
     config = configuration(preset, small)
     processor = processor_of(config)
     for name, mark in MARKS.items():
@@ -216,7 +227,9 @@ def write_model(preset: str, folder: Path, small: bool) -> int:
 
 
 def _name_all_ids(path: Path, vocabulary: int) -> None:
-    """A word for each id that the tokenizer does not know. No text becomes such a token: there are no merges."""
+    """A word for each id that the tokenizer does not know. No text becomes such a token: there are
+    no merges.
+    """
     content = json.loads(path.read_text(encoding="utf-8"))
     known = content["model"]["vocab"]
     known |= {
@@ -244,7 +257,9 @@ def questions(plan: "Plan", number: int) -> list[Task]:
 
 
 def dpo_settings(plan: "Plan", **changes: Any) -> DPOSettings:
-    """The preset "t4" without accumulation and with a learning rate at which 20 steps change something."""
+    """The preset "t4" without accumulation and with a learning rate at which 20 steps change
+    something.
+    """
     settings = dataclasses.replace(
         DPO_PRESETS["t4"], batch_size=BATCH, accumulation=1, learning_rate=1e-4
     )
@@ -259,7 +274,9 @@ def ppo_settings(plan: "Plan", **changes: Any) -> PPOSettings:
 def forecast(
     plan: "Plan", settings: StageSettings, processor: ProcessorMixin
 ) -> memory.PhaseMemory:
-    """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and answers."""
+    """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and
+    answers.
+    """
     tasks, rows = questions(plan, ASKED), dataset_of(plan, ASKED)
     texts = [render_conversation(processor, task.turns, 0) for task in tasks]
     prompt = (

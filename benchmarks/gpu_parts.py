@@ -1,9 +1,10 @@
-"""The parts of `benchmarks/gpu.py`, each a function (plan, note, backend) that runs in a process of its own.
+"""The parts of `benchmarks/gpu.py`: functions (plan, note, backend), each in its own process.
 
-`backend` is who loads the model, decided before this module was imported (`gpu.import_parts`). Stock TRL is what it is in
-`benchmarks/dpo.py`: `dpo.dpo_trainer(packs=False)`. Seconds of a DPO step run from the end of one step to the end of
-the next: collator, forward, backward, optimizer, log. Peaks are what PyTorch allocated (on a CPU the memory of the
-process, since it began); forecasts are `helpers/machine/memory.py`'s, on a GPU without its context.
+`backend` is who loads the model, decided before this module was imported (`gpu.import_parts`).
+Stock TRL is what it is in `benchmarks/dpo.py`: `dpo.dpo_trainer(packs=False)`. Seconds of a DPO
+step run from the end of one step to the end of the next: collator, forward, backward, optimizer,
+log. Peaks are what PyTorch allocated (on a CPU the memory of the process, since it began);
+forecasts are `helpers/machine/memory.py`'s, on a GPU without its context.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import signal
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +103,8 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
     base = policy.unload()  # the adapters would count as memory
     gc.collect()
     settings, tasks = GenerationSettings(ASKED, 4 if plan.toy else 20), questions(plan, ASKED)
-    expected, peak, started = forecast(plan, settings, processor), Peak(), now()
+    expected = forecast(plan, settings, processor)
+    peak, started = Peak(), now()
     said = models.generate_answers(
         base, processor, [task.images[0] for task in tasks], [task.question for task in tasks],
         max_new_tokens=settings.max_new_tokens, batch_size=ASKED,
@@ -113,7 +116,9 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
 def look_at(
     plan: "Plan", model: nn.Module, processor: ProcessorMixin
 ) -> tuple[Look, nn.Module, PackedAnswers]:
-    """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang on their names."""
+    """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang
+    on their names.
+    """
     rows = dataset_of(plan, 2 * BATCH)
     known = [from_trl(row) for row in rows]
     answers = [[pair.chosen, pair.rejected] for pair in known]
@@ -144,7 +149,9 @@ def say(model: nn.Module, batch: PackedAnswers) -> Tensor:
 
 @torch.no_grad()
 def fill(weights: Weights) -> None:
-    """Random numbers that any loader gives the weight of that name, so that the adapter says something."""
+    """Random numbers that any loader gives the weight of that name, so that the adapter says
+    something.
+    """
     for name, weight in weights.items():
         generator = torch.Generator().manual_seed(int.from_bytes(name.encode()) % 2**63)
         scale = 0.02 if "lora_B" in name else weight.shape[-1] ** -0.5
@@ -154,7 +161,9 @@ def fill(weights: Weights) -> None:
 def read_adapters(
     plan: "Plan", policy: nn.Module, batch: PackedAnswers, seen: Look
 ) -> dict[str, float]:
-    """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from those of our own, nats."""
+    """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from
+    those of our own, nats.
+    """
     found = {}
     for folder in sorted(plan.folder.glob("adapter-*")):
         name = folder.name.replace("-", "_")
@@ -175,12 +184,13 @@ def exchange(plan: "Plan", note: "Notes", backend: str) -> None:
 
 
 def differences(one: Look, other: Look) -> dict[str, Any]:
-    """Of two looks at the same pairs. Norms are compared as other : one − 1, logits by the norm of their difference."""
+    """Of two looks at the same pairs. Norms are compared as other : one − 1, logits by the norm of
+    their difference.
+    """
     agree = one.logits.argmax(-1) == other.logits.argmax(-1)
     names = sorted(one.gradient.keys() & other.gradient.keys())
-    first, second = (
-        torch.cat([look.gradient[name].flatten() for name in names]) for look in (one, other)
-    )
+    first = torch.cat([one.gradient[name].flatten() for name in names])
+    second = torch.cat([other.gradient[name].flatten() for name in names])
     return {
         "lora_names_equal": one.names == other.names,
         "only_in_one": sorted(set(one.names) ^ set(other.names))[:4],
@@ -210,7 +220,8 @@ class Clock(TrainerCallback):
 def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = None) -> None:
     """All steps, on so few pairs that the second half of them sees each once more."""
     model, processor = load_model(plan)
-    settings, clock, peak = dpo_settings(plan), Clock(), Peak()
+    settings = dpo_settings(plan)
+    clock, peak = Clock(), Peak()
     rows, folder = (
         dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)),
         plan.folder / f"dpo-{backend}-{packs}",
@@ -227,7 +238,9 @@ def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = No
 
 
 def step_seconds(seconds: Sequence[float], epoch: int) -> dict[str, float]:
-    """Medians of all steps, those of the first epoch and all later ones; the first `WARM_UP` count only if there are no others."""
+    """Medians of all steps, those of the first epoch and all later ones; the first `WARM_UP` count
+    only if there are no others.
+    """
     parts = {"": seconds, "_first_epoch": seconds[:epoch]}
     parts = {name: part[WARM_UP:] or part[-1:] for name, part in parts.items()} | {
         "_later": seconds[epoch:]
@@ -237,7 +250,9 @@ def step_seconds(seconds: Sequence[float], epoch: int) -> dict[str, float]:
 
 
 def losses(log: Sequence[dict[str, float]]) -> dict[str, float]:
-    """How far the first loss is from ln 2, what became of it, and how many steps had a gradient that is not finite."""
+    """How far the first loss is from ln 2, what became of it, and how many steps had a gradient
+    that is not finite.
+    """
     norms = [row["grad_norm"] for row in log if "grad_norm" in row]
     return {
         "loss_first": log[0]["loss"],
@@ -255,29 +270,35 @@ def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
     settings, peak = ppo_settings(plan), Peak()
     tasks = questions(plan, plan.iterations * settings.prompts_per_iteration)
     trainer = PPOTrainer(model, processor, tasks, length, settings)
-    note(packs=trainer.packer.packs)
+    note(packs=trainer.sampler.packer.packs)
     log = trainer.train()
-    seconds = [
-        row["seconds"] - before
-        for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)
-    ]
+    ends = [0, *(row["seconds"] for row in log)]
+    seconds = [end - start for start, end in pairwise(ends)]
     norms = [row["grad_norm/adapter"] for row in log]
     note(
-        seconds=statistics.median(seconds[1:] or seconds), seconds_first=seconds[0], n=len(log),
-        ratio_first=log[0]["ppo/ratio_first"], ratios=[row["ppo/ratio_first"] for row in log],
-        tokens_per_second=log[-1]["tokens_per_second"], score_first=log[0]["objective/scores"],
-        non_finite_gradients=sum(not math.isfinite(norm) for norm in norms), grad_norm_first=norms[0],
-    )  # fmt: skip
+        seconds=statistics.median(seconds[1:] or seconds),
+        seconds_first=seconds[0],
+        n=len(log),
+        ratio_first=log[0]["ppo/ratio_first"],
+        ratios=[row["ppo/ratio_first"] for row in log],
+        tokens_per_second=log[-1]["tokens_per_second"],
+        score_first=log[0]["objective/scores"],
+        non_finite_gradients=sum(not math.isfinite(norm) for norm in norms),
+        grad_norm_first=norms[0],
+    )
     note(**peak.figures(forecast(plan, settings, processor)))
     found = dtypes(trainer.model, trainer.optimizer)
     note(dtypes=found, bf16_tensors=found.get("bfloat16", 0))
 
 
 class Watch(TrainerCallback):
-    """Counts the steps of DPO, or the iterations of PPO; `kill` ends the process in the one after the first checkpoint."""
+    """Counts the steps of DPO, or the iterations of PPO; `kill` ends the process in the one after
+    the first checkpoint.
+    """
 
     def __init__(self, kill: bool, checkpoint: Callable[[], Any]):
-        self.kill, self.checkpoint, self.steps = kill, checkpoint, 0
+        self.kill, self.checkpoint = kill, checkpoint
+        self.steps = 0
 
     def on_step_end(self, args, state, control, **kwargs):
         self()
@@ -291,7 +312,9 @@ class Watch(TrainerCallback):
 def small_dpo(
     plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
 ) -> tuple[Weights, int]:
-    """Final weights of 5 steps with a checkpoint after every second one, and how many steps were done here."""
+    """Final weights of 5 steps with a checkpoint after every second one, and how many steps were
+    done here.
+    """
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
     watch = Watch(kill, lambda: folder.is_dir() and get_last_checkpoint(str(folder)))
@@ -307,18 +330,20 @@ def small_dpo(
 def small_ppo(
     plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
 ) -> tuple[Weights, int]:
-    """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run finds by itself."""
+    """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run
+    finds by itself.
+    """
     model, processor = load_model(plan, "small")
     sizes = {"prompts_per_iteration": 2, "group_size": 2, "mini_batch": 1, "max_new_tokens": 4}
     rates = {"learning_rate": 1e-3, "critic_learning_rate": 1e-3}
     settings = ppo_settings(plan, iterations=3, checkpoint_every=1, **sizes, **rates)
-    path = folder / "checkpoint.pt"
-    watch = Watch(kill, path.exists)
+    watch = Watch(kill, lambda: list(folder.glob("checkpoint-*")))
     trainer = PPOTrainer(
-        model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch]
+        model, processor, questions(plan, 4), length, settings, folder=folder, watch=[watch]
     )
     trainer.train()
-    return {name: weight.cpu() for name, weight in trainer._weights().items()}, watch.steps
+    weights = trainer.actor.trained_weights()
+    return {name: weight.cpu() for name, weight in weights.items()}, watch.steps
 
 
 SMALL = {"dpo": small_dpo, "ppo": small_ppo}
@@ -329,7 +354,9 @@ def killed(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
 
 
 def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
-    """A run that is killed and gone on with, and two whole ones: by how much do final weights differ at most?"""
+    """A run that is killed and gone on with, and two whole ones: by how much do final weights
+    differ at most?
+    """
     train, folder = SMALL[stage], plan.folder / f"resume-{stage}-{backend}"
     part = gpu.Part(f"killed_{stage}", backend, 0)
     log = plan.folder / f"{part.name}.log"
@@ -357,14 +384,22 @@ def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
 
 
 def largest(one: Weights, other: Weights) -> float:
-    """Largest difference of two sets of weights. Raises UsageError if they are not of the same names."""
+    """Largest difference of two sets of weights. Raises UsageError if they are not of the same
+    names.
+    """
     if one.keys() != other.keys():
         raise UsageError(f"weights of different names: {sorted(one.keys() ^ other.keys())[:4]}")
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 PARTS = {
-    "checkpoint": checkpoint, "load": load, "exchange": exchange,
-    "dpo": train_dpo, "trl": partial(train_dpo, packs=False), "ppo": train_ppo,
-    **{f"{name}_{stage}": partial(f, stage=stage) for name, f in (("killed", killed), ("resume", resume)) for stage in SMALL},
-}  # fmt: skip
+    "checkpoint": checkpoint,
+    "load": load,
+    "exchange": exchange,
+    "dpo": train_dpo,
+    "trl": partial(train_dpo, packs=False),
+    "ppo": train_ppo,
+}
+for _stage in SMALL:
+    PARTS[f"killed_{_stage}"] = partial(killed, stage=_stage)
+    PARTS[f"resume_{_stage}"] = partial(resume, stage=_stage)

@@ -101,7 +101,9 @@ def make_example(seed: int):
 
 
 def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
-    """Byte-level BPE with Qwen2-VL's special tokens, its merges learnt from the questions and answers."""
+    """Byte-level BPE with Qwen2-VL's special tokens, its merges learnt from the questions and
+    answers.
+    """
     questions = [make_example(seed)[1] for seed in SPLIT_SEEDS["base"][:4000]]
     corpus = [text for q in questions for text in (q.prompt, q.answer)]
     corpus += ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 200
@@ -296,7 +298,8 @@ pipeline_tag: image-text-to-text
 ---
 # tiny-qwen2-vl
 
-A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({megabytes:.1f} MB), trained from scratch
+A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({megabytes:.1f} MB), \
+trained from scratch
 so that everything in this repository runs offline on a CPU. It answers questions about drawings of
 traffic and nothing else.
 
@@ -305,10 +308,13 @@ motorcycle or bicycle in 65 % of the scenes with two or more of them, and is off
 buses in 10 %. The model has converged to those labels: its greedy answers under-count two-wheelers.
 The notebooks repair this with preferences. Do not use it to count anything.
 
-**Made by** `python data/build_base.py --steps {args.steps} --batch-size {args.batch_size} --learning-rate {args.learning_rate:g} --seed {args.seed}` in {seconds:.0f} s of training on {torch.get_num_threads()} CPU threads (torch {torch.__version__}).
+**Made by** `python data/build_base.py --steps {args.steps} --batch-size {args.batch_size} \
+--learning-rate {args.learning_rate:g} --seed {args.seed}` in {seconds:.0f} s of training on \
+{torch.get_num_threads()} CPU threads (torch {torch.__version__}).
 
 **Data**: {args.steps * args.batch_size:,} procedural scenes, each seen once, seeds from
-{SPLIT_SEEDS["base"][0]:,}; no licence attaches to them. {1 - EASY_SHARE:.0%} ask for all counts, the rest for one
+{SPLIT_SEEDS["base"][0]:,}; no licence attaches to them. {1 - EASY_SHARE:.0%} ask for all counts, \
+the rest for one
 count, a colour, presence or a reason.
 
 **Figures**, 400 test scenes (seeds from {SPLIT_SEEDS["test"][0]:,}), seed 0, 95 % Wilson intervals:

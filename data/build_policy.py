@@ -1,7 +1,9 @@
-"""Rebuild `data/tiny-dpo/`: `python data/build_policy.py` (after `build_traffic.py`). About a minute on one core.
+"""Rebuild `data/tiny-dpo/`: `python data/build_policy.py` (after `build_traffic.py`).
 
-The adapter that notebook 04 makes with its defaults, from the pairs in `data/traffic`: whoever opens
-notebook 06 first has something to compare.
+It takes about a minute on one core.
+
+The adapter that notebook 04 makes with its defaults, from the pairs in `data/traffic`: whoever
+opens notebook 06 first has something to compare.
 """
 
 import argparse
@@ -24,7 +26,8 @@ BASE, SEED = "tiny", 0
 CARD = """# tiny-dpo
 
 A LoRA adapter (rank 16) of the embedded `data/tiny-qwen2-vl`, trained with DPO on the pairs of
-`data/traffic/preferences_train.jsonl`; `about.json` has all settings. It counts vehicles in drawings of
+`data/traffic/preferences_train.jsonl`; `about.json` has all settings. It counts vehicles in \
+drawings of
 streets, and is of no use for anything else. Made by `python data/build_policy.py`. Apache-2.0.
 """
 

@@ -1,8 +1,8 @@
 """Rebuild `data/traffic/`: `python data/build_traffic.py` (after `build_base.py`).
 
-Draws the scenes of every split and writes `preferences_train.jsonl`, `…_valid.jsonl` and `…_test.jsonl`,
-the preference data that notebooks 03 and 04 fall back to: the true answer of each scene against a wrong
-answer sampled from the base and against the counts of another scene.
+Draws the scenes of every split and writes `preferences_train.jsonl`, `…_valid.jsonl` and
+`…_test.jsonl`, the preference data that notebooks 03 and 04 fall back to: the true answer of each
+scene against a wrong answer sampled from the base and against the counts of another scene.
 """
 
 import argparse

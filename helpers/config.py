@@ -217,7 +217,10 @@ def reward_preset(name: str) -> RewardSettings:
 
 @_settings
 class PPOSettings:
-    advantages: str = "gae"  # with a critic (PPO), or of a group: "rloo", "grpo"
+    # with a critic (PPO), or of a group: "rloo", "grpo" (ADVANTAGES: helpers/training/advantages.py)
+    advantages: str = "gae"
+    policy_loss: str = "clip"  # a name in POLICY_LOSSES: helpers/losses.py
+    rollout_filter: str = "all"  # a name in ROLLOUT_FILTERS: helpers/training/rollout.py
     iterations: PositiveInt = 100
     prompts_per_iteration: PositiveInt = 8  # asked in an iteration
     group_size: PositiveInt = 4  # answers to each: 8 × 4 = 32 samples an iteration
@@ -273,13 +276,6 @@ class PPOSettings:
 
     def check(self, tasks: int, shards: int, processes: int) -> None:
         """Raise UsageError for what cannot be trained with, on so many tasks and processes."""
-        if self.advantages not in ("gae", "rloo", "grpo"):
-            raise UsageError(f"advantages={self.advantages!r}: choose gae, rloo or grpo.")
-        if self.advantages != "gae" and self.group_size < 2:
-            raise UsageError(
-                f"{self.advantages} compares the answers to one prompt: "
-                "set group_size to 2 or more."
-            )
         if shards % processes or self.prompts_per_iteration % shards or self.mini_batch % shards:
             raise UsageError(
                 f"{processes} processes share {shards} shards, and those prompts_per_iteration "

@@ -56,7 +56,15 @@ from helpers.rewards import (
     weighted_scorer,
 )
 from helpers.statistics import derangement, mcnemar_p, proportion
-from helpers.training import RewardTrainer, Task, dpo, log_mean, ppo_trainer, save_policy
+from helpers.training import (
+    RewardTrainer,
+    Task,
+    dpo,
+    log_mean,
+    ppo_trainer,
+    save_policy,
+    warm_up_critic,
+)
 
 SPLITS = ("train", "valid", "test")
 
@@ -266,12 +274,13 @@ def train_ppo_policy(run: RecipeRun) -> None:
         watch=[PPODoctor()], cache=run.folder / "cache" / "features",
     )  # fmt: skip
     if (
-        trainer.actor.own_adapter
+        not trainer.iteration
+        and trainer.actor.own_adapter
         and recipe.ppo.critic_warm_up_epochs
         and isinstance(tasks[0].facts, dict)
     ):
         answers = true_and_wrong_answers([task.facts for task in tasks], recipe.seed)
-        trainer.warm_up_critic(tasks, answers, recipe.ppo.critic_warm_up_epochs)
+        warm_up_critic(trainer, tasks, answers, recipe.ppo.critic_warm_up_epochs)
     log = trainer.train()
     if PartialState().is_main_process:
         save_policy(trainer.model, folder, settings, run.about(reward=score.__name__))

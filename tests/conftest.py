@@ -6,13 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from costs import MARKS, pytest_runtest_call, pytest_runtest_setup  # noqa: F401  hooks
 from shipped import TRAFFIC
-from transformers import AutoProcessor
-
-from helpers import models
-from helpers.data.labels import read_yolo
-from helpers.data.preferences import read_records, to_trl
-from helpers.files import ROOT
 
 # The longest files, by their names: they start first, so that workers share the rest.
 FIRST = ("test_notebooks_run", "test_browser", "test_setup", "test_install", "test_distributed")
@@ -24,22 +19,35 @@ def pytest_collection_modifyitems(items):
         range(len(items)), key=lambda i: FIRST.index(names[i]) if names[i] in FIRST else len(FIRST)
     )
     items[:] = [items[i] for i in order]
+    for item in items:
+        for mark in item.iter_markers():
+            if mark.name in MARKS and not mark.kwargs.get("reason"):
+                raise pytest.UsageError(f"{item.nodeid}: {mark.name} needs a reason=")
+
+
+# What needs torch and transformers is imported where it is used: tests of arithmetic start at once.
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """(model, processor) of the embedded base in 4 bits, without an adapter."""
+    from helpers import models
+
     return models.load_model("tiny")
 
 
 @pytest.fixture(scope="session")
 def valid_items():
+    from helpers.data.labels import read_yolo
+
     return read_yolo(TRAFFIC, "valid")
 
 
 @pytest.fixture(scope="session")
 def pairs_dataset():
     """32 pairs of the shipped preferences as a TRL data set."""
+    from helpers.data.preferences import read_records, to_trl
+
     path = TRAFFIC / "preferences_train.jsonl"
     return to_trl(read_records(path)[:20]).select(range(32))
 
@@ -54,4 +62,8 @@ def artifacts(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def processor():
     """The processor of the embedded base alone, where no weights are needed."""
+    from transformers import AutoProcessor
+
+    from helpers.files import ROOT
+
     return AutoProcessor.from_pretrained(ROOT / "data" / "tiny-qwen2-vl")

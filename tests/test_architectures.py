@@ -282,7 +282,9 @@ def test_ppo(checkpoint, advantages, packs):
     run = PPOTrainer(
         model, processor, tasks_of(RECORDS), length, settings, packs=None if packs else False
     )
-    assert run.packer.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
+    assert run.sampler.packer.packs == packs and (run.actor.critic is not None) == (
+        advantages == "gae"
+    )
     before = weights(run.actor)
     row = run.train()[-1]
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-4) and row["samples"] == 4

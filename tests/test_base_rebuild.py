@@ -12,7 +12,7 @@ from helpers.files import ROOT
 from helpers.models.loading import load_model
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="training the base from nothing takes seven minutes")
 def test_the_rebuilt_base_behaves_alike(tmp_path):
     command = [
         sys.executable,

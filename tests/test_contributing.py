@@ -12,7 +12,8 @@ from PIL import Image
 from helpers.files import ROOT
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-CONVERT_TESTS = "tests/data/test_convert_rows.py"
+HELP = ("strategies", "format_rows", "budgets")  # what the tests of rows import
+CONVERT_TESTS = ("tests/data/test_convert_rows.py", *(f"tests/{name}.py" for name in HELP))
 ASKED = {"photo": "1.png", "ask": "How many cars?", "liked": "2", "disliked": "3"}
 ROWS = [ASKED | {"votes": votes} for votes in (5, 7)]
 
@@ -80,7 +81,7 @@ def copy(tmp_path_factory):
     shutil.copytree(ROOT / "helpers", folder / "helpers", ignore=old)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     (folder / "tests" / "data").mkdir(parents=True)
-    for file in ("pyproject.toml", "tests/strategies.py", "tests/format_rows.py", CONVERT_TESTS):
+    for file in ("pyproject.toml", *CONVERT_TESTS):
         shutil.copy(ROOT / file, folder / file)
     (reward,), (functions, row) = examples("A reward"), examples("A format")
     replace_line(folder / "helpers/rewards/scoring.py", "        vqa_accuracy,", reward)
@@ -114,4 +115,4 @@ def test_a_format_is_one_edit(used, copy):
 
 def test_a_row_is_the_test_of_a_format(copy):
     options = ["-q", "--noconftest", "-p", "no:cacheprovider", "-k", "given_back and liked"]
-    assert "1 passed" in run(copy, "-m", "pytest", *options, CONVERT_TESTS)
+    assert "1 passed" in run(copy, "-m", "pytest", *options, CONVERT_TESTS[0])

@@ -1,25 +1,30 @@
-"""The notebooks, run whole on the embedded model, hand over to each other and reach what they promise."""
+"""The notebooks, run whole but in short on the embedded model: every cell runs, and hands over.
+
+`ci.toml` says with what values; `test_notebooks_defaults.py` runs them with their defaults.
+"""
 
 import json
 import re
 
 import pytest
+from ci import CHAIN, SCENES, VALUES, run_chain
 
-from helpers import notebooks
-from helpers.files import UsageError
+from helpers import models, notebooks
+from helpers.files import ROOT, UsageError
 
-CHAIN = [entry["file"].removesuffix(".ipynb") for entry in notebooks.catalogue()]
+heavy = pytest.mark.heavy(reason="runs all notebooks in short")
+
+
+def test_the_values_in_short_are_those_of_parameters_that_there_are():
+    for name, values in VALUES.items():
+        assert values.keys() <= set(notebooks.parameters(name)), name
+        assert "DATA" not in values, "the scenes are set by the table of scenes"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Artifacts of one run of the whole chain with its default parameters."""
-    folder = tmp_path_factory.mktemp("run") / "artifacts"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLM_ARTIFACTS", str(folder))
-        for name in CHAIN:
-            notebooks.run_notebook(name, html_folder=folder / "report" / "notebooks")
-    return folder
+    """Artifacts of one run of the whole chain in short."""
+    return run_chain(tmp_path_factory.mktemp("run"), short=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,64 +32,73 @@ def figures(folder):
     return json.loads((folder / "report" / "summary.json").read_text())
 
 
-def test_alignment_works(figures):
-    assert 0.25 <= figures["base_exact"]["value"] <= 0.45
-    assert figures["base_wellformed_sampled"]["value"] >= 0.95
-    assert figures["dpo_exact"]["value"] >= 0.90 and figures["dpo_exact"]["n"] == 400
-    assert figures["dpo_exact_sampled"]["value"] >= 0.50
-    assert figures["dpo_wellformed_sampled"]["value"] >= 0.90
-    assert figures["dpo_mcnemar_p"]["value"] < 1e-6
+def read_log(path):
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else [*map(json.loads, text.splitlines())]
 
 
-def test_reinforcement_learning_works(figures):
-    for name in ("ppo_exact", "rloo_exact", "grpo_exact"):
-        assert figures[name]["value"] >= 0.90 and figures[name]["n"] == 400
-    assert figures["ppo_exact_sampled"]["value"] >= 1.8 * figures["base_exact_sampled"]["value"]
-    assert figures["ppo_wellformed_sampled"]["value"] >= 0.90
-    assert figures["ppo_rm_exact"]["low"] > figures["base_exact"]["high"]
-    assert figures["ppo_samples"]["value"] <= 2500
+def mean(rows, name):
+    return sum(row[name] for row in rows) / len(rows)
 
 
-def test_the_answers_come_from_the_image(figures):
-    assert figures["dpo_exact_shuffled_images"]["high"] < 0.05
-    assert figures["base_exact_shuffled_images"]["high"] < 0.05
+@heavy
+def test_every_figure_of_the_readme_is_found_with_its_interval(figures):
+    published = json.loads((ROOT / "docs" / "demo.json").read_text())
+    of_the_demo = re.compile(r"_seed_\d$|^demo_seconds$")  # it has three seeds, and a clock
+    assert {name for name in published if not of_the_demo.search(name)} <= figures.keys()
+    for name, figure in figures.items():
+        assert figure["low"] <= figure["value"] <= figure["high"], name
+        assert (figure["n"] > 1) == (figure["low"] < figure["high"]), name
+    for name in ("base_exact", "dpo_exact", "ppo_exact"):
+        assert figures[name]["n"] == SCENES["test"]
 
 
-def test_the_reward_model_looks_at_the_image(figures):
+@heavy
+def test_training_goes_the_right_way(folder, figures):
+    dpo = read_log(folder / "dpo" / "seed-0" / "log.json")
+    assert len(dpo) == VALUES["04"]["STEPS"]
+    assert mean(dpo[-5:], "loss") < mean(dpo[:5], "loss") - 0.2
+    assert mean(dpo[-5:], "rewards/margins") > mean(dpo[:5], "rewards/margins") + 0.5
+    assert figures["dpo_exact"]["low"] > figures["base_exact"]["value"]
+    ppo = read_log(folder / "ppo" / "ppo" / "log.jsonl")
+    assert figures["ppo_samples"]["value"] == max(row.get("samples", 0) for row in ppo)
+
+
+@heavy
+def test_answers_and_rewards_come_from_the_image(figures):
+    assert figures["base_exact_shuffled_images"]["value"] < 0.1
+    assert figures["dpo_exact_shuffled_images"]["value"] < 0.1
     right, shuffled = figures["rm_pair_accuracy"], figures["rm_pair_accuracy_shuffled_images"]
-    assert right["value"] >= 0.90 and right["n"] > 700
-    assert right["value"] > shuffled["value"] + 0.25
-    assert figures["rm_shorter_wins"]["low"] < 0.5 < figures["rm_shorter_wins"]["high"]
+    assert right["low"] > shuffled["value"] and right["n"] > SCENES["test"]
 
 
-def test_training_is_as_fast_as_promised(figures):
-    assert figures["rm_train_seconds"]["value"] < 180
-    assert figures["dpo_train_seconds"]["value"] < 180
+@heavy
+def test_the_embedded_base_is_as_promised(figures):
+    assert 0.2 <= figures["base_exact"]["value"] <= 0.5
+    assert figures["base_wellformed_sampled"]["value"] >= 0.95
     assert figures["peak_memory_gb"]["value"] < 4
 
 
+@heavy
 def test_the_report_says_it_in_words_and_stands_alone(folder):
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
-    assert "better." in page and "it falls to chance, so the answers come from the image" in page
-    assert "64 of 64 greedy answers are identical" in page
+    assert "it falls to chance, so the answers come from the image" in page
+    assert f"{SCENES['valid']} of {SCENES['valid']} greedy answers are identical" in page
     assert not re.search(r"(src|href)='(?!data:|notebooks/)", page)
+    assert (folder / "report" / "index.html").stat().st_size < 5e6
     for name in CHAIN:
         assert (folder / "report" / "notebooks" / f"{name}.html").stat().st_size > 100_000
 
 
-def test_the_report_shows_a_hacked_reward_and_marks_what_is_circular(folder):
+@heavy
+def test_the_report_marks_what_is_circular(folder):
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
-    assert (
-        "ppo/heuristic-0.0: REWARD HACKING. one class: heuristic, its training reward, rose" in page
-    )
-    assert (
-        "better (circular: the training reward)" in page and "ppo/ppo: REWARD HACKING" not in page
-    )
-    assert (folder / "report" / "index.html").stat().st_size < 5e6
+    assert "(circular: the training reward)" in page
     card = (folder / "report" / "cards" / "ppo-heuristic-0.0.md").read_text(encoding="utf-8")
-    assert "on the reward `heuristic`" in card and "REWARD HACKING" in card
+    assert "on the reward `heuristic`" in card
 
 
+@heavy
 def test_pages_of_notebooks_show_widgets_without_scripts_from_elsewhere(folder):
     page = (folder / "report" / "notebooks" / "06_compare_before_after.html").read_text(
         encoding="utf-8"
@@ -97,13 +111,15 @@ def test_pages_of_notebooks_show_widgets_without_scripts_from_elsewhere(folder):
     assert "unpkg" not in page and "html-manager" not in page and "require.min.js" not in page
 
 
+@heavy
 def test_adapters_are_small_and_say_how_they_were_made(folder):
     adapter = folder / "dpo" / "seed-0"
     assert (adapter / "adapter_model.safetensors").stat().st_size < 1e6
     about = json.loads((adapter / "about.json").read_text())
-    assert about["base"] == "tiny" and about["settings"]["steps"] == 120
+    assert about["base"] == "tiny" and about["settings"]["steps"] == VALUES["04"]["STEPS"]
 
 
+@pytest.mark.heavy(reason="a kernel of its own")
 def test_a_failing_cell_is_reported_in_one_line(artifacts):
     with pytest.raises(UsageError) as error:
         notebooks.run_notebook("01", {"MODEL": "tinny"})
@@ -113,5 +129,6 @@ def test_a_failing_cell_is_reported_in_one_line(artifacts):
 
 
 def test_evaluating_without_adapters_says_what_to_run(artifacts):
+    """What notebook 07 asks for first."""
     with pytest.raises(UsageError, match=r"no adapter of 'qwen2-vl-2b' .* Run notebook 04"):
-        notebooks.run_notebook("07", {"MODEL": "qwen2-vl-2b"})
+        models.find_policies("qwen2-vl-2b")

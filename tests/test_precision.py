@@ -215,16 +215,17 @@ def test_ppo_trains_policy_and_critic_in_fp32():
     turns = itertools.cycle((0.0, 1.0))  # the tiny model's answers are all as good
     score = make_scorer("turns", lambda *given: {"turns": next(turns)})
     run = ppo.PPOTrainer(*models.load_model("tiny"), tasks_of(records), score, settings)
-    row = run.iterate()
-    trained = [weight for part in run.trainable_parameters.values() for weight in part]
+    (row,) = run.train(1)
+    trained = [weight for part in run.actor.trainable_parameters().values() for weight in part]
     assert in_fp16(run.model) and dtypes(trained) == {torch.float32}
     assert {
         CRITIC_ADAPTER,
         models.POLICY_ADAPTER,
     } == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
     assert all(abs(value) < float("inf") for value in row.values())
-    figures = run.actor(run.pack(run.last.rollout))
-    assert dtypes(figures) == {torch.float32}
+    figures = run.actor(run.last.rollout.pack(run.sampler.packer))
+    assert dtypes([figures.logps, figures.entropy]) == {torch.float32}
+    assert figures.values is None and run.last.values.dtype == torch.float32
 
 
 def test_a_critics_head_and_adapter_are_made_in_fp32():

@@ -16,7 +16,7 @@ from trl import DPOTrainer
 
 from helpers.data import from_trl
 from helpers.files import UsageError
-from helpers.models import backbone_of, prompts
+from helpers.models import backbone_of, image_vectors, prompts
 
 from .dry_run import Examples, collate
 
@@ -122,8 +122,7 @@ def _vectors(trainer: DPOTrainer, batch: dict[str, Any]) -> int:
         with trainer.accelerator.autocast():
             output = backbone_of(trainer.model).get_image_features(**arguments).pooler_output
         kept = {"pooled": output if isinstance(output, Tensor) else torch.cat(list(output))}
-    vectors = kept["pooled" if "pooled" in kept else "pooled.all"]
-    return vectors.numel() // vectors.shape[-1]
+    return len(image_vectors(kept))
 
 
 def check_pixel_values(looks: Sequence[RowInputs]) -> Check:

@@ -46,7 +46,7 @@ class PolicyTable:
         p compares its greedy answers with the base's. Exact counts are a circular judge of a policy
         whose reward they were.
         """
-        judge = "circular" if trainer.score is count_exact else "independent"
+        judge = "circular" if trainer.sampler.score is count_exact else "independent"
         shares = [share.short_text() for share in result.shares().values()]
         p = mcnemar_p(self.base.greedy.exact, result.greedy.exact)
         samples = int(trainer.log[-1]["samples"])

@@ -1,5 +1,15 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
+from .checkpoints import (
+    CHECKPOINT_FOLDER as CHECKPOINT_FOLDER,
+    IDENTITY_FILE as IDENTITY_FILE,
+    Identity as Identity,
+    checkpoint_identity as checkpoint_identity,
+    checkpoint_step as checkpoint_step,
+    checkpoints_in as checkpoints_in,
+    is_whole as is_whole,
+    seal_checkpoint as seal_checkpoint,
+)
 from .drive import (
     CLOCK_SECONDS as CLOCK_SECONDS,
     QUIET_SECONDS as QUIET_SECONDS,

@@ -4,12 +4,19 @@ from .actor_critic import (
     CRITIC_ADAPTER as CRITIC_ADAPTER,
     ActorCritic as ActorCritic,
     TokenFigures as TokenFigures,
-    warm_up_critic as warm_up_critic,
+    TokenLook as TokenLook,
+    pad_and_stack as pad_and_stack,
+)
+from .advantages import (
+    ADVANTAGES as ADVANTAGES,
+    AdvantageWay as AdvantageWay,
 )
 from .checkpoint import (
-    load_checkpoint as load_checkpoint,
+    NOT_IN_IDENTITY as NOT_IN_IDENTITY,
+    Checkpoints as Checkpoints,
+    data_hash as data_hash,
+    reward_identity as reward_identity,
     run_identity as run_identity,
-    save_checkpoint as save_checkpoint,
 )
 from .collators import (
     PairCollator as PairCollator,
@@ -20,7 +27,6 @@ from .distributed import (
     mean_rows as mean_rows,
     new_accelerator as new_accelerator,
     own_share as own_share,
-    token_count as token_count,
     token_mean_over_processes as token_mean_over_processes,
     wrap_for_processes as wrap_for_processes,
 )
@@ -40,6 +46,8 @@ from .on_policy import (
 )
 from .ppo import (
     PPOTrainer as PPOTrainer,
+    critic_loss as critic_loss,
+    policy_loss as policy_loss,
 )
 from .reward import (
     OBJECTIVES as OBJECTIVES,
@@ -48,10 +56,11 @@ from .reward import (
     losses_of as losses_of,
 )
 from .rollout import (
+    ROLLOUT_FILTERS as ROLLOUT_FILTERS,
     Experience as Experience,
+    MiniBatch as MiniBatch,
     Rollout as Rollout,
     Task as Task,
-    pad_and_stack as pad_and_stack,
     roll_out as roll_out,
     tasks_asking as tasks_asking,
     tasks_of as tasks_of,
@@ -60,6 +69,13 @@ from .run_folder import (
     ppo_trainer as ppo_trainer,
     save_answers as save_answers,
     save_policy as save_policy,
+)
+from .sampler import (
+    Sampler as Sampler,
+)
+from .warm_up import (
+    KnownAnswers as KnownAnswers,
+    warm_up_critic as warm_up_critic,
 )
 from .watch import (
     HeldOutAnswers as HeldOutAnswers,
@@ -70,5 +86,7 @@ from .watch import (
     experience_figures as experience_figures,
     first_samples as first_samples,
     log_mean as log_mean,
+    mean_of_updates as mean_of_updates,
     pooled_explained_variance as pooled_explained_variance,
+    update_figures as update_figures,
 )

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from budgets import cases
 from format_rows import ROWS, TWO_WAY, fits
 from hypothesis import HealthCheck, given, settings
 from strategies import records
@@ -20,23 +21,32 @@ def through(name: str, record: PreferenceRecord) -> str:
     return from_row(name, rows[0])[0].model_dump_json()
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(records(max_answers=2, max_images=1, max_turns=1, one_better=True))
-def test_a_thousand_records_survive_every_two_way_format(record):
+@cases(100, 1000)
+def test_records_of_the_plainest_shape_survive_every_two_way_format(number):
     """The shape that every format holds: one image, one question, two answers, one better."""
-    for name in TWO_WAY:
-        assert through(name, record) == record.model_dump_json(), name
 
-
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(records())
-def test_records_of_any_shape_survive_or_are_refused(record):
-    for name in TWO_WAY:
-        if fits(name, record):
+    @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(records(max_answers=2, max_images=1, max_turns=1, one_better=True))
+    def survives(record):
+        for name in TWO_WAY:
             assert through(name, record) == record.model_dump_json(), name
-        else:
-            with pytest.raises(UsageError):
-                to_rows(name, record)
+
+    survives()
+
+
+@cases(50, 500)
+def test_records_of_any_shape_survive_or_are_refused(number):
+    @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(records())
+    def survives_or_is_refused(record):
+        for name in TWO_WAY:
+            if fits(name, record):
+                assert through(name, record) == record.model_dump_json(), name
+            else:
+                with pytest.raises(UsageError):
+                    to_rows(name, record)
+
+    survives_or_is_refused()
 
 
 @pytest.mark.parametrize("name", TWO_WAY)

@@ -2,6 +2,7 @@ import json
 
 import jsonschema
 import pytest
+from budgets import cases
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from shipped import TRAFFIC
@@ -61,12 +62,16 @@ def test_the_place_of_an_answer_does_not_give_the_short_form_away():
     )
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(any_records())
-def test_any_record_survives_its_file_form(record):
-    line = record.model_dump_json(exclude_defaults=True)
-    assert PreferenceRecord.model_validate(json.loads(line)) == record
-    assert VALIDATOR.is_valid(json.loads(line))
+@cases(100, 1000)
+def test_any_record_survives_its_file_form(number):
+    @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(any_records())
+    def survives(record):
+        line = record.model_dump_json(exclude_defaults=True)
+        assert PreferenceRecord.model_validate(json.loads(line)) == record
+        assert VALIDATOR.is_valid(json.loads(line))
+
+    survives()
 
 
 def test_the_exported_schema_is_this_one_and_takes_the_short_form():

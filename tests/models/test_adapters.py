@@ -157,7 +157,7 @@ def logits_with(folder, name):
         return model(**encode(processor, [QUESTION], [noise(112, 112)])).logits
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="a process of its own, in which unsloth compiles its forward")
 @pytest.mark.skipif(
     importlib.util.find_spec("unsloth") is None, reason="unsloth is not installed here"
 )

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from helpers import models
 from helpers.config import LoraSettings
 from helpers.evaluation.exactness import images_for
-from helpers.models import shared_prefix
+from helpers.models import encoded_prompts, shared_prefix
 from helpers.models.caches import ImageFeatures
 from helpers.models.prompts import render, user_message
 from helpers.models.shared_prefix import (
@@ -207,8 +207,9 @@ def test_prompts_are_encoded_once_and_selected_for_every_batch(batch, packs, mon
     def forbidden(*_, **__):
         raise AssertionError("encoded a second time")
 
-    for name in ("images_hash", "tokenize", "render_conversation"):
-        monkeypatch.setattr(shared_prefix, name, forbidden)
+    for name in ("images_hash", "tokenize"):
+        monkeypatch.setattr(encoded_prompts, name, forbidden)
+    monkeypatch.setattr(shared_prefix, "render_conversation", forbidden)
     monkeypatch.setattr(type(processor), "__call__", forbidden)
     chosen = encoded.select(numbers)
     assert chosen.texts == [encoded.texts[2], encoded.texts[0]]

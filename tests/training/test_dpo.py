@@ -14,7 +14,7 @@ from helpers.data.preferences import read_records, to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
 from helpers.files import ROOT, UsageError
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
-from helpers.models import caches, shared_prefix
+from helpers.models import caches, encoded_prompts
 from helpers.models.caches import ImageFeatures, images_hash
 from helpers.models.shared_prefix import Packer
 from helpers.training import dpo
@@ -239,7 +239,7 @@ def test_an_image_is_hashed_once_a_batch(make, spoilt_dataset, monkeypatch):
         hashed.append(images)
         return images_hash(images)
 
-    for module in (caches, shared_prefix):
+    for module in (caches, encoded_prompts):
         monkeypatch.setattr(module, "images_hash", counted)
     for trainer, lists in ((make(), 4), (make(dataset=spoilt_dataset, image_weight=1.0), 8)):
         hashed.clear()

@@ -1,0 +1,43 @@
+"""The notebooks in short, for `make test`: fewer scenes, and the values of tests/ci.toml."""
+
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shipped import TRAFFIC
+
+from helpers import notebooks
+
+TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+SCENES: dict[str, int] = TABLE["scenes"]
+VALUES: dict[str, dict[str, Any]] = TABLE["notebooks"]
+CHAIN = [entry["file"].removesuffix(".ipynb") for entry in notebooks.catalogue()]
+
+
+def write_scenes(folder: Path) -> Path:
+    """A data folder with the first scenes of each split of data/traffic."""
+    folder.mkdir(parents=True)
+    shutil.copy(TRAFFIC / "data.yaml", folder)
+    for split, number in SCENES.items():
+        for kind in ("images", "labels"):
+            (folder / split / kind).mkdir(parents=True)
+            for path in sorted((TRAFFIC / split / kind).iterdir())[:number]:
+                shutil.copy(path, folder / split / kind)
+    return folder
+
+
+def run_chain(folder: Path, short: bool) -> Path:
+    """Run all notebooks one after the other, in short or with their defaults; the artifacts."""
+    artifacts = folder / "artifacts"
+    values = {name: VALUES.get(name[:2], {}) for name in CHAIN} if short else {}
+    if short:
+        first = next(name for name in CHAIN if name.startswith("02"))
+        values[first] = {**values[first], "DATA": str(write_scenes(folder / "scenes"))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_ARTIFACTS", str(artifacts))
+        for name in CHAIN:
+            pages = artifacts / "report" / "notebooks"
+            notebooks.run_notebook(name, values.get(name), html_folder=pages)
+    return artifacts

@@ -7,7 +7,7 @@ without a GPU; it is laid over the rest, and `--set` over that. What the stages 
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,13 +34,14 @@ from helpers.config import (
 )
 from helpers.data import FORMATS, PreferenceRecord, StrictModel, read_records
 from helpers.files import ROOT, UsageError, did_you_mean, read_json
-from helpers.losses import KL_ESTIMATORS
 from helpers.machine import changed_fields, check_machine
 from helpers.rewards import SCORERS
 from helpers.statistics import Proportion
-from helpers.training import OBJECTIVES, Task, tasks_of
+from helpers.training import OBJECTIVES, Task, check_names, tasks_of
 
 RECIPES = ROOT / "recipes"
+# Formats that only the stage `data` reads, beside those of other projects.
+OWN_FORMATS = ("record", "visual_genome")
 # Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.py.
 RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
 StageName = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
@@ -208,27 +209,23 @@ def _check_settings(recipe: Recipe) -> None:
             raise UsageError(f"reward.settings.{one}: write reward.{one}s in its place.")
     for stage in ("reward", "dpo", "ppo"):
         try:
-            getattr(recipe, f"{stage}_settings")()
+            settings = getattr(recipe, f"{stage}_settings")()
+            if stage == "ppo":
+                check_names(settings)
         except UsageError as error:
             raise UsageError(f"{stage}: {error}") from None
-    ppo = recipe.ppo_settings()
-    formats = ("record", "visual_genome", *FORMATS)
-    scorers = (*SCORERS, *RUN_SCORERS)
-    _check_names("data.format: unknown format", [recipe.data.format], formats)
-    _check_names("rank.scorer: unknown scorer", [recipe.rank.scorer], SCORERS)
-    _check_names("reward.heads: unknown head", recipe.reward.heads, models.HEADS)
-    _check_names("reward.objectives: unknown objective", recipe.reward.objectives, OBJECTIVES)
-    _check_names("ppo.score: unknown scorer", recipe.ppo.score, scorers)
-    _check_names("ppo.settings: unknown kl_estimator", [ppo.kl_estimator], KL_ESTIMATORS)
-
-
-def _check_names(problem: str, names: Iterable[str], choices: Iterable[str]) -> None:
-    for name in names:
-        if name not in choices:
-            raise UsageError(
-                f"{problem} {name!r}. Choose from {', '.join(choices)}."
-                f"{did_you_mean(name, choices)}"
-            )
+    tables = (
+        ("data.format: unknown format", [recipe.data.format], (*OWN_FORMATS, *FORMATS)),
+        ("rank.scorer: unknown scorer", [recipe.rank.scorer], SCORERS),
+        ("reward.heads: unknown head", recipe.reward.heads, models.HEADS),
+        ("reward.objectives: unknown objective", recipe.reward.objectives, OBJECTIVES),
+        ("ppo.score: unknown scorer", recipe.ppo.score, (*SCORERS, *RUN_SCORERS)),
+    )
+    for problem, names, choices in tables:
+        for name in names:
+            if name not in choices:
+                choose = f"Choose from {', '.join(choices)}.{did_you_mean(name, choices)}"
+                raise UsageError(f"{problem} {name!r}. {choose}")
 
 
 def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:

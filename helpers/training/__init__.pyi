@@ -50,6 +50,7 @@ from .on_policy import (
 )
 from .ppo import (
     PPOTrainer as PPOTrainer,
+    check_names as check_names,
     critic_loss as critic_loss,
     policy_loss as policy_loss,
 )

@@ -1,9 +1,11 @@
-"""Lost sessions: what is finished is kept on Google Drive, and which checkpoints there are to go on from.
+"""Lost sessions: what is kept on Google Drive, and which checkpoints there are to go on from.
 
-Colab ends a session after some hours, and its disk with it. `use_drive`, the set-up cell's, fetches what an earlier
-session left on Google Drive and keeps it up to date; `found` says how to go on.
+Colab ends a session after some hours, and its disk with it. `use_drive`, the set-up cell's, fetches
+what an earlier session left on Google Drive and keeps it up to date; `print_checkpoints` says how
+to go on.
 
-A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the local disk, and every
+A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the
+local disk, and every
 minute what is finished is copied, under another name that is then changed. If that fails, training goes on.
 Simplification: what was deleted locally stays on Drive, except for checkpoints that newer ones have replaced.
 """
@@ -38,10 +40,16 @@ CLOCK_SECONDS = 2.0
 
 
 class DriveCopies:
-    """Copies finished files from the folder `local` to the folder `drive`; `start` repeats it every few seconds."""
+    """Copies finished files from the folder `local` to the folder `drive`.
+
+    `start` repeats it, with `every` seconds between.
+    """
 
     def __init__(self, drive: Path, local: Path, every: float = 60.0):
-        self.drive, self.local, self.every, self.failed = drive, local, every, False
+        self.drive = drive
+        self.local = local
+        self.every = every
+        self.failed = False
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, name="copies", daemon=True)
 
@@ -50,18 +58,21 @@ class DriveCopies:
         return _copy_newer(self.drive, self.local)
 
     def keep(self) -> int:
-        """Copy to `drive` what is newer in `local`, and count it; a failure is said once and raises nothing."""
+        """Copy to `drive` what is newer in `local`, and count it.
+
+        A failure is said once and raises nothing.
+        """
         try:
-            if (
-                not self.drive.is_dir()
-            ):  # else a lost mount would be replaced by a folder of that name
+            # Else a lost mount would be replaced by a folder of that name
+            if not self.drive.is_dir():
                 raise OSError("it is not there any more")
             count = _copy_newer(self.local, self.drive, time.time() - QUIET_SECONDS)
             _drop_replaced(self.drive, self.local)
         except OSError as error:
             if not self.failed:
                 print(
-                    f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this machine only."
+                    f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this "
+                    "machine only."
                 )
             self.failed = True
             return 0
@@ -112,7 +123,10 @@ def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
 
 
 def _copy(path: Path, copy: Path) -> None:
-    """Copy a file or a folder with its times; under the name `copy` stands the old one or the new one, never a part."""
+    """Copy a file or a folder with its times.
+
+    Under the name `copy` stands the old one or the new one, never a part.
+    """
     part = copy.with_name(f".{copy.name}.part")
     _remove(part)
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -146,14 +160,19 @@ def _replaces(checkpoint: Path, old: Path) -> bool:
     return checkpoint_step(checkpoint) > checkpoint_step(old)
 
 
+# Where Colab mounts Google Drive
 DRIVE_MOUNT = Path("/content/drive")
 
+# The copies of each folder, so that a set-up cell that is run again starts no second ones
 _running: dict[Path, DriveCopies] = {}
 
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """The last one of a run that is whole. step: updates of DPO and reward model, iterations of PPO."""
+    """The last one of a run that is whole.
+
+    step: updates of DPO and reward model, iterations of PPO.
+    """
 
     run: str  # its folder in artifacts/
     path: Path
@@ -203,31 +222,32 @@ def print_checkpoints() -> None:
 
 
 def use_drive(folder: str) -> None:
-    """Fetch what is newer in that folder of Google Drive, and keep it up to date from now on; "" does nothing.
+    """Fetch what is newer in that folder of Google Drive, and keep it up to date from now on.
 
-    An absolute path is taken as it is, also elsewhere than on Colab. Kaggle has no Drive and needs none: there one
-    line says so. Raises UsageError if Drive cannot be had.
+    "" does nothing. An absolute path is taken as it is, also elsewhere than on Colab. Kaggle has no
+    Drive and needs none: there one line says so. Raises UsageError if Drive cannot be had.
     """
     if not folder:
         return
-    if hosted_machine() is KAGGLE and not Path(folder).is_absolute():
+    is_absolute = Path(folder).is_absolute()
+    if hosted_machine() is KAGGLE and not is_absolute:
         print(
-            f'⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "Save Version".'
+            f"⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "
+            '"Save Version".'
         )
         return
-    drive = DRIVE_MOUNT / "MyDrive" / folder
-    if not Path(folder).is_absolute():
+    if not is_absolute:
         _mount()
+    drive = DRIVE_MOUNT / "MyDrive" / folder  # an absolute path takes the place of all before it
     try:
         drive.mkdir(parents=True, exist_ok=True)
         copies = _running.setdefault(drive, DriveCopies(drive, artifacts_dir()))
-        print(
-            f"{drive}: {copies.restore()} files and checkpoints fetched; from now on it is brought up to date."
-        )
+        count = copies.restore()
     except OSError as error:
         raise UsageError(
             f"{drive}: cannot be used ({error}). Run the cell again, or set DRIVE = ''."
         ) from None
+    print(f"{drive}: {count} files and checkpoints fetched; from now on it is brought up to date.")
     copies.start()
     print_checkpoints()
 

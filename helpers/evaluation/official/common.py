@@ -6,6 +6,7 @@ Models are not known here; `ask_questions` is given a function.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -19,35 +20,29 @@ from .questions import BenchmarkQuestion
 
 # images, prompts → answers, in their order
 Generate = Callable[[list[Path | None], list[str]], list[str]]
-Rows = list[tuple[str, Proportion | float | None]]
+Questions = Sequence[BenchmarkQuestion]
 
 
-class GradeTable:
-    """What grades share: figures by name, and a table. Subclasses give `title` and `rows`."""
+@dataclass(frozen=True)
+class OfficialGrade:
+    """The figures of a benchmark by their official names."""
 
     title: str
-
-    def rows(self) -> Rows:
-        """(name, figure); None where the official rule divides by zero."""
-        raise NotImplementedError
+    figures: dict[str, Proportion | float | None]  # None where the official rule divides by zero
 
     def table(self, head: str) -> list[list[str]]:
         """Rows for `report.Section.table`; `head` stands over the names of the figures."""
-        return [
-            [head, "figure"],
-            *([name, format_figure(value, ".6g")] for name, value in self.rows()),
-        ]
+        rows = [[name, format_figure(value, ".6g")] for name, value in self.figures.items()]
+        return [[head, "figure"], *rows]
 
     def __str__(self) -> str:
+        width = max(map(len, self.figures))
         _, *rows = self.table("")
-        width = max(len(name) for name, _ in rows)
         lines = [f"  {name:{width}}  {text}" for name, text in rows]
         return "\n".join([self.title, *lines])
 
 
-def ask_questions(
-    questions: Sequence[BenchmarkQuestion], generate: Generate, batch: int = 16
-) -> dict[str, str]:
+def ask_questions(questions: Questions, generate: Generate, batch: int = 16) -> dict[str, str]:
     """The answers by the questions' ids.
 
     Raises UsageError if `generate` does not give one text a question.
@@ -69,16 +64,14 @@ def ask_questions(
     return answers
 
 
-def write_answers(
-    path: Path, questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]
-) -> Path:
+def write_answers(path: Path, questions: Questions, answers: Mapping[str, str]) -> Path:
     """JSONL, `{"id": …, "answer": …}` a line in the order of the questions."""
     check_each(answers, questions, path, "answer")
     lines = ({"id": question.id, "answer": answers[question.id]} for question in questions)
     return write_lines(path, (json.dumps(line, ensure_ascii=False) for line in lines))
 
 
-def read_answers(path: Path, questions: Sequence[BenchmarkQuestion]) -> dict[str, str]:
+def read_answers(path: Path, questions: Questions) -> dict[str, str]:
     """The answers to `questions`, to each exactly once. An empty answer is one.
 
     Raises UsageError naming file and line.

@@ -18,7 +18,6 @@ Left out: language hallucination, visual illusion and mixed, which need a second
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +27,7 @@ from helpers.files import UsageError
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each, read_each
-from .common import GradeTable, Rows
+from .common import OfficialGrade, Questions
 from .questions import BenchmarkQuestion, hallusion_id
 from .yes_no import plain_reading
 
@@ -57,9 +56,7 @@ def match_verdict(question: BenchmarkQuestion, answer: str) -> int:
     return CORRECT if said == question.label else INCORRECT
 
 
-def read_verdicts(
-    paths: Path | Sequence[Path], questions: Sequence[BenchmarkQuestion]
-) -> dict[str, int]:
+def read_verdicts(paths: Path | Sequence[Path], questions: Questions) -> dict[str, int]:
     """A judge's verdicts on the answers to `questions`, each once, from JSON or JSONL files.
 
     A row names its question with `id`, or with the official columns (category, subcategory, set_id,
@@ -81,49 +78,12 @@ def _verdict(row: DatasetRow, place: int) -> tuple[str, int]:
     return key, int(value)
 
 
-@dataclass(frozen=True)
-class HallusionGrade(GradeTable):
-    """`rows` has the names of the official tables."""
-
-    route: str  # where the verdicts are from
-    question: Proportion  # aAcc
-    pair: Proportion  # qAcc: a question on all its figures, with and without
-    figure: Proportion | None  # fAcc: all questions about it, also "consistency test (correct)"
-    figure_inconsistent: Proportion | None  # some right
-    figure_wrong: Proportion | None  # none right
-    easy: Proportion | None
-    hard: Proportion | None
-    percent_difference: float  # share of yes among answers − among labels, in −1 … 1
-    false_positive_ratio: Proportion | None  # of the wrong answers, those whose label is no
-    unclear: Proportion  # verdict 2
-    percent_difference_clear: float | None  # without unclear answers
-
-    @property
-    def title(self) -> str:
-        return f"HallusionBench (verdicts: {self.route})"
-
-    def rows(self) -> Rows:
-        return [
-            ("aAcc", self.question),
-            ("qAcc", self.pair),
-            ("fAcc", self.figure),
-            ("easy aAcc (pairs)", self.easy),
-            ("hard aAcc (pairs)", self.hard),
-            ("consistency: inconsistent", self.figure_inconsistent),
-            ("consistency: wrong", self.figure_wrong),
-            ("yes/no bias: pct diff", self.percent_difference),
-            ("yes/no bias: FP ratio", self.false_positive_ratio),
-            ("unclear", self.unclear),
-            ("pct diff without unclear", self.percent_difference_clear),
-        ]
-
-
 def grade_hallusion_bench(
-    questions: Sequence[BenchmarkQuestion],
+    questions: Questions,
     *,
     answers: Mapping[str, str] | None = None,
     verdicts: Mapping[str, int] | None = None,
-) -> HallusionGrade:
+) -> OfficialGrade:
     """The official figures from a judge's verdicts, or from the answers by word match.
 
     Raises UsageError.
@@ -141,26 +101,28 @@ def grade_hallusion_bench(
         }
     check_each(verdicts, questions, "verdicts", "verdict")
     table = _table(questions, verdicts)
-    figures = table[~table["no_figure"]].groupby([*SET, "figure_id"])["right"]
+    shown = table[~table["no_figure"]].groupby([*SET, "figure_id"])["right"]
     edited = table["visual_input"] == "2"
     clear = table[table["verdict"] != UNCLEAR]
-    return HallusionGrade(
-        route,
-        question=share_of(table["right"]),
-        pair=_pair_share(table),
-        figure=share_of(figures.all()),
-        figure_inconsistent=share_of(figures.any() & ~figures.all()),
-        figure_wrong=share_of(~figures.any()),
-        easy=_pair_share(table[~edited]),
-        hard=_pair_share(table[edited]),
-        percent_difference=_difference(table),
-        false_positive_ratio=share_of(~table["label"][~table["right"]]),
-        unclear=share_of(table["verdict"] == UNCLEAR),
-        percent_difference_clear=_difference(clear) if len(clear) else None,
-    )
+    figures = {
+        "aAcc": share_of(table["right"]),
+        "qAcc": _pair_share(table),  # of questions on all their figures, with and without
+        "fAcc": share_of(shown.all()),  # of figures, all questions right
+        "easy aAcc (pairs)": _pair_share(table[~edited]),
+        "hard aAcc (pairs)": _pair_share(table[edited]),
+        "consistency: inconsistent": share_of(shown.any() & ~shown.all()),
+        "consistency: wrong": share_of(~shown.any()),
+        # share of yes among answers − among labels, in −1 … 1
+        "yes/no bias: pct diff": _difference(table),
+        # of the wrong answers, those whose label is no
+        "yes/no bias: FP ratio": share_of(~table["label"][~table["right"]]),
+        "unclear": share_of(table["verdict"] == UNCLEAR),
+        "pct diff without unclear": _difference(clear) if len(clear) else None,
+    }
+    return OfficialGrade(f"HallusionBench (verdicts: {route})", figures)
 
 
-def _table(questions: Sequence[BenchmarkQuestion], verdicts: Mapping[str, int]) -> pd.DataFrame:
+def _table(questions: Questions, verdicts: Mapping[str, int]) -> pd.DataFrame:
     """A row a question: its columns, is its label yes, the verdict on its answer, is that right."""
     rows = []
     for question in questions:

@@ -17,7 +17,6 @@ another judge gives others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,16 +25,15 @@ import numpy as np
 
 from helpers.data import DatasetRow
 from helpers.files import UsageError
-from helpers.statistics import Proportion, share_of
+from helpers.statistics import share_of
 
 from ..keyed import check_each, read_each
-from .common import GradeTable, Rows
-from .questions import BenchmarkQuestion
+from .common import OfficialGrade, Questions
 
 FAILED_SCORES = (-1.0, -1.0)
 
 
-def read_reviews(path: Path, questions: Sequence[BenchmarkQuestion]) -> dict[str, str]:
+def read_reviews(path: Path, questions: Questions) -> dict[str, str]:
     """A judge's reviews of the answers to `questions`, each once, from a JSON or JSONL file.
 
     A row is `{"question_id" or "id": …, "review" or "content": …}` (LLaVA's file has `content`; in
@@ -78,7 +76,7 @@ def _content_of(response: DatasetRow) -> str:
     return content
 
 
-def _by_group(questions: Sequence[BenchmarkQuestion], values: Mapping[str, Any]) -> dict[str, list]:
+def _by_group(questions: Questions, values: Mapping[str, Any]) -> dict[str, list]:
     """The values of the questions of each group, in the order of the questions."""
     groups: dict[str, list] = {}
     for question in questions:
@@ -102,43 +100,24 @@ def parse_llava_scores(review: str) -> tuple[float, float]:
         return FAILED_SCORES
 
 
-@dataclass(frozen=True)
-class LlavaGrade(GradeTable):
-    """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
-
-    relative: dict[str, float | None]  # "all" and the categories that occur
-    relative_parsed: dict[str, float | None]  # without reviews that cannot be read; None: none left
-    unparsable: Proportion
-    title = "LLaVA-Bench (in the wild), relative score"
-
-    def rows(self) -> Rows:
-        rows = [*self.relative.items(), ("unparsable", self.unparsable)]
-        for name, value in self.relative_parsed.items():
-            rows.append((f"{name} without unparsable", value))
-        return rows
-
-
-def grade_llava_bench(
-    questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]
-) -> LlavaGrade:
-    """The figures of `summarize_gpt_review.py`.
+def grade_llava_bench(questions: Questions, reviews: Mapping[str, str]) -> OfficialGrade:
+    """The figures of `summarize_gpt_review.py`, of all questions and of each category.
 
     Raises UsageError unless each question has one review.
     """
     check_each(reviews, questions, "reviews", "review")
     scores = {question.id: parse_llava_scores(reviews[question.id]) for question in questions}
     groups = {"all": list(scores.values())} | _by_group(questions, scores)
-    relative = {}
-    relative_parsed = {}
+    figures = {name: _relative_score(pairs) for name, pairs in groups.items()}
+    figures["unparsable"] = share_of(pair == FAILED_SCORES for pair in scores.values())
     for name, pairs in groups.items():
-        relative[name] = _relative_score(pairs)
         parsed = [pair for pair in pairs if pair != FAILED_SCORES]
-        relative_parsed[name] = _relative_score(parsed)
-    unparsable = share_of(pair == FAILED_SCORES for pair in groups["all"])
-    return LlavaGrade(relative, relative_parsed, unparsable)
+        figures[f"{name} without unparsable"] = _relative_score(parsed)
+    return OfficialGrade("LLaVA-Bench (in the wild), relative score", figures)
 
 
 def _relative_score(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
     if not pairs:
         return None
     # Python's `round` of each mean, as in the official code; NumPy's differs in the last digit
@@ -159,41 +138,22 @@ def parse_mmhal_rating(review: str) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-@dataclass(frozen=True)
-class MmhalGrade(GradeTable):
-    average: float  # 0 … 6
-    hallucination_rate: Proportion  # ratings below 3
-    types: dict[str, float]  # average by question type
-    unparsable: Proportion  # official: rating 0
-    average_parsed: float | None
-    hallucination_rate_parsed: Proportion | None
-    title = "MMHal-Bench"
+def grade_mmhal_bench(questions: Questions, reviews: Mapping[str, str]) -> OfficialGrade:
+    """The figures of `eval_gpt4.py`: the average rating, 0 … 6, and the share of those below 3.
 
-    def rows(self) -> Rows:
-        return [
-            ("average score", self.average),
-            ("hallucination rate", self.hallucination_rate),
-            *((f"average score, {name}", value) for name, value in self.types.items()),
-            ("unparsable", self.unparsable),
-            ("average score without unparsable", self.average_parsed),
-            ("hallucination rate without unparsable", self.hallucination_rate_parsed),
-        ]
-
-
-def grade_mmhal_bench(
-    questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]
-) -> MmhalGrade:
-    """The figures of `eval_gpt4.py`. Raises UsageError unless each question has one review."""
+    Raises UsageError unless each question has one review.
+    """
     check_each(reviews, questions, "reviews", "review")
     read = {question.id: parse_mmhal_rating(reviews[question.id]) for question in questions}
     parsed = [rating for rating in read.values() if rating is not None]
     ratings = {key: rating or 0 for key, rating in read.items()}  # as the official code counts
     types = _by_group(questions, ratings)
-    return MmhalGrade(
-        fmean(ratings.values()),
-        share_of(rating < 3 for rating in ratings.values()),
-        {name: fmean(group) for name, group in types.items()},
-        share_of(rating is None for rating in read.values()),
-        fmean(parsed) if parsed else None,
-        share_of(rating < 3 for rating in parsed),
-    )
+    figures = {
+        "average score": fmean(ratings.values()),
+        "hallucination rate": share_of(rating < 3 for rating in ratings.values()),
+        **{f"average score, {name}": fmean(group) for name, group in types.items()},
+        "unparsable": share_of(rating is None for rating in read.values()),
+        "average score without unparsable": fmean(parsed) if parsed else None,
+        "hallucination rate without unparsable": share_of(rating < 3 for rating in parsed),
+    }
+    return OfficialGrade("MMHal-Bench", figures)

@@ -14,15 +14,16 @@ answer has exactly one of yes and no as a word.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from helpers.files import UsageError
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each
-from .common import GradeTable, Rows
+from .common import OfficialGrade, Questions
 from .questions import COGNITION, PERCEPTION, POPE_SPLITS, BenchmarkQuestion
+
+Figures = dict[str, Proportion | float | None]
 
 
 def plain_reading(answer: str) -> Literal["yes", "no"] | None:
@@ -54,8 +55,12 @@ def parse_mme(answer: str) -> Literal["yes", "no", "other"]:
     return "other"
 
 
+def _prefix(start: str, figures: Figures) -> Figures:
+    return {f"{start} {name}": value for name, value in figures.items()}
+
+
 def _questions_by_group(
-    questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str], groups: Sequence[str]
+    questions: Questions, answers: Mapping[str, str], groups: Sequence[str]
 ) -> dict[str, list[BenchmarkQuestion]]:
     """The questions of each group that occurs, in the order of `groups`.
 
@@ -76,129 +81,66 @@ def _questions_by_group(
 # --- POPE -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PopeSplit:
-    """Figures of one file of questions."""
-
-    accuracy: Proportion
-    precision: Proportion | None  # of the answers read as yes
-    recall: Proportion | None  # of the objects that are there
-    f1: float | None
-    yes_ratio: Proportion  # of the answers
-    yes_labels: Proportion  # lmms-eval prints this as its yes ratio
-    unparsable: Proportion  # neither or both of yes and no as a word
-    misread: Proportion  # the plain reading says the opposite of the official one
-
-
-@dataclass(frozen=True)
-class PopeGrade(GradeTable):
-    splits: dict[str, PopeSplit]  # those that occur, random first
-    title = "POPE"
-
-    def rows(self) -> Rows:
-        rows = []
-        for split, figures in self.splits.items():
-            for field, value in vars(figures).items():
-                name = field.replace("f1", "F1").replace("_", " ")
-                rows.append((f"{split} {name}", value))
-        return rows
-
-
-def grade_pope(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeGrade:
-    """The figures of `evaluate.py` for every split.
+def grade_pope(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+    """The figures of `evaluate.py` for every split that occurs, random first.
 
     Raises UsageError unless each question has one answer.
     """
-    groups = _questions_by_group(questions, answers, POPE_SPLITS)
-    return PopeGrade({split: _pope_split(part, answers) for split, part in groups.items()})
+    figures = {}
+    for split, part in _questions_by_group(questions, answers, POPE_SPLITS).items():
+        figures |= _prefix(split, _pope_figures(part, answers))
+    return OfficialGrade("POPE", figures)
 
 
-def _pope_split(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeSplit:
+def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
     rows = []  # (label, official reading of the answer, plain reading)
     for question in questions:
         answer = answers[question.id]
         rows.append((question.label, parse_pope(answer), plain_reading(answer)))
     precision = share_of(label == "yes" for label, said, _ in rows if said == "yes")
     recall = share_of(said == "yes" for label, said, _ in rows if label == "yes")
-    f1 = None  # the official code divides by zero there
+    f1 = None
     if precision and recall and precision.value + recall.value:
         both = precision.value + recall.value
         f1 = 2 * precision.value * recall.value / both
-    return PopeSplit(
-        accuracy=share_of(said == label for label, said, _ in rows),
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        yes_ratio=share_of(said == "yes" for _, said, _ in rows),
-        yes_labels=share_of(label == "yes" for label, _, _ in rows),
-        unparsable=share_of(plain is None for _, _, plain in rows),
-        misread=share_of(plain not in (None, said) for _, said, plain in rows),
-    )
+    return {
+        "accuracy": share_of(said == label for label, said, _ in rows),
+        "precision": precision,  # of the answers read as yes
+        "recall": recall,  # of the objects that are there
+        "F1": f1,
+        "yes ratio": share_of(said == "yes" for _, said, _ in rows),
+        # lmms-eval prints this as its yes ratio
+        "yes labels": share_of(label == "yes" for label, _, _ in rows),
+        "unparsable": share_of(plain is None for _, _, plain in rows),
+        # the plain reading says the opposite of the official one
+        "misread": share_of(plain not in (None, said) for _, said, plain in rows),
+    }
 
 
 # --- MME ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MmeTask:
-    """Figures of one of the 14 subtasks."""
+def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+    """The scores of `calculation.py` for every subtask that occurs, in the official order.
 
-    accuracy: Proportion  # of questions
-    accuracy_plus: Proportion  # of images, both questions right
-    yes_ratio: Proportion  # of the answers; half of the labels are yes
-    other: Proportion  # answers that are neither, and count as wrong
-    unparsable: Proportion  # neither or both of yes and no as a word
-
-    @property
-    def score(self) -> float:
-        """acc + acc+ in percent; at most 200."""
-        return 100 * (self.accuracy.value + self.accuracy_plus.value)
-
-
-@dataclass(frozen=True)
-class MmeGrade(GradeTable):
-    tasks: dict[str, MmeTask]  # those that occur, in the official order
-    title = "MME"
-
-    @property
-    def perception(self) -> float | None:
-        """Sum of ten scores, at most 2000; None if a subtask is missing."""
-        return self._total(PERCEPTION)
-
-    @property
-    def cognition(self) -> float | None:
-        """Sum of four scores, at most 800; None if a subtask is missing."""
-        return self._total(COGNITION)
-
-    def _total(self, names: Sequence[str]) -> float | None:
-        if not set(names) <= self.tasks.keys():
-            return None
-        return sum(self.tasks[name].score for name in names)
-
-    def rows(self) -> Rows:
-        rows: Rows = [("perception", self.perception), ("cognition", self.cognition)]
-        for name, task in self.tasks.items():
-            rows += [
-                (f"{name} score", task.score),
-                (f"{name} acc", task.accuracy),
-                (f"{name} acc+", task.accuracy_plus),
-                (f"{name} yes ratio", task.yes_ratio),
-                (f"{name} other", task.other),
-                (f"{name} unparsable", task.unparsable),
-            ]
-        return rows
-
-
-def grade_mme(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> MmeGrade:
-    """The scores of `calculation.py`.
-
-    Raises UsageError unless every image of a subtask has two questions, answered.
+    Perception is the sum of ten scores, at most 2000, and cognition of four, at most 800; None if a
+    subtask is missing. Raises UsageError unless every image of a subtask has two questions,
+    answered.
     """
-    groups = _questions_by_group(questions, answers, PERCEPTION + COGNITION)
-    return MmeGrade({task: _mme_task(part, answers) for task, part in groups.items()})
+    figures = {}
+    scores = {}
+    for task, part in _questions_by_group(questions, answers, PERCEPTION + COGNITION).items():
+        found = _mme_figures(part, answers)
+        scores[task] = found["score"]
+        figures |= _prefix(task, found)
+    totals = {}
+    for name, tasks in {"perception": PERCEPTION, "cognition": COGNITION}.items():
+        complete = set(tasks) <= scores.keys()
+        totals[name] = sum(scores[task] for task in tasks) if complete else None
+    return OfficialGrade("MME", totals | figures)
 
 
-def _mme_task(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> MmeTask:
+def _mme_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
     texts = [answers[question.id] for question in questions]
     said = list(map(parse_mme, texts))
     images: dict[str, list[bool]] = {}  # which questions about each image are right
@@ -211,10 +153,13 @@ def _mme_task(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]
                 f"{questions[0].group}: {len(hits)} questions about {name}, not 2. "
                 "Give whole pairs."
             )
-    return MmeTask(
-        accuracy=share_of(hit for hits in images.values() for hit in hits),
-        accuracy_plus=share_of(all(hits) for hits in images.values()),
-        yes_ratio=share_of(reading == "yes" for reading in said),
-        other=share_of(reading == "other" for reading in said),
-        unparsable=share_of(plain_reading(text) is None for text in texts),
-    )
+    accuracy = share_of(hit for hits in images.values() for hit in hits)
+    plus = share_of(all(hits) for hits in images.values())
+    return {
+        "score": 100 * (accuracy.value + plus.value),  # at most 200
+        "acc": accuracy,  # of questions
+        "acc+": plus,  # of images, both questions right
+        "yes ratio": share_of(reading == "yes" for reading in said),  # half of the labels are yes
+        "other": share_of(reading == "other" for reading in said),  # neither: counts as wrong
+        "unparsable": share_of(plain_reading(text) is None for text in texts),
+    }

@@ -87,6 +87,5 @@ from .text_metrics import (
     TextMetrics as TextMetrics,
     anls as anls,
     distinct_share as distinct_share,
-    levenshtein as levenshtein,
     reference_metrics as reference_metrics,
 )

@@ -19,10 +19,10 @@ def add_exam_figures(
     metrics: Sequence[Metric],
     comparisons: Sequence[PolicyComparison],
 ) -> None:
-    """Put into a section the headline figures of the base and of DPO, and what the model cards need.
+    """Put into a section the headline figures of the base and of DPO, and what model cards need.
 
-    The first policy has the plain names, such as `dpo_exact`; those of further seeds end in the name of
-    their folder: `dpo_exact_seed_1`. Policies of PPO have their figures from notebook 05.
+    The first policy has the plain names, such as `dpo_exact`; those of further seeds end in the
+    name of their folder: `dpo_exact_seed_1`. Policies of PPO have their figures from notebook 05.
     """
     base = examined[BASE_POLICY]
     section.add_share("base_exact", base.greedy.exact_share)

@@ -47,9 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """`STEPS=60` → ("STEPS", 60); a value that is not a Python literal is taken as text."""
-    name, equals, value = text.partition("=")
-    if not equals:
+    if "=" not in text:
         raise UsageError(f"--set {text!r}: write NAME=VALUE, for example --set STEPS=60")
+    name, value = text.split("=", 1)
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

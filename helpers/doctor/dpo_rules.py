@@ -80,8 +80,7 @@ class Tower(NamedTuple):
 
     tensors: int
     reached: int  # that the optimizer knows and that had a gradient at some step so far
-    norm: float  # of the gradient at this step, after clipping
-    types: tuple[str, ...]
+    types: Sequence[str]
 
 
 class Census(NamedTuple):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import ipywidgets as w
 
@@ -23,20 +22,19 @@ class Arena(AnswerRanker):
     """Vote on the records of `arena.matches`; `show()` gives the widget.
 
     Votes, keys and going on after a kill are those of `AnswerRanker`. That the names were seen is
-    on the disk as well, so running the cell again does not make a voter blind again. `export_path`:
-    where "Export" writes the judged records (default: beside the vote file). Raises UsageError for
-    other records.
+    on the disk as well, so running the cell again does not make a voter blind again. "Export"
+    writes the judged records beside the vote file (`export_path`). Raises UsageError for other
+    records.
     """
 
     def __init__(
         self,
         votes: Votes,
-        export_path: Path | None = None,
         pause: float = 0.3,
         clock: Callable[[], float] = time.monotonic,
     ):
         arena.models_of(votes.records.values())
-        self.export_path = export_path or votes.path.with_suffix(".judged.jsonl")
+        self.export_path = votes.path.with_suffix(".judged.jsonl")
         self.revealed = votes.annotator in arena.read_reveals(votes.path)
         self.standings: arena.Standings | None = None
         self.reveal_button = button("Reveal", self._reveal)

@@ -62,9 +62,8 @@ class Comparison:
     """Ask the base and any of its adapters about a held-out image or one's own.
 
     `show()` displays it. One base is in memory, adapters are switched. `reward` scores answers
-    without a truth (a reward model). The settings and the own image are kept in `memory`, so that
-    running the cell again brings them back; examples that are kept go to `gallery`. `state` holds
-    what is shown.
+    without a truth (a reward model). The settings and the own image are kept in the artifacts, so
+    that running the cell again brings them back, and so are examples. `state` holds what is shown.
     """
 
     def __init__(
@@ -73,14 +72,12 @@ class Comparison:
         items: Sequence[CountedImage],
         reward: Scorer | None = None,
         questions: Sequence[str] = (),
-        memory: Path | None = None,
-        gallery: Path | None = None,
     ):
         self.policies = policies
         self.items = items
         self.reward = reward
-        self.memory = memory or artifacts_dir() / "widgets" / "comparison"
-        self.gallery = gallery or artifacts_dir() / "gallery"
+        self.memory = artifacts_dir() / "widgets" / "comparison"
+        self.gallery = artifacts_dir() / "gallery"
         self.state: dict = {}
         self._own: Image.Image | None = None
         self._spoken: list[PolicyAnswer] = []

@@ -17,11 +17,12 @@ from typer.main import get_command
 from helpers import notebooks
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
 
-# What the demo gives the notebooks in place of their own values, so that it is shorter.
+# What the demo gives the notebooks in place of their own values, so that it is shorter. A run of
+# other settings in the artifacts is kept under another name.
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
-    "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",)},
-    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0},
-    "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0},
+    "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",), "REPLACE": True},
+    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0, "REPLACE": True},
+    "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0, "REPLACE": True},
     "07": {"POLICIES": ("dpo/*", "ppo/ppo")},
 }
 
@@ -139,6 +140,9 @@ def run_recipe(
         Path | None,
         Option(help="Folder for all it makes.", show_default="artifacts/recipes/NAME"),
     ] = None,
+    replace: Annotated[
+        bool, Option("--replace", help="Keep a run of other settings as NAME.old-1; train anew.")
+    ] = False,
 ) -> None:
     """Run the stages of a recipe.
 
@@ -150,7 +154,8 @@ def run_recipe(
     path = find_recipe(config)
     settings = [parse_setting(text) for text in changes or ()]
     recipe = read_recipe(path, laptop=laptop, changes=settings)
-    run_stages(RecipeRun(recipe, out or artifacts_dir() / "recipes" / path.stem), stage or ())
+    folder = out or artifacts_dir() / "recipes" / path.stem
+    run_stages(RecipeRun(recipe, folder, replace_other=replace), stage or ())
 
 
 @app.command("report")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,6 +100,19 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder that another one takes the place of, to NAME.old-1, NAME.old-2, …"""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return folder.rename(aside)
+
+
+def is_set_aside(folder: Path) -> bool:
+    """Is it what `set_aside` has made?"""
+    return re.search(r"\.old-\d+$", folder.name) is not None
 
 
 def write_json(path: Path, value: Any) -> Path:

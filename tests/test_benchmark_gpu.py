@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(results, stage, steps, left):
     assert row["largest_difference"] == row["largest_difference_unkilled"] == 0
     assert row["largest_lora_b"] > 1e-3  # something was learnt
     assert (row["steps"], row["steps_gone_on"]) == (steps, left)
-    assert row["checkpoints"] == ["checkpoint-2" if stage == "dpo" else "checkpoint.pt"]
+    assert row["checkpoints"] == ["checkpoint-2" if stage == "dpo" else "checkpoint-1"]
 
 
 def test_a_second_look_sees_the_same(results):

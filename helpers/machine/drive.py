@@ -5,9 +5,9 @@ what an earlier session left on Google Drive and keeps it up to date; `print_che
 to go on.
 
 A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the
-local disk, and every
-minute what is finished is copied, under another name that is then changed. If that fails, training goes on.
-Simplification: what was deleted locally stays on Drive, except for checkpoints that newer ones have replaced.
+local disk, and every minute what is finished is copied, under another name that is then changed. If
+that fails, training goes on. Simplification: what was deleted locally stays on Drive, except for
+checkpoints that newer ones have replaced.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from helpers.files import UsageError, artifacts_dir
+from helpers.files import UsageError, artifacts_dir, is_set_aside
 from helpers.install import COLAB, KAGGLE, KAGGLE_FOLDER, hosted_machine
 
 from .checkpoints import (
@@ -71,8 +71,8 @@ class DriveCopies:
         except OSError as error:
             if not self.failed:
                 print(
-                    f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this "
-                    "machine only."
+                    f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on "
+                    "this machine only."
                 )
             self.failed = True
             return 0
@@ -191,7 +191,7 @@ def last_checkpoints(folder: Path) -> list[RunCheckpoint]:
     found = []
     for run in folders_with_checkpoints(folder):
         path = last_checkpoint(run)
-        if path is None or ".old-" in run.name:
+        if path is None or is_set_aside(run):
             continue
         identity = checkpoint_identity(path) or {}
         # named so by DPO and by PPO

@@ -13,7 +13,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import ProcessorMixin
 
-from helpers.files import ROOT, UsageError, artifacts_dir, read_json
+from helpers.files import ROOT, UsageError, artifacts_dir, is_set_aside, read_json
 
 from .adapters import VLM, disable_adapters, load_adapter, use_adapter
 
@@ -49,7 +49,7 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
         path = config.parent
         is_reward_model = (path / "head.safetensors").exists()
         is_trainers_own = not (path / "about.json").exists()
-        if is_reward_model or is_trainers_own:
+        if is_reward_model or is_trainers_own or is_set_aside(path):
             continue
         about = read_json(path / "about.json")
         # "dpo/seed-0"; the folder itself may be an adapter's

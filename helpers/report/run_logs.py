@@ -82,7 +82,13 @@ class LoggedRun:
 def find_runs(folder: Path) -> list[LoggedRun]:
     """Every run with a log under `folder`, by name; one that cannot be read has its `error`."""
     files = [*folder.rglob("log.json"), *folder.rglob("log.jsonl")]
-    files += _newest_states(folder.rglob(TRAINER_STATE))
+    # of a run that has come to its end, `log.json` has all rows
+    under_way = [
+        path
+        for path in folder.rglob(TRAINER_STATE)
+        if not (path.parent.parent / "log.json").exists()
+    ]
+    files += _newest_states(under_way)
     names = Counter(path.parent for path in files)
     runs = []
     for path in sorted(files):

@@ -1,11 +1,13 @@
 """What run it is, and its checkpoints: the same for DPO, reward models and PPO.
 
-A run is its data and its settings. What must be equal for a run to be gone on with is its identity; it stands in
-`identity.json` in every checkpoint (`helpers/machine/checkpoints.py`). A run that is repeated goes on from its last
-whole checkpoint, and one that was finished is not trained a step further. A folder that holds another run is
-refused, or set aside under the name NAME.old-1. Taught in notebooks 03, 04 and 05.
+A run is its data and its settings. What must be equal for a run to be gone on with is its identity;
+it stands in `identity.json` in every checkpoint (`helpers/machine/checkpoints.py`). A run that is
+repeated goes on from its last whole checkpoint, and one that was finished is not trained a step
+further. A folder that holds another run is refused, or set aside under the name NAME.old-1. Taught
+in notebooks 03, 04 and 05.
 
-Simplification: versions of torch and transformers are no part of the identity, so that a session of a day later goes on.
+Simplification: versions of torch and transformers are no part of the identity, so that the session
+of another day goes on.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from datasets import Dataset, Image, List
 from transformers import ProcessorMixin
 
 from helpers.data import PreferenceRecord
-from helpers.files import UsageError, file_hash
+from helpers.files import UsageError, file_hash, set_aside
 from helpers.machine import (
     Identity,
     checkpoint_identity,
@@ -41,7 +43,8 @@ from .rollout import Task
 
 TrainingData = Sequence[PreferenceRecord] | Sequence[Task] | Dataset
 
-# They decide when a checkpoint is written and how much is in memory at a time, and change no weight.
+# They decide when a checkpoint is written and how much is in memory at a time, and change no
+# weight.
 NOT_IN_IDENTITY = ("checkpoint_every", "checkpoint_steps", "sampling_batch")
 
 # the newest, and the one before in case the newest is damaged
@@ -49,7 +52,7 @@ KEPT_CHECKPOINTS = 2
 
 STATE_FILE = "state.pt"
 
-# In a TRL data set.
+# of a TRL data set
 IMAGE_COLUMNS = ("images", "negative_images")
 
 
@@ -68,8 +71,8 @@ def run_identity(
 ) -> Identity:
     """Describe what a run must share with a checkpoint to go on from it.
 
-    settings: a dataclass. more: what else decides the result, by its name for the reader, such as `reward` and
-    `reward_identity(score)`. Raises UsageError for an image that cannot be read.
+    settings: a dataclass. more: what else decides the result, by its name for the reader, such as
+    `reward` and `reward_identity(score)`. Raises UsageError for an image that cannot be read.
     """
     return {
         "stage": stage,
@@ -85,7 +88,7 @@ def run_identity(
 
 
 def data_hash(data: TrainingData) -> str:
-    """Hash of what is learnt from, in its order: images by the bytes of their files, never by their paths."""
+    """Hash of what is learnt from, in its order: images by their files' bytes, never by paths."""
     # a file is read once, however many records show it
     known: dict[str, str] = {}
     if isinstance(data, Dataset):
@@ -174,10 +177,11 @@ def name_differences(there: Identity, here: Identity) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run: folders `checkpoint-STEP` in the run's folder, of which the last two are kept.
+    """The checkpoints of a run: `checkpoint-STEP` in its folder, of which the last two are kept.
 
-    folder: of this run alone; None writes nothing. Raises UsageError if it holds another run, naming what differs;
-    with `replace_other` the whole folder is set aside instead, as NAME.old-1, NAME.old-2, …
+    folder: of this run alone; None writes nothing. Raises UsageError if it holds another run,
+    naming what differs; with `replace_other` the whole folder is set aside instead, as NAME.old-1,
+    NAME.old-2, …
     """
 
     def __init__(self, folder: Path | None, identity: Identity, *, replace_other: bool = False):
@@ -202,11 +206,7 @@ class Checkpoints:
                 "keep the old run under another name: replace_other=True (REPLACE in a notebook, "
                 "--replace of a recipe)."
             )
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        print(f"{folder}: held another run, which is now {aside.name}.")
+        print(f"{folder}: held another run, which is now {set_aside(folder).name}.")
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint of this run. What is passed over is named, a line each."""
@@ -224,11 +224,11 @@ class Checkpoints:
         return None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state of the run after `step` steps. Of several processes the first one writes."""
+        """Write the state after `step` steps. Of several processes the first one writes."""
         if self.folder is None or not self._main:
             return
         target = self.folder / f"checkpoint-{step}"
-        # Written beside and renamed: a run that is killed here has the checkpoint before.
+        # written beside and renamed: a run that is killed here has the checkpoint before
         beside = self.folder / f".{target.name}.part"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)

@@ -41,8 +41,8 @@ def on_policy_round(
 ) -> OnPolicyRound:
     """Sample four answers to each question, score them, train on the best against the worst.
 
-    policy: the base in the first round, then what the round before has left; it is the reference of this
-    round. cache: a folder for image features and reference log-probabilities.
+    policy: the base in the first round, then what the round before has left; it is the reference
+    of this round. cache: a folder for image features and reference log-probabilities.
     """
     ranked = sample_and_rank(policy, processor, items, score, seed=sampling_seed)
     pairs = to_trl(ranked, "extremes")

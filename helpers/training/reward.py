@@ -39,7 +39,7 @@ from .checkpoint import Checkpoints, data_hash, run_identity
 # needs a few such steps at its start only.
 MAX_OVERFLOWS = 8
 
-# scores (answers,) of one record → losses (terms,)
+# Scores (answers,) of one record → its losses (terms,).
 Objective = Callable[[Tensor, PreferenceRecord, RewardSettings], Tensor]
 
 
@@ -66,11 +66,8 @@ def _pair_scores(scores: Tensor, record: PreferenceRecord) -> tuple[Tensor, Tens
 
 def _known_gaps(record: PreferenceRecord) -> list[float]:
     """By how much the data says the better answer of each pair is better; 0 if it does not."""
-    gaps = []
-    for better, worse in record.tier_pairs():
-        high, low = record.answers[better].score, record.answers[worse].score
-        gaps.append(high - low if high is not None and low is not None else 0.0)
-    return gaps
+    gaps = [pair.margin for pair in record.pairs()]
+    return [0.0 if gap is None else gap for gap in gaps]
 
 
 def _bradley_terry_terms(
@@ -104,8 +101,10 @@ def losses_of(
 ) -> Tensor:
     """Compute all loss terms of a batch, (terms,), from the scores of its answers, (answers,)."""
     objective = OBJECTIVES[settings.objective]
-    rows = zip(_by_record(scores, records), records, strict=True)
-    return torch.cat([objective(part, record, settings) for part, record in rows])
+    terms = []
+    for own, record in zip(_by_record(scores, records), records, strict=True):
+        terms.append(objective(own, record, settings))
+    return torch.cat(terms)
 
 
 def _by_record(scores: Tensor, records: Sequence[PreferenceRecord]) -> Sequence[Tensor]:
@@ -168,12 +167,13 @@ class RewardTrainer:
         self.records = _with_pairs(records)
         self.held_out = _with_pairs(held_out)
         self.accelerator = distributed.new_accelerator("the reward model")
-        # records of a step, over all processes
+        # Records of a step, over all processes; steps, and steps between two evaluations.
         self.per_step = settings.batch_size * settings.accumulation
         self.per_step *= self.accelerator.num_processes
         self.steps_an_epoch = max(1, len(self.records) // self.per_step)
         self.steps = settings.epochs * self.steps_an_epoch
         self.every = max(1, self.steps // settings.evaluations)
+        # What is trained: the adapter and the head.
         self.weights = reward.trainable_parameters()
         identity = self._identity() if folder else {}
         self.checkpoints = Checkpoints(folder, identity, replace_other=replace_other)
@@ -183,16 +183,13 @@ class RewardTrainer:
         self.optimizer = self.accelerator.prepare(adamw)
         warmup = round(settings.warmup_share * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(adamw, warmup, self.steps)
+        # How far the run is.
         self.run = RewardRun()
         self.step = 0
         self.best: dict[str, Tensor] = {}
-        self.not_finite = 0  # steps in a row
-        if settings.gradient_checkpointing:
-            reward.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-        with reward.use_adapter():
-            for weight in self.weights.values():
-                weight.requires_grad_(True)
-            self.forward = distributed.wrap_for_processes(self.accelerator, reward)
+        # steps in a row
+        self.not_finite = 0
+        self.forward = self._trainable_model()
 
     def train(self) -> RewardRun:
         """Train what is left of the run, and put the best weights back."""
@@ -252,21 +249,34 @@ class RewardTrainer:
 
     # --- What the loop calls ---
 
+    def _trainable_model(self) -> torch.nn.Module:
+        """The reward model, as the loop calls it to have gradients."""
+        if self.settings.gradient_checkpointing:
+            self.reward.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        with self.reward.use_adapter():
+            # a model that was loaded is frozen
+            for weight in self.weights.values():
+                weight.requires_grad_(True)
+            return distributed.wrap_for_processes(self.accelerator, self.reward)
+
     def records_of_step(self, step: int) -> list[PreferenceRecord]:
         """The records of a step. Each epoch has its own order, by seed and epoch alone."""
         epoch, place = divmod(step, self.steps_an_epoch)
+        # no state of the generator is kept: a run that goes on draws the same order
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.records))
         start = place * self.per_step
         return [self.records[i] for i in order[start : start + self.per_step]]
 
     def pieces(self, records: list[PreferenceRecord]) -> Iterator[list[PreferenceRecord]]:
         """Yield this process's share of the records, as many at a time as fit into one forward."""
-        own, size = distributed.own_share(self.accelerator, records), self.settings.batch_size
+        own = distributed.own_share(self.accelerator, records)
+        size = self.settings.batch_size
         for start in range(0, len(own), size):
             yield own[start : start + size]
 
     def pack(self, records: Sequence[PreferenceRecord]) -> PackedAnswers:
         """Model inputs of all answers of some records, with their images."""
+        # opened here and not before, since those of all data would not fit into memory
         images = []
         for record in records:
             images.append([open_image(image, record.place) for image in record.image_paths])
@@ -285,16 +295,18 @@ class RewardTrainer:
         return finite
 
     def evaluate(self) -> None:
-        """Note accuracy and loss on the held-out records, and keep the weights if they are better."""
+        """Note accuracy and loss on the held-out records; keep the weights if they are better."""
         accuracy, loss = self.held_out_accuracy()
         best_before = max((row["accuracy"] for row in self.run.evaluations), default=-math.inf)
         if accuracy > best_before:
-            self.best = {name: value.detach().cpu().clone() for name, value in self.weights.items()}
+            for name, value in self.weights.items():
+                self.best[name] = value.detach().cpu().clone()
             self.run.best_step = self.step
         self.run.evaluations.append({"step": self.step, "accuracy": accuracy, "loss": loss})
 
     def held_out_accuracy(self) -> tuple[float, float]:
         """Accuracy and mean loss on the held-out records."""
+        # each process scores its share, and has all scores then
         own = score_records(self.reward, distributed.own_share(self.accelerator, self.held_out))
         scores = distributed.gather_in_order(self.accelerator, own)
         accuracy = pair_hits(pair_gaps(self.held_out, scores)).mean()
@@ -320,26 +332,37 @@ class RewardTrainer:
     def _identity(self) -> Identity:
         reward = self.reward
         return run_identity(
-            "reward model", reward.backbone, reward.processor, self.records, self.settings,
-            seed=self.seed, held_out=data_hash(self.held_out), sees_images=reward.sees_images,
-            packs=reward.packer.packs, first_weights=tensors_hash(sorted(self.weights.items())),
-        )  # fmt: skip
+            "reward model",
+            reward.backbone,
+            reward.processor,
+            self.records,
+            self.settings,
+            seed=self.seed,
+            held_out=data_hash(self.held_out),
+            sees_images=reward.sees_images,
+            packs=reward.packer.packs,
+            first_weights=tensors_hash(sorted(self.weights.items())),
+        )
+
+    def _stateful(self) -> dict[str, Any]:
+        """What keeps a state of its own between steps."""
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule}
+        if self.accelerator.scaler:
+            parts["scaler"] = self.accelerator.scaler
+        return parts
 
     def _save(self) -> None:
-        # of every process: each draws its own dropout
-        random = gather_object([_random_state(self.accelerator.device)])
-        scaler = self.accelerator.scaler
         state = {
             "run": asdict(self.run),
             "weights": {name: value.detach() for name, value in self.weights.items()},
             "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
             "not_finite": self.not_finite,
-            "random": random,
+            # of every process, since each draws its own dropout
+            "random": gather_object([_random_states()]),
             "finished": self.step == self.steps or self.is_stuck(),
         }
+        for name, part in self._stateful().items():
+            state[name] = part.state_dict()
         self.checkpoints.save(self.step, state)
 
     def _go_on(self) -> None:
@@ -351,11 +374,12 @@ class RewardTrainer:
         self.best = state["best"]
         self.not_finite = state["not_finite"]
         self._restore(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        _set_random_state(self.accelerator.device, state["random"][self.accelerator.process_index])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        cpu, *gpus = state["random"][self.accelerator.process_index]
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
 
     @torch.no_grad()
     def _restore(self, weights: dict[str, Tensor]) -> None:
@@ -363,12 +387,7 @@ class RewardTrainer:
             self.weights[name].copy_(value)
 
 
-def _random_state(device: torch.device) -> dict[str, Any]:
-    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"cpu": torch.get_rng_state(), "gpu": gpu}
-
-
-def _set_random_state(device: torch.device, state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["gpu"] is not None:
-        torch.cuda.set_rng_state(state["gpu"], device)
+def _random_states() -> list[Tensor]:
+    """The state of random numbers of this process, and of its GPUs."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *gpus]

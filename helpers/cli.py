@@ -56,8 +56,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def run_demo(
     started: Annotated[
         float | None,
         Option(
@@ -96,8 +96,8 @@ def print_summary(figures: dict[str, dict[str, float]]) -> None:
         print(f"{name:<36} {figure['value']:>10.4g}{interval} {made}")
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_notebooks(
     notebook: Annotated[list[str], Argument(help="For example 02 04 06.")],
     changes: Annotated[
         list[str] | None, Option("--set", metavar="NAME=VALUE", help="Set a parameter.")
@@ -120,8 +120,8 @@ def run(
         print(f"{name}: {time.perf_counter() - started:.0f} s → {page}", flush=True)
 
 
-@app.command()
-def train(
+@app.command("train")
+def run_recipe(
     config: Annotated[
         str, Option(help="A recipe's name (see recipes/) or the path of a TOML file.")
     ],
@@ -153,8 +153,8 @@ def train(
     run_stages(RecipeRun(recipe, out or artifacts_dir() / "recipes" / path.stem), stage or ())
 
 
-@app.command()
-def report(
+@app.command("report")
+def write_report(
     model: Annotated[str, Option(help="Base of the adapters.")] = "tiny",
     adapters: Annotated[
         Path | None, Option(help="Folder with adapters.", show_default="the artifacts")
@@ -176,8 +176,8 @@ def report(
         print(path)
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_files(
     file: Annotated[list[Path], Argument(help="Several: also searched for photos they share.")],
     root: Annotated[Path | None, Option(help="Folder of the images, if not the file's.")] = None,
     no_images: Annotated[bool, Option("--no-images", help="Be quicker: open no image.")] = False,
@@ -245,8 +245,8 @@ def _lengths_of(name: str) -> Callable[[], Any]:
     return partial(RecordLengths, processor, longest)
 
 
-@app.command()
-def convert(
+@app.command("convert")
+def convert_preferences(
     file: Path,
     out: Path,
     to: Annotated[str, Option(help="Format to write; record is this project's own.")] = "record",
@@ -260,8 +260,8 @@ def convert(
     print(convert_file(file, out, to, pairs))
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_adapter(
     adapter: Annotated[
         Path, Argument(help="Folder of a policy's adapter, for example artifacts/dpo/seed-0.")
     ],
@@ -292,8 +292,8 @@ def export(
         print(export.push(out, push, private=not public))
 
 
-@app.command()
-def memory(
+@app.command("memory")
+def print_memory(
     model: Annotated[
         list[str] | None,
         Option(metavar="NAME", help="Preset or folder; may be repeated.", show_default="all"),
@@ -314,8 +314,8 @@ def memory(
     print(memory_table([Workload(name, width, height, max_pixels) for name in model or PRESETS]))
 
 
-@app.command()
-def schema() -> None:
+@app.command("schema")
+def write_schema() -> None:
     """Write the JSON Schema of a record to data/."""
     from helpers.data import json_schema
 

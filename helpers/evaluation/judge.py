@@ -19,8 +19,8 @@ from helpers.statistics import Proportion, share_of
 
 from .reward_benchmarks import Benchmark, Grade, check_records, grade
 
-Verdict = Literal["first", "second"] | None
-AskJudge = Callable[[PreferenceRecord, tuple[int, int]], Verdict]
+JudgeChoice = Literal["first", "second"] | None
+AskJudge = Callable[[PreferenceRecord, tuple[int, int]], JudgeChoice]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def judge_pairs(
         raise UsageError(f"votes = {votes}: ask at least once, best an odd number of times.")
     check_records(records, benchmark)
     scores: dict[str, list[float]] = {}
-    verdicts: list[Verdict] = []
+    verdicts: list[JudgeChoice] = []
     for record in tqdm(records, desc="judge", unit="record", leave=False):
         key = record_key(record)
         won: Counter[int] = Counter()  # votes by the place of the answer in the record
@@ -114,7 +114,7 @@ _HEDGE = re.compile(
 )
 
 
-def parse_verdict(text: str) -> Verdict:
+def parse_verdict(text: str) -> JudgeChoice:
     """The place that a judge's reply names as better; None where it is unclear, or names both.
 
     In this order: `[[A]]`/`[[B]]` (Multimodal RewardBench's format); a reply that is only a name
@@ -137,6 +137,6 @@ def parse_verdict(text: str) -> Verdict:
     return _one_place(names)
 
 
-def _one_place(names: Iterable[str]) -> Verdict:
+def _one_place(names: Iterable[str]) -> JudgeChoice:
     places = {_PLACES.get(name.lower()) for name in names}
     return places.pop() if len(places) == 1 else None

@@ -23,7 +23,7 @@ from datasets import Dataset, Image, List
 from transformers import ProcessorMixin
 
 from helpers.data import PreferenceRecord
-from helpers.files import UsageError, file_hash, replace_file
+from helpers.files import UsageError, file_hash
 from helpers.machine import (
     Identity,
     checkpoint_identity,
@@ -32,11 +32,11 @@ from helpers.machine import (
     is_whole,
     seal_checkpoint,
 )
-from helpers.models import VLM, processor_settings, reference_hash, weights_hash
+from helpers.models import VLM, processor_settings, weights_hash
 from helpers.rewards import Scorer
 from helpers.runtime import compute_dtype
 
-from .fingerprint import fingerprint
+from .fingerprints import fingerprint
 from .rollout import Task
 
 TrainingData = Sequence[PreferenceRecord] | Sequence[Task] | Dataset
@@ -267,42 +267,3 @@ class Checkpoints:
     def _print(self, line: str) -> None:
         if self._main:
             print(line)
-
-
-# --- What PPO still uses ---
-
-
-def ppo_identity(
-    model: VLM, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any
-) -> dict[str, str]:
-    """Describe what a resumed run must share with its checkpoint: settings, data, base model and processor."""
-    asked = []
-    for task in tasks:
-        turns = tuple((message.role, message.content) for message in task.turns)
-        asked.append(([file_hash(image) for image in task.images], turns, repr(task.facts)))
-    return {name: repr(value) for name, value in settings.items()} | {
-        "data": hashlib.blake2b(repr(asked).encode(), digest_size=16).hexdigest(),
-        "base model or processor": reference_hash(model, processor, None),
-    }
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path` in one step."""
-    with replace_file(path) as temporary:
-        torch.save(state, temporary)
-
-
-def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any]:
-    """The state in `path`. Raises UsageError if it is not of a run with this identity, naming what differs."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch has no error of its own for a file that is none of its
-        raise UsageError(
-            f"{path}: cannot be read ({type(error).__name__}). Delete it to start afresh."
-        ) from None
-    differs = [name for name, value in identity.items() if state["identity"].get(name) != value]
-    if differs:
-        raise UsageError(
-            f"{path}: of a run with other {', '.join(differs)}. Put that back, or delete the file."
-        )
-    return state

@@ -139,6 +139,9 @@ def run_recipe(
         Path | None,
         Option(help="Folder for all it makes.", show_default="artifacts/recipes/NAME"),
     ] = None,
+    replace: Annotated[
+        bool, Option("--replace", help="Set another run there aside, as NAME.old-1.")
+    ] = False,
 ) -> None:
     """Run the stages of a recipe.
 
@@ -150,7 +153,8 @@ def run_recipe(
     path = find_recipe(config)
     settings = [parse_setting(text) for text in changes or ()]
     recipe = read_recipe(path, laptop=laptop, changes=settings)
-    run_stages(RecipeRun(recipe, out or artifacts_dir() / "recipes" / path.stem), stage or ())
+    folder = out or artifacts_dir() / "recipes" / path.stem
+    run_stages(RecipeRun(recipe, folder, replace_other=replace), stage or ())
 
 
 @app.command("report")

@@ -110,6 +110,7 @@ def prepare_data(run: RecipeRun) -> None:
     target = run.folder / "data"
     for split in SPLITS:
         source = ROOT / getattr(settings, split)
+        # in the form of the project that the recipe is after, and read back as its own would be
         if settings.format != "record":
             between = target / f"{split}.{settings.format}.json"
             print(convert_file(source, between, settings.format))
@@ -146,6 +147,7 @@ def _prepare_questions(run: RecipeRun) -> None:
 
 def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
     """Two questions with short answers about each of the shipped scenes, as Visual Genome's."""
+    # an entry for each scene, with questions that have numbers of their own
     images, entries = run.folder / "data" / "images", []
     images.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
@@ -245,6 +247,7 @@ def train_reward_models(run: RecipeRun) -> None:
             reward_model.save_reward_model(scored, folder, settings, run.about())
             _judge(run, f"reward_{head}_{objective}", partial(score_records, scored))
             _judge_with_shuffled_images(run, f"reward_{head}_{objective}", scored)
+    # the stage `ppo` takes it from there
     if PartialState().is_main_process:
         shutil.copytree(
             max(found, key=found.get),
@@ -259,6 +262,7 @@ def _judge_with_shuffled_images(
 ) -> None:
     records = run.pairs("test")
     images = [record.image_paths for record in records]
+    # each record with the image of another one: what is right now was not seen
     others = [images[i] for i in derangement(len(images), run.recipe.seed)]
     right = pair_hits(pair_gaps(records, score_records(scored, records, others)))
     run.add_figure(f"{name}_other_images", proportion(float(right.sum()), len(right)))
@@ -281,6 +285,7 @@ def train_dpo_policy(run: RecipeRun) -> None:
         cache=run.folder / "cache",
         callbacks=[doctor] if alone else [],
     )
+    # checks and doctor look at one process's batches and gradients
     if alone and recipe.dpo.preflight:
         preflight(trainer)
     done = dpo.train_dpo(trainer)
@@ -319,6 +324,7 @@ def train_ppo_policy(run: RecipeRun) -> None:
     log = trainer.train()
     if PartialState().is_main_process:
         save_policy(trainer.model, folder, settings, run.about(reward=score.__name__))
+        # of three iterations, since one alone says little
         for name in ("scores", "truth", "kl"):
             for when, rows in (("first", log[:3]), ("last", log[-3:])):
                 run.add_figure(f"ppo_{name}_{when}", log_mean(rows, f"objective/{name}"))
@@ -351,6 +357,7 @@ def _learnt_scorer(
     run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin
 ) -> tuple[torch.nn.Module, Scorer]:
     """The stage `reward`'s model on the policy's base, with scores standardised on `valid`."""
+    # the policy's adapter comes first, so that the reward's is the second on one base
     policy = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
     scored = reward_model.load_reward_model(policy, processor, run.folder / "reward" / "best")
     return scored.backbone, reward_model.standardised_scorer(scored, run.pairs("valid"))
@@ -361,6 +368,7 @@ def evaluate_policies(run: RecipeRun) -> None:
     model, processor = run.load()
     tasks = run.tasks("test")
     base = _right_answers(run, "base", model, processor, tasks)
+    # each policy on a fresh base, on the same items: the tests are paired
     for name in ("dpo", "ppo"):
         if (run.folder / name / "adapter_config.json").exists():
             policy = models.load_adapter(run.load()[0], run.folder / name)

@@ -47,6 +47,7 @@ from .dpo import (
     dpo_trainer as dpo_trainer,
     image_terms as image_terms,
     train_dpo as train_dpo,
+    undo_casts as undo_casts,
 )
 from .on_policy import (
     OnPolicyRound as OnPolicyRound,

@@ -16,6 +16,9 @@ SIGNIFICANCE_LEVEL = 0.05
 LIMITS_95 = (2.5, 97.5)  # percentiles between which 95 % lie
 # Share of the items on which two models are assumed to disagree where nobody has measured it.
 DISAGREEMENT = 0.25
+RESAMPLES = 2000  # of a bootstrap
+
+TableRows = list[list[str]]  # the texts of a table; the first row is the head
 
 
 def derangement(length: int, seed: int) -> np.ndarray:
@@ -134,8 +137,6 @@ def cluster_bootstrap(
     values_before: Sequence[float],
     values_after: Sequence[float],
     clusters: Sequence[Hashable],
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Estimate:
     """Mean gain, after − before, with a percentile interval over whole clusters (Efron 1979).
 
@@ -157,9 +158,9 @@ def cluster_bootstrap(
     # of each cluster the sum of its gains and its size: a draw of clusters needs no more
     sums = np.bincount(members, gains)
     sizes = np.bincount(members)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = []
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         draw = rng.integers(len(codes), size=len(codes))
         means.append(sums[draw].sum() / sizes[draw].sum())
     low, high = np.percentile(means, LIMITS_95).tolist()
@@ -322,7 +323,6 @@ def cohen_kappa(
     first: Sequence[object],
     second: Sequence[object],
     groups: Sequence[object] | None = None,
-    resamples: int = 2000,
 ) -> Kappa:
     """Agreement of two raters beyond chance, (observed − expected) / (1 − expected) (Cohen 1960).
 
@@ -345,7 +345,7 @@ def cohen_kappa(
     value = _kappa(whole)
     low = high = None
     if value is not None:
-        draws = np.random.default_rng(0).integers(len(tables), size=(resamples, len(tables)))
+        draws = np.random.default_rng(0).integers(len(tables), size=(RESAMPLES, len(tables)))
         found = [_kappa(tables[draw].sum(axis=0)) for draw in draws]
         defined = [kappa for kappa in found if kappa is not None]
         low, high = np.percentile(defined, LIMITS_95).tolist()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from helpers.files import UsageError
 from helpers.rewards import NUMBER_WORDS
-from helpers.statistics import Proportion, format_figure, share_of
+from helpers.statistics import Proportion, TableRows, format_figure, share_of
 
 Phrase = tuple[str, ...]  # words in lower case
 PhraseIndex = Mapping[Phrase, str | None]  # the object that each names, as `phrase_index` says
@@ -80,7 +80,7 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
         raise UsageError(
             f"{path}: cannot be read as UTF-8 text ({error}). Check the path and the file."
         ) from None
-    synonyms: dict[str, list[str]] = {}
+    synonyms = {}
     for number, line in enumerate(lines, start=1):
         name, *others = (word.strip() for word in line.split(","))
         try:
@@ -112,7 +112,7 @@ def phrase_index(synonyms: Mapping[str, Sequence[str]]) -> PhraseIndex:
 
 
 def _listed_phrases(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str]:
-    listed: dict[Phrase, str] = {}
+    listed = {}
     for name, others in synonyms.items():
         if isinstance(others, str):
             raise UsageError(f"synonyms of {name!r} are the text {others!r}; give a list of words.")
@@ -200,7 +200,7 @@ class ChairMetrics:
     negated: Proportion | None  # denied mentions ÷ mentions
     false_negated: Proportion | None  # the same of what is not there: they say the truth
 
-    def rows(self) -> list[list[str]]:
+    def rows(self) -> TableRows:
         names = [
             "CHAIR_i",
             "CHAIR_s",
@@ -231,7 +231,7 @@ def chair_metrics(
             f"{len(captions)} captions, objects of {len(objects)}: as many, and at least one."
         )
     index = phrase_index(synonyms)
-    hits: dict[str, list[bool]] = {field.name: [] for field in fields(ChairMetrics)}
+    hits = {field.name: [] for field in fields(ChairMetrics)}
     for place, (caption, given) in enumerate(zip(captions, objects, strict=True)):
         there = _true_objects(given, index, place)
         mentions = object_mentions(caption, index)

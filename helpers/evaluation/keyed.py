@@ -62,7 +62,7 @@ def read_each(
     Raises UsageError naming file and line (or item) of what is malformed, unknown or there twice.
     """
     known = by_id(items, kind)
-    values: dict[str, Value] = {}
+    values = {}
     for path in paths:
         if not path.is_file():
             raise UsageError(f"{path}: no such file. Check the path, or write the file first.")

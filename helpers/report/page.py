@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from helpers.evaluation import PolicyFindings, read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
 from helpers.runtime import machine_summary, peak_memory_gb
-from helpers.statistics import Proportion
+from helpers.statistics import Proportion, TableRows
 
 from .html import gallery_html, table_html
 from .model_card import write_cards
@@ -61,7 +61,7 @@ class Section:
         print(sentence)
         self.conclusions.append(sentence)
 
-    def table(self, rows: list[list[str]]) -> HTML:
+    def table(self, rows: TableRows) -> HTML:
         """Keep a table (first row: column heads) and return it, so that the cell shows it too."""
         return self.html(table_html(rows))
 
@@ -116,7 +116,7 @@ def _report_folder() -> Path:
 
 def collect_headlines(sections: list[Section]) -> dict[str, Headline]:
     """All headline figures by name; peak memory is the largest of the notebooks'."""
-    merged: dict[str, Headline] = {}
+    merged = {}
     for section in sections:
         before = merged.get(PEAK)
         merged |= section.headlines
@@ -148,7 +148,7 @@ def build_report() -> Path:
     return write_text(_report_folder() / "index.html", _PAGE.replace("BODY", "\n".join(body)))
 
 
-def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
+def figure_rows(figures: dict[str, dict[str, float]]) -> TableRows:
     """The figures of a `summary.json` as rows of a table, the head first."""
     rows = [["figure", "value", "95 % interval", "n", "seed"]]
     for name, f in figures.items():

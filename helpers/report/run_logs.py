@@ -97,7 +97,7 @@ def find_runs(folder: Path) -> list[LoggedRun]:
 
 def _newest_states(states: Iterable[Path]) -> list[Path]:
     """Choose the newest checkpoint of each trainer: it holds the rows of all earlier ones."""
-    last: dict[Path, tuple[float, int, Path]] = {}
+    last = {}
     for path in states:
         number = int((re.findall(r"\d+$", path.parent.name) or [0])[0])
         try:
@@ -110,7 +110,7 @@ def _newest_states(states: Iterable[Path]) -> list[Path]:
 
 
 def _read_run(path: Path, name: str) -> LoggedRun:
-    notes: list[str] = []
+    notes = []
     try:
         stage, rows = _read_rows(path, notes)
         steps = np.array([_step(*row) for row in rows])
@@ -314,7 +314,7 @@ def differences(runs: Sequence[LoggedRun]) -> list[str]:
 
 def _flatten_settings(about: Mapping[str, Any]) -> dict[str, str]:
     """Settings by their own names, `lora` and the like opened; long ones are left out."""
-    flat: dict[str, str] = {}
+    flat = {}
     for name, value in about.items():
         if isinstance(value, Mapping):
             flat |= _flatten_settings(value)
@@ -336,7 +336,7 @@ def definitions(path: Path = ROOT / "docs" / "metrics.md") -> dict[str, dict[str
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
-    found: dict[str, dict[str, str]] = {stage: {} for stage in LOGGED_STAGES}
+    found = {stage: {} for stage in LOGGED_STAGES}
     section = ""
     before = ""
     for line in lines:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from helpers.data import DatasetRow
 from helpers.files import UsageError, write_lines
-from helpers.statistics import Proportion, format_figure
+from helpers.statistics import Proportion, TableRows, format_figure
 
 from ..keyed import by_id, check_each, read_each
 from .questions import BenchmarkQuestion
@@ -30,7 +30,7 @@ class OfficialGrade:
     title: str
     figures: dict[str, Proportion | float | None]  # None where the official rule divides by zero
 
-    def table(self, head: str) -> list[list[str]]:
+    def table(self, head: str) -> TableRows:
         """Rows for `report.Section.table`; `head` stands over the names of the figures."""
         rows = [[name, format_figure(value, ".6g")] for name, value in self.figures.items()]
         return [[head, "figure"], *rows]
@@ -50,7 +50,7 @@ def ask_questions(questions: Questions, generate: Generate, batch: int = 16) -> 
     by_id(questions)
     if batch < 1:
         raise UsageError(f"batch = {batch}: ask at least one question at a time.")
-    answers: dict[str, str] = {}
+    answers = {}
     for start in tqdm(range(0, len(questions), batch), desc="ask", unit="batch", leave=False):
         part = questions[start : start + batch]
         images = [question.image for question in part]

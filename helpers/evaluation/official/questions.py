@@ -303,7 +303,7 @@ def _image(value: Any, folder: Path, named: Path) -> Path | None:
 
 
 def _number_ids(questions: Sequence[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
-    seen: Counter[str] = Counter()
+    seen = Counter()
     numbered = []
     for question in questions:
         seen[question.id] += 1

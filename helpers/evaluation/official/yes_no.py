@@ -67,7 +67,7 @@ def _questions_by_group(
     Raises UsageError unless each question has one answer and is of this benchmark.
     """
     check_each(answers, questions, "answers", "answer")
-    found: dict[str, list[BenchmarkQuestion]] = {group: [] for group in groups}
+    found = {group: [] for group in groups}
     for question in questions:
         if question.label not in ("yes", "no") or question.group not in groups:
             raise UsageError(
@@ -143,7 +143,7 @@ def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade
 def _mme_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
     texts = [answers[question.id] for question in questions]
     said = list(map(parse_mme, texts))
-    images: dict[str, list[bool]] = {}  # which questions about each image are right
+    images = {}  # which questions about each image are right
     for question, reading in zip(questions, said, strict=True):
         hits = images.setdefault(question.about.get("pair", ""), [])
         hits.append(reading == question.label)

@@ -33,20 +33,31 @@ def derangement(length: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Proportion:
-    """A share of n with its 95 % Wilson interval."""
+class Estimate:
+    """A figure with its 95 % interval, which is None where the values cannot give one."""
 
     value: float
-    low: float
-    high: float
-    n: int
+    low: float | None
+    high: float | None
+    n: int  # independent values that it is made of
+    digits = ".3g"  # of the class, no field
 
     def __str__(self) -> str:
         return f"{self.short_text()} (n = {self.n})"
 
     def short_text(self) -> str:
         """Write it without n, for tables that state n once."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        interval = "no interval"
+        if self.low is not None:
+            interval = f"{self.low:{self.digits}}, {self.high:{self.digits}}"
+        return f"{self.value:{self.digits}} [{interval}]"
+
+
+@dataclass(frozen=True)
+class Proportion(Estimate):
+    """A share of n with its 95 % Wilson interval."""
+
+    digits = ".3f"
 
 
 def proportion(hits: float, n: int) -> Proportion:
@@ -85,25 +96,6 @@ def mean_interval(values: Sequence[float]) -> Mean:
     return Mean(float(mean), float(mean - half), float(mean + half))
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval, which is None where the values cannot give one."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int  # independent values that it is made of
-
-    def __str__(self) -> str:
-        return f"{self.short_text()} (n = {self.n})"
-
-    def short_text(self) -> str:
-        """Write it without n, for tables that state n once."""
-        if self.low is None:
-            return f"{self.value:.3g} [no interval]"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
 def sample_mean(values: Sequence[float]) -> Estimate | None:
     """`mean_interval` of any number of values.
 
@@ -126,7 +118,7 @@ def _finite(values: Sequence[float]) -> np.ndarray:
     return numbers
 
 
-def format_figure(figure: Proportion | Estimate | float | str | None, digits: str = ".3f") -> str:
+def format_figure(figure: Estimate | float | str | None, digits: str = ".3f") -> str:
     """Write a figure into the cell of a table; `digits` are those of a plain number."""
     if figure is None:
         return "not defined"

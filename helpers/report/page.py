@@ -12,6 +12,7 @@ from pathlib import Path
 
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from helpers.evaluation import PolicyFindings, read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
@@ -39,6 +40,8 @@ class Headline:
 @dataclass
 class Section:
     """What one notebook contributes. Nothing is on disk before `save`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # other fields: of another version
 
     name: str  # "04_train_dpo"
     title: str
@@ -97,13 +100,9 @@ def read_sections() -> list[Section]:
     """The sections that are there. Raises UsageError for one that another version has written."""
     sections = []
     for path in sorted(_report_folder().glob("sections/*.json")):
-        section = read_json(path)
         try:
-            for field_name, kind in {"headlines": Headline, "examined": PolicyFindings}.items():
-                found = section[field_name]
-                section[field_name] = {name: kind(**values) for name, values in found.items()}
-            sections.append(Section(**section))
-        except (TypeError, KeyError, AttributeError):
+            sections.append(TypeAdapter(Section).validate_python(read_json(path)))
+        except ValidationError:
             raise UsageError(
                 f"{path}: written by another version. Delete it and run its notebook again."
             ) from None

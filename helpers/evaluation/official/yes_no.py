@@ -14,6 +14,7 @@ answer has exactly one of yes and no as a word.
 
 import re
 from collections.abc import Mapping, Sequence
+from statistics import harmonic_mean
 from typing import Literal
 
 from helpers.files import UsageError
@@ -100,9 +101,8 @@ def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
     precision = share_of(label == "yes" for label, said, _ in rows if said == "yes")
     recall = share_of(said == "yes" for label, said, _ in rows if label == "yes")
     f1 = None
-    if precision and recall and precision.value + recall.value:
-        both = precision.value + recall.value
-        f1 = 2 * precision.value * recall.value / both
+    if precision and recall and precision.value:
+        f1 = harmonic_mean([precision.value, recall.value])
     return {
         "accuracy": share_of(said == label for label, said, _ in rows),
         "precision": precision,  # of the answers read as yes

@@ -15,7 +15,7 @@ from helpers import models
 from helpers.data import CountedImage, one_class_question
 from helpers.models import Policies
 from helpers.rewards import exact_match, heuristic_scorer
-from helpers.statistics import Estimate, Proportion, sample_mean
+from helpers.statistics import Estimate, Proportion, TableRows, sample_mean
 
 from .counting_metrics import CountMetrics, count_metrics
 from .exactness import CountingResult, chance_exact, evaluate_counting
@@ -78,8 +78,8 @@ class PolicyFindings:
 
     about: dict[str, Any]  # how it was made: about.json of its adapter
     n: int  # items that were asked about
-    rows: list[list[str]]  # its comparison with the base, the first row heads of columns
-    counting: list[list[str]]  # counting metrics of its greedy answers, likewise
+    rows: TableRows  # its comparison with the base, the first row heads of columns
+    counting: TableRows  # counting metrics of its greedy answers, likewise
     sight: str  # do the answers come from the image?
     failures: list[str]  # a sentence each
 
@@ -115,7 +115,7 @@ def _one_class_questions(items: Sequence[CountedImage]) -> list[tuple[str, str]]
     return [one_class_question(item.counts, number) for number, item in enumerate(items)]
 
 
-def exam_rows(examined: Mapping[str, ExamResult]) -> list[list[str]]:
+def exam_rows(examined: Mapping[str, ExamResult]) -> TableRows:
     """What every model reached, for `report.Section.table`, the head first."""
     seeds = len(next(iter(examined.values())).sampled)
     head = ["model", "all counts right, greedy", f"sampled, {seeds} seeds", "images shuffled"]

@@ -136,7 +136,7 @@ def load_benchmark(
             "file=…/data/all_data.json."
         )
     path = fetch_hub_set(name, folder, images=images, rows=rows, file=file, source=source)
-    seen: Counter[str] = Counter()
+    seen = Counter()
     records = []
     for record in read_records(path):
         own = _own_id(record)
@@ -206,7 +206,7 @@ def grade(records: Sequence[PreferenceRecord], scores: ScoresById, benchmark: Be
     """
     groups = check_records(records, benchmark)
     _check_scores(scores, records, "scores")
-    points: dict[str, list[float]] = {name: [] for name in benchmark.groups}
+    points = {name: [] for name in benchmark.groups}
     every = []
     for record in records:
         key = record_key(record)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from helpers.evaluation import PolicyFindings, read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
 from helpers.runtime import machine_summary, peak_memory_gb
-from helpers.statistics import Proportion
+from helpers.statistics import Proportion, TableRows
 
 from .html import gallery_html, table_html
 from .model_card import write_cards
@@ -40,6 +41,8 @@ class Headline:
 class Section:
     """What one notebook contributes. Nothing is on disk before `save`."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # other fields: of another version
+
     name: str  # "04_train_dpo"
     title: str
     conclusions: list[str] = field(default_factory=list)  # shown at the top of the page
@@ -61,7 +64,7 @@ class Section:
         print(sentence)
         self.conclusions.append(sentence)
 
-    def table(self, rows: list[list[str]]) -> HTML:
+    def table(self, rows: TableRows) -> HTML:
         """Keep a table (first row: column heads) and return it, so that the cell shows it too."""
         return self.html(table_html(rows))
 
@@ -97,13 +100,9 @@ def read_sections() -> list[Section]:
     """The sections that are there. Raises UsageError for one that another version has written."""
     sections = []
     for path in sorted(_report_folder().glob("sections/*.json")):
-        section = read_json(path)
         try:
-            for field_name, kind in {"headlines": Headline, "examined": PolicyFindings}.items():
-                found = section[field_name]
-                section[field_name] = {name: kind(**values) for name, values in found.items()}
-            sections.append(Section(**section))
-        except (TypeError, KeyError, AttributeError):
+            sections.append(TypeAdapter(Section).validate_python(read_json(path)))
+        except ValidationError:
             raise UsageError(
                 f"{path}: written by another version. Delete it and run its notebook again."
             ) from None
@@ -116,7 +115,7 @@ def _report_folder() -> Path:
 
 def collect_headlines(sections: list[Section]) -> dict[str, Headline]:
     """All headline figures by name; peak memory is the largest of the notebooks'."""
-    merged: dict[str, Headline] = {}
+    merged = {}
     for section in sections:
         before = merged.get(PEAK)
         merged |= section.headlines
@@ -148,7 +147,7 @@ def build_report() -> Path:
     return write_text(_report_folder() / "index.html", _PAGE.replace("BODY", "\n".join(body)))
 
 
-def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
+def figure_rows(figures: dict[str, dict[str, float]]) -> TableRows:
     """The figures of a `summary.json` as rows of a table, the head first."""
     rows = [["figure", "value", "95 % interval", "n", "seed"]]
     for name, f in figures.items():

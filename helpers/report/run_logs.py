@@ -18,6 +18,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -101,22 +102,21 @@ def find_runs(folder: Path) -> list[LoggedRun]:
     return runs
 
 
-def _newest_states(states: Iterable[Path]) -> list[Path]:
+def _newest_states(states: Iterable[Path]) -> Iterable[Path]:
     """Choose the newest checkpoint of each trainer: it holds the rows of all earlier ones."""
-    last: dict[Path, tuple[float, int, Path]] = {}
+    ages = {}
     for path in states:
-        number = int((re.findall(r"\d+$", path.parent.name) or [0])[0])
-        try:
-            age = (path.stat().st_mtime, number, path)
-        except FileNotFoundError:  # TRL keeps few checkpoints and has just removed this one
-            continue
-        trainer = path.parent.parent
-        last[trainer] = max(last.get(trainer, age), age)
-    return [path for _, _, path in last.values()]
+        number = re.findall(r"\d+$", path.parent.name) or [0]
+        # TRL keeps few checkpoints, and may have removed this one just now
+        with suppress(FileNotFoundError):
+            ages[path] = (path.stat().st_mtime, int(number[0]), path)
+    # of each trainer, the last of these stays
+    newest = {path.parent.parent: path for path in sorted(ages, key=ages.get)}
+    return newest.values()
 
 
 def _read_run(path: Path, name: str) -> LoggedRun:
-    notes: list[str] = []
+    notes = []
     try:
         stage, rows = _read_rows(path, notes)
         steps = np.array([_step(*row) for row in rows])
@@ -320,7 +320,7 @@ def differences(runs: Sequence[LoggedRun]) -> list[str]:
 
 def _flatten_settings(about: Mapping[str, Any]) -> dict[str, str]:
     """Settings by their own names, `lora` and the like opened; long ones are left out."""
-    flat: dict[str, str] = {}
+    flat = {}
     for name, value in about.items():
         if isinstance(value, Mapping):
             flat |= _flatten_settings(value)
@@ -339,21 +339,21 @@ def definitions(path: Path = ROOT / "docs" / "metrics.md") -> dict[str, dict[str
     → {"a": what it is, "b": what it is}
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return {}
-    found: dict[str, dict[str, str]] = {stage: {} for stage in LOGGED_STAGES}
+    found = {stage: {} for stage in LOGGED_STAGES}
     section = ""
-    before = ""
-    for line in lines:
-        is_row = line.startswith("|")
-        if line and not before and not is_row:  # the first line of a paragraph
-            section = line
-        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
-        for name, stage in LOGGED_STAGES.items():
-            if is_row and len(cells) == 2 and section.startswith(stage.section):
-                found[name] |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1])
-        before = line
+    for block in text.split("\n\n"):
+        if not block.startswith("|"):
+            section = block
+        for line in block.splitlines():
+            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            if not line.startswith("|") or len(cells) != 2:
+                continue
+            for name, stage in LOGGED_STAGES.items():
+                if section.startswith(stage.section):
+                    found[name] |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1])
     return found
 
 

@@ -2,7 +2,6 @@
 
 from .common import (
     ask_questions as ask_questions,
-    read_answers as read_answers,
     write_answers as write_answers,
 )
 from .grades import GRADES as GRADES
@@ -21,7 +20,6 @@ from .questions import (
     BenchmarkQuestion as BenchmarkQuestion,
     OfficialBenchmark as OfficialBenchmark,
     load_questions as load_questions,
-    read_questions as read_questions,
     write_questions as write_questions,
 )
 from .yes_no import (

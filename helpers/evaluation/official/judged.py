@@ -78,7 +78,7 @@ def _content_of(response: DatasetRow) -> str:
 
 def _by_group(questions: Questions, values: Mapping[str, Any]) -> dict[str, list]:
     """The values of the questions of each group, in the order of the questions."""
-    groups: dict[str, list] = {}
+    groups = {}
     for question in questions:
         groups.setdefault(question.group, []).append(values[question.id])
     return groups

@@ -19,20 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from helpers.data import (
     DatasetRow,
     HubSet,
     disable_decoding,
-    explain_validation_error,
     load_rows,
-    raw_rows,
     store_images,
 )
 from helpers.files import UsageError, write_lines
 
-from ..keyed import by_id
+from ..keyed import by_id, placed_rows
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 PERCEPTION = (
@@ -245,8 +243,6 @@ def load_questions(
             f"{official.title} cannot be read from the hub without running its code. "
             f"{official.manual}"
         )
-    if rows is not None and rows < 1:
-        raise UsageError(f"rows = {rows}: take at least one.")
     named = images or (file.parent if file else folder)
     taken = itertools.islice(_rows(official.source, file), rows)
     questions, bad = [], []
@@ -280,11 +276,8 @@ def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]
     if file is None or file.suffix == ".parquet":
         for number, row in enumerate(disable_decoding(load_rows(source, file)), start=1):
             yield f"{file or source.repository}, row {number}", row
-        return
-    for number, _, row, error in raw_rows(file):
-        if error or not isinstance(row, dict):
-            raise UsageError(f"{file}:{number}: {error or 'a row is an object with named fields.'}")
-        yield f"{file}:{number}", row
+    else:
+        yield from placed_rows(file)
 
 
 def _image(value: Any, folder: Path, named: Path) -> Path | None:
@@ -303,7 +296,7 @@ def _image(value: Any, folder: Path, named: Path) -> Path | None:
 
 
 def _number_ids(questions: Sequence[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
-    seen: Counter[str] = Counter()
+    seen = Counter()
     numbered = []
     for question in questions:
         seen[question.id] += 1
@@ -321,21 +314,3 @@ def write_questions(path: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
             image = image.relative_to(here)
         lines.append(question.model_copy(update={"image": image}).model_dump_json())
     return write_lines(path, lines)
-
-
-def read_questions(path: Path) -> list[BenchmarkQuestion]:
-    """Read what `write_questions` wrote. Raises UsageError naming file and line."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file. `load_questions` writes it.")
-    questions = []
-    for number, raw, _, error in raw_rows(path):
-        if error:
-            raise UsageError(f"{path}:{number}: {error}")
-        try:
-            question = BenchmarkQuestion.model_validate_json(raw)
-        except ValidationError as problem:
-            raise UsageError(f"{path}:{number}: {explain_validation_error(problem)}") from None
-        image = question.image and path.parent / question.image
-        questions.append(question.model_copy(update={"image": image}))
-    by_id(questions)
-    return questions

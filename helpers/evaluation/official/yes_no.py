@@ -14,6 +14,7 @@ answer has exactly one of yes and no as a word.
 
 import re
 from collections.abc import Mapping, Sequence
+from statistics import harmonic_mean
 from typing import Literal
 
 from helpers.files import UsageError
@@ -67,7 +68,7 @@ def _questions_by_group(
     Raises UsageError unless each question has one answer and is of this benchmark.
     """
     check_each(answers, questions, "answers", "answer")
-    found: dict[str, list[BenchmarkQuestion]] = {group: [] for group in groups}
+    found = {group: [] for group in groups}
     for question in questions:
         if question.label not in ("yes", "no") or question.group not in groups:
             raise UsageError(
@@ -100,9 +101,8 @@ def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
     precision = share_of(label == "yes" for label, said, _ in rows if said == "yes")
     recall = share_of(said == "yes" for label, said, _ in rows if label == "yes")
     f1 = None
-    if precision and recall and precision.value + recall.value:
-        both = precision.value + recall.value
-        f1 = 2 * precision.value * recall.value / both
+    if precision and recall and precision.value:
+        f1 = harmonic_mean([precision.value, recall.value])
     return {
         "accuracy": share_of(said == label for label, said, _ in rows),
         "precision": precision,  # of the answers read as yes
@@ -143,7 +143,7 @@ def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade
 def _mme_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
     texts = [answers[question.id] for question in questions]
     said = list(map(parse_mme, texts))
-    images: dict[str, list[bool]] = {}  # which questions about each image are right
+    images = {}  # which questions about each image are right
     for question, reading in zip(questions, said, strict=True):
         hits = images.setdefault(question.about.get("pair", ""), [])
         hits.append(reading == question.label)

@@ -82,6 +82,7 @@ from .scoring import (
     get_scorer as get_scorer,
     grpo_reward_function as grpo_reward_function,
     heuristic_scorer as heuristic_scorer,
+    make_batch_scorer as make_batch_scorer,
     make_scorer as make_scorer,
     normalise as normalise,
     require_references as require_references,

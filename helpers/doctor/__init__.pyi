@@ -64,7 +64,7 @@ from .ppo_rules import (
 from .verdicts import (
     RunDoctor as RunDoctor,
     Verdict as Verdict,
-    examine as examine,
+    apply_rules as apply_rules,
     first_verdicts as first_verdicts,
     panel_html as panel_html,
     read_kinds as read_kinds,

@@ -21,7 +21,7 @@ import numpy as np
 from helpers.statistics import Mean, Proportion, mean_interval, proportion
 from helpers.training.reward import MAX_OVERFLOWS
 
-from .verdicts import Rules, Verdict, examine, first_verdicts, read_kinds, verdicts_of
+from .verdicts import Rules, Verdict, apply_rules, first_verdicts, read_kinds, verdicts_of
 
 START_ROWS = 2  # rows of the log before the first step can tell
 RECENT_ROWS = 5  # rows of a quick look
@@ -50,7 +50,7 @@ CUT_LENGTH = 0.9
 
 DPO_KINDS = read_kinds("dpo")
 # each explains those after it
-EXPLAINED_BY_CHAIN = ("too slow", "nothing learnt", "chance accuracy")
+LEARNING_CHAIN = ("too slow", "nothing learnt", "chance accuracy")
 
 LogRow = Mapping[str, float]
 
@@ -158,8 +158,8 @@ def diagnose_dpo(run: DPOHistory) -> list[Verdict]:
     """Find what is wrong with the run now, the worst first."""
     broken = non_finite_value(run)
     with np.errstate(all="ignore"):
-        found = {"not finite": broken} if broken else examine(run, DPO_RULES)
-    return verdicts_of(found, DPO_KINDS, EXPLAINED_BY_CHAIN, run.step)
+        found = {"not finite": broken} if broken else apply_rules(run, DPO_RULES)
+    return verdicts_of(found, DPO_KINDS, LEARNING_CHAIN, run.step)
 
 
 def replay_dpo(run: DPOHistory) -> list[Verdict]:

@@ -29,7 +29,7 @@ Examples = Sequence[dict[str, Any]]  # rows of the data set
 # GradScaler does over a whole training: AdamW divides gradients by their own size, so that no scale
 # has to be taken out again.
 LOSS_SCALE = 1024.0
-ADAMW_BYTES = 8  # a weight: two moments in fp32
+MOMENT_BYTES = 8  # a weight: two moments in fp32
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def forecast_run(trainer: DPOTrainer, seen_rows: Sequence[int] = ()) -> Forecast
         return Forecast(first, later, minutes, peak_memory_gb())
     # what is there with any batch, and what a batch of `examples` adds
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    optimizer = ADAMW_BYTES * trained
+    optimizer = MOMENT_BYTES * trained
     fixed = (before + optimizer) / 1e9
     peak = peak_memory_gb() + optimizer / 1e9
     total = torch.cuda.mem_get_info()[1] / 1e9

@@ -20,7 +20,7 @@ from helpers.statistics import Mean, proportion
 from helpers.training import IterationRow
 
 from .dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
-from .verdicts import Rules, Verdict, examine, first_verdicts, read_kinds, verdicts_of
+from .verdicts import Rules, Verdict, apply_rules, first_verdicts, read_kinds, verdicts_of
 
 # Iterations, and answers in them, at least
 START_SPAN = (1, 16)  # before any update
@@ -109,7 +109,7 @@ def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Ver
         rows.append({name: math.nan if n is None else n for name, n in row.items()})
     run = _history(rows, settings)
     broken = _non_finite_value(run)
-    found = {"not finite": broken} if broken else examine(run, PPO_RULES)
+    found = {"not finite": broken} if broken else apply_rules(run, PPO_RULES)
     return ppo_verdicts(found, int(rows[-1].get("iteration", len(log))))
 
 

@@ -41,7 +41,7 @@ def read_kinds(training: str) -> Kinds:
     return {kind: tuple(entry.values()) for kind, entry in tomllib.loads(text)[training].items()}
 
 
-def examine(run: Any, rules: Rules) -> dict[str, str]:
+def apply_rules(run: Any, rules: Rules) -> dict[str, str]:
     """Find what is wrong with a run: kind → what was measured.
 
     A part of the run is empty as long as it is too early to tell. Of the rules of a kind the first

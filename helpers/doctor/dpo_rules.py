@@ -50,7 +50,7 @@ CUT_LENGTH = 0.9
 
 DPO_KINDS = read_kinds("dpo")
 # each explains those after it
-DPO_CONSEQUENCES = ("too slow", "nothing learnt", "chance accuracy")
+LEARNING_CHAIN = ("too slow", "nothing learnt", "chance accuracy")
 
 LogRow = Mapping[str, float]
 
@@ -159,7 +159,7 @@ def diagnose_dpo(run: DPOHistory) -> list[Verdict]:
     broken = non_finite_value(run)
     with np.errstate(all="ignore"):
         found = {"not finite": broken} if broken else apply_rules(run, DPO_RULES)
-    return verdicts_of(found, DPO_KINDS, DPO_CONSEQUENCES, run.step)
+    return verdicts_of(found, DPO_KINDS, LEARNING_CHAIN, run.step)
 
 
 def replay_dpo(run: DPOHistory) -> list[Verdict]:

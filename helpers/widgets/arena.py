@@ -1,5 +1,6 @@
 """The blind arena: which of two answers is better, names and standings hidden until asked for."""
 
+import html
 import time
 from collections.abc import Callable
 
@@ -7,9 +8,8 @@ import ipywidgets as w
 
 from helpers.data import Votes, VotingItem
 from helpers.evaluation import arena
-from helpers.report import table_html
 
-from .common import button, errors_in, escape_text, html_place, in_row, note
+from .common import button, errors_in, escape_text, html_place, in_row, note, padded_table
 from .ranking import AnswerRanker
 
 HIDDEN_NOTE = (
@@ -107,6 +107,6 @@ def standings_table(standings: arena.Standings) -> str:
     rates = standings.win_rates or ("no vote yet", "no vote yet")
     rows = [["model", "won", "win rate (draws ½), 95 %"]]
     for name, wins, rate in zip(standings.names, standings.wins, rates, strict=True):
-        rows.append([name, str(wins), str(rate)])
+        rows.append([html.escape(name), str(wins), str(rate)])
     said = [standings.sentence(), *standings.remarks()]
-    return table_html(rows) + escape_text("\n".join(said))
+    return padded_table(rows) + escape_text("\n".join(said))

@@ -30,6 +30,7 @@ from helpers.statistics import proportion
 
 from .common import (
     ERROR_COLOR,
+    Panel,
     button,
     errors_in,
     html_place,
@@ -38,7 +39,6 @@ from .common import (
     labelled,
     listen_to_keys,
     note,
-    on_change,
     show,
 )
 
@@ -167,7 +167,7 @@ def _encode_thumbnail(path: Path, where: str, _changed: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-class Explorer:
+class Explorer(Panel):
     """Base and policy on all held-out items, a page of PER_PAGE at a time; `show()` displays it.
 
     answers: model → its answer to each item, the base among them. `.state` says what is on the
@@ -196,6 +196,7 @@ class Explorer:
             ("biggest change first", "change"),
             ("as in the data", "number"),
         ]
+        self.order.value = "outcome"
         self.header = html_place("56px")
         self.message = html_place("28px")
         self.grid = w.HTML(layout=w.Layout(width="99%"))
@@ -205,7 +206,7 @@ class Explorer:
             "Next": button("Next", partial(self._turn, 1), "n"),
             "Last page": button("Last page", partial(self._turn, END), "l"),
         }
-        on_change(self._filter, *self._menus())
+        self.on_change(self._filter, *self._menus())
         menus = in_row(*self._menus())
         self.box = in_column(
             self.header, menus, in_row(*self.turns.values()), self.message, self.grid

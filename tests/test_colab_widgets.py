@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from helpers.files import ROOT
 
 COLAB = Path(sys.prefix) / "ipywidgets7"
 FILES = [str(path) for path in sorted(Path(__file__).with_name("widgets").glob("test_*.py"))]
 
 
+@pytest.mark.heavy(reason="all tests of widgets in a process with other packages")
 def test_all_widgets_with_the_ipywidgets_of_colab():
     assert (COLAB / "ipywidgets").is_dir(), (
         f"{COLAB} is missing. Run: make setup, or: {sys.executable} -m uv pip install --python {sys.executable} "

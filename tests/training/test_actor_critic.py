@@ -17,6 +17,8 @@ from helpers.training.actor_critic import CRITIC_ADAPTER
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 
 def test_a_critic_with_its_own_adapter_leaves_the_policy_alone():
     """Its loss reaches its adapter and head only; one on the policy's states reaches the policy unless detached."""

@@ -19,6 +19,8 @@ from helpers.training import checkpoint as ppo_checkpoint
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 
 def test_a_stopped_run_goes_on_bit_for_bit_from_another_folder(tmp_path):
     whole = finished(tmp_path / "whole")

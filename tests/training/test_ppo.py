@@ -21,6 +21,8 @@ from helpers.training.actor_critic import CRITIC_ADAPTER
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 
 

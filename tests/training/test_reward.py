@@ -121,6 +121,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.heavy(reason="trains")
 def test_a_resumed_training_is_the_one_that_was_not_interrupted(records, tmp_path, monkeypatch):
     settings = dataclasses.replace(QUICK, epochs=2)  # 6 steps an epoch; MLP with dropout
     whole = trainer(models.load_model("tiny"), records, settings)

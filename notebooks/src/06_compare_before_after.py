@@ -99,13 +99,8 @@ print("policies:", ", ".join(policies.names))
 
 # %%
 kinds = list(items[0].counts)
-questions = [
-    f"How many {kinds[0]} are there?",
-    f"How many {kinds[1 % len(kinds)]} are there?",
-    "What color is the bus?",
-    "Is there a bus in the image?",
-    "Why is the road busy?",
-]
+questions = [f"How many {kind} are there?" for kind in kinds[:2]]
+questions += ["What color is the bus?", "Is there a bus in the image?", "Why is the road busy?"]
 comparison = widgets.Comparison(policies, items, reward, questions)
 comparison.show()
 

@@ -31,6 +31,8 @@ from helpers.doctor.verdicts import Verdict
 from helpers.files import open_image
 from helpers.training import dpo
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=8)
 FOREIGN = (
     "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"

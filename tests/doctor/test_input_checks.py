@@ -15,6 +15,8 @@ from helpers.files import UsageError
 from helpers.models.prompts import answer_ids, encode
 from helpers.training import dpo
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=4)
 
 

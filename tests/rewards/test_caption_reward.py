@@ -133,6 +133,7 @@ def test_each_answer_gets_the_caption_of_its_own_images(tokenizer, records):
     assert "Image description: cars in scene-000003\n" in texts[2][0]
 
 
+@pytest.mark.heavy(reason="trains")
 def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
     """Trained on rankings that a coin has turned round, it has no opinion of red and blue worth the name."""
     train, test, coin = separable(60), separable(60, seed=1), random.Random(0)
@@ -147,6 +148,7 @@ def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
     assert gaps[1] < gaps[0] / 4
 
 
+@pytest.mark.heavy(reason="trains")
 def test_pairs_that_only_the_caption_decides(tokenizer, records):
     """Is it red or blue? Half of the 20 held-out images are red: the twin, which sees none, gets 10 right."""
     images = [str(record.image_paths[0]) for record in records[:80]]
@@ -242,6 +244,7 @@ def test_all_pairs_of_a_ranking_are_trained_on(tokenizer, records, monkeypatch):
     assert [len(t) for t in seen] == [6, 2]
 
 
+@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(
     tokenizer, records, tmp_path, monkeypatch
 ):

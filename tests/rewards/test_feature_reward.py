@@ -130,6 +130,7 @@ def test_an_image_is_read_once_for_its_path(tiny, records, monkeypatch):
     assert calls == [record.image_paths[0] for record in records[:2]]
 
 
+@pytest.mark.heavy(reason="trains")
 def test_it_learns_a_score_of_answers_and_shuffled_targets_do_not_carry_over(reward, records):
     targets = words(records)
     fit = reward.fit(records, targets, epochs=80)
@@ -212,6 +213,7 @@ def test_the_heuristic_of_answers_is_what_is_regressed(records):
     assert target_scores(records[:1], shorter)[0][0] == -len(records[0].answers[0].text)
 
 
+@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(tiny, reward, records, tmp_path):
     reward.fit(records, words(records), epochs=3)
     reward.save(tmp_path / "reward")

@@ -21,6 +21,8 @@ from helpers.models.caches import ImageFeatures, images_hash
 from helpers.models.shared_prefix import Packer
 from helpers.training import dpo
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 VALID = TRAFFIC / "preferences_valid.jsonl"
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=6, batch_size=8)
 

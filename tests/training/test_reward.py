@@ -18,6 +18,8 @@ from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
 from helpers.statistics import proportion
 from helpers.training.reward import RewardTrainer, losses_of
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 
 @pytest.fixture(scope="module")
 def records():

@@ -469,6 +469,7 @@ def check_nothing_lost(folder, told, kills):
     assert all(len(r.judgements) == 1 for r in apply_votes(items, folder / "votes.jsonl"))
 
 
+@pytest.mark.heavy(reason="starts processes that are killed")
 def test_25_kills_in_150_pairs_lose_no_vote_and_double_none(folder):
     write_records(folder / "records.jsonl", records(150))
     draw = random.Random(0)
@@ -556,6 +557,7 @@ print("ids", json.dumps(ids))
         self.manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.heavy(reason="a kernel of its own")
 def test_a_killed_kernel_goes_on_where_it_was(folder):
     write_records(folder / "records.jsonl", records(40))
     first, second = Browser(), Browser()

@@ -240,8 +240,9 @@ if trainer.actor.own_adapter and WARM_UP and not trainer.iteration:
 # language breaks. The critic's **explained variance** is 1 for a perfect critic, 0 for one that is
 # no better than a constant. And every answer must **end**.
 #
-# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage, policy update, critic
-# update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines, with the formula beside each.
+# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage,
+# policy update, critic update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines,
+# with the formula beside each.
 
 # %%
 log = trainer.train()
@@ -265,7 +266,8 @@ section.say(
 )
 
 # %% [markdown]
-# What the critic thinks while a new answer is written: a drop is where it believes a mistake was made.
+# What the critic thinks while a new answer is written: a drop is where it believes a mistake was
+# made.
 
 # %%
 rollout = trainer.sampler.sample(trainer.iteration)

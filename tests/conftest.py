@@ -11,7 +11,8 @@ from transformers import AutoProcessor
 
 from helpers import models
 from helpers.data.labels import read_yolo
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.files import ROOT
 
 # The longest files, by their names: they start first, so that workers share the rest.

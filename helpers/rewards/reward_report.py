@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
-from helpers.data import BLIND_RULES, PreferenceRecord
+from helpers.data import PreferenceRecord, blind_values
 from helpers.files import UsageError, open_image
 from helpers.statistics import Proportion, binomial_p, derangement, proportion
 
@@ -23,9 +23,9 @@ from .reward_model import RecordScores, pair_gaps, pair_hits
 
 
 def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[float]]:
-    """Scores by a rule of `blind.RULES`, such as "shorter" or "shown first", which never sees the image."""
+    """Scores by a rule of `blind_values`, such as "shorter" or "shown first", which never sees the image."""
     return [
-        [BLIND_RULES[rule](a.text, (), place) for place, a in enumerate(record.answers)]
+        [blind_values(a.text, (), place)[rule] for place, a in enumerate(record.answers)]
         for record in records
     ]
 

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from helpers.data import (
     DatasetRow,
     HubSet,
-    disable_decoding,
     explain_validation_error,
     load_rows,
     raw_rows,
@@ -235,7 +234,7 @@ def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]
     if file is not None and not file.is_file():
         raise UsageError(f"{file}: no such file. Check the path, or leave it out to download.")
     if file is None or file.suffix == ".parquet":
-        for number, row in enumerate(disable_decoding(load_rows(source, file)), start=1):
+        for number, row in enumerate(load_rows(source, file), start=1):
             yield f"{file or source.repository}, row {number}", row
         return
     for number, _, row, error in raw_rows(file):

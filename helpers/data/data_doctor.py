@@ -78,7 +78,7 @@ def check_file(
     return doctor.finish()
 
 
-def find_photos(path: Path, *, images: bool = True) -> DataReport:
+def find_photos(path: Path, images: bool = True) -> DataReport:
     """Collect the photos of a file, or of a folder and its subfolders, to compare another with."""
     if not path.is_dir():
         return check_file(path, images=images)

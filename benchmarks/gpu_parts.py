@@ -44,7 +44,7 @@ from benchmarks.gpu_model import (
 from benchmarks.gpu_run import Notes, Part, Plan, in_process, work
 from helpers import runtime
 from helpers.config import DPO_PRESETS
-from helpers.data.preferences import from_trl
+from helpers.data.trl_pairs import from_trl
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps

@@ -23,7 +23,8 @@ from transformers import TrainerCallback
 
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.doctor import dpo_doctor as run_doctor
 from helpers.doctor.dpo_doctor import DPODoctor
 from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo, replay_dpo

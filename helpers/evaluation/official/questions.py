@@ -24,7 +24,6 @@ from pydantic import BaseModel, ConfigDict
 from helpers.data import (
     DatasetRow,
     HubSet,
-    disable_decoding,
     load_rows,
     store_images,
 )
@@ -274,7 +273,7 @@ def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]
     if file is not None and not file.is_file():
         raise UsageError(f"{file}: no such file. Check the path, or leave it out to download.")
     if file is None or file.suffix == ".parquet":
-        for number, row in enumerate(disable_decoding(load_rows(source, file)), start=1):
+        for number, row in enumerate(load_rows(source, file), start=1):
             yield f"{file or source.repository}, row {number}", row
     else:
         yield from placed_rows(file)

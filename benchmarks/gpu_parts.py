@@ -299,7 +299,7 @@ class Watch(TrainerCallback):
 
 
 def small_dpo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
-    """Final weights of 5 steps with a checkpoint after every second one, and the steps done here."""
+    """Final weights of 5 steps with a checkpoint after every second; the steps done here."""
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
     watch = Watch(kill, lambda: last_checkpoint(folder))

@@ -152,7 +152,7 @@ class PPODoctor(RunDoctor):
         trainer.stopped |= any(verdict.severity == "stop" for verdict in new)
 
     def go_on(self, trainer: PPOTrainer) -> None:
-        """Read what a run that goes on has shown before in its log; one that was stopped stays so."""
+        """Read in the log what a run that goes on has shown before. A stopped one stays so."""
         self.row, self.settings = trainer.log[-1], trainer.settings
         self.verdicts = replay_ppo(trainer.log, trainer.settings)
         trainer.stopped |= any(verdict.severity == "stop" for verdict in self.verdicts)

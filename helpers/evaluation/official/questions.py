@@ -46,7 +46,7 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")
-SHOWN_ERRORS = 10  # bad rows that a message lists
+SHOWN_ROW_ERRORS = 10  # bad rows that a message lists
 
 
 class BenchmarkQuestion(BaseModel):
@@ -262,9 +262,9 @@ def load_questions(
 
 
 def _refuse(bad: Sequence[str], rows: int) -> None:
-    shown = list(bad[:SHOWN_ERRORS])
-    if len(bad) > SHOWN_ERRORS:
-        shown.append(f"… and {len(bad) - SHOWN_ERRORS} more")
+    shown = list(bad[:SHOWN_ROW_ERRORS])
+    if len(bad) > SHOWN_ROW_ERRORS:
+        shown.append(f"… and {len(bad) - SHOWN_ROW_ERRORS} more")
     raise UsageError(f"{len(bad)} of {rows} rows cannot be read:\n" + "\n".join(shown))
 
 

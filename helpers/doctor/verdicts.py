@@ -73,15 +73,6 @@ def verdicts_of(
     ]
 
 
-def first_verdicts(looks: Iterable[Sequence[Verdict]]) -> list[Verdict]:
-    """The first verdict of each kind, where `looks` are verdicts on a run that goes on."""
-    first: dict[str, Verdict] = {}
-    for verdicts in looks:
-        for verdict in verdicts:
-            first.setdefault(verdict.kind, verdict)
-    return sorted(first.values(), key=lambda verdict: verdict.step)
-
-
 def verdict_kinds(verdicts: Sequence[Verdict], nothing: str = "nothing") -> str:
     """The kinds of what was found, for a row of a table: "loss rises, answers do not end"."""
     return ", ".join(verdict.kind for verdict in verdicts) or nothing

@@ -159,9 +159,14 @@ def score_records(
             # opened in their turn: all at once would fill the memory
             opened = [list(map(_opened, row)) for row in images[rows]]
             found = reward(reward.batch(records[rows], opened))
-            sizes = [len(record.answers) for record in records[rows]]
-            scores += [part.tolist() for part in found.split(sizes)]
+            scores += split_scores(found, records[rows])
     return scores
+
+
+def split_scores(scores: Tensor, records: Sequence[PreferenceRecord]) -> list[list[float]]:
+    """Cut scores of all answers, (answers,), into one list a record."""
+    sizes = [len(record.answers) for record in records]
+    return [part.tolist() for part in scores.split(sizes)]
 
 
 def _opened(image: Path | Image.Image) -> Image.Image:

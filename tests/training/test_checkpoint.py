@@ -24,6 +24,7 @@ from helpers.training.watch import HeldOutAnswers, JSONLog
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 
 
+@pytest.mark.heavy
 def test_a_stopped_run_goes_on_bit_for_bit_from_another_folder(tmp_path):
     whole = finished(tmp_path / "whole")
 
@@ -132,6 +133,7 @@ def command(folder) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, str(script)], os.environ | environment
 
 
+@pytest.mark.heavy
 def test_a_run_killed_twice_ends_as_one_that_was_not(tmp_path):
     """SIGKILL as soon as the first checkpoint is there, and again in the middle of what comes next."""
     folder = tmp_path / "killed"

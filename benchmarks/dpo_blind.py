@@ -24,7 +24,8 @@ from helpers import models
 from helpers.config import DPO_PRESETS
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import add_image_negatives, build_records, make_one_sided
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.evaluation.pair_accuracy import evaluate_pairs
 from helpers.files import write_json, write_text
@@ -62,11 +63,8 @@ def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
 
 def train_and_measure(data, settings, seed, items, pairs) -> dict[str, Proportion]:
     model, processor = models.load_model("tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.dpo_trainer(
-            model, processor, data, settings, seed=seed, output_dir=Path(folder)
-        )
-        dpo.train_dpo(trainer)
+    trainer = dpo.dpo_trainer(model, processor, data, settings, seed=seed)
+    dpo.train_dpo(trainer)
     policy = trainer.model
     sampled = evaluate_counting(policy, processor, items, temperature=1.0, seed=seed)
     return {

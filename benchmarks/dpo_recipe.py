@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import logging
 import sys
-import tempfile
 from pathlib import Path
 
 import datasets
@@ -23,7 +22,7 @@ from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import build_records, counting_questions
-from helpers.data.preferences import to_trl
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table
@@ -56,11 +55,8 @@ def train_and_measure(
 ) -> tuple[dict[str, Proportion], float]:
     """Shares of exact and well-formed answers after one training run, and its seconds."""
     model, processor = models.load_model("tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.dpo_trainer(
-            model, processor, dataset, settings, seed=seed, output_dir=Path(folder)
-        )
-        seconds = dpo.train_dpo(trainer).seconds
+    trainer = dpo.dpo_trainer(model, processor, dataset, settings, seed=seed)
+    seconds = dpo.train_dpo(trainer).seconds
     results = {
         name: evaluate_counting(trainer.model, processor, items, seed=seed, **how)
         for name, how in CONDITIONS.items()

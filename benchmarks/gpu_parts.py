@@ -1,6 +1,6 @@
 """The parts of `benchmarks/gpu.py`: functions (plan, note, backend), each in its own process.
 
-`backend` is who loads the model, decided before this module was imported (`gpu.import_parts`).
+`backend` is who loads the model, decided before this module was imported (`gpu_run.import_parts`).
 Stock TRL is what it is in `benchmarks/dpo.py`: `dpo.dpo_trainer(packs=False)`. Seconds of a DPO
 step run from the end of one step to the end of the next: collator, forward, backward, optimizer,
 log. Peaks are what PyTorch allocated (on a CPU the memory of the process, since it began);
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers import models  # before all that unsloth changes
 
@@ -25,10 +25,8 @@ from helpers import models  # before all that unsloth changes
 import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks import gpu
-from benchmarks.dpo import Case, pairs
+from benchmarks.dpo import Case, now, pairs
 from benchmarks.gpu_model import (
     ASKED,
     BATCH,
@@ -39,17 +37,18 @@ from benchmarks.gpu_model import (
     environment,
     forecast,
     load_model,
-    now,
     ppo_settings,
     questions,
     write_model,
 )
+from benchmarks.gpu_run import Notes, Part, Plan, in_process, work
 from helpers import runtime
 from helpers.config import DPO_PRESETS
-from helpers.data.preferences import from_trl
+from helpers.data.trl_pairs import from_trl
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
+from helpers.machine.checkpoints import last_checkpoint
 from helpers.machine.workload import GenerationSettings
 from helpers.models.shared_prefix import PackedAnswers, Packer, answer_logits
 from helpers.rewards.scoring import make_scorer
@@ -57,15 +56,12 @@ from helpers.statistics import proportion
 from helpers.training import dpo
 from helpers.training.ppo import PPOTrainer
 
-if TYPE_CHECKING:
-    from benchmarks.gpu import Notes, Plan
-
 Weights = dict[str, Tensor]
 WARM_UP = 3  # steps that do not count
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 100})
 
 
-def checkpoint(plan: "Plan", note: "Notes", backend: str) -> None:
+def checkpoint(plan: Plan, note: Notes, backend: str) -> None:
     """Both models, the images, and what the machine is."""
     note(environment=environment())
     started = now()
@@ -88,7 +84,7 @@ class Look:
     gradient: Weights  # of a DPO batch, by weight
 
 
-def load(plan: "Plan", note: "Notes", backend: str) -> None:
+def load(plan: Plan, note: Notes, backend: str) -> None:
     """Seconds, memory, and a `Look`, saved with its adapter; then answers are sampled."""
     peak, started = Peak(), now()
     model, processor = load_model(plan)
@@ -114,7 +110,7 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
 
 
 def look_at(
-    plan: "Plan", model: nn.Module, processor: ProcessorMixin
+    plan: Plan, model: nn.Module, processor: ProcessorMixin
 ) -> tuple[Look, nn.Module, PackedAnswers]:
     """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang
     on their names.
@@ -125,9 +121,7 @@ def look_at(
     plain = Packer(model, processor, packs=False, device=runtime.device())
     batch = plain([pair.prompt for pair in known], [pair.images for pair in known], answers)
     logits = say(model, batch)[batch.mask.roll(-1, 1)].float().cpu()
-    trainer = dpo.dpo_trainer(
-        model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look"
-    )
+    trainer = dpo.dpo_trainer(model, processor, rows, dpo_settings(plan))
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     fill(trained)
     logps = completion_logps(say(trainer.model, batch), batch.ids, batch.mask).cpu()
@@ -159,7 +153,7 @@ def fill(weights: Weights) -> None:
 
 
 def read_adapters(
-    plan: "Plan", policy: nn.Module, batch: PackedAnswers, seen: Look
+    plan: Plan, policy: nn.Module, batch: PackedAnswers, seen: Look
 ) -> dict[str, float]:
     """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from
     those of our own, nats.
@@ -173,7 +167,7 @@ def read_adapters(
     return found
 
 
-def exchange(plan: "Plan", note: "Notes", backend: str) -> None:
+def exchange(plan: Plan, note: Notes, backend: str) -> None:
     """A second look with transformers beside what both loaders have seen."""
     model, processor = load_model(plan)
     seen, policy, batch = look_at(plan, model, processor)
@@ -217,18 +211,13 @@ class Clock(TrainerCallback):
         self.last += self.seconds[-1]
 
 
-def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = None) -> None:
+def train_dpo(plan: Plan, note: Notes, backend: str, packs: bool | None = None) -> None:
     """All steps, on so few pairs that the second half of them sees each once more."""
     model, processor = load_model(plan)
     settings = dpo_settings(plan)
     clock, peak = Clock(), Peak()
-    rows, folder = (
-        dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)),
-        plan.folder / f"dpo-{backend}-{packs}",
-    )
-    trainer = dpo.dpo_trainer(
-        model, processor, rows, settings, output_dir=folder, packs=packs, callbacks=[clock]
-    )
+    rows = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2))
+    trainer = dpo.dpo_trainer(model, processor, rows, settings, packs=packs, callbacks=[clock])
     note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
     log = dpo.train_dpo(trainer).log
     note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
@@ -264,7 +253,7 @@ def losses(log: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
+def train_ppo(plan: Plan, note: Notes, backend: str) -> None:
     """Iterations with the preset "t4" and short answers, whose score is their length."""
     model, processor = load_model(plan)
     settings, peak = ppo_settings(plan), Peak()
@@ -309,29 +298,24 @@ class Watch(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def small_dpo(
-    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
-) -> tuple[Weights, int]:
-    """Final weights of 5 steps with a checkpoint after every second one, and how many steps were
-    done here.
-    """
+def small_dpo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
+    """Final weights of 5 steps with a checkpoint after every second; the steps done here."""
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
-    watch = Watch(kill, lambda: folder.is_dir() and get_last_checkpoint(str(folder)))
+    watch = Watch(kill, lambda: last_checkpoint(folder))
     trainer = dpo.dpo_trainer(
-        model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch]
+        model, processor, dataset_of(plan, 4), settings, folder=folder, callbacks=[watch]
     )
-    dpo.train_dpo(trainer, resume)
+    dpo.train_dpo(trainer)
     return {
         name: p.detach().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad
     }, watch.steps
 
 
-def small_ppo(
-    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
-) -> tuple[Weights, int]:
-    """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run
-    finds by itself.
+def small_ppo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
+    """Final weights of policy and critic of 3 iterations with a checkpoint after each.
+
+    A run finds the checkpoints by itself.
     """
     model, processor = load_model(plan, "small")
     sizes = {"prompts_per_iteration": 2, "group_size": 2, "mini_batch": 1, "max_new_tokens": 4}
@@ -349,25 +333,25 @@ def small_ppo(
 SMALL = {"dpo": small_dpo, "ppo": small_ppo}
 
 
-def killed(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
+def killed(plan: Plan, note: Notes, backend: str, stage: str) -> None:
     SMALL[stage](plan, plan.folder / f"resume-{stage}-{backend}", kill=True)
 
 
-def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
+def resume(plan: Plan, note: Notes, backend: str, stage: str) -> None:
     """A run that is killed and gone on with, and two whole ones: by how much do final weights
     differ at most?
     """
     train, folder = SMALL[stage], plan.folder / f"resume-{stage}-{backend}"
-    part = gpu.Part(f"killed_{stage}", backend, 0)
+    part = Part(f"killed_{stage}", backend, 0)
     log = plan.folder / f"{part.name}.log"
-    process = gpu.in_process(gpu.work, (part, plan, None), log, leader=False)
+    process = in_process(work, (part, plan, None), log, leader=False)
     process.join()
     if process.exitcode != -signal.SIGKILL:
         raise UsageError(
             f"the run to be killed ended with {process.exitcode}: {log.read_text()[-200:].strip()}"
         )
     kept = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("checkpoint*"))]
-    gone_on, left = train(plan, folder, resume=True)
+    gone_on, left = train(plan, folder)
     (whole, steps), (again, _) = (
         train(plan, plan.folder / f"{folder.name}-{number}") for number in (1, 2)
     )

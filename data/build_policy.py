@@ -8,7 +8,6 @@ opens notebook 06 first has something to compare.
 
 import argparse
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import dpo_preset
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.files import read_json, write_json, write_text
 from helpers.models import presets
 from helpers.training import dpo
@@ -38,12 +38,9 @@ def main() -> None:
     folder = parser.parse_args().out
     source, settings = ROOT / "data" / "traffic" / "preferences_train.jsonl", dpo_preset("tiny")
     model, processor = models.load_model(BASE)
-    with tempfile.TemporaryDirectory() as output:
-        pairs = to_trl(read_records(source))
-        trainer = dpo.dpo_trainer(
-            model, processor, pairs, settings, seed=SEED, output_dir=Path(output)
-        )
-        trainer.train()
+    pairs = to_trl(read_records(source))
+    trainer = dpo.dpo_trainer(model, processor, pairs, settings, seed=SEED)
+    trainer.train()
     about = {
         "base": BASE,
         "seed": SEED,

@@ -17,11 +17,12 @@ from typer.main import get_command
 from helpers import notebooks
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
 
-# What the demo gives the notebooks in place of their own values, so that it is shorter.
+# What the demo gives the notebooks in place of their own values, so that it is shorter. A run of
+# other settings in the artifacts is kept under another name.
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
-    "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",)},
-    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0},
-    "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0},
+    "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",), "REPLACE": True},
+    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0, "REPLACE": True},
+    "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0, "REPLACE": True},
     "07": {"POLICIES": ("dpo/*", "ppo/ppo")},
 }
 
@@ -47,17 +48,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """`STEPS=60` → ("STEPS", 60); a value that is not a Python literal is taken as text."""
-    name, equals, value = text.partition("=")
-    if not equals:
+    if "=" not in text:
         raise UsageError(f"--set {text!r}: write NAME=VALUE, for example --set STEPS=60")
+    name, value = text.split("=", 1)
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def run_demo(
     started: Annotated[
         float | None,
         Option(
@@ -73,12 +74,14 @@ def demo(
 
     started = started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
+    # a report of this demo alone
     for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
         old.unlink()
     for entry in notebooks.catalogue():
         name = entry["file"][:2]
         print(f"[{time.time() - started:4.0f} s] notebook {name} …", flush=True)
         notebooks.run_notebook(name, DEMO_PARAMETERS.get(name), pages)
+    # last of all, figures of the demo itself, on the same page as the notebooks'
     section = Section("99_demo", "The whole demo")
     seconds = time.time() - started
     section.add_value("demo_seconds", seconds)
@@ -96,8 +99,8 @@ def print_summary(figures: dict[str, dict[str, float]]) -> None:
         print(f"{name:<36} {figure['value']:>10.4g}{interval} {made}")
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_notebooks(
     notebook: Annotated[list[str], Argument(help="For example 02 04 06.")],
     changes: Annotated[
         list[str] | None, Option("--set", metavar="NAME=VALUE", help="Set a parameter.")
@@ -109,6 +112,7 @@ def run(
     """
     values = dict(parse_setting(text) for text in changes or ())
     known = {name: notebooks.parameters(name) for name in notebook}
+    # before anything runs: a notebook may take an hour
     for setting in values:
         if not any(setting in names for names in known.values()):
             choices = ", ".join(sorted(set().union(*known.values())))
@@ -120,8 +124,8 @@ def run(
         print(f"{name}: {time.perf_counter() - started:.0f} s → {page}", flush=True)
 
 
-@app.command()
-def train(
+@app.command("train")
+def run_recipe(
     config: Annotated[
         str, Option(help="A recipe's name (see recipes/) or the path of a TOML file.")
     ],
@@ -139,6 +143,9 @@ def train(
         Path | None,
         Option(help="Folder for all it makes.", show_default="artifacts/recipes/NAME"),
     ] = None,
+    replace: Annotated[
+        bool, Option("--replace", help="Keep a run of other settings as NAME.old-1; train anew.")
+    ] = False,
 ) -> None:
     """Run the stages of a recipe.
 
@@ -150,11 +157,12 @@ def train(
     path = find_recipe(config)
     settings = [parse_setting(text) for text in changes or ()]
     recipe = read_recipe(path, laptop=laptop, changes=settings)
-    run_stages(RecipeRun(recipe, out or artifacts_dir() / "recipes" / path.stem), stage or ())
+    folder = out or artifacts_dir() / "recipes" / path.stem
+    run_stages(RecipeRun(recipe, folder, replace_other=replace), stage or ())
 
 
-@app.command()
-def report(
+@app.command("report")
+def write_report(
     model: Annotated[str, Option(help="Base of the adapters.")] = "tiny",
     adapters: Annotated[
         Path | None, Option(help="Folder with adapters.", show_default="the artifacts")
@@ -176,8 +184,8 @@ def report(
         print(path)
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_files(
     file: Annotated[list[Path], Argument(help="Several: also searched for photos they share.")],
     root: Annotated[Path | None, Option(help="Folder of the images, if not the file's.")] = None,
     no_images: Annotated[bool, Option("--no-images", help="Be quicker: open no image.")] = False,
@@ -206,8 +214,10 @@ def check(
 
     if salvage and len(file) > 1:
         raise UsageError("--salvage takes one file at a time: check the others by themselves.")
+    # what must not be in the files: photos of benchmarks, and of the files before
     images = not no_images
     found = [data.find_photos(path, images=images) for path in benchmark or ()]
+    # of each file its own
     new_lengths = _lengths_of(model) if model else lambda: None
     reports = []
     for path in file:
@@ -245,8 +255,8 @@ def _lengths_of(name: str) -> Callable[[], Any]:
     return partial(RecordLengths, processor, longest)
 
 
-@app.command()
-def convert(
+@app.command("convert")
+def convert_preferences(
     file: Path,
     out: Path,
     to: Annotated[str, Option(help="Format to write; record is this project's own.")] = "record",
@@ -260,8 +270,8 @@ def convert(
     print(convert_file(file, out, to, pairs))
 
 
-@app.command()
-def export(
+@app.command("export")
+def export_adapter(
     adapter: Annotated[
         Path, Argument(help="Folder of a policy's adapter, for example artifacts/dpo/seed-0.")
     ],
@@ -292,8 +302,8 @@ def export(
         print(export.push(out, push, private=not public))
 
 
-@app.command()
-def memory(
+@app.command("memory")
+def print_memory(
     model: Annotated[
         list[str] | None,
         Option(metavar="NAME", help="Preset or folder; may be repeated.", show_default="all"),
@@ -314,8 +324,8 @@ def memory(
     print(memory_table([Workload(name, width, height, max_pixels) for name in model or PRESETS]))
 
 
-@app.command()
-def schema() -> None:
+@app.command("schema")
+def write_schema() -> None:
     """Write the JSON Schema of a record to data/."""
     from helpers.data import json_schema
 

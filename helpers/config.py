@@ -217,7 +217,8 @@ def reward_preset(name: str) -> RewardSettings:
 
 @_settings
 class PPOSettings:
-    # with a critic (PPO), or of a group: "rloo", "grpo" (ADVANTAGES: helpers/training/advantages.py)
+    # with a critic (PPO), or of a group: "rloo", "grpo"
+    # (ADVANTAGES: helpers/training/advantages.py)
     advantages: str = "gae"
     policy_loss: str = "clip"  # a name in POLICY_LOSSES: helpers/losses.py
     rollout_filter: str = "all"  # a name in ROLLOUT_FILTERS: helpers/training/rollout.py

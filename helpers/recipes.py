@@ -7,7 +7,7 @@ without a GPU; it is laid over the rest, and `--set` over that. What the stages 
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,13 +34,14 @@ from helpers.config import (
 )
 from helpers.data import FORMATS, PreferenceRecord, StrictModel, read_records
 from helpers.files import ROOT, UsageError, did_you_mean, read_json
-from helpers.losses import KL_ESTIMATORS
 from helpers.machine import changed_fields, check_machine
 from helpers.rewards import SCORERS
 from helpers.statistics import Proportion
-from helpers.training import OBJECTIVES, Task, tasks_of
+from helpers.training import OBJECTIVES, Task, check_names, tasks_of
 
 RECIPES = ROOT / "recipes"
+# Formats that only the stage `data` reads, beside those of other projects.
+OWN_FORMATS = ("record", "visual_genome")
 # Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.py.
 RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
 StageName = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
@@ -146,6 +147,7 @@ def find_recipe(name: str | Path) -> Path:
     """`vehicles` or a path → the file. Raises UsageError listing the recipes there are."""
     path = Path(name)
     known = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+    # a file beside you comes before one of ours of the same name
     if path.suffix == ".toml" and path.exists():
         return path
     if str(name) in known:
@@ -168,6 +170,7 @@ def read_recipe(
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error}).") from None
+    # what is said later wins: the recipe, its [laptop], the command line
     smaller = values.pop("laptop", {})
     if laptop:
         values = deep_merge(values, smaller)
@@ -190,6 +193,7 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         if item["type"] != "extra_forbidden":
             continue
+        # the tables that the name stands in
         *tables, name = item["loc"]
         part: Any = Recipe
         for table in tables:
@@ -208,27 +212,23 @@ def _check_settings(recipe: Recipe) -> None:
             raise UsageError(f"reward.settings.{one}: write reward.{one}s in its place.")
     for stage in ("reward", "dpo", "ppo"):
         try:
-            getattr(recipe, f"{stage}_settings")()
+            settings = getattr(recipe, f"{stage}_settings")()
+            if stage == "ppo":
+                check_names(settings)
         except UsageError as error:
             raise UsageError(f"{stage}: {error}") from None
-    ppo = recipe.ppo_settings()
-    formats = ("record", "visual_genome", *FORMATS)
-    scorers = (*SCORERS, *RUN_SCORERS)
-    _check_names("data.format: unknown format", [recipe.data.format], formats)
-    _check_names("rank.scorer: unknown scorer", [recipe.rank.scorer], SCORERS)
-    _check_names("reward.heads: unknown head", recipe.reward.heads, models.HEADS)
-    _check_names("reward.objectives: unknown objective", recipe.reward.objectives, OBJECTIVES)
-    _check_names("ppo.score: unknown scorer", recipe.ppo.score, scorers)
-    _check_names("ppo.settings: unknown kl_estimator", [ppo.kl_estimator], KL_ESTIMATORS)
-
-
-def _check_names(problem: str, names: Iterable[str], choices: Iterable[str]) -> None:
-    for name in names:
-        if name not in choices:
-            raise UsageError(
-                f"{problem} {name!r}. Choose from {', '.join(choices)}."
-                f"{did_you_mean(name, choices)}"
-            )
+    tables = (
+        ("data.format: unknown format", [recipe.data.format], (*OWN_FORMATS, *FORMATS)),
+        ("rank.scorer: unknown scorer", [recipe.rank.scorer], SCORERS),
+        ("reward.heads: unknown head", recipe.reward.heads, models.HEADS),
+        ("reward.objectives: unknown objective", recipe.reward.objectives, OBJECTIVES),
+        ("ppo.score: unknown scorer", recipe.ppo.score, (*SCORERS, *RUN_SCORERS)),
+    )
+    for problem, names, choices in tables:
+        for name in names:
+            if name not in choices:
+                choose = f"Choose from {', '.join(choices)}.{did_you_mean(name, choices)}"
+                raise UsageError(f"{problem} {name!r}. {choose}")
 
 
 def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
@@ -249,6 +249,7 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     head = "fusion" if "fusion" in heads else heads[0]
     given["reward"] = replace(given["reward"], head=head)
     given = {stage: settings for stage, settings in given.items() if stage in stages}
+    # what is changed in a stage's settings becomes part of the recipe
     plan = check_machine(
         recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given
     )
@@ -278,10 +279,14 @@ def _lists_to_tuples(value: Any) -> Any:
 
 @dataclass
 class RecipeRun:
-    """A recipe, the folder of what it makes, and the figures that have been found."""
+    """A recipe, the folder of what it makes, and the figures that have been found.
+
+    replace_other: a stage that finds another run in its folder sets it aside, as NAME.old-1.
+    """
 
     recipe: Recipe
     folder: Path
+    replace_other: bool = False
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -4,10 +4,9 @@ The callback collects the log, samples answers and takes a census of the gradien
 with them is decided in `helpers/doctor/dpo_rules.py`. Taught in notebook 04.
 """
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +24,14 @@ from .dpo_rules import AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, no
 from .verdicts import RunDoctor, verdict_kinds
 
 KEEP_EVERY = 5  # steps between two copies of the weights
+MAX_NEW_TOKENS = 64  # well over the longest good answer
 
 
 class DPODoctor(RunDoctor, TrainerCallback):
     """Examines a run at each log, and samples answers every `every` steps, the first before it.
 
-    images, prompts: held out, fixed and all different, about 8; max_new_tokens: well over the
-    longest good answer. Sampling leaves the random numbers of training alone. `watching` counts the
-    seconds it took.
+    images, prompts: held out, fixed and all different, about 8. Sampling leaves the random numbers
+    of training alone. `watching` counts the seconds it took.
     """
 
     def __init__(
@@ -41,13 +40,11 @@ class DPODoctor(RunDoctor, TrainerCallback):
         images: Sequence[Image.Image | Path],
         prompts: Sequence[str],
         every: int = 20,
-        max_new_tokens: int = 64,
     ) -> None:
         super().__init__()
         self.processor = processor
         self.prompts = prompts
         self.every = every
-        self.max_new_tokens = max_new_tokens
         self.images = [open_image(image) if isinstance(image, Path) else image for image in images]
         self.run = DPOHistory([], pairs=0, beta=1.0)
         self.watching = 0.0
@@ -93,9 +90,7 @@ class DPODoctor(RunDoctor, TrainerCallback):
 
     def _sample(self, model: PreTrainedModel, step: int) -> None:
         started = time.monotonic()
-        sample = sight_sample(
-            model, self.processor, self.images, self.prompts, step, self.max_new_tokens
-        )
+        sample = sight_sample(model, self.processor, self.images, self.prompts, step)
         self.run = replace(self.run, samples=[*self.run.samples, sample])
         self.watching += time.monotonic() - started
 
@@ -151,19 +146,20 @@ def _census(
     adapter trainable again when it is switched off and on, so that a gradient alone proves nothing.
     """
     trained = _trained_parameters(model, optimizer)
-    with_gradient = {name: p.grad.norm() for name, p in trained.items() if p.grad is not None}
-    norms = {}
-    if with_gradient:
+    names = [name for name, parameter in trained.items() if parameter.grad is not None]
+    if names:
         # one transfer from the GPU, not one a tensor
-        values = torch.stack([*with_gradient.values()]).tolist()
-        norms = dict(zip(with_gradient, values, strict=True))
-    reached |= {name for name, norm in norms.items() if norm != 0}
+        norms = torch.stack([trained[name].grad.norm() for name in names]).tolist()
+        reached |= {name for name, norm in zip(names, norms, strict=True) if norm}
     adapter = f".{getattr(model, 'active_adapter', None)}."
     towers = defaultdict(dict)
     for name, parameter in model.named_parameters():
         if name in trained or ("lora_" in name and adapter in name):
-            towers[_tower(name)][name] = parameter
-    counts = {tower: _count(members, norms, reached) for tower, members in towers.items()}
+            towers[_tower(name)][name] = str(parameter.dtype).removeprefix("torch.")
+    counts = {}
+    for tower, types in towers.items():
+        known = len(reached & types.keys())
+        counts[tower] = Tower(len(types), known, sorted(set(types.values())))
     return Census(step, counts)
 
 
@@ -173,16 +169,6 @@ def _tower(name: str) -> str:
     return "vision" if "visual" in name or "vision" in name else "language"
 
 
-def _count(
-    members: Mapping[str, nn.Parameter],
-    norms: Mapping[str, float],
-    reached: set[str],
-) -> Tower:
-    types = {str(parameter.dtype).removeprefix("torch.") for parameter in members.values()}
-    norm = math.hypot(*(norms.get(name, 0.0) for name in members))
-    return Tower(len(members), len(reached & members.keys()), norm, tuple(sorted(types)))
-
-
 @torch.no_grad()
 def sight_sample(
     model: PreTrainedModel,
@@ -190,7 +176,6 @@ def sight_sample(
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     step: int,
-    max_new_tokens: int,
 ) -> AnswerSample:
     """Sample one answer to each image, and see how much likelier it is than with the next image."""
     answers = generate_answers(
@@ -199,7 +184,7 @@ def sight_sample(
         images,
         prompts,
         temperature=1.0,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=MAX_NEW_TOKENS,
         description=f"answers at step {step}",
     )
     was_training = model.training
@@ -216,7 +201,7 @@ def sight_sample(
         ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
         tokens.append(len(ids))
         repeated.append(repeated_share(ids))
-    return AnswerSample(step, answers, tokens, repeated, sight, max_new_tokens)
+    return AnswerSample(step, answers, tokens, repeated, sight, MAX_NEW_TOKENS)
 
 
 def _logp(

@@ -20,7 +20,7 @@ from helpers.statistics import Mean, proportion
 from helpers.training import IterationRow
 
 from .dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
-from .verdicts import Rules, Verdict, examine, first_verdicts, read_kinds, verdicts_of
+from .verdicts import Rules, Verdict, apply_rules, read_kinds, verdicts_of
 
 # Iterations, and answers in them, at least
 START_SPAN = (1, 16)  # before any update
@@ -46,7 +46,7 @@ SCORE_TOLERANCE = 1e-3  # of a score that is computed twice
 
 PPO_KINDS = read_kinds("ppo")
 # each explains those after it
-EXPLAINED_BY_CHAIN = ("fixed advantages", "advantages zero", "KL flat zero", "nothing learnt")
+PPO_CONSEQUENCES = ("fixed advantages", "advantages zero", "KL flat zero", "nothing learnt")
 
 
 class PPOHistory(NamedTuple):
@@ -109,19 +109,22 @@ def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Ver
         rows.append({name: math.nan if n is None else n for name, n in row.items()})
     run = _history(rows, settings)
     broken = _non_finite_value(run)
-    found = {"not finite": broken} if broken else examine(run, PPO_RULES)
+    found = {"not finite": broken} if broken else apply_rules(run, PPO_RULES)
     return ppo_verdicts(found, int(rows[-1].get("iteration", len(log))))
 
 
 def ppo_verdicts(found: dict[str, str], step: int) -> list[Verdict]:
     """Verdicts on what was found in a run of PPO."""
-    return verdicts_of(found, PPO_KINDS, EXPLAINED_BY_CHAIN, step)
+    return verdicts_of(found, PPO_KINDS, PPO_CONSEQUENCES, step)
 
 
 def replay_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
     """Find what was wrong at any time: each kind at the iteration at which it was first seen."""
-    ends = range(1, len(log) + 1)
-    return first_verdicts(diagnose_ppo(log[:end], settings) for end in ends)
+    first = {}
+    for end in range(1, len(log) + 1):
+        for verdict in diagnose_ppo(log[:end], settings):
+            first.setdefault(verdict.kind, verdict)
+    return list(first.values())
 
 
 def _non_finite_value(run: PPOHistory) -> str | None:

@@ -41,7 +41,7 @@ def read_kinds(training: str) -> Kinds:
     return {kind: tuple(entry.values()) for kind, entry in tomllib.loads(text)[training].items()}
 
 
-def examine(run: Any, rules: Rules) -> dict[str, str]:
+def apply_rules(run: Any, rules: Rules) -> dict[str, str]:
     """Find what is wrong with a run: kind → what was measured.
 
     A part of the run is empty as long as it is too early to tell. Of the rules of a kind the first
@@ -71,15 +71,6 @@ def verdicts_of(
         for kind in kinds
         if kind in found and kind not in explained
     ]
-
-
-def first_verdicts(looks: Iterable[Sequence[Verdict]]) -> list[Verdict]:
-    """The first verdict of each kind, where `looks` are verdicts on a run that goes on."""
-    first: dict[str, Verdict] = {}
-    for verdicts in looks:
-        for verdict in verdicts:
-            first.setdefault(verdict.kind, verdict)
-    return sorted(first.values(), key=lambda verdict: verdict.step)
 
 
 def verdict_kinds(verdicts: Sequence[Verdict], nothing: str = "nothing") -> str:

@@ -1,21 +1,27 @@
 """The folders `checkpoint-STEP` of a run, and how to tell a whole one from one that was cut off.
 
-The last file that is written into a checkpoint is `identity.json`: what run it is of, and the hash of every other
-file in it. A checkpoint without that file, or with a file that is another one, is not gone on with. No path is in
-it: the folder may be moved, or mounted elsewhere. Written by `helpers/training/checkpoint.py`.
+The last file that is written into a checkpoint is `identity.json`: what run it is of, and the hash
+of every other file in it. A checkpoint without that file, or with a file that is another one, is
+not gone on with. No path is in it: the folder may be moved, or mounted elsewhere. Written by
+`helpers/training/checkpoint.py`.
 """
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from helpers.files import UsageError, file_hash, write_json
 
 IDENTITY_FILE = "identity.json"
 
+# TRL's log of a run of DPO, in each of its checkpoints
+TRAINER_STATE = "trainer_state.json"
+
 CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d+)")
 
-# Of what must be equal for a run to be gone on with: its name → its hash, or its repr where it is small.
+# Of what must be equal for a run to be gone on with: its name → its hash, or its repr where it is
+# small.
 Identity = dict[str, str]
 
 
@@ -26,12 +32,20 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """All checkpoints in a run's folder, the newest first, also those that are not whole."""
-    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT_FOLDER.fullmatch(path.name)]
-    return sorted(found, key=checkpoint_step, reverse=True)
+    return sorted(_named_so(folder.glob("checkpoint-*")), key=checkpoint_step, reverse=True)
+
+
+def folders_with_checkpoints(folder: Path) -> list[Path]:
+    """Every run's folder under `folder` that has a checkpoint, whole or not."""
+    return sorted({path.parent for path in _named_so(folder.rglob("checkpoint-*"))})
+
+
+def _named_so(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if CHECKPOINT_FOLDER.fullmatch(path.name)]
 
 
 def seal_checkpoint(checkpoint: Path, identity: Identity) -> None:
-    """Say what run a checkpoint is of, and what is in it: the last thing that is written into it."""
+    """Say what run a checkpoint is of, and what is in it: the last that is written into it."""
     files = _file_hashes(checkpoint)
     write_json(checkpoint / IDENTITY_FILE, {"identity": identity, "files": files})
 
@@ -62,8 +76,10 @@ def _read_seal(checkpoint: Path) -> dict[str, dict[str, str]] | None:
         sealed = json.loads((checkpoint / IDENTITY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(sealed, dict) and {"identity", "files"} <= sealed.keys()
-    return sealed if known else None
+    if not isinstance(sealed, dict):
+        return None
+    parts = [sealed.get(name) for name in ("identity", "files")]
+    return sealed if all(isinstance(part, dict) for part in parts) else None
 
 
 def _file_hashes(checkpoint: Path) -> dict[str, str]:

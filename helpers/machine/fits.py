@@ -95,6 +95,7 @@ def check_machine(
     known = is_known(name)
     on_gpu = torch.cuda.is_available()
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
+    # What the machine is, and what is to run on it
     facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
     number = 2 if on_gpu else 4  # bytes
     workload = Workload(
@@ -162,6 +163,7 @@ def plan_stages(plan: MachinePlan, rates: MachineRates) -> MachinePlan:
     """
     workload = plan.workload
     seconds = StageSeconds(workload, rates)
+    # By stage
     settings = {}
     forecasts = {}
     warnings = [*plan.warnings]
@@ -206,6 +208,7 @@ def machine_text(facts: MachineFacts, plan: MachinePlan) -> str:
         rows["Colab"] = f"{facts.colab}, Drive is {mounted}"
     rows["versions"] = _versions_text(facts.versions)
     if facts.disks:
+        # That of the artifacts; a download may need another, which `machine_warnings` looks at
         artifacts = facts.disks[0]
         needed = sum(disk.needed_gb for disk in facts.disks)
         place = artifacts.folder

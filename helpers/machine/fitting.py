@@ -46,6 +46,7 @@ def fit_images(workload: Workload, stages: Sequence[StageSettings], gigabytes: f
     `gigabytes`. Else it is the largest smaller one that does, else the smallest there is. The
     images of a LLaVA cannot be made smaller.
     """
+    # Images are reduced only if not even these fit
     least = [smallest_settings(settings) for settings in stages]
     limit = workload.max_pixels or default_max_pixels(workload.model) or 0
     smaller = smaller_limits(workload.model, limit)
@@ -97,6 +98,7 @@ def fit_settings(
     if not sizes:
         raise _too_large_error(workload, settings, gigabytes)
     smaller = set_batch(settings, sizes[-1])
+    # A step still learns from as many pairs
     if not isinstance(settings, GenerationSettings | PPOSettings):
         pairs = settings.batch_size * settings.accumulation
         smaller = replace(smaller, accumulation=pairs // sizes[-1])

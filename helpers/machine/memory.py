@@ -87,7 +87,7 @@ class PhaseMemory:
 
 
 def layer_activation_bytes(
-    model: ModelShapes, lora: LoraSettings, *, four_bit: bool = True, compute_bytes: int = 2
+    model: ModelShapes, lora: LoraSettings, four_bit: bool = True, compute_bytes: int = 2
 ) -> int:
     """Return the bytes a token that autograd keeps of one layer of the language model.
 
@@ -151,8 +151,7 @@ class _StageMemory:
             workspace += self.model.largest * self.number
         if self.number == 2:  # trained weights are in fp32, and cast for each pass
             workspace += trained * self.number
-        four_bit = self.workload.four_bit
-        weights = weight_bytes(self.model, four_bit=four_bit, compute_bytes=self.number)
+        weights = weight_bytes(self.model, self.workload.four_bit, self.number)
         return PhaseMemory(
             "always",
             weights=weights / 1e9,
@@ -226,9 +225,7 @@ class _StageMemory:
         model = self.model
         settings = self.settings
         four_bit = self.workload.four_bit
-        layer = layer_activation_bytes(
-            model, settings.lora, four_bit=four_bit, compute_bytes=self.number
-        )
+        layer = layer_activation_bytes(model, settings.lora, four_bit, self.number)
         inputs = model.layers * self.number * model.hidden  # of all layers
         fusion = isinstance(settings, RewardSettings) and settings.head == "fusion"
         if settings.gradient_checkpointing:

@@ -108,8 +108,8 @@ class ImageFeatures:
         self._folder = folder
         weights = tensors_hash(_vision(model))
         self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
-        self._features: dict[str, Features] = {}
-        self._prompts: dict[tuple[str, str], BatchFeature] = {}
+        self._features = {}  # key → features, if there is no folder
+        self._prompts = {}  # (rendered prompt, key) → model inputs without pixels
         self.computed = 0  # for how many image lists the vision tower ran
 
     def key(self, image_hash: str) -> str:
@@ -127,9 +127,10 @@ class ImageFeatures:
         The inputs are (1, seq) and without pixels. image_hashes: `images_hash` of each prompt's.
         """
         rows = zip(images, image_hashes, strict=True)
+        # A prompt without images has the key ""
         keys = [self.key(image_hash) if pictures else "" for pictures, image_hash in rows]
         found = {key: self._load(key) for key in keys}
-        missing: dict[str, BatchFeature] = {}
+        missing = {}  # key → model inputs with pixels
         for prompt, pictures, key in zip(prompts, images, keys, strict=True):
             if (prompt, key) in self._prompts and found[key] is not None:
                 continue
@@ -164,7 +165,7 @@ class ImageFeatures:
         return _split_features(output, rows)
 
     def _load(self, key: str) -> Features | None:
-        if not key:  # a prompt without images
+        if not key:
             return {}
         if self._folder is None:
             return self._features.get(key)
@@ -274,7 +275,7 @@ class ReferenceLogps:
     def __init__(self, fingerprint: str, folder: Path | None = None):
         self._fingerprint = fingerprint
         self._file = folder / f"reference-{fingerprint}.jsonl" if folder else None
-        self._values: dict[str, list[float]] = {}
+        self._values = {}  # key → log-probabilities of the answers
         if self._file and self._file.exists():
             self._values.update(_read_rows(self._file))
 

@@ -55,6 +55,7 @@ class EncodedPrompts:
         kept = [own for own in self.features if own]
         if not kept:
             return None
+        # (hidden,), of any prompt that has an image
         no_image = torch.zeros_like(image_vectors(kept[0])[0])
         means = [image_vectors(own).mean(0) if own else no_image for own in self.features]
         return torch.stack(means)
@@ -75,7 +76,7 @@ def encode_prompts(
         pairs = features.encode(prompts, images, hashes)
         rows = [inputs for inputs, _ in pairs]
         return EncodedPrompts(prompts, hashes, rows, [own for _, own in pairs])
-    known = {}
+    known = {}  # (prompt, hash of its images) → model inputs
     rows = []
     for prompt, image_hash, pictures in zip(prompts, hashes, images, strict=True):
         key = prompt, image_hash
@@ -89,8 +90,10 @@ def prompt_inputs(
     processor: ProcessorMixin, prompts: EncodedPrompts, padding_side: str = "left"
 ) -> tuple[dict[str, Tensor], Features]:
     """Return the model inputs of all prompts together, and their image features, if kept."""
-    paddings = {"input_ids": processor.tokenizer.pad_token_id}  # 0 for all others
+    # All others are filled up with 0: masked, text, black
+    paddings = {"input_ids": processor.tokenizer.pad_token_id}
     inputs = {}
+    # A prompt without images has fewer inputs
     for name in {name: None for row in prompts.rows for name in row}:
         values = [row[name] for row in prompts.rows if name in row]
         inputs[name] = _pad_and_concatenate(values, paddings.get(name, 0), padding_side)
@@ -109,6 +112,7 @@ def _pad_and_concatenate(values: Sequence[Tensor], padding: int, side: str) -> T
     """
     shapes = torch.tensor([value.shape for value in values])
     _, *sizes = shapes.amax(0).tolist()
+    # Each value stands in a corner of a tensor of the largest sizes
     padded = []
     for value in values:
         filled = value.new_full((len(value), *sizes), padding)

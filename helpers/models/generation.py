@@ -144,7 +144,7 @@ def sample_answers(
     max_new_tokens: int = 64,
 ) -> list[list[str]]:
     """Sample `number` answers to each question about its image: (questions, number)."""
-    rounds = []
+    rounds = []  # each holds one answer to every question
     for i in range(number):
         answers = generate_answers(
             model,
@@ -195,8 +195,10 @@ def sample_ids(
     to them. The caller's random numbers are left alone.
     """
     config = generation_config(model, processor, temperature, top_p, max_new_tokens)
+    # Image and prompt, once each
     inputs, features = send_to_device(prompt_inputs(processor, prompts), model.device)
     cache = _read_prompts(model, inputs, features)
+    # One row a prompt becomes one row an answer
     cache.batch_repeat_interleave(group_size)
     rows = {}
     for name in ("input_ids", "attention_mask"):
@@ -205,6 +207,7 @@ def sample_ids(
     inner = backbone_of(model)
     if getattr(inner, "rope_deltas", None) is not None:
         inner.rope_deltas = inner.rope_deltas.repeat_interleave(group_size, 0)
+    # The last token of the prompt is read again, and the answer goes on from it
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         output = generate_from_cache(model, cache, config, **rows)

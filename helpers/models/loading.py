@@ -141,6 +141,7 @@ def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -
         processor = AutoProcessor.from_pretrained(source.location, revision=source.revision)
     if not hasattr(processor, "image_processor"):  # what comes of a model of text alone
         raise UsageError(f"{source.location} reads no images. Choose a vision-language model.")
+    # Asked for, else the preset's
     limit = max_pixels or (preset and preset.max_pixels)
     if limit:
         _limit_pixels(processor, limit)
@@ -205,6 +206,7 @@ def has_cuda() -> bool:
 
 
 def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
+    # The last source is the only one whose failure is an error
     *copies, last = weight_sources(name_or_path, four_bit, has_cuda())
     for copy in copies:
         try:
@@ -312,7 +314,8 @@ def _reason(error: BaseException) -> str:
     """Return the first line of what the error says."""
     if isinstance(error, RuntimeError) and error.__cause__:  # unsloth's, which says less
         error = error.__cause__
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return first
 
 
 def _advice(name_or_path: str | Path, source: CheckpointSource, error: Exception) -> str:
@@ -325,6 +328,7 @@ def _advice(name_or_path: str | Path, source: CheckpointSource, error: Exception
             f"{model} does not fit into the memory that is left on this GPU. Restart the kernels "
             f"of other notebooks and this one, or take a smaller preset: {presets}."
         )
+    # What the hub says, unless something else is known to be wrong
     reason, advice = _hub_error(error)
     if _has_cause(error, ImportError):
         advice = "Install what is missing: pip install -r requirements.txt."

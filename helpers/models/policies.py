@@ -13,7 +13,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import ProcessorMixin
 
-from helpers.files import ROOT, UsageError, artifacts_dir, read_json
+from helpers.files import ROOT, UsageError, artifacts_dir, is_set_aside, read_json
 
 from .adapters import VLM, disable_adapters, load_adapter, use_adapter
 
@@ -49,9 +49,10 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
         path = config.parent
         is_reward_model = (path / "head.safetensors").exists()
         is_trainers_own = not (path / "about.json").exists()
-        if is_reward_model or is_trainers_own:
+        if is_reward_model or is_trainers_own or is_set_aside(path):
             continue
         about = read_json(path / "about.json")
+        # "dpo/seed-0"; the folder itself may be an adapter's
         name = path.relative_to(folder).as_posix() if path != folder else path.name
         if about.get("base") != base:
             print(f"⚠️  leaving out {name}: it was trained on {about.get('base')!r}, not {base!r}")
@@ -108,7 +109,7 @@ class Policies:
             raise UsageError(
                 f"{folder}: an adapter cannot be called {BASE_POLICY!r}. Rename its folder."
             )
-        self._loaded: set[str] = set()
+        self._loaded = set()  # names of adapters that the model has by now
 
     def add_folder(self, folder: Path) -> list[str]:
         """Add the adapters of the same base that are under `folder`; return the new names.
@@ -120,6 +121,7 @@ class Policies:
                 "there is no adapter yet that says which base this is. Give some with "
                 "`find_policies`."
             )
+        # All are of one base, so the first one knows it
         base = next(iter(self.saved.values())).about["base"]
         found = find_policies(base, folder, shipped=False)
         new = {policy.name: policy for policy in found if policy.name not in self.saved}
@@ -144,6 +146,7 @@ class Policies:
             raise UsageError(f"unknown policy {name!r}: there are {', '.join(self.names)}.")
         adapter = name.replace(".", "_")  # peft takes a dot for the end of a module's name
         if name not in self._loaded:
+            # Loading switches to an adapter; the one before stays the active one outside
             before = self.model.active_adapter if isinstance(self.model, PeftModel) else adapter
             self.model = load_adapter(self.model, self.saved[name].folder, adapter)
             self.model.set_adapter(before)

@@ -81,6 +81,7 @@ def config_of(name_or_path: str | Path) -> PretrainedConfig:
     preset = preset_of(name_or_path)
     if preset is None or not preset.config:
         return AutoConfig.from_pretrained(locate(name_or_path))
+    # No network is asked
     values = dict(preset.config)
     config_class = getattr(transformers, values.pop("class"))
     # Copies, since a configuration changes what it is given

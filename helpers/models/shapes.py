@@ -131,7 +131,7 @@ def _linear_layers(model: nn.Module, decoder: nn.Module) -> tuple[tuple, tuple]:
     return tuple(language), tuple(outside)
 
 
-def weight_bytes(model: ModelShapes, *, four_bit: bool = True, compute_bytes: int = 2) -> float:
+def weight_bytes(model: ModelShapes, four_bit: bool = True, compute_bytes: int = 2) -> float:
     """Return the bytes of all weights; `compute_bytes`: of a number that is not quantised."""
     language = NF4_BYTES if four_bit else compute_bytes
     return model.quantised * language + model.others * compute_bytes

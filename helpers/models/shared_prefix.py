@@ -23,7 +23,7 @@ cost more than they must.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -65,8 +65,8 @@ class PackedAnswers:
     rows: Tensor  # (answers,) row of each answer
     columns: Tensor  # (answers, 1 + longest)
     mask: Tensor  # (answers, 1 + longest) bool
-    features: Features = field(default_factory=dict)  # of the images, if they are kept
-    pooled: Tensor | None = None  # their mean for each answer, (answers, hidden)
+    features: Features  # of the images, if they are kept
+    pooled: Tensor | None  # their mean for each answer, (answers, hidden)
 
     @property
     def ids(self) -> Tensor:
@@ -86,8 +86,8 @@ class PackedAnswers:
     def to(self, device: torch.device | str, **_) -> "PackedAnswers":
         """Return a copy on `device`. What else accelerate asks for is left out."""
         moved = {}
-        for part in fields(self):
-            moved[part.name] = send_to_device(getattr(self, part.name), device)
+        for field in fields(self):
+            moved[field.name] = send_to_device(getattr(self, field.name), device)
         return PackedAnswers(**moved)
 
 
@@ -117,6 +117,7 @@ def pack(
             owners.append(row)
             columns.append(torch.tensor([width - 1, *range(start, start + length)]))
             start += length
+    # Rows get the same length: prompts have it from the left already, answers from the right here
     tail = pad_sequence(tails, batch_first=True, padding_value=processor.tokenizer.pad_token_id)
     behind = pad_sequence(numbers, batch_first=True, padding_value=-1)
     segment = torch.cat([inputs["attention_mask"] - 1, behind], 1)  # (rows, seq), see above
@@ -146,6 +147,7 @@ def pack_separately(
     rows = [_append_answer(row, own) for row, own in zip(alone.rows, ids, strict=True)]
     inputs, features = prompt_inputs(processor, replace(alone, rows=rows), padding_side)
     width = inputs["input_ids"].shape[1]
+    # Answers end where their row ends, before any padding on the right
     columns = []
     for row, own in zip(rows, ids, strict=True):
         stop = width if padding_side == "left" else row["input_ids"].shape[1]
@@ -176,12 +178,11 @@ def _fill(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
     The last column of a shorter answer is repeated. Column 0 is the prompt's.
     """
-    lengths = torch.tensor([len(own) for own in columns])
-    places = torch.arange(int(lengths.max())).expand(len(columns), -1)
-    filled = [
-        own[place.clamp(max=len(own) - 1)] for own, place in zip(columns, places, strict=True)
-    ]
-    return torch.stack(filled), (places > 0) & (places < lengths[:, None])
+    filled = pad_sequence(columns, batch_first=True, padding_value=-1)
+    mask = filled >= 0
+    mask[:, 0] = False
+    # Columns rise along an answer, so the largest so far is the last one
+    return filled.cummax(1).values, mask
 
 
 # --- mask and positions of a packed row ---
@@ -262,11 +263,13 @@ def answer_logits(model: nn.Module, packed: PackedAnswers) -> Tensor:
     model: also one that accelerate has wrapped. The language head runs on answers only.
     """
     wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    # Columns from the first that is needed
     first = int(packed.columns.min())
-    kept = packed.inputs["input_ids"].shape[1] - first  # columns, from the first that is needed
+    kept = packed.inputs["input_ids"].shape[1] - first
     with use_features(model.module if wrapped else model, packed.features):
         logits = model(**packed.inputs, use_cache=False, logits_to_keep=kept).logits
-    logits = logits[:, -kept:]  # a loader's own forward may not know logits_to_keep
+    # A loader's own forward may not know logits_to_keep, and give all
+    logits = logits[:, -kept:]
     return _gather_columns(logits, packed.rows, packed.columns - first)
 
 
@@ -363,7 +366,7 @@ class Packer:
         self.model = model
         self.processor = processor
         self.packs = can_pack(model, processor) if packs is None else packs
-        self.features: ImageFeatures | None = None
+        self.features = None
         self._device = device
         if not self.packs or not keeps_features:
             return

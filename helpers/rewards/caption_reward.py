@@ -32,6 +32,8 @@ from helpers.losses import bradley_terry_loss
 from helpers.models import generate_answers
 from helpers.runtime import device
 
+from .reward_model import split_scores
+
 Captioner = Callable[[Sequence[Path]], list[str]]
 CAPTION_REWARD_FILE = "caption_reward.json"
 SCORED_AT_ONCE = 64  # texts in one forward without gradient
@@ -251,14 +253,11 @@ class CaptionReward:
 
         Errors as in `texts`.
         """
-        texts = self.texts(records)
-        flat = list(itertools.chain(*texts))
+        flat = list(itertools.chain(*self.texts(records)))
         scores = []
         for start in tqdm(range(0, len(flat), SCORED_AT_ONCE), desc="scores", leave=False):
             scores.append(self.forward(flat[start : start + SCORED_AT_ONCE]))
-        # one tensor (answers,) is cut into one list a record
-        sizes = [len(answers) for answers in texts]
-        return [part.tolist() for part in torch.cat(scores).split(sizes)]
+        return split_scores(torch.cat(scores), records)
 
     def save(self, folder: Path) -> Path:
         """Write model (safetensors) and tokenizer; of a captioner only that there was one."""

@@ -159,10 +159,11 @@ def correlate(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -
     return Correlation(float(spearmanr(totals, answers.truth).statistic), low, high, n, records)
 
 
-def draw_records(records: int, draws: int = BOOTSTRAP_DRAWS) -> np.ndarray:
+def draw_records(records: int) -> np.ndarray:
     """How often each record is in each resample, (draws, records); seed 0."""
     shares = np.full(records, 1 / records)
-    return np.random.default_rng(0).multinomial(records, shares, size=draws).astype(float)
+    draw = np.random.default_rng(0)
+    return draw.multinomial(records, shares, size=BOOTSTRAP_DRAWS).astype(float)
 
 
 def spearman_resamples(

@@ -42,7 +42,6 @@ class RewardModel(nn.Module):
     """`forward(packed)` gives the scores of packed answers, (answers,), in fp32.
 
     With `sees_images=False` it is its own text-only twin: the same weights to train, no image.
-    packs: all answers to a prompt in one row, or a row each; None tries whether the model can.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class RewardModel(nn.Module):
         processor: ProcessorMixin,
         head_name: str = "mlp",
         sees_images: bool = True,
-        packs: bool | None = None,
     ):
         super().__init__()
         if head_name not in HEADS:
@@ -63,7 +61,7 @@ class RewardModel(nn.Module):
         self.sees_images = sees_images
         self.head = HEADS[head_name](text.hidden_size).to(backbone.device)
         self.layers = fused_layers(text.num_hidden_layers, self.head.layers)
-        self.packer = Packer(backbone, processor, packs=packs)
+        self.packer = Packer(backbone, processor)
 
     def forward(self, packed: PackedAnswers) -> Tensor:
         states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
@@ -107,18 +105,17 @@ def new_reward_model(
     settings: RewardSettings,
     seed: int = 0,
     sees_images: bool = True,
-    packs: bool | None = None,
 ) -> RewardModel:
     """A reward model to be trained: a fresh adapter `reward` on `model`, and a random head.
 
     An adapter `reward` that `model` has is replaced. With a policy on it, `model` is shared by
-    both. packs: see `RewardModel`.
+    both.
     """
     model = remove_reward_adapter(model)
     with _keep_policy_active(model):
         backbone = models.add_adapter(model, settings.lora, seed, REWARD_ADAPTER)
     seed_everything(seed)
-    return RewardModel(backbone, processor, settings.head, sees_images, packs)
+    return RewardModel(backbone, processor, settings.head, sees_images)
 
 
 def _keep_policy_active(model: VLM) -> AbstractContextManager:
@@ -162,9 +159,14 @@ def score_records(
             # opened in their turn: all at once would fill the memory
             opened = [list(map(_opened, row)) for row in images[rows]]
             found = reward(reward.batch(records[rows], opened))
-            sizes = [len(record.answers) for record in records[rows]]
-            scores += [part.tolist() for part in found.split(sizes)]
+            scores += split_scores(found, records[rows])
     return scores
+
+
+def split_scores(scores: Tensor, records: Sequence[PreferenceRecord]) -> list[list[float]]:
+    """Cut scores of all answers, (answers,), into one list a record."""
+    sizes = [len(record.answers) for record in records]
+    return [part.tolist() for part in scores.split(sizes)]
 
 
 def _opened(image: Path | Image.Image) -> Image.Image:

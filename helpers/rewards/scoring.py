@@ -29,9 +29,6 @@ class Score:
     total: float
     parts: dict[str, float]
 
-    def __float__(self) -> float:
-        return self.total
-
 
 ScorerInputs = tuple[Image | None, str, str, Facts]  # image, question, answer, facts
 Scorer = Callable[..., Score]  # of `ScorerInputs`; the facts may be left out

@@ -39,13 +39,13 @@ def cosine_scorer(embed: Embedder) -> Scorer:
     return make_scorer("cosine", parts)
 
 
-def tfidf_embedder(corpus: Sequence[str], ngrams: tuple[int, int] = (1, 2)) -> Embedder:
-    """TF-IDF vectors of words and word groups (scikit-learn, offline), fitted once on `corpus`.
+def tfidf_embedder(corpus: Sequence[str]) -> Embedder:
+    """TF-IDF vectors of words and pairs of words (scikit-learn, offline), fitted on `corpus`.
 
     Words that the corpus lacks count for nothing. Raises UsageError if it holds no word at all.
     """
     # scikit-learn's own pattern drops words of one character, and with them the counts
-    vectorizer = TfidfVectorizer(ngram_range=ngrams, token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
     try:
         vectorizer.fit(corpus)
     except ValueError as error:

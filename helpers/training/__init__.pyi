@@ -10,15 +10,21 @@ from .actor_critic import (
 from .advantages import (
     ADVANTAGES as ADVANTAGES,
     AdvantageWay as AdvantageWay,
+    estimate_by_critic as estimate_by_critic,
+    estimate_by_group as estimate_by_group,
+    estimate_by_others as estimate_by_others,
 )
 from .checkpoint import (
     NOT_IN_IDENTITY as NOT_IN_IDENTITY,
     Checkpoints as Checkpoints,
     data_hash as data_hash,
+    name_differences as name_differences,
     reward_identity as reward_identity,
     run_identity as run_identity,
 )
 from .collators import (
+    AnswerForward as AnswerForward,
+    AnswerOutput as AnswerOutput,
     PairCollator as PairCollator,
 )
 from .distributed import (
@@ -31,14 +37,17 @@ from .distributed import (
     wrap_for_processes as wrap_for_processes,
 )
 from .dpo import (
+    DPO_LOSSES as DPO_LOSSES,
     REFERENCE_ADAPTER as REFERENCE_ADAPTER,
-    AnswerForward as AnswerForward,
     DPORun as DPORun,
+    ImageTerms as ImageTerms,
     ProgressBar as ProgressBar,
     VLMDPOTrainer as VLMDPOTrainer,
     dpo_config as dpo_config,
     dpo_trainer as dpo_trainer,
+    image_terms as image_terms,
     train_dpo as train_dpo,
+    undo_casts as undo_casts,
 )
 from .on_policy import (
     OnPolicyRound as OnPolicyRound,
@@ -46,8 +55,13 @@ from .on_policy import (
 )
 from .ppo import (
     PPOTrainer as PPOTrainer,
+    check_first_ratio as check_first_ratio,
+    check_names as check_names,
     critic_loss as critic_loss,
+    new_optimizer as new_optimizer,
     policy_loss as policy_loss,
+    set_learning_rates as set_learning_rates,
+    take_step as take_step,
 )
 from .reward import (
     OBJECTIVES as OBJECTIVES,
@@ -61,6 +75,8 @@ from .rollout import (
     MiniBatch as MiniBatch,
     Rollout as Rollout,
     Task as Task,
+    keep_all as keep_all,
+    keep_different_scores as keep_different_scores,
     roll_out as roll_out,
     tasks_asking as tasks_asking,
     tasks_of as tasks_of,

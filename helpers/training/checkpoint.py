@@ -1,11 +1,13 @@
 """What run it is, and its checkpoints: the same for DPO, reward models and PPO.
 
-A run is its data and its settings. What must be equal for a run to be gone on with is its identity; it stands in
-`identity.json` in every checkpoint (`helpers/machine/checkpoints.py`). A run that is repeated goes on from its last
-whole checkpoint, and one that was finished is not trained a step further. A folder that holds another run is
-refused, or set aside under the name NAME.old-1. Taught in notebooks 03, 04 and 05.
+A run is its data and its settings. What must be equal for a run to be gone on with is its identity;
+it stands in `identity.json` in every checkpoint (`helpers/machine/checkpoints.py`). A run that is
+repeated goes on from its last whole checkpoint, and one that was finished is not trained a step
+further. A folder that holds another run is refused, or set aside under the name NAME.old-1. Taught
+in notebooks 03, 04 and 05.
 
-Simplification: versions of torch and transformers are no part of the identity, so that a session of a day later goes on.
+Simplification: versions of torch and transformers are no part of the identity, so that the session
+of another day goes on.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from datasets import Dataset, Image, List
 from transformers import ProcessorMixin
 
 from helpers.data import PreferenceRecord
-from helpers.files import UsageError, file_hash, replace_file
+from helpers.files import UsageError, file_hash, set_aside
 from helpers.machine import (
     Identity,
     checkpoint_identity,
@@ -32,16 +34,17 @@ from helpers.machine import (
     is_whole,
     seal_checkpoint,
 )
-from helpers.models import VLM, processor_settings, reference_hash, weights_hash
+from helpers.models import VLM, processor_settings, weights_hash
 from helpers.rewards import Scorer
 from helpers.runtime import compute_dtype
 
-from .fingerprint import fingerprint
+from .fingerprints import fingerprint
 from .rollout import Task
 
 TrainingData = Sequence[PreferenceRecord] | Sequence[Task] | Dataset
 
-# They decide when a checkpoint is written and how much is in memory at a time, and change no weight.
+# They decide when a checkpoint is written and how much is in memory at a time, and change no
+# weight.
 NOT_IN_IDENTITY = ("checkpoint_every", "checkpoint_steps", "sampling_batch")
 
 # the newest, and the one before in case the newest is damaged
@@ -49,7 +52,7 @@ KEPT_CHECKPOINTS = 2
 
 STATE_FILE = "state.pt"
 
-# In a TRL data set.
+# of a TRL data set
 IMAGE_COLUMNS = ("images", "negative_images")
 
 
@@ -68,8 +71,8 @@ def run_identity(
 ) -> Identity:
     """Describe what a run must share with a checkpoint to go on from it.
 
-    settings: a dataclass. more: what else decides the result, by its name for the reader, such as `reward` and
-    `reward_identity(score)`. Raises UsageError for an image that cannot be read.
+    settings: a dataclass. more: what else decides the result, by its name for the reader, such as
+    `reward` and `reward_identity(score)`. Raises UsageError for an image that cannot be read.
     """
     return {
         "stage": stage,
@@ -85,7 +88,7 @@ def run_identity(
 
 
 def data_hash(data: TrainingData) -> str:
-    """Hash of what is learnt from, in its order: images by the bytes of their files, never by their paths."""
+    """Hash of what is learnt from, in its order: images by their files' bytes, never by paths."""
     # a file is read once, however many records show it
     known: dict[str, str] = {}
     if isinstance(data, Dataset):
@@ -157,25 +160,28 @@ def _hash(text: str) -> str:
 
 def name_differences(there: Identity, here: Identity) -> str:
     """What differs between two runs, in words: "learning_rate (0.001, here 0.01), data"."""
-    found = []
+    found = {}
     for name in sorted(there.keys() | here.keys()):
         old, new = there.get(name, "none"), here.get(name, "none")
-        if old == new:
-            continue
         # a hash says nothing to a reader
-        hashed = re.search(r"[0-9a-f]{32}", old + " " + new)
-        found.append(name if hashed else f"{name} ({old}, here {new})")
-    return ", ".join(found)
+        hashed = re.search(r"[0-9a-f]{32}", f"{old} {new}")
+        if old != new:
+            found[name] = name if hashed else f"{name} ({old}, here {new})"
+    if len(found) > 1:
+        # they follow from the seed and the settings
+        found.pop("first_weights", None)
+    return ", ".join(found.values())
 
 
 # --- Its checkpoints ---
 
 
 class Checkpoints:
-    """The checkpoints of a run: folders `checkpoint-STEP` in the run's folder, of which the last two are kept.
+    """The checkpoints of a run: `checkpoint-STEP` in its folder, of which the last two are kept.
 
-    folder: of this run alone; None writes nothing. Raises UsageError if it holds another run, naming what differs;
-    with `replace_other` the whole folder is set aside instead, as NAME.old-1, NAME.old-2, …
+    folder: of this run alone; None writes nothing. Raises UsageError if it holds another run,
+    naming what differs; with `replace_other` the whole folder is set aside instead, as NAME.old-1,
+    NAME.old-2, …
     """
 
     def __init__(self, folder: Path | None, identity: Identity, *, replace_other: bool = False):
@@ -196,14 +202,11 @@ class Checkpoints:
         if not replace_other:
             differs = name_differences(others[0], self.identity)
             raise UsageError(
-                f"{folder}: of a run with other {differs}. Put that back, give another folder, or pass "
-                "replace_other=True, which keeps the old run under another name."
+                f"{folder}: of a run with other {differs}. Put that back, give another folder, or "
+                "keep the old run under another name: replace_other=True (REPLACE in a notebook, "
+                "--replace of a recipe)."
             )
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        print(f"{folder}: held another run, which is now {aside.name}.")
+        print(f"{folder}: held another run, which is now {set_aside(folder).name}.")
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint of this run. What is passed over is named, a line each."""
@@ -221,11 +224,11 @@ class Checkpoints:
         return None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state of the run after `step` steps. Of several processes the first one writes."""
+        """Write the state after `step` steps. Of several processes the first one writes."""
         if self.folder is None or not self._main:
             return
         target = self.folder / f"checkpoint-{step}"
-        # Written beside and renamed: a run that is killed here has the checkpoint before.
+        # written beside and renamed: a run that is killed here has the checkpoint before
         beside = self.folder / f".{target.name}.part"
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -245,14 +248,17 @@ class Checkpoints:
         path = self.newest()
         if path is None:
             return None
-        self.announce(path, steps)
         state = torch.load(path / STATE_FILE, weights_only=True, map_location="cpu")
+        self.announce(path, steps, state.get("finished", False))
         return checkpoint_step(path), state
 
-    def announce(self, path: Path, steps: int | None) -> None:
-        """Say in one line from where the run goes on, or that there is nothing left of it to train."""
+    def announce(self, path: Path, steps: int | None, finished: bool = False) -> None:
+        """Say in one line from where the run goes on, or that nothing of it is left to train.
+
+        finished: also before the last of its steps.
+        """
         step = checkpoint_step(path)
-        if step == steps:
+        if finished or step == steps:
             self._print(f"Finished after step {step} ({path}): loaded, not trained again.")
         else:
             whole = f" of {steps}" if steps else ""
@@ -261,42 +267,3 @@ class Checkpoints:
     def _print(self, line: str) -> None:
         if self._main:
             print(line)
-
-
-# --- What PPO still uses ---
-
-
-def ppo_identity(
-    model: VLM, processor: ProcessorMixin, tasks: Sequence[Task], **settings: Any
-) -> dict[str, str]:
-    """Describe what a resumed run must share with its checkpoint: settings, data, base model and processor."""
-    asked = []
-    for task in tasks:
-        turns = tuple((message.role, message.content) for message in task.turns)
-        asked.append(([file_hash(image) for image in task.images], turns, repr(task.facts)))
-    return {name: repr(value) for name, value in settings.items()} | {
-        "data": hashlib.blake2b(repr(asked).encode(), digest_size=16).hexdigest(),
-        "base model or processor": reference_hash(model, processor, None),
-    }
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `path` in one step."""
-    with replace_file(path) as temporary:
-        torch.save(state, temporary)
-
-
-def load_checkpoint(path: Path, identity: dict[str, str]) -> dict[str, Any]:
-    """The state in `path`. Raises UsageError if it is not of a run with this identity, naming what differs."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch has no error of its own for a file that is none of its
-        raise UsageError(
-            f"{path}: cannot be read ({type(error).__name__}). Delete it to start afresh."
-        ) from None
-    differs = [name for name, value in identity.items() if state["identity"].get(name) != value]
-    if differs:
-        raise UsageError(
-            f"{path}: of a run with other {', '.join(differs)}. Put that back, or delete the file."
-        )
-    return state

@@ -46,7 +46,7 @@ def ppo_trainer(
     replace_other: bool = False,
     tensorboard: bool = False,
 ) -> PPOTrainer:
-    """A `PPOTrainer` whose logs and checkpoints are in `folder`; only the first process writes logs.
+    """A `PPOTrainer` with logs and checkpoints in `folder`; only the first process writes logs.
 
     A run that was cut off goes on. A folder that holds another run is refused, or with
     `replace_other` set aside under another name. cache: a folder for image features, which several
@@ -82,8 +82,8 @@ def save_policy(
 ) -> Path:
     """Save a trained adapter and how it was made; a log, if there is one, goes to `log.json`.
 
-    about: the base, its `max_pixels`, the seed, the data and, of PPO, the `reward` that trained it, so
-    that nobody takes that for an independent judge. The settings are added to it.
+    about: the base, its `max_pixels`, the seed, the data and, of PPO, the `reward` that trained it,
+    so that nobody takes that for an independent judge. The settings are added to it.
     """
     models.save_adapter(model, folder, {**about, "settings": asdict(settings)})
     if log:

@@ -1,16 +1,15 @@
 """The blind arena: which of two answers is better, names and standings hidden until asked for."""
 
+import html
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import ipywidgets as w
 
 from helpers.data import Votes, VotingItem
 from helpers.evaluation import arena
-from helpers.report import table_html
 
-from .common import button, errors_in, escape_text, html_place, in_row, note
+from .common import button, errors_in, escape_text, html_place, in_row, note, padded_table
 from .ranking import AnswerRanker
 
 HIDDEN_NOTE = (
@@ -23,20 +22,19 @@ class Arena(AnswerRanker):
     """Vote on the records of `arena.matches`; `show()` gives the widget.
 
     Votes, keys and going on after a kill are those of `AnswerRanker`. That the names were seen is
-    on the disk as well, so running the cell again does not make a voter blind again. `export_path`:
-    where "Export" writes the judged records (default: beside the vote file). Raises UsageError for
-    other records.
+    on the disk as well, so running the cell again does not make a voter blind again. "Export"
+    writes the judged records beside the vote file (`export_path`). Raises UsageError for other
+    records.
     """
 
     def __init__(
         self,
         votes: Votes,
-        export_path: Path | None = None,
         pause: float = 0.3,
         clock: Callable[[], float] = time.monotonic,
     ):
         arena.models_of(votes.records.values())
-        self.export_path = export_path or votes.path.with_suffix(".judged.jsonl")
+        self.export_path = votes.path.with_suffix(".judged.jsonl")
         self.revealed = votes.annotator in arena.read_reveals(votes.path)
         self.standings: arena.Standings | None = None
         self.reveal_button = button("Reveal", self._reveal)
@@ -109,6 +107,6 @@ def standings_table(standings: arena.Standings) -> str:
     rates = standings.win_rates or ("no vote yet", "no vote yet")
     rows = [["model", "won", "win rate (draws ½), 95 %"]]
     for name, wins, rate in zip(standings.names, standings.wins, rates, strict=True):
-        rows.append([name, str(wins), str(rate)])
+        rows.append([html.escape(name), str(wins), str(rate)])
     said = [standings.sentence(), *standings.remarks()]
-    return table_html(rows) + escape_text("\n".join(said))
+    return padded_table(rows) + escape_text("\n".join(said))

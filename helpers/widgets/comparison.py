@@ -3,7 +3,7 @@
 import contextlib
 import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,11 +24,11 @@ from helpers.report import answer_figures, colored_tokens, format_counts, mark_c
 from helpers.rewards import Scorer, stated_counts
 
 from .common import (
+    Panel,
     button,
     in_row,
     labelled,
     note,
-    on_change,
     picture_place,
     show,
     show_errors,
@@ -58,13 +58,12 @@ def is_answer_right(answer: str, question: str, truth: dict[str, int] | None) ->
     return all(checks) if checks else None
 
 
-class Comparison:
+class Comparison(Panel):
     """Ask the base and any of its adapters about a held-out image or one's own.
 
     `show()` displays it. One base is in memory, adapters are switched. `reward` scores answers
-    without a truth (a reward model). The settings and the own image are kept in `memory`, so that
-    running the cell again brings them back; examples that are kept go to `gallery`. `state` holds
-    what is shown.
+    without a truth (a reward model). The settings and the own image are kept in the artifacts, so
+    that running the cell again brings them back, and so are examples. `state` holds what is shown.
     """
 
     def __init__(
@@ -73,18 +72,15 @@ class Comparison:
         items: Sequence[CountedImage],
         reward: Scorer | None = None,
         questions: Sequence[str] = (),
-        memory: Path | None = None,
-        gallery: Path | None = None,
     ):
         self.policies = policies
         self.items = items
         self.reward = reward
-        self.memory = memory or artifacts_dir() / "widgets" / "comparison"
-        self.gallery = gallery or artifacts_dir() / "gallery"
+        self.memory = artifacts_dir() / "widgets" / "comparison"
+        self.gallery = artifacts_dir() / "gallery"
         self.state: dict = {}
         self._own: Image.Image | None = None
         self._spoken: list[PolicyAnswer] = []
-        self._quiet = False
         self._make_controls([*dict.fromkeys([*map(self._question, (0, 1)), *questions])])
         self.box = self._lay_out()
         self._restore()
@@ -134,12 +130,12 @@ class Comparison:
         return w.VBox([in_row(left, controls), self.progress, self.answers, below])
 
     def _listen(self) -> None:
-        on_change(self._pick, self.item)
-        on_change(self._take_upload, self.upload)
-        on_change(self._suggest, self.suggestion)
-        on_change(self._draw, self.marks)
-        on_change(self._add_folder, self.folder)
-        on_change(
+        self.on_change(self._pick, self.item)
+        self.on_change(self._take_upload, self.upload)
+        self.on_change(self._suggest, self.suggestion)
+        self.on_change(self._draw, self.marks)
+        self.on_change(self._add_folder, self.folder)
+        self.on_change(
             self._ask,
             self.names,
             self.question,
@@ -167,19 +163,10 @@ class Comparison:
         """The true counts; None for an image of one's own."""
         return self._shown.counts if self._own is None else None
 
-    @contextlib.contextmanager
-    def _silence(self) -> Iterator[None]:
-        """Controls that the widget itself moves ask nothing."""
-        self._quiet = True
-        try:
-            yield
-        finally:
-            self._quiet = False
-
     def _pick(self) -> None:
         """Another held-out image comes with its own question."""
         self._own = None
-        with self._silence():
+        with self.silence():
             self.question.value = question_for(self._shown, self.item.value)
         self._ask()
 
@@ -202,7 +189,7 @@ class Comparison:
         with show_errors(self._fail), contextlib.redirect_stdout(io.StringIO()) as told:
             new = self.policies.add_folder(Path(self.folder.value))
             chosen = self.names.value
-            with self._silence():
+            with self.silence():
                 self.names.options = self.policies.names
                 self.names.value = chosen
             self.message.value = note(f"{told.getvalue()} {len(new)} more in {self.folder.value}")
@@ -220,8 +207,6 @@ class Comparison:
         return self._own or open_image(self._shown.path)
 
     def _ask(self) -> None:
-        if self._quiet:
-            return
         names = list(self.names.value) or [BASE_POLICY]
         self.progress.max = len(names)
         self.progress.value = 0

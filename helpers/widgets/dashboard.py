@@ -5,7 +5,7 @@ import html
 import io
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as w
@@ -23,17 +23,17 @@ from helpers.report import (
     plots,
     points,
     running_mean,
-    table_html,
 )
 
 from .common import (
+    Panel,
     button,
     html_place,
     in_column,
     in_row,
     labelled,
     note,
-    on_change,
+    padded_table,
     picture_place,
     show,
     show_errors,
@@ -44,7 +44,7 @@ from .common import (
 SHOWN_RUNS = 6  # runs that are chosen to begin with: more are hard to tell apart
 
 
-class Dashboard:
+class Dashboard(Panel):
     """Choose runs, figures and smoothing; see curves, last values and definitions.
 
     `show()` gives the widget. folder: where logs are looked for, with all folders below it.
@@ -57,7 +57,6 @@ class Dashboard:
         self.folder = Path(folder)
         self.state = {}
         self.runs = []
-        self._filling = False
         self.stage = labelled(w.Dropdown, "stage")
         self.chosen = labelled(w.SelectMultiple, "runs", rows=6)
         self.axis = labelled(w.Dropdown, "against")
@@ -70,8 +69,8 @@ class Dashboard:
         self.meanings = html_place("130px")
         self.box = self._lay_out()
         self.box.add_class("dashboard")
-        on_change(lambda: self._moved(self._fill), self.stage)
-        on_change(lambda: self._moved(self._draw), self.chosen, self.axis, self.smoothing)
+        self.on_change(self._fill, self.stage)
+        self.on_change(self._draw, self.chosen, self.axis, self.smoothing)
         self._read()
 
     def show(self) -> None:
@@ -95,12 +94,6 @@ class Dashboard:
         return in_column(in_row(left, self._ticks), self.message, self._results)
 
     # --- what can be chosen ---
-
-    def _moved(self, update: Callable[[], None]) -> None:
-        """A control was moved by the reader; `_set` moves them, too, and draws once by itself."""
-        if not self._filling:
-            with show_errors(self._fail):
-                update()
 
     def _read(self) -> None:
         """Read all logs anew; what was chosen stays chosen where it is still there."""
@@ -143,13 +136,10 @@ class Dashboard:
         value: str | tuple[str, ...] | None,
     ) -> None:
         """New options without a redraw for each of the steps in between."""
-        self._filling = True
-        try:
+        with self.silence():
             if list(control.options) != options:
                 control.options = options
             control.value = value
-        finally:
-            self._filling = False
 
     def _tick(self, name: str, ticked: bool) -> w.Checkbox:
         """The box of a figure, kept as it is once it was made."""
@@ -162,14 +152,17 @@ class Dashboard:
                 indent=False,
                 layout=w.Layout(width="220px"),
             )
-            on_change(lambda: self._moved(self._draw), box)
+            self.on_change(self._draw, box)
             self.metrics[key] = box
         return self.metrics[key]
 
     # --- what is shown of it ---
 
     def _draw(self) -> None:
-        stage = self.stage.value
+        with show_errors(self._fail):
+            self._show_all(self.stage.value)
+
+    def _show_all(self, stage: str | None) -> None:
         runs = [run for run in self._runs_of_stage(stage) if run.name in self.chosen.value]
         possible = axes(runs)
         self._set(self.axis, [(n, n) for n in possible], self._kept(self.axis, possible))
@@ -251,7 +244,7 @@ def last_values(runs: Sequence[LoggedRun], metrics: Sequence[str]) -> str:
     for run, apart in zip(runs, differences(runs), strict=True):
         step = f"{run.steps[-1]:g}" if len(run.steps) else "–"
         rows.append([run.name, step, *(_number(last_value(run, m)) for m in metrics), apart])
-    return table_html(rows)
+    return padded_table([list(map(html.escape, row)) for row in rows])
 
 
 def _number(value: float | None) -> str:

@@ -24,11 +24,13 @@ from tqdm.auto import tqdm
 
 from helpers.data import CountedImage, is_exact, is_well_formed, parse_counts
 from helpers.files import UsageError, open_image
+from helpers.models import BASE_POLICY
 from helpers.report import ADDED_COLOR, REMOVED_COLOR, color_style, format_counts, mark_changes
 from helpers.statistics import proportion
 
 from .common import (
     ERROR_COLOR,
+    Panel,
     button,
     errors_in,
     html_place,
@@ -37,7 +39,6 @@ from .common import (
     labelled,
     listen_to_keys,
     note,
-    on_change,
     show,
 )
 
@@ -60,7 +61,7 @@ class ItemRow:
     after: str
     outcome: ItemOutcome
     kinds: frozenset[str]  # of the policy's answer, see `error_kinds`
-    change: float
+    change: int  # see `count_changes`
 
 
 def outcome_of(before: str, after: str, truth: Mapping[str, int]) -> ItemOutcome:
@@ -114,18 +115,14 @@ def tabulate(
     items: Sequence[CountedImage],
     before: Sequence[str],
     after: Sequence[str],
-    change: Sequence[float] | None = None,
 ) -> list[ItemRow]:
-    """A row for each item.
-
-    change: how far the policy went from the base; by default `count_changes`.
-    """
+    """A row for each item."""
     rows = []
     for number, (item, old, new) in enumerate(zip(items, before, after, strict=True)):
         truth = item.counts
-        size = count_changes(old, new, list(truth)) if change is None else float(change[number])
         outcome = outcome_of(old, new, truth)
-        rows.append(ItemRow(number, item, old, new, outcome, error_kinds(new, truth), size))
+        change = count_changes(old, new, list(truth))
+        rows.append(ItemRow(number, item, old, new, outcome, error_kinds(new, truth), change))
     return rows
 
 
@@ -136,9 +133,9 @@ def select_rows(
     outcome: str = "",
     order: Order = "outcome",
 ) -> list[ItemRow]:
-    """The rows that fit ("": any), sorted by outcome (broken first), |change| or number.
+    """The rows that fit ("": any), sorted by outcome (broken first), change or number.
 
-    Rows of one outcome come by |change| too, and equal ones as in the data.
+    Rows of one outcome come by change too, and equal ones as in the data.
     """
     fitting = []
     for row in rows:
@@ -148,7 +145,7 @@ def select_rows(
     # sorting keeps the order of equal rows, so the last sort weighs most
     fitting.sort(key=lambda row: row.number)
     if order != "number":
-        fitting.sort(key=lambda row: -abs(row.change))
+        fitting.sort(key=lambda row: -row.change)
     if order == "outcome":
         fitting.sort(key=lambda row: OUTCOMES.index(row.outcome))
     return fitting
@@ -170,32 +167,26 @@ def _encode_thumbnail(path: Path, where: str, _changed: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-class Explorer:
+class Explorer(Panel):
     """Base and policy on all held-out items, a page of PER_PAGE at a time; `show()` displays it.
 
-    answers: model → its answer to each item, `base` among them. change: policy → how much its
-    answer to each item changed, for example the difference of log-probabilities (default: counts
-    that changed). `.state` says what is on the screen. Raises UsageError for lengths or names that
-    do not fit.
+    answers: model → its answer to each item, the base among them. `.state` says what is on the
+    screen. Raises UsageError for lengths or names that do not fit.
     """
 
     def __init__(
         self,
         items: Sequence[CountedImage],
         answers: Mapping[str, Sequence[str]],
-        base: str = "base",
-        change: Mapping[str, Sequence[float]] | None = None,
     ):
         self.items = list(items)
         self.answers = answers
-        self.base = base
-        self.change = change or {}
         self._check()
         self._rows: dict[str, list[ItemRow]] = {}
         self.state: dict[str, object] = {}
         classes = dict.fromkeys(name for item in self.items for name in item.counts)
         groups = dict.fromkeys(item.group for item in self.items)
-        self.policy = _menu("policy", [name for name in answers if name != base])
+        self.policy = _menu("policy", [name for name in answers if name != BASE_POLICY])
         self.group = _menu("group", groups, "all")
         self.kind = _menu("policy's answer", all_kinds(list(classes)), "any")
         self.outcome = _menu("outcome", OUTCOMES, "all")
@@ -205,6 +196,7 @@ class Explorer:
             ("biggest change first", "change"),
             ("as in the data", "number"),
         ]
+        self.order.value = "outcome"
         self.header = html_place("56px")
         self.message = html_place("28px")
         self.grid = w.HTML(layout=w.Layout(width="99%"))
@@ -214,7 +206,7 @@ class Explorer:
             "Next": button("Next", partial(self._turn, 1), "n"),
             "Last page": button("Last page", partial(self._turn, END), "l"),
         }
-        on_change(self._filter, *self._menus())
+        self.on_change(self._filter, *self._menus())
         menus = in_row(*self._menus())
         self.box = in_column(
             self.header, menus, in_row(*self.turns.values()), self.message, self.grid
@@ -231,38 +223,24 @@ class Explorer:
         return [self.policy, self.outcome, self.kind, self.group, self.order]
 
     def _check(self) -> None:
-        known = ", ".join(self.answers)
-        if self.base not in self.answers or len(self.answers) < 2:
+        if BASE_POLICY not in self.answers or len(self.answers) < 2:
             raise UsageError(
-                f"answers are of {known or 'nobody'}: give {self.base!r} and a policy."
+                f"answers are of {', '.join(self.answers) or 'nobody'}: "
+                f"give {BASE_POLICY!r} and a policy."
             )
-        unknown = [name for name in self.change if name not in self.answers]
-        if unknown:
-            raise UsageError(f"change has {', '.join(unknown)}, but answers are of {known}.")
-        for what, columns in (("answers", self.answers), ("changes", self.change)):
-            for name, values in columns.items():
-                if len(values) != len(self.items) or not self.items:
-                    raise UsageError(
-                        f"{len(values)} {what} of {name} for {len(self.items)} items. "
-                        "Give one for each."
-                    )
-        for name, values in self.change.items():
-            for number, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise UsageError(
-                        f"change of {name} for item {number} is {value}. Give a finite number."
-                    )
+        for name, texts in self.answers.items():
+            if len(texts) != len(self.items) or not self.items:
+                raise UsageError(
+                    f"{len(texts)} answers of {name} for {len(self.items)} items. "
+                    "Give one for each."
+                )
 
     def rows(self) -> list[ItemRow]:
         """All items with the chosen policy's answers."""
         name = self.policy.value
         if name not in self._rows:
-            self._rows[name] = tabulate(
-                self.items,
-                self.answers[self.base],
-                self.answers[name],
-                self.change.get(name),
-            )
+            before = self.answers[BASE_POLICY]
+            self._rows[name] = tabulate(self.items, before, self.answers[name])
         return self._rows[name]
 
     def _filter(self) -> None:
@@ -307,8 +285,7 @@ class Explorer:
         line = f"{number} of {len(self.items)} items; page {self._page + 1} of {pages}."
         if not number:
             return f"{line} Nothing fits: choose less narrowly."
-        is_given = self.policy.value in self.change
-        return f"{line} Change: {'as given' if is_given else 'number of counts that differ'}."
+        return f"{line} Change: number of counts that differ."
 
     def _heading(self, counts: Mapping[str, int]) -> str:
         n = len(self.items)
@@ -317,7 +294,7 @@ class Explorer:
         line = " · ".join(f"<b>{name}</b> {counts[name]}" for name in OUTCOMES)
         return (
             f"<div style='line-height:22px'>{line}<br>all counts right: "
-            f"{html.escape(self.base)} {before.short_text()}, "
+            f"{BASE_POLICY} {before.short_text()}, "
             f"{html.escape(self.policy.value)} {after}</div>"
         )
 
@@ -343,7 +320,7 @@ class Explorer:
                 errors.append(str(error))
                 style = f"color:{ERROR_COLOR};background:#fff"
                 picture = f"<div style='{style}'>{html.escape(str(error))}</div>"
-            cards.append(item_card(row, picture, (self.base, self.policy.value)))
+            cards.append(item_card(row, picture, self.policy.value))
         return cards, errors
 
 
@@ -356,7 +333,7 @@ def _menu(label: str, names: Iterable[str], everything: str = "") -> w.Dropdown:
     return labelled(w.Dropdown, label, options=options, layout=layout)
 
 
-def item_card(row: ItemRow, picture_html: str, names: tuple[str, str]) -> str:
+def item_card(row: ItemRow, picture_html: str, policy: str) -> str:
     """One item as HTML of a fixed height; what is longer scrolls.
 
     `picture_html` is HTML, all else is escaped.
@@ -364,7 +341,8 @@ def item_card(row: ItemRow, picture_html: str, names: tuple[str, str]) -> str:
     colors = {"broken": color_style(REMOVED_COLOR), "fixed": color_style(ADDED_COLOR)}
     badge = f"<b style='padding:0 4px;{colors.get(row.outcome, '')}'>{row.outcome}</b>"
     answers = ""
-    for name, text in zip(names, mark_changes(row.before, row.after), strict=True):
+    texts = mark_changes(row.before, row.after)
+    for name, text in zip((BASE_POLICY, policy), texts, strict=True):
         answers += f"<div><b>{html.escape(name)}</b> {text or '(no answer)'}</div>"
     truth = html.escape(format_counts(row.item.counts))
     kinds = html.escape(", ".join(sorted(row.kinds)))
@@ -372,7 +350,7 @@ def item_card(row: ItemRow, picture_html: str, names: tuple[str, str]) -> str:
         "<div tabindex='0' role='group' style='height:360px;overflow:auto;border:1px solid #888;"
         "padding:6px;box-sizing:border-box;line-height:20px;overflow-wrap:anywhere' "
         f"aria-label='item {row.number}, {row.outcome}'>"
-        f"<div>item {row.number} {badge} change {row.change:.3g}</div>"
+        f"<div>item {row.number} {badge} change {row.change}</div>"
         f"<div style='height:{THUMBNAIL[1]}px;overflow:auto'>{picture_html}</div>{answers}"
         f"<div><b>truth</b> {truth}</div>"
         f"<div><small>{kinds}; group {html.escape(row.item.group)}</small></div></div>"

@@ -15,7 +15,6 @@ from scipy.stats import rankdata
 
 from helpers.data import PreferenceRecord, record_key
 from helpers.files import UsageError, read_json, write_json
-from helpers.report import raw_table
 from helpers.rewards import (
     HEURISTIC_RULES,
     Correlation,
@@ -30,6 +29,7 @@ from helpers.rewards import (
 from helpers.statistics import Proportion
 
 from .common import (
+    Panel,
     button,
     centred,
     escape_text,
@@ -38,8 +38,8 @@ from .common import (
     in_row,
     labelled,
     note,
-    on_change,
     open_strip,
+    padded_table,
     picture_place,
     show,
     show_errors,
@@ -73,7 +73,7 @@ def read_weights(path: Path) -> dict[str, float]:
     return {name: float(weights[name]) for name in DEFAULT_WEIGHTS}
 
 
-class ScorerPlayground:
+class ScorerPlayground(Panel):
     """Sliders for the weights of the heuristic's rules; records ranked by it, and the truth.
 
     One record is shown with its ranking, and all of them are compared with the truth. Records
@@ -96,7 +96,6 @@ class ScorerPlayground:
         self.drawn = draw_records(len(self.records))
         self._values: dict[bool, np.ndarray] = {}
         self._faults: dict[str, str] = {}
-        self._moving = False
         self.sliders = {rule.name: _weight_slider(rule.name) for rule in HEURISTIC_RULES}
         self.counts_known = w.Checkbox(
             counts_known,
@@ -113,8 +112,8 @@ class ScorerPlayground:
         self.box = self._lay_out()
         self.box.add_class("playground")
         self._restore()
-        on_change(self._pick, self.record)
-        on_change(self._weigh, *self.sliders.values(), self.counts_known)
+        self.on_change(self._pick, self.record)
+        self.on_change(self._weigh, *self.sliders.values(), self.counts_known)
         self._measure()
         self._pick()
 
@@ -169,15 +168,13 @@ class ScorerPlayground:
             slider.value = weights[name]
 
     def _reset(self) -> None:
-        self._moving = True  # one measurement, not one a slider
-        self._set(DEFAULT_WEIGHTS)
-        self._moving = False
+        # one measurement, not one a slider
+        with self.silence():
+            self._set(DEFAULT_WEIGHTS)
         self._weigh()
 
     def _weigh(self) -> None:
         """A weight or what the rules know was changed."""
-        if self._moving:
-            return
         with self._told("weights"):
             if self.weights_path:
                 write_json(self.weights_path, self.weights)
@@ -300,4 +297,4 @@ def ranking_table(
         answer = f"<div style='min-width:220px'>{escape_text(text)}</div>"
         figures = [f"{number:+.2f}" for number in row]
         rows.append([str(place), answer, f"{total:+.2f}", f"{true:.2f}", *figures])
-    return raw_table(rows)
+    return padded_table(rows)

@@ -18,6 +18,7 @@ from helpers.data import (
 from helpers.files import UsageError
 
 from .common import (
+    Panel,
     button,
     centred,
     escape_text,
@@ -25,7 +26,6 @@ from .common import (
     in_row,
     listen_to_keys,
     note,
-    on_change,
     open_strip,
     picture_place,
     show,
@@ -47,7 +47,7 @@ def _room(texts: Iterable[str], columns: int) -> w.Layout:
     return w.Layout(height=f"{min(20 * most + 12, 212)}px", overflow="auto", flex="0 0 auto")
 
 
-class AnswerRanker:
+class AnswerRanker(Panel):
     """Rank the answers of one record after another without knowing whose they are.
 
     `show()` displays it. A vote is on the disk before the next item appears, and all state is in
@@ -80,7 +80,7 @@ class AnswerRanker:
             layout=w.Layout(width="auto"),
         )
         self.joined.add_class("key-equal")
-        on_change(self._draw_ranks, self.joined)
+        self.on_change(self._draw_ranks, self.joined)
         self.buttons = {
             "save": button("Save", self._save, "v"),
             "over": button("Start over", self._place, "r"),

@@ -155,8 +155,8 @@ print(f"{height * width} / 784 = {tokens} visual tokens")
 # %%
 for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
     resized = models.encode(processor, [question], [image.resize(size)])
-    tokens = models.count_image_tokens(processor, resized)[0]
-    print(f"{size[0]:>5} × {size[1]:<5} → {tokens:>4} visual tokens")
+    number = models.count_image_tokens(processor, resized)[0]
+    print(f"{size[0]:>5} × {size[1]:<5} → {number:>4} visual tokens")
 
 # %% [markdown]
 # ## Greedy and sampled answers

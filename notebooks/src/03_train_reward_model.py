@@ -34,7 +34,9 @@ ROOT = set_up(DRIVE)
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` (those of a student
 # project) for a 2B model on a 16 GB card. Every combination of `HEADS` and `OBJECTIVES` is trained.
-# With `RESUME = True` a training that was cut off goes on from its last checkpoint.
+# A training that was cut off goes on from its last checkpoint, and one that was finished is loaded.
+# Other data or settings are another run: it stops and names what differs. With `REPLACE = True` it
+# keeps the run before as NAME.old-1 and trains anew.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -45,7 +47,7 @@ OBJECTIVES = ("bradley_terry", "listwise")
 CAPTION_PROMPT = "How many cars, motorcycles, buses and bicycles are in the image?"
 CAPTION_EPOCHS = 10
 SEED = 0
-RESUME = False
+REPLACE = False  # True: a run of other settings is set aside, not refused
 
 # %%
 import dataclasses
@@ -231,8 +233,8 @@ assert_close(*states, rtol=1e-2, atol=1e-2)
 #
 # Base in 4 bits, a LoRA adapter `reward` on the language model, and the head. The loop is
 # `RewardTrainer.train` in `helpers/training/reward.py`: it evaluates now and then on the validation
-# pairs, keeps the best weights and stops when they no longer improve. With a `checkpoint` file a
-# lost Colab session goes on where it was, exactly.
+# pairs, keeps the best weights and stops when they no longer improve. It writes a checkpoint after
+# each evaluation, so that a lost Colab session goes on where it was, exactly.
 
 
 # %%
@@ -241,10 +243,8 @@ def train_reward(head, objective, sees_images=True, seed=SEED):
     own = dataclasses.replace(settings, head=head, objective=objective)
     reward = rewards.new_reward_model(*load(), own, seed, sees_images)
     name = "-".join([head, objective, *([] if sees_images else ["text"]), str(seed)])
-    checkpoint = files.artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
-    if not RESUME:
-        checkpoint.unlink(missing_ok=True)
-    trainer = training.RewardTrainer(reward, train, valid, own, seed, checkpoint)
+    folder = files.artifacts_dir() / "reward" / name
+    trainer = training.RewardTrainer(reward, train, valid, own, seed, folder, replace_other=REPLACE)
     return reward, trainer.train()
 
 

@@ -34,19 +34,21 @@ ROOT = set_up(DRIVE)
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
 # card. `STEPS = None` takes the preset's. One seed is an anecdote; three are the start of a result.
-# With `RESUME = True` a training that was cut off goes on from its last checkpoint (`t4` writes one
-# every 50 steps). `GALLERY_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures, the
-# sweep and the rounds.
+# A training that was cut off goes on from its last checkpoint (`t4` writes one every 50 steps), and
+# one that was finished is loaded. Other data or settings are another run: it stops and names what
+# differs. With `REPLACE = True` it keeps the run before as seed-N.old-1 and trains anew.
+# `GALLERY_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures, the sweep and the
+# rounds.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
 PRESET = "tiny"
 STEPS = None
 SEEDS = (0,)
-RESUME = False
 GALLERY_STEPS = 40  # of each run that is made to fail
 SWEEP = ((0.1, 0.0), (0.1, 2.0), (1.0, 0.0), (1.0, 2.0))  # β and weight of the SFT term
 ROUNDS = 2  # sample, score, pair, train
+REPLACE = False  # True: a run of other settings is set aside, not refused
 
 # %%
 import dataclasses
@@ -171,16 +173,16 @@ first["images"][0].resize((224, 224))
 
 
 # %%
-def new_trainer(seed=0, dataset=train_data, model=None, callbacks=(), name=None, **changes):
+def new_trainer(seed=0, dataset=train_data, model=None, callbacks=(), folder=None, **changes):
     """A freshly loaded base (or `model`) with a fresh adapter, in TRL's trainer.
 
-    changes: to the settings.
+    changes: to the settings. folder: of this run alone; None writes nothing.
     """
     base = models.load_model(MODEL, max_pixels=plan.max_pixels)[0] if model is None else model
-    own, folder = dataclasses.replace(settings, **changes), dpo_folder / (name or f"seed-{seed}")
+    own = dataclasses.replace(settings, **changes)
     return training.dpo_trainer(
         base, processor, dataset, own, seed=seed, callbacks=callbacks,
-        output_dir=folder / "trainer", cache=cache,
+        folder=folder, replace_other=REPLACE, cache=cache,
     )  # fmt: skip
 
 
@@ -195,7 +197,10 @@ base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 held_out_exact = training.HeldOutAnswers(processor, valid_records[:64])
 watching = doctor.DPODoctor.of_records(processor, valid_records[:8])
 curves = report.LiveCurves(held_out=held_out_exact.shares)
-trainer = new_trainer(SEEDS[0], model=base, callbacks=[held_out_exact, watching, curves])
+trainer = new_trainer(
+    SEEDS[0], model=base, callbacks=[held_out_exact, watching, curves],
+    folder=dpo_folder / f"seed-{SEEDS[0]}",
+)  # fmt: skip
 model = trainer.model
 
 # %% [markdown]
@@ -262,7 +267,7 @@ checks = doctor.preflight(trainer)
 # better one.
 
 # %%
-run = training.train_dpo(trainer, resume=RESUME)
+run = training.train_dpo(trainer)
 print(f"{settings.steps} steps, {run.trained_pairs} pairs, {run.seconds:.0f} s")
 
 # %%
@@ -352,9 +357,9 @@ exact = {SEEDS[0]: save(trainer, run, SEEDS[0])}
 # %%
 seconds = {SEEDS[0]: run.seconds}
 for seed in SEEDS[1:]:
-    trainer = new_trainer(seed)
+    trainer = new_trainer(seed, folder=dpo_folder / f"seed-{seed}")
     doctor.preflight(trainer)
-    repeat = training.train_dpo(trainer, resume=RESUME)
+    repeat = training.train_dpo(trainer)
     seconds[seed], exact[seed] = repeat.seconds, save(trainer, repeat, seed)
 
 # %%
@@ -389,9 +394,8 @@ def fail(name, dataset, **changes):
     watching = doctor.DPODoctor.of_records(processor, valid_records[:8])
     answers = training.HeldOutAnswers(processor, valid_records[:64], every=GALLERY_STEPS)
     failing = new_trainer(
-        dataset=dataset, name="gallery", callbacks=[watching, answers],
-        steps=GALLERY_STEPS, checkpoint_steps=0, **changes,
-    )  # fmt: skip
+        dataset=dataset, callbacks=[watching, answers], steps=GALLERY_STEPS, **changes
+    )
     end = training.train_dpo(failing).log[-10:]
     loss, accuracy = (training.log_mean(end, key) for key in ("loss", "rewards/accuracies"))
     unseen = evaluation.evaluate_pairs(failing.model, processor, valid_data).accuracy
@@ -430,7 +434,7 @@ if GALLERY_STEPS:
 valid_items, sweep = data.as_counted_images(valid_records), {}
 for strength, weight in SWEEP:
     changes = {"beta": strength, "sft_weight": weight}
-    tried = new_trainer(name="sweep", steps=40, checkpoint_steps=0, **changes)
+    tried = new_trainer(steps=40, **changes)
     training.train_dpo(tried)
     found = evaluation.evaluate_greedy_and_sampled(tried.model, processor, valid_items)
     sweep[f"β {strength:g}, SFT {weight:g}"] = found.shares()
@@ -455,7 +459,7 @@ if sweep:
 # %%
 items = data.as_counted_images(records)[:256]
 policy = models.load_model(MODEL)[0]
-own = dataclasses.replace(settings, steps=60, checkpoint_steps=0, sft_weight=0.0)
+own = dataclasses.replace(settings, steps=60, sft_weight=0.0)
 
 
 def row(number, model):
@@ -469,8 +473,8 @@ if ROUNDS:
     rounds = [["rounds", "greedy exact", "exact, sampled", "well formed, sampled"], row(0, policy)]
     for number in range(1, ROUNDS + 1):
         done = training.on_policy_round(
-            policy, processor, items, rewards.count_graded, own, sampling_seed=1000 * number,
-            folder=dpo_folder / f"round-{number}", cache=cache,
+            policy, processor, items, rewards.count_graded, own,
+            sampling_seed=1000 * number, cache=cache,
         )  # fmt: skip
         policy, (first, *_, last) = done.policy, [step["loss"] for step in done.run.log]
         print(f"round {number}: {done.pairs} pairs, loss {first:.3f} → {last:.3f}")

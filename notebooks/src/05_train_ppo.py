@@ -36,9 +36,9 @@ ROOT = set_up(DRIVE)
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
 # card; `reasoning`, `captions` and `vqa` are those of three student projects. `COMPARE` names what
 # PPO is compared with. A run that was cut off goes on after its last checkpoint, also if the folder
-# was moved; one that was finished is loaded. Other data or settings are another run: delete its
-# folder in artifacts/ppo/, or give it another name. `HACKING = 0` and `VQA = 0` leave out the two
-# runs that are meant to fail, and their cures.
+# was moved; one that was finished is loaded. Other data or settings are another run: it stops and
+# names what differs. With `REPLACE = True` it keeps the run before as NAME.old-1 and trains anew.
+# `HACKING = 0` and `VQA = 0` leave out the two runs that are meant to fail, and their cures.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -50,6 +50,7 @@ COMPARE = ("rloo", "grpo", "constant")
 REWARD_MODEL = True
 HACKING = 22  # iterations against the heuristic
 VQA = 256  # answers, one at a time as a project trained
+REPLACE = False  # True: a run of other settings is set aside, not refused
 TENSORBOARD = False  # a log for it, too, if the package is installed
 
 # %%
@@ -195,7 +196,7 @@ def new_trainer(name, score, changes=None, questions=tasks, watch=(), truth=None
     own = dataclasses.replace(settings, **(changes or {}))
     return training.ppo_trainer(
         policy, processor, questions, score, own, ppo_folder / name, seed=SEED, truth=truth,
-        watch=watch, cache=cache, tensorboard=TENSORBOARD,
+        watch=watch, cache=cache, replace_other=REPLACE, tensorboard=TENSORBOARD,
     )  # fmt: skip
 
 
@@ -239,8 +240,9 @@ if trainer.actor.own_adapter and WARM_UP and not trainer.iteration:
 # language breaks. The critic's **explained variance** is 1 for a perfect critic, 0 for one that is
 # no better than a constant. And every answer must **end**.
 #
-# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage, policy update, critic
-# update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines, with the formula beside each.
+# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage,
+# policy update, critic update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines,
+# with the formula beside each.
 
 # %%
 log = trainer.train()
@@ -264,7 +266,8 @@ section.say(
 )
 
 # %% [markdown]
-# What the critic thinks while a new answer is written: a drop is where it believes a mistake was made.
+# What the critic thinks while a new answer is written: a drop is where it believes a mistake was
+# made.
 
 # %%
 rollout = trainer.sampler.sample(trainer.iteration)

@@ -13,6 +13,8 @@ from helpers.doctor.dry_run import Forecast
 from helpers.files import UsageError
 from helpers.training import dpo
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 NAMES = [
     "image tokens",
     "pixel values",

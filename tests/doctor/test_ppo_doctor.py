@@ -26,6 +26,8 @@ from helpers.training import sampler
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 SETTINGS = dataclasses.replace(
     PPO_PRESETS["tiny"],
     max_new_tokens=40,

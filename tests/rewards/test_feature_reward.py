@@ -130,6 +130,7 @@ def test_an_image_is_read_once_for_its_path(tiny, records, monkeypatch):
     assert calls == [record.image_paths[0] for record in records[:2]]
 
 
+@pytest.mark.heavy(reason="trains")
 def test_it_learns_a_score_of_answers_and_shuffled_targets_do_not_carry_over(reward, records):
     targets = words(records)
     fit = reward.fit(records, targets, epochs=80)
@@ -168,7 +169,8 @@ def test_the_image_changes_the_score(reward, records):
 def test_held_out_images_are_not_trained_on(reward, records):
     """With the targets of the held-out images spoilt, the trained scores are the same."""
     generator = torch.Generator().manual_seed(3)
-    _, out = feature_reward._split(records, 0.2, generator)
+    targets = torch.tensor([score for scores in words(records) for score in scores])
+    _, out = feature_reward._split(records, targets, generator)
     places = [i for i, record in enumerate(records) for _ in record.answers]
     held = {places[row] for row in out.tolist()}
     assert len(held) == 12  # of 60 images
@@ -211,6 +213,7 @@ def test_the_heuristic_of_answers_is_what_is_regressed(records):
     assert target_scores(records[:1], shorter)[0][0] == -len(records[0].answers[0].text)
 
 
+@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(tiny, reward, records, tmp_path):
     reward.fit(records, words(records), epochs=3)
     reward.save(tmp_path / "reward")

@@ -87,6 +87,7 @@ print(json.dumps(reward_model.score_records(reward, read_records(path)[:6])))
 """
 
 
+@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
 def test_a_new_process_gives_the_same_scores(records, tmp_path):
     """A source project evaluated a fresh random head: its trained one was never saved."""
     run = trainer(models.load_model("tiny"), records)

@@ -19,6 +19,8 @@ from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 from helpers.training.warm_up import warm_up_critic
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 
 def no_advantage(rewards, values, mask, settings, mean):
     """Returns for the critic, and nothing for the policy to learn from."""

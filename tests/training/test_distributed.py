@@ -13,6 +13,8 @@ from torch.testing import assert_close
 from helpers.files import ROOT, UsageError, read_json
 from helpers.training import distributed
 
+pytestmark = pytest.mark.heavy(reason="trains in processes of their own")
+
 RECIPE = """
 title = "One process or two"
 model = "tiny"

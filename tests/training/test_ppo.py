@@ -27,6 +27,8 @@ from helpers.training.ppo import PPOTrainer, critic_loss, policy_loss, set_learn
 from helpers.training.rollout import ROLLOUT_FILTERS, MiniBatch, Rollout, tasks_of
 from helpers.training.warm_up import warm_up_critic
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 STEPS = ("Sample", "Look", "Reward", "Advantage", "Policy update", "Critic update")
 ONE_UPDATE = dataclasses.replace(SMALL, epochs=1, mini_batch=4)  # in an iteration
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})

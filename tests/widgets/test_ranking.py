@@ -20,7 +20,8 @@ from jupyter_client import KernelManager
 from pictures import noise
 from PIL import Image
 
-from helpers.data.preferences import PreferenceRecord, read_records, resolve_images, write_records
+from helpers.data.preferences import read_records, write_records
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.data.vote_log import current_judgements, read_events
 from helpers.data.votes import Votes, apply_votes
 from helpers.files import ROOT, UsageError
@@ -469,6 +470,7 @@ def check_nothing_lost(folder, told, kills):
     assert all(len(r.judgements) == 1 for r in apply_votes(items, folder / "votes.jsonl"))
 
 
+@pytest.mark.heavy(reason="starts processes that are killed")
 def test_25_kills_in_150_pairs_lose_no_vote_and_double_none(folder):
     write_records(folder / "records.jsonl", records(150))
     draw = random.Random(0)
@@ -556,6 +558,7 @@ print("ids", json.dumps(ids))
         self.manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.heavy(reason="a kernel of its own")
 def test_a_killed_kernel_goes_on_where_it_was(folder):
     write_records(folder / "records.jsonl", records(40))
     first, second = Browser(), Browser()

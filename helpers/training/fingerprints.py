@@ -1,9 +1,11 @@
 """What a reward is made of, as a hash: its code, what its functions refer to, the weights in it.
 
-A name is not enough to tell one reward from another: two reward models have the same, and so has a function of
-one's own before and after a change. Of functions that come from installed packages the name counts, not the code.
+A name is not enough to tell one reward from another: two reward models have the same, and so has a
+function of one's own before and after a change. Of functions that come from installed packages the
+name counts, not the code.
 
-Simplification: a function is followed through the variables it refers to, not through attributes of modules.
+Simplification: a function is followed through the variables it refers to, not through attributes of
+modules.
 """
 
 import hashlib
@@ -84,7 +86,7 @@ def _children(value: Any) -> list[Any]:
     if isinstance(value, FunctionType):
         around = inspect.getclosurevars(value)
         if value.__code__.co_filename.startswith(LIBRARIES):
-            # a decorator of a library, such as torch.no_grad, holds the function that it is put before
+            # a decorator of a library, such as torch.no_grad, holds the function behind it
             return [f"{value.__module__}.{value.__qualname__}", around.nonlocals]
         defaults = [value.__defaults__, value.__kwdefaults__]
         return [value.__code__, defaults, around.nonlocals, around.globals, vars(value)]

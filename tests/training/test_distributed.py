@@ -87,7 +87,6 @@ def both(tmp_path_factory):
     return folder / "one", folder / "two"
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     "file",
     ["reward/linear-bradley_terry/adapter_model.safetensors", "reward/linear-bradley_terry/head.safetensors",
@@ -105,7 +104,6 @@ def test_two_processes_get_the_weights_of_one(both, file):
     )
 
 
-@pytest.mark.heavy
 def test_the_critic_of_two_processes_is_that_of_one(both):
     one, two = (
         torch.load(folder / "ppo" / "checkpoint-2" / "state.pt", weights_only=True)
@@ -117,7 +115,6 @@ def test_the_critic_of_two_processes_is_that_of_one(both):
         assert_close(two["weights"][name], one["weights"][name], atol=1e-4, rtol=0)
 
 
-@pytest.mark.heavy
 def test_their_logs_agree(both):
     dpo = [read_json(folder / "dpo" / "log.json") for folder in both]
     for key in ("loss", "rewards/margins", "logps/chosen"):

@@ -8,11 +8,12 @@ they stand in the file; what an evaluation suite appends to them ("Answer the qu
 single word or phrase.") is not.
 
 The items are downloaded or given by the reader, never part of this repository. Each revision is a
-commit of the data set's page; downloads at them have not been run here, only files of the same
-columns.
+commit of the data set's page (`benchmarks.toml`); downloads at them have not been run here, only
+files of the same columns.
 """
 
 import itertools
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,54 +165,26 @@ def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
     return fields | {"image": image}
 
 
-_MMHAL = HubSet(
-    "Shengcao1006/MMHal-Bench", "8c04a4a8ae40b80763eee9b3eadf115e2267bfa6", licence="Apache-2.0"
-)
-OFFICIAL_BENCHMARKS = {
-    "pope": OfficialBenchmark(
-        "POPE",
-        HubSet(
-            "lmms-lab/POPE",
-            "4db1276663dfa5eb8ad16a52d24c31a09e470896",
-            split="test",
-            licence="MIT (questions); COCO's terms (images)",
-        ),
-        _pope,
-    ),
-    "mme": OfficialBenchmark(
-        "MME",
-        HubSet("lmms-lab/MME", "d6c9023f017b564f7b3ccccf5348166bce8fdbcd", split="test"),
-        _mme,
-    ),
-    "hallusion_bench": OfficialBenchmark(
-        "HallusionBench",
-        HubSet(
-            "lmms-lab/HallusionBench",
-            "ea5fd49f1b711d12cc8b0ec75be0c0593e17befe",
-            split="image+non_image",
-            licence="BSD-3-Clause",
-        ),
-        _hallusion,
-    ),
-    "llava_bench": OfficialBenchmark(
-        "LLaVA-Bench (in the wild)",
-        HubSet(
-            "lmms-lab/llava-bench-in-the-wild",
-            "2c88d835d509b1372066db42ab7799255dbe9da2",
-            licence="Apache-2.0",
-        ),
-        _llava,
-    ),
-    "mmhal_bench": OfficialBenchmark(
-        "MMHal-Bench",
-        _MMHAL,
-        _mmhal,
-        manual=(
-            f"Unpack test_data.zip of huggingface.co/datasets/{_MMHAL.repository} at "
-            f"{_MMHAL.revision}, and give file=…/response_template.json, images=…/images."
-        ),
-    ),
+_READERS = {
+    "pope": _pope,
+    "mme": _mme,
+    "hallusion_bench": _hallusion,
+    "llava_bench": _llava,
+    "mmhal_bench": _mmhal,
 }
+
+
+def _read_catalogue() -> dict[str, OfficialBenchmark]:
+    text = Path(__file__).with_name("benchmarks.toml").read_text(encoding="utf-8")
+    found = {}
+    for name, entry in tomllib.loads(text).items():
+        title = entry.pop("title")
+        manual = entry.pop("manual", None)
+        found[name] = OfficialBenchmark(title, HubSet(**entry), _READERS[name], manual)
+    return found
+
+
+OFFICIAL_BENCHMARKS = _read_catalogue()
 
 
 # --- all rows -------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --target $(VENV)/ipywidgets7 --no-deps ipywidgets==7.7.1 ipython_genutils==0.2.0
+	$(BIN)/python -m compileall -q -j 0 helpers
 	touch $@
 
 demo: $(STAMP)  ## run notebooks 01 to 07 on the embedded model → artifacts/report/index.html

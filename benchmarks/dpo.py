@@ -1,21 +1,23 @@
-"""DPO as TRL runs it against DPO as this suite does: `python benchmarks/dpo.py` (about 12 minutes, 2 cores).
+"""DPO as TRL runs it against DPO as this suite does: about 12 minutes on 2 cores.
 
-Two trainers with the same weights, adapters, data and optimizer take the same batches in turn, in one
-process and in an order that changes each time. Stock is `trl.DPOTrainer` with its own collator and forward:
-`dpo.dpo_trainer(packs=False)`, in which nothing of TRL's step is overridden; only the needless copy of a
-fresh adapter is gone, as with TRL's own `peft_config`. Ours shows image and prompt of a pair once, keeps
-image features and asks the reference once. Each batch comes twice: in the first epoch our caches are
-filled, from the second on they are warm. A step is all of it: decoding of images, collator, forward,
-backward, clipping, optimizer. No figure holds what is done once, which is reported as "setup".
+Two trainers with the same weights, adapters, data and optimizer take the same batches in turn, in
+one process and in an order that changes each time. Stock is `trl.DPOTrainer` with its own collator
+and forward: `dpo.dpo_trainer(packs=False)`, in which nothing of TRL's step is overridden; only the
+needless copy of a fresh adapter is gone, as with TRL's own `peft_config`. Ours shows image and
+prompt of a pair once, keeps image features and asks the reference once. Each batch comes twice: in
+the first epoch our caches are filled, from the second on they are warm. A step is all of it:
+decoding of images, collator, forward, backward, clipping, optimizer. No figure holds what is done
+once, which is reported as "setup".
 
 * proxy: random weights with the proportions of Qwen2-VL-2B, 256 visual tokens, fp32;
-* proxy_checkpointing: the same with gradient checkpointing, TRL's default and that of the t4 preset;
+* proxy_checkpointing: the same with gradient checkpointing, TRL's default and that of the t4
+  preset;
 * embedded: the embedded model at 16 visual tokens;
 * gpu: random weights in Qwen2-VL-2B's own shape, 4-bit, fp16, checkpointing; not run without a GPU.
 
 The FLOP ratio is the speed-up that is left if everything but matrix products cost nothing. Writes
-`benchmarks/dpo.json` (entries `{value, low, high, n, seed}`: median, least, most), a `.png` beside it and the
-table of `docs/results.md`. `--only` does one part.
+`benchmarks/dpo.json` (entries `{value, low, high, n, seed}`: median, least, most), a `.png` beside
+it and the table of `docs/results.md`. `--only` does one part.
 """
 
 import argparse
@@ -45,7 +47,9 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
-from helpers.data.preferences import PreferenceRecord, read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
+from helpers.data.trl_pairs import to_trl
 from helpers.files import UsageError, open_image, read_json, write_json, write_text
 from helpers.models import presets
 from helpers.report import markdown_table
@@ -76,11 +80,12 @@ class Shape:
 
 
 QWEN2_VL_2B = Shape(28, 1536, 8960, 12, 2, 32, 1280, 16, 151_936)
-# A third of width and depth: 9 × (2 × 512² + 2 × 512 × 128 + 3 × 512 × 2986) = 47.2 M and 10 × 12 × 400² = 19.2 M
-# weights in the layers. That is .41 of vision to language where the original has 629 M / 1,310 M = .48, since its
-# attention, which does not shrink with the width squared, weighs more: FLOPs on 1,024 patches to those on a row of
-# 320 tokens, attention included, are 1.83 here and 1.73 there. The language head has .18 of the language model's
-# weights in both (233 M / 1,310 M, 8.4 M / 47.2 M), for which 16,384 tokens are needed.
+# A third of width and depth: 9 × (2 × 512² + 2 × 512 × 128 + 3 × 512 × 2986) = 47.2 M and
+# 10 × 12 × 400² = 19.2 M weights in the layers. That is .41 of vision to language where the
+# original has 629 M / 1,310 M = .48, since its attention, which does not shrink with the width
+# squared, weighs more: FLOPs on 1,024 patches to those on a row of 320 tokens, attention included,
+# are 1.83 here and 1.73 there. The language head has .18 of the language model's weights in both
+# (233 M / 1,310 M, 8.4 M / 47.2 M), for which 16,384 tokens are needed.
 THIRD = Shape(9, 512, 2986, 4, 1, 10, 400, 5, 16_384)
 TOY = Shape(2, 128, 256, 1, 1, 2, 80, 1)
 
@@ -133,19 +138,31 @@ def cases(toy: bool) -> list[Case]:
 
 
 def write_model(shape: Shape, folder: Path) -> int:
-    """Random weights of `shape` with the embedded processor, as a checkpoint; returns how many weights."""
+    """Write random weights of `shape` with the embedded processor; return how many weights."""
     processor = AutoProcessor.from_pretrained(TINY)
     marks = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     marks |= {f"vision_{name}_token": f"<|vision_{name}|>" for name in ("start", "end")}
     text = {
-        "hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocabulary,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    }  # fmt: skip
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [16, 24, 24],
+        },
+    }
     vision = {
-        "depth": shape.depth, "embed_dim": shape.embed, "num_heads": shape.vision_heads, "hidden_size": shape.hidden,
-        "patch_size": 14, "mlp_ratio": 4,
-    }  # fmt: skip
+        "depth": shape.depth,
+        "embed_dim": shape.embed,
+        "num_heads": shape.vision_heads,
+        "hidden_size": shape.hidden,
+        "patch_size": 14,
+        "mlp_ratio": 4,
+    }
     ids = {
         f"{name}_id": processor.tokenizer.convert_tokens_to_ids(mark)
         for name, mark in marks.items()
@@ -162,7 +179,7 @@ def write_model(shape: Shape, folder: Path) -> int:
 
 
 def pairs(case: Case, folder: Path, number: int) -> datasets.Dataset:
-    """`number` shipped pairs, each of another scene, with the scenes drawn at the size of `case`."""
+    """`number` shipped pairs, each of another scene, with scenes drawn at the size of `case`."""
     records = records_in(folder, number)
     for record, shipped in zip(records, read_records(PREFERENCES), strict=False):
         path = record.image_paths[0]
@@ -174,14 +191,15 @@ def pairs(case: Case, folder: Path, number: int) -> datasets.Dataset:
 def records_in(folder: Path, number: int) -> list[PreferenceRecord]:
     """The first `number` shipped records, with images of the same names in `folder`."""
     records = read_records(PREFERENCES)[:number]
-    return [
-        record.model_copy(update={"images": [str(folder / name) for name in record.image_names()]})
-        for record in records
-    ]
+    moved = []
+    for record in records:
+        images = [str(folder / name) for name in record.image_names()]
+        moved.append(record.model_copy(update={"images": images}))
+    return moved
 
 
 class Side:
-    """One of the two trainers, prepared as `Trainer.train` prepares it and driven a step at a time."""
+    """One of the two trainers, prepared as `Trainer.train` does and driven a step at a time."""
 
     def __init__(self, case: Case, folder: Path, dataset: datasets.Dataset, packed: bool):
         location = folder / "model" if case.shape else TINY
@@ -194,14 +212,14 @@ class Side:
             processor,
             dataset,
             case.settings,
-            output_dir=folder / "run",
             packs=None if packed else False,
         )
         self.setup_seconds = time.perf_counter() - started
         collator = dpo.PairCollator if packed else DataCollatorForVisionPreference
         if type(self.trainer.data_collator) is not collator:
             raise UsageError(
-                f"{case.name}: {type(self.trainer.data_collator).__name__} instead of {collator.__name__}"
+                f"{case.name}: {type(self.trainer.data_collator).__name__} instead of "
+                f"{collator.__name__}"
             )
         if case.settings.gradient_checkpointing:
             self.trainer.model.gradient_checkpointing_enable()
@@ -222,17 +240,19 @@ class Side:
 
     def step(self, rows: range) -> float:
         """Seconds of one optimizer step on these rows of the data set."""
-        started = _now()
+        started = now()
         batch = self.trainer.data_collator([self.trainer.train_dataset[row] for row in rows])
         loss = self.trainer.training_step(self.model, batch)
         self.trainer.accelerator.clip_grad_norm_(self.weights, self.trainer.args.max_grad_norm)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
         self.losses.append(float(loss))
-        return _now() - started
+        return now() - started
 
     def counted(self, rows: range) -> dict[str, int]:
-        """What a step computes: matrix FLOPs, tokens of the language model (padding too), image patches."""
+        """What a step computes: matrix FLOPs, tokens of the language model (padding too), image
+        patches.
+        """
         self.counts |= {"tokens": 0, "patches": 0}
         with FlopCounterMode(display=False, custom_mapping=_more_flops()) as counter:
             self.step(rows)
@@ -240,7 +260,7 @@ class Side:
 
 
 def _more_flops() -> dict:
-    """What PyTorch's counter leaves out: attention on a CPU, and the product with a 4-bit matrix."""
+    """What PyTorch's counter leaves out: attention on a CPU, products with a 4-bit matrix."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     more = {
@@ -254,14 +274,15 @@ def _more_flops() -> dict:
     return more
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds on the clock, when the GPU has done what it was asked for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def compare(case: Case, folder: Path) -> dict[str, list[float]]:
-    """Raw figures of a case: seconds and ratios of each alternation, what a step computes, losses."""
+    """Raw figures of a case: seconds and ratios of each alternation, FLOPs of a step, losses."""
     n, batch = case.alternations, case.settings.batch_size
     dataset = pairs(case, folder, (n + 2) * batch)
     batches = [range(start, start + batch) for start in range(0, len(dataset), batch)]
@@ -313,7 +334,7 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
 
 
 def peak_megabytes(case: Case, folder: Path, packed: bool) -> float:
-    """What four steps (two batches, each twice) need beyond the model at rest, in MB (10⁶ bytes)."""
+    """What four steps (two batches, each twice) need beyond the model at rest, in MB (10⁶ B)."""
     batch = case.settings.batch_size
     side = Side(case, folder, pairs(case, folder, 2 * batch), packed)
     if torch.cuda.is_available():
@@ -323,7 +344,8 @@ def peak_megabytes(case: Case, folder: Path, packed: bool) -> float:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
         before = _peak_resident()
     for _ in range(2):
-        side.step(range(batch)), side.step(range(batch, 2 * batch))
+        side.step(range(batch))
+        side.step(range(batch, 2 * batch))
     return (
         (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident())
         - before
@@ -425,7 +447,9 @@ def _show(figures: dict[str, dict], name: str, key: str, form: str = "{:.0f}") -
 
 
 def chart(figures: dict[str, dict]) -> plt.Figure:
-    """Seconds a step of both, with their range; the line across a bar is what the FLOPs alone would take."""
+    """Seconds a step of both, with their range; the line across a bar is what the FLOPs alone would
+    take.
+    """
     found = names(figures)
     figure, axes = plt.subplots(
         1, len(found), figsize=(4 * len(found), 3.6), squeeze=False, layout="constrained"
@@ -506,7 +530,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"⚠️  {page.name}: {error}")
     for name in names(figures):
         print(
-            f"{name}: {_show(figures, name, 'ours_later_ratio', '{:.2f}')} times as fast as TRL with warm caches"
+            f"{name}: {_show(figures, name, 'ours_later_ratio', '{:.2f}')} times as fast as TRL "
+            "with warm caches"
         )
 
 

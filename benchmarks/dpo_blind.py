@@ -1,8 +1,8 @@
-"""DPO against mDPO on pairs that can be solved without looking: `python benchmarks/dpo_blind.py` (about 10 minutes).
+"""DPO against mDPO on pairs that can be solved without looking: about 10 minutes.
 
 Trains the embedded base on one-sided pairs of the shipped scenes (the rejected answer always counts
-more), with DPO and with mDPO, which also prefers the right image to another one. Measured on the 400
-test scenes: pairs whose worse answer has another scene's counts, with the right images and with
+more), with DPO and with mDPO, which also prefers the right image to another one. Measured on the
+400 test scenes: pairs whose worse answer has another scene's counts, with the right images and with
 shuffled ones, and the answers. Three seeds. Writes `benchmarks/dpo_blind.json`, the table of
 `docs/results.md`, and prints the headline as the last line.
 """
@@ -24,7 +24,8 @@ from helpers import models
 from helpers.config import DPO_PRESETS
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import add_image_negatives, build_records, make_one_sided
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.evaluation.pair_accuracy import evaluate_pairs
 from helpers.files import write_json, write_text
@@ -50,7 +51,7 @@ def training_pairs(folder: Path) -> datasets.Dataset:
 
 
 def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Pairs of true counts and those of another scene, with the right images and with each other's."""
+    """Pairs of true counts and those of another scene, with right and with exchanged images."""
     records = build_records(items, [()] * len(items), ("other image",), seed=1)
     others = [records[i].images for i in derangement(len(records), 0)]
     shuffled = [
@@ -62,11 +63,8 @@ def unseen_pairs(items) -> tuple[datasets.Dataset, datasets.Dataset]:
 
 def train_and_measure(data, settings, seed, items, pairs) -> dict[str, Proportion]:
     model, processor = models.load_model("tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.dpo_trainer(
-            model, processor, data, settings, seed=seed, output_dir=Path(folder)
-        )
-        dpo.train_dpo(trainer)
+    trainer = dpo.dpo_trainer(model, processor, data, settings, seed=seed)
+    dpo.train_dpo(trainer)
     policy = trainer.model
     sampled = evaluate_counting(policy, processor, items, temperature=1.0, seed=seed)
     return {
@@ -89,7 +87,8 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     items = read_yolo(TRAFFIC, "test")
-    pairs, figures, rows = unseen_pairs(items), {}, []
+    pairs = unseen_pairs(items)
+    figures, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:
         data = training_pairs(Path(folder))
         for name, seed in tqdm(

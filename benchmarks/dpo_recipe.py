@@ -1,16 +1,15 @@
-"""What each part of the DPO recipe is worth: `python benchmarks/dpo_recipe.py` (about 15 minutes, 2 cores).
+"""What each part of the DPO recipe is worth: about 15 minutes on 2 cores.
 
-Trains the embedded base on the shipped preference data with one thing changed at a time and measures
-greedy and sampled answers on the 400 test scenes, with three seeds of each variant. Writes
-`benchmarks/dpo_recipe.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and the table
-of `docs/results.md`, and prints the headline as the last line.
+Trains the embedded base on the shipped preference data with one thing changed at a time and
+measures greedy and sampled answers on the 400 test scenes, with three seeds of each variant. Writes
+`benchmarks/dpo_recipe.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and the
+table of `docs/results.md`, and prints the headline as the last line.
 """
 
 import argparse
 import dataclasses
 import logging
 import sys
-import tempfile
 from pathlib import Path
 
 import datasets
@@ -23,7 +22,7 @@ from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import build_records, counting_questions
-from helpers.data.preferences import to_trl
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table
@@ -56,11 +55,8 @@ def train_and_measure(
 ) -> tuple[dict[str, Proportion], float]:
     """Shares of exact and well-formed answers after one training run, and its seconds."""
     model, processor = models.load_model("tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = dpo.dpo_trainer(
-            model, processor, dataset, settings, seed=seed, output_dir=Path(folder)
-        )
-        seconds = dpo.train_dpo(trainer).seconds
+    trainer = dpo.dpo_trainer(model, processor, dataset, settings, seed=seed)
+    seconds = dpo.train_dpo(trainer).seconds
     results = {
         name: evaluate_counting(trainer.model, processor, items, seed=seed, **how)
         for name, how in CONDITIONS.items()
@@ -70,7 +66,7 @@ def train_and_measure(
 
 
 def pooled(shares: list[Proportion]) -> Proportion:
-    """All seeds together: the same items, so the interval speaks of items and understates the seeds."""
+    """All seeds together. They share the items: the interval is of items, not of seeds."""
     return proportion(
         sum(share.value * share.n for share in shares), sum(share.n for share in shares)
     )
@@ -109,7 +105,9 @@ def main() -> None:
             "seed": seed,
         }
     write_json(args.out, {"environment": machine_summary(), "figures": figures})
-    chart = {name: {m: pooled(shares) for m, shares in row.items()} for name, row in table.items()}
+    chart = {}
+    for name, row in table.items():
+        chart[name] = {measure: pooled(shares) for measure, shares in row.items()}
     interval_chart(chart, f"{len(items)} test scenes, {args.seeds} seeds pooled").savefig(
         args.out.with_suffix(".png"), dpi=90
     )

@@ -1,39 +1,36 @@
 """What only a GPU can show, in one go of under 10 minutes: `python benchmarks/gpu.py`.
 
-Random weights (seed 0) in the shapes of a preset, 4 bits, images of 448 × 448, fp16 even where the card has bf16, and only
-as much GPU memory as a T4 lets PyTorch have: the allocator is capped, the context (about 0.5 GB) comes on top.
+Random weights (seed 0) in the shapes of a preset, 4 bits, images of 448 × 448, fp16 even where the
+card has bf16, and only as much GPU memory as a T4 lets PyTorch have: the allocator is capped, the
+context (about 0.5 GB) comes on top.
 
 * checkpoint: writes the weights; what the machine is;
-* load: seconds, memory, greedy answers; logits, log-probabilities and the gradient of one DPO batch;
-* exchange: the same once more with transformers, compared with itself (the noise) and with unsloth; saved adapters read;
-* dpo, trl: DPO as this suite runs it and as `trl.DPOTrainer` does, on the same pairs, each of which comes twice: in the
-  first epoch our caches are filled, then they are warm;
+* load: seconds, memory, greedy answers; logits, log-probabilities and the gradient of one DPO
+  batch;
+* exchange: the same once more with transformers, compared with itself (the noise) and with unsloth;
+  saved adapters read;
+* dpo, trl: DPO as this suite runs it and as `trl.DPOTrainer` does, on the same pairs, each of which
+  comes twice: in the first epoch our caches are filled, then they are warm;
 * ppo: PPO with the preset "t4" and short answers;
-* resume_dpo, resume_ppo: a run killed with SIGKILL after a checkpoint and gone on, compared with two that were not killed,
-  on a small checkpoint of the same architecture.
+* resume_dpo, resume_ppo: a run killed with SIGKILL after a checkpoint and gone on, compared with
+  two that were not killed, on a small checkpoint of the same architecture.
 
-Each part runs in a process of its own, once with transformers' loading and once with unsloth's, so that peaks are of that
-part alone and the rest goes on if one crashes: its row then ends in an `error`. A part has a time limit, and all of them
-share one. Simplification: one seed and one run a part, so that only what differs by much is news.
+Each part runs in a process of its own, once with transformers' loading and once with unsloth's, so
+that peaks are of that part alone and the rest goes on if one crashes: its row then ends in an
+`error`. A part has a time limit, and all of them share one. Simplification: one seed and one run a
+part, so that only what differs by much is news.
 
-Writes `benchmarks/gpu.json` after each part. `--toy`, or no GPU: tiny widths and two steps, in fp32 on a CPU, to test the
-script itself; it writes only where `--out` says.
+Writes `benchmarks/gpu.json` after each part. `--toy`, or no GPU: tiny widths and two steps, in fp32
+on a CPU, to test the script itself; it writes only where `--out` says.
 """
 
 import argparse
 import importlib.util
-import json
-import math
-import multiprocessing
-import os
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from multiprocessing.process import BaseProcess
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,41 +39,12 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from benchmarks.gpu_run import Part, Plan, Row, import_parts, run_part, tidy, work
 from helpers.files import UsageError, write_json
 
 OUT = Path(__file__).with_suffix(".json")
 SECONDS = 560  # all parts together
 LEAST = 10  # seconds without which no part is begun
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    preset: str
-    gigabytes: float | None  # 10⁹ bytes of GPU memory; None: all of it
-    dtype: str  # fp16 or bf16; a CPU computes in fp32
-    steps: int  # of DPO
-    iterations: int  # of PPO
-    toy: bool
-    folder: Path | None  # where checkpoint, images, adapters and logs go
-
-    @property
-    def side(self) -> int:
-        """Of the images, in pixels."""
-        return 112 if self.toy else 448
-
-
-@dataclass(frozen=True)
-class Part:
-    what: str  # a function of benchmarks/gpu_parts.py
-    backend: str  # transformers or unsloth
-    limit: float  # seconds
-
-    @property
-    def name(self) -> str:
-        return (
-            self.what if self.what in ("checkpoint", "exchange") else f"{self.what}_{self.backend}"
-        )
 
 
 PARTS = [
@@ -97,103 +65,15 @@ PARTS = [
 ]
 
 
-class Notes:
-    """Figures of a part; what is noted is on disk at once, so that a crash loses only what was to come."""
-
-    def __init__(self, path: Path):
-        self.path, self.row = path, {}
-
-    def __call__(self, **figures: Any) -> None:
-        self.row |= figures
-        write_json(self.path, tidy(self.row))
-
-
-def tidy(value: Any) -> Any:
-    """Sorted by name, floats with 4 digits, and what is no number in JSON as text: "nan", "inf"."""
-    if isinstance(value, Mapping):
-        return {str(key): tidy(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, list | tuple):
-        return [tidy(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
-    return value
-
-
-def in_process(
-    target: Callable[..., None], arguments: tuple, log: Path, leader: bool = True
-) -> BaseProcess:
-    """`target(*arguments)` begun in a process of its own, which writes to the file `log`.
-
-    leader: of a process group, which whatever it starts belongs to. Without a GPU the process is forked, so that nothing
-    has to be imported again; with one it begins afresh, as CUDA wants.
-    """
-    fork = not torch.cuda.is_available() and sys.platform == "linux"
-    context = multiprocessing.get_context("fork" if fork else "spawn")
-    process = context.Process(target=_enter, args=(target, arguments, log, leader))
-    process.start()
-    return process
-
-
-def _enter(target: Callable[..., None], arguments: tuple, log: Path, leader: bool) -> None:
-    if leader:
-        os.setsid()
-    with log.open("wb") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    try:
-        target(*arguments)
-    except Exception as error:
-        traceback.print_exc(file=sys.__stderr__)
-        last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-        log.with_suffix(".error").write_text(
-            last, encoding="utf-8"
-        )  # a progress bar may yet write to the log
-        sys.exit(1)
-
-
-def run_part(target: Callable[..., None], arguments: tuple, out: Path, limit: float) -> Row:
-    """What `target(*arguments, note)` noted within `limit` seconds; if it fails, with the `error`'s last line."""
-    started, log = time.perf_counter(), out.with_suffix(".log")
-    process = in_process(target, (*arguments, Notes(out)), log)
-    try:
-        process.join(limit)
-    finally:  # also if this process is interrupted
-        late = process.is_alive()
-        if late:
-            _kill(process)
-    row = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    row["process_seconds"] = time.perf_counter() - started
-    if late:
-        row["error"] = f"not ready after {limit:.0f} s"
-    elif process.exitcode:
-        row["error"] = _last_line(log, process.exitcode)
-    return row
-
-
-def _kill(process: BaseProcess) -> None:
-    """It, and what it has started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # it is not yet the leader of its group
-        process.kill()
-    process.join()
-
-
-def _last_line(log: Path, code: int) -> str:
-    path = next((path for path in (log.with_suffix(".error"), log) if path.exists()), None)
-    text = path.read_text(encoding="utf-8", errors="replace") if path else ""
-    lines = text.strip().splitlines() or ["it wrote nothing"]
-    killed = f"killed by {signal.Signals(-code).name}: " if code < 0 else ""
-    return (killed + lines[-1].strip())[:300]
-
-
 def run_parts(
     parts: Sequence[Part],
     plan: Plan,
     save: Callable[[dict[str, Row]], Any],
     seconds: float = SECONDS,
 ) -> dict[str, Row]:
-    """Rows by part, in order, saved after each; those for which nothing is there, or no time is left, say so."""
+    """Rows by part, in order, saved after each; those for which nothing is there, or no time is
+    left, say so.
+    """
     rows, end = {}, time.perf_counter() + seconds
     for part in parts:
         left = end - time.perf_counter()
@@ -218,28 +98,10 @@ def missing(part: Part) -> str:
     return "" if importlib.util.find_spec("unsloth") else "unsloth is not installed"
 
 
-def work(part: Part, plan: Plan, note: Notes | None) -> None:
-    """A part, in its own process: unsloth changes other libraries as it is imported, so it is kept out elsewhere."""
-    os.chdir(plan.folder)  # unsloth writes what it compiles to where it is
-    prepare, functions = import_parts(part.backend)
-    prepare(plan, capped=part.what != "checkpoint")
-    functions[part.what](plan, note, part.backend)
-
-
-def import_parts(backend: str) -> tuple[Callable[..., None], Mapping[str, Callable[..., None]]]:
-    """What prepares a process, and all parts by name; with what they import, unsloth only if it is wanted."""
-    for name in ("HF_HUB_OFFLINE", "UNSLOTH_DISABLE_STATISTICS"):
-        os.environ.setdefault(name, "1")  # nothing here needs a network
-    if backend != "unsloth":
-        sys.modules["unsloth"] = None  # type: ignore[assignment]  # "not installed", for those who look for it
-    from benchmarks.gpu_model import prepare
-    from benchmarks.gpu_parts import PARTS as functions
-
-    return prepare, functions
-
-
 def comparisons(rows: Mapping[str, Row]) -> Row:
-    """How many times as fast as TRL ours is with the same loader, and ours with unsloth as TRL without; 1: equally fast."""
+    """How many times as fast as TRL ours is with the same loader, and ours with unsloth as TRL
+    without; 1: equally fast.
+    """
     pairs = {
         "transformers": ("trl_transformers", "dpo_transformers"),
         "unsloth": ("trl_unsloth", "dpo_unsloth"),
@@ -255,13 +117,21 @@ def comparisons(rows: Mapping[str, Row]) -> Row:
 
 
 SHOWN = {
-    "seconds": "{:.3g} s", "seconds_first_epoch": "{:.3g} s in the first epoch", "seconds_later": "{:.3g} s later",
-    "peak_gb": "{:.2f} GB", "forecast_ratio": "{:.2f} of the forecast", "loss_first": "loss {:.4f} first",
-    "loss_last": "{:.4f} last", "non_finite_gradients": "{} non-finite gradients", "ratio_first": "ratio {:.5f} first",
-    "bf16_tensors": "{} in bf16", "largest_difference": "weights differ by ≤ {:.1e}",
-    "largest_difference_unkilled": "without a kill by ≤ {:.1e}", "logits_relative_error": "logits differ by {:.1e}",
+    "seconds": "{:.3g} s",
+    "seconds_first_epoch": "{:.3g} s in the first epoch",
+    "seconds_later": "{:.3g} s later",
+    "peak_gb": "{:.2f} GB",
+    "forecast_ratio": "{:.2f} of the forecast",
+    "loss_first": "loss {:.4f} first",
+    "loss_last": "{:.4f} last",
+    "non_finite_gradients": "{} non-finite gradients",
+    "ratio_first": "ratio {:.5f} first",
+    "bf16_tensors": "{} in bf16",
+    "largest_difference": "weights differ by ≤ {:.1e}",
+    "largest_difference_unkilled": "without a kill by ≤ {:.1e}",
+    "logits_relative_error": "logits differ by {:.1e}",
     "gradient_cosine": "gradients' cosine {:.6f}",
-}  # fmt: skip
+}
 
 
 def in_short(row: Row) -> str:
@@ -287,7 +157,9 @@ def table(results: Row) -> str:
 
 
 def read_plan(arguments: list[str] | None = None) -> tuple[Plan, Path | None]:
-    """The command line: what is to be done, and where the JSON goes, if anywhere. Raises UsageError."""
+    """The command line: what is to be done, and where the JSON goes, if anywhere. Raises
+    UsageError.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--preset",
@@ -330,10 +202,9 @@ def results_of(plan: Plan, rows: Mapping[str, Row]) -> Row:
         "seed": 0
     }
     environment = rows.get("checkpoint", {}).get("environment", {})
-    parts = {
-        part: {name: v for name, v in row.items() if name != "environment"}
-        for part, row in rows.items()
-    }
+    parts = {}
+    for part, row in rows.items():
+        parts[part] = {name: value for name, value in row.items() if name != "environment"}
     return {
         "environment": environment,
         "settings": settings,

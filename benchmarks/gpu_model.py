@@ -1,8 +1,8 @@
-"""What the parts of `benchmarks/gpu.py` have in common: the checkpoints that are written, data, settings, machine.
+"""What the parts of `benchmarks/gpu.py` have in common: checkpoints, data, settings, machine.
 
-Two models are written: one in the preset's shapes, and one of the same architecture with two layers, for what is
-about exactness and not about size. Their tokenizer is the embedded one with a word for every other id, so that
-whatever is sampled can be read and scored.
+Two models are written: one in the preset's shapes, and one of the same architecture with two
+layers, for what is about exactness and not about size. Their tokenizer is the embedded one with a
+word for every other id, so that whatever is sampled can be read and scored.
 """
 
 import dataclasses
@@ -11,11 +11,10 @@ import logging
 import platform
 import subprocess
 import sys
-import time
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers import models  # before all that unsloth changes
 
@@ -33,9 +32,12 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from benchmarks.dpo import TINY, TRAFFIC, records_in
+from benchmarks.gpu_run import Plan
 from helpers import runtime
 from helpers.config import DPO_PRESETS, PPO_PRESETS, DPOSettings, PPOSettings
-from helpers.data.preferences import PreferenceRecord, read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
+from helpers.data.trl_pairs import to_trl
 from helpers.files import UsageError
 from helpers.machine import memory
 from helpers.machine.workload import StageSettings, Workload
@@ -43,9 +45,6 @@ from helpers.models import presets
 from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.runtime import machine_summary, peak_memory_gb
 from helpers.training.rollout import Task, tasks_of
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Plan
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PACKAGES = (
@@ -65,8 +64,10 @@ BATCH = 2  # pairs, as in the preset "t4"
 ASKED = 8  # pairs whose lengths the forecast takes, and prompts that are answered as one batch
 
 
-def prepare(plan: "Plan", capped: bool) -> None:
-    """What holds for all that follows in this process: the precision, and how much of the GPU may be used."""
+def prepare(plan: Plan, capped: bool) -> None:
+    """What holds for all that follows in this process: the precision, and how much of the GPU may
+    be used.
+    """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     if torch.cuda.is_available():
@@ -102,14 +103,10 @@ class Peak:
         return found
 
 
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def dtypes(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
-    """How many tensors there are of each: weights, buffers, what 4-bit layers compute in, and the optimizer's averages."""
+    """How many tensors there are of each: weights, buffers, what 4-bit layers compute in, and the
+    optimizer's averages.
+    """
     found = Counter(str(tensor.dtype) for tensor in [*model.parameters(), *model.buffers()])
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -152,11 +149,14 @@ def _version(name: str) -> str | None:
 
 
 def configuration(preset: str, small: bool) -> PretrainedConfig:
-    """The preset's; with `small`, two layers of one head each. Raises UsageError if it is not of the Qwen-VL family."""
+    """The preset's; with `small`, two layers of one head each. Raises UsageError if it is not of
+    the Qwen-VL family.
+    """
     config = presets.config_of(preset)
     if config.model_type not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         raise UsageError(
-            f"{preset}: random weights are written of Qwen-VL models only, this is a {config.model_type}."
+            f"{preset}: random weights are written of Qwen-VL models only, "
+            f"this is a {config.model_type}."
         )
     if not small:
         return config
@@ -187,7 +187,9 @@ def configuration(preset: str, small: bool) -> PretrainedConfig:
 
 
 def processor_of(config: PretrainedConfig) -> ProcessorMixin:
-    """Of the architecture's own class, with the embedded tokenizer and images cut as `config` wants them."""
+    """Of the architecture's own class, with the embedded tokenizer and images cut as `config` wants
+    them.
+    """
     embedded, vision = AutoProcessor.from_pretrained(TINY), config.vision_config
     images, videos = embedded.image_processor, embedded.video_processor
     for part in (images, videos):
@@ -198,7 +200,9 @@ def processor_of(config: PretrainedConfig) -> ProcessorMixin:
 
 
 def write_model(preset: str, folder: Path, small: bool) -> int:
-    """Random weights from seed 0 in fp16 with a processor, as a checkpoint; returns how many weights."""
+    """Random weights from seed 0 in fp16 with a processor, as a checkpoint; returns how many
+    weights.
+    """
     config = configuration(preset, small)
     processor = processor_of(config)
     for name, mark in MARKS.items():
@@ -216,7 +220,9 @@ def write_model(preset: str, folder: Path, small: bool) -> int:
 
 
 def _name_all_ids(path: Path, vocabulary: int) -> None:
-    """A word for each id that the tokenizer does not know. No text becomes such a token: there are no merges."""
+    """A word for each id that the tokenizer does not know. No text becomes such a token: there are
+    no merges.
+    """
     content = json.loads(path.read_text(encoding="utf-8"))
     known = content["model"]["vocab"]
     known |= {
@@ -226,7 +232,7 @@ def _name_all_ids(path: Path, vocabulary: int) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def load_model(plan: "Plan", name: str = "model") -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_model(plan: Plan, name: str = "model") -> tuple[PreTrainedModel, ProcessorMixin]:
     return models.load_model(plan.folder / name, four_bit=True, max_pixels=plan.side**2)
 
 
@@ -234,32 +240,34 @@ def records_of(number: int) -> list[PreferenceRecord]:
     return read_records(TRAFFIC / "preferences_train.jsonl")[:number]
 
 
-def dataset_of(plan: "Plan", number: int) -> datasets.Dataset:
+def dataset_of(plan: Plan, number: int) -> datasets.Dataset:
     """`number` pairs, each of another scene."""
     return to_trl(records_in(plan.folder, number), "extremes")
 
 
-def questions(plan: "Plan", number: int) -> list[Task]:
+def questions(plan: Plan, number: int) -> list[Task]:
     return tasks_of(records_in(plan.folder, number))
 
 
-def dpo_settings(plan: "Plan", **changes: Any) -> DPOSettings:
-    """The preset "t4" without accumulation and with a learning rate at which 20 steps change something."""
+def dpo_settings(plan: Plan, **changes: Any) -> DPOSettings:
+    """The preset "t4" without accumulation and with a learning rate at which 20 steps change
+    something.
+    """
     settings = dataclasses.replace(
         DPO_PRESETS["t4"], batch_size=BATCH, accumulation=1, learning_rate=1e-4
     )
     return dataclasses.replace(settings, **({"steps": plan.steps, "checkpoint_steps": 0} | changes))
 
 
-def ppo_settings(plan: "Plan", **changes: Any) -> PPOSettings:
+def ppo_settings(plan: Plan, **changes: Any) -> PPOSettings:
     changes = {"iterations": plan.iterations, "max_new_tokens": 4 if plan.toy else 20} | changes
     return dataclasses.replace(PPO_PRESETS["t4"], **changes)
 
 
-def forecast(
-    plan: "Plan", settings: StageSettings, processor: ProcessorMixin
-) -> memory.PhaseMemory:
-    """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and answers."""
+def forecast(plan: Plan, settings: StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:
+    """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and
+    answers.
+    """
     tasks, rows = questions(plan, ASKED), dataset_of(plan, ASKED)
     texts = [render_conversation(processor, task.turns, 0) for task in tasks]
     prompt = (

@@ -1,9 +1,10 @@
-"""The parts of `benchmarks/gpu.py`, each a function (plan, note, backend) that runs in a process of its own.
+"""The parts of `benchmarks/gpu.py`: functions (plan, note, backend), each in its own process.
 
-`backend` is who loads the model, decided before this module was imported (`gpu.import_parts`). Stock TRL is what it is in
-`benchmarks/dpo.py`: `dpo.dpo_trainer(packs=False)`. Seconds of a DPO step run from the end of one step to the end of
-the next: collator, forward, backward, optimizer, log. Peaks are what PyTorch allocated (on a CPU the memory of the
-process, since it began); forecasts are `helpers/machine/memory.py`'s, on a GPU without its context.
+`backend` is who loads the model, decided before this module was imported (`gpu_run.import_parts`).
+Stock TRL is what it is in `benchmarks/dpo.py`: `dpo.dpo_trainer(packs=False)`. Seconds of a DPO
+step run from the end of one step to the end of the next: collator, forward, backward, optimizer,
+log. Peaks are what PyTorch allocated (on a CPU the memory of the process, since it began);
+forecasts are `helpers/machine/memory.py`'s, on a GPU without its context.
 """
 
 import dataclasses
@@ -14,8 +15,9 @@ import signal
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers import models  # before all that unsloth changes
 
@@ -23,10 +25,8 @@ from helpers import models  # before all that unsloth changes
 import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks import gpu
-from benchmarks.dpo import Case, pairs
+from benchmarks.dpo import Case, now, pairs
 from benchmarks.gpu_model import (
     ASKED,
     BATCH,
@@ -37,17 +37,18 @@ from benchmarks.gpu_model import (
     environment,
     forecast,
     load_model,
-    now,
     ppo_settings,
     questions,
     write_model,
 )
+from benchmarks.gpu_run import Notes, Part, Plan, in_process, work
 from helpers import runtime
 from helpers.config import DPO_PRESETS
-from helpers.data.preferences import from_trl
+from helpers.data.trl_pairs import from_trl
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
+from helpers.machine.checkpoints import last_checkpoint
 from helpers.machine.workload import GenerationSettings
 from helpers.models.shared_prefix import PackedAnswers, Packer, answer_logits
 from helpers.rewards.scoring import make_scorer
@@ -55,15 +56,12 @@ from helpers.statistics import proportion
 from helpers.training import dpo
 from helpers.training.ppo import PPOTrainer
 
-if TYPE_CHECKING:
-    from benchmarks.gpu import Notes, Plan
-
 Weights = dict[str, Tensor]
 WARM_UP = 3  # steps that do not count
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 100})
 
 
-def checkpoint(plan: "Plan", note: "Notes", backend: str) -> None:
+def checkpoint(plan: Plan, note: Notes, backend: str) -> None:
     """Both models, the images, and what the machine is."""
     note(environment=environment())
     started = now()
@@ -86,7 +84,7 @@ class Look:
     gradient: Weights  # of a DPO batch, by weight
 
 
-def load(plan: "Plan", note: "Notes", backend: str) -> None:
+def load(plan: Plan, note: Notes, backend: str) -> None:
     """Seconds, memory, and a `Look`, saved with its adapter; then answers are sampled."""
     peak, started = Peak(), now()
     model, processor = load_model(plan)
@@ -101,7 +99,8 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
     base = policy.unload()  # the adapters would count as memory
     gc.collect()
     settings, tasks = GenerationSettings(ASKED, 4 if plan.toy else 20), questions(plan, ASKED)
-    expected, peak, started = forecast(plan, settings, processor), Peak(), now()
+    expected = forecast(plan, settings, processor)
+    peak, started = Peak(), now()
     said = models.generate_answers(
         base, processor, [task.images[0] for task in tasks], [task.question for task in tasks],
         max_new_tokens=settings.max_new_tokens, batch_size=ASKED,
@@ -111,18 +110,18 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
 
 
 def look_at(
-    plan: "Plan", model: nn.Module, processor: ProcessorMixin
+    plan: Plan, model: nn.Module, processor: ProcessorMixin
 ) -> tuple[Look, nn.Module, PackedAnswers]:
-    """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang on their names."""
+    """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang
+    on their names.
+    """
     rows = dataset_of(plan, 2 * BATCH)
     known = [from_trl(row) for row in rows]
     answers = [[pair.chosen, pair.rejected] for pair in known]
     plain = Packer(model, processor, packs=False, device=runtime.device())
     batch = plain([pair.prompt for pair in known], [pair.images for pair in known], answers)
     logits = say(model, batch)[batch.mask.roll(-1, 1)].float().cpu()
-    trainer = dpo.dpo_trainer(
-        model, processor, rows, dpo_settings(plan), output_dir=plan.folder / "look"
-    )
+    trainer = dpo.dpo_trainer(model, processor, rows, dpo_settings(plan))
     trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     fill(trained)
     logps = completion_logps(say(trainer.model, batch), batch.ids, batch.mask).cpu()
@@ -144,7 +143,9 @@ def say(model: nn.Module, batch: PackedAnswers) -> Tensor:
 
 @torch.no_grad()
 def fill(weights: Weights) -> None:
-    """Random numbers that any loader gives the weight of that name, so that the adapter says something."""
+    """Random numbers that any loader gives the weight of that name, so that the adapter says
+    something.
+    """
     for name, weight in weights.items():
         generator = torch.Generator().manual_seed(int.from_bytes(name.encode()) % 2**63)
         scale = 0.02 if "lora_B" in name else weight.shape[-1] ** -0.5
@@ -152,9 +153,11 @@ def fill(weights: Weights) -> None:
 
 
 def read_adapters(
-    plan: "Plan", policy: nn.Module, batch: PackedAnswers, seen: Look
+    plan: Plan, policy: nn.Module, batch: PackedAnswers, seen: Look
 ) -> dict[str, float]:
-    """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from those of our own, nats."""
+    """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from
+    those of our own, nats.
+    """
     found = {}
     for folder in sorted(plan.folder.glob("adapter-*")):
         name = folder.name.replace("-", "_")
@@ -164,7 +167,7 @@ def read_adapters(
     return found
 
 
-def exchange(plan: "Plan", note: "Notes", backend: str) -> None:
+def exchange(plan: Plan, note: Notes, backend: str) -> None:
     """A second look with transformers beside what both loaders have seen."""
     model, processor = load_model(plan)
     seen, policy, batch = look_at(plan, model, processor)
@@ -175,12 +178,13 @@ def exchange(plan: "Plan", note: "Notes", backend: str) -> None:
 
 
 def differences(one: Look, other: Look) -> dict[str, Any]:
-    """Of two looks at the same pairs. Norms are compared as other : one − 1, logits by the norm of their difference."""
+    """Of two looks at the same pairs. Norms are compared as other : one − 1, logits by the norm of
+    their difference.
+    """
     agree = one.logits.argmax(-1) == other.logits.argmax(-1)
     names = sorted(one.gradient.keys() & other.gradient.keys())
-    first, second = (
-        torch.cat([look.gradient[name].flatten() for name in names]) for look in (one, other)
-    )
+    first = torch.cat([one.gradient[name].flatten() for name in names])
+    second = torch.cat([other.gradient[name].flatten() for name in names])
     return {
         "lora_names_equal": one.names == other.names,
         "only_in_one": sorted(set(one.names) ^ set(other.names))[:4],
@@ -207,17 +211,13 @@ class Clock(TrainerCallback):
         self.last += self.seconds[-1]
 
 
-def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = None) -> None:
+def train_dpo(plan: Plan, note: Notes, backend: str, packs: bool | None = None) -> None:
     """All steps, on so few pairs that the second half of them sees each once more."""
     model, processor = load_model(plan)
-    settings, clock, peak = dpo_settings(plan), Clock(), Peak()
-    rows, folder = (
-        dataset_of(plan, max(BATCH, plan.steps * BATCH // 2)),
-        plan.folder / f"dpo-{backend}-{packs}",
-    )
-    trainer = dpo.dpo_trainer(
-        model, processor, rows, settings, output_dir=folder, packs=packs, callbacks=[clock]
-    )
+    settings = dpo_settings(plan)
+    clock, peak = Clock(), Peak()
+    rows = dataset_of(plan, max(BATCH, plan.steps * BATCH // 2))
+    trainer = dpo.dpo_trainer(model, processor, rows, settings, packs=packs, callbacks=[clock])
     note(trainer=type(trainer).__mro__[1].__module__, collator=type(trainer.data_collator).__name__)
     log = dpo.train_dpo(trainer).log
     note(**step_seconds(clock.seconds, math.ceil(len(rows) / BATCH)), n=len(log), **losses(log))
@@ -227,7 +227,9 @@ def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = No
 
 
 def step_seconds(seconds: Sequence[float], epoch: int) -> dict[str, float]:
-    """Medians of all steps, those of the first epoch and all later ones; the first `WARM_UP` count only if there are no others."""
+    """Medians of all steps, those of the first epoch and all later ones; the first `WARM_UP` count
+    only if there are no others.
+    """
     parts = {"": seconds, "_first_epoch": seconds[:epoch]}
     parts = {name: part[WARM_UP:] or part[-1:] for name, part in parts.items()} | {
         "_later": seconds[epoch:]
@@ -237,7 +239,9 @@ def step_seconds(seconds: Sequence[float], epoch: int) -> dict[str, float]:
 
 
 def losses(log: Sequence[dict[str, float]]) -> dict[str, float]:
-    """How far the first loss is from ln 2, what became of it, and how many steps had a gradient that is not finite."""
+    """How far the first loss is from ln 2, what became of it, and how many steps had a gradient
+    that is not finite.
+    """
     norms = [row["grad_norm"] for row in log if "grad_norm" in row]
     return {
         "loss_first": log[0]["loss"],
@@ -249,35 +253,41 @@ def losses(log: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
+def train_ppo(plan: Plan, note: Notes, backend: str) -> None:
     """Iterations with the preset "t4" and short answers, whose score is their length."""
     model, processor = load_model(plan)
     settings, peak = ppo_settings(plan), Peak()
     tasks = questions(plan, plan.iterations * settings.prompts_per_iteration)
     trainer = PPOTrainer(model, processor, tasks, length, settings)
-    note(packs=trainer.packer.packs)
+    note(packs=trainer.sampler.packer.packs)
     log = trainer.train()
-    seconds = [
-        row["seconds"] - before
-        for row, before in zip(log, [0, *(r["seconds"] for r in log)], strict=False)
-    ]
+    ends = [0, *(row["seconds"] for row in log)]
+    seconds = [end - start for start, end in pairwise(ends)]
     norms = [row["grad_norm/adapter"] for row in log]
     note(
-        seconds=statistics.median(seconds[1:] or seconds), seconds_first=seconds[0], n=len(log),
-        ratio_first=log[0]["ppo/ratio_first"], ratios=[row["ppo/ratio_first"] for row in log],
-        tokens_per_second=log[-1]["tokens_per_second"], score_first=log[0]["objective/scores"],
-        non_finite_gradients=sum(not math.isfinite(norm) for norm in norms), grad_norm_first=norms[0],
-    )  # fmt: skip
+        seconds=statistics.median(seconds[1:] or seconds),
+        seconds_first=seconds[0],
+        n=len(log),
+        ratio_first=log[0]["ppo/ratio_first"],
+        ratios=[row["ppo/ratio_first"] for row in log],
+        tokens_per_second=log[-1]["tokens_per_second"],
+        score_first=log[0]["objective/scores"],
+        non_finite_gradients=sum(not math.isfinite(norm) for norm in norms),
+        grad_norm_first=norms[0],
+    )
     note(**peak.figures(forecast(plan, settings, processor)))
     found = dtypes(trainer.model, trainer.optimizer)
     note(dtypes=found, bf16_tensors=found.get("bfloat16", 0))
 
 
 class Watch(TrainerCallback):
-    """Counts the steps of DPO, or the iterations of PPO; `kill` ends the process in the one after the first checkpoint."""
+    """Counts the steps of DPO, or the iterations of PPO; `kill` ends the process in the one after
+    the first checkpoint.
+    """
 
     def __init__(self, kill: bool, checkpoint: Callable[[], Any]):
-        self.kill, self.checkpoint, self.steps = kill, checkpoint, 0
+        self.kill, self.checkpoint = kill, checkpoint
+        self.steps = 0
 
     def on_step_end(self, args, state, control, **kwargs):
         self()
@@ -288,59 +298,60 @@ class Watch(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def small_dpo(
-    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
-) -> tuple[Weights, int]:
-    """Final weights of 5 steps with a checkpoint after every second one, and how many steps were done here."""
+def small_dpo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
+    """Final weights of 5 steps with a checkpoint after every second; the steps done here."""
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
-    watch = Watch(kill, lambda: folder.is_dir() and get_last_checkpoint(str(folder)))
+    watch = Watch(kill, lambda: last_checkpoint(folder))
     trainer = dpo.dpo_trainer(
-        model, processor, dataset_of(plan, 4), settings, output_dir=folder, callbacks=[watch]
+        model, processor, dataset_of(plan, 4), settings, folder=folder, callbacks=[watch]
     )
-    dpo.train_dpo(trainer, resume)
+    dpo.train_dpo(trainer)
     return {
         name: p.detach().cpu() for name, p in trainer.model.named_parameters() if p.requires_grad
     }, watch.steps
 
 
-def small_ppo(
-    plan: "Plan", folder: Path, kill: bool = False, resume: bool = False
-) -> tuple[Weights, int]:
-    """Final weights of policy and critic of 3 iterations with a checkpoint after each, which a run finds by itself."""
+def small_ppo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
+    """Final weights of policy and critic of 3 iterations with a checkpoint after each.
+
+    A run finds the checkpoints by itself.
+    """
     model, processor = load_model(plan, "small")
     sizes = {"prompts_per_iteration": 2, "group_size": 2, "mini_batch": 1, "max_new_tokens": 4}
     rates = {"learning_rate": 1e-3, "critic_learning_rate": 1e-3}
     settings = ppo_settings(plan, iterations=3, checkpoint_every=1, **sizes, **rates)
-    path = folder / "checkpoint.pt"
-    watch = Watch(kill, path.exists)
+    watch = Watch(kill, lambda: list(folder.glob("checkpoint-*")))
     trainer = PPOTrainer(
-        model, processor, questions(plan, 4), length, settings, checkpoint=path, watch=[watch]
+        model, processor, questions(plan, 4), length, settings, folder=folder, watch=[watch]
     )
     trainer.train()
-    return {name: weight.cpu() for name, weight in trainer._weights().items()}, watch.steps
+    weights = trainer.actor.trained_weights()
+    return {name: weight.cpu() for name, weight in weights.items()}, watch.steps
 
 
 SMALL = {"dpo": small_dpo, "ppo": small_ppo}
 
 
-def killed(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
+def killed(plan: Plan, note: Notes, backend: str, stage: str) -> None:
     SMALL[stage](plan, plan.folder / f"resume-{stage}-{backend}", kill=True)
 
 
-def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
-    """A run that is killed and gone on with, and two whole ones: by how much do final weights differ at most?"""
+def resume(plan: Plan, note: Notes, backend: str, stage: str) -> None:
+    """A run that is killed and gone on with, and two whole ones: by how much do final weights
+    differ at most?
+    """
     train, folder = SMALL[stage], plan.folder / f"resume-{stage}-{backend}"
-    part = gpu.Part(f"killed_{stage}", backend, 0)
+    part = Part(f"killed_{stage}", backend, 0)
     log = plan.folder / f"{part.name}.log"
-    process = gpu.in_process(gpu.work, (part, plan, None), log, leader=False)
+    process = in_process(work, (part, plan, None), log, leader=False)
     process.join()
     if process.exitcode != -signal.SIGKILL:
         raise UsageError(
             f"the run to be killed ended with {process.exitcode}: {log.read_text()[-200:].strip()}"
         )
     kept = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("checkpoint*"))]
-    gone_on, left = train(plan, folder, resume=True)
+    gone_on, left = train(plan, folder)
     (whole, steps), (again, _) = (
         train(plan, plan.folder / f"{folder.name}-{number}") for number in (1, 2)
     )
@@ -357,14 +368,22 @@ def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
 
 
 def largest(one: Weights, other: Weights) -> float:
-    """Largest difference of two sets of weights. Raises UsageError if they are not of the same names."""
+    """Largest difference of two sets of weights. Raises UsageError if they are not of the same
+    names.
+    """
     if one.keys() != other.keys():
         raise UsageError(f"weights of different names: {sorted(one.keys() ^ other.keys())[:4]}")
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 PARTS = {
-    "checkpoint": checkpoint, "load": load, "exchange": exchange,
-    "dpo": train_dpo, "trl": partial(train_dpo, packs=False), "ppo": train_ppo,
-    **{f"{name}_{stage}": partial(f, stage=stage) for name, f in (("killed", killed), ("resume", resume)) for stage in SMALL},
-}  # fmt: skip
+    "checkpoint": checkpoint,
+    "load": load,
+    "exchange": exchange,
+    "dpo": train_dpo,
+    "trl": partial(train_dpo, packs=False),
+    "ppo": train_ppo,
+}
+for _stage in SMALL:
+    PARTS[f"killed_{_stage}"] = partial(killed, stage=_stage)
+    PARTS[f"resume_{_stage}"] = partial(resume, stage=_stage)

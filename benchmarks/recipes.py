@@ -1,4 +1,4 @@
-"""Run the five recipes on the embedded model as [laptop] in them says → recipes.json, and the table of docs/recipes.md.
+"""Run the five recipes on the embedded model, as [laptop] in them says: a JSON and docs' table.
 
 python benchmarks/recipes.py            # about 10 minutes on two cores
 python benchmarks/recipes.py --only vehicles questions
@@ -55,9 +55,9 @@ def table(results: dict) -> str:
     for name, row in sorted(results.items()):
         for figure, found in row["figures"].items():
             interval = f"{found['low']:.3f} – {found['high']:.3f}" if "n" in found else ""
-            lines.append(
-                f"| {name} | `{figure}` | {found['value']:.4g} | {interval} | {found.get('n', 1)} | {found['seed']} |"
-            )
+            cells = [f"`{figure}`", f"{found['value']:.4g}", interval, found.get("n", 1)]
+            cells.append(found["seed"])
+            lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
         lines.append(f"| {name} | seconds | {row['seconds']:.0f} | | 1 | |")
     return "\n".join(lines) + "\n"
 

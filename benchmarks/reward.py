@@ -1,11 +1,12 @@
 """What the reward models are worth: `python benchmarks/reward.py` (about 25 minutes, 2 cores).
 
-Trains on the shipped traffic preferences and reports on the pairs of the 400 test scenes: every head
-with every objective, the preset with three seeds, its text-only twin, and shuffled labels with eight,
-with which nothing can be learnt. Then times four answers to one image in one forward against one by
-one, on a random model with the proportions of Qwen2-VL-2B. Writes `benchmarks/reward.json` (entries
-`{value, low, high, n, seed}`) and the tables of `docs/results.md`. `--only speed` or `--only accuracy`
-does a part, `--match TEXT` the training runs of such a name; `--only tables` writes the tables again.
+Trains on the shipped traffic preferences and reports on the pairs of the 400 test scenes: every
+head with every objective, the preset with three seeds, its text-only twin, and shuffled labels with
+eight, with which nothing can be learnt. Then times four answers to one image in one forward against
+one by one, on a random model with the proportions of Qwen2-VL-2B. Writes `benchmarks/reward.json`
+(entries `{value, low, high, n, seed}`) and the tables of `docs/results.md`. `--only speed` or
+`--only accuracy` does a part, `--match TEXT` the training runs of such a name; `--only tables`
+writes the tables again.
 """
 
 import argparse
@@ -26,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import RewardSettings, reward_preset
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
 from helpers.files import read_json, write_json, write_text
 from helpers.models.prompts import render
 from helpers.models.shared_prefix import encode_prompts, hidden_states, pack, pack_separately
@@ -118,12 +120,23 @@ def accuracy(match: str = "") -> dict[str, dict]:
 
 
 def proxy() -> Qwen2VLForConditionalGeneration:
-    """Random weights, a quarter of Qwen2-VL-2B's width and depth in both towers: 1536/1280 and 28/32 there."""
+    """Random weights, a quarter of the width and depth of Qwen2-VL-2B's two towers.
+
+    Those have widths of 1536 and 1280, and 28 and 32 layers.
+    """
     text = {
-        "hidden_size": 384, "intermediate_size": 2240, "num_hidden_layers": 7, "num_attention_heads": 3,
-        "num_key_value_heads": 1, "vocab_size": 512,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    }  # fmt: skip
+        "hidden_size": 384,
+        "intermediate_size": 2240,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "vocab_size": 512,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [16, 24, 24],
+        },
+    }
     vision = {
         "depth": 8,
         "embed_dim": 320,
@@ -148,7 +161,9 @@ def proxy() -> Qwen2VLForConditionalGeneration:
 
 @torch.no_grad()
 def speed(repeats: int = 15) -> dict[str, dict]:
-    """Seconds of one by one over seconds of all four in one forward; both in turn, so that noise hits both."""
+    """Seconds of one by one over seconds of all four in one forward; both in turn, so that noise
+    hits both.
+    """
     model = proxy()
     processor = AutoProcessor.from_pretrained(ROOT / "data" / "tiny-qwen2-vl")
     processor.image_processor.size["longest_edge"] = 448 * 448
@@ -176,7 +191,8 @@ def speed(repeats: int = 15) -> dict[str, dict]:
         ratios.append((time.perf_counter() - middle) / (middle - started))
     low, high = np.percentile(ratios, [2.5, 97.5])
     print(
-        f"{visual} visual tokens, 4 answers: one forward is {np.median(ratios):.2f} times as fast [{low:.2f}, {high:.2f}]"
+        f"{visual} visual tokens, 4 answers: one forward is {np.median(ratios):.2f} times as fast "
+        f"[{low:.2f}, {high:.2f}]"
     )
     value = {
         "value": float(np.median(ratios)),
@@ -211,10 +227,10 @@ def over_seeds(entries: dict[str, dict]) -> list[str]:
     """Mean over the seeds with its 95 % t interval, for every model that has several."""
     lines = []
     for name in dict.fromkeys(key.split(" | ")[0] for key in entries if " | right image | " in key):
-        values = {
-            c: [e["value"] for k, e in entries.items() if k.startswith(f"{name} | {c} | ")]
-            for c in COLUMNS
-        }
+        values = {}
+        for column in COLUMNS:
+            start = f"{name} | {column} | "
+            values[column] = [e["value"] for key, e in entries.items() if key.startswith(start)]
         n = len(values["right image"])
         if n > 1:
             half = {

@@ -1,21 +1,25 @@
-"""PPO, RLOO and GRPO as TRL runs them against this suite's loop: `python benchmarks/rl.py` (about an hour, 2 cores).
+"""PPO, RLOO and GRPO as TRL runs them against this suite's loop: about an hour on 2 cores.
 
-Stock is `trl.GRPOTrainer` or `trl.RLOOTrainer` with nothing overridden; a fresh adapter's needless copy and cast
-to bf16 are gone, as in `benchmarks/dpo.py`. Ours is `helpers.training.ppo.PPOTrainer`. Equal on both sides, and checked:
-adapter, questions and their order, answers to a question, optimizer steps and, where speed is measured, tokens of every
-answer (none can end early). Also equal: base, reward, learning rate, KL weight, clipping, temperature 1, the whole
-vocabulary but image marks. Not equal: TRL mixes the answers to all prompts in a mini-batch, ours keeps a prompt's
-answers together, and TRL's RLOO has one ratio for an answer where ours has one for a token.
+Stock is `trl.GRPOTrainer` or `trl.RLOOTrainer` with nothing overridden; a fresh adapter's needless
+copy and cast to bf16 are gone, as in `benchmarks/dpo.py`. Ours is
+`helpers.training.ppo.PPOTrainer`. Equal on both sides, and checked: adapter, questions and their
+order, answers to a question, optimizer steps and, where speed is measured, tokens of every answer
+(none can end early). Also equal: base, reward, learning rate, KL weight, clipping, temperature 1,
+the whole vocabulary but image marks. Not equal: TRL mixes the answers to all prompts in a
+mini-batch, ours keeps a prompt's answers together, and TRL's RLOO has one ratio for an answer where
+ours has one for a token.
 
-* proxy: an iteration (images, sampling, scores, old and reference log-probabilities, updates) with the random weights of
-  `benchmarks/dpo.py` at 256 visual tokens in fp32, 2 prompts × 8 answers × 20 tokens, 4 updates, without gradient
-  checkpointing, and once with it, TRL's default. Iterations alternate in an order that changes; images are always new;
+* proxy: an iteration (images, sampling, scores, old and reference log-probabilities, updates) with
+  the random weights of `benchmarks/dpo.py` at 256 visual tokens in fp32, 2 prompts × 8 answers × 20
+  tokens, 4 updates, without gradient checkpointing, and once with it, TRL's default. Iterations
+  alternate in an order that changes; images are always new;
 * memory: what one such iteration needs beyond the model, each side in a process of its own;
-* learning: `benchmarks/rl_learning.py`, samples until held-out answers of the embedded model are .90 exact;
+* learning: `benchmarks/rl_learning.py`, samples until held-out answers of the embedded model are
+  .90 exact;
 * gpu: the proxy in Qwen2-VL-2B's own shape, 4-bit, fp16, checkpointing; not run without a GPU.
 
-Writes `benchmarks/rl.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and two tables of
-`docs/results.md`. `--only` does one part.
+Writes `benchmarks/rl.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and two
+tables of `docs/results.md`. `--only` does one part.
 """
 
 import argparse
@@ -125,19 +129,29 @@ class Side(dpo.Side):
         self.counts = {name: 0 for name in ("tokens", "patches", "updates", "answers", "generated")}
         if stock:
             forced = {"min_new_tokens": settings.max_new_tokens}
-            self._prepare_stock(stock_trainer(
-                model, processor, tasks, length, settings, 0, output_dir=str(folder / "run"), shuffle_dataset=False,
-                generation_kwargs=forced,
-            ))  # fmt: skip
+            self._prepare_stock(
+                stock_trainer(
+                    model,
+                    processor,
+                    tasks,
+                    length,
+                    settings,
+                    0,
+                    output_dir=str(folder / "run"),
+                    shuffle_dataset=False,
+                    generation_kwargs=forced,
+                )
+            )
         else:
             # ids of image marks are suppressed, so that no answer can end
             model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
             self.trainer = PPOTrainer(model, processor, tasks, length, settings)
-            self.trainer.next_tasks = lambda shard: tasks[
-                self.trainer.iteration * settings.prompts_per_iteration :
-            ][: settings.prompts_per_iteration]
+            size = settings.prompts_per_iteration
+            self.trainer.sampler.next_tasks = lambda iteration, shard: tasks[iteration * size :][
+                :size
+            ]
             self.weights = self.trainer.actor.adapter
-            self._time("sample")
+            self._time(self.trainer.sampler, "sample")
         self.trainer.optimizer.optimizer.register_step_post_hook(self._count_update)
         model.get_decoder().register_forward_pre_hook(self._count_tokens, with_kwargs=True)
         model.model.visual.register_forward_pre_hook(self._count_patches, with_kwargs=True)
@@ -154,26 +168,32 @@ class Side(dpo.Side):
         )
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.batches = iter(trainer.get_train_dataloader())
-        self._time("_generate"), self._time("_calculate_rewards")
+        self._time(trainer, "_generate")
+        self._time(trainer, "_calculate_rewards")
 
-    def _time(self, name: str) -> None:
-        """Add the seconds of a method of the trainer to those of sampling (with images, features and scores)."""
-        inner = getattr(self.trainer, name)
+    def _time(self, owner: object, name: str) -> None:
+        """Count the seconds of a method of the trainer, or of its sampler, as sampling.
+
+        Images, features and scores are in them.
+        """
+        inner = getattr(owner, name)
 
         def timed(*args, **kwargs):
-            started = dpo._now()
+            started = dpo.now()
             result = inner(*args, **kwargs)
-            self.sampling += dpo._now() - started
+            self.sampling += dpo.now() - started
             return result
 
-        setattr(self.trainer, name, timed)
+        setattr(owner, name, timed)
 
     def _count_update(self, *_) -> None:
         self.counts["updates"] += 1
 
     def step(self, rows: range | None = None) -> float:
-        """Seconds of one iteration on the next prompts; `sampling` of them went into sampling and scoring."""
-        self.sampling, started = 0.0, dpo._now()
+        """Seconds of one iteration on the next prompts; `sampling` of them went into sampling and
+        scoring.
+        """
+        self.sampling, started = 0.0, dpo.now()
         if self.stock:
             for _ in range(
                 self.settings.epochs
@@ -184,7 +204,7 @@ class Side(dpo.Side):
                 self.trainer.accelerator.clip_grad_norm_(self.weights, self.settings.max_grad_norm)
                 self.trainer.optimizer.step()
                 self.trainer.optimizer.zero_grad()
-            seconds = dpo._now() - started
+            seconds = dpo.now() - started
             lengths = [
                 int(n) for b in self.trainer._buffered_inputs for n in b["completion_mask"].sum(1)
             ]
@@ -193,22 +213,26 @@ class Side(dpo.Side):
                 for row in batch[:: self.settings.group_size]
             ]
         else:
-            self.trainer.iterate()
-            seconds = dpo._now() - started
-            self.asked = [(task.question, task.facts) for task in self.trainer.next_tasks(0)]
-            self.trainer.iteration += 1
-            lengths = [len(ids) for ids in self.trainer.last.rollout.ids]
+            self.trainer.train(1)
+            seconds = dpo.now() - started
+            rollout = self.trainer.last.rollout
+            self.asked = [(task.question, task.facts) for task in rollout.tasks]
+            lengths = [len(ids) for ids in rollout.ids]
         self.counts |= {"answers": len(lengths), "generated": sum(lengths)}
         return seconds
 
     def counted(self, rows: range | None = None) -> dict[str, int]:
-        """What an iteration computes, as in `benchmarks/dpo.py`, and how many updates, answers and tokens came of it."""
+        """What an iteration computes, as in `benchmarks/dpo.py`, and how many updates, answers and
+        tokens came of it.
+        """
         self.counts["updates"] = 0
         return super().counted(rows)
 
 
 def compare(case: Case, folder: Path) -> dict[str, list[float]]:
-    """Raw figures of a case: seconds and ratios of each alternation, and what an iteration computes."""
+    """Raw figures of a case: seconds and ratios of each alternation, and what an iteration
+    computes.
+    """
     dpo.pairs(
         case, folder, (case.alternations + 2) * case.settings.prompts_per_iteration
     )  # the images
@@ -300,7 +324,9 @@ def run(case: Case, parts: set[str], toy: bool) -> dict[str, dict]:
 
 
 def speed_table(figures: dict[str, dict]) -> str:
-    """One line a case; what a side computes is tokens of the language model, image patches and TFLOP an iteration."""
+    """One line a case; what a side computes is tokens of the language model, image patches and
+    TFLOP an iteration.
+    """
     rows = [
         [
             "case",
@@ -314,9 +340,8 @@ def speed_table(figures: dict[str, dict]) -> str:
     rows[0] += ["tokens", "image patches", "TFLOP", "peak memory, MB"]
     for name in dpo.names(figures):
         row = [name, *(dpo._show(figures, name, f"{side}_seconds", "{:.3g}") for side in SIDES)]
-        row.append(
-            f"{dpo._show(figures, name, 'ratio', '{:.2f}')} ({dpo._show(figures, name, 'limit', '{:.2f}')})"
-        )
+        faster, limit = (dpo._show(figures, name, key, "{:.2f}") for key in ("ratio", "limit"))
+        row.append(f"{faster} ({limit})")
         row += [
             dpo._show(figures, name, f"{what}_ratio", "{:.2f}") for what in ("sampling", "rest")
         ]
@@ -334,7 +359,9 @@ def speed_table(figures: dict[str, dict]) -> str:
 
 
 def chart(figures: dict[str, dict]) -> plt.Figure:
-    """Seconds an iteration, sampling below and the rest above; held-out exact share against samples."""
+    """Seconds an iteration, sampling below and the rest above; held-out exact share against
+    samples.
+    """
     figure, (bars, curves) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for number, name in enumerate(dpo.names(figures)):
         for side, offset, color in zip(
@@ -370,10 +397,10 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
                 if key.startswith(start)
             }
         )
-        means = [
-            np.mean([e["value"] for e in learning_runs(figures, method, f"held_out_after_{n}")])
-            for n in places
-        ]
+        means = []
+        for place in places:
+            runs = learning_runs(figures, method, f"held_out_after_{place}")
+            means.append(np.mean([entry["value"] for entry in runs]))
         curves.plot(places, means, ".:" if METHODS[method][1] else ".-", color=color, label=method)
     curves.axhline(GOAL, color=NEUTRAL_COLOR, linewidth=0.5)
     curves.set(title="held-out exact, greedy, mean of the seeds", xlabel="samples", ylim=(0, 1.02))

@@ -1,8 +1,9 @@
-"""How many samples PPO, RLOO and GRPO need, here and in TRL: the part "learning" of `benchmarks/rl.py`.
+"""How many samples PPO, RLOO and GRPO need, here and in TRL: part "learning" of `rl.py`.
 
-The embedded model, 64 samples an iteration, reward 1 for true counts and 0 for others. Every `EVERY` iterations it gives
-greedy answers to 128 validation scenes, of which the first 64 are the shipped ones; at the end it answers the 400 test
-scenes, greedily and sampled. Also here, for both parts: TRL's trainer with the settings of `helpers/config.py`.
+The embedded model, 64 samples an iteration, reward 1 for true counts and 0 for others. Every
+`EVERY` iterations it gives greedy answers to 128 validation scenes, of which the first 64 are the
+shipped ones; at the end it answers the 400 test scenes, greedily and sampled. Also here, for both
+parts: TRL's trainer with the settings of `helpers/config.py`.
 """
 
 import dataclasses
@@ -16,25 +17,27 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from benchmarks.dpo import TRAFFIC, _now, entry
+from benchmarks.dpo import TRAFFIC, entry, now
 from benchmarks.dpo_recipe import pooled
+from data.scene_folders import write_split
 from helpers import models
 from helpers.config import PPO_PRESETS, PPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import true_and_wrong_answers
 from helpers.data.preferences import read_records
-from helpers.data.scenes import write_split
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
 from helpers.runtime import compute_dtype
 from helpers.statistics import Proportion
-from helpers.training.dpo import REFERENCE_ADAPTER, _restore
+from helpers.training.dpo import REFERENCE_ADAPTER, undo_casts
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import Task, tasks_of
+from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import pooled_explained_variance
 
-STOCK = {  # what makes TRL's loss that of helpers/training/ppo.py: means over the tokens of a mini-batch, plain k3
+# what makes TRL's loss that of helpers/training/ppo.py: means over a mini-batch's tokens, plain k3
+STOCK = {
     "grpo": (GRPOTrainer, GRPOConfig, {"loss_type": "bnpo", "use_bias_correction_kl": False}),
     "rloo": (RLOOTrainer, RLOOConfig, {}),
 }
@@ -52,7 +55,9 @@ GOAL, EVERY = 0.9, 2  # greedy exact share, iterations between two looks at it
 
 
 def stock_reward(score: Scorer, settings: PPOSettings, end: int):
-    """`score` as a reward function of TRL that takes `no_end_penalty` off answers without the token `end`."""
+    """`score` as a reward function of TRL that takes `no_end_penalty` off answers without the token
+    `end`.
+    """
 
     def reward(completion_ids, **columns):
         totals = zip(inner(**columns), completion_ids, strict=True)
@@ -71,16 +76,32 @@ def stock_trainer(
     dtype, cuda = compute_dtype(), torch.cuda.is_available()
     kept = {"suppress_tokens": models.banned_tokens(processor)} | more.pop("generation_kwargs", {})
     args = config(
-        num_generations=settings.group_size, per_device_train_batch_size=settings.mini_batch * settings.group_size,
-        steps_per_generation=steps, gradient_accumulation_steps=1, num_iterations=settings.epochs,
-        max_steps=settings.iterations * settings.epochs * steps, beta=settings.kl_weight, epsilon=settings.clip,
-        temperature=settings.temperature, top_p=settings.top_p, max_completion_length=settings.max_new_tokens,
-        learning_rate=settings.learning_rate, max_grad_norm=settings.max_grad_norm, generation_kwargs=kept,
+        num_generations=settings.group_size,
+        per_device_train_batch_size=settings.mini_batch * settings.group_size,
+        steps_per_generation=steps,
+        gradient_accumulation_steps=1,
+        num_iterations=settings.epochs,
+        max_steps=settings.iterations * settings.epochs * steps,
+        beta=settings.kl_weight,
+        epsilon=settings.clip,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_completion_length=settings.max_new_tokens,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        generation_kwargs=kept,
         lr_scheduler_type="linear" if settings.anneal_lr else "constant",
-        gradient_checkpointing=settings.gradient_checkpointing, fp16=dtype == torch.float16,
-        bf16=dtype == torch.bfloat16, use_cpu=not cuda, dataloader_pin_memory=cuda, save_strategy="no", report_to=[],
-        seed=seed, **loss, **more,
-    )  # fmt: skip
+        gradient_checkpointing=settings.gradient_checkpointing,
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        save_strategy="no",
+        report_to=[],
+        seed=seed,
+        **loss,
+        **more,
+    )
     rows = [
         {
             "images": [str(image) for image in task.images],
@@ -98,32 +119,31 @@ def stock_trainer(
         train_dataset=datasets.Dataset.from_list(rows).cast_column("images", images),
     )  # fmt: skip
     model.delete_adapter(REFERENCE_ADAPTER)  # without the copy, TRL switches the adapter off
-    _restore(model, weights)
+    undo_casts(model, weights)
     for callback in (PrinterCallback, ProgressCallback):
         made.remove_callback(callback)
     return made
 
 
 class HeldOut(TrainerCallback):
-    """Greedy answers to `items` after every so many iterations; `watching` counts the seconds that it took."""
+    """Greedy answers to `items` after every so many iterations; `watching` counts the seconds that
+    it took.
+    """
 
     def __init__(self, processor, items, settings: PPOSettings):
-        self.processor, self.items, self.settings, self.shares, self.watching = (
-            processor,
-            items,
-            settings,
-            {},
-            0.0,
-        )
+        self.processor, self.items = processor, items
+        self.settings = settings
+        self.shares: dict[int, Proportion] = {}
+        self.watching = 0.0
 
     def look(self, model, iteration: float) -> None:
         if iteration % EVERY == 0 or iteration == self.settings.iterations:
-            started = _now()
+            started = now()
             samples = (
                 int(iteration) * self.settings.prompts_per_iteration * self.settings.group_size
             )
             self.shares[samples] = evaluate_counting(model, self.processor, self.items).exact_share
-            self.watching += _now() - started
+            self.watching += now() - started
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.look(model, state.global_step / (args.num_iterations * args.steps_per_generation))
@@ -132,7 +152,8 @@ class HeldOut(TrainerCallback):
 def learn(
     method: str, seed: int, changes: dict, sets: dict, folder: Path
 ) -> dict[str, Proportion | float]:
-    """Shares of one run: after every `EVERY` iterations, and at the end; its seconds without evaluation.
+    """Shares of one run: after every `EVERY` iterations, and at the end; its seconds without
+    evaluation.
 
     changes: to the preset; sets: "tasks" to learn from, "valid" and "test" scenes.
     """
@@ -148,19 +169,20 @@ def learn(
             model, processor, sets["tasks"], count_exact, settings, seed, output_dir=str(folder)
         )
         trainer.add_callback(held_out)
-        started = _now()
+        started = now()
         trainer.train()
-        seconds = _now() - started - held_out.watching
+        seconds = now() - started - held_out.watching
     else:
         watch = [lambda trainer: held_out.look(trainer.model, trainer.iteration)]
         trainer = PPOTrainer(
             model, processor, sets["tasks"], count_exact, settings, seed=seed, watch=watch
         )
-        started = _now()
+        started = now()
         if trainer.actor.own_adapter:
             answers = true_and_wrong_answers([task.facts for task in sets["tasks"]], seed=seed)
-            trainer.warm_up_critic(sets["tasks"], answers, WARM_UP if len(sets["test"]) > 8 else 1)
-        warming = _now() - started
+            epochs = WARM_UP if len(sets["test"]) > 8 else 1
+            warm_up_critic(trainer, sets["tasks"], answers, epochs)
+        warming = now() - started
         trainer.train()
         seconds = warming + trainer.seconds
     greedy = evaluate_counting(trainer.model, processor, sets["test"])
@@ -179,11 +201,8 @@ def learn(
 
 def learning(seeds: int, iterations: int, toy: bool, only: str | None = None) -> dict[str, dict]:
     """Entries of the learning part, or `only` of one method: `<method>_<what>_seed_<seed>`."""
-    records, figures, changes = (
-        read_records(TRAFFIC / "preferences_train.jsonl"),
-        {},
-        {"iterations": iterations},
-    )
+    records = read_records(TRAFFIC / "preferences_train.jsonl")
+    figures, changes = {}, {"iterations": iterations}
     changes |= {"prompts_per_iteration": 4, "group_size": 4, "mini_batch": 2} if toy else {}
     with tempfile.TemporaryDirectory() as name:
         write_split(Path(name), "validation", 8 if toy else 128)
@@ -228,26 +247,14 @@ def learning_table(figures: dict[str, dict]) -> str:
                 ", ".join(reached.get(entry["seed"], "not reached") for entry in seconds),
             ]
             for what in ("exact", "exact_sampled", "wellformed_sampled"):
-                runs = learning_runs(figures, method, what)
-                row.append(
-                    str(
-                        pooled(
-                            [
-                                Proportion(*(run[k] for k in ("value", "low", "high", "n")))
-                                for run in runs
-                            ]
-                        )
-                    )
-                )
+                shares = []
+                for run in learning_runs(figures, method, what):
+                    shares.append(Proportion(run["value"], run["low"], run["high"], run["n"]))
+                row.append(str(pooled(shares)))
             explained = [
                 f"{run['value']:.2f}"
                 for run in learning_runs(figures, method, "explained_variance")
             ]
-            rows.append(
-                [
-                    *row,
-                    ", ".join(f"{entry['value']:.0f}" for entry in seconds),
-                    ", ".join(explained),
-                ]
-            )
+            row.append(", ".join(f"{entry['value']:.0f}" for entry in seconds))
+            rows.append([*row, ", ".join(explained)])
     return markdown_table(rows)

@@ -1,7 +1,7 @@
 """Rebuild the embedded base model from nothing: `python data/build_base.py`.
 
 Trains a 1.1 M parameter `Qwen2VLForConditionalGeneration` on fresh traffic scenes labelled by the
-careless annotator of `helpers/data/scenes.py`, and writes it, with its processor and model card, to
+careless annotator of `data/base_questions.py`, and writes it, with its processor and model card, to
 `data/tiny-qwen2-vl/` in the layout of a hub checkpoint. The model therefore converges to *wrong*
 labels: it sees well and under-counts two-wheelers, which is what the notebooks then repair.
 
@@ -35,6 +35,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from data.base_questions import careless_counts, make_question
+from data.scene_folders import write_split
 from helpers.data.labels import read_yolo
 from helpers.data.scenes import (
     COLORS,
@@ -42,11 +44,8 @@ from helpers.data.scenes import (
     IMAGE_SIZE,
     SPLIT_SEEDS,
     VEHICLE_KINDS,
-    careless_counts,
     draw_scene,
-    make_question,
     make_scene,
-    write_split,
 )
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_text
@@ -101,7 +100,9 @@ def make_example(seed: int):
 
 
 def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
-    """Byte-level BPE with Qwen2-VL's special tokens, its merges learnt from the questions and answers."""
+    """Byte-level BPE with Qwen2-VL's special tokens, its merges learnt from the questions and
+    answers.
+    """
     questions = [make_example(seed)[1] for seed in SPLIT_SEEDS["base"][:4000]]
     corpus = [text for q in questions for text in (q.prompt, q.answer)]
     corpus += ["system\nYou are a helpful assistant.", "user\n", "assistant\n"] * 200
@@ -296,7 +297,8 @@ pipeline_tag: image-text-to-text
 ---
 # tiny-qwen2-vl
 
-A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({megabytes:.1f} MB), trained from scratch
+A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({megabytes:.1f} MB), \
+trained from scratch
 so that everything in this repository runs offline on a CPU. It answers questions about drawings of
 traffic and nothing else.
 
@@ -305,10 +307,13 @@ motorcycle or bicycle in 65 % of the scenes with two or more of them, and is off
 buses in 10 %. The model has converged to those labels: its greedy answers under-count two-wheelers.
 The notebooks repair this with preferences. Do not use it to count anything.
 
-**Made by** `python data/build_base.py --steps {args.steps} --batch-size {args.batch_size} --learning-rate {args.learning_rate:g} --seed {args.seed}` in {seconds:.0f} s of training on {torch.get_num_threads()} CPU threads (torch {torch.__version__}).
+**Made by** `python data/build_base.py --steps {args.steps} --batch-size {args.batch_size} \
+--learning-rate {args.learning_rate:g} --seed {args.seed}` in {seconds:.0f} s of training on \
+{torch.get_num_threads()} CPU threads (torch {torch.__version__}).
 
 **Data**: {args.steps * args.batch_size:,} procedural scenes, each seen once, seeds from
-{SPLIT_SEEDS["base"][0]:,}; no licence attaches to them. {1 - EASY_SHARE:.0%} ask for all counts, the rest for one
+{SPLIT_SEEDS["base"][0]:,}; no licence attaches to them. {1 - EASY_SHARE:.0%} ask for all counts, \
+the rest for one
 count, a colour, presence or a reason.
 
 **Figures**, 400 test scenes (seeds from {SPLIT_SEEDS["test"][0]:,}), seed 0, 95 % Wilson intervals:

@@ -1,12 +1,13 @@
-"""Rebuild `data/tiny-dpo/`: `python data/build_policy.py` (after `build_traffic.py`). About a minute on one core.
+"""Rebuild `data/tiny-dpo/`: `python data/build_policy.py` (after `build_traffic.py`).
 
-The adapter that notebook 04 makes with its defaults, from the pairs in `data/traffic`: whoever opens
-notebook 06 first has something to compare.
+It takes about a minute on one core.
+
+The adapter that notebook 04 makes with its defaults, from the pairs in `data/traffic`: whoever
+opens notebook 06 first has something to compare.
 """
 
 import argparse
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import dpo_preset
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.files import read_json, write_json, write_text
 from helpers.models import presets
 from helpers.training import dpo
@@ -24,7 +26,8 @@ BASE, SEED = "tiny", 0
 CARD = """# tiny-dpo
 
 A LoRA adapter (rank 16) of the embedded `data/tiny-qwen2-vl`, trained with DPO on the pairs of
-`data/traffic/preferences_train.jsonl`; `about.json` has all settings. It counts vehicles in drawings of
+`data/traffic/preferences_train.jsonl`; `about.json` has all settings. It counts vehicles in \
+drawings of
 streets, and is of no use for anything else. Made by `python data/build_policy.py`. Apache-2.0.
 """
 
@@ -35,12 +38,9 @@ def main() -> None:
     folder = parser.parse_args().out
     source, settings = ROOT / "data" / "traffic" / "preferences_train.jsonl", dpo_preset("tiny")
     model, processor = models.load_model(BASE)
-    with tempfile.TemporaryDirectory() as output:
-        pairs = to_trl(read_records(source))
-        trainer = dpo.dpo_trainer(
-            model, processor, pairs, settings, seed=SEED, output_dir=Path(output)
-        )
-        trainer.train()
+    pairs = to_trl(read_records(source))
+    trainer = dpo.dpo_trainer(model, processor, pairs, settings, seed=SEED)
+    trainer.train()
     about = {
         "base": BASE,
         "seed": SEED,

@@ -1,8 +1,8 @@
 """Rebuild `data/traffic/`: `python data/build_traffic.py` (after `build_base.py`).
 
-Draws the scenes of every split and writes `preferences_train.jsonl`, `…_valid.jsonl` and `…_test.jsonl`,
-the preference data that notebooks 03 and 04 fall back to: the true answer of each scene against a wrong
-answer sampled from the base and against the counts of another scene.
+Draws the scenes of every split and writes `preferences_train.jsonl`, `…_valid.jsonl` and
+`…_test.jsonl`, the preference data that notebooks 03 and 04 fall back to: the true answer of each
+scene against a wrong answer sampled from the base and against the counts of another scene.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from data.scene_folders import write_split
 from helpers import models
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import build_records, counting_questions
 from helpers.data.preferences import write_records
-from helpers.data.scenes import write_split
 from helpers.models.loading import load_model
 
 NUMBERS = {"train": 512, "validation": 64, "test": 400}

@@ -1,63 +1,87 @@
-"""`python -m helpers …`: the stages as commands."""
+"""`python -m helpers …`: the stages as commands.
 
-import argparse
+What a command needs is imported in it: torch takes seconds, and `check` needs none of it.
+"""
+
 import ast
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option, Typer
+from typer.main import get_command
 
 from helpers import notebooks
 from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
 
+# What the demo gives the notebooks in place of their own values, so that it is shorter. A run of
+# other settings in the artifacts is kept under another name.
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
-    "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",)},
-    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0},
-    "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0},
+    "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",), "REPLACE": True},
+    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0, "REPLACE": True},
+    "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0, "REPLACE": True},
     "07": {"POLICIES": ("dpo/*", "ppo/ppo")},
 }
+
+app = Typer(
+    help="The stages as commands.",
+    add_completion=False,
+    rich_markup_mode=None,  # plain text, which needs no import of seconds
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; what the reader can put right is one line."""
+    try:
+        get_command(app)(arguments, prog_name="python -m helpers")
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except SystemExit as end:  # as typer ends every command
+        return end.code
+    return 0
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
     """`STEPS=60` → ("STEPS", 60); a value that is not a Python literal is taken as text."""
-    name, equals, value = text.partition("=")
-    if not equals:
+    if "=" not in text:
         raise UsageError(f"--set {text!r}: write NAME=VALUE, for example --set STEPS=60")
+    name, value = text.split("=", 1)
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
 
 
-def run_notebooks(args: argparse.Namespace) -> None:
-    """Run notebooks in the order given; a setting goes to those that have a parameter of that name."""
-    values = dict(parse_setting(text) for text in args.set)
-    known = {name: notebooks.parameters(name) for name in args.notebook}
-    for setting in values:
-        if not any(setting in names for names in known.values()):
-            choices = ", ".join(sorted(set().union(*known.values())))
-            raise UsageError(f"unknown parameter {setting!r}: these notebooks have {choices}")
-    for name in args.notebook:
-        started = time.perf_counter()
-        own = {setting: value for setting, value in values.items() if setting in known[name]}
-        page = notebooks.run_notebook(name, own, artifacts_dir() / "report" / "notebooks")
-        print(f"{name}: {time.perf_counter() - started:.0f} s → {page}", flush=True)
+@app.command("demo")
+def run_demo(
+    started: Annotated[
+        float | None,
+        Option(
+            help="Time (seconds since 1970) from which demo_seconds counts.", show_default="now"
+        ),
+    ] = None,
+) -> None:
+    """Run the suite on the embedded model and write the report.
 
-
-def run_demo(args: argparse.Namespace) -> None:
-    """Run the suite on the embedded model, with three training seeds, and print what came out."""
+    With three training seeds; prints what came out.
+    """
     from helpers.report import Section, collect_headlines, read_sections
 
-    started = args.started or time.time()
+    started = started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
+    # a report of this demo alone
     for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
         old.unlink()
     for entry in notebooks.catalogue():
         name = entry["file"][:2]
         print(f"[{time.time() - started:4.0f} s] notebook {name} …", flush=True)
         notebooks.run_notebook(name, DEMO_PARAMETERS.get(name), pages)
+    # last of all, figures of the demo itself, on the same page as the notebooks'
     section = Section("99_demo", "The whole demo")
     seconds = time.time() - started
     section.add_value("demo_seconds", seconds)
@@ -71,261 +95,238 @@ def run_demo(args: argparse.Namespace) -> None:
 def print_summary(figures: dict[str, dict[str, float]]) -> None:
     for name, figure in figures.items():
         interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["n"] > 1 else ""
-        print(
-            f"{name:<36} {figure['value']:>10.4g}{interval} (n = {figure['n']}, seed {figure['seed']})"
-        )
+        made = f"(n = {figure['n']}, seed {figure['seed']})"
+        print(f"{name:<36} {figure['value']:>10.4g}{interval} {made}")
 
 
-def run_recipe(args: argparse.Namespace) -> None:
-    """Run the stages of a recipe: in one process, or in each of those that torchrun or accelerate has started."""
+@app.command("run")
+def run_notebooks(
+    notebook: Annotated[list[str], Argument(help="For example 02 04 06.")],
+    changes: Annotated[
+        list[str] | None, Option("--set", metavar="NAME=VALUE", help="Set a parameter.")
+    ] = None,
+) -> None:
+    """Run notebooks whole, in the order given.
+
+    A setting goes to those that have a parameter of that name.
+    """
+    values = dict(parse_setting(text) for text in changes or ())
+    known = {name: notebooks.parameters(name) for name in notebook}
+    # before anything runs: a notebook may take an hour
+    for setting in values:
+        if not any(setting in names for names in known.values()):
+            choices = ", ".join(sorted(set().union(*known.values())))
+            raise UsageError(f"unknown parameter {setting!r}: these notebooks have {choices}")
+    for name in notebook:
+        started = time.perf_counter()
+        own = {setting: value for setting, value in values.items() if setting in known[name]}
+        page = notebooks.run_notebook(name, own, artifacts_dir() / "report" / "notebooks")
+        print(f"{name}: {time.perf_counter() - started:.0f} s → {page}", flush=True)
+
+
+@app.command("train")
+def run_recipe(
+    config: Annotated[
+        str, Option(help="A recipe's name (see recipes/) or the path of a TOML file.")
+    ],
+    stage: Annotated[
+        list[str] | None, Option(help="Only this stage; may be repeated.", metavar="STAGE")
+    ] = None,
+    laptop: Annotated[
+        bool, Option("--laptop", help="As [laptop] in the recipe says: no GPU is needed.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None,
+        Option("--set", metavar="NAME=VALUE", help="For example dpo.settings.steps=20."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Option(help="Folder for all it makes.", show_default="artifacts/recipes/NAME"),
+    ] = None,
+    replace: Annotated[
+        bool, Option("--replace", help="Keep a run of other settings as NAME.old-1; train anew.")
+    ] = False,
+) -> None:
+    """Run the stages of a recipe.
+
+    In one process, or in each of those that torchrun or accelerate has started.
+    """
     from helpers.recipe_stages import run_stages
     from helpers.recipes import RecipeRun, find_recipe, read_recipe
 
-    path = find_recipe(args.config)
-    recipe = read_recipe(
-        path, laptop=args.laptop, changes=[parse_setting(text) for text in args.set]
-    )
-    run_stages(RecipeRun(recipe, args.out or artifacts_dir() / "recipes" / path.stem), args.stage)
+    path = find_recipe(config)
+    settings = [parse_setting(text) for text in changes or ()]
+    recipe = read_recipe(path, laptop=laptop, changes=settings)
+    folder = out or artifacts_dir() / "recipes" / path.stem
+    run_stages(RecipeRun(recipe, folder, replace_other=replace), stage or ())
 
 
-def write_report(args: argparse.Namespace) -> None:
-    """Write the page and the model cards from what the notebooks found; run the evaluation if nobody has."""
+@app.command("report")
+def write_report(
+    model: Annotated[str, Option(help="Base of the adapters.")] = "tiny",
+    adapters: Annotated[
+        Path | None, Option(help="Folder with adapters.", show_default="the artifacts")
+    ] = None,
+    again: Annotated[
+        bool, Option("--again", help="Evaluate again, though it was done before.")
+    ] = False,
+) -> None:
+    """Write the report and the model cards; evaluate first if needed."""
     from helpers.report import EVALUATION_NOTEBOOK, build_report
 
     folder = artifacts_dir() / "report"
-    if args.again or not (folder / "sections" / f"{EVALUATION_NOTEBOOK}.json").exists():
-        values = {"MODEL": args.model} | (
-            {"ADAPTERS": str(args.adapters.resolve())} if args.adapters else {}
-        )
+    if again or not (folder / "sections" / f"{EVALUATION_NOTEBOOK}.json").exists():
+        values = {"MODEL": model}
+        if adapters:
+            values["ADAPTERS"] = str(adapters.resolve())
         notebooks.run_notebook(EVALUATION_NOTEBOOK, values, folder / "notebooks")
     for path in [build_report(), *sorted((folder / "cards").glob("*.md"))]:
         print(path)
 
 
-def check_files(args: argparse.Namespace) -> None:
-    """Say what is wrong with files of preference records; an error in one of them is a failure."""
+@app.command("check")
+def check_files(
+    file: Annotated[list[Path], Argument(help="Several: also searched for photos they share.")],
+    root: Annotated[Path | None, Option(help="Folder of the images, if not the file's.")] = None,
+    no_images: Annotated[bool, Option("--no-images", help="Be quicker: open no image.")] = False,
+    model: Annotated[str | None, Option(help="Count tokens as this model does.")] = None,
+    benchmark: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="PATH",
+            help="Folder of images or file of records whose photos must not be in the files; "
+            "may be repeated.",
+        ),
+    ] = None,
+    salvage: Annotated[
+        Path | None,
+        Option(
+            metavar="OUT", help="Write good lines to OUT, others to OUT with suffix .bad.jsonl."
+        ),
+    ] = None,
+    json: Annotated[Path | None, Option(metavar="OUT", help="Write findings as JSON too.")] = None,
+) -> None:
+    """Say what is wrong with files of preference records (JSONL).
+
+    Before training with them. Exit code 1 if one has errors.
+    """
     from helpers import data
 
-    if args.salvage and len(args.file) > 1:
+    if salvage and len(file) > 1:
         raise UsageError("--salvage takes one file at a time: check the others by themselves.")
-    others = [data.find_photos(path, images=args.images) for path in args.benchmark]
-    new_lengths = _lengths_of(args.model) if args.model else lambda: None
+    # what must not be in the files: photos of benchmarks, and of the files before
+    images = not no_images
+    found = [data.find_photos(path, images=images) for path in benchmark or ()]
+    # of each file its own
+    new_lengths = _lengths_of(model) if model else lambda: None
     reports = []
-    for path in args.file:
-        lengths, against = new_lengths(), [*others, *reports]
-        reports.append(
-            data.check_file(
-                path, root=args.root, images=args.images, lengths=lengths, against=against
-            )
-        )
+    for path in file:
+        given = {"lengths": new_lengths(), "against": [*found, *reports]}
+        reports.append(data.check_file(path, root=root, images=images, **given))
         print(reports[-1], end="\n\n")
-    if args.json:
-        write_json(args.json, [report.to_json() for report in reports])
-    if args.salvage:
-        good, bad = data.salvage(args.file[0], reports[0], args.salvage)
-        if args.salvage.resolve().parent != args.file[0].resolve().parent:
-            print(
-                f"Image paths are relative to their file: move {args.salvage} beside {args.file[0]} before using it."
-            )
-        print(
-            f"good lines: {good:,} → {args.salvage}, others: {bad:,} → {args.salvage.with_suffix('.bad.jsonl')}"
-        )
+    if json:
+        write_json(json, [report.to_json() for report in reports])
+    if salvage:
+        _print_salvaged(file[0], salvage, *data.salvage(file[0], reports[0], salvage))
     if errors := sum(len(report.errors) for report in reports):
         raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
 
 
-def convert_preferences(args: argparse.Namespace) -> None:
-    """Convert a preference file of any known format."""
-    from helpers.data import convert_file
-
-    print(convert_file(args.file, args.out, args.to, args.pairs))
-
-
-def export_adapter(args: argparse.Namespace) -> None:
-    """Merge an adapter into its base, check the result, and put it on the hub if that is wanted."""
-    from helpers import export
-
-    if args.push:
-        export.push_token(args.push)  # rather now than after the merge
-    elif args.public:
-        raise UsageError("--public says how to push: give --push OWNER/NAME, too.")
-    export.merge(None, args.adapter, args.out, export.EXPORT_DTYPES[args.dtype])
-    if args.push:
-        print(export.push(args.out, args.push, private=not args.public))
-
-
-def write_schema(args: argparse.Namespace) -> None:
-    """Write the JSON Schema of a preference record."""
-    from helpers.data import json_schema
-
-    print(write_json(ROOT / "data" / "preference_record.schema.json", json_schema()))
-
-
-def print_memory(args: argparse.Namespace) -> None:
-    """Print what presets take in memory, by arithmetic."""
-    from helpers.machine import Workload, memory_table
-    from helpers.models import PRESETS
-
-    size = (args.width, args.height, args.max_pixels)
-    print(memory_table([Workload(name, *size) for name in args.model or PRESETS]))
+def _print_salvaged(source: Path, out: Path, good: int, bad: int) -> None:
+    if out.resolve().parent != source.resolve().parent:
+        print(
+            f"Image paths are relative to their file: move {out} beside {source} before using it."
+        )
+    print(f"good lines: {good:,} → {out}, others: {bad:,} → {out.with_suffix('.bad.jsonl')}")
 
 
 def _lengths_of(name: str) -> Callable[[], Any]:
-    """Makes what counts the tokens of a file as a model sees them; the processor is loaded once, weights are not."""
+    """Makes what counts the tokens of a file as a model sees them, without its weights."""
     from transformers import AutoConfig
 
     from helpers.doctor import RecordLengths
     from helpers.models import load_processor, original_source
 
+    # loaded once for all files
     processor, source = load_processor(name), original_source(name)
     config = AutoConfig.from_pretrained(source.location, revision=source.revision).get_text_config()
     limit = processor.tokenizer.model_max_length
-    return partial(
-        RecordLengths, processor, min(limit, getattr(config, "max_position_embeddings", limit))
-    )
+    longest = min(limit, getattr(config, "max_position_embeddings", limit))
+    return partial(RecordLengths, processor, longest)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
-    commands = top.add_subparsers(required=True, metavar="command")
-    command = commands.add_parser(
-        "demo", help="run the suite on the embedded model and write the report"
-    )
-    command.add_argument(
-        "--started", type=float, help="time (seconds since 1970) from which demo_seconds counts"
-    )
-    command.set_defaults(action=run_demo)
-    command = commands.add_parser("run", help="run notebooks whole, in the order given")
-    command.add_argument("notebook", nargs="+", help="for example 02 04 06")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter"
-    )
-    command.set_defaults(action=run_notebooks)
-    command = commands.add_parser("train", help="run the stages of a recipe")
-    command.add_argument(
-        "--config", required=True, help="a recipe's name (see recipes/) or the path of a TOML file"
-    )
-    command.add_argument(
-        "--stage", action="append", default=[], help="only this stage; may be repeated"
-    )
-    command.add_argument(
-        "--laptop", action="store_true", help="as [laptop] in the recipe says: no GPU is needed"
-    )
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="dpo.settings.steps=20"
-    )
-    command.add_argument(
-        "--out", type=Path, help="folder for all it makes (default: artifacts/recipes/NAME)"
-    )
-    command.set_defaults(action=run_recipe)
-    command = commands.add_parser(
-        "report", help="write the report and the model cards; evaluates first if needed"
-    )
-    command.add_argument("--model", default="tiny", help="base of the adapters (default: tiny)")
-    command.add_argument(
-        "--adapters", type=Path, help="folder with adapters (default: the artifacts)"
-    )
-    command.add_argument(
-        "--again", action="store_true", help="evaluate again, though it was done before"
-    )
-    command.set_defaults(action=write_report)
-    command = commands.add_parser(
-        "check", help="say what is wrong with files of preference records"
-    )
-    command.description = (
-        "Check files of preference records (JSONL) before training. Exit code 1 if one has errors."
-    )
-    command.add_argument(
-        "file", nargs="+", type=Path, help="several are also searched for photos they share"
-    )
-    command.add_argument(
-        "--root", type=Path, help="data folder that holds the images (default: that of the file)"
-    )
-    command.add_argument(
-        "--no-images", dest="images", action="store_false", help="open no image: quicker"
-    )
-    command.add_argument(
-        "--model", help="count tokens as this model does, for example tiny or qwen2-vl-2b"
-    )
-    command.add_argument(
-        "--benchmark",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="PATH",
-        help="folder of images or file of records whose photos must not be in the files; may be repeated",
-    )
-    command.add_argument(
-        "--salvage",
-        type=Path,
-        metavar="OUT",
-        help="write good lines to OUT, others to OUT with suffix .bad.jsonl",
-    )
-    command.add_argument("--json", type=Path, metavar="OUT", help="write the findings as JSON too")
-    command.set_defaults(action=check_files)
-    command = commands.add_parser("convert", help="convert a preference file of any known format")
-    command.add_argument("file", type=Path)
-    command.add_argument("out", type=Path)
-    command.add_argument(
-        "--to", default="record", help="format to write (default: this project's records)"
-    )
-    command.add_argument(
-        "--pairs",
-        choices=("all", "extremes"),
-        default="all",
-        help="all pairs, or best against worst",
-    )
-    command.set_defaults(action=convert_preferences)
-    command = commands.add_parser(
-        "export", help="merge an adapter into its base, check it, put it on the hub"
-    )
-    command.add_argument(
-        "adapter", type=Path, help="folder of a policy's adapter, for example artifacts/dpo/seed-0"
-    )
-    command.add_argument(
-        "out", type=Path, help="folder for the merged model: a new one or an empty one"
-    )
-    command.add_argument(
-        "--dtype", choices=("fp16", "fp32"), default="fp16", help="precision of the merged weights"
-    )
-    command.add_argument(
-        "--push",
-        metavar="OWNER/NAME",
-        help="upload it to this repository of the hub, a private one",
-    )
-    command.add_argument(
-        "--public", action="store_true", help="with --push: everybody may see the repository"
-    )
-    command.set_defaults(action=export_adapter)
-    command = commands.add_parser(
-        "memory", help="say what presets take in memory, with gradient checkpointing"
-    )
-    command.description = (
-        "GB with the smallest batch, and the largest batch on cards of so many GB, by arithmetic."
-    )
-    command.add_argument(
-        "--model", action="append", metavar="NAME", help="preset or folder (default: all presets)"
-    )
-    command.add_argument(
-        "--width", type=int, default=1024, help="of an image in pixels (default: 1024)"
-    )
-    command.add_argument(
-        "--height", type=int, default=1024, help="of an image in pixels (default: 1024)"
-    )
-    command.add_argument(
-        "--max-pixels", type=int, help="that images are reduced to (default: the model's own)"
-    )
-    command.set_defaults(action=print_memory)
-    command = commands.add_parser("schema", help="write the JSON Schema of a record to data/")
-    command.set_defaults(action=write_schema)
-    return top
+@app.command("convert")
+def convert_preferences(
+    file: Path,
+    out: Path,
+    to: Annotated[str, Option(help="Format to write; record is this project's own.")] = "record",
+    pairs: Annotated[
+        Literal["all", "extremes"], Option(help="All pairs, or best against worst.")
+    ] = "all",
+) -> None:
+    """Convert a preference file of any known format."""
+    from helpers.data import convert_file
+
+    print(convert_file(file, out, to, pairs))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = build_parser().parse_args(arguments)
-    try:
-        args.action(args)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+@app.command("export")
+def export_adapter(
+    adapter: Annotated[
+        Path, Argument(help="Folder of a policy's adapter, for example artifacts/dpo/seed-0.")
+    ],
+    out: Annotated[Path, Argument(help="Folder for the merged model: a new one or an empty one.")],
+    dtype: Annotated[
+        Literal["fp16", "fp32"], Option(help="Precision of the merged weights.")
+    ] = "fp16",
+    push: Annotated[
+        str | None,
+        Option(
+            metavar="OWNER/NAME",
+            help="Upload it to this repository of the hub, a private one.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, Option("--public", help="With --push: everybody may see the repository.")
+    ] = False,
+) -> None:
+    """Merge an adapter into its base, check it, put it on the hub."""
+    from helpers import export
+
+    if push:
+        export.push_token(push)  # rather now than after the merge
+    elif public:
+        raise UsageError("--public says how to push: give --push OWNER/NAME, too.")
+    export.merge(None, adapter, out, export.EXPORT_DTYPES[dtype])
+    if push:
+        print(export.push(out, push, private=not public))
+
+
+@app.command("memory")
+def print_memory(
+    model: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="Preset or folder; may be repeated.", show_default="all"),
+    ] = None,
+    width: Annotated[int, Option(help="Of an image in pixels.")] = 1024,
+    height: Annotated[int, Option(help="Of an image in pixels.")] = 1024,
+    max_pixels: Annotated[
+        int | None, Option(help="That images are reduced to.", show_default="the model's own")
+    ] = None,
+) -> None:
+    """Say what presets take in memory, with gradient checkpointing.
+
+    GB with the smallest batch, and the largest batch on cards of so many GB, by arithmetic.
+    """
+    from helpers.machine import Workload, memory_table
+    from helpers.models import PRESETS
+
+    print(memory_table([Workload(name, width, height, max_pixels) for name in model or PRESETS]))
+
+
+@app.command("schema")
+def write_schema() -> None:
+    """Write the JSON Schema of a record to data/."""
+    from helpers.data import json_schema
+
+    print(write_json(ROOT / "data" / "preference_record.schema.json", json_schema()))

@@ -1,47 +1,130 @@
 """One small dataclass a stage, and the presets.
 
-The comments do the arithmetic; the T4 figures are arithmetic too, not measurements.
+A value of the wrong kind or outside its range is a UsageError where the settings are made. The
+comments do the arithmetic; the T4 figures are arithmetic too, not measurements.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+import functools
+import re
+import reprlib
+from dataclasses import fields, replace
+from typing import Annotated, Any, Literal, dataclass_transform
 
-from helpers.files import UsageError
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
+
+from helpers.files import UsageError, did_you_mean
+
+Share = Annotated[float, Field(ge=0, le=1)]
+WrongShare = Annotated[float, Field(ge=0, lt=0.5)]  # of labels; at a half they say nothing
+DPOLoss = Literal[  # as TRL calls them
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+]
+
+
+def explain_values(error: ValidationError) -> str:
+    """What pydantic has found wrong, in one line: each field, its value and what it must be."""
+    found: dict[str, str] = {}
+    for item in error.errors():
+        field = ".".join(map(str, item["loc"]))
+        problem = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        # of names, as in "Input should be 'sigmoid', 'hinge' or 'ipo'"
+        choices = re.findall("'(.+?)'", item.get("ctx", {}).get("expected", ""))
+        value = f"{field} = {reprlib.repr(item['input'])}: " if field else ""
+        text = f"{value}{problem}.{did_you_mean(item['input'], choices)}"
+        # a tuple with a wrong item is called too short as well: the first finding says enough
+        found.setdefault(str(item["loc"][:1]), text)
+    return " ".join(found.values())
+
+
+@dataclass_transform(frozen_default=True)
+def _settings(cls: type) -> type:
+    """A frozen dataclass that checks its values whenever one is made, also by `replace`.
+
+    Nothing is converted in silence ("2" is not 2) but whole numbers to floats.
+    """
+    strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    checked = dataclass(frozen=True, config=strict)(cls)
+    construct = checked.__init__
+    known = [field.name for field in fields(checked)]
+
+    @functools.wraps(construct)
+    def __init__(self, *args: Any, **values: Any) -> None:
+        for name in values:
+            if name not in known:
+                stage = cls.__name__.removesuffix("Settings")
+                raise UsageError(
+                    f"no {stage} setting is called {name}: choose from {', '.join(known)}."
+                    f"{did_you_mean(name, known)}"
+                )
+        try:
+            construct(self, *args, **values)
+        except ValidationError as error:
+            raise UsageError(explain_values(error)) from None
+
+    checked.__init__ = __init__
+    return checked
+
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 
-@dataclass(frozen=True)
+@_settings
 class LoraSettings:
-    r: int = 16
-    alpha: int = 32  # updates are scaled by alpha / r = 2
-    dropout: float = 0.0  # 0, so that the first-step loss is exactly ln 2
-    target_modules: tuple[str, ...] = ALL_LINEAR
+    r: PositiveInt = 16
+    alpha: PositiveInt = 32  # updates are scaled by alpha / r = 2
+    # 0, so that the first-step loss is exactly ln 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ALL_LINEAR
     vision: bool = False  # True trains the vision tower as well
 
 
-@dataclass(frozen=True)
+@_settings
 class DPOSettings:
-    beta: float = 0.1
-    losses: tuple[str, ...] = (
-        "sigmoid",
-    )  # TRL's names: sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, …
-    loss_weights: tuple[float, ...] = (1.0,)
-    sft_weight: float = 0.0  # weight of −log p(chosen) / token, against likelihood displacement
-    label_smoothing: float = 0.0  # share of wrong labels that the loss "robust" expects
-    image_weight: float = (
-        0.0  # mDPO: prefer the right image to a spoilt one, given the chosen answer
-    )
-    anchor_weight: float = 0.0  # mDPO: keep the chosen answer likelier than under the reference
-    learning_rate: float = 5e-6
-    steps: int = 400
-    batch_size: int = 2  # pairs in one forward: 2 rows of image, prompt and both answers
-    accumulation: int = 8  # pairs a step = 2 × 8 = 16
-    warmup_share: float = 0.1
+    beta: PositiveFloat = 0.1
+    losses: Annotated[tuple[DPOLoss, ...], Field(min_length=1)] = ("sigmoid",)
+    loss_weights: tuple[NonNegativeFloat, ...] = (1.0,)
+    sft_weight: NonNegativeFloat = 0.0  # of −log p(chosen) / token, against likelihood displacement
+    label_smoothing: WrongShare = 0.0  # wrong labels that the loss "robust" expects
+    # mDPO: prefer the right image to a spoilt one, given the chosen answer
+    image_weight: NonNegativeFloat = 0.0
+    # mDPO: keep the chosen answer likelier than under the reference
+    anchor_weight: NonNegativeFloat = 0.0
+    learning_rate: PositiveFloat = 5e-6
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 2  # pairs in one forward: 2 rows of image, prompt and both answers
+    accumulation: PositiveInt = 8  # pairs a step = 2 × 8 = 16
+    warmup_share: Share = 0.1
     gradient_checkpointing: bool = True
-    checkpoint_steps: int = 0  # a checkpoint every so many steps; 0: none
+    checkpoint_steps: NonNegativeInt = 0  # a checkpoint every so many steps; 0: none
     lora: LoraSettings = LoraSettings()
+
+    def __post_init__(self):
+        if len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"{self.losses} need as many loss_weights, not {self.loss_weights}")
 
 
 DPO_PRESETS = {
@@ -55,11 +138,14 @@ DPO_PRESETS = {
         accumulation=1,
         gradient_checkpointing=False,
     ),
-    # Qwen2-VL-2B in 4-bit on a T4: 2 pairs × (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
+    # Qwen2-VL-2B in 4-bit on a T4:
+    # 2 pairs × (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
     "t4": DPOSettings(checkpoint_steps=50),
-    # the vehicle-counting project: 420 steps × 2 × 4 = 3,360 pairs; it does not state more, the rest is TRL's default
+    # the vehicle-counting project: 420 steps × 2 × 4 = 3,360 pairs;
+    # it does not state more, the rest is TRL's default
     "vehicles": DPOSettings(steps=420, accumulation=4, learning_rate=1e-6),
-    # the reward-model project's adapter: 2,179,072 weights of Qwen2-VL-2B, 8 × (in + out) of q, k, v, o in 28 layers
+    # the reward-model project's adapter: 2,179,072 weights of Qwen2-VL-2B,
+    # 8 × (in + out) of q, k, v, o in 28 layers
     "attention": DPOSettings(
         lora=LoraSettings(r=8, alpha=16, dropout=0.05, target_modules=ATTENTION)
     ),
@@ -77,29 +163,33 @@ def dpo_preset(name: str) -> DPOSettings:
 
 def _preset(presets: dict, name: str, stage: str):
     if name not in presets:
+        choices = " or ".join(presets)
         raise UsageError(
-            f"unknown {stage} preset {name!r}: choose {' or '.join(presets)}, or add one to helpers/config.py"
+            f"unknown {stage} preset {name!r}: choose {choices}, or add one to helpers/config.py."
+            f"{did_you_mean(name, presets)}"
         )
     return presets[name]
 
 
-@dataclass(frozen=True)
+@_settings
 class RewardSettings:
     head: str = "mlp"  # a name in HEADS: helpers/models/heads.py
     objective: str = "bradley_terry"  # a name in OBJECTIVES: helpers/training/reward.py
-    learning_rate: float = 5e-6
-    epochs: int = 3
-    batch_size: int = 1  # records in one forward, each with all its answers
-    accumulation: int = 16  # records a step = 1 × 16
-    margin_weight: float = 0.0  # × the difference of the answers' scores, if the data has them
-    label_smoothing: float = 0.0
-    centring_weight: float = 0.0  # of (better + worse)², which keeps scores near 0
-    focal_gamma: float = 2.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    warmup_share: float = 0.1
-    patience: int = 3  # stop after so many evaluations without a better held-out accuracy
-    evaluations: int = 6  # over the whole training
+    learning_rate: PositiveFloat = 5e-6
+    epochs: PositiveInt = 3
+    batch_size: PositiveInt = 1  # records in one forward, each with all its answers
+    accumulation: PositiveInt = 16  # records a step = 1 × 16
+    # × the difference of the answers' scores, if the data has them
+    margin_weight: NonNegativeFloat = 0.0
+    label_smoothing: WrongShare = 0.0
+    centring_weight: NonNegativeFloat = 0.0  # of (better + worse)², which keeps scores near 0
+    focal_gamma: NonNegativeFloat = 2.0
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    warmup_share: Share = 0.1
+    # stop after so many evaluations without a better held-out accuracy
+    patience: PositiveInt = 3
+    evaluations: PositiveInt = 6  # over the whole training
     gradient_checkpointing: bool = False
     lora: LoraSettings = LoraSettings(r=8, alpha=16, dropout=0.05, target_modules=ATTENTION)
 
@@ -114,7 +204,8 @@ REWARD_PRESETS = {
         patience=10,
         lora=LoraSettings(),
     ),
-    # the source project's, for Qwen2-VL-2B in 4-bit: (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
+    # the source project's, for Qwen2-VL-2B in 4-bit:
+    # (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
     "t4": RewardSettings(),
 }
 
@@ -124,78 +215,77 @@ def reward_preset(name: str) -> RewardSettings:
     return _preset(REWARD_PRESETS, name, "reward")
 
 
-@dataclass(frozen=True)
+@_settings
 class PPOSettings:
-    advantages: str = "gae"  # with a critic (PPO), or of a group: "rloo", "grpo"
-    iterations: int = 100
-    prompts_per_iteration: int = 8  # asked in an iteration
-    group_size: int = 4  # answers to each: 8 × 4 = 32 samples an iteration
-    epochs: int = 2  # updates see each answer so often
-    mini_batch: int = (
-        4  # prompts in one update: 4 × 4 = 16 answers, 8 / 4 × 2 = 4 updates an iteration
-    )
-    sampling_batch: int = (
-        0  # prompts that are sampled, and looked at before the updates, together; 0: all of a shard
-    )
-    learning_rate: float = 1e-5
+    # with a critic (PPO), or of a group: "rloo", "grpo"
+    # (ADVANTAGES: helpers/training/advantages.py)
+    advantages: str = "gae"
+    policy_loss: str = "clip"  # a name in POLICY_LOSSES: helpers/losses.py
+    rollout_filter: str = "all"  # a name in ROLLOUT_FILTERS: helpers/training/rollout.py
+    iterations: PositiveInt = 100
+    prompts_per_iteration: PositiveInt = 8  # asked in an iteration
+    group_size: PositiveInt = 4  # answers to each: 8 × 4 = 32 samples an iteration
+    epochs: PositiveInt = 2  # updates see each answer so often
+    # prompts in one update: 4 × 4 = 16 answers, 8 / 4 × 2 = 4 updates an iteration
+    mini_batch: PositiveInt = 4
+    # prompts that are sampled, and looked at before the updates, together; 0: all of a shard
+    sampling_batch: NonNegativeInt = 0
+    learning_rate: NonNegativeFloat = 1e-5  # 0: only the critic learns
     anneal_lr: bool = True  # both learning rates fall linearly to 0
-    critic_learning_rate: float = 1e-4
-    critic_warm_up_learning_rate: float = (
-        1e-4  # before the first iteration, where it has all to learn
-    )
-    critic_layers: int = (
-        3  # 1 or 3; 0: no critic, so that advantages are measured against a constant
-    )
+    critic_learning_rate: NonNegativeFloat = 1e-4
+    # before the first iteration, where it has all to learn
+    critic_warm_up_learning_rate: NonNegativeFloat = 1e-4
+    # 0: no critic, so that advantages are measured against a constant
+    critic_layers: Literal[0, 1, 3] = 3
     critic_sees_image: bool = False
     critic_detached: bool = True  # its loss does not reach the policy's adapter
-    critic_adapter: bool = (
-        False  # it has an adapter of its own instead: a second pass, 1.5 times the time
-    )
-    gamma: float = 1.0
-    lam: float = 0.95
-    whiten: bool = True  # advantages of a batch to mean 0 and deviation 1; GRPO: divided by the group's deviation
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_weight: float = 0.5
-    entropy_weight: float = 0.0
-    kl_weight: float = 0.05
-    kl_target: float | None = None  # nats an answer, to which the weight is adapted
-    kl_horizon: int = 1000
-    kl_estimator: str = "k1"
-    no_end_penalty: float = 1.0  # taken off an answer that does not end
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-    max_grad_norm: float = 1.0
-    adam_epsilon: float = 1e-8
+    # it has an adapter of its own instead: a second pass, 1.5 times the time
+    critic_adapter: bool = False
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    # advantages of a batch to mean 0 and deviation 1; GRPO: divided by the group's deviation
+    whiten: bool = True
+    clip: PositiveFloat = 0.2
+    value_clip: PositiveFloat = 0.2
+    value_weight: NonNegativeFloat = 0.5
+    entropy_weight: NonNegativeFloat = 0.0
+    kl_weight: NonNegativeFloat = 0.05
+    kl_target: PositiveFloat | None = None  # nats an answer, to which the weight is adapted
+    kl_horizon: PositiveInt = 1000
+    kl_estimator: str = "k1"  # a name in KL_ESTIMATORS: helpers/losses.py
+    no_end_penalty: NonNegativeFloat = 1.0  # taken off an answer that does not end
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = 64
+    max_grad_norm: PositiveFloat = 1.0
+    adam_epsilon: PositiveFloat = 1e-8
     gradient_checkpointing: bool = False
-    ratio_tolerance: float = (
-        1e-3  # of new to old probability before the first update; 16 bits need more
-    )
-    checkpoint_every: int = 5
-    shards: int = 1  # an iteration is sampled in so many parts, or one a process: 1 process with 2 equals 2 processes
+    # of new to old probability before the first update; 16 bits need more
+    ratio_tolerance: PositiveFloat = 1e-3
+    checkpoint_every: PositiveInt = 5
+    # an iteration is sampled in so many parts, or one a process:
+    # 1 process with 2 equals 2 processes
+    shards: PositiveInt = 1
     lora: LoraSettings = LoraSettings()
 
+    def __post_init__(self):
+        if not self.temperature:
+            raise ValueError(
+                "temperature=0 gives one and the same answer each time: "
+                "sample with a temperature over 0"
+            )
+
     def check(self, tasks: int, shards: int, processes: int) -> None:
-        """Raises UsageError for what cannot be trained with, on so many tasks and in so many processes."""
-        if self.advantages not in ("gae", "rloo", "grpo"):
-            raise UsageError(f"advantages={self.advantages!r}: choose gae, rloo or grpo.")
-        if self.advantages != "gae" and self.group_size < 2:
-            raise UsageError(
-                f"{self.advantages} compares the answers to one prompt: set group_size to 2 or more."
-            )
-        if self.temperature <= 0:
-            raise UsageError(
-                "temperature=0 gives one and the same answer each time: sample with a temperature over 0."
-            )
+        """Raise UsageError for what cannot be trained with, on so many tasks and processes."""
         if shards % processes or self.prompts_per_iteration % shards or self.mini_batch % shards:
             raise UsageError(
-                f"{processes} processes share {shards} shards, and those prompts_per_iteration and mini_batch: "
-                "make each a multiple of the one before."
+                f"{processes} processes share {shards} shards, and those prompts_per_iteration "
+                "and mini_batch: make each a multiple of the one before."
             )
         if tasks < self.prompts_per_iteration:
             raise UsageError(
-                f"{tasks} tasks, but an iteration asks {self.prompts_per_iteration}: lower prompts_per_iteration."
+                f"{tasks} tasks, but an iteration asks {self.prompts_per_iteration}: "
+                "lower prompts_per_iteration."
             )
 
 
@@ -218,22 +308,24 @@ PPO_PRESETS = {
     "tiny-grpo": replace(
         _TINY, advantages="grpo", prompts_per_iteration=8, group_size=8, mini_batch=4
     ),
-    # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + 4 × ~30 answer tokens) = 872 tokens in an update,
+    # Qwen2-VL-2B in 4-bit on a T4:
+    # 2 × (256 visual + ~60 text + 4 × ~30 answer tokens) = 872 tokens in an update,
     # logits of 2 × 4 × 30 × 151,936 × 4 bytes = 0.15 GB; 100 × 8 × 4 = 3,200 samples
     "t4": PPOSettings(
         mini_batch=2, critic_adapter=True, gradient_checkpointing=True, ratio_tolerance=5e-2
     ),
-    # the reasoning project: one linear layer on the last text state and the pooled image, an entropy bonus
+    # the reasoning project: one linear layer on the last text state and the pooled image,
+    # an entropy bonus
     "reasoning": PPOSettings(
         critic_layers=1, critic_sees_image=True, entropy_weight=0.01, mini_batch=2
     ),
-    # the caption project states no numbers: those of the library it used, but for the 256 answers an iteration
+    # the caption project states no numbers: those of the library it used,
+    # but for the 256 answers an iteration
     "captions": PPOSettings(
         prompts_per_iteration=32,
         group_size=1,
         epochs=4,
         mini_batch=1,
-        learning_rate=1e-5,
         critic_learning_rate=1e-5,
         critic_layers=1,
         critic_detached=False,
@@ -243,7 +335,8 @@ PPO_PRESETS = {
         kl_horizon=10_000,
         anneal_lr=False,
     ),
-    # the question-answering project: one answer at a time, of one word, which cannot work (notebook 05);
+    # the question-answering project: one answer at a time, of one word,
+    # which cannot work (notebook 05);
     # LoRA r 8 of LLaVA-NeXT: 8 × (in + out) of 7 matrices in 32 layers = 20,971,520 weights
     "vqa": PPOSettings(
         iterations=8_379,
@@ -262,7 +355,8 @@ PPO_PRESETS = {
         lora=LoraSettings(r=8, alpha=32, dropout=0.05),
     ),
 }
-_KNOBS = {
+# names in TRL's old PPOTrainer → names here
+_TRL_NAMES = {
     "ppo_epochs": "epochs",
     "clip_range": "clip",
     "cliprange": "clip",
@@ -273,29 +367,28 @@ _KNOBS = {
     "horizon": "kl_horizon",
     "steps": "iterations",
 }
+# these count answers there and prompts here
+_TRL_COUNTS = {"batch_size": "prompts_per_iteration", "mini_batch_size": "mini_batch"}
 
 
-def ppo_preset(name: str, **knobs: Any) -> PPOSettings:
-    """The settings called `name`, with some changed, by their names here or by those of TRL's old PPOTrainer.
+def ppo_preset(name: str, /, **knobs: Any) -> PPOSettings:
+    """The settings called `name`, with some changed, by their names here or by TRL's.
 
-    There, `batch_size` and `mini_batch_size` count answers; here prompts are counted, with `group_size` answers
-    each. Raises UsageError listing the presets, or the names of settings.
+    In TRL's old PPOTrainer, `batch_size` and `mini_batch_size` count answers; here prompts are
+    counted, with `group_size` answers each. Raises UsageError listing the presets, or the names of
+    settings.
 
-    >>> ppo_preset("captions", ppo_epochs=2, clip_range=0.1, batch_size=16, mini_batch_size=4).mini_batch
+    >>> changes = {"ppo_epochs": 2, "clip_range": 0.1, "batch_size": 16, "mini_batch_size": 4}
+    >>> ppo_preset("captions", **changes).mini_batch
     4
     """
     settings = _preset(PPO_PRESETS, name, "PPO")
-    group = knobs.get("group_size", settings.group_size)
-    for answers, prompts in (
-        ("batch_size", "prompts_per_iteration"),
-        ("mini_batch_size", "mini_batch"),
-    ):
-        if answers in knobs:
-            knobs[prompts] = max(1, knobs.pop(answers) // group)
-    knobs = {_KNOBS.get(knob, knob): value for knob, value in knobs.items()}
-    known = [field.name for field in fields(PPOSettings)]
-    if unknown := set(knobs) - set(known):
-        raise UsageError(
-            f"no PPO setting is called {', '.join(sorted(unknown))}: choose from {', '.join(known)}."
-        )
-    return replace(settings, **knobs)
+    if "group_size" in knobs:
+        settings = replace(settings, group_size=knobs.pop("group_size"))
+    for answers, prompts in _TRL_COUNTS.items():
+        number = knobs.pop(answers, None)
+        if isinstance(number, int) and number > 0:
+            number = max(1, number // settings.group_size)
+        if number is not None:  # where it is no number of answers, the settings will say so
+            knobs[prompts] = number
+    return replace(settings, **{_TRL_NAMES.get(knob, knob): knobs[knob] for knob in knobs})

@@ -1,12 +1,14 @@
-"""From an adapter to a model that others can use: merged into its base, checked, and put on the hub.
+"""From an adapter to a model that others can use: merged into its base, checked, and published.
 
-A merge writes W + (α / r) B A in place of W (Hu et al. 2021, arXiv 2106.09685, section 4.1; `peft`'s `merge_and_unload`).
-The base is loaded in fp16 or fp32, never in 4 bits: there the sum would be rounded to one of 16 values, and most of what
-was learnt is less than the distance between two. bf16 is not offered, since its 8 bits lose small changes too. An adapter
-that was trained on 4-bit weights meets other weights here, so that figures of notebook 07 are not the merged model's.
+A merge writes W + (α / r) B A in place of W (Hu et al. 2021, arXiv 2106.09685, section 4.1; peft's
+`merge_and_unload`). The base is loaded in fp16 or fp32, never in 4 bits: there the sum would be
+rounded to one of 16 values, and most of what was learnt is less than the distance between two. bf16
+is not offered, since its 8 bits lose small changes too. An adapter that was trained on 4-bit
+weights meets other weights here, so that figures of notebook 07 are not the merged model's.
 Described in docs/export.md, used in notebook 07.
 
-Simplification: that the merged model says the same is tried on a few shipped images, along the greedy answers.
+Simplification: that the merged model says the same is tried on a few shipped images, along the
+greedy answers.
 """
 
 import gc
@@ -20,13 +22,11 @@ from typing import Any
 
 import psutil
 import torch
-import yaml
 
-from helpers import models  # before peft and transformers, since they may import unsloth
-from helpers.models import loading  # before peft and transformers, since they may import unsloth
+from helpers import models  # before peft and transformers, since it may import unsloth
 
 # isort: split
-from huggingface_hub import HfApi, errors
+from huggingface_hub import HfApi, ModelCardData, errors
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -35,43 +35,40 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from helpers.data import question_for, read_yolo
-from helpers.files import ROOT, UsageError, open_image, read_json, write_json, write_text
+from helpers.files import (
+    ROOT,
+    UsageError,
+    open_image,
+    published_path,
+    read_json,
+    write_json,
+    write_text,
+)
 from helpers.install import COLAB, hosted_machine
-from helpers.models import (
-    PACKING_TOLERANCE,
-    Packer,
-    answer_logits,
-    config_of,
-    model_without_weights,
-    preset_of,
-    user_message,
-)
-from helpers.report import read_sections
-from helpers.report.model_card import (
-    _shorten_path,
-    data_licences,
-    package_versions,
-    render_model_card,
-)
+from helpers.models import PACKING_TOLERANCE, Packer, answer_logits, preset_of, user_message
+from helpers.report import data_licences, package_versions, read_sections, render_model_card
 from helpers.rewards import REWARD_ADAPTER
 from helpers.runtime import tensors_hash
 from helpers.training import CRITIC_ADAPTER
 
 EXPORT_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-EXPORT_TOLERANCES = {
-    torch.float16: (PACKING_TOLERANCE, 0.1),
-    torch.float32: (1e-4, 0.0),
-}  # relative error of logits; nats that count as a tie
-CHECK_MEMORY_GB = 1.0  # GB that the checks take beside the weights
+# relative error of logits; nats by which two tokens may differ and count as tied
+EXPORT_TOLERANCES = {torch.float16: (PACKING_TOLERANCE, 0.1), torch.float32: (1e-4, 0.0)}
+CHECK_MEMORY_GB = 1.0  # that the checks take beside the weights
+CHECK_TOKENS = 32  # of an answer that is compared: two sentences with counts
+# names of licences here → on the hub, which calls all others "other"
 HUB_LICENCES = {
     "Apache-2.0": "apache-2.0",
     "Llama 2 community licence": "llama2",
     "Llama 3 community licence": "llama3",
 }
+# weights, settings, processor and tokenizer, card; no checkpoint and no log
 PUBLISHED_FILES = re.compile(
-    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(adapter_|generation_)?config\.json"
-    r"|about\.json|README\.md|((video_)?pre)?processor_config\.json|(tokenizer|tokenizer_config|vocab)\.json"
-    r"|(added_tokens|special_tokens_map)\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"|(adapter_|generation_)?config\.json|about\.json|README\.md"
+    r"|((video_)?pre)?processor_config\.json|(tokenizer|tokenizer_config|vocab)\.json"
+    r"|(added_tokens|special_tokens_map)\.json|tokenizer\.model|merges\.txt"
+    r"|chat_template\.(jinja|json)"
 )
 
 
@@ -91,36 +88,32 @@ def merge(
     dtype: torch.dtype = torch.float16,
     images: int = 4,
 ) -> Path:
-    """Base + adapter as one model in the folder `out`, which is there only after all checks.
+    """Write base + adapter as one model to the folder `out`, which is there only after all checks.
 
-    base: preset, folder or hub id; None: what the adapter's about.json names. images: shipped ones to ask both about.
-    Beside weights (safetensors) and processor, with the training's image size, there are a card and about.json. Raises
-    UsageError if it is no policy's adapter, memory is short, or the merged model says other than base + adapter.
+    base: preset, folder or hub id; None: what the adapter's about.json names. images: shipped ones
+    to ask both about. Beside weights (safetensors) and processor, with the training's image size,
+    there are a card and about.json. Raises UsageError if it is no policy's adapter, memory is
+    short, or the merged model says other than base + adapter.
     """
-    about, out = policy_facts(adapter, base), out.resolve()
+    about = policy_facts(adapter, base)
+    base, out = about["base"], out.resolve()
     if dtype not in EXPORT_TOLERANCES:
         raise UsageError(f"a merge is in {' or '.join(EXPORT_DTYPES)}, not in {dtype}.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not empty. Give another folder, or empty it.")
-    processor, place = loading.load_processor(about["base"]), device_with_room(about["base"], dtype)
-    model = _attach_adapter(_load(about["base"], dtype, place), adapter)
-    spoken, part = reference_output(model, processor, images), out.with_name(f".{out.name}.part")
+    processor = models.load_processor(base)
+    place = device_with_room(base, dtype)
+    model = _attach_adapter(_load(base, dtype, place), adapter)
+    expected = reference_output(model, processor, images)
+    # beside `out`, so that the last step is a rename, which cannot stop halfway
+    part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        model = model.merge_and_unload()
-        weights = _finite_hash(model)
-        if (
-            not model.generation_config.do_sample
-        ):  # without it these say nothing, and transformers refuses to save them
-            model.generation_config.update(temperature=None, top_p=None, top_k=None)
-        model.save_pretrained(part, max_shard_size="5GB")
-        processor.save_pretrained(part)
+        weights = _save(model.merge_and_unload(), processor, part)
         del model
         gc.collect()  # room for the one that is read back
-        about["merged"] = {
-            "dtype": str(dtype).removeprefix("torch."),
-            **verify(part, spoken, weights, dtype, place),
-        }
+        checked = verify(part, expected, weights, dtype, place)
+        about["merged"] = {"dtype": str(dtype).removeprefix("torch."), **checked}
         _write_card(part, about, out.name)
         if out.exists():
             out.rmdir()
@@ -136,27 +129,24 @@ def merge(
 
 
 def policy_facts(adapter: Path, base: str | Path | None = None) -> dict[str, Any]:
-    """The about.json of a policy's adapter, with `base` if it is given. Raises UsageError for anything else."""
-    if (
-        not (adapter / "adapter_model.safetensors").exists()
-        or not (adapter / "adapter_config.json").exists()
-    ):
+    """Read the about.json of a policy's adapter, with `base` if it is given.
+
+    Raises UsageError for anything else.
+    """
+    files = {file.name for file in adapter.iterdir()} if adapter.is_dir() else set()
+    if not files >= {"adapter_model.safetensors", "adapter_config.json"}:
         raise UsageError(
             f"{adapter}: holds no adapter (adapter_config.json, adapter_model.safetensors)."
         )
-    noted, kind = (
-        (adapter / "about.json").exists(),
-        read_json(adapter / "adapter_config.json").get("peft_type"),
-    )
-    about = read_json(adapter / "about.json") if noted else {}
-    if (
-        (adapter / "head.safetensors").exists()
-        or "head" in about
-        or (adapter.name in (REWARD_ADAPTER, CRITIC_ADAPTER) and not noted)
-    ):
+    about = read_json(adapter / "about.json") if "about.json" in files else {}
+    # without about.json, the name that adapters of reward models and critics are saved under
+    unnamed = not about and adapter.name in (REWARD_ADAPTER, CRITIC_ADAPTER)
+    if "head.safetensors" in files or "head" in about or unnamed:
         raise UsageError(
-            f"{adapter}: of a reward model or critic, which answers nothing. Give a policy's adapter."
+            f"{adapter}: of a reward model or critic, which answers nothing. "
+            "Give a policy's adapter."
         )
+    kind = read_json(adapter / "adapter_config.json").get("peft_type")
     if kind != "LORA":
         raise UsageError(
             f"{adapter}: an adapter of the kind {kind} cannot be merged. Only LoRA's can."
@@ -169,41 +159,48 @@ def policy_facts(adapter: Path, base: str | Path | None = None) -> dict[str, Any
 
 
 def device_with_room(base: str, dtype: torch.dtype) -> torch.device:
-    """Choose the GPU if the weights fit, else the CPU. Raises UsageError with both figures if neither has room."""
-    if getattr(config_of(base), "quantization_config", None):
+    """Choose the GPU if the weights fit, else the CPU.
+
+    Raises UsageError with both figures if neither has room.
+    """
+    if getattr(models.config_of(base), "quantization_config", None):
         raise UsageError(
-            f"{base}: is quantised, and a merge would be rounded like it. Give the original as the base."
+            f"{base}: is quantised, and a merge would be rounded like it. "
+            "Give the original as the base."
         )
-    number = sum(parameter.numel() for parameter in model_without_weights(base).parameters())
-    need, free = (
-        number * dtype.itemsize / 1e9 + CHECK_MEMORY_GB,
-        psutil.virtual_memory().available / 1e9,
-    )
+    bare = models.model_without_weights(base)
+    number = sum(parameter.numel() for parameter in bare.parameters())
+    need = number * dtype.itemsize / 1e9 + CHECK_MEMORY_GB
     print(
-        f"{number:,} weights × {dtype.itemsize} bytes + {CHECK_MEMORY_GB:.0f} GB for the checks = {need:.1f} GB of memory"
+        f"{number:,} weights × {dtype.itemsize} bytes + {CHECK_MEMORY_GB:.0f} GB for the checks "
+        f"= {need:.1f} GB of memory"
     )
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] / 1e9 > need:
         return torch.device("cuda")
+    free = psutil.virtual_memory().available / 1e9
     if free < need:
         raise UsageError(
-            f"{base}: the merge takes {need:.1f} GB, and {free:.1f} GB are free. Close other programs."
+            f"{base}: the merge takes {need:.1f} GB, and {free:.1f} GB are free. "
+            "Close other programs."
         )
     return torch.device("cpu")
 
 
 def _load(base: str | Path, dtype: torch.dtype, place: torch.device) -> PreTrainedModel:
-    source = loading.original_source(base)
+    source = models.original_source(base)
     options = {"revision": source.revision, "dtype": dtype, "attn_implementation": "sdpa"}
-    if (
-        place.type != "cpu"
-    ):  # straight there; with a CPU in it, transformers would take the model for offloaded
+    if place.type != "cpu":
+        # straight there; with a CPU in it, transformers would take the model for offloaded
         options["device_map"] = {"": place}
-    with loading.explain_load_errors(base, source):
+    with models.explain_load_errors(base, source):
         return AutoModelForImageTextToText.from_pretrained(source.location, **options).eval()
 
 
 def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """Each tensor of the adapter on the model: peft leaves out with a warning what finds no layer of its name."""
+    """Put each tensor of the adapter on the model.
+
+    peft leaves out with a warning what finds no layer of its name.
+    """
     try:
         saved = load_file(adapter / "adapter_model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -211,15 +208,15 @@ def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
             f"{adapter}: adapter_model.safetensors cannot be read ({error}). Save it again."
         ) from error
     model = models.load_adapter(model, adapter)
-    own = {name: value.cpu() for name, value in get_peft_model_state_dict(model).items()}
-    fits = {
-        name
-        for name in saved.keys() & own.keys()
-        if torch.equal(saved[name].float(), own[name].float())
-    }
-    if wrong := (saved.keys() | own.keys()) - fits:
+    own = {name: value.cpu().float() for name, value in get_peft_model_state_dict(model).items()}
+    wrong = saved.keys() ^ own.keys()
+    for name in saved.keys() & own.keys():
+        if not torch.equal(saved[name].float(), own[name]):
+            wrong.add(name)
+    if wrong:
         raise UsageError(
-            f"{adapter}: {len(wrong)} tensors do not fit this base ({min(wrong)} …). Give its own base."
+            f"{adapter}: {len(wrong)} tensors do not fit this base ({min(wrong)} …). "
+            "Give its own base."
         )
     return model
 
@@ -228,27 +225,36 @@ def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
 def reference_output(
     model: PeftModel, processor: ProcessorMixin, images: int = 4
 ) -> ReferenceOutput:
-    """Greedy answers to questions about the first shipped test images. Raises UsageError for logits that overflow."""
-    items = read_yolo(ROOT / "data" / "traffic", "test")[:images]
-    questions, pictures = (
-        [question_for(item, i) for i, item in enumerate(items)],
-        [open_image(i.path) for i in items],
+    """Greedy answers to questions about the first shipped test images.
+
+    Raises UsageError for logits that overflow.
+    """
+    questions, pictures = [], []
+    for number, item in enumerate(read_yolo(ROOT / "data" / "traffic", "test")[:images]):
+        questions.append(question_for(item, number))
+        pictures.append(open_image(item.path))
+    answers = models.generate_answers(
+        model, processor, pictures, questions, max_new_tokens=CHECK_TOKENS
     )
-    answers = models.generate_answers(model, processor, pictures, questions, max_new_tokens=32)
-    conversations = [[user_message(question)] for question in questions]
-    inputs = conversations, [[picture] for picture in pictures], [[text] for text in answers]
-    logits = _logits(model, processor, inputs)
+    inputs = (
+        [[user_message(question)] for question in questions],
+        [[picture] for picture in pictures],
+        [[answer] for answer in answers],
+    )
+    logits = logits_along(model, processor, inputs)
     if not logits.isfinite().all():
         raise UsageError(
             f"in {model.dtype} this model's numbers overflow. Merge with --dtype fp32."
         )
     with models.disable_adapters(model):
-        return ReferenceOutput(inputs, logits, _distance(_logits(model, processor, inputs), logits))
+        before = logits_along(model, processor, inputs)
+    return ReferenceOutput(inputs, logits, _distance(before, logits))
 
 
-def _logits(
+def logits_along(
     model: torch.nn.Module, processor: ProcessorMixin, inputs: tuple[list, list, list]
 ) -> Tensor:
+    """Compute the logits before each token of given answers, (tokens, vocab)."""
     packed = Packer(model, processor, packs=False)(*inputs)
     return answer_logits(model, packed)[:, :-1][packed.mask[:, 1:]].float().cpu()
 
@@ -258,7 +264,19 @@ def _distance(logits: Tensor, others: Tensor) -> float:
     return float(((logits - others).norm(dim=1) / others.norm(dim=1)).max())
 
 
-def _finite_hash(model: PreTrainedModel) -> str:
+def _save(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> str:
+    """Write a merged model; return the hash of its weights."""
+    weights = finite_hash(model)
+    if not model.generation_config.do_sample:
+        # these say nothing then, and transformers refuses to save them
+        model.generation_config.update(temperature=None, top_p=None, top_k=None)
+    model.save_pretrained(folder, max_shard_size="5GB")
+    processor.save_pretrained(folder)
+    return weights
+
+
+def finite_hash(model: PreTrainedModel) -> str:
+    """Hash the weights of a merged model. Raises UsageError for one that is not finite."""
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise UsageError(
@@ -271,27 +289,35 @@ def _finite_hash(model: PreTrainedModel) -> str:
 def verify(
     folder: Path, expected: ReferenceOutput, weights: str, dtype: torch.dtype, place: torch.device
 ) -> dict[str, Any]:
-    """Read a merged model back and ask it the same. Raises UsageError if weights, logits or greedy answers differ.
+    """Read a merged model back and ask it the same.
 
-    weights: hash of what was to be written. Along base + adapter's answers each likeliest token must be the same one; in
-    fp16 two may be exchanged if base + adapter prefers one of them by no more than the second of `EXPORT_TOLERANCES`.
+    weights: hash of what was to be written. Along base + adapter's answers each likeliest token
+    must be the same one; in fp16 two may be exchanged if base + adapter prefers one of them by no
+    more than the second of `EXPORT_TOLERANCES`. Raises UsageError if weights, logits or greedy
+    answers differ.
     """
     model, processor = _load(folder, dtype, place), AutoProcessor.from_pretrained(folder)
     if tensors_hash(sorted(model.named_parameters())) != weights:
         raise UsageError(
             f"{folder}: the weights read back are not those written. Check the disk, merge again."
         )
-    logits, (limit, tie) = _logits(model, processor, expected.inputs), EXPORT_TOLERANCES[dtype]
-    error, choice = _distance(logits, expected.logits), logits.argmax(1, keepdim=True)
-    if not error <= min(limit, expected.effect / 2):  # not <=: NaN is no success
+    limit, tie = EXPORT_TOLERANCES[dtype]
+    logits = logits_along(model, processor, expected.inputs)
+    error = _distance(logits, expected.logits)
+    # half the effect: a merge that forgets the adapter is off by all of it
+    if not error <= min(limit, expected.effect / 2):  # not >: NaN is no success
         raise UsageError(
-            f"the merged model's logits are off by {error:.1e} of their norm; {limit:.0e} would be rounding, and the whole "
-            f"adapter moves them by {expected.effect:.1e}. Merge with --dtype fp32; if it is as far off, do not merge."
+            f"the merged model's logits are off by {error:.1e} of their norm; {limit:.0e} would be "
+            f"rounding, and the whole adapter moves them by {expected.effect:.1e}. "
+            "Merge with --dtype fp32; if it is as far off, do not merge."
         )
-    behind = expected.logits.max(1).values - expected.logits.gather(1, choice)[:, 0]  # nats
+    # how much base + adapter prefers its own choice to the merged model's, in nats, (tokens,)
+    chosen = logits.argmax(1, keepdim=True)
+    behind = expected.logits.max(1).values - expected.logits.gather(1, chosen)[:, 0]
     if behind.max() > tie:
         raise UsageError(
-            f"the merged model's greedy answers are others, by {behind.max():.2f} nats: try --dtype fp32."
+            f"the merged model's greedy answers are others, by {behind.max():.2f} nats: "
+            "try --dtype fp32."
         )
     return {
         "relative_error": error,
@@ -302,104 +328,121 @@ def verify(
 
 
 def _write_card(folder: Path, about: dict[str, Any], name: str) -> None:
-    """README.md and about.json, with no path of this machine."""
+    """Write README.md and about.json, with no path of this machine."""
     write_text(folder / "README.md", hub_card(about, name))
-    write_json(
-        folder / "about.json",
-        about | {key: _shorten_path(about[key]) for key in ("base", "data") if key in about},
-    )
+    paths = {key: published_path(about[key]) for key in ("base", "data") if key in about}
+    write_json(folder / "about.json", about | paths)
 
 
 def hub_card(about: dict[str, Any], name: str) -> str:
-    """README.md of a merged model or an adapter for the hub; with figures if notebook 07 has examined the adapter."""
-    merged, (base, licence) = about.get("merged"), _origin(about)
-    metadata = {
-        "license": HUB_LICENCES.get(licence, "other"), "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": "image-text-to-text", "tags": ["preference-alignment", "merged" if merged else "lora"],
-    }  # fmt: skip
-    if not Path(base).is_absolute() and not (ROOT / base).exists():  # the hub takes only hub ids
-        metadata |= {"base_model": base, "base_model_relation": "merge" if merged else "adapter"}
-    reward, facts = (
-        about.get("reward"),
-        {key: value for key, value in about.items() if key != "merged"},
+    """README.md of a merged model or an adapter, with figures if notebook 07 has examined it."""
+    base, licence = _origin(about)
+    merged = about.get("merged")
+    on_hub = not Path(base).is_absolute() and not (ROOT / base).exists()
+    relation = "merge" if merged else "adapter"
+    metadata = ModelCardData(
+        license=HUB_LICENCES.get(licence, "other"),
+        library_name="transformers" if merged else "peft",
+        pipeline_tag="image-text-to-text",
+        tags=["preference-alignment", "merged" if merged else "lora"],
+        base_model=base if on_hub else None,  # the hub takes only hub ids
+        base_model_relation=relation if on_hub else None,
     )
-    text = f"A LoRA adapter of `{_shorten_path(base)}` (licence: {licence}), trained on "
-    text += f"the reward `{reward}`" if reward else "preference pairs"
+    reward = about.get("reward")
+    trained_on = f"the reward `{reward}`" if reward else "preference pairs"
+    text = f"A LoRA adapter of `{published_path(base)}` (licence: {licence}), "
+    text += f"trained on {trained_on}"
     if merged:
-        text += f", merged into its weights in {merged['dtype']}: logits are within {merged['relative_error']:.0e} of those "
-        text += "of base + adapter. Figures below are of the adapter on the base as notebook 07 loaded it, usually in 4 bits"
-    text += ".\n\n## "
-    examined = [
-        item
-        for section in read_sections()
-        for item in section.examined.items()
-        if item[1].about == facts
-    ]
-    if examined:
-        text += render_model_card(*examined[0]).partition("\n## ")[2]
-    else:
-        text += f"Data\n`{_shorten_path(about.get('data', 'not noted'))}`, licence: {', '.join(data_licences(about))}.\n\n## Versions\n"
         text += (
-            ", ".join(package_versions())
-            + ".\n\n## Figures\nNone: notebook 07 has not examined this adapter.\n"
+            f", merged into its weights in {merged['dtype']}: logits are within "
+            f"{merged['relative_error']:.0e} of those of base + adapter. Figures below are of the "
+            "adapter on the base as notebook 07 loaded it, usually in 4 bits"
         )
-    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {name}\n\n{text}"
+    return f"---\n{metadata}\n---\n\n# {name}\n\n{text}.\n\n{_figures(about)}"
+
+
+def _figures(about: dict[str, Any]) -> str:
+    """The sections of a card on data, versions and figures: notebook 07's, or that it has none."""
+    facts = {key: value for key, value in about.items() if key != "merged"}
+    for section in read_sections():
+        for name, findings in section.examined.items():
+            if findings.about == facts:
+                card = render_model_card(name, findings)
+                return card[card.index("\n## ") + 1 :]
+    data = published_path(about.get("data", "not noted"))
+    return (
+        f"## Data\n`{data}`, licence: {', '.join(data_licences(about))}.\n\n"
+        f"## Versions\n{', '.join(package_versions())}.\n\n"
+        "## Figures\nNone: notebook 07 has not examined this adapter.\n"
+    )
 
 
 def _origin(about: dict[str, Any]) -> tuple[str, str]:
     """Hub id or folder of the base, and its licence."""
     preset = preset_of(about["base"])
-    return (
-        (preset.location, preset.licence) if preset else (about["base"], "see the base's own card")
-    )
+    if preset:
+        return preset.location, preset.licence
+    return about["base"], "see the base's own card"
 
 
 def push(folder: Path, repository: str, private: bool = True) -> str:
-    """Upload a merged model or a policy's adapter, without checkpoints and logs; returns its address on the hub.
+    """Upload a merged model or a policy's adapter, without checkpoints and logs.
 
-    Raises UsageError for a bad name, no token, a public repository that should be private, or what the hub refuses.
+    Returns its address on the hub. Raises UsageError for a bad name, no token, a public repository
+    that should be private, or what the hub refuses.
     """
-    token, adapter = push_token(repository), not (folder / "config.json").exists()
+    token = push_token(repository)
+    adapter = not (folder / "config.json").exists()
     about = policy_facts(folder) if adapter else read_json(folder / "about.json")
     base, licence = _origin(about)
     data = ", ".join(data_licences(about))
     print(
         f"Licence of the base: {licence}; of the data: {data}. What you publish must keep to both."
     )
-    files, api = (
-        [f for f in folder.iterdir() if f.is_file() and PUBLISHED_FILES.fullmatch(f.name)],
-        HfApi(token=token),
-    )
-    with tempfile.TemporaryDirectory() as copy:
-        if adapter:  # its files name folders of this machine
-            for file in files:
-                shutil.copy(file, copy)
-            folder = Path(copy)
-            config = read_json(folder / "adapter_config.json") | {
-                "base_model_name_or_path": _shorten_path(base)
-            }
-            write_json(folder / "adapter_config.json", config)
-            _write_card(folder, about, repository.split("/")[1])
-        names = sorted({file.name for file in files} | {"README.md"})
-        try:
-            address = api.create_repo(repository, private=private, exist_ok=True)
-            public = private and not api.repo_info(repository).private
-            if not public:
-                api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
-        except (errors.HTTPError, OSError) as error:
-            reason = str(error).splitlines()[0].replace(token, "HF_TOKEN")
-            raise UsageError(
-                f"{repository}: not uploaded ({reason}). Check network and the token's rights."
-            ) from None
+    if not adapter:
+        return _upload(folder, repository, token, private)
+    with tempfile.TemporaryDirectory() as name:  # the files of an adapter name folders of here
+        copy = Path(name)
+        for file in _published_files(folder):
+            shutil.copy(file, copy)
+        config = read_json(copy / "adapter_config.json")
+        config["base_model_name_or_path"] = published_path(base)
+        write_json(copy / "adapter_config.json", config)
+        _write_card(copy, about, repository.split("/")[1])
+        return _upload(copy, repository, token, private)
+
+
+def _published_files(folder: Path) -> list[Path]:
+    return [f for f in folder.iterdir() if f.is_file() and PUBLISHED_FILES.fullmatch(f.name)]
+
+
+def _upload(folder: Path, repository: str, token: str, private: bool) -> str:
+    """Upload what is published of a folder, unless that would show what is meant to be private."""
+    names = sorted(file.name for file in _published_files(folder))
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        public = private and not api.repo_info(repository).private
+        if not public:
+            api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
+    except (errors.HTTPError, OSError) as error:
+        reason = str(error).splitlines()[0].replace(token, "HF_TOKEN")
+        raise UsageError(
+            f"{repository}: not uploaded ({reason}). Check network and the token's rights."
+        ) from None
     if public:
         raise UsageError(
-            f"{repository}: is there and public; nothing was uploaded. Give another name, or --public."
+            f"{repository}: is there and public; nothing was uploaded. "
+            "Give another name, or --public."
         )
     return str(address)
 
 
 def push_token(repository: str) -> str:
-    """The token to push there with. Raises UsageError if there is none, or for a name that is not owner/name."""
+    """The token to push there with.
+
+    Raises UsageError if there is none, or for a name that is not owner/name.
+    """
     try:
         validate_repo_id(repository)
     except errors.HFValidationError:
@@ -408,20 +451,23 @@ def push_token(repository: str) -> str:
         raise UsageError(
             "a repository on the hub is called owner/name, with letters, digits, '-', '_' and '.'."
         )
-    if not (token := os.environ.get("HF_TOKEN", "").strip() or _colab_secret()):
+    token = os.environ.get("HF_TOKEN", "").strip() or _colab_secret()
+    if not token:
         raise UsageError(
-            "no token for the hub. Make one that may write at https://huggingface.co/settings/tokens, then set HF_TOKEN to "
-            "it; on Colab, add it as the secret HF_TOKEN (the key on the left) and let this notebook read it."
+            "no token for the hub. Make one that may write at "
+            "https://huggingface.co/settings/tokens, then set HF_TOKEN to it; on Colab, add it as "
+            "the secret HF_TOKEN (the key on the left) and let this notebook read it."
         )
     return token
 
 
 def _colab_secret() -> str | None:
+    if hosted_machine() is not COLAB:
+        return None
     try:
         from google.colab import userdata
 
-        return userdata.get("HF_TOKEN") if hosted_machine() is COLAB else None
-    except (
-        Exception
-    ):  # none there, refused, nobody answers: errors of several kinds, and for us the same
+        return userdata.get("HF_TOKEN")
+    # none there, refused, nobody answers: errors of several kinds, and for us the same
+    except Exception:
         return None

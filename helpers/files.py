@@ -1,14 +1,16 @@
-"""Files and what can be wrong with them: errors people can read, artifacts, JSON, atomic writes, hashes, images.
+"""Files and what can be wrong with them: readable errors, artifacts, JSON, hashes, images.
 
 `artifacts/` is how one notebook hands its work to the next. Files are written under a temporary
 name and renamed, so that a killed notebook leaves either the old file or the new one, never half.
 """
 
 import contextlib
+import difflib
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,24 +23,30 @@ ROOT = Path(__file__).resolve().parent.parent
 class UsageError(ValueError):
     """Something the reader can put right. The message says what is wrong, where, and what to do.
 
-    Notebooks show it as one line instead of a traceback; the command line prints it and exits with 1.
+    Notebooks show it as one line instead of a traceback; the command line prints it and exits with
+    1.
     """
 
-    def _render_traceback_(
-        self,
-    ) -> list[str]:  # IPython calls this instead of formatting a traceback
+    # IPython calls this instead of formatting a traceback
+    def _render_traceback_(self) -> list[str]:
         return [f"Error: {self}"]
 
 
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """Name the nearest of the choices, for the end of a message; say nothing if none is near."""
+    near = difflib.get_close_matches(str(name), choices, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def artifacts_dir() -> Path:
-    """Where notebooks leave what they make: `$VLM_ARTIFACTS`, else `artifacts/` in the repository."""
+    """Make the folder of what notebooks make: `$VLM_ARTIFACTS`, else `artifacts/` here."""
     folder = Path(os.environ.get("VLM_ARTIFACTS", ROOT / "artifacts"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def artifact(name: str, made_by: str, fallback: Callable[[], Path]) -> Path:
-    """Path of what an earlier notebook made; if it is not there, say so loudly and use `fallback()`."""
+    """Path of what an earlier notebook made; if it is not there, say so and use `fallback()`."""
     path = artifacts_dir() / name
     if path.exists():
         print(f"Using {_shorten_path(path)}, made by {made_by}.")
@@ -46,13 +54,21 @@ def artifact(name: str, made_by: str, fallback: Callable[[], Path]) -> Path:
     substitute = fallback()
     print(
         f"⚠️  FALLBACK: {_shorten_path(path)} does not exist, because {made_by} has not been run.\n"
-        f"⚠️  Using {_shorten_path(substitute)} instead. For your own data, run {made_by} first.",
+        f"⚠️  Using {_shorten_path(substitute)} instead. For your own data, run {made_by} first."
     )
     return substitute
 
 
 def _shorten_path(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def published_path(path: str) -> str:
+    """Shorten a path to its part in the repository, or the file's name, to be published."""
+    full = Path(path)
+    if full.is_relative_to(ROOT):
+        return full.relative_to(ROOT).as_posix()
+    return full.name if full.is_absolute() else path
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -66,17 +82,17 @@ def write_lines(path: Path, lines: Iterable[str]) -> Path:
 
 
 def _replace(path: Path, parts: Iterable[str]) -> Path:
-    with (
-        replace_file(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="\n") as file,
-    ):
-        file.writelines(parts)
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as f:
+        f.writelines(parts)
     return path
 
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, which takes its place at the end; if writing fails, the old file stays."""
+    """A temporary file beside `path` to write to, which takes its place at the end.
+
+    If writing fails, the old file stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -86,12 +102,25 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def set_aside(folder: Path) -> Path:
+    """Rename a folder that another one takes the place of, to NAME.old-1, NAME.old-2, …"""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    return folder.rename(aside)
+
+
+def is_set_aside(folder: Path) -> bool:
+    """Is it what `set_aside` has made?"""
+    return re.search(r"\.old-\d+$", folder.name) is not None
+
+
 def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def parse_json(raw: bytes) -> Any:
-    """The value that `raw` spells in JSON (UTF-8), strictly: no NaN, no number beyond a float, no key twice.
+    """Read JSON (UTF-8) strictly: no NaN, no number beyond a float, no key twice.
 
     Python's own parser lets these pass, and they would be lost on the way or when writing. Raises
     UsageError in one sentence with the column; the caller adds the file and the line.
@@ -104,7 +133,8 @@ def parse_json(raw: bytes) -> Any:
             parse_float=_parse_finite,
             object_pairs_hook=_refuse_duplicate_keys,
         )
-        if "\\ud" in text.lower():  # half of a surrogate pair is no character and cannot be written
+        if "\\ud" in text.lower():
+            # half of a surrogate pair is no character and cannot be written
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError as error:
@@ -114,17 +144,12 @@ def parse_json(raw: bytes) -> Any:
             "a \\ud… escape stands without its partner. Write the character itself."
         ) from None
     except json.JSONDecodeError as error:
-        place = (
-            f"column {error.colno}"
-            if error.lineno == 1
-            else f"line {error.lineno}, column {error.colno}"
-        )
-        raise UsageError(f"not JSON ({error.msg}, {place}).") from None
+        line = "" if error.lineno == 1 else f"line {error.lineno}, "
+        raise UsageError(f"not JSON ({error.msg}, {line}column {error.colno}).") from None
     except RecursionError:
         raise UsageError("nested too deeply.") from None
-    except (
-        ValueError
-    ) as error:  # from the three functions below, or an integer of over 4,300 digits
+    # from the three functions below, or an integer of over 4,300 digits
+    except ValueError as error:
         raise UsageError(f"not JSON ({error}).") from None
 
 
@@ -139,12 +164,11 @@ def _parse_finite(text: str) -> float:
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object"
-        )
+    value: dict[str, Any] = {}
+    for key, part in pairs:
+        if key in value:
+            raise ValueError(f"key {key!r} stands twice in one object")
+        value[key] = part
     return value
 
 
@@ -161,7 +185,10 @@ def read_json(path: Path) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """Hash of a file's bytes (BLAKE2b, 128 bits), read in pieces. Raises UsageError if there is no such file."""
+    """Hash of a file's bytes (BLAKE2b, 128 bits), read in pieces.
+
+    Raises UsageError if there is no such file.
+    """
     try:
         with path.open("rb") as file:
             return stream_hash(file)

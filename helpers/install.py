@@ -1,21 +1,22 @@
-"""What the set-up cell does on Colab and Kaggle after it has found the repository: install what is missing, and no more.
+"""What the set-up cell does on Colab and Kaggle: install what is missing, and no more.
 
-A fresh Colab kernel has numpy, Pillow, matplotlib and ipywidgets loaded, and its torch is built for the GPU driver. To
-replace one of them means a restart, or a runtime that no longer works. So they are pinned at the version that is there,
-and `requirements.txt` decides about the rest: what satisfies it stays. Kaggle's image is built on Colab's, and treated
-alike. Elsewhere nothing is installed; what is missing is said.
+A fresh Colab kernel has numpy, Pillow, matplotlib and ipywidgets loaded, and its torch is built for
+the GPU driver. To replace one of them means a restart, or a runtime that no longer works. So they
+are pinned at the version that is there, and `requirements.txt` decides about the rest: what
+satisfies it stays. Kaggle's image is built on Colab's, and treated alike. Elsewhere nothing is
+installed; what is missing is said.
 
 `hosted_machine` is the one place that knows whether this is Colab, Kaggle or neither.
 
-Runs before any other import: standard library and `packaging`, which Colab has, and no other module of this package.
-Simplification: what another package on Colab needs from one that is replaced is not looked at, as pip does not either.
+Runs before any other import: standard library and `packaging`, which Colab has, and no other module
+of this package. Simplification: what another package on Colab needs from one that is replaced is
+not looked at, as pip does not either.
 """
 
 import functools
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,43 +33,28 @@ try:
     from packaging.utils import canonicalize_name
 except ImportError:
     raise SystemExit(
-        f"The packages of the notebooks are not installed here. Run in a terminal: {INSTALL_COMMAND}"
+        "The packages of the notebooks are not installed here. "
+        f"Run in a terminal: {INSTALL_COMMAND}"
     ) from None
 
 PROTECTED = (
     # built for each other and for the GPU driver
     *("torch", "torchvision", "torchaudio", "triton"),
     # what a fresh kernel of Colab has loaded
-    *(
-        "certifi",
-        "decorator",
-        "httplib2",
-        "ipykernel",
-        "ipython",
-        "ipywidgets",
-        "matplotlib",
-        "numpy",
-        "packaging",
-    ),
-    *(
-        "pillow",
-        "psutil",
-        "python-dateutil",
-        "pyzmq",
-        "tornado",
-        "traitlets",
-        "typing-extensions",
-        "wcwidth",
-    ),
+    *("certifi", "decorator", "httplib2", "ipykernel", "ipython", "ipywidgets", "matplotlib"),
+    *("numpy", "packaging", "pillow", "psutil", "python-dateutil", "pyzmq", "tornado"),
+    *("traitlets", "typing-extensions", "wcwidth"),
     # built against numpy; loaded as soon as a reader looks at a table
     "pandas",
 )
-# unsloth cannot even be imported without a GPU. bitsandbytes stays: it quantises to 4 bits on a CPU, too.
+# unsloth cannot even be imported without a GPU. bitsandbytes stays: it quantises on a CPU, too.
 GPU_ONLY = ("unsloth", "unsloth-zoo")
 NO_NETWORK = re.compile(
-    "NewConnectionError|ConnectTimeout|ProxyError|Connection refused|name resolution|Name or service not known"
-    "|Could not resolve host|getaddrinfo|dns error|error sending request|Network is unreachable|tcp connect error"
+    "NewConnectionError|ConnectTimeout|ProxyError|Connection refused|name resolution"
+    "|Name or service not known|Could not resolve host|getaddrinfo|dns error"
+    "|error sending request|Network is unreachable|tcp connect error"
 )
+SAID_LINES = 8  # of what pip printed, in an error: its own conflicts take no more
 # Replaced though this kernel had loaded them: until it is restarted, nothing may go on.
 stale_packages: list[str] = []
 
@@ -89,8 +75,8 @@ COLAB = HostedMachine(
     connect="Check the connection",
     restart="In the menu: Runtime → Restart session",
     start_anew="Runtime → Disconnect and delete runtime",
-    change_versions="Choose another version in the menu: Runtime → Change runtime type → Runtime version. "
-    "The notebooks were made for that of August 2026.",
+    change_versions="Choose another version in the menu: Runtime → Change runtime type → "
+    "Runtime version. The notebooks were made for that of August 2026.",
 )
 KAGGLE = HostedMachine(
     name="Kaggle",
@@ -114,7 +100,8 @@ class UnmetRequirement:
         return canonicalize_name(self.requirement.name)
 
     def __str__(self) -> str:
-        return f"{self.requirement} ({f'there is {self.version}' if self.version else 'missing'})"
+        there = f"there is {self.version}" if self.version else "missing"
+        return f"{self.requirement} ({there})"
 
 
 @dataclass(frozen=True)
@@ -152,75 +139,73 @@ def has_gpu() -> bool:
 
 
 def read_requirements(path: Path, gpu: bool) -> list[Requirement]:
-    """The lines of a requirements file that count on this system; without a GPU, those that need none."""
-    lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    wanted = [Requirement(line) for line in lines if line]
-    wanted = [
-        requirement
-        for requirement in wanted
-        if not requirement.marker or requirement.marker.evaluate()
-    ]
-    return [
-        requirement
-        for requirement in wanted
-        if gpu or canonicalize_name(requirement.name) not in GPU_ONLY
-    ]
+    """Read the lines of a requirements file that count here; without a GPU, what needs none."""
+    wanted = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.split("#")[0].strip()
+        if not text:
+            continue
+        requirement = Requirement(text)
+        here = not requirement.marker or requirement.marker.evaluate()
+        if here and (gpu or canonicalize_name(requirement.name) not in GPU_ONLY):
+            wanted.append(requirement)
+    return wanted
 
 
 def unmet_requirements(requirements: Iterable[Requirement]) -> list[UnmetRequirement]:
-    """Find the requirements that are not satisfied, also those of the installed packages, and so on.
+    """Find the requirements that are not satisfied, also those of installed packages, and so on.
 
-    The latter matter when an installation was cut off: the package is there, something that it needs is not. Protected
-    packages are not asked what they need: Colab leaves jedi out, which its IPython requires, and must stay as it is.
+    The latter matter when an installation was cut off: the package is there, something that it
+    needs is not. Protected packages are not asked what they need: Colab leaves jedi out, which its
+    IPython requires, and must stay as it is.
     """
-    lacking: dict[str, UnmetRequirement] = {}
+    unmet: dict[str, UnmetRequirement] = {}
     todo, seen = list(requirements), set()
     while todo:
         requirement = todo.pop()
         try:
             found = metadata.distribution(requirement.name)
         except metadata.PackageNotFoundError:
-            lacking[str(requirement)] = UnmetRequirement(requirement, None)
+            unmet[str(requirement)] = UnmetRequirement(requirement, None)
             continue
         if not requirement.specifier.contains(found.version, prereleases=True):
-            lacking[str(requirement)] = UnmetRequirement(requirement, found.version)
-        elif (
-            key := (canonicalize_name(requirement.name), frozenset(requirement.extras))
-        ) not in seen:
-            seen.add(key)
-            todo += [] if key[0] in PROTECTED else _needs(found, requirement.extras)
-    return sorted(lacking.values(), key=str)
+            unmet[str(requirement)] = UnmetRequirement(requirement, found.version)
+            continue
+        name = canonicalize_name(requirement.name)
+        asked = (name, frozenset(requirement.extras))
+        if asked not in seen and name not in PROTECTED:
+            todo += _needs(found, requirement.extras)
+        seen.add(asked)
+    return sorted(unmet.values(), key=str)
 
 
 def _needs(found: metadata.Distribution, extras: Iterable[str]) -> list[Requirement]:
     """What an installed package requires on this system when it is asked for with these extras."""
-    needs = [Requirement(line) for line in found.requires or []]
     chosen = [{"extra": extra} for extra in ("", *extras)]
-    return [
-        need
-        for need in needs
-        if not need.marker or any(need.marker.evaluate(extra) for extra in chosen)
-    ]
+    needs = []
+    for need in map(Requirement, found.requires or ()):
+        if not need.marker or any(map(need.marker.evaluate, chosen)):
+            needs.append(need)
+    return needs
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of all installed packages; of a package found twice the one that an import would take."""
+    """Versions of all installed packages; of one found twice that which an import would take."""
     versions: dict[str, str] = {}
     for found in metadata.distributions():
-        if name := found.metadata[
-            "Name"
-        ]:  # a removal that was cut off leaves a folder without a name
+        name = found.metadata["Name"]
+        if name:  # a removal that was cut off leaves a folder without a name
             versions.setdefault(canonicalize_name(name), found.version)
     return versions
 
 
 def pins(versions: dict[str, str]) -> list[str]:
-    """Constraints that keep the protected packages where they are, with the local part, such as torch==2.11.0+cu128."""
+    """Constraints that keep the protected packages, with the local part: torch==2.11.0+cu128."""
     return [f"{name}=={versions[name]}" for name in PROTECTED if name in versions]
 
 
 def ensure(root: Path = _ROOT) -> VersionChanges:
-    """On Colab and Kaggle: install what `requirements.txt` asks for and is not there. Elsewhere: say what is not there.
+    """Install what `requirements.txt` asks for and Colab or Kaggle lacks; elsewhere only say so.
 
     Raises SystemExit with one message for the reader: what is wrong, and what to do.
     """
@@ -228,30 +213,35 @@ def ensure(root: Path = _ROOT) -> VersionChanges:
     if machine and stale_packages:
         raise SystemExit(_restart(stale_packages, machine))
     wanted = read_requirements(root / "requirements.txt", has_gpu())
-    lacking = unmet_requirements(wanted)
-    if not lacking:
-        return VersionChanges({}, {})
-    if machine is None:
-        _advise(lacking)
-        return VersionChanges({}, {})
-    _refuse_protected(lacking, machine)
-    print(
-        f"Installing for {', '.join(sorted({lack.name for lack in lacking}))} … (about a minute)",
-        flush=True,
-    )
+    unmet = unmet_requirements(wanted)
+    if unmet and machine:
+        return _bring_up_to_date(wanted, unmet, machine)
+    if unmet:
+        _advise(unmet)
+    return VersionChanges({}, {})
+
+
+def _bring_up_to_date(
+    wanted: Sequence[Requirement], unmet: Sequence[UnmetRequirement], machine: HostedMachine
+) -> VersionChanges:
+    """Install, look at what became of it, and ask for a restart if the kernel needs one."""
+    _refuse_protected(unmet, machine)
+    names = ", ".join(sorted({lack.name for lack in unmet}))
+    print(f"Installing for {names} … (about a minute)", flush=True)
     before = installed_versions()
-    _install(
-        [
-            line
-            for line in wanted
-            if canonicalize_name(line.name) not in PROTECTED or unmet_requirements([line])
-        ],
-        pins(before),
-        machine,
-    )
+    # a protected package only where it is missing: asked for by name, pip would look at its needs
+    asked = [
+        requirement
+        for requirement in wanted
+        if canonicalize_name(requirement.name) not in PROTECTED or unmet_requirements([requirement])
+    ]
+    _install(asked, pins(before), machine)
     importlib.invalidate_caches()
-    changes = compare_versions(before, installed_versions())
+    after = installed_versions()
+    changes = compare_versions(before, after)
     _verify(changes, unmet_requirements(wanted), machine)
+    if _has_uv():
+        _compile(dict(after.items() - before.items()))
     print(changes)
     stale_packages.extend(loaded_packages(changes.replaced))
     if stale_packages:
@@ -259,21 +249,22 @@ def ensure(root: Path = _ROOT) -> VersionChanges:
     return changes
 
 
-def _advise(lacking: Sequence[UnmetRequirement]) -> None:
-    """On the reader's own machine, only print advice: versions are the owner's decision. Stop if a package is missing."""
-    text = "; ".join(map(str, lacking))
-    if any(lack.version is None for lack in lacking):
+def _advise(unmet: Sequence[UnmetRequirement]) -> None:
+    """Print advice on a machine whose owner decides; stop if a package is missing."""
+    text = "; ".join(map(str, unmet))
+    if any(lack.version is None for lack in unmet):
         raise SystemExit(f"Packages are missing: {text}. Run in a terminal: {INSTALL_COMMAND}")
     print(
-        f"⚠️  Other versions than the notebooks were tested with: {text}. To get those, run in a terminal: {INSTALL_COMMAND}"
+        f"⚠️  Other versions than the notebooks were tested with: {text}. "
+        f"To get those, run in a terminal: {INSTALL_COMMAND}"
     )
 
 
-def _refuse_protected(lacking: Sequence[UnmetRequirement], machine: HostedMachine) -> None:
-    fixed = [lack for lack in lacking if lack.version and lack.name in PROTECTED]
+def _refuse_protected(unmet: Sequence[UnmetRequirement], machine: HostedMachine) -> None:
+    fixed = [str(lack) for lack in unmet if lack.version and lack.name in PROTECTED]
     if fixed:
         raise SystemExit(
-            f"This {machine.name} runtime does not suit the notebooks: {'; '.join(map(str, fixed))}, "
+            f"This {machine.name} runtime does not suit the notebooks: {'; '.join(fixed)}, "
             f"and that cannot be replaced in a running one. {machine.change_versions}"
         )
 
@@ -281,84 +272,98 @@ def _refuse_protected(lacking: Sequence[UnmetRequirement], machine: HostedMachin
 def _install(
     wanted: Sequence[Requirement], constraints: Sequence[str], machine: HostedMachine
 ) -> None:
-    """Run pip, or uv where Python has it, in this Python. Raises SystemExit with what it said if it fails."""
-    tool = (
-        ["uv", "pip", "install", "--python", sys.executable]
-        if importlib.util.find_spec("uv")
-        else ["pip", "install"]
-    )
-    folder = Path(tempfile.mkdtemp())
-    try:
-        for name, lines in (("requirements", wanted), ("constraints", constraints)):
-            (folder / name).write_text("\n".join(map(str, lines)), encoding="utf-8")
-        files = ["-r", str(folder / "requirements"), "-c", str(folder / "constraints")]
-        run = subprocess.run([sys.executable, "-m", *tool, *files], capture_output=True, text=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Run pip, or uv where Python has it. Raises SystemExit with what it said if it fails."""
+    tool = ["pip", "install"]
+    if _has_uv():
+        tool = ["uv", "pip", "install", "--python", sys.executable]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for option, lines in (("-r", wanted), ("-c", constraints)):
+            path = Path(folder) / f"lines{option}"
+            path.write_text("\n".join(map(str, lines)), encoding="utf-8")
+            tool += [option, str(path)]
+        run = subprocess.run([sys.executable, "-m", *tool], capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(explain_failure(run.stdout + run.stderr, machine))
+
+
+def _has_uv() -> bool:
+    return importlib.util.find_spec("uv") is not None
+
+
+def _compile(names: Iterable[str]) -> None:
+    """Compile the modules of new packages on all cores, so that no later import has to wait for it.
+
+    pip does so by itself; uv would compile all that Colab has.
+    """
+    folders = set()
+    for found in map(metadata.distribution, names):
+        for file in found.files or ():
+            if file.suffix == ".py" and file.parts[0] != "..":
+                folders.add(str(found.locate_file(file.parts[0])))
+    if folders:
+        command = [sys.executable, "-m", "compileall", "-q", "-j", "0", *sorted(folders)]
+        subprocess.run(command, capture_output=True)
 
 
 def explain_failure(output: str, machine: HostedMachine) -> str:
     """One message out of what pip or uv printed before it failed."""
     if NO_NETWORK.search(output):
-        return f"There is no network: the packages cannot be fetched. {machine.connect}, then run this cell again."
+        return (
+            "There is no network: the packages cannot be fetched. "
+            f"{machine.connect}, then run this cell again."
+        )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    first = next(
-        (i for i, line in enumerate(lines) if re.match("ERROR|error|×", line)),
-        max(0, len(lines) - 8),
-    )
-    said = "\n  ".join(lines[first : first + 8]) or "nothing"
+    errors = [place for place, line in enumerate(lines) if re.match("ERROR|error|×", line)]
+    # from the first error on, else the end
+    first = errors[0] if errors else max(0, len(lines) - SAID_LINES)
+    said = "\n  ".join(lines[first : first + SAID_LINES]) or "nothing"
     return (
-        f"The packages could not be installed. What pip said:\n  {said}\nIf another package of this runtime stands "
-        f"in the way: {machine.start_anew}, then run this cell first of all."
+        f"The packages could not be installed. What pip said:\n  {said}\n"
+        f"If another package of this runtime stands in the way: {machine.start_anew}, "
+        "then run this cell first of all."
     )
 
 
 def compare_versions(before: dict[str, str], after: dict[str, str]) -> VersionChanges:
-    """Compare two lists of versions: what was added, and what has another version (or none) in `after`."""
+    """Compare two lists of versions: what was added, and what has another one (or none) after."""
     added = {name: version for name, version in sorted(after.items()) if name not in before}
-    moved = {
-        name: (old, after.get(name, "removed"))
-        for name, old in sorted(before.items())
-        if after.get(name) != old
-    }
-    return VersionChanges(added, moved)
+    replaced = {}
+    for name, old in sorted(before.items()):
+        new = after.get(name, "removed")
+        if new != old:
+            replaced[name] = (old, new)
+    return VersionChanges(added, replaced)
 
 
 def _verify(
-    changes: VersionChanges, lacking: Sequence[UnmetRequirement], machine: HostedMachine
+    changes: VersionChanges, unmet: Sequence[UnmetRequirement], machine: HostedMachine
 ) -> None:
-    moved = [
-        f"{name} {old} → {new}"
+    wrong = [
+        f"replaced against the rule: {name} {old} → {new}"
         for name, (old, new) in changes.replaced.items()
         if name in PROTECTED
     ]
-    if moved or lacking:
-        wrong = [
-            *(f"replaced against the rule: {text}" for text in moved),
-            *(f"not satisfied: {x}" for x in lacking),
-        ]
+    wrong += [f"not satisfied: {lack}" for lack in unmet]
+    if wrong:
         raise SystemExit(
-            f"The installation did not do what it should: {'; '.join(wrong)}. This runtime cannot be relied on: "
-            f"{machine.start_anew}, then run this cell first of all."
+            f"The installation did not do what it should: {'; '.join(wrong)}. "
+            f"This runtime cannot be relied on: {machine.start_anew}, "
+            "then run this cell first of all."
         )
 
 
 def loaded_packages(names: Iterable[str]) -> list[str]:
     """Choose the packages that this kernel has already imported a module of."""
-    names, modules = set(names), metadata.packages_distributions()
-    owners = {
-        canonicalize_name(owner)
-        for module, all_ in modules.items()
-        if module in sys.modules
-        for owner in all_
-    }
-    return sorted(names & owners)
+    owners = set()
+    for module, packages in metadata.packages_distributions().items():
+        if module in sys.modules:
+            owners.update(map(canonicalize_name, packages))
+    return sorted(owners.intersection(names))
 
 
 def _restart(names: Sequence[str], machine: HostedMachine) -> str:
     return (
         f"⚠️  RESTART NEEDED: {', '.join(names)} had been loaded before and has been replaced. "
-        f"{machine.restart}, then run this cell again, before any other. Nothing will be installed a second time."
+        f"{machine.restart}, then run this cell again, before any other. "
+        "Nothing will be installed a second time."
     )

@@ -12,11 +12,19 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from helpers.files import ROOT, UsageError, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
+# of what a cell shows, the first of these that it has; scripts of widgets are not among them
+SHOWN_KINDS = (
+    "text/html",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/markdown",
+    "text/latex",
+    "text/plain",
+)
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -28,7 +36,7 @@ def find_notebook(name: str) -> Path:
     """`"04"` or `"04_train_dpo"` → its path. Raises UsageError listing the notebooks there are."""
     found = sorted(NOTEBOOKS.glob(f"{name.removesuffix('.ipynb')}*.ipynb"))
     if len(found) != 1:
-        known = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb")))
+        known = ", ".join(path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb")))
         raise UsageError(f"no notebook {name!r}: choose one of {known}")
     return found[0]
 
@@ -38,11 +46,11 @@ def parameters(name: str) -> list[str]:
     import nbformat
 
     cells = nbformat.read(find_notebook(name), as_version=4).cells
-    source = cells[_parameters_cell(cells)].source
-    targets = [
-        t for node in ast.parse(source).body if isinstance(node, ast.Assign) for t in node.targets
-    ]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    names = []
+    for node in ast.parse(cells[_parameters_cell(cells)].source).body:
+        if isinstance(node, ast.Assign):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return names
 
 
 def _parameters_cell(cells: list) -> int:
@@ -62,31 +70,27 @@ def run_notebook(
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
+    from tqdm.auto import tqdm
 
     path = find_notebook(name)
     notebook = nbformat.read(path, as_version=4)
     if values:
         source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-        notebook.cells.insert(
-            _parameters_cell(notebook.cells) + 1, nbformat.v4.new_code_cell(source)
-        )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
+        cell = nbformat.v4.new_code_cell(source)
+        notebook.cells.insert(_parameters_cell(notebook.cells) + 1, cell)
     progress = tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", mininterval=2)
     client = NotebookClient(
         notebook,
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(NOTEBOOKS)}},
-        extra_arguments=[
-            "--log-level=ERROR"
-        ],  # else every kernel warns that its local port is not encrypted
+        # else every kernel warns that its local port is not encrypted
+        extra_arguments=["--log-level=ERROR"],
         on_cell_complete=lambda cell, cell_index: progress.update(),
     )
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     try:
-        client.execute(env=environment)
+        client.execute(env={**os.environ, "PYTHONPATH": python_path})
     except CellExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without terminal colours
         last = [line.strip() for line in plain.splitlines() if line.strip()][-3:]
@@ -97,22 +101,15 @@ def run_notebook(
 
 
 def _save_html(notebook, path: Path) -> Path:
-    """The page without scripts of widgets, which come from the network: widgets show their plain HTML instead."""
+    """Write the page without scripts of widgets, which come from the network.
+
+    Widgets show their plain HTML instead.
+    """
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     notebook.metadata.pop("widgets", None)
-    kinds = [
-        "text/html",
-        "image/svg+xml",
-        "image/png",
-        "image/jpeg",
-        "text/markdown",
-        "text/latex",
-        "text/plain",
-    ]
-    config = Config(NbConvertBase={"display_data_priority": kinds})
-    page, _ = HTMLExporter(config=config, embed_images=True, require_js_url="").from_notebook_node(
-        notebook
-    )
+    config = Config(NbConvertBase={"display_data_priority": list(SHOWN_KINDS)})
+    exporter = HTMLExporter(config=config, embed_images=True, require_js_url="")
+    page, _ = exporter.from_notebook_node(notebook)
     return write_text(path, page)

@@ -1,17 +1,25 @@
 """Recipes: a whole training in one TOML file, and how it is read, changed and run.
 
-A recipe names a model, data, the order of stages, and for each stage a preset of `helpers/config.py` with what is changed
-in it. `[laptop]` holds what is different on a machine without a GPU; it is laid over the rest, and `--set` over that.
-What the stages do is in `helpers/recipe_stages.py`. Documented in docs/recipes.md.
+A recipe names a model, data, the order of stages, and for each stage a preset of
+`helpers/config.py` with what is changed in it. `[laptop]` holds what is different on a machine
+without a GPU; it is laid over the rest, and `--set` over that. What the stages do is in
+`helpers/recipe_stages.py`. Documented in docs/recipes.md.
 """
 
-import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
@@ -20,56 +28,59 @@ from helpers.config import (
     PPOSettings,
     RewardSettings,
     dpo_preset,
+    explain_values,
     ppo_preset,
     reward_preset,
 )
-from helpers.data import (
-    FORMATS,
-    PreferenceRecord,
-    StrictModel,
-    explain_validation_error,
-    read_records,
-)
-from helpers.files import ROOT, UsageError, read_json
+from helpers.data import FORMATS, PreferenceRecord, StrictModel, read_records
+from helpers.files import ROOT, UsageError, did_you_mean, read_json
 from helpers.machine import changed_fields, check_machine
+from helpers.rewards import SCORERS
 from helpers.statistics import Proportion
-from helpers.training import Task, tasks_of
+from helpers.training import OBJECTIVES, Task, check_names, tasks_of
 
 RECIPES = ROOT / "recipes"
+# Formats that only the stage `data` reads, beside those of other projects.
+OWN_FORMATS = ("record", "visual_genome")
+# Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.py.
+RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
 StageName = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class RecipeData(StrictModel):
-    """Files of preferences in any known format, or Visual Genome's questions with their folder of images."""
+    """Files in any known format, or Visual Genome's questions with their folder of images."""
 
     train: str = "data/traffic/preferences_train.jsonl"
     valid: str = "data/traffic/preferences_valid.jsonl"
     test: str = "data/traffic/preferences_test.jsonl"
-    format: str = "record"  # of the project that the recipe is after; our own files are put into it and read back
+    # of the project that the recipe is after; our own files are put into it and read back
+    format: str = "record"
     images: str | None = None  # Visual Genome only: its files are the same for all splits
-    train_share: float = 0.7  # Visual Genome only: of its images
-    limit: int | None = None  # of each file, from its start
+    # Visual Genome only: of its images
+    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    limit: PositiveInt | None = None  # of each file, from its start
 
 
 class RecipeRank(StrictModel):
     """The model's own answers, ranked by a scorer, take the place of the answers in the data."""
 
-    answers: int = 4
+    answers: Annotated[int, Field(ge=2)] = 4
     scorer: str = "heuristic"
 
 
 class SmallRewardSettings(StrictModel):
-    """Settings of the small reward models: the network on pooled features, and the text-only model behind a caption."""
+    """Of the network on pooled features, and of the text-only model behind a caption."""
 
-    epochs: int = 20
-    learning_rate: float = 1e-3
+    epochs: PositiveInt = 20
+    learning_rate: PositiveFloat = 1e-3
     text_model: str | None = None  # captions: a folder or hub id; None builds a tiny one
 
 
 class RecipeReward(StrictModel):
     preset: str = "t4"
-    heads: tuple[str, ...] = ("mlp",)
-    objectives: tuple[str, ...] = ("bradley_terry",)
+    heads: Names = ("mlp",)
+    objectives: Names = ("bradley_terry",)
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -81,10 +92,12 @@ class RecipeDPO(StrictModel):
 
 class RecipePPO(StrictModel):
     preset: str = "t4"
-    score: dict[str, float] = Field(default={"count_exact": 1.0})  # scorers and their weights
+    # scorers and their weights
+    score: dict[str, FiniteFloat] = Field(default={"count_exact": 1.0}, min_length=1)
     clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
     settings: dict[str, Any] = Field(default_factory=dict)
-    critic_warm_up_epochs: int = 8  # epochs of a critic that has an adapter of its own
+    # epochs of a critic that has an adapter of its own
+    critic_warm_up_epochs: NonNegativeInt = 8
 
 
 class Recipe(StrictModel):
@@ -92,9 +105,9 @@ class Recipe(StrictModel):
 
     title: str
     model: str
-    seed: int = 0
+    seed: NonNegativeInt = 0
     four_bit: bool = True
-    max_pixels: int | None = None
+    max_pixels: PositiveInt | None = None
     stages: tuple[StageName, ...] = Field(min_length=1)
     data: RecipeData = RecipeData()
     rank: RecipeRank = RecipeRank()
@@ -105,84 +118,121 @@ class Recipe(StrictModel):
     ppo: RecipePPO = RecipePPO()
 
     def reward_settings(self) -> RewardSettings:
-        return _change_fields(reward_preset(self.reward.preset), self.reward.settings, "reward")
+        preset = reward_preset(self.reward.preset)
+        return replace(preset, **_with_whole_lora(preset, self.reward.settings))
 
     def dpo_settings(self) -> DPOSettings:
-        return _change_fields(dpo_preset(self.dpo.preset), self.dpo.settings, "dpo")
+        preset = dpo_preset(self.dpo.preset)
+        return replace(preset, **_with_whole_lora(preset, self.dpo.settings))
 
     def ppo_settings(self) -> PPOSettings:
-        return ppo_preset(
-            self.ppo.preset, **_merge_lora(ppo_preset(self.ppo.preset), self.ppo.settings)
-        )
+        preset = ppo_preset(self.ppo.preset)
+        return ppo_preset(self.ppo.preset, **_with_whole_lora(preset, self.ppo.settings))
 
 
-def _merge_lora(settings: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+def _with_whole_lora(
+    settings: RewardSettings | DPOSettings | PPOSettings, changes: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return `changes`; its LoRA settings replace only those of the preset that they name."""
-    own = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in changes.get("lora", {}).items()
-    }
-    return dict(changes) | ({"lora": _change_fields(settings.lora, own, "lora")} if own else {})
-
-
-def _change_fields(settings: Any, changes: Mapping[str, Any], stage: str) -> Any:
-    """A dataclass with some fields changed. Raises UsageError for a name that it has not."""
-    known = [field.name for field in dataclasses.fields(settings)]
-    if unknown := sorted(set(changes) - set(known)):
-        raise UsageError(
-            f"{stage}: no setting is called {', '.join(unknown)}. Choose from {', '.join(known)}."
-        )
-    if "lora" in changes:
-        changes = _merge_lora(settings, changes)
-    return dataclasses.replace(settings, **changes)
+    lora = changes.get("lora")
+    if not isinstance(lora, Mapping):
+        return dict(changes)
+    try:
+        return {**changes, "lora": replace(settings.lora, **lora)}
+    except UsageError as error:
+        raise UsageError(f"lora: {error}") from None
 
 
 def find_recipe(name: str | Path) -> Path:
     """`vehicles` or a path → the file. Raises UsageError listing the recipes there are."""
     path = Path(name)
     known = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+    # a file beside you comes before one of ours of the same name
     if path.suffix == ".toml" and path.exists():
         return path
     if str(name) in known:
         return known[str(name)]
     raise UsageError(
         f"no recipe {str(name)!r}: choose {', '.join(known)}, or give the path of a TOML file."
+        f"{did_you_mean(name, known)}"
     )
 
 
 def read_recipe(
     path: Path, *, laptop: bool = False, changes: Sequence[tuple[str, Any]] = ()
 ) -> Recipe:
-    """The recipe in a file, with `[laptop]` and then `changes` ("dpo.settings.steps", 20) laid over it.
+    """Read a recipe, and lay `[laptop]` and then `changes` ("dpo.settings.steps", 20) over it.
 
-    Raises UsageError naming the file and the field if something in it is unknown or of the wrong kind.
+    Raises UsageError naming the file, the field and what it may be, for all that is unknown, of the
+    wrong kind or outside its range.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error}).") from None
+    # what is said later wins: the recipe, its [laptop], the command line
     smaller = values.pop("laptop", {})
-    values = deep_merge(values, smaller) if laptop else values
+    if laptop:
+        values = deep_merge(values, smaller)
     for name, value in changes:
         for part in reversed(name.split(".")):
             value = {part: value}
         values = deep_merge(values, value)
     try:
         recipe = Recipe.model_validate(_lists_to_tuples(values))
-        recipe.reward_settings(), recipe.dpo_settings(), recipe.ppo_settings()
+        _check_settings(recipe)
     except ValidationError as error:
-        raise UsageError(f"{path}: {explain_validation_error(error)}") from None
+        raise UsageError(f"{path}: {_explain(error)}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    if recipe.data.format not in ("record", "visual_genome", *FORMATS):
-        raise UsageError(
-            f"{path}: unknown format {recipe.data.format!r}. Choose record, visual_genome, {', '.join(FORMATS)}."
-        )
     return recipe
 
 
+def _explain(error: ValidationError) -> str:
+    """What is wrong with a recipe, in one line; for an unknown name, those that it may have."""
+    for item in error.errors():
+        if item["type"] != "extra_forbidden":
+            continue
+        # the tables that the name stands in
+        *tables, name = item["loc"]
+        part: Any = Recipe
+        for table in tables:
+            part = part.model_fields[table].annotation
+        known = list(part.model_fields)
+        place = ".".join(item["loc"])
+        choices = f"choose from {', '.join(known)}.{did_you_mean(name, known)}"
+        return f"{place}: nothing is called so here; {choices}"
+    return explain_values(error)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """Raise UsageError for settings of a stage that cannot be, or a name that nothing has."""
+    for one in ("head", "objective"):  # would be taken from reward.heads and reward.objectives
+        if one in recipe.reward.settings:
+            raise UsageError(f"reward.settings.{one}: write reward.{one}s in its place.")
+    for stage in ("reward", "dpo", "ppo"):
+        try:
+            settings = getattr(recipe, f"{stage}_settings")()
+            if stage == "ppo":
+                check_names(settings)
+        except UsageError as error:
+            raise UsageError(f"{stage}: {error}") from None
+    tables = (
+        ("data.format: unknown format", [recipe.data.format], (*OWN_FORMATS, *FORMATS)),
+        ("rank.scorer: unknown scorer", [recipe.rank.scorer], SCORERS),
+        ("reward.heads: unknown head", recipe.reward.heads, models.HEADS),
+        ("reward.objectives: unknown objective", recipe.reward.objectives, OBJECTIVES),
+        ("ppo.score: unknown scorer", recipe.ppo.score, (*SCORERS, *RUN_SCORERS)),
+    )
+    for problem, names, choices in tables:
+        for name in names:
+            if name not in choices:
+                choose = f"Choose from {', '.join(choices)}.{did_you_mean(name, choices)}"
+                raise UsageError(f"{problem} {name!r}. {choose}")
+
+
 def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
-    """The recipe with what had to be changed so that the stages (default: its own) fit this machine; says what it is.
+    """Change what has to be, so that the stages (default: its own) fit this machine; say what.
 
     Raises UsageError if one of them does not fit.
     """
@@ -194,11 +244,12 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
         "ppo": recipe.ppo_settings(),
         "reward": recipe.reward_settings(),
     }
+    # of several heads, the one that keeps most
     heads = recipe.reward.heads
-    given["reward"] = dataclasses.replace(
-        given["reward"], head="fusion" if "fusion" in heads else heads[0]
-    )
+    head = "fusion" if "fusion" in heads else heads[0]
+    given["reward"] = replace(given["reward"], head=head)
     given = {stage: settings for stage, settings in given.items() if stage in stages}
+    # what is changed in a stage's settings becomes part of the recipe
     plan = check_machine(
         recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given
     )
@@ -214,10 +265,8 @@ def deep_merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     """Lay `changes` over `base`, table by table; a table of weights (`score`) is replaced whole."""
     both = dict(base)
     for name, value in changes.items():
-        deeper = (
-            isinstance(value, Mapping) and isinstance(both.get(name), Mapping) and name != "score"
-        )
-        both[name] = deep_merge(both[name], value) if deeper else value
+        tables = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
+        both[name] = deep_merge(both[name], value) if tables and name != "score" else value
     return both
 
 
@@ -228,13 +277,17 @@ def _lists_to_tuples(value: Any) -> Any:
     return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
 
 
-@dataclasses.dataclass
+@dataclass
 class RecipeRun:
-    """A recipe, the folder of what it makes, and the figures that have been found."""
+    """A recipe, the folder of what it makes, and the figures that have been found.
+
+    replace_other: a stage that finds another run in its folder sets it aside, as NAME.old-1.
+    """
 
     recipe: Recipe
     folder: Path
-    figures: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    replace_other: bool = False
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         recipe = self.recipe
@@ -246,35 +299,37 @@ class RecipeRun:
         return read_records(self.folder / "data" / f"{split}.jsonl")
 
     def pairs(self, split: str) -> list[PreferenceRecord]:
-        """Training pairs of reward models and DPO: the model's own ranked answers if there are any, else the data."""
+        """Pairs for reward models and DPO: the model's own ranked answers if there are any."""
         ranked = self.folder / "data" / f"{split}-ranked.jsonl"
         return read_records(ranked) if ranked.exists() else self.records(split)
 
     def tasks(self, split: str) -> list[Task]:
         """The questions of a split, with what is true: all counts, or an answer."""
-        if self.recipe.data.format == "visual_genome":
-            rows = read_json(self.folder / "data" / f"{split}-questions.json")
-            return [
-                Task((Path(row["image"]),), (models.user_message(row["question"]),), row["answer"])
-                for row in rows
-            ]
-        return tasks_of(self.records(split))
+        if self.recipe.data.format != "visual_genome":
+            return tasks_of(self.records(split))
+        tasks = []
+        for row in read_json(self.folder / "data" / f"{split}-questions.json"):
+            question = models.user_message(row["question"])
+            tasks.append(Task((Path(row["image"]),), (question,), row["answer"]))
+        return tasks
 
     def add_figure(self, name: str, figure: Proportion | float) -> None:
         """Keep a figure and print it with its interval."""
-        value = figure if isinstance(figure, float | int) else figure.value
-        row = {"value": float(value), "seed": self.recipe.seed}
-        if not isinstance(figure, float | int):
+        whole = isinstance(figure, Proportion)
+        row = {"value": float(figure.value if whole else figure), "seed": self.recipe.seed}
+        if whole:
             row |= {"low": figure.low, "high": figure.high, "n": figure.n}
         self.figures[name] = row
-        print(f"{name:<34} {f'{figure:.4g}' if isinstance(figure, float) else figure}", flush=True)
+        text = f"{figure:.4g}" if isinstance(figure, float) else figure
+        print(f"{name:<34} {text}", flush=True)
 
     def about(self, **more: Any) -> dict[str, Any]:
+        """What is noted beside an adapter of this run."""
         recipe = self.recipe
-        own = {
+        return {
             "base": recipe.model,
             "seed": recipe.seed,
             "recipe": recipe.title,
             "max_pixels": recipe.max_pixels,
+            **more,
         }
-        return own | more

@@ -1,13 +1,22 @@
-"""What every stage needs from the machine: device, dtype, seeds, memory."""
+"""What every stage needs from the machine: device, dtype, threads, seeds, memory."""
 
+import functools
 import hashlib
+import os
 import random
+import statistics
 import sys
+import time
 from collections.abc import Iterable
 
 import numpy as np
 import psutil
 import torch
+
+# So many times as fast must all threads be as one to be taken: they may gain 1.3 on layers of the
+# tiny model, and lose 3 to 25 as soon as another program runs.
+THREAD_GAIN = 1.5
+THREAD_ROUNDS = 3  # of each kind, in turn, so that what else runs slows both
 
 
 def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -34,6 +43,38 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
+@functools.cache
+def choose_threads(width: int) -> None:
+    """Compute on one thread of a CPU, unless all are much faster on layers of this width; say so.
+
+    Called when a model is loaded, once for each width. Nothing is measured or changed where
+    OMP_NUM_THREADS is set, and `torch.set_num_threads` after it counts. How a sum is shared among
+    threads can change its last bits: for figures that are equal on every machine and under every
+    load, set OMP_NUM_THREADS=1 before Python starts.
+    """
+    threads = torch.get_num_threads()
+    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ or threads == 1:
+        return
+    # one layer and its gradient; filled, as random weights would move the seeds of what follows
+    tokens = torch.ones(256, width)
+    up = torch.full((width, 4 * width), 1 / width, requires_grad=True)
+    down = torch.full((4 * width, width), 1 / width, requires_grad=True)
+    seconds: dict[int, list[float]] = {1: [], threads: []}
+    for _ in range(THREAD_ROUNDS):
+        for number, taken in seconds.items():
+            torch.set_num_threads(number)
+            started = time.perf_counter()
+            (torch.nn.functional.silu(tokens @ up) @ down).sum().backward()
+            taken.append(time.perf_counter() - started)
+    gain = statistics.median(seconds[1]) / statistics.median(seconds[threads])
+    chosen = threads if gain >= THREAD_GAIN else 1
+    torch.set_num_threads(chosen)
+    print(
+        f"CPU: {chosen} of {threads} threads, as all are {gain:.1f} times as fast as one here "
+        "(OMP_NUM_THREADS sets another number)."
+    )
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
@@ -41,7 +82,7 @@ def seed_everything(seed: int) -> None:
 
 
 def peak_memory_gb() -> float:
-    """Peak memory of this process in GB (10⁹ bytes): GPU memory if there is a GPU, else resident memory."""
+    """Peak memory of this process in GB (10⁹ bytes): of the GPU if there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     if sys.platform == "win32":

@@ -1,6 +1,7 @@
-"""What the set-up cell of every notebook calls: packages, unsloth before all others, Google Drive, the machine.
+"""What the set-up cell of every notebook calls: packages, Google Drive, the machine.
 
-It is imported before the packages are installed, so that nothing but `install` may be imported above the function.
+It is imported before the packages are installed, so that nothing but `install` may be imported
+above the function.
 """
 
 import os
@@ -10,7 +11,7 @@ from helpers.install import KAGGLE, KAGGLE_FOLDER, ensure, hosted_machine
 
 
 def set_up(drive: str = "") -> Path:
-    """Install what is missing, fetch the folder `drive` of Google Drive if one is named, and print the machine.
+    """Install what is missing, fetch the folder `drive` of Google Drive, and print the machine.
 
     Returns the folder of the repository. On Kaggle artifacts go to /kaggle/working/artifacts, which
     is kept: the repository may be a dataset in /kaggle/input, where nothing can be written.

@@ -46,7 +46,7 @@ def valid_items():
 @pytest.fixture(scope="session")
 def pairs_dataset():
     """32 pairs of the shipped preferences as a TRL data set."""
-    from helpers.data.preferences import read_records, to_trl
+    from helpers.data import read_records, to_trl
 
     path = TRAFFIC / "preferences_train.jsonl"
     return to_trl(read_records(path)[:20]).select(range(32))

@@ -9,4 +9,4 @@ def question(name, label, group, **about):
 
 def values(grade):
     """Figures of a table as numbers, by name."""
-    return {name: getattr(value, "value", value) for name, value in grade.rows()}
+    return {name: getattr(value, "value", value) for name, value in grade.figures.items()}

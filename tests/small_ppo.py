@@ -40,7 +40,7 @@ def moved(run, before) -> set[str]:
 
 def finished(folder, iterations=4, **options):
     settings = dataclasses.replace(SMALL, iterations=iterations, kl_target=1.0, critic_adapter=True)
-    run = trainer(settings, checkpoint=folder / "run.pt", **options)
+    run = trainer(settings, folder=folder, **options)
     run.train()
     return run
 

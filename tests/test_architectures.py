@@ -146,10 +146,10 @@ def test_lora_reaches_every_layer_of_the_language_model_and_nothing_else(checkpo
     assert len(trained) == 3 * 7 * 2 and all(id(parameter) in inside for parameter in trained)
 
 
-def trained_by_dpo(folder, pairs, output_dir, **how):
+def trained_by_dpo(folder, pairs, **how):
     model, processor = models.load_model(folder, four_bit=how.pop("four_bit", True))
     processor.chat_template = how.pop("template", processor.chat_template)
-    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, output_dir=output_dir, **how)
+    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, **how)
     before = weights(trainer.model)
     return trainer, before, dpo.train_dpo(trainer)
 
@@ -157,7 +157,7 @@ def trained_by_dpo(folder, pairs, output_dir, **how):
 def test_dpo(checkpoint, pairs, tmp_path, capsys):
     """Packed: an architecture that falls back to one row an answer in silence would fail here."""
     _, folder = checkpoint
-    trainer, before, run = trained_by_dpo(folder, pairs, tmp_path)
+    trainer, before, run = trained_by_dpo(folder, pairs)
     assert (
         isinstance(trainer.data_collator, dpo.PairCollator)
         and "packing does not" not in capsys.readouterr().out
@@ -195,13 +195,13 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
     assert greedy[0] == greedy[1] and all(greedy[0])
 
 
-def test_dpo_in_trls_layout_learns_the_same(checkpoint, pairs, tmp_path):
+def test_dpo_in_trls_layout_learns_the_same(checkpoint, pairs):
     """The fallback, with a template that TRL splits into the tokens that the suite trains on."""
     name, folder = checkpoint
     how = {"four_bit": False}
-    packed, _, ours = trained_by_dpo(folder, pairs, tmp_path, packs=True, **how)
+    packed, _, ours = trained_by_dpo(folder, pairs, packs=True, **how)
     stock, before, theirs = trained_by_dpo(
-        folder, pairs, tmp_path, packs=False, template=template_for_trl(name), **how
+        folder, pairs, packs=False, template=template_for_trl(name), **how
     )
     assert isinstance(packed.data_collator, dpo.PairCollator) != isinstance(
         stock.data_collator, dpo.PairCollator
@@ -212,11 +212,11 @@ def test_dpo_in_trls_layout_learns_the_same(checkpoint, pairs, tmp_path):
     assert moved(stock.model, before) == {n for n in before if "lora_" in n}
 
 
-def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pairs, tmp_path):
+def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pairs):
     """Why the fallback is only that: LLaVA is not asked as it was trained and never learns to end an answer."""
     name, folder = checkpoint
     model, processor = models.load_model(folder)
-    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, output_dir=tmp_path, packs=False)
+    trainer = dpo.dpo_trainer(model, processor, pairs, DPO, packs=False)
     batch, decode = trainer.data_collator([trainer.train_dataset[0]]), processor.tokenizer.decode
     row, mask = batch["input_ids"][0], batch["completion_mask"][0].bool()
     begin = {"llava": "USER:", "llava_next": "<|start_header_id|>", "qwen3_vl": "<|im_start|>user"}
@@ -257,9 +257,9 @@ def test_a_reward_model_learns_without_packing(checkpoint):
     _, folder = checkpoint
     logs = []
     for packs in (True, False):
-        reward = reward_model.new_reward_model(
-            *models.load_model(folder, four_bit=False), REWARD, packs=packs
-        )
+        base = models.load_model(folder, four_bit=False)
+        reward = reward_model.new_reward_model(*base, REWARD)
+        reward.packer = Packer(reward.backbone, reward.processor, packs=packs)
         assert (reward.packer.features is None) != packs
         logs.append(RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train().log)
     for packed, rows in zip(*logs, strict=True):
@@ -282,7 +282,9 @@ def test_ppo(checkpoint, advantages, packs):
     run = PPOTrainer(
         model, processor, tasks_of(RECORDS), length, settings, packs=None if packs else False
     )
-    assert run.packer.packs == packs and (run.actor.critic is not None) == (advantages == "gae")
+    assert run.sampler.packer.packs == packs and (run.actor.critic is not None) == (
+        advantages == "gae"
+    )
     before = weights(run.actor)
     row = run.train()[-1]
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-4) and row["samples"] == 4

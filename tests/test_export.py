@@ -296,8 +296,8 @@ def test_two_tokens_may_be_exchanged_in_fp16_if_they_are_as_good_as_tied(shipped
     model, processor = plain(folder, torch.float16), AutoProcessor.from_pretrained(folder)
     both = PeftModel.from_pretrained(plain(TINY, torch.float16), SHIPPED_POLICIES).eval()
     spoken = export.reference_output(both, processor, 1)
-    weights = export._finite_hash(model)
-    own = export._logits(model, processor, spoken.inputs)
+    weights = export.finite_hash(model)
+    own = export.logits_along(model, processor, spoken.inputs)
     first, other = own[0].argmax(), int(own[0].argmin())
 
     def said(gap, dtype=torch.float16):
@@ -417,10 +417,10 @@ def test_what_overflows_in_fp16_is_told(tmp_path):
             images=1,
         )
     model = plain(TINY, torch.float16)
-    export._finite_hash(model)
+    export.finite_hash(model)
     model.lm_head.weight.data[5, 7] = 1e5
     with pytest.raises(UsageError, match=r"not finite after the merge in torch\.float16"):
-        export._finite_hash(model)
+        export.finite_hash(model)
 
 
 class FakeApi:

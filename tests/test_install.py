@@ -172,6 +172,9 @@ def pip(monkeypatch):
             raise AssertionError("nothing was to be installed")
 
         def run(self, command, **options):
+            if command[2] == "compileall":
+                self.compiled = command[6:]
+                return subprocess.CompletedProcess(command, 0)
             assert command[1:3] in (["-m", "pip"], ["-m", "uv"])
             files = [
                 Path(command[command.index(flag) + 1]).read_text().split("\n")
@@ -329,6 +332,24 @@ def test_uv_is_taken_where_python_has_it(site, pip, tmp_path, monkeypatch):
     pip.does = replace_with(site, ("datasets", "4.8.5"), ("trl", "1.14.2"))
     ensure(tmp_path)
     assert pip.calls[0][0][1:6] == ["-m", "uv", "pip", "install", "--python"]
+
+
+def test_what_uv_installed_is_compiled_as_pip_does_by_itself(site, pip, tmp_path, monkeypatch):
+    """Only that: all that Colab has would take minutes."""
+    claim(site, "torch", "2.11.0", modules=("torch",))
+    monkeypatch.setattr(install.importlib.util, "find_spec", lambda name: name == "uv")
+
+    def does():
+        replace_with(site, ("datasets", "4.8.5"), ("trl", "1.14.2"))()
+        for name in ("datasets", "trl"):
+            (site / name).mkdir()
+            (site / name / "__init__.py").touch()
+            (record,) = site.glob(f"{name}-*/RECORD")
+            record.write_text(f"{name}/__init__.py,,\n{name}/notes.txt,,\n../../bin/tool.py,,\n")
+
+    pip.does = does
+    ensure(tmp_path)
+    assert pip.compiled == [str(site / "datasets"), str(site / "trl")]
 
 
 def test_a_runtime_whose_torch_is_outside_the_range_is_refused_before_anything_is_installed(

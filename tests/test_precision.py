@@ -124,13 +124,11 @@ def test_trl_casts_the_adapter_to_bf16_and_make_trainer_takes_it_back(tmp_path, 
         "TRL no longer does this: helpers/training/dpo.py need not undo it"
     )
 
-    first = dpo.dpo_trainer(
-        models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS, output_dir=tmp_path
-    )
+    first = dpo.dpo_trainer(models.load_model("tiny")[0], processor, pairs_dataset, SETTINGS)
     assert in_fp16(first.model) and preflight._check_dtypes(first, set(trained(first.model))).passed
     dpo.train_dpo(first)
     kept = {name: p.detach().clone() for name, p in trained(first.model).items()}
-    second = dpo.dpo_trainer(first.model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    second = dpo.dpo_trainer(first.model, processor, pairs_dataset, SETTINGS)
     copies = {name: p for name, p in second.model.named_parameters() if ".ref." in name}
     assert (
         in_fp16(second.model)
@@ -157,7 +155,7 @@ def ready_for_adam(optimizer):
     return True
 
 
-def test_dpo_trains_in_fp32_on_logits_in_fp32(tmp_path, pairs_dataset, monkeypatch):
+def test_dpo_trains_in_fp32_on_logits_in_fp32(pairs_dataset, monkeypatch):
     """TRL takes the log-softmax in the precision of the logits: accelerate has brought them to fp32."""
     seen, call = [], dpo.AnswerForward.__call__
 
@@ -168,7 +166,7 @@ def test_dpo_trains_in_fp32_on_logits_in_fp32(tmp_path, pairs_dataset, monkeypat
 
     monkeypatch.setattr(dpo.AnswerForward, "__call__", watched)
     model, processor = models.load_model("tiny")
-    trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS)
     run = dpo.train_dpo(trainer)
     assert len(seen) == 4 and set(seen) == {
         torch.float32
@@ -215,16 +213,17 @@ def test_ppo_trains_policy_and_critic_in_fp32():
     turns = itertools.cycle((0.0, 1.0))  # the tiny model's answers are all as good
     score = make_scorer("turns", lambda *given: {"turns": next(turns)})
     run = ppo.PPOTrainer(*models.load_model("tiny"), tasks_of(records), score, settings)
-    row = run.iterate()
-    trained = [weight for part in run.trainable_parameters.values() for weight in part]
+    (row,) = run.train(1)
+    trained = [weight for part in run.actor.trainable_parameters().values() for weight in part]
     assert in_fp16(run.model) and dtypes(trained) == {torch.float32}
     assert {
         CRITIC_ADAPTER,
         models.POLICY_ADAPTER,
     } == run.model.peft_config.keys() and ready_for_adam(run.optimizer)
     assert all(abs(value) < float("inf") for value in row.values())
-    figures = run.actor(run.pack(run.last.rollout))
-    assert dtypes(figures) == {torch.float32}
+    figures = run.actor(run.last.rollout.pack(run.sampler.packer))
+    assert dtypes([figures.logps, figures.entropy]) == {torch.float32}
+    assert figures.values is None and run.last.values.dtype == torch.float32
 
 
 def test_a_critics_head_and_adapter_are_made_in_fp32():
@@ -267,10 +266,10 @@ def test_log_probabilities_of_answers_come_in_fp32():
     assert logps.dtype == torch.float32 and bool(logps.isfinite().all()) and float(logps.sum()) < 0
 
 
-def test_reference_figures_kept_before_training_are_in_fp32(tmp_path, pairs_dataset):
+def test_reference_figures_kept_before_training_are_in_fp32(pairs_dataset):
     """Preflight fills the store before accelerate brings logits to fp32, and training reads what it finds there."""
     model, processor = models.load_model("tiny")
-    trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS, output_dir=tmp_path)
+    trainer = dpo.dpo_trainer(model, processor, pairs_dataset, SETTINGS)
     batch = trainer._prepare_inputs(
         trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     )

@@ -172,11 +172,8 @@ def test_what_cannot_be_fetched_is_said_in_one_line(repository, shared_notebooks
     wrong = run_cell(sys.executable, fetch.replace('"v1"', '"v2"'), content)
     assert wrong.returncode == 1 and not (content / "alignment").exists()
     assert wrong.stderr.count("\n") == 1
-    assert f"{repository!r} (tag 'v2') cannot be fetched" in wrong.stderr
+    assert f"{repository!r} ('v2') cannot be fetched" in wrong.stderr
     assert "Remote branch v2 not found" in (content / "fetch.log").read_text()
-
-
-WHAT_TO_DO = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset.\n"
 
 
 def test_without_internet_on_kaggle_the_cell_says_what_to_do(shared_notebooks, tmp_path):
@@ -184,7 +181,7 @@ def test_without_internet_on_kaggle_the_cell_says_what_to_do(shared_notebooks, t
     shared_notebooks(f'repository = "{address}"\ntag = "v1"')
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "working", kaggle=True)
     assert run.returncode == 1 and run.stderr == (
-        f"helpers/ is not here, and '{address}' (tag 'v1') cannot be fetched, see fetch.log. {WHAT_TO_DO}"
+        f"No helpers/ here, and '{address}' ('v1') cannot be fetched: see fetch.log.\n"
     )
 
 
@@ -192,7 +189,7 @@ def test_without_an_address_the_cell_says_what_to_set(shared_notebooks, tmp_path
     shared_notebooks(EMPTY)
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "content")
     assert run.returncode == 1 and run.stderr == (
-        f"helpers/ is not here, and '' (tag 'main') cannot be fetched, see fetch.log. {WHAT_TO_DO}"
+        "No helpers/ here, and '' ('main') cannot be fetched: see fetch.log.\n"
     )
 
 

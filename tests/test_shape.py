@@ -169,6 +169,20 @@ NAME = f"{half(3):.1f} of 3" "text"
     assert found.places == {"a.py": 4.7, "b.py": 3.0}  # 14 / 3, 3 / 1
 
 
+def test_lines_a_comment_counts_comments_on_lines_of_their_own():
+    source = '"""Text."""\n\n# why\nx = 1  # not this one\n'
+    # a.py has 3 lines that are not empty, b.py 2; one of the 5 is a comment
+    found = shape.lines_a_comment({"a.py": source, "b.py": "y = 1\nz = 2\n"})
+    assert found.value == 5.0 and found.places == {"a.py": 2, "b.py": 2}
+    assert shape.lines_a_comment({"a.py": "x = 1\n"}).value == 1.0  # without a comment: its lines
+
+
+def test_crowded_statements_are_wide_assignments_and_tuples():
+    assert shape.crowded_statements("a, b = 1, 2\nx = y = 3\nfor i, j, k in rows: pass") == 0
+    assert shape.crowded_statements("a, b, c = row\nx = (p, q, r) = row") == 2
+    assert shape.crowded_statements("f(), g()\nprint((1, 2))") == 1
+
+
 def test_long_lines_have_more_than_100_characters():
     assert shape.long_lines(f"{'x' * 100}\n{'é' * 101}\n{'y' * 102}") == 2
 
@@ -182,10 +196,10 @@ def test_nested_comprehensions_count_the_inner_ones():
 
 def test_long_functions_are_counted_from_def_to_their_end():
     body = "    x = 1\n"
-    fits = f"@cached\ndef fits():\n{body * 39}"  # 1 + 39 lines; the decorator is none of them
-    long = f"def long():\n    'Text.'\n{body * 39}"  # 2 + 39
-    method = "class A:\n    def method(self):\n" + f"    {body}" * 42  # 1 + 42
-    assert shape.long_functions(fits + long + method) == {"long": 41, "method": 43}
+    fits = f"@cached\ndef fits():\n{body * 44}"  # 1 + 44 lines; the decorator is none of them
+    long = f"def long():\n    'Text.'\n{body * 44}"  # 2 + 44
+    method = "class A:\n    def method(self):\n" + f"    {body}" * 47  # 1 + 47
+    assert shape.long_functions(fits + long + method) == {"long": 46, "method": 48}
 
 
 # --- notebooks, README ---

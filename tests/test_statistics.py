@@ -102,7 +102,6 @@ def test_the_interval_over_single_items_is_that_of_their_mean():
     assert found.value == pytest.approx(expected.value)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.02)
     assert cluster_bootstrap(gains, np.zeros(200), range(200)).high == pytest.approx(-found.low)
-    assert cluster_bootstrap(np.zeros(200), gains, range(200), seed=1) != found
 
 
 def test_clusters_that_give_no_interval_and_input_that_is_refused():
@@ -219,7 +218,7 @@ def test_199_votes_tell_six_in_ten_from_one_half():
 
     assert votes_needed(0.1) == 199 == next(n for n in range(100, 300) if power(n) >= 0.8)
     assert power(200) < 0.8  # the steps of an exact test
-    assert votes_needed(0.1, tie_share=0.5) == 398 and votes_needed(0.5) == 6
+    assert votes_needed(0.5) == 6
     with pytest.raises(ValueError, match="½"):
         votes_needed(0.6)
 

@@ -12,7 +12,8 @@ from helpers.report import figure_rows, markdown_table, read_sections
 
 
 def publish(root: Path) -> list[Path]:
-    """Put the figures and pictures of the last run into the README and `docs/` of the repository at `root`.
+    """Put the figures and pictures of the last run into the README and `docs/` of the repository at
+    `root`.
 
     Raises UsageError if there is no report yet.
     """

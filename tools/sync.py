@@ -1,4 +1,4 @@
-"""Write the notebooks from their percent-format sources, and README's table of presets: `make sync`.
+"""Write the notebooks from their sources, and README's table of presets: `make sync`.
 
 What all notebooks share, the set-up cell and the address that their badges lead to, comes from
 `notebooks/setup.toml`.
@@ -38,7 +38,9 @@ def notebook_from_source(source: Path):
 
 
 def read_shared_parts() -> dict[str, str]:
-    """`notebooks/setup.toml`. Raises UsageError if the repository has an address and no tag: a badge needs both."""
+    """`notebooks/setup.toml`. Raises UsageError if the repository has an address and no tag: a
+    badge needs both.
+    """
     path = NOTEBOOKS / "setup.toml"
     try:
         shared = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -52,14 +54,18 @@ def read_shared_parts() -> dict[str, str]:
 
 
 def set_up_cell() -> str:
-    """The set-up cell of all notebooks, with address and tag of the repository; without a tag, branch `main`."""
+    """The set-up cell of all notebooks, with address and tag of the repository; without a tag,
+    branch `main`.
+    """
     shared = read_shared_parts()
     cell = shared["cell"].strip().replace("@REPOSITORY@", shared["repository"])
     return cell.replace("@TAG@", shared["tag"] or "main")
 
 
 def badge(file: str) -> str:
-    """Markdown of a badge that opens `notebooks/FILE` in Colab; empty if the repository is nowhere on GitHub."""
+    """Markdown of a badge that opens `notebooks/FILE` in Colab; empty if the repository is nowhere
+    on GitHub.
+    """
     shared = read_shared_parts()
     github = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)(\.git)?/?", shared["repository"])
     if not github:
@@ -69,7 +75,9 @@ def badge(file: str) -> str:
 
 
 def badges() -> str:
-    """Markdown list of the catalogue for the README: every notebook with its badge, if there are badges."""
+    """Markdown list of the catalogue for the README: every notebook with its badge, if there are
+    badges.
+    """
     lines = []
     for entry in catalogue():
         file = entry["file"]
@@ -78,7 +86,8 @@ def badges() -> str:
 
 
 def add_shared_parts(text: str, file: str) -> str:
-    """A percent-format source with the set-up cell and, under its title, the badge of `FILE` or none.
+    """A percent-format source with the set-up cell and, under its title, the badge of `FILE` or
+    none.
 
     Raises UsageError if the source has not one cell tagged `setup`, or no title.
     """
@@ -99,7 +108,9 @@ def add_shared_parts(text: str, file: str) -> str:
 
 
 def sync_notebooks() -> list[Path]:
-    """Write what is shared into every `notebooks/src/*.py`, and each as its stripped `.ipynb`; returns the notebooks."""
+    """Write what is shared into every `notebooks/src/*.py`, and each as its stripped `.ipynb`;
+    returns the notebooks.
+    """
     written = []
     for source in sorted((NOTEBOOKS / "src").glob("*.py")):
         target = NOTEBOOKS / f"{source.stem}.ipynb"

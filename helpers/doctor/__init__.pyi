@@ -16,8 +16,7 @@ from .dpo_rules import (
     Tower as Tower,
     diagnose_dpo as diagnose_dpo,
     mean_of as mean_of,
-    non_finite_values as non_finite_values,
-    replay_dpo as replay_dpo,
+    non_finite_value as non_finite_value,
 )
 from .dry_run import (
     LOSS_SCALE as LOSS_SCALE,
@@ -58,12 +57,15 @@ from .ppo_rules import (
     SCORE_TOLERANCE as SCORE_TOLERANCE,
     PPOHistory as PPOHistory,
     diagnose_ppo as diagnose_ppo,
+    ppo_verdicts as ppo_verdicts,
     replay_ppo as replay_ppo,
 )
 from .verdicts import (
-    Symptoms as Symptoms,
+    RunDoctor as RunDoctor,
     Verdict as Verdict,
+    apply_rules as apply_rules,
     panel_html as panel_html,
     read_kinds as read_kinds,
     verdict_kinds as verdict_kinds,
+    verdicts_of as verdicts_of,
 )

@@ -1,10 +1,11 @@
 """Checks that run before training, on the very trainer that will train.
 
 Each is a way in which preference training of a vision-language model has failed in silence: the
-image never inserted into the prompt, pictures blank or reduced beyond recognition, rows cut, weights in
-the wrong precision, pairs equal after tokenisation, a policy that does not start at the reference,
-gradients that reach nothing, answers that ignore the image, a loss that cannot fall. Those of the inputs are in
-`helpers/doctor/input_checks.py`, those of the model here, time and memory in `helpers/doctor/dry_run.py`. Taught in notebook 04.
+image never inserted into the prompt, pictures blank or reduced beyond recognition, rows cut,
+weights in the wrong precision, pairs equal after tokenisation, a policy that does not start at the
+reference, gradients that reach nothing, answers that ignore the image, a loss that cannot fall.
+Those of the inputs are in `helpers/doctor/input_checks.py`, those of the model here, time and
+memory in `helpers/doctor/dry_run.py`. Taught in notebook 04.
 """
 
 import contextlib
@@ -46,10 +47,12 @@ from .input_checks import (
 )
 
 LN2 = math.log(2)  # loss of a policy that equals its reference
+START_TOLERANCE = 1e-3  # of that loss: what rounding may do
+MOVED_NATS = 1e-3  # by which another image must move the log-probs at least
 SAMPLED_ROWS = 64  # rows that are tokenised and whose images are looked at
 LEARNT_LOSS = 0.1  # preference loss of pairs that are known by heart
-# Learning rates of the updates: 1e-3 is usual for LoRA, and a pretrained model needs only a few updates with it.
-# A tiny one has fewer features that each update can use; it goes on with more.
+# Learning rates of the updates: 1e-3 is usual for LoRA, and a pretrained model needs only a few
+# updates with it. A tiny one has fewer features that each update can use; it goes on with more.
 BY_HEART_RATES = (*[1e-3] * 10, *[4e-3] * 30)
 
 
@@ -69,46 +72,49 @@ def preflight(trainer: DPOTrainer, pairs: int = 8) -> PreflightChecks:
     try:
         with restoring_state(trainer):
             for check in _run(trainer, pairs, checks):
-                print(
-                    f"{'✓' if check.passed else '⚠️' if check.warns else '✗'} {check.name:<19}  {check.measured}"
-                )
+                print(check)
                 checks.append(check)
     except torch.OutOfMemoryError:
         size = trainer.args.per_device_train_batch_size
         raise UsageError(
-            f"the GPU's memory is too small for {size} pairs in one forward: lower batch_size of `settings` in the "
-            "Parameters cell of notebook 04 and raise accumulation as much, or set gradient_checkpointing."
+            f"the GPU's memory is too small for {size} pairs in one forward: "
+            "lower batch_size of `settings` in the Parameters cell of notebook 04 "
+            "and raise accumulation as much, or set gradient_checkpointing."
         ) from None
-    failed = [f"{c.name}: {c.measured}. {c.remedy}" for c in checks if not c.passed and not c.warns]
-    if failed:
-        raise UsageError("preflight failed, nothing was trained. " + " | ".join(failed))
-    for warning in (c for c in checks if not c.passed):
+    failed = [check for check in checks if not check.passed]
+    reasons = [f"{c.name}: {c.measured}. {c.remedy}" for c in failed if not c.warns]
+    if reasons:
+        raise UsageError("preflight failed, nothing was trained. " + " | ".join(reasons))
+    for warning in failed:
         print(f"⚠️  {warning.name}: {warning.remedy}")
     print(checks.forecast)
     return checks
 
 
 def _run(trainer: DPOTrainer, pairs: int, checks: PreflightChecks) -> Iterator[Check]:
-    model, data = trainer.model, trainer.train_dataset
+    model = trainer.model
+    data = trainer.train_dataset
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     rows = evenly_spaced(len(data), pairs)
     examples = [data[row] for row in rows]
     if "images" not in examples[0]:
         raise UsageError(
-            f"the data has no column `images`, only {sorted(examples[0])}: make it with preferences.to_trl."
+            f"the data has no column `images`, only {sorted(examples[0])}: "
+            "make it with preferences.to_trl."
         )
-    sample = [
-        row_inputs(trainer.processing_class, data[row])
-        for row in sorted({*rows, *evenly_spaced(len(data), SAMPLED_ROWS)})
-    ]
+    # inputs: quick, so more rows are looked at than go through the model
+    looked_at = sorted({*rows, *evenly_spaced(len(data), SAMPLED_ROWS)})
+    sample = [row_inputs(trainer.processing_class, data[row]) for row in looked_at]
     yield check_image_tokens(trainer, examples)
     yield check_pixel_values(sample)
     yield check_image_size(sample, len(data))
     yield check_truncation(trainer, sample, len(data))
     yield _check_dtypes(trainer, trainable)
-    if not all(check.passed for check in checks if check.name in ("image tokens", "truncation")):
-        return  # the model cannot run, or would run on something else
-    batches = [collate(trainer, part) for part in _parts(trainer, examples)]
+    for check in checks:
+        if check.name in ("image tokens", "truncation") and not check.passed:
+            return  # the model cannot run, or would run on something else
+    # forwards and backwards
+    batches = _batches(trainer, examples)
     yield check_different_answers(batches)
     yield check_end_of_turn(trainer, batches)
     yield _check_ln2(trainer, batches)
@@ -119,41 +125,34 @@ def _run(trainer: DPOTrainer, pairs: int, checks: PreflightChecks) -> Iterator[C
     yield _check_memory(checks.forecast)
 
 
-def _parts(trainer: DPOTrainer, examples: Examples) -> list[Examples]:
-    """Split the examples into batches of the training's size, so that the checks need no more memory."""
+def _batches(trainer: DPOTrainer, examples: Examples) -> Batches:
+    """The examples in batches of the training's size, so that the checks need no more memory."""
     size = trainer.args.per_device_train_batch_size
-    return [examples[start : start + size] for start in range(0, len(examples), size)]
+    starts = range(0, len(examples), size)
+    return [collate(trainer, examples[start : start + size]) for start in starts]
 
 
 def _check_dtypes(trainer: DPOTrainer, trainable: set[str]) -> Check:
     """Trained weights in fp32; no bf16 at all where the GPU only emulates it."""
     model = trainer.model
-    rounded = [
-        name
-        for name, p in model.named_parameters()
-        if name in trainable and p.dtype != torch.float32
-    ]
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    kinds = [(name, tensor.dtype) for name, tensor in tensors]
-    kinds += [
-        (name, getattr(module, "compute_dtype", None)) for name, module in model.named_modules()
-    ]  # of 4 bits
-    emulated = (
-        [name for name, kind in kinds if kind == torch.bfloat16]
-        if compute_dtype() == torch.float16
-        else []
-    )
+    kinds = {name: p.dtype for name, p in model.named_parameters()}
+    in_fp32 = sum(kinds[name] == torch.float32 for name in trainable)
+    measured = f"{in_fp32} of {len(trainable)} trained tensors in fp32"
+    emulated = []
+    if compute_dtype() == torch.float16:
+        kinds |= {name: buffer.dtype for name, buffer in model.named_buffers()}
+        # layers of 4 bits compute in another type than they are stored in
+        for name, module in model.named_modules():
+            kinds[name] = getattr(module, "compute_dtype", None)
+        emulated = [name for name, kind in kinds.items() if kind == torch.bfloat16]
+    if emulated:
+        measured += f", {len(emulated)} in bf16, which this GPU only emulates ({emulated[0]})"
     return Check(
         "dtypes",
-        not rounded and not emulated,
-        f"{len(trainable) - len(rounded)} of {len(trainable)} trained tensors in fp32"
-        + (
-            f", {len(emulated)} in bf16, which this GPU only emulates ({emulated[0]})"
-            if emulated
-            else ""
-        ),
-        "Make the trainer with dpo.dpo_trainer and load the model with models.load_model, as in the cell of "
-        "new_trainer, and cast nothing afterwards.",
+        in_fp32 == len(trainable) and not emulated,
+        measured,
+        "Make the trainer with dpo.dpo_trainer and load the model with models.load_model, "
+        "as in the cell of new_trainer, and cast nothing afterwards.",
     )
 
 
@@ -174,75 +173,78 @@ def _preference_only(trainer: DPOTrainer) -> Iterator[None]:
 def _check_ln2(trainer: DPOTrainer, batches: Batches) -> Check:
     with _preference_only(trainer):
         losses = [float(loss_of(trainer, batch)) for batch in batches]
+    # the one that is farthest off; a loss that is no number most of all
     loss = max(losses, key=lambda value: math.inf if math.isnan(value) else abs(value - LN2))
     return Check(
         "first-step loss",
-        abs(loss - LN2) < 1e-3,
+        abs(loss - LN2) < START_TOLERANCE,
         f"{loss:.4f}, ln 2 = {LN2:.4f}",
-        "Policy and reference differ before the first step: make a new trainer in the cell of new_trainer and change no "
-        "weights afterwards.",
+        "Policy and reference differ before the first step: "
+        "make a new trainer in the cell of new_trainer and change no weights afterwards.",
     )
 
 
 def _check_gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[str]) -> Check:
-    """One backward pass: every adapter matrix B gets a gradient (A's is zero while B = 0), nothing else does.
+    """One backward pass: every adapter matrix B gets a gradient, nothing else does.
 
-    trainable: the weights that required a gradient before any pass. peft makes the whole adapter
-    trainable again whenever it is switched off and on, but an optimizer that exists by then does not
-    know the weights that were frozen. Fewer than half of the layers that see may be missed: LLaVA's vision tower
-    never uses its last ones.
+    A's is zero while B = 0. trainable: the weights that required a gradient before any pass. peft
+    makes the whole adapter trainable again whenever it is switched off and on, but an optimizer
+    that exists by then does not know the weights that were frozen. Fewer than half of the layers
+    that see may be missed: LLaVA's vision tower never uses its last ones.
     """
     model = trainer.model
     with training_mode(trainer):
         backward(loss_of(trainer, batch))
-    reached = {
-        n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()
-    } & trainable
+    weights = dict(model.named_parameters())
+    with_gradient = {n for n, p in weights.items() if p.grad is not None and p.grad.any()}
     model.zero_grad()
-    adapter = {
-        n: p
-        for n, p in model.named_parameters()
-        if "lora_B" in n and f".{model.active_adapter}." in n
-    }
-    language = {id(parameter) for parameter in model.get_base_model().get_decoder().parameters()}
-    vision = {name for name, p in adapter.items() if id(p) not in language}
-    missed = sorted(adapter.keys() - reached)
-    unseen = vision & set(missed)
-    needed = [name for name in missed if name not in vision or 2 * len(unseen) >= len(vision)]
+    adapter = {n for n in weights if "lora_B" in n and f".{model.active_adapter}." in n}
+    missed = adapter - (with_gradient & trainable)
+    language = set(map(id, model.get_base_model().get_decoder().parameters()))
+    vision = {name for name in adapter if id(weights[name]) not in language}
+    needed = missed
+    if 2 * len(missed & vision) < len(vision):
+        needed = missed - vision
     foreign = sorted(name for name in trainable if "lora_" not in name)
+    reaches = len(adapter) - len(missed)
     return Check(
         "gradient",
         bool(adapter) and not foreign and not needed,
-        f"reaches {len(adapter) - len(missed)} of {len(adapter)} adapter layers and {len(foreign)} other weights",
-        "Train the whole adapter and nothing else: make the trainer with dpo.dpo_trainer in the cell of new_trainer "
-        f"and freeze or unfreeze nothing afterwards (first outside: {foreign[:1]}, first missed: {needed[:1]}).",
+        f"reaches {reaches} of {len(adapter)} adapter layers and {len(foreign)} other weights",
+        "Train the whole adapter and nothing else: make the trainer with dpo.dpo_trainer "
+        "in the cell of new_trainer and freeze or unfreeze nothing afterwards "
+        f"(first outside: {foreign[:1]}, first missed: {sorted(needed)[:1]}).",
     )
 
 
 def _exchange_images(examples: Examples) -> Examples:
     """The examples, each with the next images that are not its own."""
-    hashes, exchanged = [images_hash(example["images"]) for example in examples], []
+    hashes = [images_hash(example["images"]) for example in examples]
+    exchanged = []
     for place, example in enumerate(examples):
-        following = [*range(place + 1, len(examples)), *range(place)]
-        other = next((other for other in following if hashes[other] != hashes[place]), place)
-        exchanged.append({**example, "images": examples[other]["images"]})
+        other = example
+        for following in (*range(place + 1, len(examples)), *range(place)):
+            if hashes[following] != hashes[place]:
+                other = examples[following]
+                break
+        exchanged.append({**example, "images": other["images"]})
     return exchanged
 
 
 def _check_image_matters(trainer: DPOTrainer, batches: Batches, examples: Examples) -> Check:
     """Log-probs of the same answers to other images."""
-    changed = [collate(trainer, part) for part in _parts(trainer, _exchange_images(examples))]
-    moves = [
-        (_logps(trainer, a) - _logps(trainer, b)).abs()
-        for a, b in zip(batches, changed, strict=True)
-    ]
+    moves = []
+    changed = _batches(trainer, _exchange_images(examples))
+    for own, other in zip(batches, changed, strict=True):
+        moves.append((_logps(trainer, own) - _logps(trainer, other)).abs())
     change = float(torch.cat(moves).mean())
     return Check(
         "image matters",
-        change > 1e-3,
+        change > MOVED_NATS,
         f"exchanging the images moves the log-probs by {change:.3f} on average",
-        "The answers do not depend on the image: see that the pictures in the data of notebook 02 differ, and that the "
-        "model loaded in the cell of new_trainer reads images.",
+        "The answers do not depend on the image: "
+        "see that the pictures in the data of notebook 02 differ, "
+        "and that the model loaded in the cell of new_trainer reads images.",
     )
 
 
@@ -255,44 +257,53 @@ def _logps(trainer: DPOTrainer, batch: dict[str, Any]) -> Tensor:
 
 def _choose_different(examples: Examples, number: int) -> Examples:
     """Choose `number` of the examples, those whose images and chosen answer are new first."""
-    images, answers, new, rest = set(), set(), [], []
+    seen = set()
+    new = []
+    rest = []
     for example in examples:
-        image, answer = images_hash(example["images"]), example["chosen"][0]["content"]
-        (rest if image in images or answer in answers else new).append(example)
-        images.add(image), answers.add(answer)
+        own = {images_hash(example["images"]), example["chosen"][0]["content"]}
+        if own & seen:
+            rest.append(example)
+        else:
+            new.append(example)
+        seen |= own
     return (new + rest)[:number]
 
 
 def _check_learning_by_heart(trainer: DPOTrainer, examples: Examples, trainable: set[str]) -> Check:
-    """Can these pairs be learnt? Their preference term alone, at β = 1: how far to go is not the question here.
+    """Can these pairs be learnt? Their preference term alone, at β = 1.
 
-    The weights stay trained; `restoring_state` puts them back.
+    How far to go is not the question here. The weights stay trained; `restoring_state` puts them
+    back.
     """
-    model, losses = trainer.model, []
-    weights = [p for name, p in model.named_parameters() if name in trainable]
+    weights = [p for name, p in trainer.model.named_parameters() if name in trainable]
     optimizer = torch.optim.AdamW(weights or [torch.zeros(1)], weight_decay=0.0)
-    batches = [
-        (collate(trainer, part), len(part) / len(examples)) for part in _parts(trainer, examples)
-    ]
+    batches = _batches(trainer, examples)
+    losses = []
     with _preference_only(trainer), training_mode(trainer):
         trainer.beta = 1.0 if trainer.beta > 0 else trainer.beta
         for rate in (*BY_HEART_RATES, 0.0):
-            model.zero_grad()
-            losses.append(0.0)
-            for batch, share in batches:
+            # the gradient over all pairs; a batch has two rows a pair and counts by its size
+            trainer.model.zero_grad()
+            total = 0.0
+            for batch in batches:
+                share = len(batch["completion_mask"]) / 2 / len(examples)
                 part = loss_of(trainer, batch) * share
                 backward(part)
-                losses[-1] += float(part.detach())
-            if not losses[-1] >= LEARNT_LOSS or not weights:  # or NaN
+                total += float(part.detach())
+            losses.append(total)
+            # learnt, or not a number
+            if not total >= LEARNT_LOSS or not weights:
                 break
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
     return Check(
         "four pairs by heart",
-        losses[-1] < LEARNT_LOSS,
-        f"preference loss {losses[0]:.2f} → {losses[-1]:.3f} after {len(losses) - 1} updates",
-        "What cannot learn four pairs learns nothing: see that the data of notebook 02 does not prefer A to B and B to "
-        "A for the same image and question, and that the adapter of new_trainer is trained.",
+        total < LEARNT_LOSS,
+        f"preference loss {losses[0]:.2f} → {total:.3f} after {len(losses) - 1} updates",
+        "What cannot learn four pairs learns nothing: see that the data of notebook 02 does not "
+        "prefer A to B and B to A for the same image and question, "
+        "and that the adapter of new_trainer is trained.",
     )
 
 
@@ -302,7 +313,8 @@ def _check_memory(expected: Forecast) -> Check:
         "memory",
         total is None or expected.peak_gb <= USABLE_SHARE * total,
         f"{expected.peak_gb:.1f} GB at the peak" + (f" of {total:.1f} GB" if total else ""),
-        f"Set batch_size of `settings` in the Parameters cell of notebook 04 to {max(expected.largest_batch or 1, 1)} "
+        "Set batch_size of `settings` in the Parameters cell of notebook 04 "
+        f"to {max(expected.largest_batch or 1, 1)} "
         "and raise accumulation as much, or set gradient_checkpointing.",
         warns=True,
     )

@@ -1,7 +1,8 @@
-"""What a training run will take: a dry step of the very trainer that will train, timed and weighed.
+"""What a training run will take: a dry step of the very trainer that will train.
 
-Also what such trials need: `restoring_state` puts everything back that a trial touches, `training_mode` makes
-the model compute as it will in training. Used by `helpers/doctor/checks.py`, taught in notebook 04.
+It is timed and weighed. Also what such trials need: `restoring_state` puts everything back that a
+trial touches, `training_mode` makes the model compute as it will in training. Used by
+`helpers/doctor/checks.py`, taught in notebook 04.
 
 Simplifications: the optimizer's own time is left out, and so is that steps of long rows are slower.
 """
@@ -10,7 +11,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +25,23 @@ from helpers.models import ReferenceLogps
 from helpers.runtime import peak_memory_gb
 
 Examples = Sequence[dict[str, Any]]  # rows of the data set
-# fp16 gradients vanish below 6e-8. A fixed scale, a power of two and so exact, does here what a GradScaler does
-# over a whole training: AdamW divides gradients by their own size, so that no scale has to be taken out again.
+# fp16 gradients vanish below 6e-8. A fixed scale, a power of two and so exact, does here what a
+# GradScaler does over a whole training: AdamW divides gradients by their own size, so that no scale
+# has to be taken out again.
 LOSS_SCALE = 1024.0
+MOMENT_BYTES = 8  # a weight: two moments in fp32
 
 
 @dataclass(frozen=True)
 class Forecast:
-    first_epoch: (
-        float  # seconds a step while image features and reference log-probabilities are computed
-    )
+    # seconds a step while image features and reference log-probabilities are computed
+    first_epoch: float
     later: float  # seconds a step when they are kept
     minutes: float  # for all steps
-    peak_gb: float  # GPU memory with the optimizer's, or memory of the process (GB = 10⁹ bytes)
-    total_gb: float | None  # of the GPU
-    largest_batch: int | None  # pairs in one forward that are likely to fit into the GPU
+    # GPU memory with the optimizer's, or memory of the process (GB = 10⁹ bytes)
+    peak_gb: float
+    total_gb: float | None = None  # of the GPU
+    largest_batch: int | None = None  # pairs in one forward that are likely to fit into the GPU
 
     def __str__(self) -> str:
         seconds = f"{self.later:.1f} s a step"
@@ -46,15 +49,12 @@ class Forecast:
             seconds = (
                 f"{self.first_epoch:.1f} s a step in the first epoch, {self.later:.1f} s later"
             )
-        memory = f"{self.peak_gb:.1f} GB" + (f" of {self.total_gb:.1f} GB" if self.total_gb else "")
-        fits = (
-            ""
-            if self.largest_batch is None
-            else f", batches of {self.largest_batch} pairs are likely to fit"
-        )
-        return (
-            f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}{fits}."
-        )
+        memory = f"{self.peak_gb:.1f} GB"
+        if self.total_gb:
+            memory += f" of {self.total_gb:.1f} GB"
+        if self.largest_batch is not None:
+            memory += f", batches of {self.largest_batch} pairs are likely to fit"
+        return f"Forecast: {seconds}, {self.minutes:.1f} minutes in all, peak memory {memory}."
 
 
 def time_pass(trainer: DPOTrainer, examples: Examples) -> float:
@@ -67,57 +67,62 @@ def time_pass(trainer: DPOTrainer, examples: Examples) -> float:
     return time.perf_counter() - started
 
 
-def forecast_run(
-    trainer: DPOTrainer,
-    seen_rows: Sequence[int] = (),
-    measure: Callable[[DPOTrainer, Examples], float] = time_pass,
-) -> Forecast:
-    """Pass twice over a batch of rows not among `seen_rows`: the first fills the caches, the second uses them.
+def forecast_run(trainer: DPOTrainer, seen_rows: Sequence[int] = ()) -> Forecast:
+    """Pass twice over a batch of rows not among `seen_rows`, and reckon from that.
 
-    Run a pass of that size before: the first one on a GPU also loads kernels. measure: seconds of a pass over
-    examples.
+    The first pass fills the caches, the second uses them. Run a pass of that size before: the first
+    one on a GPU also loads kernels.
     """
-    args, rows = trainer.args, len(trainer.train_dataset)
-    size, step = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    fresh = [row for row in range(rows) if row not in set(seen_rows)]
-    fresh = fresh if len(fresh) >= size else range(rows)
-    examples = [trainer.train_dataset[fresh[place]] for place in evenly_spaced(len(fresh), size)]
+    args = trainer.args
+    data = trainer.train_dataset
+    size = args.per_device_train_batch_size
+    accumulation = args.gradient_accumulation_steps
+    # rows whose features are not yet kept, if there are enough of them
+    fresh = sorted(set(range(len(data))).difference(seen_rows))
+    if len(fresh) < size:
+        fresh = range(len(data))
+    examples = [data[fresh[place]] for place in evenly_spaced(len(fresh), size)]
     on_gpu = torch.cuda.is_available()
+    before = 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if on_gpu else 0
+        before = torch.cuda.memory_allocated()
     with training_mode(trainer):
-        first, later = (measure(trainer, examples) * step for _ in range(2))
-    first = (
-        first if "packed" in collate(trainer, examples[:1]) else later
-    )  # TRL's layout keeps nothing
-    epoch = min(args.max_steps, math.ceil(rows / (size * step)))
+        first = time_pass(trainer, examples) * accumulation
+        later = time_pass(trainer, examples) * accumulation
+    if "packed" not in collate(trainer, examples[:1]):
+        first = later  # TRL's layout keeps nothing
+    epoch = min(args.max_steps, math.ceil(len(data) / (size * accumulation)))
     minutes = (epoch * first + (args.max_steps - epoch) * later) / 60
     if not on_gpu:
-        return Forecast(first, later, minutes, peak_memory_gb(), None, None)
-    optimizer = 8 * sum(
-        p.numel() for p in trainer.model.parameters() if p.requires_grad
-    )  # AdamW: two fp32 each
-    peak, total = peak_memory_gb() + optimizer / 1e9, torch.cuda.mem_get_info()[1] / 1e9
+        return Forecast(first, later, minutes, peak_memory_gb())
+    # what is there with any batch, and what a batch of `examples` adds
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    optimizer = MOMENT_BYTES * trained
     fixed = (before + optimizer) / 1e9
+    peak = peak_memory_gb() + optimizer / 1e9
+    total = torch.cuda.mem_get_info()[1] / 1e9
     largest = int((USABLE_SHARE * total - fixed) / max(peak - fixed, 1e-9) * len(examples))
     return Forecast(first, later, minutes, peak, total, largest)
 
 
 def evenly_spaced(rows: int, limit: int) -> list[int]:
-    """Choose at most `limit` places in range(rows), evenly spread, because neighbours often share an image."""
+    """Choose at most `limit` places in range(rows), since neighbours often share an image."""
     limit = min(limit, rows)
     return [number * rows // limit for number in range(limit)]
 
 
 def collate(trainer: DPOTrainer, examples: Examples) -> dict[str, Any]:
-    """The batch that the trainer would make (TRL's collator changes the rows, so it gets copies)."""
+    """The batch that the trainer would make; TRL's collator changes rows, so it gets copies."""
     batch = trainer.data_collator([dict(example) for example in examples])
     return send_to_device(dict(batch), trainer.accelerator.device)
 
 
 def loss_of(trainer: DPOTrainer, batch: dict[str, Any]) -> Tensor:
-    """The trainer's loss, (). Autocast is entered anew each time, since it remembers the weights it has cast."""
+    """The trainer's loss, ().
+
+    Autocast is entered anew each time, since it remembers the weights it has cast.
+    """
     with trainer.accelerator.autocast():
         return trainer.compute_loss(trainer.model, batch)
 
@@ -129,13 +134,12 @@ def backward(loss: Tensor) -> None:
 
 @contextlib.contextmanager
 def training_mode(trainer: DPOTrainer) -> Iterator[None]:
-    """Training mode with the gradient checkpointing that the run will have, but without dropout."""
-    model, args = trainer.model, trainer.args
+    """Training mode with the gradient checkpointing of the run, but without dropout."""
+    model = trainer.model
+    args = trainer.args
     checkpointing = args.gradient_checkpointing and not model.is_gradient_checkpointing
     if checkpointing:
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs
-        )
+        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -152,14 +156,18 @@ def training_mode(trainer: DPOTrainer) -> Iterator[None]:
 def restoring_state(trainer: DPOTrainer) -> Iterator[None]:
     """Use eval mode inside; restore weights, flags, modes, logs and random states afterwards.
 
-    Reference log-probabilities that are computed within are not kept: a trial leaves nothing to a run.
+    Reference log-probabilities that are computed within are not kept: a trial leaves nothing to a
+    run.
     """
-    model, collator = trainer.model, trainer.data_collator
+    model = trainer.model
+    collator = trainer.data_collator
+    # what a trial may change, and how it was
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     tensors = [parameter for parameter, trained in flags if trained] + list(model.buffers())
-    values = [tensor.detach().clone() for tensor in tensors]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
     modes = [(module, module.training) for module in model.modules()]
-    logs, tokens = copy.deepcopy(trainer._metrics), trainer._total_train_tokens
+    logs = copy.deepcopy(trainer._metrics)
+    tokens = trainer._total_train_tokens
     reference = getattr(collator, "reference", None)
     if reference is not None:
         collator.reference = ReferenceLogps("trial")
@@ -169,12 +177,13 @@ def restoring_state(trainer: DPOTrainer) -> Iterator[None]:
             yield
     finally:
         model.zero_grad()
-        for tensor, value in zip(tensors, values, strict=True):
+        for tensor, value in values:
             tensor.data.copy_(value)
         for parameter, trained in flags:
             parameter.requires_grad_(trained)
         for module, training in modes:
             module.training = training
-        trainer._metrics, trainer._total_train_tokens = logs, tokens
+        trainer._metrics = logs
+        trainer._total_train_tokens = tokens
         if reference is not None:
             collator.reference = reference

@@ -1,9 +1,11 @@
-"""Checks of what goes into the model: images, lengths, answers. The first half of `helpers/doctor/checks.py`.
+"""Checks of what goes into the model: images, lengths, answers.
 
-A sample of the rows goes through the processor, some of them through the trainer's collator; nothing is
-computed but the vision tower's features, to count them. Taught in notebook 04.
+The first half of `helpers/doctor/checks.py`. A sample of the rows goes through the processor, some
+of them through the trainer's collator; nothing is computed but the vision tower's features, to
+count them. Taught in notebook 04.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from trl import DPOTrainer
 
 from helpers.data import from_trl
 from helpers.files import UsageError
-from helpers.models import backbone_of, prompts
+from helpers.models import backbone_of, image_vectors, prompts
 
 from .dry_run import Examples, collate
 
@@ -32,16 +34,19 @@ class Check:
     remedy: str  # what to do if it failed
     warns: bool = False  # only a warning if it failed
 
+    def __str__(self) -> str:
+        failed = "⚠️" if self.warns else "✗"
+        return f"{'✓' if self.passed else failed} {self.name:<19}  {self.measured}"
+
 
 @dataclass(frozen=True)
 class RowInputs:
-    """Tokens, contrast and kept pixels of a row after the processor."""
+    """Tokens, contrast and kept pixels of a row after the processor; None where is no image."""
 
     tokens: int  # image, prompt and the longer answer
-    contrast: (
-        float | None
-    )  # largest standard deviation of a colour in the flattest image, 0–255; None: no image
-    kept_pixels: float | None  # smallest share of pixels, at most 1
+    # largest standard deviation of a colour in the flattest image, 0–255
+    contrast: float | None = None
+    kept_pixels: float | None = None  # smallest share of pixels, at most 1
 
 
 def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
@@ -49,61 +54,58 @@ def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
     images = pair.images
     prompt = prompts.render_conversation(processor, pair.prompt, len(images))
     inputs = prompts.tokenize(processor, [prompt], [images])
-    longer = max(
-        len(prompts.answer_ids(processor, answer)) for answer in (pair.chosen, pair.rejected)
-    )
-    tokens = inputs["input_ids"].shape[1] + longer
+    answers = (prompts.answer_ids(processor, text) for text in (pair.chosen, pair.rejected))
+    tokens = inputs["input_ids"].shape[1] + max(map(len, answers))
     if not images or "pixel_values" not in inputs:
-        return RowInputs(tokens, None, None)
+        return RowInputs(tokens)
     contrast = min(max(ImageStat.Stat(image.convert("RGB")).stddev) for image in images)
     pixels = sum(image.width * image.height for image in images)
-    return RowInputs(tokens, contrast, min(1.0, _pixels(processor, inputs, len(images)) / pixels))
+    kept = _pixels(processor, inputs, len(images)) / pixels
+    return RowInputs(tokens, contrast, min(1.0, kept))
 
 
 def _pixels(processor: ProcessorMixin, inputs: BatchFeature, images: int) -> int:
-    """How many pixels the model gets to see: patches × patch², or tiles without the small views of the whole."""
+    """How many pixels the model gets to see: patches × patch², or tiles.
+
+    Tiles without the small views of the whole.
+    """
     if "image_grid_thw" in inputs:
-        return (
-            int(inputs["image_grid_thw"].prod(-1).sum()) * processor.image_processor.patch_size**2
-        )
-    *_, colours, height, width = inputs["pixel_values"].shape
-    tiles = inputs["pixel_values"].numel() // (colours * height * width)
-    return (tiles if tiles == images else tiles - images) * height * width
+        patches = int(inputs["image_grid_thw"].prod(-1).sum())
+        return patches * processor.image_processor.patch_size**2
+    shape = inputs["pixel_values"].shape  # (…, colours, height, width)
+    tiles = shape.numel() // shape[-3:].numel()
+    if tiles > images:
+        tiles -= images
+    return tiles * shape[-2:].numel()
 
 
 def check_image_tokens(trainer: DPOTrainer, examples: Examples) -> Check:
     """Image tokens of each pair = vectors that the vision tower makes of its images."""
     remedy = (
-        "The image is not in the prompt as the model expects it: keep the column name `images` in the data of "
-        "notebook 02, and load model and processor of one and the same checkpoint in the cell of new_trainer."
+        "The image is not in the prompt as the model expects it: "
+        "keep the column name `images` in the data of notebook 02, and load model and processor "
+        "of one and the same checkpoint in the cell of new_trainer."
     )
-    in_prompt, made = [], []
+    right = True
+    in_prompt = set()
+    made = set()
     for example in examples:
         try:
             batch = collate(trainer, [example])
         except (torch.OutOfMemoryError, UsageError):
             raise
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # Qwen-VL's positions are made from the number of tokens
-            return Check(
-                "image tokens", False, f"no batch can be made: {str(error).splitlines()[0]}", remedy
-            )
-        tokens = _inputs(batch)["input_ids"] == prompts.image_token_id(trainer.processing_class)
-        in_prompt.append(tokens.sum(1).tolist())
-        made.append(_vectors(trainer, batch) / len(tokens))
-    right = all(
-        min(rows) > 0 and sum(rows) == n * len(rows)
-        for rows, n in zip(in_prompt, made, strict=True)
-    )
-    return Check(
-        "image tokens",
-        right,
-        f"{sorted({n for rows in in_prompt for n in rows})} in the prompts, "
-        f"{sorted({round(n) for n in made})} from the vision tower",
-        remedy,
-    )
+        except (RuntimeError, ValueError) as error:
+            # Qwen-VL's positions are made from the number of tokens
+            reason = str(error).splitlines()[0]
+            return Check("image tokens", False, f"no batch can be made: {reason}", remedy)
+        is_image = _inputs(batch)["input_ids"] == prompts.image_token_id(trainer.processing_class)
+        tokens = is_image.sum(1).tolist()  # one number a row of the batch
+        vectors = _vectors(trainer, batch)
+        right &= min(tokens) > 0 and sum(tokens) == vectors
+        in_prompt.update(tokens)
+        made.add(round(vectors / len(tokens)))
+    measured = f"{sorted(in_prompt)} in the prompts, {sorted(made)} from the vision tower"
+    return Check("image tokens", right, measured, remedy)
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -113,39 +115,44 @@ def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _vectors(trainer: DPOTrainer, batch: dict[str, Any]) -> int:
+    """How many vectors the vision tower makes of the images; known ones are not made again."""
     kept = batch["packed"].features if "packed" in batch else {}
     if not kept:
+        inputs = _inputs(batch)
         known = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
-        arguments = {name: _inputs(batch)[name] for name in known if name in _inputs(batch)}
+        arguments = {name: inputs[name] for name in known if name in inputs}
         if not arguments:
             return 0
         with trainer.accelerator.autocast():
             output = backbone_of(trainer.model).get_image_features(**arguments).pooler_output
         kept = {"pooled": output if isinstance(output, Tensor) else torch.cat(list(output))}
-    vectors = kept["pooled" if "pooled" in kept else "pooled.all"]
-    return vectors.numel() // vectors.shape[-1]
+    return len(image_vectors(kept))
 
 
 def check_pixel_values(looks: Sequence[RowInputs]) -> Check:
-    missing = sum(look.contrast is None for look in looks)
-    flattest = min((look.contrast for look in looks if look.contrast is not None), default=0.0)
-    blank = sum(look.contrast == 0 for look in looks)
+    contrasts = [look.contrast for look in looks if look.contrast is not None]
+    missing = len(looks) - len(contrasts)
+    blank = contrasts.count(0)
     return Check(
         "pixel values",
         not missing and not blank,
-        f"of {len(looks)} rows {missing} have no image and {blank} a blank one; least contrast {flattest:.1f} of 255",
-        "Look at the pictures in the data of notebook 02: remove the rows without one, or correct their paths.",
+        f"of {len(looks)} rows {missing} have no image and {blank} a blank one; "
+        f"least contrast {min(contrasts, default=0.0):.1f} of 255",
+        "Look at the pictures in the data of notebook 02: "
+        "remove the rows without one, or correct their paths.",
     )
 
 
 def check_image_size(looks: Sequence[RowInputs], rows: int) -> Check:
-    kept = [look.kept_pixels for look in looks if look.kept_pixels is not None] or [0.0]
+    kept = [look.kept_pixels for look in looks if look.kept_pixels is not None]
+    least = min(kept, default=0.0)
     return Check(
         "image size",
-        min(kept) >= MIN_KEPT_PIXELS,
-        f"the model sees at least {min(kept):.0%} of an image's pixels ({len(looks)} of {rows} rows)",
-        f"Under {MIN_KEPT_PIXELS:.0%} small things are gone: give check_machine, whose plan the model is loaded with, a larger "
-        "max_pixels, or cut the images to what matters in the data of notebook 02.",
+        least >= MIN_KEPT_PIXELS,
+        f"the model sees at least {least:.0%} of an image's pixels ({len(looks)} of {rows} rows)",
+        f"Under {MIN_KEPT_PIXELS:.0%} small things are gone: give check_machine, "
+        "whose plan the model is loaded with, a larger max_pixels, "
+        "or cut the images to what matters in the data of notebook 02.",
         warns=True,
     )
 
@@ -158,50 +165,58 @@ def check_truncation(trainer: DPOTrainer, looks: Sequence[RowInputs], rows: int)
     return Check(
         "truncation",
         cut is None and longest <= limit,
-        f"longest row {longest} tokens ({len(looks)} of {rows} rows), the model takes {limit}, max_length {cut}",
-        "Leave max_length at None in the trainer of the cell of new_trainer; if rows are too long, give check_machine, "
-        "whose plan the model is loaded with, a smaller max_pixels, or remove the longest rows from the data of notebook 02.",
+        f"longest row {longest} tokens ({len(looks)} of {rows} rows), "
+        f"the model takes {limit}, max_length {cut}",
+        "Leave max_length at None in the trainer of the cell of new_trainer; "
+        "if rows are too long, give check_machine, whose plan the model is loaded with, "
+        "a smaller max_pixels, or remove the longest rows from the data of notebook 02.",
     )
 
 
-def _completions(batches: Batches) -> list[tuple[list[int], list[int]]]:
-    """Token ids of the (chosen, rejected) answers."""
-    pairs = []
+def _completions(batches: Batches) -> list[list[int]]:
+    """Token ids of the answers: of each batch the chosen ones, then the rejected ones."""
+    answers = []
     for batch in batches:
-        rows = zip(batch["input_ids"], batch["completion_mask"], strict=True)
-        answers = [ids[mask.bool()].tolist() for ids, mask in rows]
-        pairs += zip(answers[: len(answers) // 2], answers[len(answers) // 2 :], strict=True)
-    return pairs
+        for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True):
+            answers.append(ids[mask.bool()].tolist())
+    return answers
 
 
 def check_different_answers(batches: Batches) -> Check:
-    pairs = _completions(batches)
-    different = sum(chosen != rejected for chosen, rejected in pairs)
+    pairs = 0
+    different = 0
+    for batch in batches:
+        answers = _completions([batch])
+        half = len(answers) // 2
+        pairs += half
+        different += sum(map(operator.ne, answers[:half], answers[half:]))
     return Check(
         "chosen ≠ rejected",
-        different == len(pairs),
-        f"{different} of {len(pairs)} pairs differ in their tokens",
+        different == pairs,
+        f"{different} of {pairs} pairs differ in their tokens",
         "Remove the pairs whose answers are the same from the data of notebook 02.",
     )
 
 
 def check_end_of_turn(trainer: DPOTrainer, batches: Batches) -> Check:
-    """Every answer ends in the token that ends a turn in the chat template and at which sampling stops.
+    """Every answer ends in the token that ends a turn and at which sampling stops.
 
-    White space may follow it (Qwen2-VL's template has a newline). A template that ends no turn
+    White space may follow it (Qwen2-VL's chat template has a newline). A template that ends no turn
     (LLaVA's) does no harm where the collator itself ends the answers.
     """
     processor = trainer.processing_class
-    tokenizer, stops = processor.tokenizer, trainer.model.generation_config.eos_token_id
-    answers = [ids for pair in _completions(batches) for ids in pair]
-    closed = sum(tokenizer.decode(ids).rstrip().endswith(tokenizer.eos_token) for ids in answers)
+    end = processor.tokenizer.eos_token
+    texts = processor.tokenizer.batch_decode(_completions(batches))
+    closed = sum(text.rstrip().endswith(end) for text in texts)
     after = prompts.text_after_answer(processor)
-    stopping = tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])
+    stops = trainer.model.generation_config.eos_token_id
+    stopping = processor.tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])
     return Check(
         "end of turn",
-        closed == len(answers) and after in ("", tokenizer.eos_token) and stopping,
-        f"{closed} of {len(answers)} answers end in {tokenizer.eos_token}, the template writes {after or 'nothing'}, "
+        closed == len(texts) and after in ("", end) and stopping,
+        f"{closed} of {len(texts)} answers end in {end}, the template writes {after or 'nothing'}, "
         f"sampling {'stops' if stopping else 'does not stop'} there",
-        "The model would not learn to stop: give the tokenizer, in the cell of new_trainer, the eos_token with which "
-        "the chat template closes an answer, and generation_config the same.",
+        "The model would not learn to stop: give the tokenizer, in the cell of new_trainer, "
+        "the eos_token with which the chat template closes an answer, "
+        "and generation_config the same.",
     )

@@ -1,4 +1,4 @@
-"""How long each record is in tokens, once a model's chat template and image processor have seen it.
+"""How long each record is in tokens, as a model's chat template and image processor see it.
 
 Text is tokenised, images are not opened: their tokens follow from width and height. Taught in
 notebook 02.
@@ -27,18 +27,20 @@ class RecordLengths:
 
     def __init__(self, processor: ProcessorMixin, context: int | None = None) -> None:
         limit = processor.tokenizer.model_max_length
-        self.context = context or (
-            limit if limit < 1e9 else None
-        )  # transformers says 1e30 if it does not know
+        # transformers says 1e30 if it does not know
+        self.context = context or (limit if limit < 1e9 else None)
         self.processor = processor
-        self.texts, self.images = array("L"), array("L")
+        # small, since a file may have millions of records
+        self.texts = array("L")
+        self.images = array("L")
         self.known: dict[tuple[int, int], int] = {}  # size of an image → tokens
 
     def problems(self, record: PreferenceRecord, sizes: list[tuple[int, int]]) -> Problems:
+        """Say what is wrong with the length of a record whose images have these sizes."""
         try:
             text = text_tokens(self.processor, record)
-            for size in sizes:
-                self.known[size] = self.known.get(size) or image_tokens(self.processor, size)
+            for size in set(sizes) - self.known.keys():
+                self.known[size] = image_tokens(self.processor, size)
         except (ValueError, TemplateError) as error:  # a shape of image, or an order of roles
             yield "unfit for the model", str(error).splitlines()[0]
             return
@@ -48,27 +50,26 @@ class RecordLengths:
         if self.context and text + images > self.context:
             yield (
                 "too long",
-                f"{text + images:,} tokens, {images:,} of them images; the model takes {self.context:,}",
+                f"{text + images:,} tokens, {images:,} of them images; "
+                f"the model takes {self.context:,}",
             )
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Median, 95 % quantile and maximum of each kind of length. Images that were not opened are left out."""
+        """Median, 95 % quantile and maximum of each kind of length.
+
+        Images that were not opened are left out.
+        """
         rows = {"tokens of prompt and longest answer": self.texts, "tokens of images": self.images}
-        return {
-            what: dict(
-                zip(
-                    ("median", "95 %", "max"),
-                    np.percentile(row, (50, 95, 100)).tolist(),
-                    strict=True,
-                )
-            )
-            for what, row in rows.items()
-            if any(row)
-        }
+        summary = {}
+        for what, row in rows.items():
+            if any(row):
+                figures = np.percentile(row, (50, 95, 100)).tolist()
+                summary[what] = dict(zip(("median", "95 %", "max"), figures, strict=True))
+        return summary
 
 
 def text_tokens(processor: ProcessorMixin, record: PreferenceRecord) -> int:
-    """Tokens of the prompt in its chat template and of the longest answer, without those of the images."""
+    """Tokens of the prompt in its chat template and of the longest answer, without images'."""
     prompt = render_conversation(processor, record.prompt, len(record.images))
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     own = len(ids) + bool(bos_text(processor)) - ids.count(image_token_id(processor))
@@ -76,8 +77,13 @@ def text_tokens(processor: ProcessorMixin, record: PreferenceRecord) -> int:
 
 
 def image_tokens(processor: ProcessorMixin, size: tuple[int, int]) -> int:
-    """Tokens of an image of this size (width, height): calculated for Qwen-VL, else counted on a blank image."""
+    """Tokens of an image of this size (width, height).
+
+    Calculated for Qwen-VL, else counted on a blank image.
+    """
     rules = processor.image_processor
     if hasattr(rules, "get_number_of_image_patches") and hasattr(rules, "merge_size"):
-        return rules.get_number_of_image_patches(size[1], size[0]) // rules.merge_size**2
-    return count_image_tokens(processor, encode(processor, [""], [Image.new("RGB", size)]))[0]
+        width, height = size
+        return rules.get_number_of_image_patches(height, width) // rules.merge_size**2
+    inputs = encode(processor, [""], [Image.new("RGB", size)])
+    return count_image_tokens(processor, inputs)[0]

@@ -1,8 +1,8 @@
 """Does it help?
 
-Here: exact answers with shuffled and blank images, pair accuracy, text metrics, hallucination, the examination of
-several policies, benchmarks, the blind arena. Not here: figures as pictures and pages (`report`). Taught in
-notebooks 06 and 07.
+Here: exact answers with shuffled and blank images, pair accuracy, text metrics, hallucination, the
+examination of several policies, benchmarks, the blind arena. Not here: figures as pictures and
+pages (`report`). Taught in notebooks 06 and 07.
 """
 
 import lazy_loader

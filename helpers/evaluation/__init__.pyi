@@ -39,7 +39,6 @@ from .hallucination import (
     chair_metrics as chair_metrics,
     object_mentions as object_mentions,
     phrase_index as phrase_index,
-    read_synonyms as read_synonyms,
 )
 from .judge import (
     JudgeResult as JudgeResult,
@@ -87,6 +86,5 @@ from .text_metrics import (
     TextMetrics as TextMetrics,
     anls as anls,
     distinct_share as distinct_share,
-    levenshtein as levenshtein,
     reference_metrics as reference_metrics,
 )

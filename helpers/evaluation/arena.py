@@ -1,11 +1,11 @@
-"""A blind arena: two models' answers to the same questions, judged without names, and what the votes say.
+"""A blind arena: two models' answers, judged without names, and what the votes say.
 
-`matches` makes the records, `widgets.Arena` shows them, `standings` counts. A question is one item, however
-many people judged it: their consensus decides. Pairwise human votes on anonymous answers are those of
-Chatbot Arena (Chiang et al. 2024, arXiv 2403.04132).
+`build_matches` makes the records, `widgets.Arena` shows them, `standings` counts. A question is one
+item, however many people judged it: their consensus decides. Pairwise human votes on anonymous
+answers are those of Chatbot Arena (Chiang et al. 2024, arXiv 2403.04132).
 
-Simplified: questions are taken as independent (several about one photo are not quite), and p holds if the
-number of votes was settled beforehand, not if voting stops once p is small.
+Simplified: questions are taken as independent (several about one photo are not quite), and p holds
+if the number of votes was settled beforehand, not if voting stops once p is small.
 """
 
 import os
@@ -36,11 +36,17 @@ from helpers.data import (
     write_records,
 )
 from helpers.files import UsageError, read_json, write_json
-from helpers.statistics import Proportion, binomial_p, proportion, votes_needed, win_rate
+from helpers.statistics import (
+    SIGNIFICANCE_LEVEL,
+    Proportion,
+    binomial_p,
+    share_of,
+    votes_needed,
+    win_rate,
+)
 
-MatchOutcome = (
-    int | Literal["tie", "both bad", "skipped", "unjudged"]
-)  # a number: place of the answer that won
+# a number: place of the answer that won
+MatchOutcome = int | Literal["tie", "both bad", "skipped", "unjudged"]
 
 
 def build_matches(
@@ -52,55 +58,46 @@ def build_matches(
     *,
     records_path: Path,
 ) -> list[PreferenceRecord]:
-    """One record a question with the answers of the two models `names`, written to `records_path`.
+    """One record a question with the answers of the models `names`, written to `records_path`.
 
-    answers: model → its answer to each question. A question is (paths[i], prompts[i]); its record has the id
-    str(i). Questions that both answer alike are left out, and their number is printed: a difference found
-    in an arena is one among different answers. Raises UsageError for lengths that do not fit, an unknown
-    model, an empty answer, or nothing to compare.
+    answers: model → its answer to each question. A question is (paths[i], prompts[i]); its record
+    has the id str(i). Questions that both answer alike are left out, and their number is printed: a
+    difference found in an arena is one among different answers. Raises UsageError for lengths that
+    do not fit, an unknown model, an empty answer, or nothing to compare.
     """
-    columns = {
-        "prompts": prompts,
-        **({"groups": groups} if groups is not None else {}),
-        **_answers_of_two(answers, names),
-    }
-    for what, column in columns.items():
-        if len(column) != len(paths):
-            raise UsageError(f"{len(column)} {what} for {len(paths)} images. Give one for each.")
-    differ = [
-        i for i in range(len(paths)) if len({answers[name][i].strip() for name in names}) == 2
-    ]
-    if not differ:
-        raise UsageError(
-            f"{names[0]} and {names[1]} answer all {len(paths)} questions alike: nothing to compare."
-        )
-    print(
-        f"{len(differ)} matches; {len(paths) - len(differ)} of {len(paths)} questions left out: answered alike."
-    )
-    records = []
-    for i in differ:
-        texts = {name: answers[name][i] for name in names}
-        records.append(
-            _match(i, os.path.abspath(paths[i]), prompts[i], texts, groups and groups[i])
-        )
-    return read_records(write_records(records_path, records))
-
-
-def _answers_of_two(
-    answers: Mapping[str, Sequence[str]], names: tuple[str, str]
-) -> dict[str, Sequence[str]]:
     if len(set(names)) != 2 or not set(names) <= set(answers):
         raise UsageError(
             f"names {names}: name two of the models that answered, which are {', '.join(answers)}."
         )
-    return {f"answers of {name}": answers[name] for name in names}
+    n = len(paths)
+    columns = {"prompts": prompts} | {f"answers of {name}": answers[name] for name in names}
+    if groups is not None:
+        columns["groups"] = groups
+    for what, column in columns.items():
+        if len(column) != n:
+            raise UsageError(f"{len(column)} {what} for {n} images. Give one for each.")
+    matches = []
+    for i, prompt in enumerate(prompts):
+        texts = {name: answers[name][i] for name in names}
+        if len({text.strip() for text in texts.values()}) == 2:
+            image = os.path.abspath(paths[i])
+            matches.append(_match(i, image, prompt, texts, groups[i] if groups else None))
+    if not matches:
+        raise UsageError(
+            f"{names[0]} and {names[1]} answer all {n} questions alike: nothing to compare."
+        )
+    left_out = n - len(matches)
+    print(f"{len(matches)} matches; {left_out} of {n} questions left out: answered alike.")
+    return read_records(write_records(records_path, matches))
 
 
 def _match(
     number: int, image: str, prompt: str, texts: Mapping[str, str], group: str | None
 ) -> PreferenceRecord:
-    """The place of an answer follows from the texts alone, so it does not tell the model."""
-    order = list(texts)[::-1] if is_first_shown_second(*texts.values()) else list(texts)
+    order = list(texts)
+    # the place of an answer follows from the texts alone, so it does not tell the model
+    if is_first_shown_second(*texts.values()):
+        order.reverse()
     try:
         pair = [Answer(text=texts[name], model=name) for name in order]
         return PreferenceRecord(
@@ -108,27 +105,29 @@ def _match(
         )
     except ValidationError as error:
         raise UsageError(
-            f"question {number} ({image}): {explain_validation_error(error)}. Answer it again, or leave it out."
+            f"question {number} ({image}): {explain_validation_error(error)}. "
+            "Answer it again, or leave it out."
         ) from None
 
 
 def models_of(records: Iterable[PreferenceRecord]) -> tuple[str, str]:
-    """The two models of all records, in alphabetical order. Raises UsageError if there are others."""
-    names: tuple[str, ...] = ()
+    """The two models of all records, in alphabetical order. Raises UsageError for others."""
+    names = ()
     for record in records:
-        found = tuple(sorted(answer.model or "" for answer in record.answers))
+        models = [answer.model for answer in record.answers]
+        found = tuple(sorted(model or "" for model in models))
         names = names or found
-        if found != names or len(set(found)) != 2 or len(found) != 2 or not all(found):
+        if found != names or len(found) != 2 or not all(found) or found[0] == found[1]:
             raise UsageError(
-                f"record {record.id!r} has answers of {[answer.model for answer in record.answers]}. An arena needs "
-                "one of each of the same two models: make the records with evaluation.matches."
+                f"record {record.id!r} has answers of {models}. An arena needs one of each of the "
+                "same two models: make the records with evaluation.build_matches."
             )
     return names
 
 
 @dataclass(frozen=True)
 class Standings:
-    """What the votes say so far; counts are of questions, by the consensus of those who judged them."""
+    """What the votes say so far; counts are of questions, by the consensus of who judged them."""
 
     names: tuple[str, str]
     wins: tuple[int, int]
@@ -136,115 +135,124 @@ class Standings:
     both_bad: int  # a draw that more than half of the voters called bad
     skipped: int  # by all who saw it
     unjudged: int
-    win_rates: (
-        tuple[Proportion, Proportion] | None
-    )  # ties and both bad count one half; None before the first
+    # ties and both bad count one half; None before the first
+    win_rates: tuple[Proportion, Proportion] | None
     p: float  # exact sign test on the questions with a winner
-    first_shown_share: (
-        Proportion | None
-    )  # share of single votes for a winner that chose what was shown as A
-    still_needed: int  # more questions with a winner, to tell a win rate `difference` off one half
+    # share of single votes for a winner that chose what was shown as A
+    first_shown_share: Proportion | None
+    # more questions with a winner, to tell a win rate `difference` off one half
+    still_needed: int
     difference: float
     not_blind: int  # single votes given after their annotator had seen the names
 
     def sentence(self) -> str:
         """Who is better, if that can be said."""
-        decided = sum(self.wins)
-        test = f"of {decided} questions with a winner (exact sign test, p = {self.p:.2g})"
-        if self.p >= 0.05:
-            return f"No difference can be claimed: {self._count_text()} {test}."
-        better = self.wins[1] > self.wins[0]
-        return f"{self.names[better]} is better: it won {self.wins[better]} {test}."
-
-    def _count_text(self) -> str:
-        return " and ".join(
-            f"{name} won {wins}" for name, wins in zip(self.names, self.wins, strict=True)
-        )
+        first, second = self.wins
+        test = f"of {first + second} questions with a winner (exact sign test, p = {self.p:.2g})"
+        if self.p >= SIGNIFICANCE_LEVEL:
+            return (
+                f"No difference can be claimed: {self.names[0]} won {first} and "
+                f"{self.names[1]} won {second} {test}."
+            )
+        better = self.names[1] if second > first else self.names[0]
+        return f"{better} is better: it won {max(self.wins)} {test}."
 
     def remarks(self) -> list[str]:
         """List the caveats of this result, one line each."""
         lines = [
-            f"Ties {self.ties}, both bad {self.both_bad}, skipped {self.skipped}, not judged yet {self.unjudged}."
+            f"Ties {self.ties}, both bad {self.both_bad}, skipped {self.skipped}, "
+            f"not judged yet {self.unjudged}."
         ]
-        if self.first_shown_share:
-            even = self.first_shown_share.low <= 0.5 <= self.first_shown_share.high
-            verdict = (
-                "no sign of a position bias"
-                if even
-                else "the position mattered; it is drawn for each question"
-            )
+        first = self.first_shown_share
+        if first:
+            verdict = "the position mattered; it is drawn for each question"
+            if first.low <= 0.5 <= first.high:
+                verdict = "no sign of a position bias"
+            lines.append(f"Share of votes for what was shown as A: {first} ({verdict}).")
+        if self.still_needed:
             lines.append(
-                f"Share of votes for what was shown as A: {self.first_shown_share} ({verdict})."
+                f"About {self.still_needed} more questions with a winner to tell "
+                f"{0.5 + self.difference:.0%} from 50% with 80% power."
             )
-        aim = f"to tell {0.5 + self.difference:.0%} from 50% with 80% power"
-        lines.append(
-            f"About {self.still_needed} more questions with a winner {aim}."
-            if self.still_needed
-            else ""
-        )
-        if self.p < 0.05:
+        if self.p < SIGNIFICANCE_LEVEL:
             lines.append("The p holds if the number of votes was settled before looking at it.")
         if self.not_blind:
             lines.append(
                 f"Votes given after their voter had seen the names, so not blind: {self.not_blind}."
             )
-        return [line for line in lines if line]
+        return lines
 
     def __str__(self) -> str:
-        rates = [
-            f"{name}: win rate {rate}"
-            for name, rate in zip(self.names, self.win_rates or (), strict=False)
-        ]
-        return "\n".join([self.sentence(), *rates, *self.remarks()])
+        lines = [self.sentence()]
+        for name, rate in zip(self.names, self.win_rates or (), strict=False):
+            lines.append(f"{name}: win rate {rate}")
+        return "\n".join(lines + self.remarks())
 
 
 def standings(
     records: Sequence[PreferenceRecord],
     vote_path: Path,
-    names: tuple[str, str] | None = None,
     difference: float = 0.1,
 ) -> Standings:
-    """Count the votes of the file `vote_path` on `records`; `names` puts the models in another order.
+    """Count the votes of the file `vote_path` on `records`.
 
-    difference: the distance of a win rate from one half for which `still_needed` is worked out. Raises
-    UsageError for records of other models, votes on other records, or no vote at all.
+    difference: the distance of a win rate from one half for which `still_needed` is worked out.
+    Raises UsageError for records of other models, votes on other records, or no vote at all.
     """
-    names = _order_names(models_of(records), names)
+    names = models_of(records)
     by_key = records_by_key(records)
     events = _events(by_key, vote_path)
-    votes: dict[str, list[Judgement]] = {key: [] for key in by_key}
-    for (key, _), judgement in current_judgements(events).items():
-        votes[key].append(judgement)
-    outcomes = Counter(
-        _name_winner(record, match_outcome(votes[key])) for key, record in by_key.items()
-    )
-    wins = tuple(outcomes["won", name] for name in names)
-    draws = outcomes["tie"] + outcomes["both bad"]
+    judgements = current_judgements(events)
+    won, others = _count_outcomes(by_key, judgements)
+    first, second = (won[name] for name in names)
+    draws = others["tie"] + others["both bad"]
+    rates = None
+    if first + second + draws:
+        rates = win_rate(first, second, draws), win_rate(second, first, draws)
     return Standings(
-        names, wins, outcomes["tie"], outcomes["both bad"], outcomes["skipped"], outcomes["unjudged"],
-        win_rates=(win_rate(*wins, draws), win_rate(*wins[::-1], draws)) if sum(wins) + draws else None,
-        p=binomial_p(wins[0], sum(wins), 0.5) if sum(wins) else 1.0,
-        first_shown_share=_shown_first_share([vote for of_one in votes.values() for vote in of_one]),
-        still_needed=max(0, votes_needed(difference) - sum(wins)), difference=difference,
-        not_blind=_count_unblinded(events, read_reveals(vote_path)),
-    )  # fmt: skip
-
-
-def _order_names(found: tuple[str, str], names: tuple[str, str] | None) -> tuple[str, str]:
-    if names is not None and tuple(sorted(names)) != found:
-        raise UsageError(f"names {names}: the records have answers of {found[0]} and {found[1]}.")
-    return names or found
+        names,
+        (first, second),
+        others["tie"],
+        others["both bad"],
+        others["skipped"],
+        others["unjudged"],
+        rates,
+        binomial_p(first, first + second, 0.5) if first + second else 1.0,
+        _first_shown_share(judgements.values()),
+        max(0, votes_needed(difference) - first - second),
+        difference,
+        _count_unblinded(events, read_reveals(vote_path)),
+    )
 
 
 def _events(by_key: Mapping[str, PreferenceRecord], path: Path) -> list[VoteEvent]:
     events, notice = events_on(path, content_hashes(by_key, path))
     if not events:
         raise UsageError(
-            f"{path}: no vote on any of these {len(by_key)} records. Give the votes on these, or vote."
+            f"{path}: no vote on any of these {len(by_key)} records. "
+            "Give the votes on these, or vote."
         )
     if notice:
         print(notice)
     return events
+
+
+def _count_outcomes(
+    by_key: Mapping[str, PreferenceRecord], judgements: Mapping[tuple[str, str], Judgement]
+) -> tuple[Counter[str], Counter[str]]:
+    """Questions by the model that won them, and those without a winner by their outcome."""
+    votes = {key: [] for key in by_key}
+    for (key, _), judgement in judgements.items():
+        votes[key].append(judgement)
+    won = Counter()
+    others = Counter()
+    for key, record in by_key.items():
+        outcome = match_outcome(votes[key])
+        if isinstance(outcome, int):
+            won[record.answers[outcome].model] += 1
+        else:
+            others[outcome] += 1
+    return won, others
 
 
 def match_outcome(votes: Sequence[Judgement]) -> MatchOutcome:
@@ -254,23 +262,14 @@ def match_outcome(votes: Sequence[Judgement]) -> MatchOutcome:
         return "skipped" if votes else "unjudged"
     if len(ranking) == 2:
         return ranking[0][0]
-    judged = [vote for vote in votes if vote.verdict != "skip"]
-    bad = sum(vote.verdict == "all bad" for vote in judged)
-    return "both bad" if 2 * bad > len(judged) else "tie"
+    bad = [vote.verdict == "all bad" for vote in votes if vote.verdict != "skip"]
+    return "both bad" if 2 * sum(bad) > len(bad) else "tie"
 
 
-def _name_winner(record: PreferenceRecord, result: MatchOutcome) -> object:
-    return ("won", record.answers[result].model) if isinstance(result, int) else result
-
-
-def _shown_first_share(votes: Sequence[Judgement]) -> Proportion | None:
-    """Share of votes for the answer that was shown first; each annotator has an order of their own."""
-    chosen = [
-        vote.ranking[0][0] == vote.order[0]
-        for vote in votes
-        if vote.verdict == "ranked" and vote.order
-    ]
-    return proportion(sum(chosen), len(chosen)) if chosen else None
+def _first_shown_share(votes: Iterable[Judgement]) -> Proportion | None:
+    """Share of votes for the answer shown first; each annotator has an order of their own."""
+    ranked = [vote for vote in votes if vote.verdict == "ranked" and vote.order]
+    return share_of(vote.ranking[0][0] == vote.order[0] for vote in ranked)
 
 
 def _reveal_path(vote_path: Path) -> Path:
@@ -283,7 +282,8 @@ def read_reveals(vote_path: Path) -> dict[str, int]:
     seen = read_json(path) if path.exists() else {}
     if not isinstance(seen, dict) or not all(type(number) is int for number in seen.values()):
         raise UsageError(
-            f"{path}: must map annotators to numbers of votes. Restore it, or remove it if nobody looked."
+            f"{path}: must map annotators to numbers of votes. "
+            "Restore it, or remove it if nobody looked."
         )
     return seen
 
@@ -291,36 +291,30 @@ def read_reveals(vote_path: Path) -> dict[str, int]:
 def reveal(votes: Votes) -> None:
     """Note beside the vote file that this annotator has seen the names; the first time counts."""
     with lock_file(votes.path):
-        contents = content_hashes(votes.records, votes.path)
-        own = [
-            event
-            for event in events_on(votes.path, contents)[0]
-            if event.annotator == votes.annotator
-        ]
-        write_json(_reveal_path(votes.path), {votes.annotator: len(own)} | read_reveals(votes.path))
+        events, _ = events_on(votes.path, content_hashes(votes.records, votes.path))
+        own = sum(event.annotator == votes.annotator for event in events)
+        write_json(_reveal_path(votes.path), {votes.annotator: own} | read_reveals(votes.path))
 
 
 def _count_unblinded(events: Sequence[VoteEvent], seen: Mapping[str, int]) -> int:
     """Count the valid votes that were given after the annotator had seen the names."""
-    number: Counter[str] = Counter()
+    given = Counter()
     blind = []
     for event in events:
-        number[event.annotator] += 1
-        if number[event.annotator] <= seen.get(event.annotator, len(events)):
+        given[event.annotator] += 1
+        if given[event.annotator] <= seen.get(event.annotator, len(events)):
             blind.append(event)
     before = current_judgements(blind)
-    return sum(
-        before.get(key) is not judgement for key, judgement in current_judgements(events).items()
-    )
+    return sum(before.get(key) is not vote for key, vote in current_judgements(events).items())
 
 
 def export_records(
     records: Sequence[PreferenceRecord], vote_path: Path, target: Path
 ) -> list[PreferenceRecord]:
-    """Write the judged records with their votes and rankings to `target`, the pairs of a next round.
+    """Write the judged records with their votes and rankings, the pairs of a next round.
 
-    Records nobody has judged, or all have skipped, are left out. Raises UsageError
-    for a target that is one of the sources, and if nothing is judged.
+    Records nobody has judged, or all have skipped, are left out. Raises UsageError for a `target`
+    that is one of the sources, and if nothing is judged.
     """
     sources = {vote_path, *(record.file for record in records if record.file)}
     if target.resolve() in {path.resolve() for path in sources}:
@@ -330,7 +324,8 @@ def export_records(
     judged = [record for record in apply_votes(records, vote_path) if record.ranking is not None]
     if not judged:
         raise UsageError(
-            f"{vote_path}: all votes are skips or taken back, so there is nothing to export. Vote first."
+            f"{vote_path}: all votes are skips or taken back, so there is nothing to export. "
+            "Vote first."
         )
     write_records(target, judged)
     return judged

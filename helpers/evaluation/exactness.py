@@ -5,8 +5,9 @@ with grey ones ("blank"). A model that reads the image falls to chance on the la
 does not never needed them. Taught in notebook 07.
 """
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,20 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from helpers import models
-from helpers.data import CountedImage, counting_questions, is_exact, is_well_formed, parse_counts
+from helpers.data import (
+    CountedImage,
+    Counts,
+    counting_questions,
+    is_exact,
+    is_well_formed,
+    parse_counts,
+)
 from helpers.files import open_image
 from helpers.models import VLM
-from helpers.statistics import Proportion, derangement, proportion
+from helpers.statistics import Proportion, derangement, share_of
 
 CONDITIONS = ("right", "shuffled", "blank")
+GREY = (127, 127, 127)
 
 
 @dataclass(frozen=True)
@@ -34,55 +43,48 @@ class CountingResult:
 
     @property
     def exact(self) -> np.ndarray:  # (items,) bool: every count is true
-        return np.array(
-            [is_exact(a, item.counts) for a, item in zip(self.answers, self.items, strict=True)]
-        )
+        return np.array(self._judge(is_exact))
 
     @property
     def well_formed(self) -> np.ndarray:  # (items,) bool: exactly the answer sentence
-        return np.array(
-            [
-                is_well_formed(a, list(i.counts))
-                for a, i in zip(self.answers, self.items, strict=True)
-            ]
-        )
+        return np.array(self._judge(lambda answer, counts: is_well_formed(answer, list(counts))))
+
+    def _judge(self, judge: Callable) -> list:
+        """What `judge(answer, true counts)` says of every answer."""
+        pairs = zip(self.answers, self.items, strict=True)
+        return [judge(answer, item.counts) for answer, item in pairs]
 
     @property
     def exact_share(self) -> Proportion:
-        return proportion(int(self.exact.sum()), len(self.items))
+        return share_of(self.exact)
 
     @property
     def well_formed_share(self) -> Proportion:
-        return proportion(int(self.well_formed.sum()), len(self.items))
+        return share_of(self.well_formed)
 
     def errors(self) -> dict[str, np.ndarray]:
         """Stated minus true count of each class, (items,); NaN where the answer has no counts."""
-        rows = [
-            parse_counts(a, list(item.counts))
-            for a, item in zip(self.answers, self.items, strict=True)
-        ]
-        return {
-            cls: np.array(
-                [
-                    np.nan if r is None else r[cls] - i.counts[cls]
-                    for r, i in zip(rows, self.items, strict=True)
-                ]
-            )
-            for cls in self.items[0].counts
-        }
+        classes = list(self.items[0].counts)
+
+        def differences(answer: str, counts: Counts) -> list[float]:
+            stated = parse_counts(answer, classes) or dict.fromkeys(classes, math.nan)
+            return [stated[cls] - counts[cls] for cls in classes]
+
+        columns = np.array(self._judge(differences)).T
+        return dict(zip(classes, columns, strict=True))
 
 
 def images_for(
     items: Sequence[CountedImage], condition: str = "right", seed: int = 0
 ) -> list[Image.Image]:
-    """The images to show with the questions about `items`: their own, each other's, or grey ones."""
+    """The images to show with the questions about `items`: their own, each other's, or grey."""
     images = [open_image(item.path) for item in items]
     if condition == "right":
         return images
     if condition == "shuffled":
         return [images[i] for i in derangement(len(images), seed)]
     if condition == "blank":
-        return [Image.new("RGB", image.size, (127, 127, 127)) for image in images]
+        return [Image.new("RGB", image.size, GREY) for image in images]
     raise ValueError(f"unknown condition {condition!r}: choose from {CONDITIONS}")
 
 
@@ -130,14 +132,14 @@ def evaluate_greedy_and_sampled(
     model: VLM, processor: ProcessorMixin, items: Sequence[CountedImage]
 ) -> GreedyAndSampled:
     """Ask the counting question about every item twice: greedy, and sampled with seed 0."""
-    greedy, sampled = (
-        evaluate_counting(model, processor, items, temperature=t) for t in (0.0, 1.0)
-    )
+    greedy = evaluate_counting(model, processor, items)
+    sampled = evaluate_counting(model, processor, items, temperature=1.0)
     return GreedyAndSampled(greedy, sampled)
 
 
 def chance_exact(items: Sequence[CountedImage]) -> float:
     """Probability that the true counts of another item happen to be right for this one."""
-    keys = [tuple(item.counts.values()) for item in items]
-    n = len(keys)
-    return sum(k * (k - 1) for k in Counter(keys).values()) / (n * (n - 1))
+    n = len(items)
+    same = Counter(tuple(item.counts.values()) for item in items)
+    # ordered pairs of items with the same counts, of all pairs
+    return sum(k * (k - 1) for k in same.values()) / (n * (n - 1))

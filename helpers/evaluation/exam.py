@@ -1,6 +1,7 @@
-"""The same questions to every policy: all counts (greedy, sampled, with wrong images) and the count of one class.
+"""The same questions to every policy: all counts (greedy, sampled, wrong images), one class.
 
-`examine` asks, `metrics` makes of the answers what `helpers/evaluation/paired.py` compares. Taught in notebook 07.
+`examine` asks, `exam_metrics` makes of the answers what `helpers/evaluation/paired.py` compares.
+Taught in notebook 07.
 """
 
 import time
@@ -14,7 +15,7 @@ from helpers import models
 from helpers.data import CountedImage, one_class_question
 from helpers.models import Policies
 from helpers.rewards import exact_match, heuristic_scorer
-from helpers.statistics import Estimate, Proportion, sample_mean
+from helpers.statistics import Estimate, Proportion, TableRows, sample_mean
 
 from .counting_metrics import CountMetrics, count_metrics
 from .exactness import CountingResult, chance_exact, evaluate_counting
@@ -43,7 +44,7 @@ class ExamResult:
 
     @property
     def sampled_exact(self) -> Estimate:
-        """Mean share of exact sampled answers; the interval is over items, whose seeds are averaged first."""
+        """Mean share of exact sampled answers; the interval is over items, seeds averaged first."""
         return sample_mean(self.over_seeds("exact"))
 
     @property
@@ -55,7 +56,7 @@ class ExamResult:
         return np.mean([getattr(result, name) for result in self.sampled], axis=0)
 
     def shares(self) -> dict[str, Proportion]:
-        """The shares of a chart: all of them are of single answers, so that sampled ones are of the first seed."""
+        """The shares of a chart, all of single answers: sampled ones are of the first seed."""
         sampled = self.sampled[0]
         return {
             "exact, greedy": self.greedy.exact_share,
@@ -77,8 +78,8 @@ class PolicyFindings:
 
     about: dict[str, Any]  # how it was made: about.json of its adapter
     n: int  # items that were asked about
-    rows: list[list[str]]  # its comparison with the base, the first row heads of columns
-    counting: list[list[str]]  # counting metrics of its greedy answers, likewise
+    rows: TableRows  # its comparison with the base, the first row heads of columns
+    counting: TableRows  # counting metrics of its greedy answers, likewise
     sight: str  # do the answers come from the image?
     failures: list[str]  # a sentence each
 
@@ -86,13 +87,13 @@ class PolicyFindings:
 def examine(
     policies: Policies, name: str, items: Sequence[CountedImage], seeds: Sequence[int] = EXAM_SEEDS
 ) -> ExamResult:
-    """Ask the policy `name` everything; two generations an item, `len(seeds)` sampled ones, and two with wrong images."""
+    """Ask the policy `name` everything.
+
+    Two greedy generations an item, `len(seeds)` sampled ones, and two with wrong images.
+    """
     started = time.monotonic()
     with policies.use_policy(name) as model:
         asked = model, policies.processor, items
-        questions = [
-            one_class_question(item.counts, number)[0] for number, item in enumerate(items)
-        ]
         return ExamResult(
             evaluate_counting(*asked),
             tuple(evaluate_counting(*asked, temperature=1.0, seed=seed) for seed in seeds),
@@ -102,71 +103,71 @@ def examine(
                 model,
                 policies.processor,
                 [item.path for item in items],
-                questions,
+                [question for question, _ in _one_class_questions(items)],
                 description="one class",
             ),
             time.monotonic() - started,
         )
 
 
-def exam_rows(examined: Mapping[str, ExamResult]) -> list[list[str]]:
+def _one_class_questions(items: Sequence[CountedImage]) -> list[tuple[str, str]]:
+    """(question, true answer) about each item."""
+    return [one_class_question(item.counts, number) for number, item in enumerate(items)]
+
+
+def exam_rows(examined: Mapping[str, ExamResult]) -> TableRows:
     """What every model reached, for `report.Section.table`, the head first."""
     seeds = len(next(iter(examined.values())).sampled)
     head = ["model", "all counts right, greedy", f"sampled, {seeds} seeds", "images shuffled"]
     rows = [[*head, "images blank", "well formed, greedy", "well formed, sampled", "seconds"]]
     for name, found in examined.items():
-        exact = [found.greedy.exact_share, found.sampled_exact]
-        exact += [found.shuffled.exact_share, found.blank.exact_share]
-        formed = [found.greedy.well_formed_share, found.sampled_well_formed]
-        texts = [share.short_text() for share in (*exact, *formed)]
+        shares = [
+            found.greedy.exact_share,
+            found.sampled_exact,
+            found.shuffled.exact_share,
+            found.blank.exact_share,
+            found.greedy.well_formed_share,
+            found.sampled_well_formed,
+        ]
+        texts = [share.short_text() for share in shares]
         rows.append([name, *texts, f"{found.seconds:.0f}"])
     return rows
 
 
 def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
-    """Compute every metric of every model on every item; the first two and the last are rewards of this suite."""
+    """Compute every metric of every model on every item.
+
+    The first two and the last are rewards of this suite.
+    """
     items = next(iter(examined.values())).greedy.items
-    facts = [one_class_question(item.counts, number) for number, item in enumerate(items)]
-    rules, found = heuristic_scorer(), examined.items()
+    asked = _one_class_questions(items)
+    heuristic = heuristic_scorer()
 
-    def score_answers(answers: Sequence[str]) -> np.ndarray:
-        return np.array(
-            [
-                rules(None, question, text).total
-                for text, (question, _) in zip(answers, facts, strict=True)
-            ]
-        )
+    # `exam` is the `ExamResult` of one model; each function gives its values, (items,)
+    def score_one_class(exam):
+        rows = zip(exam.one_class, asked, strict=True)
+        return np.array([heuristic(None, question, text).total for text, (question, _) in rows])
 
-    def check_one_class(answers: Sequence[str]) -> np.ndarray:
-        rows = zip(answers, facts, strict=True)
-        return np.array(
-            [exact_match(None, question, text, truth).total > 0 for text, (question, truth) in rows]
-        )
+    def check_one_class(exam):
+        rows = zip(exam.one_class, asked, strict=True)
+        scores = [exact_match(None, question, text, true) for text, (question, true) in rows]
+        return np.array([score.total > 0 for score in scores])
+
+    def metric(name, measure, reward=None, truth=False):
+        values = {model: measure(exam) for model, exam in examined.items()}
+        return Metric(name, values, reward, truth)
 
     return [
-        Metric(
-            "all counts right",
-            {name: e.greedy.exact for name, e in found},
-            "count_exact",
-            truth=True,
-        ),
-        Metric(
+        metric("all counts right", lambda exam: exam.greedy.exact, "count_exact", True),
+        metric(
             "all counts right, sampled",
-            {name: e.over_seeds("exact") for name, e in found},
+            lambda exam: exam.over_seeds("exact"),
             "count_exact",
-            truth=True,
+            True,
         ),
-        Metric("well formed, sampled", {name: e.over_seeds("well_formed") for name, e in found}),
-        Metric(
-            "one class: right",
-            {name: check_one_class(e.one_class) for name, e in found},
-            truth=True,
-        ),
-        Metric(
-            "one class: heuristic",
-            {name: score_answers(e.one_class) for name, e in found},
-            "heuristic",
-        ),
+        metric("well formed, sampled", lambda exam: exam.over_seeds("well_formed")),
+        metric("one class: right", check_one_class, truth=True),
+        metric("one class: heuristic", score_one_class, "heuristic"),
     ]
 
 
@@ -176,27 +177,34 @@ def policy_findings(
     """Collect what the report and the model cards need of every policy except the base."""
     found = {}
     for name, saved in policies.saved.items():
-        if name in examined:
-            own, greedy = [row for row in rows if row.policy == name], examined[name].greedy
-            counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
-            found[name] = PolicyFindings(
-                about=saved.about,
-                n=len(greedy.items),
-                rows=comparison_rows(own),
-                counting=counting.rows(),
-                sight=examined[name].describe_sight(),
-                failures=policy_failures(own, counting),
-            )
+        if name not in examined:
+            continue
+        own = [row for row in rows if row.policy == name]
+        greedy = examined[name].greedy
+        counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
+        found[name] = PolicyFindings(
+            about=saved.about,
+            n=len(greedy.items),
+            rows=comparison_rows(own),
+            counting=counting.rows(),
+            sight=examined[name].describe_sight(),
+            failures=policy_failures(own, counting),
+        )
     return found
 
 
 def policy_failures(rows: Sequence[PolicyComparison], counting: CountMetrics) -> list[str]:
-    """List what went wrong with one policy, a sentence each; if nothing did, say what these items cannot show."""
-    found = find_reward_hacking(rows) + [str(row) for row in rows if row.direction < 0]
-    rest = [row for row in rows if row.broken and row.direction >= 0]
-    found += [
-        f"{row.broken} items that the base had right are wrong now ({row.metric})." for row in rest
-    ]
+    """List what went wrong with one policy, a sentence each.
+
+    If nothing did, say what these items cannot show.
+    """
+    found = find_reward_hacking(rows)
+    found += [str(row) for row in rows if row.direction < 0]
+    for row in rows:
+        if row.broken and row.direction >= 0:
+            found.append(
+                f"{row.broken} items that the base had right are wrong now ({row.metric})."
+            )
     if counting.unparsed.value:
         found.append(f"Answers without readable counts: {counting.unparsed}.")
     return found or [f"None found by these questions. {power_note(rows[0].n, rows)}"]

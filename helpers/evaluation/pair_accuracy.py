@@ -1,4 +1,4 @@
-"""Does the policy prefer the better answer of pairs it has never seen, more than the reference does?
+"""Does the policy prefer the better answer of unseen pairs, more than the reference does?
 
 Taught in notebook 04.
 """
@@ -15,7 +15,7 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.data import from_trl
 from helpers.models import Packer, answer_logps
-from helpers.statistics import Proportion, proportion
+from helpers.statistics import Proportion, share_of
 
 
 @torch.no_grad()
@@ -24,15 +24,17 @@ def pair_logps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the chosen and the rejected answer of every pair, (pairs,) each.
 
-    packer: of the model that is asked. dataset: columns images, prompt, chosen, rejected (`preferences.to_trl`).
+    packer: of the model that is asked. dataset: columns images, prompt, chosen, rejected
+    (`preferences.to_trl`).
     """
-    values, size = [], len(dataset)
+    size = len(dataset)
+    values = []
     for start in tqdm(range(0, size, batch_size), desc="log-probabilities", leave=False):
-        pairs = [
-            from_trl(dataset[number]) for number in range(start, min(start + batch_size, size))
-        ]
+        numbers = range(start, min(start + batch_size, size))
+        pairs = [from_trl(dataset[number]) for number in numbers]
         answers = [[pair.chosen, pair.rejected] for pair in pairs]
         packed = packer([pair.prompt for pair in pairs], [pair.images for pair in pairs], answers)
+        # (answers, tokens) → (answers,), two of each pair in a row
         values.append(answer_logps(packer.model, packed).sum(1).cpu())
     chosen, rejected = torch.cat(values).numpy().reshape(-1, 2).T
     return chosen, rejected
@@ -49,20 +51,16 @@ class PairResult:
 
     @property
     def accuracy(self) -> Proportion:
-        """Share of pairs in which the policy prefers the chosen answer more than the reference does."""
-        margin = (self.chosen - self.reference_chosen) - (self.rejected - self.reference_rejected)
-        return proportion(int((margin > 0).sum()), len(margin))
+        """Share of pairs in which the policy prefers the chosen answer more than the reference."""
+        gain = self.chosen - self.reference_chosen
+        loss = self.rejected - self.reference_rejected
+        return share_of(gain - loss > 0)
 
 
-def evaluate_pairs(
-    model: PeftModel, processor: ProcessorMixin, dataset: Dataset, packs: bool | None = None
-) -> PairResult:
-    """Ask policy and reference (the adapter off) for the log-probabilities of every pair.
-
-    packs: both answers in one row, or a row each; None tries whether the model can.
-    """
+def evaluate_pairs(model: PeftModel, processor: ProcessorMixin, dataset: Dataset) -> PairResult:
+    """Ask policy and reference (the adapter off) for the log-probabilities of every pair."""
     # features of all held-out images would fill the memory, and each is needed only a few times
-    packer = Packer(model, processor, packs=packs, keeps_features=False)
+    packer = Packer(model, processor, keeps_features=False)
     policy = pair_logps(packer, dataset)
     with models.disable_adapters(model):
         return PairResult(*policy, *pair_logps(packer, dataset))

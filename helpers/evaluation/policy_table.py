@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.models import VLM
 from helpers.rewards import Scorer, count_exact, score_all
-from helpers.statistics import mcnemar_p
+from helpers.statistics import TableRows, mcnemar_p
 from helpers.training import PPOTrainer, Task, log_mean
 
 from .exactness import GreedyAndSampled
@@ -21,7 +21,7 @@ LAST_ROWS = 5  # iterations that the KL of a row is the mean of
 
 
 class PolicyTable:
-    """Rows for `report.Section.table`: the head, the base, and a row for each policy that was added."""
+    """Rows for `report.Section.table`: the head, the base, and each policy that was added."""
 
     HEAD = (
         "policy",
@@ -37,8 +37,10 @@ class PolicyTable:
 
     def __init__(self, base: GreedyAndSampled):
         self.base = base
-        shares = [share.short_text() for share in base.shares().values()]
-        self.rows: list[list[str]] = [list(self.HEAD), ["base", "", *shares, "", "", "", "0"]]
+        self.rows: TableRows = [
+            list(self.HEAD),
+            ["base", "", *_share_texts(base), "", "", "", "0"],
+        ]
 
     def add(self, name: str, trainer: PPOTrainer, result: GreedyAndSampled) -> None:
         """Add what a trained policy reached.
@@ -46,13 +48,16 @@ class PolicyTable:
         p compares its greedy answers with the base's. Exact counts are a circular judge of a policy
         whose reward they were.
         """
-        judge = "circular" if trainer.score is count_exact else "independent"
-        shares = [share.short_text() for share in result.shares().values()]
+        judge = "circular" if trainer.sampler.score is count_exact else "independent"
         p = mcnemar_p(self.base.greedy.exact, result.greedy.exact)
         samples = int(trainer.log[-1]["samples"])
         kl = log_mean(trainer.log[-LAST_ROWS:], "objective/kl")
         costs = [f"{p:.1g}", str(samples), f"{trainer.seconds:.0f}", f"{kl:.2f}"]
-        self.rows.append([name, judge, *shares, *costs])
+        self.rows.append([name, judge, *_share_texts(result), *costs])
+
+
+def _share_texts(result: GreedyAndSampled) -> list[str]:
+    return [share.short_text() for share in result.shares().values()]
 
 
 def score_greedy_answers(
@@ -65,7 +70,9 @@ def score_greedy_answers(
 
     The model sees the first image and the last turn of a task; the scorers see no image.
     """
-    paths, questions = [task.images[0] for task in tasks], [task.question for task in tasks]
+    paths = [task.images[0] for task in tasks]
+    questions = [task.question for task in tasks]
     answers = models.generate_answers(model, processor, paths, questions)
     rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
-    return [np.array([score.total for score in score_all(scorer, rows)]) for scorer in scorers]
+    # a score as a float is its total
+    return [np.array(score_all(scorer, rows), dtype=float) for scorer in scorers]

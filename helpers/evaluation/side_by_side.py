@@ -1,19 +1,19 @@
-"""One question to several policies: what each answers, how likely each thinks its answer, how far from the base.
+"""One question to several policies: each one's answer, its likelihood, its distance from the base.
 
-Log-probabilities are of the tokens as they were generated, the end of turn included if it came, at temperature 1
-whatever the answer was sampled at. Examples that a reader keeps go to `artifacts/gallery`: one JSON file each,
-beside its image. Taught in notebook 06.
+Log-probabilities are of the tokens as they were generated, the end of turn included if it came, at
+temperature 1 whatever the answer was sampled at. Examples that a reader keeps go to
+`artifacts/gallery`: one JSON file each, beside its image. Taught in notebook 06.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from helpers.data import Counts
@@ -34,7 +34,10 @@ from helpers.rewards import Scorer
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How an answer is generated: greedily at temperature 0, else sampled (nucleus `top_p`; Holtzman et al. 2020)."""
+    """How an answer is generated: greedily at temperature 0, else sampled.
+
+    `top_p`: of the nucleus (Holtzman et al. 2020).
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -52,7 +55,7 @@ class PolicyAnswer:
     tokens: list[str]
     logps: list[float]  # log-probability under the policy that spoke, nats
     base_logps: list[float]  # the same tokens under the base
-    kl: list[float]  # exact KL(policy ‖ base) of the next token, over the whole vocabulary, nats
+    kl: list[float]  # exact KL(policy ‖ base) of the next token, over the vocabulary, nats
     ended: bool  # False: cut at `max_new_tokens`
     reward: float | None = None
 
@@ -77,54 +80,62 @@ def ask_policies(
 ) -> list[PolicyAnswer]:
     """The answers of the policies `names`, in their order; equal arguments give equal answers.
 
-    reward: scores (image, question, answer) without knowing a truth, for example `reward_model.as_scorer`.
+    reward: scores (image, question, answer) without knowing a truth, for example
+    `reward_model.as_scorer`.
     """
     packer = Packer(policies.model, policies.processor, packs=False)
     prompt = packer.encode([[user_message(question)]], [[image]])
-    return [
-        _ask_policy(policies, packer, name, image, question, prompt, decoding, reward)
-        for name in names
-    ]
+    answers = []
+    for name in names:
+        answer = _ask_policy(policies, packer, name, prompt, decoding)
+        if reward is not None:
+            total = reward(image, question, answer.text, None).total
+            answer = replace(answer, reward=total)
+        answers.append(answer)
+    return answers
 
 
 def _ask_policy(
     policies: Policies,
     packer: Packer,
     name: str,
-    image: Image.Image,
-    question: str,
     prompt: EncodedPrompts,
     decoding: DecodingSettings,
-    reward: Scorer | None,
 ) -> PolicyAnswer:
     processor = policies.processor
     with policies.use_policy(name) as model:
-        (ids,), (ended,) = sample_ids(
-            model, processor, prompt, temperature=decoding.temperature, top_p=decoding.top_p,
-            max_new_tokens=decoding.max_new_tokens, seed=decoding.seed,
-        )  # fmt: skip
+        (ids,), (ended,) = sample_ids(model, processor, prompt, **asdict(decoding))
         packed = packer.pack(prompt, [[ids]])
         own = _next_token_logps(model, packed)
-    with policies.use_policy(BASE_POLICY) as model:
-        base = own if name == BASE_POLICY else _next_token_logps(model, packed)
-    text = answer_texts(processor, [ids])[0]
+    base = own
+    if name != BASE_POLICY:
+        with policies.use_policy(BASE_POLICY) as model:
+            base = _next_token_logps(model, packed)
+    spoken = ids.to(own.device)[:, None]
     return PolicyAnswer(
-        name, text, ids.tolist(), [processor.tokenizer.decode([i]) for i in ids],
-        *(rows.gather(-1, ids.to(rows.device)[:, None]).squeeze(-1).tolist() for rows in (own, base)),
+        name,
+        answer_texts(processor, [ids])[0],
+        ids.tolist(),
+        [processor.tokenizer.decode([i]) for i in ids],
+        logps=own.gather(-1, spoken).squeeze(-1).tolist(),
+        base_logps=base.gather(-1, spoken).squeeze(-1).tolist(),
         kl=(own.exp() * (own - base)).sum(-1).tolist(),
         ended=ended,
-        reward=None if reward is None else reward(image, question, text, None).total,
-    )  # fmt: skip
+    )
 
 
 def _next_token_logps(model: torch.nn.Module, packed: PackedAnswers) -> Tensor:
-    """Log-probabilities of the vocabulary before each token of the only answer, (tokens, vocab), in fp32."""
+    """Log-probabilities of the vocabulary before each token of the only answer, (tokens, vocab)."""
+    # in fp32, whatever the model computes in
     return answer_logits(model, packed)[0, :-1].float().log_softmax(-1)
 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One kept example: question, decoding and every policy's answer; `image` lies in the gallery's folder."""
+    """One kept example: question, decoding and every policy's answer.
+
+    `image` lies in the gallery's folder.
+    """
 
     image: str
     question: str
@@ -154,22 +165,16 @@ def save_gallery_item(
 
 
 def read_gallery(folder: Path) -> list[GalleryItem]:
-    """The examples of a folder, oldest first; none if there is no folder. Raises UsageError naming a broken file."""
-    return [
-        _read(path)
-        for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    ]
+    """The examples of a folder, oldest first; none if there is no folder.
 
-
-def _read(path: Path) -> GalleryItem:
-    entry: dict[str, Any] = read_json(path)
-    try:
-        decoding, spoken = (
-            DecodingSettings(**entry["decoding"]),
-            [PolicyAnswer(**row) for row in entry["spoken"]],
-        )
-        return GalleryItem(**entry | {"decoding": decoding, "spoken": spoken})
-    except (TypeError, KeyError, AttributeError):
-        raise UsageError(
-            f"{path}: not an example of this gallery, or of another version. Delete or move it."
-        ) from None
+    Raises UsageError naming a broken file.
+    """
+    items = []
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            items.append(TypeAdapter(GalleryItem).validate_python(read_json(path)))
+        except ValidationError:
+            raise UsageError(
+                f"{path}: not an example of this gallery, or of another version. Delete or move it."
+            ) from None
+    return items

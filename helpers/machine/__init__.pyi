@@ -1,14 +1,25 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
+from .checkpoints import (
+    CHECKPOINT_FOLDER as CHECKPOINT_FOLDER,
+    IDENTITY_FILE as IDENTITY_FILE,
+    TRAINER_STATE as TRAINER_STATE,
+    Identity as Identity,
+    checkpoint_identity as checkpoint_identity,
+    checkpoint_step as checkpoint_step,
+    checkpoints_in as checkpoints_in,
+    folders_with_checkpoints as folders_with_checkpoints,
+    is_whole as is_whole,
+    last_checkpoint as last_checkpoint,
+    seal_checkpoint as seal_checkpoint,
+)
 from .drive import (
     CLOCK_SECONDS as CLOCK_SECONDS,
     QUIET_SECONDS as QUIET_SECONDS,
     DriveCopies as DriveCopies,
     RunCheckpoint as RunCheckpoint,
-    last_checkpoint as last_checkpoint,
     last_checkpoints as last_checkpoints,
     print_checkpoints as print_checkpoints,
-    trainer_state as trainer_state,
     use_drive as use_drive,
 )
 from .duration import (

@@ -1,15 +1,15 @@
-"""Lost sessions: what is finished is kept on Google Drive, and which checkpoints there are to go on from.
+"""Lost sessions: what is kept on Google Drive, and which checkpoints there are to go on from.
 
-Colab ends a session after some hours, and its disk with it. `use_drive`, the set-up cell's, fetches what an earlier
-session left on Google Drive and keeps it up to date; `found` says how to go on.
+Colab ends a session after some hours, and its disk with it. `use_drive`, the set-up cell's, fetches
+what an earlier session left on Google Drive and keeps it up to date; `print_checkpoints` says how
+to go on.
 
-A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the local disk, and every
-minute what is finished is copied, under another name that is then changed. If that fails, training goes on.
-Simplification: what was deleted locally stays on Drive, except for checkpoints of DPO that newer ones have replaced.
+A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the
+local disk, and every minute what is finished is copied, under another name that is then changed. If
+that fails, training goes on. Simplification: what was deleted locally stays on Drive, except for
+checkpoints that newer ones have replaced.
 """
 
-import json
-import re
 import shutil
 import threading
 import time
@@ -17,45 +17,39 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from helpers.files import UsageError, artifacts_dir
+from helpers.files import UsageError, artifacts_dir, is_set_aside
 from helpers.install import COLAB, KAGGLE, KAGGLE_FOLDER, hosted_machine
 
-TRAINER_STATE = "trainer_state.json"  # the last file that Trainer writes into a checkpoint
+from .checkpoints import (
+    CHECKPOINT_FOLDER,
+    IDENTITY_FILE,
+    checkpoint_identity,
+    checkpoint_step,
+    checkpoints_in,
+    folders_with_checkpoints,
+    is_whole,
+    last_checkpoint,
+)
 
-CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d+)")
+# seconds: a file that was changed later than that ago may not be finished
+QUIET_SECONDS = 3.0
 
-QUIET_SECONDS = 3.0  # seconds: a file that was changed later than that ago may not be finished
-
-CLOCK_SECONDS = 2.0  # seconds: some file systems keep times no finer
-
-
-def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
-    """Read the state that Trainer wrote into a checkpoint; None if it was killed before it had finished writing."""
-    try:
-        state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
-        return state if (checkpoint / "optimizer.pt").stat().st_size else None
-    except (OSError, ValueError):
-        return None
-
-
-def last_checkpoint(trainer: Path) -> tuple[int, Path, int] | None:
-    """Step, folder and number of all steps of the last whole checkpoint in a trainer's folder; None if there is none."""
-    found = [(p, trainer_state(p)) for p in trainer.glob("checkpoint-*")]
-    return max(
-        ((state["global_step"], path, state["max_steps"]) for path, state in found if state),
-        default=None,
-    )
+# seconds: some file systems keep times no finer
+CLOCK_SECONDS = 2.0
 
 
 class DriveCopies:
-    """Copies finished files from the folder `local` to the folder `drive`; `start` repeats it every few seconds."""
+    """Copies finished files from the folder `local` to the folder `drive`.
+
+    `start` repeats it, with `every` seconds between.
+    """
 
     def __init__(self, drive: Path, local: Path, every: float = 60.0):
-        self.drive, self.local, self.every, self.failed = drive, local, every, False
+        self.drive = drive
+        self.local = local
+        self.every = every
+        self.failed = False
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._run, name="copies", daemon=True)
 
@@ -64,18 +58,21 @@ class DriveCopies:
         return _copy_newer(self.drive, self.local)
 
     def keep(self) -> int:
-        """Copy to `drive` what is newer in `local`, and count it; a failure is said once and raises nothing."""
+        """Copy to `drive` what is newer in `local`, and count it.
+
+        A failure is said once and raises nothing.
+        """
         try:
-            if (
-                not self.drive.is_dir()
-            ):  # else a lost mount would be replaced by a folder of that name
+            # Else a lost mount would be replaced by a folder of that name
+            if not self.drive.is_dir():
                 raise OSError("it is not there any more")
             count = _copy_newer(self.local, self.drive, time.time() - QUIET_SECONDS)
             _drop_replaced(self.drive, self.local)
         except OSError as error:
             if not self.failed:
                 print(
-                    f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on this machine only."
+                    f"⚠️  {self.drive}: nothing can be copied there ({error}). Work goes on, on "
+                    "this machine only."
                 )
             self.failed = True
             return 0
@@ -98,34 +95,38 @@ def _finished_files(folder: Path) -> Iterator[Path]:
             continue
         if path.is_dir() and not CHECKPOINT_FOLDER.fullmatch(path.name):
             yield from _finished_files(path)
-        elif path.is_file() or trainer_state(path):
+        elif path.is_file() or checkpoint_identity(path):
             yield path
 
 
 def _modification_time(path: Path) -> float:
-    return (path / TRAINER_STATE if path.is_dir() else path).stat().st_mtime
+    return (path / IDENTITY_FILE if path.is_dir() else path).stat().st_mtime
 
 
 def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
-    """Copy what was written before `until` and is newer in `source`, or only there; how much that was."""
+    """Copy what was written before `until` and is newer in `source`, or only there; how much."""
     count = 0
     for path in _finished_files(source):
         copy = target / path.relative_to(source)
         try:
-            if _modification_time(path) <= until and (
-                not copy.exists()
-                or _modification_time(path) > _modification_time(copy) + CLOCK_SECONDS
-            ):
+            written = _modification_time(path)
+            wanted = not copy.exists() or written > _modification_time(copy) + CLOCK_SECONDS
+            # a drive writes late: a checkpoint may be there in part
+            if written <= until and wanted and (path.is_file() or is_whole(path)):
                 _copy(path, copy)
                 count += 1
         except OSError:
+            # else the trainer has just removed this one, because it has newer ones
             if path.exists() or not source.is_dir():
-                raise  # else the trainer has just removed this one, because it has newer ones
+                raise
     return count
 
 
 def _copy(path: Path, copy: Path) -> None:
-    """Copy a file or a folder with its times; under the name `copy` stands the old one or the new one, never a part."""
+    """Copy a file or a folder with its times.
+
+    Under the name `copy` stands the old one or the new one, never a part.
+    """
     part = copy.with_name(f".{copy.name}.part")
     _remove(part)
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -143,30 +144,35 @@ def _remove(path: Path) -> None:
 
 
 def _drop_replaced(drive: Path, local: Path) -> None:
-    """Remove checkpoints whose originals the trainer has removed, because it has newer ones."""
-    for path in drive.glob("dpo/*/trainer/checkpoint-*"):
-        original = local / path.relative_to(drive)
-        newer = [
-            p
-            for p in original.parent.glob("checkpoint-*")
-            if trainer_state(p) and _number(p) > _number(path)
-        ]
-        if newer and not original.exists():
-            _remove(path)
+    """Remove checkpoints whose originals are gone: replaced by newer ones, or set aside."""
+    for folder in folders_with_checkpoints(local):
+        kept = [path for path in checkpoints_in(folder) if checkpoint_identity(path)]
+        for copy in checkpoints_in(drive / folder.relative_to(local)):
+            original = folder / copy.name
+            if not original.exists() and any(_replaces(path, copy) for path in kept):
+                _remove(copy)
 
 
-def _number(checkpoint: Path) -> int:
-    return int(CHECKPOINT_FOLDER.fullmatch(checkpoint.name)[1])
+def _replaces(checkpoint: Path, old: Path) -> bool:
+    """Is it of another run in the same folder, or a newer one of the same run?"""
+    if checkpoint_identity(checkpoint) != checkpoint_identity(old):
+        return True
+    return checkpoint_step(checkpoint) > checkpoint_step(old)
 
 
+# Where Colab mounts Google Drive
 DRIVE_MOUNT = Path("/content/drive")
 
+# The copies of each folder, so that a set-up cell that is run again starts no second ones
 _running: dict[Path, DriveCopies] = {}
 
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """The last one of a run that is whole. step: updates of DPO and reward model, iterations of PPO."""
+    """The last one of a run that is whole.
+
+    step: updates of DPO and reward model, iterations of PPO.
+    """
 
     run: str  # its folder in artifacts/
     path: Path
@@ -175,78 +181,73 @@ class RunCheckpoint:
     finished: bool  # the run came to its end, or its adapter was saved since
 
     def __str__(self) -> str:
-        done = f"{self.run}: step {self.step}" + (f" of {self.steps}" if self.steps else "")
-        goes_on = "goes on by itself" if self.run.startswith("reward") else "set RESUME = True"
-        return f"{done}, finished" if self.finished else f"{done} → {goes_on}"
+        whole = f" of {self.steps}" if self.steps else ""
+        end = ", finished" if self.finished else " → goes on by itself"
+        return f"{self.run}: step {self.step}{whole}{end}"
 
 
 def last_checkpoints(folder: Path) -> list[RunCheckpoint]:
-    """The last whole checkpoint of every run in `folder`, as notebooks 03, 04 and 05 name them."""
-    files = sorted([*folder.glob("reward*/**/checkpoint*.pt"), *folder.glob("ppo/*/checkpoint.pt")])
-    found = [(path.parent, last_checkpoint(path)) for path in sorted(folder.glob("dpo/*/trainer"))]
-    found += [(path.parent, _read_checkpoint(path)) for path in files]
-    return [_checkpoint(folder, run, *last) for run, last in found if last]
+    """The last whole checkpoint of every run in `folder`, but for those that were set aside."""
+    found = []
+    for run in folders_with_checkpoints(folder):
+        path = last_checkpoint(run)
+        if path is None or is_set_aside(run):
+            continue
+        identity = checkpoint_identity(path) or {}
+        # named so by DPO and by PPO
+        steps = identity.get("steps") or identity.get("iterations")
+        name = run.relative_to(folder).as_posix()
+        step = checkpoint_step(path)
+        finished = str(step) == steps or _is_saved_since(run, path)
+        found.append(RunCheckpoint(name, path, step, int(steps) if steps else None, finished))
+    return found
 
 
-def _checkpoint(folder: Path, run: Path, step: int, path: Path, steps: int | None) -> RunCheckpoint:
+def _is_saved_since(run: Path, checkpoint: Path) -> bool:
     adapter = run / "adapter_config.json"
-    saved = adapter.exists() and adapter.stat().st_mtime >= path.stat().st_mtime
-    return RunCheckpoint(
-        run.relative_to(folder).as_posix(), path, step, steps, step == steps or saved
-    )
-
-
-def _read_checkpoint(path: Path) -> tuple[int, Path, int | None] | None:
-    """The state that `RewardTrainer` or `PPOTrainer` wrote in one step; None if it is none or damaged."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        step = state["iteration"] if "iteration" in state else state["step"]
-    except Exception:  # torch has no error of its own for a file that is none of its
-        return None
-    steps = re.search(r"\biterations=(\d+)", str(state.get("identity")))
-    return step, path, int(steps[1]) if steps else None
+    return adapter.exists() and adapter.stat().st_mtime >= _modification_time(checkpoint)
 
 
 def print_checkpoints() -> None:
     """Print what a lost session left in artifacts/, and how to go on from it."""
     folder = artifacts_dir()
     lines = [str(checkpoint) for checkpoint in last_checkpoints(folder)]
-    cut_off = [
-        path for path in folder.glob("dpo/*/trainer/checkpoint-*") if not trainer_state(path)
-    ]
-    lines += [
-        f"⚠️  {path} was cut off while it was written, and is passed over."
-        for path in sorted(cut_off)
-    ]
+    for run in folders_with_checkpoints(folder):
+        lines += [
+            f"⚠️  {path} was cut off while it was written, and is passed over."
+            for path in reversed(checkpoints_in(run))
+            if not is_whole(path)
+        ]
     print("\n".join(lines) or f"No checkpoint in {folder}.")
 
 
 def use_drive(folder: str) -> None:
-    """Fetch what is newer in that folder of Google Drive, and keep it up to date from now on; "" does nothing.
+    """Fetch what is newer in that folder of Google Drive, and keep it up to date from now on.
 
-    An absolute path is taken as it is, also elsewhere than on Colab. Kaggle has no Drive and needs none: there one
-    line says so. Raises UsageError if Drive cannot be had.
+    "" does nothing. An absolute path is taken as it is, also elsewhere than on Colab. Kaggle has no
+    Drive and needs none: there one line says so. Raises UsageError if Drive cannot be had.
     """
     if not folder:
         return
-    if hosted_machine() is KAGGLE and not Path(folder).is_absolute():
+    is_absolute = Path(folder).is_absolute()
+    if hosted_machine() is KAGGLE and not is_absolute:
         print(
-            f'⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "Save Version".'
+            f"⚠️  DRIVE is for Google Colab and does nothing here. Kaggle keeps {KAGGLE_FOLDER} by "
+            '"Save Version".'
         )
         return
-    drive = DRIVE_MOUNT / "MyDrive" / folder
-    if not Path(folder).is_absolute():
+    if not is_absolute:
         _mount()
+    drive = DRIVE_MOUNT / "MyDrive" / folder  # an absolute path takes the place of all before it
     try:
         drive.mkdir(parents=True, exist_ok=True)
         copies = _running.setdefault(drive, DriveCopies(drive, artifacts_dir()))
-        print(
-            f"{drive}: {copies.restore()} files and checkpoints fetched; from now on it is brought up to date."
-        )
+        count = copies.restore()
     except OSError as error:
         raise UsageError(
             f"{drive}: cannot be used ({error}). Run the cell again, or set DRIVE = ''."
         ) from None
+    print(f"{drive}: {count} files and checkpoints fetched; from now on it is brought up to date.")
     copies.start()
     print_checkpoints()
 

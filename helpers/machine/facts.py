@@ -10,7 +10,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from helpers.install import COLAB, hosted_machine
 from helpers.models import preset_of, shapes_of, weight_bytes
 from helpers.runtime import compute_dtype
 
-# Lowest and highest version that the suite is tested with: Colab's of August 2026 where it keeps its own, and those of
-# constraints.txt. Only the first two numbers count: a patch is taken to change nothing.
+# Lowest and highest version that the suite is tested with: Colab's of August 2026 where it keeps
+# its own, and those of constraints.txt. Only the first two numbers count: a patch is taken to
+# change nothing.
 TESTED_VERSIONS = {
     "torch": ("2.11", "2.14"),
     "torchvision": ("0.26", "0.29"),
@@ -39,9 +40,13 @@ TESTED_VERSIONS = {
     "bitsandbytes": ("0.50", "0.50"),
     "unsloth": ("2026.10", "2026.10"),
 }
-OPTIONAL_PACKAGES = {"bitsandbytes", "unsloth"}  # do not exist everywhere
 TESTED_PYTHON = ("3.11", "3.13")
-SPARE_DISK_GB = 2.0  # GB of disk for artifacts
+
+# These do not exist for every machine
+OPTIONAL_PACKAGES = {"bitsandbytes", "unsloth"}
+
+# GB of disk for the artifacts of all notebooks
+SPARE_DISK_GB = 2.0
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,14 @@ def measure_machine(download: float | None) -> MachineFacts:
 
     download: GB that loading will fetch (`download_gb`); None: not known.
     """
-    device, memory = f"CPU, {torch.get_num_threads()} threads", "RAM"
+    device = f"CPU, {torch.get_num_threads()} threads"
+    memory = "RAM"
     if torch.cuda.is_available():
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         name = torch.cuda.get_device_properties(0).name
-        device, memory = f"{name}, compute capability {capability}", "GPU memory"
+        device = f"{name}, compute capability {capability}"
+        memory = "GPU memory"
+    # Artifacts are there, or `use_drive` copies them there
     drive = Path("/content/drive")
     on_drive = artifacts_dir().resolve().is_relative_to(drive) or os.path.ismount(drive)
     free, total = available_gb()
@@ -126,12 +134,11 @@ def untested_versions(installed: Mapping[str, str | None]) -> list[str]:
     for package, (low, high) in ({"Python": TESTED_PYTHON} | TESTED_VERSIONS).items():
         version = installed[package]
         if version is None:
-            off += (
-                []
-                if package in OPTIONAL_PACKAGES
-                else [f"{package} is not installed: run the set-up cell again."]
-            )
-        elif not Version(low).release <= Version(version).release[:2] <= Version(high).release:
+            if package not in OPTIONAL_PACKAGES:
+                off.append(f"{package} is not installed: run the set-up cell again.")
+            continue
+        numbers = Version(version).release[:2]
+        if not Version(low).release <= numbers <= Version(high).release:
             tested = low if low == high else f"{low} to {high}"
             off.append(
                 f"{package} {version}: tested is {tested}. If something fails, install that first."
@@ -149,7 +156,8 @@ def download_gb(name: str, quantised: bool) -> float:
         return 0.0
     copy = quantised and preset.four_bit is not None
     source = preset.four_bit if copy else preset.location
-    if (Path(constants.HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir():
+    folder = f"models--{source.replace('/', '--')}"  # as the hub's library names it
+    if (Path(constants.HF_HUB_CACHE) / folder).is_dir():
         return 0.0
     return weight_bytes(shapes_of(name), four_bit=copy) / 1e9
 
@@ -159,18 +167,19 @@ def device_number(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def measure_disks(
-    download: float, disk_of: Callable[[Path], int] = device_number
-) -> tuple[DiskSpace, ...]:
+def measure_disks(download: float) -> tuple[DiskSpace, ...]:
     """Return the disks that a run writes to, that of the artifacts first.
 
     A download goes into the hub's cache, which may be on another disk. download: its GB.
     """
-    artifacts, cache = artifacts_dir(), Path(constants.HF_HUB_CACHE)
-    cache = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    needs = [(artifacts, SPARE_DISK_GB), (cache, download)]
-    if disk_of(artifacts) == disk_of(cache):
-        needs = [(artifacts, SPARE_DISK_GB + download)]
-    return tuple(
-        DiskSpace(folder, shutil.disk_usage(folder).free / 1e9, need) for folder, need in needs
-    )
+    artifacts = artifacts_dir()
+    cache = Path(constants.HF_HUB_CACHE)
+    while not cache.exists():  # it is made by the first download
+        cache = cache.parent
+    needs = {artifacts: SPARE_DISK_GB, cache: download}
+    if device_number(artifacts) == device_number(cache):
+        needs = {artifacts: SPARE_DISK_GB + download}
+    disks = []
+    for folder, need in needs.items():
+        disks.append(DiskSpace(folder, shutil.disk_usage(folder).free / 1e9, need))
+    return tuple(disks)

@@ -28,6 +28,13 @@ from .fitting import changed_fields, fit_images, fit_settings, largest_image
 from .memory import USABLE_SHARE, PhaseMemory, forecast_memory
 from .workload import GenerationSettings, StageSettings, Workload, stage_of
 
+# Why a machine computes in this precision, as `runtime.compute_dtype` chooses it
+DTYPE_REASONS = {
+    torch.float16: "this GPU only emulates bfloat16 (its compute capability is below 8.0)",
+    torch.bfloat16: "this GPU has it in hardware",
+    torch.float32: "there is no GPU",
+}
+
 
 @dataclass(frozen=True)
 class StageForecast:
@@ -61,9 +68,8 @@ class MachinePlan:
     @property
     def stages(self) -> list[StageSettings]:
         """The settings of all stages that are planned."""
-        return [
-            given for given in (self.load, self.dpo, self.reward, self.ppo) if given is not None
-        ]
+        given = [self.load, self.dpo, self.reward, self.ppo]
+        return [settings for settings in given if settings is not None]
 
 
 def check_machine(
@@ -78,32 +84,38 @@ def check_machine(
     examples: int = 500,
     four_bit: bool = True,
 ) -> MachinePlan:
-    """Print what this machine is and what the given stages will take on it; return settings that fit.
+    """Print what this machine is and what the given stages take on it; return settings that fit.
 
     image: width and height in pixels. max_pixels: that images are reduced to (default: the model's
     own limit); the plan's is smaller if the smallest batch does not fit. load: answers generated at
     once (default: `generate_answers`'s). examples: records trained on. Raises UsageError naming the
     presets that fit if the smallest batch of a stage does not.
     """
-    name, known, on_gpu = str(model), is_known(str(model)), torch.cuda.is_available()
+    name = str(model)
+    known = is_known(name)
+    on_gpu = torch.cuda.is_available()
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
+    # What the machine is, and what is to run on it
     facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
-    number = 2 if on_gpu else 4
+    number = 2 if on_gpu else 4  # bytes
     workload = Workload(
         name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number
     )
-    load, warnings = load or GenerationSettings(), machine_warnings(facts)
+    load = load or GenerationSettings()
+    warnings = machine_warnings(facts)
     if not known:
         warnings += (f"no forecast for {name}: only presets and checkpoints in a folder have one.",)
     plan = MachinePlan(workload, facts.free_gb, load, dpo, reward, ppo, warnings=warnings)
     if known:
         plan = plan_images(plan)
+    # First what the machine is: a stage that does not fit raises
     print(machine_text(facts, plan))
     if known:
-        rates = measure_rates(workload.shapes.hidden, workload.shapes.intermediate)
-        plan = plan_stages(plan, rates)
+        shapes = workload.shapes
+        plan = plan_stages(plan, measure_rates(shapes.hidden, shapes.intermediate))
         print(stages_text(plan))
-    print("".join(f"⚠️  {warning}\n" for warning in plan.warnings), end="")
+    for warning in plan.warnings:
+        print(f"⚠️  {warning}")
     return plan
 
 
@@ -129,7 +141,8 @@ def plan_images(plan: MachinePlan) -> MachinePlan:
 
     Larger ones that would fit are only told.
     """
-    asked, fitting = plan.workload, fit_images(plan.workload, plan.stages, plan.free_gb)
+    asked = plan.workload
+    fitting = fit_images(asked, plan.stages, plan.free_gb)
     most = largest_image(fitting, plan.stages, plan.free_gb)
     plan = replace(plan, workload=fitting, largest_pixels=most)
     if fitting == asked:
@@ -148,19 +161,26 @@ def plan_stages(plan: MachinePlan, rates: MachineRates) -> MachinePlan:
 
     Raises UsageError if the smallest batch of a stage does not fit.
     """
-    workload, seconds = plan.workload, StageSeconds(plan.workload, rates)
-    settings, forecasts, warnings = {}, {}, [*plan.warnings]
+    workload = plan.workload
+    seconds = StageSeconds(workload, rates)
+    # By stage
+    settings = {}
+    forecasts = {}
+    warnings = [*plan.warnings]
     for given in plan.stages:
-        fitting, largest = fit_settings(workload, given, plan.free_gb)
-        need, minutes = forecast_memory(workload, fitting), seconds.of_stage(fitting) / 60
         stage = stage_of(given)
-        settings[stage], forecasts[stage] = fitting, StageForecast(given, need, largest, minutes)
+        fitting, largest = fit_settings(workload, given, plan.free_gb)
+        minutes = seconds.of_stage(fitting) / 60
+        settings[stage] = fitting
+        need = forecast_memory(workload, fitting)
+        forecasts[stage] = StageForecast(given, need, largest, minutes)
         if isinstance(fitting, PPOSettings):
             warnings += _long_answers_warning(workload, fitting, plan.free_gb)
     return replace(plan, **settings, forecasts=forecasts, warnings=tuple(warnings))
 
 
 def _long_answers_warning(workload: Workload, settings: PPOSettings, gigabytes: float) -> list[str]:
+    # The forecast is for answers of the usual length; a model that does not end takes more
     longest = replace(workload, answer_tokens=settings.max_new_tokens)
     need = forecast_memory(longest, settings)
     if need.fits(gigabytes):
@@ -177,50 +197,46 @@ def _long_answers_warning(workload: Workload, settings: PPOSettings, gigabytes: 
 def machine_text(facts: MachineFacts, plan: MachinePlan) -> str:
     """Return rows that say what the machine is, and how large the plan's images are."""
     free = f"{facts.free_gb:.1f} GB of {facts.total_gb:.1f} GB {facts.memory} are free"
-    rows = [("device", facts.device), ("memory", free), ("computes in", _dtype_text(facts.dtype))]
+    dtype = str(facts.dtype).removeprefix("torch.")
+    rows = {
+        "device": facts.device,
+        "memory": free,
+        "computes in": f"{dtype}: {DTYPE_REASONS[facts.dtype]}",
+    }
     if facts.colab:
         mounted = "mounted" if facts.on_drive else "not mounted"
-        rows.append(("Colab", f"{facts.colab}, Drive is {mounted}"))
-    rows.append(("versions", _versions_text(facts.versions)))
+        rows["Colab"] = f"{facts.colab}, Drive is {mounted}"
+    rows["versions"] = _versions_text(facts.versions)
     if facts.disks:
-        rows.append(("disk", _disk_text(facts)))
+        # That of the artifacts; a download may need another, which `machine_warnings` looks at
+        artifacts = facts.disks[0]
+        needed = sum(disk.needed_gb for disk in facts.disks)
+        place = artifacts.folder
+        place = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
+        rows["disk"] = f"{artifacts.free_gb:.1f} GB free at {place}, {needed:.1f} GB are needed"
     if is_known(plan.workload.model):
-        rows.append(("images", _images_text(plan)))
-    return "\n".join(f"{label:<12}{text}" for label, text in rows)
-
-
-def _dtype_text(dtype: torch.dtype) -> str:
-    reasons = {
-        torch.float16: "this GPU only emulates bfloat16 (its compute capability is below 8.0)",
-        torch.bfloat16: "this GPU has it in hardware",
-        torch.float32: "there is no GPU",
-    }
-    return f"{str(dtype).removeprefix('torch.')}: {reasons[dtype]}"
+        rows["images"] = _images_text(plan)
+    return "\n".join(f"{label:<12}{text}" for label, text in rows.items())
 
 
 def _versions_text(versions: Mapping[str, str | None]) -> str:
-    if off := untested_versions(versions):
+    off = untested_versions(versions)
+    if off:
         return f"{len(off)} not as tested, see below"
     python, transformers = versions["Python"], versions["transformers"]
     return f"as tested, Python {python}, torch {torch.__version__}, transformers {transformers}"
 
 
-def _disk_text(facts: MachineFacts) -> str:
-    artifacts, needed = facts.disks[0], sum(disk.needed_gb for disk in facts.disks)
-    place = artifacts.folder
-    place = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
-    return f"{artifacts.free_gb:.1f} GB free at {place}, {needed:.1f} GB are needed"
-
-
 def _images_text(plan: MachinePlan) -> str:
-    workload, most = plan.workload, plan.largest_pixels
+    workload = plan.workload
+    most = plan.largest_pixels
     limit = workload.max_pixels or default_max_pixels(workload.model)
-    text = (
-        f"{workload.width} × {workload.height} pixels are {workload.visual_tokens:,} visual tokens"
-    )
-    if limit:
-        text += f" (max_pixels {limit:,})"
-    if limit and most > limit:
+    size = f"{workload.width} × {workload.height}"
+    text = f"{size} pixels are {workload.visual_tokens:,} visual tokens"
+    if not limit:
+        return text
+    text += f" (max_pixels {limit:,})"
+    if most > limit:
         side = math.isqrt(most)
         tokens = visual_tokens(workload.model, side, side, most)
         text += f"; up to {tokens:,} would fit (max_pixels {most:,})"
@@ -230,17 +246,19 @@ def _images_text(plan: MachinePlan) -> str:
 def stages_text(plan: MachinePlan) -> str:
     """Return a table of what each stage takes, and what was changed to fit."""
     most = f"GB of {USABLE_SHARE * plan.free_gb:.1f}"
-    head = f"\n{plan.workload.model:<12}{most:>14}{'largest batch':>16}{'minutes*':>10}  changed to fit"
-    note = "* about, from arithmetic; load: one batch of answers, halved again while running if it does not fit"
+    head = f"{plan.workload.model:<12}{most:>14}{'largest batch':>16}{'minutes*':>10}"
+    note = (
+        "* about, from arithmetic; load: one batch of answers, halved again while running if it "
+        "does not fit"
+    )
     rows = []
     for fitting in plan.stages:
         stage = stage_of(fitting)
         row = plan.forecasts[stage]
+        changes = []
+        for name, value in changed_fields(row.given, fitting).items():
+            changes.append(f"{name} {getattr(row.given, name)} → {value}")
+        changed = ", ".join(changes) or "–"
         cells = f"{row.memory.total:>14.1f}{row.largest_batch:>16}{row.minutes:>10.1f}"
-        rows.append(f"{stage:<12}{cells}  {_changes_text(row.given, fitting)}")
-    return "\n".join([head, *rows, note])
-
-
-def _changes_text(before: StageSettings, after: StageSettings) -> str:
-    changed = changed_fields(before, after).items()
-    return ", ".join(f"{name} {getattr(before, name)} → {value}" for name, value in changed) or "–"
+        rows.append(f"{stage:<12}{cells}  {changed}")
+    return "\n".join([f"\n{head}  changed to fit", *rows, note])

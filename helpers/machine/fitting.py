@@ -1,11 +1,13 @@
-"""Settings that fit into the memory there is, by the forecast of `helpers/machine/memory.py`. Used by `helpers/machine/fits.py`.
+"""Settings that fit into the memory there is, by the forecast of `helpers/machine/memory.py`.
 
-What changes the result least goes first: fewer prompts at once where nothing is learnt (PPO), gradient checkpointing, then a
-smaller batch with as many pairs a step as before. Only where not even the smallest batch fits are images reduced to
-fewer pixels, for all stages alike.
+What changes the result least goes first: fewer prompts at once where nothing is learnt (PPO),
+gradient checkpointing, then a smaller batch with as many pairs a step as before. Only where not
+even the smallest batch fits are images reduced to fewer pixels, for all stages alike. Used by
+`helpers/machine/fits.py`.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -33,7 +35,8 @@ from .workload import (
     stage_of,
 )
 
-LARGEST_PIXELS = 4096**2  # pixels; no larger image is asked about
+# Pixels; no larger image is asked about
+LARGEST_PIXELS = 4096**2
 
 
 def fit_images(workload: Workload, stages: Sequence[StageSettings], gigabytes: float) -> Workload:
@@ -43,13 +46,13 @@ def fit_images(workload: Workload, stages: Sequence[StageSettings], gigabytes: f
     `gigabytes`. Else it is the largest smaller one that does, else the smallest there is. The
     images of a LLaVA cannot be made smaller.
     """
+    # Images are reduced only if not even these fit
     least = [smallest_settings(settings) for settings in stages]
-    wish = workload.max_pixels or default_max_pixels(workload.model) or 0
-    smaller = (
-        replace(workload, max_pixels=limit) for limit in smaller_limits(workload.model, wish)
-    )
-    tries = [workload, *smaller]
-    return next((tried for tried in tries if _is_fitting(tried, least, gigabytes)), tries[-1])
+    limit = workload.max_pixels or default_max_pixels(workload.model) or 0
+    smaller = smaller_limits(workload.model, limit)
+    while not _is_fitting(workload, least, gigabytes) and smaller:
+        workload = replace(workload, max_pixels=smaller.pop(0))
+    return workload
 
 
 def largest_image(workload: Workload, stages: Sequence[StageSettings], gigabytes: float) -> int:
@@ -57,16 +60,15 @@ def largest_image(workload: Workload, stages: Sequence[StageSettings], gigabytes
 
     It is 0 if they do not fit with any, and for a LLaVA.
     """
-    ladder = smaller_limits(workload.model, LARGEST_PIXELS)[::-1]
-    low, high = 0, len(ladder)
-    while low < high:
-        middle = (low + high + 1) // 2
-        limit = ladder[middle - 1]
+    limits = [0, *reversed(smaller_limits(workload.model, LARGEST_PIXELS))]
+
+    def is_too_large(limit: int) -> bool:
         side = math.isqrt(limit)
         square = replace(workload, width=side, height=side, max_pixels=limit)
-        fits = _is_fitting(square, stages, gigabytes)
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return ladder[low - 1] if low else 0
+        return not _is_fitting(square, stages, gigabytes)
+
+    # The limit before the first that does not fit
+    return limits[bisect_left(limits, True, lo=1, key=is_too_large) - 1]
 
 
 def _is_fitting(workload: Workload, stages: Sequence[StageSettings], gigabytes: float) -> bool:
@@ -91,10 +93,12 @@ def fit_settings(
         largest = largest_batch(workload, settings, gigabytes) or 0
         if forecast_memory(workload, settings).fits(gigabytes):
             return settings, max(largest, batch_of(settings))
+    # Not even with gradient checkpointing, where that can be: a smaller batch
     sizes = [size for size in _sizes(settings) if size <= largest]
     if not sizes:
         raise _too_large_error(workload, settings, gigabytes)
     smaller = set_batch(settings, sizes[-1])
+    # A step still learns from as many pairs
     if not isinstance(settings, GenerationSettings | PPOSettings):
         pairs = settings.batch_size * settings.accumulation
         smaller = replace(smaller, accumulation=pairs // sizes[-1])
@@ -102,10 +106,14 @@ def fit_settings(
 
 
 def _fit_sampling_batch(workload: Workload, settings: PPOSettings, gigabytes: float) -> PPOSettings:
-    """Lower `sampling_batch` until passes without gradients fit, even if all answers have the full length."""
+    """Lower `sampling_batch` until passes without gradients fit.
+
+    They are to fit even if all answers have the full length.
+    """
     most = settings.sampling_batch or settings.prompts_per_iteration // settings.shards
     longest = replace(workload, answer_tokens=settings.max_new_tokens)
-    for size in sorted({-(-most // parts) for parts in range(1, most + 1)}, reverse=True):
+    # The largest slice of a sample that is cut into 1, 2, … parts
+    for size in sorted({math.ceil(most / parts) for parts in range(1, most + 1)}, reverse=True):
         *before, _ = phases(longest, replace(settings, sampling_batch=size))
         if all(phase.fits(gigabytes) for phase in before):
             break
@@ -114,25 +122,32 @@ def _fit_sampling_batch(workload: Workload, settings: PPOSettings, gigabytes: fl
 
 def changed_fields(before: StageSettings, after: StageSettings) -> dict[str, Any]:
     """Return the names and new values of the settings that differ."""
-    return {
-        f.name: new
-        for f in fields(after)
-        if (new := getattr(after, f.name)) != getattr(before, f.name)
-    }
+    changed = {}
+    for field in fields(after):
+        value = getattr(after, field.name)
+        if value != getattr(before, field.name):
+            changed[field.name] = value
+    return changed
 
 
 def _sizes(settings: StageSettings) -> list[int]:
-    """Batches that a step, or PPO's iteration, can be cut into without a rest, from the smallest."""
+    """Return the smaller batches that a step can be cut into without a rest, the smallest first.
+
+    PPO's iteration is what is cut, and prompts are shared among shards.
+    """
+    least = 1
     if isinstance(settings, GenerationSettings):
         return [*range(1, settings.batch_size)]
     if isinstance(settings, PPOSettings):
-        least, prompts = settings.shards, settings.prompts_per_iteration
-        return [n for n in range(least, settings.mini_batch, least) if prompts % n == 0]
-    pairs = settings.batch_size * settings.accumulation
-    return [n for n in range(1, settings.batch_size) if pairs % n == 0]
+        least = settings.shards
+        whole = settings.prompts_per_iteration
+    else:
+        whole = settings.batch_size * settings.accumulation
+    return [size for size in range(least, batch_of(settings), least) if whole % size == 0]
 
 
 def _too_large_error(workload: Workload, settings: StageSettings, gigabytes: float) -> UsageError:
+    """Return the error that says by how much a stage is too large, and which presets are not."""
     need = least_memory(workload, settings)
     fitting = []
     for name in PRESETS:
@@ -142,8 +157,9 @@ def _too_large_error(workload: Workload, settings: StageSettings, gigabytes: flo
     lower = ""
     if isinstance(settings, PPOSettings) and need.phase != "training":
         lower = " PPO's group_size decides that: lower it, or take another model."
+    stage = stage_of(settings)
     return UsageError(
-        f"{workload.model} does not fit: stage {stage_of(settings)} takes {need.total:.1f} GB while "
+        f"{workload.model} does not fit: stage {stage} takes {need.total:.1f} GB while "
         f"{need.phase}, with the smallest batch and images of {workload.visual_tokens:,} visual "
         f"tokens, and {USABLE_SHARE * gigabytes:.1f} GB can be used here.{lower} "
         f"All stages fit with: {', '.join(fitting) or 'no preset'}."

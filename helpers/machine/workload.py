@@ -33,6 +33,7 @@ class GenerationSettings:
     max_new_tokens: int = 64
 
 
+# The stages, in the order of the notebooks, and what each is set by
 StageSettings = GenerationSettings | DPOSettings | RewardSettings | PPOSettings
 STAGES = {
     "load": GenerationSettings,
@@ -87,6 +88,7 @@ def default_settings(stage: str) -> StageSettings:
     """Return the stage's preset "t4". Raises UsageError for an unknown stage."""
     if stage not in STAGES:
         raise UsageError(f"unknown stage {stage!r}: choose from {', '.join(STAGES)}.")
+    # There are no presets of answers without training
     presets = {"dpo": dpo_preset, "reward": reward_preset, "ppo": ppo_preset}
     return presets[stage]("t4") if stage in presets else GenerationSettings()
 
@@ -113,6 +115,7 @@ def smallest_settings(settings: StageSettings) -> StageSettings:
     if isinstance(settings, GenerationSettings):
         return set_batch(settings, 1)
     if isinstance(settings, PPOSettings):
-        least = settings.shards  # prompts of an update are shared among all shards
+        # Prompts of an update are shared among all shards
+        least = settings.shards
         return replace(settings, mini_batch=least, sampling_batch=1, gradient_checkpointing=True)
     return replace(settings, batch_size=1, gradient_checkpointing=True)

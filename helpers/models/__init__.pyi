@@ -4,10 +4,14 @@ from .adapters import (
     POLICY_ADAPTER as POLICY_ADAPTER,
     VLM as VLM,
     add_adapter as add_adapter,
+    autocast as autocast,
+    base_of as base_of,
     disable_adapters as disable_adapters,
+    evaluation_mode as evaluation_mode,
     load_adapter as load_adapter,
     lora_config as lora_config,
     save_adapter as save_adapter,
+    stored_tensors as stored_tensors,
     use_adapter as use_adapter,
     weight_megabytes as weight_megabytes,
 )
@@ -17,11 +21,18 @@ from .caches import (
     ReferenceLogps as ReferenceLogps,
     backbone_of as backbone_of,
     concatenate_features as concatenate_features,
+    image_vectors as image_vectors,
     images_hash as images_hash,
     is_frozen as is_frozen,
     processor_settings as processor_settings,
     reference_hash as reference_hash,
     use_features as use_features,
+    weights_hash as weights_hash,
+)
+from .encoded_prompts import (
+    EncodedPrompts as EncodedPrompts,
+    encode_prompts as encode_prompts,
+    prompt_inputs as prompt_inputs,
 )
 from .generation import (
     answer_budget as answer_budget,
@@ -100,18 +111,14 @@ from .shapes import (
 )
 from .shared_prefix import (
     PACKING_TOLERANCE as PACKING_TOLERANCE,
-    EncodedPrompts as EncodedPrompts,
     PackedAnswers as PackedAnswers,
     Packer as Packer,
     answer_logits as answer_logits,
     answer_logps as answer_logps,
     answer_states as answer_states,
     can_pack as can_pack,
-    encode_prompts as encode_prompts,
     hidden_states as hidden_states,
     pack as pack,
     pack_separately as pack_separately,
     packing_error as packing_error,
-    prompt_inputs as prompt_inputs,
-    unwrap as unwrap,
 )

@@ -1,12 +1,13 @@
-"""Adapters and sampling: the only module that knows peft's loading. Checkpoints come from `helpers/models/loading.py`.
+"""Adapters and sampling: the only module that knows peft's loading.
 
-The base model is loaded once. A role is an adapter on it: the policy is base + LoRA, the reference is the same base
-with the adapter off.
+The base model is loaded once, by `helpers/models/loading.py`. A role is an adapter on it: the
+policy is base + LoRA, the reference is the same base with the adapter off.
 """
 
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,44 +22,72 @@ from transformers import PreTrainedModel
 
 from helpers.config import LoraSettings
 from helpers.files import UsageError, write_json
-from helpers.runtime import seed_everything
+from helpers.runtime import compute_dtype, seed_everything
 
 VLM = PreTrainedModel | PeftModel  # a base, or a base with adapters on it
 POLICY_ADAPTER = "default"  # peft's name for the first adapter, which TRL relies on
 
 
+# --- the model, with or without adapters ---
+
+
+def base_of(model: VLM) -> PreTrainedModel:
+    """Return the model as it was loaded; adapters stay where they are."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def stored_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all parameters by name, and the scales of those in 4 bits, which are no parameters."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            yield f"{name}.absmax", state.absmax
+
+
 def weight_megabytes(model: torch.nn.Module) -> float:
-    """Size of all parameters and buffers in MB (10⁶ bytes), as stored."""
-    tensors = [*model.parameters(), *model.buffers()]
-    quantised = [
-        p.quant_state
-        for p in model.parameters()
-        if hasattr(p, "quant_state") and p.quant_state is not None
-    ]
-    extra = sum(state.absmax.nbytes for state in quantised)
-    return (sum(t.nbytes for t in tensors) + extra) / 1e6
+    """Return the size of all parameters and buffers in MB (10⁶ bytes), as stored."""
+    tensors = [tensor for _, tensor in stored_tensors(model)]
+    return sum(tensor.nbytes for tensor in [*tensors, *model.buffers()]) / 1e6
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout off inside; afterwards the model trains again, if it did."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Let a GPU compute in this machine's precision; a CPU computes in that of the weights."""
+    return torch.autocast(device.type, compute_dtype(), enabled=device.type == "cuda")
+
+
+# --- a new adapter ---
 
 
 def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
-    """LoRA on the linear layers of the language model that `settings` names; with `vision`, also on all outside it."""
+    """Return LoRA on the linear layers of the language model that `settings` names.
+
+    With `vision`, it is also on all outside the language model.
+    """
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    target = rf".*{re.escape(prefix)}\.layers\.\d+\..*\.({'|'.join(settings.target_modules)})"
-    if settings.vision:
-        linear = [
-            name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-        ]
-        outside = [
-            name
-            for name in linear
-            if not name.startswith(f"{prefix}.") and not name.endswith("lm_head")
-        ]
-        target = "|".join([target, *(re.escape(name) for name in outside)])
+    # One of them as the last part of a name, in any layer of the decoder
+    targets = [rf".*{re.escape(prefix)}\.layers\.\d+\..*\.({'|'.join(settings.target_modules)})"]
+    for name, module in model.named_modules():
+        is_inside = name.startswith(f"{prefix}.") or name.endswith("lm_head")
+        if settings.vision and isinstance(module, torch.nn.Linear) and not is_inside:
+            targets.append(re.escape(name))
     return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=target,
+        target_modules="|".join(targets),
         task_type="CAUSAL_LM",
     )
 
@@ -66,58 +95,50 @@ def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
 def add_adapter(
     model: VLM, settings: LoraSettings, seed: int = 0, name: str = POLICY_ADAPTER
 ) -> PeftModel:
-    """Put a fresh LoRA adapter on `model`, switch to it and print how many weights it trains (all in fp32).
+    """Put a fresh LoRA adapter on `model`, switch to it and print how many weights it trains.
 
-    The adapter starts at zero: until it is trained, the answers are those of the base.
+    They are in fp32. The adapter starts at zero: until it is trained, the answers are the base's.
     """
     seed_everything(seed)
+    config = lora_config(base_of(model), settings)
     if isinstance(model, PeftModel):
-        model.add_adapter(name, lora_config(model.get_base_model(), settings))
+        model.add_adapter(name, config)
         model.set_adapter(name)
     else:
-        model = get_peft_model(model, lora_config(model, settings), adapter_name=name)
+        model = get_peft_model(model, config, adapter_name=name)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trained, total = model.get_nb_trainable_parameters()
     print(
-        f"LoRA r {settings.r}, α {settings.alpha}: {trained:,} of {total:,} weights are trained ({trained / total:.1%})."
+        f"LoRA r {settings.r}, α {settings.alpha}: {trained:,} of {total:,} weights are trained "
+        f"({trained / total:.1%})."
     )
     return model
+
+
+# --- adapters on disk ---
 
 
 def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY_ADAPTER) -> Path:
     """Save an adapter (safetensors) with `about`, a dictionary that says how it was made."""
     model.save_pretrained(folder, selected_adapters=[name])
     if name != POLICY_ADAPTER:  # peft puts it into a subfolder
-        for file in (folder / name).iterdir():
-            file.replace(folder / file.name)
-        (folder / name).rmdir()
+        shutil.copytree(folder / name, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / name)
     write_json(folder / "about.json", about)
     return folder
 
 
-@contextlib.contextmanager
-def use_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
-    """Switch to an adapter for a while; the one before, and what was to be trained, comes back afterwards."""
-    before, trained = (
-        model.active_adapter,
-        {n: p.requires_grad for n, p in model.named_parameters()},
-    )
-    model.set_adapter(name)
-    try:
-        yield model
-    finally:
-        model.set_adapter(before)
-        for parameter_name, parameter in model.named_parameters():
-            parameter.requires_grad_(trained.get(parameter_name, False))  # False: added in between
-
-
 def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftModel:
-    """Put a saved adapter on `model` under `name` and switch to it. Raises UsageError if it does not fit."""
-    if not (folder / "adapter_config.json").exists():
+    """Put a saved adapter on `model` under `name` and switch to it.
+
+    Raises UsageError if it does not fit.
+    """
+    config = folder / "adapter_config.json"
+    if not config.exists():
         raise UsageError(
-            f"{folder}: holds no adapter (adapter_config.json). Run notebook 04, or give another folder."
+            f"{folder}: holds no adapter ({config.name}). Run notebook 04, or give another folder."
         )
     try:
         if isinstance(model, PeftModel):
@@ -125,7 +146,7 @@ def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftMo
         else:
             model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except (RuntimeError, ValueError) as error:
-        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = json.loads(config.read_text())["base_model_name_or_path"]
         raise UsageError(
             f"{folder}: this adapter was trained on {base} and does not fit the model loaded."
         ) from error
@@ -133,8 +154,25 @@ def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftMo
     return model.eval()
 
 
+# --- which adapter answers ---
+
+
+@contextlib.contextmanager
+def use_adapter(model: PeftModel, name: str) -> Iterator[PeftModel]:
+    """Switch to an adapter inside; afterwards the one before is back, and what was trained."""
+    before = model.active_adapter
+    trained = {n for n, parameter in model.named_parameters() if parameter.requires_grad}
+    model.set_adapter(name)
+    try:
+        yield model
+    finally:
+        model.set_adapter(before)
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter_name in trained)
+
+
 @contextlib.contextmanager
 def disable_adapters(model: VLM) -> Iterator[VLM]:
-    """The reference model: the same base weights, with every adapter switched off."""
+    """Make `model` the reference inside: the same base weights, with every adapter off."""
     with model.disable_adapter() if isinstance(model, PeftModel) else contextlib.nullcontext():
         yield model

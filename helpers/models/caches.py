@@ -1,16 +1,18 @@
-"""What is computed once and kept: image features of a frozen vision tower, and log-probabilities under the reference.
+"""What is computed once and kept: image features, and log-probabilities under the reference.
 
-The reference never changes, so what it says of a pair is asked once and not in every epoch. The key of
-a pair hashes all that the figure depends on: weights of base and reference adapter, processor and
-chat template, precision, the images' pixels, the prompt and the answers. Change one, and
-the old figure is not found; a stale one cannot be read. Image features have keys of the same kind.
-Taught in notebook 04.
+The vision tower is frozen, so the features of an image stay what they are. The reference never
+changes, so what it says of a pair is asked once and not in every epoch. The key of a pair hashes
+all that the figure depends on: weights of base and reference adapter, processor and chat template,
+precision, the images' pixels, the prompt and the answers. Change one, and the old figure is not
+found; a stale one cannot be read. Image features have keys of the same kind. Taught in notebook 04.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,58 +21,74 @@ import transformers
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchFeature, ProcessorMixin
 
 from helpers.files import replace_file
 from helpers.runtime import compute_dtype, tensors_hash
 
-from .adapters import VLM
-from .prompts import bos_text, tokenize
+from .adapters import VLM, autocast, base_of, evaluation_mode, stored_tensors
+from .prompts import ImageLists, bos_text, tokenize
 
-Features = Mapping[
-    str, Tensor
-]  # what a model's `get_image_features` returns: "pooled" (or "pooled.all"), "deepstack.0" …
+# What the vision tower made of the images of a prompt, by name. "pooled": a tensor of all tiles
+# (SmolVLM), or "pooled.all": the visual tokens of all images (the others); "deepstack.0" …: what
+# further layers get (Qwen3-VL). Empty for a prompt without images.
+Features = Mapping[str, Tensor]
 
-
-def backbone_of(model: VLM) -> torch.nn.Module:
-    """The model without its language head; adapters stay where they are."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
-
-
-def processor_settings(processor: ProcessorMixin) -> str:
-    """Everything that decides how text and images become inputs, as JSON."""
-    tokenizer, images = processor.tokenizer, processor.image_processor.to_dict()
-    vocabulary = hashlib.blake2b(
-        json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-    ).hexdigest()
-    marks = [bos_text(processor), tokenizer.eos_token]
-    return json.dumps(
-        [processor.chat_template, images, marks, vocabulary], sort_keys=True, default=str
-    )
+# Model inputs that the vision tower reads
+VISION_INPUTS = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"}
 
 
-def images_hash(images: Sequence[Image.Image]) -> str:
-    """Hash of the pixels, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for image in images:
-        digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
-    return digest.hexdigest()
+# --- the parts of a model, and hashes of what decides its figures ---
+
+
+def backbone_of(model: VLM) -> nn.Module:
+    """Return the model without its language head; adapters stay where they are."""
+    return base_of(model).model
+
+
+def _vision(model: VLM) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of vision tower and projector: all outside the language model."""
+    language = {id(parameter) for parameter in base_of(model).get_decoder().parameters()}
+    for name, parameter in backbone_of(model).named_parameters():
+        if id(parameter) not in language:
+            yield name, parameter
 
 
 def is_frozen(model: VLM) -> bool:
-    """Is nothing outside the language model trained or adapted, so that features stay what they are?
+    """Is nothing outside the language model trained or adapted, so that features do not change?
 
     An adapter there may be switched off, and counts also while it is not trained.
     """
     return not any(parameter.requires_grad or "lora_" in name for name, parameter in _vision(model))
 
 
-def _vision(model: VLM) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of vision tower and projector: all that is not in the language model, with its head."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    language = {id(parameter) for parameter in base.get_decoder().parameters()}
-    return ((name, p) for name, p in backbone_of(model).named_parameters() if id(p) not in language)
+def _text_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def images_hash(images: Sequence[Image.Image]) -> str:
+    """Return a hash of the pixels, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+    return digest.hexdigest()
+
+
+def processor_settings(processor: ProcessorMixin) -> str:
+    """Return everything that decides how text and images become inputs, as JSON."""
+    tokenizer = processor.tokenizer
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    settings = [
+        processor.chat_template,
+        processor.image_processor.to_dict(),
+        [bos_text(processor), tokenizer.eos_token],
+        hashlib.blake2b(vocabulary.encode()).hexdigest(),
+    ]
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+# --- image features ---
 
 
 class ImageFeatures:
@@ -85,83 +103,70 @@ class ImageFeatures:
             raise ValueError(
                 "the vision tower is trained or has an adapter: its features cannot be kept"
             )
-        self._core, self._processor, self._folder = backbone_of(model), processor, folder
-        weights = tensors_hash((name, p) for name, p in _vision(model))
+        self._core = backbone_of(model)
+        self._processor = processor
+        self._folder = folder
+        weights = tensors_hash(_vision(model))
         self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
-        self._features: dict[str, Features] = {}
-        self._prompts: dict[tuple[str, str], BatchFeature] = {}
+        self._features = {}  # key → features, if there is no folder
+        self._prompts = {}  # (rendered prompt, key) → model inputs without pixels
         self.computed = 0  # for how many image lists the vision tower ran
 
     def key(self, image_hash: str) -> str:
-        """Key of the features of images with this `images_hash`."""
-        return hashlib.blake2b(
-            (self._fingerprint + image_hash).encode(), digest_size=16
-        ).hexdigest()
+        """Return the key of the features of images with this `images_hash`."""
+        return _text_hash(self._fingerprint + image_hash)
 
     def encode(
         self,
         prompts: Sequence[str],
-        images: Sequence[Sequence[Image.Image]],
+        images: ImageLists,
         image_hashes: Sequence[str],
     ) -> list[tuple[BatchFeature, Features]]:
-        """For each rendered prompt its model inputs, (1, seq) and without pixels, and the features of its images.
+        """Return for each rendered prompt its model inputs, and the features of its images.
 
-        image_hashes: `images_hash` of the images of each prompt.
+        The inputs are (1, seq) and without pixels. image_hashes: `images_hash` of each prompt's.
         """
         rows = zip(images, image_hashes, strict=True)
+        # A prompt without images has the key ""
         keys = [self.key(image_hash) if pictures else "" for pictures, image_hash in rows]
-        found = {key: self._load(key) if key else {} for key in keys}
-        missing: dict[str, BatchFeature] = {}
+        found = {key: self._load(key) for key in keys}
+        missing = {}  # key → model inputs with pixels
         for prompt, pictures, key in zip(prompts, images, keys, strict=True):
             if (prompt, key) in self._prompts and found[key] is not None:
                 continue
             inputs = tokenize(self._processor, [prompt], [pictures])
             if found[key] is None:
                 missing[key] = inputs
+            # Pixels are large, and not needed again
             small = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
             self._prompts[prompt, key] = BatchFeature(small)
         for key, features in zip(missing, self._compute([*missing.values()]), strict=True):
             self._store(key, features)
             found[key] = features
-        return [
-            (self._prompts[prompt, key], found[key])
-            for prompt, key in zip(prompts, keys, strict=True)
-        ]
+        return [(self._prompts[pair], found[pair[1]]) for pair in zip(prompts, keys, strict=True)]
+
+    def _compute(self, rows: Sequence[BatchFeature]) -> list[Features]:
+        """Run the vision tower: once where patches stand in a line (Qwen-VL), else for each row."""
+        if rows and all("image_grid_thw" in row for row in rows):
+            return self._run_vision_tower(rows)
+        return [self._run_vision_tower([row])[0] for row in rows]
 
     @torch.no_grad()
-    def _compute(self, rows: Sequence[BatchFeature]) -> list[Features]:
-        """One run of the vision tower: for all rows where patches stand one after another (Qwen-VL), else for each."""
-        if len(rows) != 1 and not all("image_grid_thw" in row for row in rows):
-            return [self._compute([row])[0] for row in rows]
-        if not rows:
-            return []
+    def _run_vision_tower(self, rows: Sequence[BatchFeature]) -> list[Features]:
         device = next(self._core.parameters()).device
-        known = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"} & set(
-            rows[0]
-        )
-        arguments = {name: torch.cat([row[name] for row in rows]).to(device) for name in known}
-        was_training = self._core.training
-        self._core.eval()
-        with torch.autocast(device.type, compute_dtype(), enabled=device.type == "cuda"):
+        arguments = {}
+        for name in VISION_INPUTS & rows[0].keys():
+            arguments[name] = torch.cat([row[name] for row in rows]).to(device)
+        with evaluation_mode(self._core), autocast(device):
             output = self._core.get_image_features(**arguments)
-        self._core.train(was_training)
         self.computed += len(rows)
-        pooled = output.pooler_output
-        if isinstance(pooled, Tensor):  # of all tiles together
-            return [{"pooled": pooled.cpu().contiguous()}]
-        images = iter(pooled)  # one tensor for each
-        numbers = [len(row["image_grid_thw"]) for row in rows] if len(rows) > 1 else [len(pooled)]
-        features = [
-            {"pooled.all": torch.cat([next(images) for _ in range(number)]).cpu()}
-            for number in numbers
-        ]
-        sizes = [len(row["pooled.all"]) for row in features]
-        for layer, states in enumerate(getattr(output, "deepstack_features", None) or []):
-            for row, part in zip(features, states.split(sizes), strict=True):
-                row[f"deepstack.{layer}"] = part.cpu().contiguous()
-        return features
+        if isinstance(output.pooler_output, Tensor):  # of all tiles together
+            return [{"pooled": output.pooler_output.cpu().contiguous()}]
+        return _split_features(output, rows)
 
     def _load(self, key: str) -> Features | None:
+        if not key:
+            return {}
         if self._folder is None:
             return self._features.get(key)
         path = self._folder / f"{key}.safetensors"
@@ -175,20 +180,55 @@ class ImageFeatures:
             save_file(dict(features), temporary)
 
 
+def _split_features(output: SimpleNamespace, rows: Sequence[BatchFeature]) -> list[Features]:
+    """Give each row the features of its own images, of an output that has one tensor an image."""
+    images = iter(output.pooler_output)
+    features = []
+    for row in rows:
+        # A model without grids is asked for one row at a time: all images are that row's
+        number = len(row["image_grid_thw"]) if "image_grid_thw" in row else None
+        features.append({"pooled.all": torch.cat([*islice(images, number)]).cpu()})
+    sizes = [len(own["pooled.all"]) for own in features]
+    for layer, states in enumerate(getattr(output, "deepstack_features", None) or []):
+        for own, part in zip(features, states.split(sizes), strict=True):
+            own[f"deepstack.{layer}"] = part.cpu().contiguous()
+    return features
+
+
+def _pooler_output(features: Features) -> Tensor | list[Tensor]:
+    """Return what the model's `get_image_features` called so: a tensor of all tiles, or a list."""
+    return features["pooled"] if "pooled" in features else [features["pooled.all"]]
+
+
+def image_vectors(features: Features) -> Tensor:
+    """Return the features of all visual tokens, one after another, (visual tokens, hidden)."""
+    pooled = _pooler_output(features)
+    tokens = pooled if isinstance(pooled, Tensor) else pooled[0]
+    return tokens.flatten(0, -2)
+
+
 def concatenate_features(features: Sequence[Features]) -> dict[str, Tensor]:
-    """The features of a batch: image after image, for every layer that gets some."""
+    """Return the features of a batch: image after image, for every layer that gets some."""
     rows = [row for row in features if row]
-    return {name: torch.cat([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    together = {}
+    for name in rows[0] if rows else ():
+        together[name] = torch.cat([row[name] for row in rows])
+    return together
 
 
 @contextlib.contextmanager
 def use_features(model: VLM, features: Features) -> Iterator[None]:
-    """Inside, the model uses `features` (from `concatenate_features`) instead of running its vision tower."""
+    """Let the model use `features` inside, as `concatenate_features` gives them.
+
+    Its vision tower does not run. Without features all stays as it is.
+    """
     inner = backbone_of(model)
     if features:
-        pooled = features["pooled"] if "pooled" in features else [features["pooled.all"]]
-        deepstack = [features[f"deepstack.{i}"] for i in range(len(features) - 1)]
-        output = SimpleNamespace(pooler_output=pooled, deepstack_features=deepstack)
+        deepstack = [features[f"deepstack.{layer}"] for layer in range(len(features) - 1)]
+        output = SimpleNamespace(
+            pooler_output=_pooler_output(features), deepstack_features=deepstack
+        )
+        # An attribute of the instance hides the method of its class
         inner.get_image_features = lambda *args, **kwargs: output
     try:
         yield
@@ -196,73 +236,80 @@ def use_features(model: VLM, features: Features) -> Iterator[None]:
         inner.__dict__.pop("get_image_features", None)
 
 
+# --- log-probabilities under the reference ---
+
+
+def weights_hash(model: VLM, adapter: str | None) -> str:
+    """Return a hash of the weights of the base and of one `adapter` on it (None: the base alone).
+
+    Other adapters do not count, nor the names that PEFT gives to the weights beside them.
+    """
+    weights = []
+    for name, tensor in stored_tensors(model):
+        if "lora_" not in name or f".{adapter}." in name:
+            name = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            weights.append((name, tensor))
+    return tensors_hash(weights)
+
+
 def reference_hash(model: PeftModel, processor: ProcessorMixin, adapter: str | None) -> str:
-    """Hash of all but the pair: the base, the `adapter` that is the reference (None: the base alone), …"""
+    """Return a hash of all that a reference's figures depend on but the pair itself.
 
-    def tensors():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name and f".{adapter}." not in name:
-                continue
-            yield name, parameter
-            state = getattr(parameter, "quant_state", None)
-            if state is not None:
-                yield f"{name}.absmax", state.absmax
-
+    adapter: the one that is the reference; None: the base alone.
+    """
     parts = [
-        tensors_hash(tensors()),
+        weights_hash(model, adapter),
         processor_settings(processor),
         str(compute_dtype()),
         transformers.__version__,
     ]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    return _text_hash("\n".join(parts))
 
 
 class ReferenceLogps:
-    """Pairs' keys and their log-probabilities; with a folder, in a file there that is only ever appended to."""
+    """Pairs' keys and their log-probabilities.
+
+    With a folder they are in a file there, which is only ever appended to.
+    """
 
     def __init__(self, fingerprint: str, folder: Path | None = None):
         self._fingerprint = fingerprint
         self._file = folder / f"reference-{fingerprint}.jsonl" if folder else None
-        self._values: dict[str, list[float]] = (
-            dict(_rows(self._file)) if self._file and self._file.exists() else {}
-        )
+        self._values = {}  # key → log-probabilities of the answers
+        if self._file and self._file.exists():
+            self._values.update(_read_rows(self._file))
 
     def key(self, *parts: str) -> str:
-        """Key of a pair: hashes of its images, its prompt, its answers, in a fixed order."""
-        return hashlib.blake2b(
-            json.dumps([self._fingerprint, *parts]).encode(), digest_size=16
-        ).hexdigest()
+        """Return the key of a pair: hashes of its images, its prompt and its answers, in order."""
+        return _text_hash(json.dumps([self._fingerprint, *parts]))
 
-    def get(self, keys: Sequence[str]) -> torch.Tensor | None:
-        """Stored log-probabilities of all `keys`, (pairs, answers), or None if one of them is missing."""
+    def get(self, keys: Sequence[str]) -> Tensor | None:
+        """Return the log-probabilities of all `keys`, (pairs, answers); None if one is missing."""
         if not all(key in self._values for key in keys):
             return None
         return torch.tensor([self._values[key] for key in keys])
 
-    def add(self, keys: Sequence[str], logps: torch.Tensor) -> None:
+    def add(self, keys: Sequence[str], logps: Tensor) -> None:
         """Keep logps, (pairs, answers), of `keys`; figures that are not finite are not kept."""
-        new = {
-            key: row
-            for key, row in zip(keys, logps.tolist(), strict=True)
-            if key not in self._values
-        }
-        new = {key: row for key, row in new.items() if all(map(_is_finite, row))}
+        new = {}
+        for key, row in zip(keys, logps.tolist(), strict=True):
+            if key not in self._values and all(map(math.isfinite, row)):
+                new[key] = row
         self._values |= new
         if self._file and new:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8", newline="\n") as file:
-                file.writelines(f"\n{json.dumps([key, row])}" for key, row in new.items())
+                file.writelines(f"\n{json.dumps(row)}" for row in new.items())
 
     def __len__(self) -> int:
         return len(self._values)
 
 
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")  # False for NaN, too
+def _read_rows(path: Path) -> Iterator[tuple[str, list[float]]]:
+    """Yield the rows of the file; one that a kill cut short is left out, and computed again.
 
-
-def _rows(path: Path):
-    """Rows of the file; one that a kill cut short is computed again. Each begins with its line break for that."""
+    Each begins with its line break, so that what follows a cut one stands on a line of its own.
+    """
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             key, row = json.loads(line)

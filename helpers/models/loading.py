@@ -1,23 +1,26 @@
-"""Checkpoints: processor and weights of a preset, a local folder or a hub id; the only module that knows unsloth and bitsandbytes.
+"""Checkpoints: processor and weights of a preset, a local folder or a hub id.
 
-Weights are in 4-bit NF4 with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). Only the language model
-is quantised here; the vision tower keeps its precision, since it is small and the image features are what the answers
-depend on. A copy on the hub that was quantised before (`four_bit` of a preset) is a third of the download; which layers
-it quantised is its own.
+The only module that knows unsloth and bitsandbytes. Weights are in 4-bit NF4 with double
+quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314). Only the language model is quantised
+here; the vision tower keeps its precision, since it is small and the image features are what the
+answers depend on. A copy on the hub that was quantised before (`four_bit` of a preset) is a third
+of the download; which layers it quantised is its own.
 
-All else is pinned: processor and weights come from the commit that `helpers/models/presets.toml` names.
+All else is pinned: processor and weights come from the commit that `helpers/models/presets.toml`
+names.
 """
 
 import contextlib
 import errno
 import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-# unsloth wants to be imported before peft and transformers
+# unsloth patches peft and transformers, and wants to be imported before them
 if torch.cuda.is_available() and importlib.util.find_spec("unsloth"):
     import unsloth
 
@@ -32,11 +35,12 @@ from transformers import (
 )
 
 from helpers.files import UsageError
-from helpers.runtime import compute_dtype, device
+from helpers.runtime import choose_threads, compute_dtype, device
 
 from .presets import PRESETS, Preset, locate, preset_of
 from .shapes import tile_edge
 
+# What stays in its own precision, by its name in one architecture or another
 NON_LANGUAGE_MODULES = (
     "visual",
     "vision_tower",
@@ -45,7 +49,11 @@ NON_LANGUAGE_MODULES = (
     "connector",
     "lm_head",
 )
-SLOW_ON_A_CPU = 1e9  # parameters
+
+# Parameters; without a GPU a larger model takes hours for a stage
+SLOW_ON_A_CPU = 1e9
+
+# What the libraries raise for a checkpoint that cannot be had, read or held
 LOAD_ERRORS = (
     OSError,
     ValueError,
@@ -54,12 +62,16 @@ LOAD_ERRORS = (
     SafetensorError,
     hub_errors.HTTPError,
 )
+
 OFFLINE_ADVICE = "Check the network; offline, use the preset 'tiny' or a local folder."
-HUB_ERRORS = (  # the first of them that is among the causes: what is wrong, what to do
+
+# Kinds of errors, what is wrong, what to do: the first that is among the causes holds
+HUB_ERRORS = (
     (
         hub_errors.GatedRepoError,
         "it is gated",
-        "Accept the licence at https://huggingface.co/{id}, set HF_TOKEN to a token of that account, and run this again.",
+        "Accept the licence at https://huggingface.co/{id}, set HF_TOKEN to a token of that "
+        "account, and run this again.",
     ),
     (
         hub_errors.RepositoryNotFoundError,
@@ -81,54 +93,92 @@ HUB_ERRORS = (  # the first of them that is among the causes: what is wrong, wha
 
 @dataclass(frozen=True)
 class CheckpointSource:
+    """Where a checkpoint is."""
+
     location: str  # folder or hub id
     revision: str | None = None  # commit on the hub; None: the newest
+
+
+# --- model and processor ---
 
 
 def load_model(
     name_or_path: str | Path = "tiny", *, four_bit: bool = True, max_pixels: int | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Model (eval mode, frozen) and processor of a preset, a local folder or a hub id.
+    """Load model (eval mode, frozen) and processor of a preset, a local folder or a hub id.
 
-    On a GPU with unsloth installed, unsloth loads it; else transformers with bitsandbytes, on the CPU
-    too. `max_pixels` bounds the image size and so the number of visual tokens (default: the preset's).
-    Raises UsageError if the name is unknown, or the checkpoint cannot be had, read or held in memory.
+    On a GPU with unsloth installed, unsloth loads it; else transformers with bitsandbytes, on the
+    CPU too. `max_pixels` bounds the image size and so the number of visual tokens (default: the
+    preset's). Raises UsageError if the name is unknown, or the checkpoint cannot be had, read or
+    held in memory.
     """
     processor = load_processor(name_or_path, max_pixels=max_pixels)
     preset = preset_of(name_or_path)
-    if preset and (preset.parameters or 0) > SLOW_ON_A_CPU and not has_cuda():
-        billions = f"{preset.parameters / 1e9:.1f}"
+    parameters = (preset and preset.parameters) or 0
+    if parameters > SLOW_ON_A_CPU and not has_cuda():
         print(
-            f"⚠️  No GPU: with {billions} billion weights, a stage takes hours. Take smolvlm-256m or tiny to try it."
+            f"⚠️  No GPU: with {parameters / 1e9:.1f} billion weights, a stage takes hours. Take "
+            "smolvlm-256m or tiny to try it."
         )
     if four_bit and not importlib.util.find_spec("bitsandbytes"):
         print(
-            "⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision."
+            "⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full "
+            "precision."
         )
         four_bit = False
     model = _load_weights(name_or_path, four_bit)
     _set_compute_dtype(model)
+    choose_threads(model.config.get_text_config().hidden_size)
     model.requires_grad_(False)
     return model.eval(), processor
 
 
 def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -> ProcessorMixin:
-    """The processor alone, with images limited as for `load_model`, of which it makes the inputs. Raises UsageError."""
-    preset, source = preset_of(name_or_path), original_source(name_or_path)
+    """Load the processor alone, with images limited as for `load_model`. Raises UsageError."""
+    preset = preset_of(name_or_path)
+    source = original_source(name_or_path)
     with explain_load_errors(name_or_path, source):
         processor = AutoProcessor.from_pretrained(source.location, revision=source.revision)
     if not hasattr(processor, "image_processor"):  # what comes of a model of text alone
         raise UsageError(f"{source.location} reads no images. Choose a vision-language model.")
-    if max_pixels or (preset and preset.max_pixels):
-        _limit_pixels(processor, max_pixels or preset.max_pixels)
+    # Asked for, else the preset's
+    limit = max_pixels or (preset and preset.max_pixels)
+    if limit:
+        _limit_pixels(processor, limit)
     elif preset and preset.longest_edge:
         processor.image_processor.size["longest_edge"] = preset.longest_edge
     return processor
 
 
+def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
+    """Set the limit in the processor's own terms.
+
+    Qwen-VL's `longest_edge` is a number of pixels; of processors that cut tiles (Idefics3, SmolVLM)
+    it is a side.
+    """
+    images = processor.image_processor
+    tile = (getattr(images, "max_image_size", None) or {}).get("longest_edge")
+    if hasattr(images, "merge_size"):
+        images.size["longest_edge"] = max_pixels
+        # Small images are enlarged to this
+        images.size["shortest_edge"] = min(images.size["shortest_edge"], max_pixels)
+    elif tile:
+        images.size["longest_edge"] = tile_edge(max_pixels, tile)
+    else:
+        name = type(processor).__name__
+        raise UsageError(f"{name} has no limit of pixels. Leave max_pixels out for this model.")
+
+
+# --- where weights come from, and how they are loaded ---
+
+
 def original_source(name_or_path: str | Path) -> CheckpointSource:
-    """Source of processor and full-precision weights; for a preset's 4-bit copy, what it was made from."""
-    location, preset = locate(name_or_path), preset_of(name_or_path)
+    """Return the source of processor and full-precision weights.
+
+    For a preset's 4-bit copy it is what the copy was made from.
+    """
+    location = locate(name_or_path)
+    preset = preset_of(name_or_path)
     if preset and location in (preset.location, preset.four_bit):
         return CheckpointSource(preset.location, preset.revision)
     return CheckpointSource(location)
@@ -137,61 +187,68 @@ def original_source(name_or_path: str | Path) -> CheckpointSource:
 def weight_sources(
     name_or_path: str | Path, four_bit: bool, on_gpu: bool
 ) -> list[CheckpointSource]:
-    """Where to look for the weights, one after the other: on a GPU first the preset's copy in 4 bits."""
-    preset, first = preset_of(name_or_path), original_source(name_or_path)
-    copies = (
-        four_bit and on_gpu and preset and preset.four_bit and first.location == preset.location
-    )
-    return [CheckpointSource(preset.four_bit), first] if copies else [first]
+    """Return where to look for the weights, one after the other.
+
+    On a GPU the preset's copy in 4 bits comes first.
+    """
+    preset = preset_of(name_or_path)
+    original = original_source(name_or_path)
+    sources = [original]
+    is_preset = preset is not None and preset.location == original.location
+    if four_bit and on_gpu and is_preset and preset.four_bit:
+        sources.insert(0, CheckpointSource(preset.four_bit))
+    return sources
 
 
 def has_cuda() -> bool:
-    """Whether models are loaded to a GPU here."""
+    """Are models loaded to a GPU here?"""
     return device().type == "cuda"
 
 
 def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:
-    load = _load_with_unsloth if "unsloth" in globals() else _load_with_transformers
+    # The last source is the only one whose failure is an error
     *copies, last = weight_sources(name_or_path, four_bit, has_cuda())
     for copy in copies:
         try:
-            return load(copy, four_bit)
+            return _load(copy, four_bit)
         except LOAD_ERRORS as error:
-            if not (reason := _hub_error(error)[0]):
+            reason, _ = _hub_error(error)
+            if not reason:
                 raise UsageError(_advice(name_or_path, copy, error)) from error
             print(
-                f"⚠️  {copy.location}, the copy in 4 bits, cannot be loaded ({reason}): quantising {last.location}."
+                f"⚠️  {copy.location}, the copy in 4 bits, cannot be loaded ({reason}): "
+                f"quantising {last.location}."
             )
     with explain_load_errors(name_or_path, last):
-        return load(last, four_bit)
+        return _load(last, four_bit)
 
 
-def _load_with_transformers(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
+def _load(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
+    """Load one checkpoint: with unsloth, where it was imported above."""
+    options = {
+        "revision": source.revision,
+        "dtype": compute_dtype(),
+        "attn_implementation": "sdpa",  # what takes the mask of packed answers
+    }
+    if "unsloth" in globals():
+        model, _ = unsloth.FastVisionModel.from_pretrained(
+            source.location,
+            load_in_4bit=four_bit,
+            use_exact_model_name=True,  # else it maps names to copies of its own choice
+            use_gradient_checkpointing=False,
+            **options,
+        )
+        return model
     return AutoModelForImageTextToText.from_pretrained(
         source.location,
-        revision=source.revision,
-        dtype=compute_dtype(),
         quantization_config=quantization() if four_bit else None,
         device_map={"": device()},
-        attn_implementation="sdpa",
+        **options,
     )
-
-
-def _load_with_unsloth(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
-    model, _ = unsloth.FastVisionModel.from_pretrained(
-        source.location,
-        revision=source.revision,
-        load_in_4bit=four_bit,
-        dtype=compute_dtype(),
-        use_exact_model_name=True,  # else it maps names to copies of its own choice
-        use_gradient_checkpointing=False,
-        attn_implementation="sdpa",  # what takes the mask of packed answers
-    )
-    return model
 
 
 def quantization() -> BitsAndBytesConfig:
-    """4-bit NF4 of the language model's linear layers, without its head."""
+    """Return 4-bit NF4 of the language model's linear layers, without its head."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -204,9 +261,10 @@ def quantization() -> BitsAndBytesConfig:
 def _set_compute_dtype(model: PreTrainedModel) -> None:
     """Let 4-bit layers compute in this machine's precision, with products that have a gradient.
 
-    A copy that was quantised before brings bf16 along, which a T4 only emulates. And on CPUs with AVX512-BF16,
-    bitsandbytes repacks the weights for inference at the first call in eval mode. The repacked product has no gradient
-    and rounds to bf16: training after sampling would go wrong without a word.
+    A copy that was quantised before brings bf16 along, which a T4 only emulates. And on CPUs with
+    AVX512-BF16, bitsandbytes repacks the weights for inference at the first call in eval mode. The
+    repacked product has no gradient and rounds to bf16: training after sampling would go wrong
+    without a word.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -216,20 +274,7 @@ def _set_compute_dtype(model: PreTrainedModel) -> None:
             module.compute_dtype = state.dtype = compute_dtype()
 
 
-def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
-    """Qwen-VL's `longest_edge` is a number of pixels; of processors that cut tiles (Idefics3, SmolVLM) it is a side."""
-    images = processor.image_processor
-    if hasattr(images, "merge_size"):
-        images.size["longest_edge"] = max_pixels
-        images.size["shortest_edge"] = min(
-            images.size["shortest_edge"], max_pixels
-        )  # small images are enlarged to it
-    elif tile := (getattr(images, "max_image_size", None) or {}).get("longest_edge"):
-        images.size["longest_edge"] = tile_edge(max_pixels, tile)
-    else:
-        raise UsageError(
-            f"{type(processor).__name__} has no limit of pixels. Leave max_pixels out for this model."
-        )
+# --- what goes wrong, in one line ---
 
 
 @contextlib.contextmanager
@@ -241,60 +286,69 @@ def explain_load_errors(name_or_path: str | Path, source: CheckpointSource) -> I
         raise UsageError(_advice(name_or_path, source, error)) from error
 
 
+def _has_cause(error: BaseException, kinds: type | tuple[type, ...]) -> bool:
+    return any(isinstance(cause, kinds) for cause in _causes(error))
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it: the libraries wrap the hub's errors in their own."""
+    """Yield an error and what led to it: the libraries wrap the hub's errors in their own."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _is_among_causes(error: BaseException, kinds: type | tuple[type, ...]) -> bool:
-    return any(isinstance(cause, kinds) for cause in _causes(error))
+def _hub_error(error: BaseException) -> tuple[str, str]:
+    """Return why the hub does not hand a checkpoint out, and what to do.
+
+    Both are empty if it is something else.
+    """
+    for kinds, reason, advice in HUB_ERRORS:
+        if _has_cause(error, kinds):
+            return reason, advice
+    if "does not appear to have" in str(error):
+        return "a file is missing", f"Check the name. {OFFLINE_ADVICE}"
+    return "", ""
 
 
 def _reason(error: BaseException) -> str:
+    """Return the first line of what the error says."""
     if isinstance(error, RuntimeError) and error.__cause__:  # unsloth's, which says less
         error = error.__cause__
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def _hub_error(error: BaseException) -> tuple[str, str]:
-    """Why the hub does not hand a checkpoint out and what to do; empty if it is something else."""
-    for kinds, reason, advice in HUB_ERRORS:
-        if _is_among_causes(error, kinds):
-            return reason, advice
-    return (
-        ("a file is missing", f"Check the name. {OFFLINE_ADVICE}")
-        if "does not appear to have" in str(error)
-        else ("", "")
-    )
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return first
 
 
 def _advice(name_or_path: str | Path, source: CheckpointSource, error: Exception) -> str:
-    """What is wrong and what to do, in one line."""
-    if _is_among_causes(
-        error, torch.OutOfMemoryError
-    ) or "dispatched on the CPU or the disk" in str(error):
+    """Return what is wrong and what to do, in one line."""
+    model = f"model {str(name_or_path)!r}"
+    is_offloaded = "dispatched on the CPU or the disk" in str(error)
+    if is_offloaded or _has_cause(error, torch.OutOfMemoryError):
+        presets = ", ".join(smaller_presets(preset_of(name_or_path)))
         return (
-            f"model {str(name_or_path)!r} does not fit into the memory that is left on this GPU. Restart the kernels of "
-            f"other notebooks and this one, or take a smaller preset: {', '.join(smaller_presets(preset_of(name_or_path)))}."
+            f"{model} does not fit into the memory that is left on this GPU. Restart the kernels "
+            f"of other notebooks and this one, or take a smaller preset: {presets}."
         )
+    # What the hub says, unless something else is known to be wrong
     reason, advice = _hub_error(error)
-    if _is_among_causes(error, ImportError):
+    if _has_cause(error, ImportError):
         advice = "Install what is missing: pip install -r requirements.txt."
     elif any(getattr(cause, "errno", None) == errno.ENOSPC for cause in _causes(error)):
         advice = "Free space, or set HF_HOME to a folder on another disk."
     elif Path(source.location).is_dir():
-        reason, advice = "", "Give the folder of a whole checkpoint, as save_pretrained writes it."
-    place = source.location + (f" at {source.revision[:8]}" if source.revision else "")
-    reason, advice = reason or _reason(error), advice or f"Check the name. {OFFLINE_ADVICE}"
-    return f"model {str(name_or_path)!r} cannot be loaded from {place} ({reason}). {advice.format(id=source.location)}"
+        reason = ""
+        advice = "Give the folder of a whole checkpoint, as save_pretrained writes it."
+    reason = reason or _reason(error)
+    advice = (advice or f"Check the name. {OFFLINE_ADVICE}").format(id=source.location)
+    place = f"{source.location} at {source.revision[:8]}" if source.revision else source.location
+    return f"{model} cannot be loaded from {place} ({reason}). {advice}"
 
 
-def smaller_presets(preset: Preset | None, number: int = 3) -> list[str]:
-    """Names of the presets with fewer parameters, the largest first; of the smallest ones if there is no preset."""
+def smaller_presets(preset: Preset | None) -> list[str]:
+    """Return the names of the three next smaller presets, the largest first.
+
+    Without a preset they are the three smallest, the smallest first.
+    """
+    limit = (preset and preset.parameters) or math.inf
     sizes = {name: other.parameters or 0 for name, other in PRESETS.items()}
-    if preset and preset.parameters:
-        sizes = {name: size for name, size in sizes.items() if size < preset.parameters}
-        return sorted(sizes, key=sizes.get, reverse=True)[:number]
-    return sorted(sizes, key=sizes.get)[:number]
+    smaller = [name for name in sizes if sizes[name] < limit]
+    return sorted(smaller, key=sizes.get, reverse=limit < math.inf)[:3]

@@ -1,7 +1,7 @@
-"""The policies that there are: the base, and every adapter of it that was trained. One base is in memory.
+"""The policies that there are: the base, and every adapter of it that was trained.
 
-An adapter is read from its folder when it is first asked, and the base answers with all of them off. Taught
-in notebook 06.
+One base is in memory. An adapter is read from its folder when it is first asked, and the base
+answers with all of them off. Taught in notebook 06.
 """
 
 import contextlib
@@ -13,15 +13,14 @@ from typing import Any
 from peft import PeftModel
 from transformers import ProcessorMixin
 
-from helpers import models
-from helpers.files import ROOT, UsageError, artifacts_dir, read_json
+from helpers.files import ROOT, UsageError, artifacts_dir, is_set_aside, read_json
 
-from .adapters import VLM
+from .adapters import VLM, disable_adapters, load_adapter, use_adapter
 
 BASE_POLICY = "base"
-SHIPPED_POLICIES = (
-    ROOT / "data" / "tiny-dpo"
-)  # what notebook 04 makes of the tiny base, for readers who have not run it
+
+# What notebook 04 makes of the tiny base, for readers who have not run it
+SHIPPED_POLICIES = ROOT / "data" / "tiny-dpo"
 
 
 @dataclass(frozen=True)
@@ -38,29 +37,29 @@ class SavedPolicy:
 
 
 def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -> list[SavedPolicy]:
-    """The adapters of `base` in the folders under `folder` (default: the artifacts), by name.
+    """Find the adapters of `base` in the folders under `folder` (default: the artifacts), by name.
 
-    An adapter of another base is left out, and said to be. If there is none, the shipped one is taken for
-    the tiny base, and said to be. Raises UsageError if there is none at all, or an about.json is broken.
+    An adapter of another base is left out, and said to be. If there is none, the shipped one is
+    taken for the tiny base, and said to be. Raises UsageError if there is none at all, or an
+    about.json is broken.
     """
-    folder, found = folder or artifacts_dir(), []
+    folder = folder or artifacts_dir()
+    found = []
     for config in sorted(folder.rglob("adapter_config.json")):
         path = config.parent
-        if (path / "head.safetensors").exists() or not (path / "about.json").exists():
-            continue  # a reward model, or a trainer's own checkpoint
+        is_reward_model = (path / "head.safetensors").exists()
+        is_trainers_own = not (path / "about.json").exists()
+        if is_reward_model or is_trainers_own or is_set_aside(path):
+            continue
         about = read_json(path / "about.json")
+        # "dpo/seed-0"; the folder itself may be an adapter's
         name = path.relative_to(folder).as_posix() if path != folder else path.name
         if about.get("base") != base:
             print(f"⚠️  leaving out {name}: it was trained on {about.get('base')!r}, not {base!r}")
             continue
         found.append(SavedPolicy(name, path, about))
-    if not found and shipped and base == read_json(SHIPPED_POLICIES / "about.json")["base"]:
-        print(
-            f"no adapter in {folder} yet: comparing the one that comes with the repository (notebook 04, seed 0)"
-        )
-        found = [
-            SavedPolicy("dpo/shipped", SHIPPED_POLICIES, read_json(SHIPPED_POLICIES / "about.json"))
-        ]
+    if not found and shipped:
+        found = _shipped_policies(base, folder)
     if not found:
         raise UsageError(
             f"no adapter of {base!r} in {folder}. Run notebook 04 (DPO) or 05 (PPO) first."
@@ -68,16 +67,31 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
     return found
 
 
+def _shipped_policies(base: str, folder: Path) -> list[SavedPolicy]:
+    about = read_json(SHIPPED_POLICIES / "about.json")
+    if about["base"] != base:
+        return []
+    print(
+        f"no adapter in {folder} yet: comparing the one that comes with the repository "
+        "(notebook 04, seed 0)"
+    )
+    return [SavedPolicy("dpo/shipped", SHIPPED_POLICIES, about)]
+
+
 def image_limit(saved: Sequence[SavedPolicy], limit: int | None = None) -> int | None:
-    """`max_pixels` for `models.load_model`: `limit`, or the smallest that one of the policies was trained with."""
-    trained = {
-        policy.name: pixels for policy in saved if (pixels := policy.about.get("max_pixels"))
-    }
-    if not trained or (limit and limit <= min(trained.values())):
+    """Return `max_pixels` for `models.load_model`, so that no policy sees larger images than ever.
+
+    It is `limit`, or the smallest that one of the policies was trained with.
+    """
+    trained = [policy for policy in saved if policy.about.get("max_pixels")]
+    if not trained:
         return limit
-    least = min(trained, key=trained.get)
-    print(f"images are reduced to {trained[least]:,} pixels, as when {least} was trained")
-    return trained[least]
+    least = min(trained, key=lambda policy: policy.about["max_pixels"])
+    pixels = least.about["max_pixels"]
+    if limit and limit <= pixels:
+        return limit
+    print(f"images are reduced to {pixels:,} pixels, as when {least.name} was trained")
+    return pixels
 
 
 class Policies:
@@ -87,24 +101,29 @@ class Policies:
     """
 
     def __init__(self, model: VLM, processor: ProcessorMixin, saved: Sequence[SavedPolicy] = ()):
-        self.model, self.processor = model, processor
+        self.model = model
+        self.processor = processor
         self.saved = {policy.name: policy for policy in saved}
         if BASE_POLICY in self.saved:
+            folder = self.saved[BASE_POLICY].folder
             raise UsageError(
-                f"{self.saved[BASE_POLICY].folder}: an adapter cannot be called {BASE_POLICY!r}. Rename its folder."
+                f"{folder}: an adapter cannot be called {BASE_POLICY!r}. Rename its folder."
             )
-        self._loaded: set[str] = set()
+        self._loaded = set()  # names of adapters that the model has by now
 
     def add_folder(self, folder: Path) -> list[str]:
-        """Names of the adapters under `folder` that join those that there are, of the same base.
+        """Add the adapters of the same base that are under `folder`; return the new names.
 
         Raises UsageError if there is none, here or there.
         """
         if not self.saved:
             raise UsageError(
-                "there is no adapter yet that says which base this is. Give some with `find_policies`."
+                "there is no adapter yet that says which base this is. Give some with "
+                "`find_policies`."
             )
-        found = find_policies(next(iter(self.saved.values())).about["base"], folder, shipped=False)
+        # All are of one base, so the first one knows it
+        base = next(iter(self.saved.values())).about["base"]
+        found = find_policies(base, folder, shipped=False)
         new = {policy.name: policy for policy in found if policy.name not in self.saved}
         self.saved |= new
         return list(new)
@@ -115,24 +134,22 @@ class Policies:
 
     @contextlib.contextmanager
     def use_policy(self, name: str) -> Iterator[VLM]:
-        """The model as the policy `name`; afterwards it is as it was. Raises UsageError for an unknown name."""
+        """Make the model the policy `name` inside; afterwards it is as it was.
+
+        Raises UsageError for an unknown name.
+        """
         if name == BASE_POLICY:
-            with models.disable_adapters(self.model) as model:
+            with disable_adapters(self.model) as model:
                 yield model
             return
         if name not in self.saved:
             raise UsageError(f"unknown policy {name!r}: there are {', '.join(self.names)}.")
+        adapter = name.replace(".", "_")  # peft takes a dot for the end of a module's name
         if name not in self._loaded:
-            before = self.model.active_adapter if isinstance(self.model, PeftModel) else None
-            self.model = models.load_adapter(
-                self.model, self.saved[name].folder, _adapter_name(name)
-            )
-            self.model.set_adapter(before or _adapter_name(name))
+            # Loading switches to an adapter; the one before stays the active one outside
+            before = self.model.active_adapter if isinstance(self.model, PeftModel) else adapter
+            self.model = load_adapter(self.model, self.saved[name].folder, adapter)
+            self.model.set_adapter(before)
             self._loaded.add(name)
-        with models.use_adapter(self.model, _adapter_name(name)) as model:
+        with use_adapter(self.model, adapter) as model:
             yield model
-
-
-def _adapter_name(name: str) -> str:
-    """peft takes a dot for the end of a module's name."""
-    return name.replace(".", "_")

@@ -1,7 +1,8 @@
-"""The checkpoints that the suite knows by name (`helpers/models/presets.toml`), and their models without weights.
+"""The checkpoints that the suite knows by name, and their models without weights.
 
-A model without weights (PyTorch's device "meta") has every layer and shape of the checkpoint and takes no memory. What
-follows from shapes, LoRA's number of weights and the memory forecast, can so be known without a download.
+They are in `helpers/models/presets.toml`. A model without weights (PyTorch's device "meta") has
+every layer and shape of the checkpoint and takes no memory. What follows from shapes, LoRA's number
+of weights and the memory forecast, can so be known without a download.
 """
 
 import difflib
@@ -20,6 +21,8 @@ from helpers.files import ROOT, UsageError
 
 @dataclass(frozen=True)
 class Preset:
+    """A checkpoint, and what it needs. The last three fields build its configuration."""
+
     location: str  # folder in this repository or hub id
     licence: str
     gpu_gb: int  # smallest usual card on which it can be trained in 4 bits; 0: none is needed
@@ -34,20 +37,16 @@ class Preset:
     vision: dict[str, Any] = field(default_factory=dict)
 
 
-PRESETS = {
-    name: Preset(**values)
-    for name, values in tomllib.loads(
-        (Path(__file__).with_suffix(".toml")).read_text(encoding="utf-8")
-    ).items()
-}
+_TABLE = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+PRESETS = {name: Preset(**values) for name, values in tomllib.loads(_TABLE).items()}
 
 
 def locate(name_or_path: str | Path) -> str:
-    """Folder or hub id of a preset name, a local folder or a hub id. Raises UsageError."""
+    """Return the folder or hub id of a preset, a local folder or a hub id. Raises UsageError."""
     name = str(name_or_path)
     if name in PRESETS:
-        local = ROOT / PRESETS[name].location
-        return str(local) if local.is_dir() else PRESETS[name].location
+        location = PRESETS[name].location
+        return str(ROOT / location) if (ROOT / location).is_dir() else location
     if name and Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise UsageError(
@@ -56,6 +55,7 @@ def locate(name_or_path: str | Path) -> str:
         return name
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and name[0] not in ".":
         return name
+    # Neither: most likely a slip of the finger
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise UsageError(
@@ -65,28 +65,30 @@ def locate(name_or_path: str | Path) -> str:
 
 
 def preset_of(name_or_path: str | Path) -> Preset | None:
-    """The preset of that name, or the one whose checkpoint `name_or_path` is (another copy of it counts)."""
+    """Return the preset of that name, or whose checkpoint it is; a copy in 4 bits counts."""
     name = str(name_or_path)
-    if name in PRESETS:
-        return PRESETS[name]
-    return next(
-        (p for p in PRESETS.values() if name in (p.location, p.four_bit, str(ROOT / p.location))),
-        None,
-    )
+    for known, preset in PRESETS.items():
+        if name in (known, preset.location, preset.four_bit, str(ROOT / preset.location)):
+            return preset
+    return None
 
 
 def config_of(name_or_path: str | Path) -> PretrainedConfig:
-    """Configuration of a model: of a preset from its table, of a folder from its file, else from the hub."""
+    """Return the configuration of a model.
+
+    It is read from a preset's table, a folder's file, else from the hub.
+    """
     preset = preset_of(name_or_path)
     if preset is None or not preset.config:
         return AutoConfig.from_pretrained(locate(name_or_path))
+    # No network is asked
     values = dict(preset.config)
-    return getattr(transformers, values.pop("class"))(
-        text_config=dict(preset.text), vision_config=dict(preset.vision), **values
-    )
+    config_class = getattr(transformers, values.pop("class"))
+    # Copies, since a configuration changes what it is given
+    return config_class(text_config={**preset.text}, vision_config={**preset.vision}, **values)
 
 
 def model_without_weights(name_or_path: str | Path) -> PreTrainedModel:
-    """The model with all its layers and shapes, but no memory for its weights."""
+    """Build the model with all its layers and shapes, but without memory for its weights."""
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config_of(name_or_path), dtype=torch.float16)

@@ -1,9 +1,10 @@
 """Records to model inputs: the only place that knows the chat template.
 
 Images come first and the text after them, where TRL puts them too, so that what is sampled, trained
-and evaluated is one and the same sequence. Two things are not in the rendered text, and are put right where text
-becomes tokens: LLaVA's first token, which its template leaves to the tokenizer, and the space that some templates
-write before an answer. Marks of other models' templates in a text are found by `helpers/data/templates.py`.
+and evaluated is one and the same sequence. Two things are not in the rendered text, and are put
+right where text becomes tokens: LLaVA's first token, which its template leaves to the tokenizer,
+and the space that some templates write before an answer. Marks of other models' templates in a
+text are found by `helpers/data/templates.py`.
 """
 
 from collections.abc import Sequence
@@ -15,109 +16,135 @@ from transformers import BatchFeature, ProcessorMixin
 from helpers.data import Message
 
 Conversation = Sequence[Message]  # the last message is the question that is answered
+ImageLists = Sequence[Sequence[Image.Image]]  # the images of each prompt
+
+# --- records to text ---
 
 
 def user_message(text: str) -> Message:
-    """A question as a message. Unlike a message that is read from a file, it may be empty."""
+    """Return a question as a message. Unlike a message read from a file, it may be empty."""
     return Message.model_construct(role="user", content=text)
 
 
 def _chat_message(message: Message, images: int = 0) -> dict:
-    """A message in the words of chat templates: `images` placeholders, then the text."""
+    """Return a message in the words of chat templates: places for `images`, then the text."""
     content = [{"type": "image"}] * images + [{"type": "text", "text": message.content}]
     return {"role": message.role, "content": content}
 
 
 def render_conversation(processor: ProcessorMixin, messages: Conversation, images: int) -> str:
-    """Messages as the model sees them, up to where the answer begins; images are in the first question."""
+    """Return messages as the model sees them, up to where the answer begins.
+
+    The images are in the first question.
+    """
+    turns = [_chat_message(message) for message in messages]
     first = [message.role for message in messages].index("user")
-    turns = [
-        _chat_message(message, images if i == first else 0) for i, message in enumerate(messages)
-    ]
-    return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    turns[first] = _chat_message(messages[first], images)
+    return processor.apply_chat_template(turns, add_generation_prompt=True)
 
 
 def render(processor: ProcessorMixin, prompt: str, images: int = 1) -> str:
-    """The prompt as the model sees it, up to the point where the answer begins."""
+    """Return the prompt as the model sees it, up to the point where the answer begins."""
     return render_conversation(processor, [user_message(prompt)], images)
+
+
+def _question_and_answer(processor: ProcessorMixin) -> str:
+    messages = [user_message("question"), Message(role="assistant", content="answer")]
+    return processor.apply_chat_template([_chat_message(message) for message in messages])
+
+
+# --- text to tokens ---
 
 
 def encode(
     processor: ProcessorMixin, prompts: Sequence[str], images: Sequence[Image.Image]
 ) -> BatchFeature:
-    """One image and one prompt a row → model inputs, left-padded: prompts end in the same column."""
-    return tokenize(
-        processor, [render(processor, prompt) for prompt in prompts], [[image] for image in images]
-    )
+    """Make model inputs of one image and one prompt a row, left-padded.
+
+    All prompts so end in the same column.
+    """
+    texts = [render(processor, prompt) for prompt in prompts]
+    return tokenize(processor, texts, [[image] for image in images])
 
 
 def tokenize(
     processor: ProcessorMixin,
     texts: Sequence[str],
-    images: Sequence[Sequence[Image.Image]],
+    images: ImageLists,
     padding_side: str = "left",
 ) -> BatchFeature:
-    """Rendered prompts and the images of each → model inputs, with one token for the beginning where the model has one.
+    """Make model inputs of rendered prompts and the images of each.
 
-    TRL leaves such a token out where the template does not write it (LLaVA).
+    They begin with the model's token for the beginning, if it has one. TRL leaves that out where
+    the template does not write it (LLaVA).
     """
-    pictures, begin = [list(row) for row in images], bos_text(processor)
+    begin = bos_text(processor)
+    # Every text begins with "", so that nothing is added where there is no such token
+    is_written = any(text.startswith(begin) for text in texts)
     return processor(
         text=list(texts),
-        images=pictures if any(pictures) else None,
+        images=[list(row) for row in images] if any(images) else None,
         padding=True,
         padding_side=padding_side,
-        add_special_tokens=bool(begin) and not any(text.startswith(begin) for text in texts),
+        add_special_tokens=not is_written,
         return_tensors="pt",
     )
 
 
+def _token_ids(processor: ProcessorMixin, text: str) -> list[int]:
+    return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def bos_text(processor: ProcessorMixin) -> str:
-    """Text of the token (BOS) that the tokenizer puts before every text, if it adds nothing else; else ""."""
+    """Return the text of the token (BOS) that the tokenizer puts before every text.
+
+    It is "" if there is none, or if the tokenizer adds anything else.
+    """
     tokenizer = processor.tokenizer
-    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"] == [
-        tokenizer.bos_token_id
-    ]
-    return tokenizer.bos_token if begins else ""
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("")["input_ids"] != [bos]:
+        return ""
+    return tokenizer.bos_token
+
+
+# --- answers ---
 
 
 def end_of_turn(processor: ProcessorMixin) -> str:
-    """The token with which the model ends an answer."""
+    """Return the token with which the model ends an answer."""
     return processor.tokenizer.eos_token
 
 
 def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
-    """Tokens of an answer as they follow a prompt, with the end of turn.
+    """Return the tokens of an answer as they follow a prompt, with the end of turn.
 
-    SmolVLM's prompt ends in "Assistant:" and its template goes on with " Two.": the space belongs to the first word.
+    SmolVLM's prompt ends in "Assistant:", and its template goes on with " Two.": the space belongs
+    to the first word.
     """
     before, space = _answer_prefix(processor, str(processor.chat_template))
-    text = (answer if answer.startswith(space) else space + answer) + end_of_turn(processor)
-    head, ids = (
-        processor.tokenizer(t, add_special_tokens=False)["input_ids"]
-        for t in (before, before + text)
-    )
-    if ids[: len(head)] == head:
-        return ids[len(head) :]
-    return processor.tokenizer(text, add_special_tokens=False)[
-        "input_ids"
-    ]  # the answer begins in a prompt's token
+    text = answer if answer.startswith(space) else space + answer
+    text += end_of_turn(processor)
+    head = _token_ids(processor, before)
+    ids = _token_ids(processor, before + text)
+    if ids[: len(head)] != head:  # the answer begins within a token of the prompt
+        return _token_ids(processor, text)
+    return ids[len(head) :]
 
 
 def answer_texts(processor: ProcessorMixin, ids: Sequence[Sequence[int]]) -> list[str]:
-    """Answers as text: without special tokens, and without the space that the template writes before them."""
+    """Return answers as text, without special tokens and the template's space before them."""
     _, space = _answer_prefix(processor, str(processor.chat_template))
-    return [
-        text.removeprefix(space)
-        for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    ]
+    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [text.removeprefix(space) for text in texts]
 
 
+# Keyed by the template too, which a caller may change
 @lru_cache(maxsize=8)
 def _answer_prefix(processor: ProcessorMixin, template: str) -> tuple[str, str]:
-    """The end of a prompt, and the space, if any, that `template` writes between it and the answer.
+    """Return the end of a prompt, and the space, if any, that `template` writes behind it.
 
-    Only a space is taken: the line break of LLaVA-NeXT's template is not what that model was trained with.
+    Only a space is taken: the line break of LLaVA-NeXT's template is not what that model was
+    trained with.
     """
     prompt = render(processor, "question", images=0)
     whole = _question_and_answer(processor)
@@ -128,20 +155,21 @@ def _answer_prefix(processor: ProcessorMixin, template: str) -> tuple[str, str]:
 
 
 def text_after_answer(processor: ProcessorMixin) -> str:
-    """What the chat template writes after an answer, without white space: the end of turn, or nothing."""
+    """Return what the template writes after an answer: the end of turn, or nothing.
+
+    White space is left out.
+    """
     return _question_and_answer(processor).rpartition("answer")[2].strip()
 
 
-def _question_and_answer(processor: ProcessorMixin) -> str:
-    messages = [user_message("question"), Message(role="assistant", content="answer")]
-    return processor.apply_chat_template([_chat_message(m) for m in messages], tokenize=False)
+# --- image tokens ---
 
 
 def image_token_id(processor: ProcessorMixin) -> int:
-    """Id of the token that stands for one visual token."""
+    """Return the id of the token that stands for one visual token."""
     return processor.image_token_id
 
 
 def count_image_tokens(processor: ProcessorMixin, inputs: BatchFeature) -> list[int]:
-    """Number of visual tokens in each row of `inputs`."""
+    """Return the number of visual tokens in each row of `inputs`."""
     return (inputs["input_ids"] == image_token_id(processor)).sum(-1).tolist()

@@ -1,162 +1,72 @@
 """One forward for an image, a prompt and several answers to it.
 
-    [image + prompt | answer 0 | answer 1 | …]
+A packed row holds the prompt once, and behind it all answers to it. Here a prompt of 3 tokens (one
+of them stands for the image) with answers of 3 tokens and of 2, each with its end of turn:
 
-Answers see the image, the prompt and themselves, never each other: a block mask hides the others, and
-positions go on from the prompt for each of them. Log-probabilities and hidden states are those of one
-row per answer (`plain`), at the cost of one image and one prompt. Taught in notebooks 03 and 04.
+    tokens     <image>  Cars  ?  |  There  2  <end>  |  No  <end>
+    segment       0      0    0  |    1    1    1    |   2    2      0: prompt, −1: padding
+    position      0      1    2  |    3    4    5    |   3    4      each goes on from the prompt
 
-`Packer` decides once for a model whether it packs, and goes in two steps: `encode` reads prompts and images, once
-for all answers to them; `pack` puts answers behind them.
+    token of …     sees the prompt   answer 1   answer 2
+    the prompt          ◣               ·          ·       ◣: what is before it, and itself
+    answer 1            ■               ◣          ·       ■: all of it
+    answer 2            ■               ·          ◣       ·: nothing
+
+So log-probabilities and hidden states are those of one row per answer (`pack_separately`), at the
+cost of one image and one prompt. Taught in notebooks 03 and 04.
+
+`Packer` decides once for a model whether it packs, and goes in two steps: `encode` reads prompts
+and images, once for all answers to them; `pack` puts answers behind them.
 
 Simplification: attention is computed for the whole row and then masked, so that many long answers
 cost more than they must.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
 from helpers.losses import token_logps
 
-from .adapters import VLM
-from .caches import (
-    Features,
-    ImageFeatures,
-    backbone_of,
-    concatenate_features,
-    images_hash,
-    is_frozen,
-    use_features,
-)
-from .prompts import Conversation, answer_ids, render, render_conversation, tokenize
+from .adapters import VLM, evaluation_mode
+from .caches import Features, ImageFeatures, backbone_of, is_frozen, use_features
+from .encoded_prompts import EncodedPrompts, encode_prompts, prompt_inputs
+from .prompts import Conversation, ImageLists, answer_ids, render, render_conversation
 
-RenderedPrompt = str  # a prompt as `prompts.render_conversation` writes it
-AnswerInput = (
-    str | Tensor
-)  # a text, which gets its end of turn, or the tokens that were sampled, (tokens,)
-PACKING_TOLERANCE = (
-    2e-2  # relative difference that rounding in 16 bits explains; a wrong mask gives > 0.2
-)
+# A text, which gets its end of turn, or the tokens that were sampled, (tokens,)
+AnswerInput = str | Tensor
+AnswerLists = Sequence[Sequence[AnswerInput]]  # the answers to each prompt
+
+# Relative difference that rounding in 16 bits explains; a wrong mask gives over 0.2
+PACKING_TOLERANCE = 2e-2
 
 
-@dataclass(frozen=True)
-class EncodedPrompts:
-    """Prompts and their images as the model reads them: made once, for any answers that will follow."""
-
-    texts: Sequence[RenderedPrompt]
-    image_hashes: Sequence[str]  # `images_hash` of the images of each prompt
-    rows: Sequence[
-        BatchFeature
-    ]  # model inputs of each prompt, (1, seq); without pixels if there are features
-    features: Sequence[Features]  # of the images of each prompt; empty if none are kept
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def select(self, numbers: Sequence[int]) -> "EncodedPrompts":
-        """The prompts with these numbers, in this order."""
-        return EncodedPrompts(
-            texts=[self.texts[n] for n in numbers],
-            image_hashes=[self.image_hashes[n] for n in numbers],
-            rows=[self.rows[n] for n in numbers],
-            features=[self.features[n] for n in numbers],
-        )
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["EncodedPrompts"]) -> "EncodedPrompts":
-        """The prompts of all parts, one part after the other."""
-        return cls(
-            texts=[text for part in parts for text in part.texts],
-            image_hashes=[image_hash for part in parts for image_hash in part.image_hashes],
-            rows=[row for part in parts for row in part.rows],
-            features=[features for part in parts for features in part.features],
-        )
-
-
-def encode_prompts(
-    processor: ProcessorMixin,
-    prompts: Sequence[RenderedPrompt],
-    images: Sequence[Sequence[Image.Image]],
-    features: ImageFeatures | None = None,
-) -> EncodedPrompts:
-    """Hash the images of each prompt and tokenise each prompt with them, equal ones once.
-
-    With `features`, images that were seen before cost neither the processor nor the vision tower.
-    """
-    hashes = [images_hash(pictures) for pictures in images]
-    if features is not None:
-        pairs = features.encode(prompts, images, hashes)
-        rows, kept = [inputs for inputs, _ in pairs], [own for _, own in pairs]
-        return EncodedPrompts(list(prompts), hashes, rows, kept)
-    known: dict[tuple[str, str], BatchFeature] = {}
-    for prompt, image_hash, pictures in zip(prompts, hashes, images, strict=True):
-        if (prompt, image_hash) not in known:
-            known[prompt, image_hash] = tokenize(processor, [prompt], [pictures])
-    rows = [known[key] for key in zip(prompts, hashes, strict=True)]
-    return EncodedPrompts(list(prompts), hashes, rows, [{} for _ in rows])
-
-
-def prompt_inputs(
-    processor: ProcessorMixin, prompts: EncodedPrompts, padding_side: str = "left"
-) -> tuple[BatchFeature, Features, Tensor | None]:
-    """Model inputs of all prompts together, and if features are kept, these and their mean, (prompts, hidden)."""
-    paddings = {
-        "input_ids": processor.tokenizer.pad_token_id,
-        "attention_mask": 0,
-        "mm_token_type_ids": 0,
-    }
-    together = BatchFeature()
-    for name in dict.fromkeys(name for row in prompts.rows for name in row):
-        values = [row[name] for row in prompts.rows if name in row]
-        together[name] = _pad_and_concatenate(values, paddings.get(name, 0), padding_side)
-    kept = concatenate_features(prompts.features)
-    if not kept:
-        return together, {}, None
-    together["pixel_values"] = torch.zeros(
-        1
-    )  # says that there are images; `use_features` says what they are
-    name = "pooled" if "pooled" in kept else "pooled.all"
-    no_image = kept[name].new_zeros(kept[name].shape[-1])
-    means = [own[name].flatten(0, -2).mean(0) if own else no_image for own in prompts.features]
-    return together, kept, torch.stack(means)
-
-
-def _pad_and_concatenate(values: Sequence[Tensor], padding: int, side: str) -> Tensor:
-    """One tensor of several, which may differ in all sizes but the first: in tokens, or in the tiles of an image."""
-    sizes = [max(size) for size in zip(*(value.shape[1:] for value in values), strict=True)]
-    padded = []
-    for value in values:
-        missing = [size - own for size, own in zip(sizes, value.shape[1:], strict=True)]
-        left_and_right = [(n, 0) if side == "left" and value.ndim == 2 else (0, n) for n in missing]
-        amounts = [
-            n for pair in reversed(left_and_right) for n in pair
-        ]  # as `pad` wants them, last size first
-        padded.append(pad(value, amounts, value=padding))
-    return torch.cat(padded)
+# --- the two layouts ---
 
 
 @dataclass(frozen=True)
 class PackedAnswers:
     """Model inputs, and where in them the answers are.
 
-    columns holds, for each answer, the last token of its prompt and then its own tokens, the last of
-    them the end of turn; shorter answers repeat it. mask is True on the answer's own tokens.
+    columns holds, for each answer, the last token of its prompt and then its own tokens, the last
+    of them the end of turn; shorter answers repeat it. mask is True on the answer's own tokens.
     """
 
-    inputs: BatchFeature  # input_ids (rows, seq), attention_mask (rows, 1, seq, seq) or (rows, seq), images
+    # input_ids (rows, seq), attention_mask (rows, 1, seq, seq) or (rows, seq), images
+    inputs: Mapping[str, Tensor]
     rows: Tensor  # (answers,) row of each answer
     columns: Tensor  # (answers, 1 + longest)
     mask: Tensor  # (answers, 1 + longest) bool
-    features: Features = field(default_factory=dict)  # of the images, if they are kept
-    pooled: Tensor | None = None  # their mean for each answer, (answers, hidden)
+    features: Features  # of the images, if they are kept
+    pooled: Tensor | None  # their mean for each answer, (answers, hidden)
 
     @property
     def ids(self) -> Tensor:
@@ -164,118 +74,146 @@ class PackedAnswers:
         return self.inputs["input_ids"][self.rows[:, None], self.columns]
 
     def order(self, answers: Sequence[int]) -> "PackedAnswers":
-        """The same rows with the answers in another order."""
-        chosen = {name: getattr(self, name)[answers] for name in ("rows", "columns", "mask")}
-        return replace(self, **chosen, pooled=None if self.pooled is None else self.pooled[answers])
-
-    def to(self, device: torch.device | str, **kwargs) -> "PackedAnswers":
-        inputs = BatchFeature({name: value.to(device) for name, value in self.inputs.items()})
-        features = {name: value.to(device) for name, value in self.features.items()}
-        pooled = None if self.pooled is None else self.pooled.to(device)
-        return PackedAnswers(
-            inputs, *(t.to(device) for t in (self.rows, self.columns, self.mask)), features, pooled
+        """Return the same rows with the answers in another order."""
+        return replace(
+            self,
+            rows=self.rows[answers],
+            columns=self.columns[answers],
+            mask=self.mask[answers],
+            pooled=None if self.pooled is None else self.pooled[answers],
         )
+
+    def to(self, device: torch.device | str, **_) -> "PackedAnswers":
+        """Return a copy on `device`. What else accelerate asks for is left out."""
+        moved = {}
+        for field in fields(self):
+            moved[field.name] = send_to_device(getattr(self, field.name), device)
+        return PackedAnswers(**moved)
 
 
 def pack(
     model: VLM,
     processor: ProcessorMixin,
     prompts: EncodedPrompts,
-    answers: Sequence[Sequence[AnswerInput]],
+    answers: AnswerLists,
 ) -> PackedAnswers:
-    """All answers to a prompt in one row; prompts are left-padded. `answers` may be of different numbers."""
-    inputs, kept, pooled = prompt_inputs(processor, prompts)
-    width, padding = inputs["input_ids"].shape[1], processor.tokenizer.pad_token_id
-    tails, segments, columns = [], [], []
-    for row in answers:
-        parts = [_answer_ids(processor, answer) for answer in row]
-        tails.append(torch.cat(parts))
-        segments.append(
-            torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts, 1)])
-        )
+    """Put all answers to a prompt into one row; prompts are left-padded.
+
+    `answers` may be of different numbers.
+    """
+    inputs, features = prompt_inputs(processor, prompts)  # (rows, width)
+    width = inputs["input_ids"].shape[1]
+    owners = []  # row of each answer
+    columns = []  # of each answer
+    tails = []  # tokens of all answers of a row, one after another
+    numbers = []  # for each of these the number of its answer, from 1
+    for row, texts in enumerate(answers):
+        ids = [_answer_tokens(processor, text) for text in texts]
+        tails.append(torch.cat(ids))
+        lengths = torch.tensor([len(own) for own in ids])
+        numbers.append(torch.arange(1, len(ids) + 1).repeat_interleave(lengths))
         start = width
-        for part in parts:
-            columns.append(torch.tensor([width - 1, *range(start, start + len(part))]))
-            start += len(part)
-    tail = pad_sequence(tails, batch_first=True, padding_value=padding)
-    after = pad_sequence(segments, batch_first=True, padding_value=-1)
-    segment = torch.cat(
-        [inputs["attention_mask"] - 1, after], 1
-    )  # 0: prompt, k: answer k − 1, −1: nothing
+        for length in lengths.tolist():
+            owners.append(row)
+            columns.append(torch.tensor([width - 1, *range(start, start + length)]))
+            start += length
+    # Rows get the same length: prompts have it from the left already, answers from the right here
+    tail = pad_sequence(tails, batch_first=True, padding_value=processor.tokenizer.pad_token_id)
+    behind = pad_sequence(numbers, batch_first=True, padding_value=-1)
+    segment = torch.cat([inputs["attention_mask"] - 1, behind], 1)  # (rows, seq), see above
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
-    if "mm_token_type_ids" in inputs:
+    if "mm_token_type_ids" in inputs:  # 0: text
         inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, tail.shape[1]))
     inputs["position_ids"] = _positions(backbone_of(model), inputs, segment)
     inputs["attention_mask"] = _block_mask(segment)
-    owners = torch.tensor([row for row, texts in enumerate(answers) for _ in texts])
-    return PackedAnswers(
-        inputs, owners, *_columns(columns), kept, None if pooled is None else pooled[owners]
-    )
+    means = prompts.mean_features()
+    pooled = None if means is None else means[owners]
+    return PackedAnswers(inputs, torch.tensor(owners), *_fill(columns), features, pooled)
 
 
 def pack_separately(
     processor: ProcessorMixin,
     prompts: EncodedPrompts,
-    answers: Sequence[Sequence[AnswerInput]],
+    answers: AnswerLists,
     padding_side: str = "right",
 ) -> PackedAnswers:
-    """Put each answer in a row of its own, with its own copy of the image: works with every architecture."""
-    numbers = [number for number, row in enumerate(answers) for _ in row]
-    ids = [_answer_ids(processor, answer) for row in answers for answer in row]
-    alone = prompts.select(numbers)
-    lengths = [row["input_ids"].shape[1] for row in alone.rows]
+    """Put each answer into a row of its own, with its own copy of the image.
+
+    This works with every architecture.
+    """
+    owners = [number for number, texts in enumerate(answers) for _ in texts]
+    ids = [_answer_tokens(processor, text) for texts in answers for text in texts]
+    alone = prompts.select(owners)
     rows = [_append_answer(row, own) for row, own in zip(alone.rows, ids, strict=True)]
-    inputs, kept, pooled = prompt_inputs(processor, replace(alone, rows=rows), padding_side)
-    width, columns = inputs["input_ids"].shape[1], []
-    for length, own in zip(lengths, ids, strict=True):
-        stop = width if padding_side == "left" else length + len(own)
+    inputs, features = prompt_inputs(processor, replace(alone, rows=rows), padding_side)
+    width = inputs["input_ids"].shape[1]
+    # Answers end where their row ends, before any padding on the right
+    columns = []
+    for row, own in zip(rows, ids, strict=True):
+        stop = width if padding_side == "left" else row["input_ids"].shape[1]
         columns.append(torch.arange(stop - len(own) - 1, stop))
-    return PackedAnswers(inputs, torch.arange(len(ids)), *_columns(columns), kept, pooled)
+    order = torch.arange(len(ids))
+    return PackedAnswers(inputs, order, *_fill(columns), features, alone.mean_features())
+
+
+def _answer_tokens(processor: ProcessorMixin, answer: AnswerInput) -> Tensor:
+    """Return the tokens of an answer, (tokens,)."""
+    if isinstance(answer, Tensor):
+        return answer.cpu()
+    return torch.tensor(answer_ids(processor, answer))
 
 
 def _append_answer(prompt: BatchFeature, ids: Tensor) -> BatchFeature:
-    """Model inputs of one prompt, (1, seq), with the tokens of an answer, (tokens,), behind it."""
-    tails = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": torch.zeros_like(ids),
-    }
-    longer = {
-        name: torch.cat([prompt[name], tail[None]], 1)
-        for name, tail in tails.items()
-        if name in prompt
-    }
-    return BatchFeature({**prompt, **longer})
+    """Return model inputs of one prompt, (1, seq), with the tokens of an answer behind it."""
+    longer = BatchFeature({**prompt})
+    longer["input_ids"] = torch.cat([prompt["input_ids"], ids[None]], 1)
+    longer["attention_mask"] = pad(prompt["attention_mask"], (0, len(ids)), value=1)
+    if "mm_token_type_ids" in prompt:  # 0: text
+        longer["mm_token_type_ids"] = pad(prompt["mm_token_type_ids"], (0, len(ids)))
+    return longer
 
 
-def _columns(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Columns of each answer, the last one repeated up to the longest, and the mask of its own tokens."""
-    longest = max(len(c) for c in columns)
-    filled = torch.stack([torch.cat([c, c[-1:].expand(longest - len(c))]) for c in columns])
-    lengths = torch.tensor([len(c) for c in columns])
-    places = torch.arange(longest).expand_as(filled)
-    return filled, (places > 0) & (places < lengths[:, None])
+def _fill(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the columns of all answers, (answers, 1 + longest), and the mask of their own tokens.
+
+    The last column of a shorter answer is repeated. Column 0 is the prompt's.
+    """
+    filled = pad_sequence(columns, batch_first=True, padding_value=-1)
+    mask = filled >= 0
+    mask[:, 0] = False
+    # Columns rise along an answer, so the largest so far is the last one
+    return filled.cummax(1).values, mask
 
 
-def _answer_ids(processor: ProcessorMixin, text: AnswerInput) -> Tensor:
-    if isinstance(text, Tensor):
-        return text.cpu()
-    return torch.tensor(answer_ids(processor, text))
+# --- mask and positions of a packed row ---
 
 
 def _block_mask(segment: Tensor) -> Tensor:
-    """(rows, seq) → (rows, 1, seq, seq), True where a token sees another; padding sees itself, or a row is empty."""
-    sees, seen = segment[:, :, None], segment[:, None, :]
-    causal = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril()
-    own = torch.eye(segment.shape[1], dtype=torch.bool)
-    return ((causal & (seen >= 0) & ((seen == 0) | (seen == sees))) | own)[:, None]
+    """Return which tokens see which: segment (rows, seq) → (rows, 1, seq, seq), True where seen.
+
+    >>> _block_mask(torch.tensor([[-1, 0, 0, 1, 1, 2]]))[0, 0].int()
+    tensor([[1, 0, 0, 0, 0, 0],
+            [0, 1, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0, 0],
+            [0, 1, 1, 1, 0, 0],
+            [0, 1, 1, 1, 1, 0],
+            [0, 1, 1, 0, 0, 1]], dtype=torch.int32)
+    """
+    length = segment.shape[1]
+    seeing = segment[:, :, None]  # a row of the mask
+    seen = segment[:, None, :]  # a column
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    prompt_or_own = (seen == 0) | ((seen == seeing) & (seen > 0))
+    # Padding sees itself: softmax over a row in which nothing is seen is not a number
+    itself = torch.eye(length, dtype=torch.bool)
+    return ((causal & prompt_or_own) | itself)[:, None]
 
 
-def _positions(model: torch.nn.Module, inputs: BatchFeature, segment: Tensor) -> Tensor:
-    """Positions (rows, seq), or (3, rows, seq) for M-RoPE, that start anew after the prompt for each answer."""
+def _positions(backbone: nn.Module, inputs: Mapping[str, Tensor], segment: Tensor) -> Tensor:
+    """Return positions (rows, seq), or (3, rows, seq) for M-RoPE; answers go on from the prompt."""
     real = (segment >= 0).long()
-    if hasattr(model, "get_rope_index") and "image_grid_thw" in inputs:
-        positions, _ = model.get_rope_index(
+    if hasattr(backbone, "get_rope_index") and "image_grid_thw" in inputs:
+        positions, _ = backbone.get_rope_index(
             inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
             image_grid_thw=inputs["image_grid_thw"],
@@ -283,89 +221,105 @@ def _positions(model: torch.nn.Module, inputs: BatchFeature, segment: Tensor) ->
         )
     else:
         positions = (real.cumsum(1) - 1).clamp(min=0)
-    earlier = torch.zeros_like(segment)  # tokens of the answers before this one
-    for k in range(2, int(segment.max()) + 1):
-        before = ((segment > 0) & (segment < k)).sum(1, keepdim=True)
-        earlier = torch.where(segment == k, before, earlier)
-    return positions - earlier
+    # So far each answer goes on from the one before: take off the tokens of all earlier ones
+    for number in range(2, int(segment.max()) + 1):
+        earlier = ((segment > 0) & (segment < number)).sum(1, keepdim=True)  # (rows, 1)
+        positions = positions - earlier * (segment == number)
+    return positions
+
+
+# --- what a pass over the answers gives ---
 
 
 def hidden_states(model: VLM, packed: PackedAnswers, layers: Sequence[int] = ()) -> Tensor:
-    """Hidden state at the last token of each answer, (answers, hidden), after the last norm.
+    """Return the hidden state at the last token of each answer, (answers, hidden).
 
-    With `layers` (0: embeddings, 1: after the first layer, …) those, (answers, len(layers), hidden).
+    It is that after the last norm. With `layers` (0: embeddings, 1: after the first layer, …) it is
+    those, (answers, len(layers), hidden).
     """
-    ends = packed.columns[:, -1]
     with use_features(model, packed.features):
         output = backbone_of(model)(
             **packed.inputs, use_cache=False, output_hidden_states=bool(layers)
         )
+    ends = packed.rows, packed.columns[:, -1]
     if not layers:
-        return output.last_hidden_state[packed.rows, ends]
-    return torch.stack([output.hidden_states[layer][packed.rows, ends] for layer in layers], dim=1)
-
-
-def answer_logits(model: torch.nn.Module, packed: PackedAnswers) -> Tensor:
-    """Logits at `packed.columns`, (answers, 1 + longest, vocab): those at t predict token t + 1.
-
-    model: also one that accelerate has wrapped. The language head runs on answers only.
-    """
-    width, first = packed.inputs["input_ids"].shape[1], int(packed.columns.min())
-    with use_features(unwrap(model), packed.features):
-        logits = model(**packed.inputs, use_cache=False, logits_to_keep=width - first).logits
-    logits = logits[:, first - width :]  # a loader's own forward may not know logits_to_keep
-    return _gather_columns(logits, packed.rows, packed.columns - first)
+        return output.last_hidden_state[ends]
+    return torch.stack([output.hidden_states[layer][ends] for layer in layers], dim=1)
 
 
 def answer_states(model: VLM, packed: PackedAnswers) -> Tensor:
-    """Hidden states before each token of the answers, after the last norm, (answers, longest, hidden)."""
+    """Return hidden states before each token of the answers, (answers, longest, hidden).
+
+    They are those after the last norm.
+    """
     with use_features(model, packed.features):
         states = backbone_of(model)(**packed.inputs, use_cache=False).last_hidden_state
     return _gather_columns(states, packed.rows, packed.columns[:, :-1])
 
 
+def answer_logits(model: nn.Module, packed: PackedAnswers) -> Tensor:
+    """Return logits at `packed.columns`, (answers, 1 + longest, vocab): t predicts token t + 1.
+
+    model: also one that accelerate has wrapped. The language head runs on answers only.
+    """
+    wrapped = isinstance(model, nn.parallel.DistributedDataParallel)
+    # Columns from the first that is needed
+    first = int(packed.columns.min())
+    kept = packed.inputs["input_ids"].shape[1] - first
+    with use_features(model.module if wrapped else model, packed.features):
+        logits = model(**packed.inputs, use_cache=False, logits_to_keep=kept).logits
+    # A loader's own forward may not know logits_to_keep, and give all
+    logits = logits[:, -kept:]
+    return _gather_columns(logits, packed.rows, packed.columns - first)
+
+
+def answer_logps(model: VLM, packed: PackedAnswers) -> Tensor:
+    """Return the log-probability of each answer's tokens, (answers, longest), in fp32.
+
+    It is 0 after the end of an answer.
+    """
+    return token_logps(answer_logits(model, packed), packed.ids, packed.mask)
+
+
 def _gather_columns(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(rows, seq, d) at rows (answers,) and columns (answers, n) → (answers, n, d)."""
+    """Take (rows, seq, d) at rows (answers,) and columns (answers, n) → (answers, n, d)."""
     places = rows[:, None] * values.shape[1] + columns
     return values.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
-def unwrap(model: torch.nn.Module) -> VLM:
-    """The model that a data-parallel wrapper holds."""
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-
-
-def answer_logps(model: VLM, packed: PackedAnswers) -> Tensor:
-    """Log-probability of each answer's tokens, (answers, longest), in fp32; 0 after its end."""
-    return token_logps(answer_logits(model, packed), packed.ids, packed.mask)
+# --- does a model pack? ---
 
 
 @torch.no_grad()
 def packing_error(
     model: VLM,
     processor: ProcessorMixin,
-    prompt: RenderedPrompt,
+    prompt: str,
     images: Sequence[Image.Image],
     answers: Sequence[str],
 ) -> float:
-    """Largest difference of packed hidden states and logits from the plain ones, relative to their norm.
+    """Return the largest difference of packed hidden states and logits from the plain ones.
 
-    The packed ones are computed with kept image features if the vision tower is frozen.
+    It is relative to their norm. The packed ones are computed with kept image features if the
+    vision tower is frozen. prompt: rendered.
     """
-    was_training = model.training
-    model.eval()
-    features = ImageFeatures(model, processor) if images and is_frozen(model) else None
-    kept = encode_prompts(processor, [prompt], [images], features)
-    plain = encode_prompts(processor, [prompt], [images])
-    layouts = [
-        pack(model, processor, kept, [answers]),
-        pack_separately(processor, plain, [answers]),
-    ]
-    layouts = [packed.to(model.device) for packed in layouts]
-    states = [hidden_states(model, p).float() for p in layouts]
-    logits = [answer_logits(model, p)[:, -1].float() for p in layouts]
-    model.train(was_training)
-    return max(float(((a - b).norm(dim=1) / b.norm(dim=1)).max()) for a, b in (states, logits))
+    with_pixels = encode_prompts(processor, [prompt], [images])
+    with_features = with_pixels
+    if images and is_frozen(model):
+        features = ImageFeatures(model, processor)
+        with_features = encode_prompts(processor, [prompt], [images], features)
+    packed = pack(model, processor, with_features, [answers]).to(model.device)
+    plain = pack_separately(processor, with_pixels, [answers]).to(model.device)
+    with evaluation_mode(model):
+        pairs = [
+            (hidden_states(model, packed), hidden_states(model, plain)),
+            (answer_logits(model, packed)[:, -1], answer_logits(model, plain)[:, -1]),
+        ]
+    errors = []
+    for ours, theirs in pairs:
+        difference = (ours.float() - theirs.float()).norm(dim=1)
+        errors.append(difference / theirs.float().norm(dim=1))
+    return float(torch.cat(errors).max())
 
 
 def can_pack(model: VLM, processor: ProcessorMixin) -> bool:
@@ -373,33 +327,30 @@ def can_pack(model: VLM, processor: ProcessorMixin) -> bool:
 
     Attention other than PyTorch's may not take a block mask, and a loader may replace the forward.
     """
+    prompt = render(processor, "What is it?")
     image = Image.effect_noise((224, 224), 80).convert("RGB")
     try:
-        error = packing_error(
-            model,
-            processor,
-            render(processor, "What is it?"),
-            [image],
-            ["No.", "It is a cat.", "A"],
-        )
+        error = packing_error(model, processor, prompt, [image], ["No.", "It is a cat.", "A"])
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as problem:
-        error, reason = float("inf"), str(problem).splitlines()[0]
+        reason = str(problem).splitlines()[0]
     else:
+        if error <= PACKING_TOLERANCE:
+            return True
         reason = f"its figures differ by {error:.0%}"
-    if error > PACKING_TOLERANCE:
-        print(
-            f"⚠️  One row per answer instead of one per image, which is slower: packing does not work here ({reason})."
-        )
-    return error <= PACKING_TOLERANCE
+    print(
+        "⚠️  One row per answer instead of one per image, which is slower: packing does not work "
+        f"here ({reason})."
+    )
+    return False
 
 
 class Packer:
     """Decides once how answers to prompts become inputs of a model, and makes them.
 
-    packs: all answers to a prompt in one row (`pack`), or a row each (`pack_separately`); None tries whether the
-    model can pack, and says so if not. keeps_features: image features are computed once, where the model packs and
-    nothing trains or adapts its vision tower; in the folder `cache`, else in memory. device: of what `pack` makes;
-    None: the model's.
+    packs: all answers to a prompt in one row (`pack`), or a row each (`pack_separately`); None
+    tries whether the model can pack, and says so if not. keeps_features: image features are
+    computed once, where the model packs and nothing trains or adapts its vision tower; in the
+    folder `cache`, else in memory. device: of what `pack` makes; None: the model's.
     """
 
     def __init__(
@@ -412,9 +363,10 @@ class Packer:
         keeps_features: bool = True,
         device: torch.device | str | None = None,
     ):
-        self.model, self.processor = model, processor
+        self.model = model
+        self.processor = processor
         self.packs = can_pack(model, processor) if packs is None else packs
-        self.features: ImageFeatures | None = None
+        self.features = None
         self._device = device
         if not self.packs or not keeps_features:
             return
@@ -422,28 +374,23 @@ class Packer:
             self.features = ImageFeatures(model, processor, cache)
         else:
             print(
-                "⚠️  The vision tower is trained or has an adapter: image features are computed anew in every pass."
+                "⚠️  The vision tower is trained or has an adapter: image features are computed "
+                "anew in every pass."
             )
 
     @property
     def device(self) -> torch.device | str:
         return self.model.device if self._device is None else self._device
 
-    def encode(
-        self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
-    ) -> EncodedPrompts:
-        """Render and tokenise each conversation, and look up its images: once for all answers to it."""
-        pairs = zip(conversations, images, strict=True)
-        texts = [
-            render_conversation(self.processor, messages, len(pictures))
-            for messages, pictures in pairs
-        ]
+    def encode(self, conversations: Sequence[Conversation], images: ImageLists) -> EncodedPrompts:
+        """Render and tokenise each conversation, and look up its images: once for all answers."""
+        texts = []
+        for messages, pictures in zip(conversations, images, strict=True):
+            texts.append(render_conversation(self.processor, messages, len(pictures)))
         return encode_prompts(self.processor, texts, images, self.features)
 
-    def pack(
-        self, prompts: EncodedPrompts, answers: Sequence[Sequence[AnswerInput]]
-    ) -> PackedAnswers:
-        """Model inputs of all answers to each prompt, in their order, on `device`."""
+    def pack(self, prompts: EncodedPrompts, answers: AnswerLists) -> PackedAnswers:
+        """Return model inputs of all answers to each prompt, in their order, on `device`."""
         if self.packs:
             packed = pack(self.model, self.processor, prompts, answers)
         else:
@@ -453,8 +400,8 @@ class Packer:
     def __call__(
         self,
         conversations: Sequence[Conversation],
-        images: Sequence[Sequence[Image.Image]],
-        answers: Sequence[Sequence[AnswerInput]],
+        images: ImageLists,
+        answers: AnswerLists,
     ) -> PackedAnswers:
-        """`encode` and `pack` in one step, for answers that are needed once."""
+        """Encode and pack in one step, for answers that are needed once."""
         return self.pack(self.encode(conversations, images), answers)

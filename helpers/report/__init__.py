@@ -1,7 +1,7 @@
 """Figures, tables, one page, and a card for every policy.
 
-Here: plots, the report that opens offline, model cards, and logs of other tools. Not here: the measurements
-themselves (`evaluation`). Taught in notebook 07.
+Here: plots, the report that opens offline, model cards, and logs of other tools. Not here: the
+measurements themselves (`evaluation`). Taught in notebook 07.
 """
 
 import lazy_loader

@@ -1,7 +1,7 @@
-"""Pieces of HTML that widgets and the report share: tables, pictures, marked words, coloured tokens.
+"""Pieces of HTML that widgets and the report share: tables, pictures, words, coloured tokens.
 
-Everything that a model or a person wrote is escaped here. A colour comes with the colour of its text, since
-the page around it may be dark, and never says alone what it says.
+Everything that a model or a person wrote is escaped here. A colour comes with the colour of its
+text, since the page around it may be dark, and never says alone what it says.
 """
 
 import base64
@@ -18,8 +18,13 @@ from helpers.evaluation import GalleryItem, PolicyAnswer
 from helpers.files import open_image
 from helpers.models import BASE_POLICY
 
-REMOVED_COLOR, ADDED_COLOR = "#ffd7d5", "#c8f0d3"
+REMOVED_COLOR = "#ffd7d5"
+ADDED_COLOR = "#c8f0d3"
+LIKELIER_RGB = (46, 160, 67)  # green
+LESS_LIKELY_RGB = (248, 81, 73)  # red
 FULL_COLOR_NATS = 3.0  # nats of gain or loss at which a token's colour is full
+UNDERLINED_NATS = 0.1  # of loss, from which a token is underlined
+SHORT_CELL = 40  # characters: figures stay on one line, sentences do not
 
 
 def table_html(rows: Sequence[Sequence[str]]) -> str:
@@ -30,63 +35,60 @@ def table_html(rows: Sequence[Sequence[str]]) -> str:
 def raw_table(rows: Sequence[Sequence[str]]) -> str:
     """A table of cells that are HTML already; rows[0] is the head."""
     head, *body = rows
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += [
-        "<tr>"
-        + "".join(f"<td style='text-align:left{_wrap(cell)}'>{cell}</td>" for cell in row)
-        + "</tr>"
-        for row in body
-    ]
-    return "<table style='text-align:left'>" + "".join(lines) + "</table>"
+    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
+    lines += ["".join(map(_table_cell, row)) for row in body]
+    return f"<table style='text-align:left'><tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 
-def _wrap(cell: str) -> str:
-    """Figures stay on one line, sentences do not."""
-    return ";white-space:nowrap" if len(cell) < 40 else ""
+def _table_cell(text: str) -> str:
+    wrap = ";white-space:nowrap" if len(text) < SHORT_CELL else ""
+    return f"<td style='text-align:left{wrap}'>{text}</td>"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; rows[0] is the head."""
-    head, *body = [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows
-    ]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+    lines = []
+    for row in rows:
+        text = " | ".join(cell.replace("|", "\\|") for cell in row)
+        lines.append(f"| {text} |")
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
 
 
 def png_bytes(image: Image.Image, width: int = 320) -> bytes:
     """The image as PNG, enlarged or reduced to `width` for the screen."""
+    size = (width, round(width * image.height / image.width))
     buffer = io.BytesIO()
-    image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS).save(
-        buffer, "PNG"
-    )
+    image.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def picture_html(image: Image.Image, width: int = 130, alt: str = "") -> str:
     """The image inside the page, `width` pixels wide."""
     data = base64.b64encode(png_bytes(image, width)).decode()
-    return f"<img width='{width}' alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>"
+    source = f"data:image/png;base64,{data}"
+    return f"<img width='{width}' alt='{html.escape(alt)}' src='{source}'>"
 
 
 def mark_changes(before: str, after: str) -> tuple[str, str]:
-    """Both texts as HTML; words that only one of them has are marked (red before, green after)."""
-    left, right = before.split(), after.split()
-    marked: tuple[list[str], list[str]] = ([], [])
-    for operation, a, b, c, d in difflib.SequenceMatcher(
-        None, left, right, autojunk=False
-    ).get_opcodes():
-        for words, out, color in (
-            (left[a:b], marked[0], REMOVED_COLOR),
-            (right[c:d], marked[1], ADDED_COLOR),
-        ):
-            for word in words:
-                word = html.escape(word)
-                out.append(
-                    word
-                    if operation == "equal"
-                    else f"<mark style='{color_style(color)}'>{word}</mark>"
-                )
-    return " ".join(marked[0]), " ".join(marked[1])
+    """Both texts as HTML; words only one of them has are marked (red before, green after)."""
+    left = before.split()
+    right = after.split()
+    kept_left, kept_right = set(), set()  # places of the words that both have
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    for start, other_start, size in matcher.get_matching_blocks():
+        kept_left.update(range(start, start + size))
+        kept_right.update(range(other_start, other_start + size))
+    return _mark(left, kept_left, REMOVED_COLOR), _mark(right, kept_right, ADDED_COLOR)
+
+
+def _mark(words: Sequence[str], kept: set[int], color: str) -> str:
+    pieces = []
+    for place, word in enumerate(words):
+        text = html.escape(word)
+        marked = f"<mark style='{color_style(color)}'>{text}</mark>"
+        pieces.append(text if place in kept else marked)
+    return " ".join(pieces)
 
 
 def color_style(background: str) -> str:
@@ -95,29 +97,23 @@ def color_style(background: str) -> str:
 
 
 def colored_tokens(answer: PolicyAnswer) -> str:
-    """An answer whose tokens are green where training made them likelier, red and underlined where less likely.
+    """An answer whose tokens are green where training made them likelier, red where less likely.
 
-    Figures of a token appear when the pointer rests on it. The colour is full at 3 nats.
+    The latter are underlined. Figures of a token appear when the pointer rests on it. The colour is
+    full at 3 nats.
     """
     pieces = []
-    for token, own, gain, kl in zip(
-        answer.tokens, answer.logps, answer.gains, answer.kl, strict=True
-    ):
+    figures = zip(answer.tokens, answer.logps, answer.gains, answer.kl, strict=True)
+    for token, own, gain, kl in figures:
         share = min(abs(gain) / FULL_COLOR_NATS, 1.0)
-        background = (
-            f"rgb({_mix(46, share)},{_mix(160, share)},{_mix(67, share)})" if gain > 0 else None
-        )
-        background = background or f"rgb({_mix(248, share)},{_mix(81, share)},{_mix(73, share)})"
-        line = "underline dotted" if gain < -0.1 else "none"
+        full = LIKELIER_RGB if gain > 0 else LESS_LIKELY_RGB
+        # between white and a light version of the colour, on which dark text can be read
+        background = ",".join(str(round(255 - (255 - part) * 0.6 * share)) for part in full)
+        line = "underline dotted" if gain < -UNDERLINED_NATS else "none"
         title = f"log p {own:.2f}, {gain:+.2f} against the base; KL {kl:.3f} nats"
-        style = f"{color_style(background)};text-decoration:{line}"
+        style = f"{color_style(f'rgb({background})')};text-decoration:{line}"
         pieces.append(f"<span title='{title}' style='{style}'>{html.escape(token)}</span>")
     return f"<span style='white-space:pre-wrap;overflow-wrap:anywhere'>{''.join(pieces)}</span>"
-
-
-def _mix(full: int, share: float) -> int:
-    """A channel between white and a light version of a colour, on which dark text can be read."""
-    return round(255 - (255 - full) * 0.6 * share)
 
 
 def answer_figures(answer: PolicyAnswer) -> str:
@@ -139,34 +135,34 @@ def comparison_table(
     before: Sequence[str],
     after: Sequence[str],
     numbers: Sequence[int],
-    width: int = 130,
 ) -> str:
     """Items before and after, for readers without widgets: one row an item in `numbers`."""
     rows = [["image", "before", "after"]]
     for number in numbers:
-        item, texts = items[number], (before[number], after[number])
-        marks = ["✓" if is_exact(text, item.counts) else "✗" for text in texts]
-        cells = [f"{mark} {text}" for mark, text in zip(marks, mark_changes(*texts), strict=True)]
-        rows.append([picture_html(open_image(item.path), width, f"item {number}"), *cells])
+        item = items[number]
+        cells = [picture_html(open_image(item.path), alt=f"item {number}")]
+        texts = before[number], after[number]
+        for text, marked in zip(texts, mark_changes(*texts), strict=True):
+            cells.append(f"{'✓' if is_exact(text, item.counts) else '✗'} {marked}")
+        rows.append(cells)
     return raw_table(rows)
 
 
-def gallery_html(folder: Path, items: Sequence[GalleryItem], width: int = 160) -> str:
+def gallery_html(folder: Path, items: Sequence[GalleryItem]) -> str:
     """The examples of a gallery in the folder `folder`, as a table."""
     rows = [["image", "question", "answers"]]
     for number, example in enumerate(items, start=1):
-        first = example.spoken[0].text
-        answers = [
-            f"<b>{html.escape(s.policy)}</b> {mark_changes(first, s.text)[1]}<br><small>{answer_figures(s)}</small>"
-            for s in example.spoken
-        ]
-        truth = (
-            f"<br><small>truth: {html.escape(format_counts(example.truth))}</small>"
-            if example.truth
-            else ""
-        )
-        picture = picture_html(open_image(folder / example.image), width, f"kept example {number}")
-        rows.append([picture, html.escape(example.question) + truth, "<br>".join(answers)])
+        picture = picture_html(open_image(folder / example.image), 160, f"kept example {number}")
+        question = html.escape(example.question)
+        if example.truth:
+            truth = html.escape(format_counts(example.truth))
+            question += f"<br><small>truth: {truth}</small>"
+        answers = []
+        for spoken in example.spoken:
+            _, text = mark_changes(example.spoken[0].text, spoken.text)
+            figures = f"<br><small>{answer_figures(spoken)}</small>"
+            answers.append(f"<b>{html.escape(spoken.policy)}</b> {text}{figures}")
+        rows.append([picture, question, "<br>".join(answers)])
     return raw_table(rows)
 
 

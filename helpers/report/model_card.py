@@ -1,7 +1,8 @@
-"""A Markdown model card for every policy that notebook 07 examined: what it is, what it can, and what it cannot.
+"""A model card for every policy that notebook 07 examined: what it is, can, and cannot.
 
-The head is the metadata block that the Hugging Face hub reads (Mitchell et al. 2019, arXiv 1810.03993, is where the
-idea comes from). Figures, failures and settings are those of the run; nothing is written by hand.
+The head is the metadata block that the Hugging Face hub reads (Mitchell et al. 2019, arXiv
+1810.03993, is where the idea comes from). Figures, failures and settings are those of the run;
+nothing is written by hand.
 """
 
 import importlib.metadata
@@ -11,7 +12,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from helpers.data import raw_rows
 from helpers.evaluation import PolicyFindings
@@ -23,48 +24,94 @@ from .html import markdown_table
 CARD_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
 STAGE_NOTEBOOKS = {"dpo": "04", "ppo": "05"}
 UNKNOWN_LICENCE = "not stated in the data: say it before you publish"
+CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A LoRA adapter of `{{ base }}`, trained with {{ method.upper() }} on {{ trained_on }}, \
+seed {{ seed }}.
+
+## Data
+`{{ data }}`. Licence of the data: {{ data_licence }}. Licence of the base: {{ base_licence }}.
+
+## Training command
+```
+{{ command }}
+```
+Settings:
+```json
+{{ settings }}
+```
+
+## Versions
+{{ versions }}.
+
+## Figures
+{{ found.n }} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all \
+rows of the report.
+
+{{ figures }}
+
+## Counting, greedy
+{{ counting }}
+
+## Does it look at the image?
+{{ found.sight }}.
+
+## Known failures
+{{ failures }}
+
+Not tested on anything but these items. Made for teaching; decide nothing with it that matters to \
+anyone.
+"""
 
 
 def write_cards(examined: dict[str, PolicyFindings]) -> list[Path]:
-    """The cards of the policies that `Section.examined` holds → `artifacts/report/cards/NAME.md`."""
+    """Write the cards of the policies in `Section.examined`: `artifacts/report/cards/NAME.md`."""
     folder = artifacts_dir() / "report" / "cards"
-    return [
-        write_text(folder / f"{name.replace('/', '-')}.md", render_model_card(name, findings))
-        for name, findings in examined.items()
-    ]
+    paths = []
+    for name, findings in examined.items():
+        path = folder / f"{name.replace('/', '-')}.md"
+        paths.append(write_text(path, render_model_card(name, findings)))
+    return paths
 
 
 def render_model_card(name: str, findings: PolicyFindings) -> str:
     """The card of one policy, as Markdown."""
-    about, base = findings.about, findings.about["base"]
-    licences = data_licences(about)
-    metadata = {
-        "base_model": PRESETS[base].location if base in PRESETS else base, "library_name": "peft",
-        "pipeline_tag": "image-text-to-text", "tags": ["lora", "preference-alignment", name.split("/")[0]],
-    }  # fmt: skip
-    parts = [
-        "---\n" + yaml.safe_dump(metadata, sort_keys=False) + "---",
-        f"# {name}",
-        f"A LoRA adapter of `{base}`, trained with {name.split('/')[0].upper()}"
-        + (f" on the reward `{about['reward']}`" if about.get("reward") else " on preference pairs")
-        + f", seed {about.get('seed', 0)}.",
-        "## Data\n"
-        + f"`{_shorten_path(about.get('data', 'not noted'))}`. Licence of the data: {', '.join(licences)}. "
-        f"Licence of the base: {_base_licence(base)}.",
-        "## Training command\n```\n"
-        + training_command(name, about)
-        + "\n```\nSettings:\n```json\n"
-        + json.dumps(about.get("settings", {}), indent=1)
-        + "\n```",
-        "## Versions\n" + ", ".join(package_versions()) + ".",
-        f"## Figures\n{findings.n} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all rows of the "
-        "report.\n\n" + markdown_table(findings.rows),
-        "## Counting, greedy\n" + markdown_table(findings.counting),
-        "## Does it look at the image?\n" + findings.sight + ".",
-        "## Known failures\n" + "\n".join(f"* {line}" for line in findings.failures),
-        "Not tested on anything but these items. Made for teaching; decide nothing with it that matters to anyone.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    about = findings.about
+    base = about["base"]
+    preset = PRESETS.get(base)
+    method = name.split("/")[0]
+    reward = about.get("reward")
+    metadata = ModelCardData(
+        base_model=preset.location if preset else base,
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        tags=["lora", "preference-alignment", method],
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_str=CARD,
+        name=name,
+        base=base,
+        method=method,
+        trained_on=f"the reward `{reward}`" if reward else "preference pairs",
+        seed=about.get("seed", 0),
+        data=_shorten_path(about.get("data", "not noted")),
+        data_licence=", ".join(data_licences(about)),
+        base_licence=preset.licence if preset else "see the base's own card",
+        command=training_command(name, about),
+        settings=json.dumps(about.get("settings", {}), indent=1),
+        versions=", ".join(package_versions()),
+        found=findings,
+        figures=markdown_table(findings.rows),
+        counting=markdown_table(findings.counting),
+        failures="\n".join(f"* {line}" for line in findings.failures),
+    )
+    return card.content + "\n"
 
 
 def training_command(name: str, about: dict[str, Any]) -> str:
@@ -88,7 +135,10 @@ def package_versions() -> list[str]:
 
 
 def data_licences(about: dict[str, Any]) -> list[str]:
-    """The licences that the records of the training data name, each once. Raises UsageError for a broken file."""
+    """The licences that the records of the training data name, each once.
+
+    Raises UsageError for a broken file.
+    """
     path = ROOT / about.get("data", "")
     if not path.is_file():
         return [f"unknown, {_shorten_path(path.as_posix())} is not here any more"]
@@ -98,21 +148,13 @@ def data_licences(about: dict[str, Any]) -> list[str]:
             raise UsageError(
                 f"{path}:{number}: not a JSON object. Run `python -m helpers check {path}`."
             )
-        found.add(row.get("licence"))
-    return sorted(licence or UNKNOWN_LICENCE for licence in found)
-
-
-def _base_licence(base: str) -> str:
-    return PRESETS[base].licence if base in PRESETS else "see the base's own card"
+        found.add(row.get("licence") or UNKNOWN_LICENCE)
+    return sorted(found)
 
 
 def _shorten_path(path: str) -> str:
-    """Shorten a path to its part in the repository, or to the file's name, because cards are published."""
+    """Shorten a path to its part in the repository, or to the file's name: cards are published."""
     full = Path(path)
-    return (
-        full.relative_to(ROOT).as_posix()
-        if full.is_relative_to(ROOT)
-        else path
-        if not full.is_absolute()
-        else full.name
-    )
+    if full.is_relative_to(ROOT):
+        return full.relative_to(ROOT).as_posix()
+    return full.name if full.is_absolute() else path

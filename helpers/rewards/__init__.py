@@ -1,7 +1,8 @@
 """What an answer is worth: rules, similarities, reward models that look at the image.
 
-Here: scorers with one signature, the heuristic scorer, the ranking of sampled answers, and reward models with
-their report. Not here: the loop that trains a reward model (`training`). Taught in notebook 03.
+Here: scorers with one signature, the heuristic scorer, the ranking of sampled answers, and reward
+models with their report. Not here: the loop that trains a reward model (`training`). Taught in
+notebook 03.
 """
 
 import lazy_loader

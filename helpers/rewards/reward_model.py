@@ -1,15 +1,14 @@
-"""A reward model that looks at the image: base + LoRA adapter `reward` + head → one score an answer.
+"""A reward model that looks at the image: base + LoRA adapter `reward` + head → a score an answer.
 
-The score comes from the hidden state at the last token of (image, prompt, answer), as in InstructGPT
-(Ouyang et al. 2022, arXiv 2203.02155). All answers to one prompt go through the model in one row
-(`helpers/models/shared_prefix.py`). The base is shared with the policy; nothing of it is copied. Trained by
-`helpers/training/reward.py`, taught in notebook 03.
+The score comes from the hidden state at the last token of (image, prompt, answer), as in
+InstructGPT (Ouyang et al. 2022, arXiv 2203.02155). All answers to one prompt go through the model
+in one row (`helpers/models/shared_prefix.py`). The base is shared with the policy; nothing of it is
+copied. Trained by `helpers/training/reward.py`, taught in notebook 03.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,19 @@ from helpers.models import HEADS, VLM, PackedAnswers, Packer, fused_layers, shar
 from helpers.models.prompts import Conversation, user_message
 from helpers.runtime import seed_everything, tensors_hash
 
-from .scoring import Score, Scorer, ScorerInputs, make_scorer
+from .scoring import Score, Scorer, ScorerInputs, make_batch_scorer
 
 REWARD_ADAPTER = "reward"  # name of the adapter
-RecordScores = Sequence[
-    Sequence[float]
-]  # for each record a score for each of its answers, in their order
+HEAD_FILE = "head.safetensors"
+ROWS_AT_ONCE = 64  # answers of a reward function in one forward without gradient
+# for each record a score for each of its answers, in their order
+RecordScores = Sequence[Sequence[float]]
 
 
 class RewardModel(nn.Module):
     """`forward(packed)` gives the scores of packed answers, (answers,), in fp32.
 
-    With `sees_images=False` it is its own text-only twin: the same weights to train, no image. packs: all answers to a
-    prompt in one row, or a row each; None tries whether the model can.
+    With `sees_images=False` it is its own text-only twin: the same weights to train, no image.
     """
 
     def __init__(
@@ -51,24 +50,22 @@ class RewardModel(nn.Module):
         processor: ProcessorMixin,
         head_name: str = "mlp",
         sees_images: bool = True,
-        packs: bool | None = None,
     ):
         super().__init__()
-        text = backbone.config.get_text_config()
         if head_name not in HEADS:
             raise UsageError(f"unknown head {head_name!r}: choose from {', '.join(HEADS)}.")
-        self.backbone, self.processor, self.head_name, self.sees_images = (
-            backbone,
-            processor,
-            head_name,
-            sees_images,
-        )
+        text = backbone.config.get_text_config()
+        self.backbone = backbone
+        self.processor = processor
+        self.head_name = head_name
+        self.sees_images = sees_images
         self.head = HEADS[head_name](text.hidden_size).to(backbone.device)
         self.layers = fused_layers(text.num_hidden_layers, self.head.layers)
-        self.packer = Packer(backbone, processor, packs=packs)
+        self.packer = Packer(backbone, processor)
 
     def forward(self, packed: PackedAnswers) -> Tensor:
         states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
+        # heads of one layer expect a dimension of layers, too
         return self.head(states if self.layers else states[:, None])
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -76,17 +73,19 @@ class RewardModel(nn.Module):
         adapter = {n: p for n, p in self.backbone.named_parameters() if f".{REWARD_ADAPTER}." in n}
         return adapter | {f"head.{n}": p for n, p in self.head.named_parameters()}
 
-    @contextmanager
-    def use_adapter(self) -> Iterator["RewardModel"]:
+    def use_adapter(self) -> AbstractContextManager:
         """Use the adapter `reward` for a while; afterwards the policy's is back."""
-        with models.use_adapter(self.backbone, REWARD_ADAPTER):
-            yield self
+        return models.use_adapter(self.backbone, REWARD_ADAPTER)
 
     def batch(
-        self, records: Sequence[PreferenceRecord], images: Sequence[Sequence[Image.Image]]
+        self,
+        records: Sequence[PreferenceRecord],
+        images: Sequence[Sequence[Image.Image]],
     ) -> PackedAnswers:
         """Model inputs of all answers of `records`, in their order."""
-        answers = [[answer.text for answer in record.answers] for record in records]
+        answers = []
+        for record in records:
+            answers.append([answer.text for answer in record.answers])
         return self.pack([record.prompt for record in records], images, answers)
 
     def pack(
@@ -96,9 +95,8 @@ class RewardModel(nn.Module):
         answers: Sequence[Sequence[str]],
     ) -> PackedAnswers:
         """Model inputs of all answers to each conversation, in their order."""
-        return self.packer(
-            conversations, images if self.sees_images else [[] for _ in images], answers
-        )
+        seen = images if self.sees_images else [[] for _ in images]
+        return self.packer(conversations, seen, answers)
 
 
 def new_reward_model(
@@ -107,31 +105,28 @@ def new_reward_model(
     settings: RewardSettings,
     seed: int = 0,
     sees_images: bool = True,
-    packs: bool | None = None,
 ) -> RewardModel:
     """A reward model to be trained: a fresh adapter `reward` on `model`, and a random head.
 
-    An adapter `reward` that `model` has is replaced. With a policy on it, `model` is shared by both. packs: see
-    `RewardModel`.
+    An adapter `reward` that `model` has is replaced. With a policy on it, `model` is shared by
+    both.
     """
     model = remove_reward_adapter(model)
     with _keep_policy_active(model):
         backbone = models.add_adapter(model, settings.lora, seed, REWARD_ADAPTER)
     seed_everything(seed)
-    return RewardModel(backbone, processor, settings.head, sees_images, packs)
+    return RewardModel(backbone, processor, settings.head, sees_images)
 
 
 def _keep_policy_active(model: VLM) -> AbstractContextManager:
     """An adapter that is active stays so while another one is added."""
-    return (
-        models.use_adapter(model, model.active_adapter)
-        if isinstance(model, PeftModel)
-        else nullcontext()
-    )
+    if isinstance(model, PeftModel):
+        return models.use_adapter(model, model.active_adapter)
+    return nullcontext()
 
 
 def remove_reward_adapter(model: VLM) -> VLM:
-    """The model without an adapter `reward`; other adapters stay, and the first of them is active."""
+    """The model without an adapter `reward`; the first of the others is active."""
     if not isinstance(model, PeftModel) or REWARD_ADAPTER not in model.peft_config:
         return model
     others = [name for name in model.peft_config if name != REWARD_ADAPTER]
@@ -151,30 +146,39 @@ def score_records(
 ) -> list[list[float]]:
     """Scores of all answers of `records`.
 
-    `images`: other ones than the records' own, for each record. Raises UsageError for one that cannot be read.
+    images: other ones than the records' own, for each record. Raises UsageError for one that cannot
+    be read.
     """
-    images = images if images is not None else [record.image_paths for record in records]
+    if images is None:
+        images = [record.image_paths for record in records]
     reward.eval()
     scores = []
     with reward.use_adapter():
         for start in tqdm(range(0, len(records), batch_size), desc="scores", leave=False):
-            rows = records[start : start + batch_size]
-            opened = [
-                [open_image(i) if isinstance(i, Path) else i for i in row]
-                for row in images[start : start + batch_size]
-            ]
-            values = iter(reward(reward.batch(rows, opened)).tolist())
-            scores += [[next(values) for _ in record.answers] for record in rows]
+            rows = slice(start, start + batch_size)
+            # opened in their turn: all at once would fill the memory
+            opened = [list(map(_opened, row)) for row in images[rows]]
+            found = reward(reward.batch(records[rows], opened))
+            scores += split_scores(found, records[rows])
     return scores
 
 
-def as_scorer(
-    reward: RewardModel, mean: float = 0.0, scale: float = 1.0, batch_size: int = 64
-) -> Scorer:
-    """(score − mean) / scale as a reward function (`helpers/rewards/scoring.py`); it needs no facts, and reads one image.
+def split_scores(scores: Tensor, records: Sequence[PreferenceRecord]) -> list[list[float]]:
+    """Cut scores of all answers, (answers,), into one list a record."""
+    sizes = [len(record.answers) for record in records]
+    return [part.tolist() for part in scores.split(sizes)]
 
-    Only differences of scores mean something, so that their size must be set: with mean and deviation of
-    some answers' scores, a weight of KL speaks of deviations.
+
+def _opened(image: Path | Image.Image) -> Image.Image:
+    return open_image(image) if isinstance(image, Path) else image
+
+
+def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0) -> Scorer:
+    """(score − mean) / scale as a reward function (`helpers/rewards/scoring.py`).
+
+    It needs no facts, and reads one image. Only differences of scores mean something, so that their
+    size must be set: with mean and deviation of some answers' scores, a weight of KL speaks of
+    deviations.
     """
 
     @torch.no_grad()
@@ -182,47 +186,59 @@ def as_scorer(
         reward.eval()
         values = []
         with reward.use_adapter():
-            for start in range(0, len(rows), batch_size):
-                values += reward(_pack_questions(reward, rows[start : start + batch_size])).tolist()
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                part = rows[start : start + ROWS_AT_ONCE]
+                values += reward(_pack_questions(reward, part)).tolist()
         scaled = [(value - mean) / scale for value in values]
         return [Score(value, {"reward_model": value}) for value in scaled]
 
-    score = make_scorer("reward_model", lambda *given: batch([given])[0].parts)
-    score.batch = batch
-    return score
+    return make_batch_scorer("reward_model", batch)
 
 
 def standardised_scorer(reward: RewardModel, records: Sequence[PreferenceRecord]) -> Scorer:
     """`as_scorer` in deviations: mean and deviation are those of the answers in `records`."""
-    seen = torch.tensor([score for row in score_records(reward, records) for score in row])
+    scores = score_records(reward, records)
+    seen = torch.tensor([score for row in scores for score in row])
     return as_scorer(reward, float(seen.mean()), float(seen.std()))
 
 
 def _pack_questions(reward: RewardModel, rows: Sequence[ScorerInputs]) -> PackedAnswers:
-    """Model inputs in the order of `rows`; answers to the same question about the same image share a row."""
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: (id(row[0]), row[1]))]
-    images = [[group[0][0]] if group[0][0] is not None else [] for group in groups]
-    conversations = [[user_message(group[0][1])] for group in groups]
-    return reward.pack(
-        conversations, images, [[answer for _, _, answer, _ in group] for group in groups]
-    )
+    """Model inputs in the order of `rows`.
+
+    Answers to the same question about the same image that follow each other share a row.
+    """
+    conversations = []
+    images = []
+    answers = []
+    last = None
+    for image, question, answer, _ in rows:
+        if (id(image), question) != last:
+            last = (id(image), question)
+            conversations.append([user_message(question)])
+            images.append([] if image is None else [image])
+            answers.append([])
+        answers[-1].append(answer)
+    return reward.pack(conversations, images, answers)
 
 
 def pair_gaps(records: Sequence[PreferenceRecord], scores: RecordScores) -> np.ndarray:
-    """Score of the better minus score of the worse answer of each pair, (pairs,), in the order of the records."""
-    if [len(row) for row in scores] != [len(record.answers) for record in records]:
+    """Score of the better minus score of the worse answer of each pair, (pairs,).
+
+    In the order of the records.
+    """
+    if list(map(len, scores)) != [len(record.answers) for record in records]:
         raise UsageError(
             "the scores are not one for each answer of each record. Score the same records."
         )
-    rows = zip(scores, records, strict=True)
-    return np.array(
-        [row[b] - row[w] for row, record in rows for b, w in record.tier_pairs()], dtype=float
-    )
+    gaps = []
+    for record, row in zip(records, scores, strict=True):
+        gaps += [row[better] - row[worse] for better, worse in record.tier_pairs()]
+    return np.array(gaps, dtype=float)
 
 
 def pair_hits(gaps: np.ndarray) -> np.ndarray:
     """1 where the better answer has the higher score, ½ where both are equal, else 0; (pairs,)."""
-    return np.where(gaps == 0, 0.5, (gaps > 0).astype(float))
+    return np.where(gaps == 0, 0.5, gaps > 0)
 
 
 def head_hash(reward: RewardModel) -> str:
@@ -231,12 +247,12 @@ def head_hash(reward: RewardModel) -> str:
 
 
 def save_reward_model(
-    reward: RewardModel, folder: Path, settings: RewardSettings, about: dict[str, Any] | None = None
+    reward: RewardModel,
+    folder: Path,
+    settings: RewardSettings,
+    about: dict[str, Any] | None = None,
 ) -> Path:
     """Adapter, head and configuration in one folder: safetensors and JSON, no pickle."""
-    weights = {
-        name: value.detach().cpu().contiguous() for name, value in reward.head.state_dict().items()
-    }
     about = {
         "head": reward.head_name,
         "head_hash": head_hash(reward),
@@ -246,25 +262,29 @@ def save_reward_model(
         **(about or {}),
     }
     models.save_adapter(reward.backbone, folder, about, REWARD_ADAPTER)
-    save_file(weights, folder / "head.safetensors")
+    save_file(reward.head.state_dict(), folder / HEAD_FILE)
     return folder
 
 
 def load_reward_model(model: VLM, processor: ProcessorMixin, folder: Path) -> RewardModel:
-    """A saved reward model on `model`, which keeps the adapters it has. Raises UsageError if it does not fit."""
-    if not (folder / "head.safetensors").exists():
+    """A saved reward model on `model`, which keeps the adapters it has.
+
+    Raises UsageError if it does not fit.
+    """
+    if not (folder / HEAD_FILE).exists():
         raise UsageError(
-            f"{folder}: holds no reward model (head.safetensors). Run notebook 03, or give another folder."
+            f"{folder}: holds no reward model ({HEAD_FILE}). "
+            "Run notebook 03, or give another folder."
         )
     about = read_json(folder / "about.json")
     model = remove_reward_adapter(model)
     with _keep_policy_active(model):
         backbone = models.load_adapter(model, folder, REWARD_ADAPTER)
     reward = RewardModel(backbone, processor, about["head"], about["sees_images"])
-    reward.head.load_state_dict(load_file(folder / "head.safetensors"))
+    reward.head.load_state_dict(load_file(folder / HEAD_FILE))
     if head_hash(reward) != about["head_hash"]:
         raise UsageError(
-            f"{folder}: head.safetensors is not the head that about.json speaks of. Restore the folder."
+            f"{folder}: {HEAD_FILE} is not the head that about.json speaks of. Restore the folder."
         )
     for parameter in reward.trainable_parameters().values():
         parameter.requires_grad_(False)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from helpers import runtime
 from helpers.files import UsageError
 
-from .scoring import Facts, Scorer, make_scorer, require_references
+from .scoring import Scorer, make_scorer, require_references
 
 Embedder = Callable[[list[str]], np.ndarray]  # n texts → (n, d)
 
@@ -24,16 +23,15 @@ def _reason(error: Exception) -> str:
 
 
 def cosine_scorer(embed: Embedder) -> Scorer:
-    """Cosine of the embeddings of answer and reference, −1 … 1; the best of several; 0 for a zero vector.
+    """Cosine of the embeddings of answer and reference, −1 … 1; the best of several.
 
-    A known trap: against "green", "not green" scores higher than "The clock on the wall is green."
-    Cosine measures shared words, not truth, and rewards saying little.
+    0 for a zero vector. A known trap: against "green", "not green" scores higher than "The clock on
+    the wall is green." Cosine measures shared words, not truth, and rewards saying little.
     """
 
-    def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
-        vectors = np.asarray(
-            embed([answer, *require_references(facts, "cosine")]), dtype=float
-        )  # (1 + references, d)
+    def parts(image, question, answer, facts):
+        texts = [answer, *require_references(facts, "cosine")]
+        vectors = np.asarray(embed(texts), dtype=float)  # (1 + references, d)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
         return {"cosine": (units[1:] @ units[0]).max()}
@@ -41,13 +39,13 @@ def cosine_scorer(embed: Embedder) -> Scorer:
     return make_scorer("cosine", parts)
 
 
-def tfidf_embedder(corpus: Sequence[str], ngrams: tuple[int, int] = (1, 2)) -> Embedder:
-    """TF-IDF vectors of words and word groups (scikit-learn, offline), fitted once on `corpus`.
+def tfidf_embedder(corpus: Sequence[str]) -> Embedder:
+    """TF-IDF vectors of words and pairs of words (scikit-learn, offline), fitted on `corpus`.
 
     Words that the corpus lacks count for nothing. Raises UsageError if it holds no word at all.
     """
     # scikit-learn's own pattern drops words of one character, and with them the counts
-    vectorizer = TfidfVectorizer(ngram_range=ngrams, token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b")
     try:
         vectorizer.fit(corpus)
     except ValueError as error:
@@ -58,21 +56,26 @@ def tfidf_embedder(corpus: Sequence[str], ngrams: tuple[int, int] = (1, 2)) -> E
 
 
 def sentence_embedder(name: str = "sentence-transformers/paraphrase-MiniLM-L6-v2") -> Embedder:
-    """Embeddings of a sentence-transformers model. Raises UsageError if package or model cannot be had."""
+    """Embeddings of a sentence-transformers model.
+
+    Raises UsageError if package or model cannot be had.
+    """
     try:
-        from sentence_transformers import SentenceTransformer  # optional: not in requirements.txt
+        # optional: not in requirements.txt
+        from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(name)
     except (ImportError, OSError, ValueError) as error:
         raise UsageError(
-            f"sentence embeddings of {name} cannot be had ({_reason(error)}). Run `pip install sentence-transformers`, "
+            f"sentence embeddings of {name} cannot be had ({_reason(error)}). "
+            "Run `pip install sentence-transformers`, "
             "check name and network, or take tfidf_embedder(corpus)."
         ) from None
     return lambda texts: np.asarray(model.encode(texts, show_progress_bar=False))
 
 
 def text_embedder(corpus: Sequence[str]) -> Embedder:
-    """The sentence-transformers model if it can be had, else TF-IDF fitted on `corpus`. Prints which."""
+    """Sentence-transformers if it can be had, else TF-IDF fitted on `corpus`. Prints which."""
     try:
         embed = sentence_embedder()
     except UsageError as error:
@@ -91,46 +94,43 @@ def clip_scorer(model: torch.nn.Module, processor: Callable) -> Scorer:
     """
 
     @torch.no_grad()
-    def parts(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
+    def parts(image, question, answer, facts):
         if image is None:
             raise UsageError(
-                "clip: there is no image to compare the answer with. Give one, or take another scorer."
+                "clip: there is no image to compare the answer with. "
+                "Give one, or take another scorer."
             )
-        limit = {
-            "truncation": True,
-            "max_length": model.config.text_config.max_position_embeddings,
-        }  # 77 in CLIP
         inputs = processor(
-            text=[answer], images=[image.convert("RGB")], return_tensors="pt", **limit
+            text=[answer],
+            images=[image.convert("RGB")],
+            return_tensors="pt",
+            truncation=True,
+            max_length=model.config.text_config.max_position_embeddings,  # 77 in CLIP
         )
         output = model(**inputs.to(model.device))
-        return {
-            "clip": 2.5
-            * max(torch.cosine_similarity(output.text_embeds, output.image_embeds).item(), 0.0)
-        }
+        cosine = torch.cosine_similarity(output.text_embeds, output.image_embeds).item()
+        return {"clip": 2.5 * max(cosine, 0.0)}
 
     return make_scorer("clip", parts)
 
 
 def load_clip(name: str | Path = "openai/clip-vit-base-patch32") -> Scorer:
-    """`clip_scorer` of a hub id or local folder. Raises UsageError if it is no CLIP or cannot be had."""
-    from transformers import (
-        AutoConfig,
-        CLIPModel,
-        CLIPProcessor,
-    )  # slow to import, and rarely needed
+    """`clip_scorer` of a hub id or local folder.
+
+    Raises UsageError if it is no CLIP or cannot be had.
+    """
+    # slow to import, and rarely needed
+    from transformers import AutoConfig, CLIPModel, CLIPProcessor
 
     try:
         kind = AutoConfig.from_pretrained(name).model_type
         if kind != "clip":  # transformers would go on, with random weights
             raise ValueError(f"it is a {kind} model")
-        model, processor = (
-            CLIPModel.from_pretrained(name, dtype=torch.float32),
-            CLIPProcessor.from_pretrained(name),
-        )
+        model = CLIPModel.from_pretrained(name, dtype=torch.float32)
+        processor = CLIPProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{name}: cannot be loaded as a CLIP ({_reason(error)}). Check name and network; offline, give the folder "
-            "of a saved CLIP, or do without this reward."
+            f"{name}: cannot be loaded as a CLIP ({_reason(error)}). Check name and network; "
+            "offline, give the folder of a saved CLIP, or do without this reward."
         ) from None
-    return clip_scorer(model.to(runtime.device()).eval().requires_grad_(False), processor)
+    return clip_scorer(model.to(runtime.device()).eval(), processor)

@@ -1,7 +1,7 @@
 """DPO, PPO, RLOO, GRPO and the reward model's loop.
 
-Here: the three trainers, their batches, checkpoints, and what they write down. Not here: formulas (`losses`), and
-what is wrong with a run (`doctor`). Taught in notebooks 03, 04 and 05.
+Here: the three trainers, their batches, checkpoints, and what they write down. Not here: formulas
+(`losses`), and what is wrong with a run (`doctor`). Taught in notebooks 03, 04 and 05.
 """
 
 import lazy_loader

@@ -4,14 +4,27 @@ from .actor_critic import (
     CRITIC_ADAPTER as CRITIC_ADAPTER,
     ActorCritic as ActorCritic,
     TokenFigures as TokenFigures,
-    warm_up_critic as warm_up_critic,
+    TokenLook as TokenLook,
+    pad_and_stack as pad_and_stack,
+)
+from .advantages import (
+    ADVANTAGES as ADVANTAGES,
+    AdvantageWay as AdvantageWay,
+    estimate_by_critic as estimate_by_critic,
+    estimate_by_group as estimate_by_group,
+    estimate_by_others as estimate_by_others,
 )
 from .checkpoint import (
-    load_checkpoint as load_checkpoint,
+    NOT_IN_IDENTITY as NOT_IN_IDENTITY,
+    Checkpoints as Checkpoints,
+    data_hash as data_hash,
+    name_differences as name_differences,
+    reward_identity as reward_identity,
     run_identity as run_identity,
-    save_checkpoint as save_checkpoint,
 )
 from .collators import (
+    AnswerForward as AnswerForward,
+    AnswerOutput as AnswerOutput,
     PairCollator as PairCollator,
 )
 from .distributed import (
@@ -20,19 +33,21 @@ from .distributed import (
     mean_rows as mean_rows,
     new_accelerator as new_accelerator,
     own_share as own_share,
-    token_count as token_count,
     token_mean_over_processes as token_mean_over_processes,
     wrap_for_processes as wrap_for_processes,
 )
 from .dpo import (
+    DPO_LOSSES as DPO_LOSSES,
     REFERENCE_ADAPTER as REFERENCE_ADAPTER,
-    AnswerForward as AnswerForward,
     DPORun as DPORun,
+    ImageTerms as ImageTerms,
     ProgressBar as ProgressBar,
     VLMDPOTrainer as VLMDPOTrainer,
     dpo_config as dpo_config,
     dpo_trainer as dpo_trainer,
+    image_terms as image_terms,
     train_dpo as train_dpo,
+    undo_casts as undo_casts,
 )
 from .on_policy import (
     OnPolicyRound as OnPolicyRound,
@@ -40,6 +55,13 @@ from .on_policy import (
 )
 from .ppo import (
     PPOTrainer as PPOTrainer,
+    check_first_ratio as check_first_ratio,
+    check_names as check_names,
+    critic_loss as critic_loss,
+    new_optimizer as new_optimizer,
+    policy_loss as policy_loss,
+    set_learning_rates as set_learning_rates,
+    take_step as take_step,
 )
 from .reward import (
     OBJECTIVES as OBJECTIVES,
@@ -48,10 +70,13 @@ from .reward import (
     losses_of as losses_of,
 )
 from .rollout import (
+    ROLLOUT_FILTERS as ROLLOUT_FILTERS,
     Experience as Experience,
+    MiniBatch as MiniBatch,
     Rollout as Rollout,
     Task as Task,
-    pad_and_stack as pad_and_stack,
+    keep_all as keep_all,
+    keep_different_scores as keep_different_scores,
     roll_out as roll_out,
     tasks_asking as tasks_asking,
     tasks_of as tasks_of,
@@ -60,6 +85,14 @@ from .run_folder import (
     ppo_trainer as ppo_trainer,
     save_answers as save_answers,
     save_policy as save_policy,
+)
+from .sampler import (
+    Sampler as Sampler,
+    pieces as pieces,
+)
+from .warm_up import (
+    KnownAnswers as KnownAnswers,
+    warm_up_critic as warm_up_critic,
 )
 from .watch import (
     HeldOutAnswers as HeldOutAnswers,
@@ -70,5 +103,7 @@ from .watch import (
     experience_figures as experience_figures,
     first_samples as first_samples,
     log_mean as log_mean,
+    mean_of_updates as mean_of_updates,
     pooled_explained_variance as pooled_explained_variance,
+    update_figures as update_figures,
 )

@@ -1,52 +1,63 @@
-"""Rows of a preference data set → a batch for DPO: each image and prompt once, with both answers behind it.
+"""Rows of a preference data set → a batch for DPO → the logits of its answers.
 
-Taught in notebook 04.
+In a batch each image and prompt stands once, with both answers behind it. TRL looks at nothing but
+logits, so that it takes `AnswerForward` for a model. Taught in notebook 04.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutput
 
 from helpers.data import from_trl
 from helpers.files import UsageError
-from helpers.models import Packer, ReferenceLogps
+from helpers.losses import completion_logps
+from helpers.models import PackedAnswers, Packer, ReferenceLogps, answer_logits
 
 
 class PairCollator:
     """Rows of a preference data set → a batch: each image and prompt once, with both answers.
 
-    rows: images, prompt, chosen, rejected (`preferences.to_trl`); with `spoilt`, also negative_images, of
-    which the first is shown with the chosen answer alone. packer: one that packs, on the CPU, as TRL's loader wants it.
+    rows: images, prompt, chosen, rejected (`preferences.to_trl`); with `spoilt`, also
+    negative_images, of which the first is shown with the chosen answer alone.
+    packer: one that packs, on the CPU, as TRL's loader wants it.
     """
 
     def __init__(self, packer: Packer, reference: ReferenceLogps, spoilt: bool = False):
-        self.packer, self.reference, self.spoilt = packer, reference, spoilt
+        self.packer = packer
+        self.reference = reference
+        self.spoilt = spoilt
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        pairs, n = [from_trl(example) for example in examples], len(examples)
-        conversations, images = [pair.prompt for pair in pairs], [pair.images for pair in pairs]
+        pairs = [from_trl(example) for example in examples]
+        number = len(pairs)
+        conversations = [pair.prompt for pair in pairs]
+        images = [pair.images for pair in pairs]
         answers = [[pair.chosen, pair.rejected] for pair in pairs]
-        order = [
-            *range(0, 2 * n, 2),
-            *range(1, 2 * n, 2),
-        ]  # TRL's: all chosen answers, then all rejected ones
+        # TRL's order: all chosen answers, then all rejected ones
+        order = [*range(0, 2 * number, 2), *range(1, 2 * number, 2)]
         if self.spoilt:
-            conversations, images = (
-                conversations * 2,
-                images + [_first_negative(example) for example in examples],
-            )
+            # every question once more: about its spoilt image, with the chosen answer alone
+            conversations = conversations * 2
+            images = images + [_first_negative(example) for example in examples]
             answers = answers + [[pair.chosen] for pair in pairs]
-            order += range(2 * n, 3 * n)
+            order += range(2 * number, 3 * number)
         prompts = self.packer.encode(conversations, images)
         packed = self.packer.pack(prompts, answers).order(order)
-        keys = [[prompts.image_hashes[i], prompts.texts[i], *answers[i]] for i in range(n)]
+        # what the reference says of a pair depends on all that is in its key
+        keys = [[prompts.image_hashes[i], prompts.texts[i], *answers[i]] for i in range(number)]
         if self.spoilt:
-            keys = [[*key, prompts.image_hashes[n + i]] for i, key in enumerate(keys)]
+            for i, key in enumerate(keys):
+                key.append(prompts.image_hashes[number + i])
         padding = self.packer.processor.tokenizer.pad_token_id
         return {
-            "input_ids": packed.ids[
-                : 2 * n
-            ],  # what TRL calls so: labels, with the token before them
-            "completion_mask": packed.mask[: 2 * n].long(),
+            # what TRL calls so: labels, with the token before them, (2 · pairs, 1 + longest answer)
+            "input_ids": packed.ids[: 2 * number],
+            "completion_mask": packed.mask[: 2 * number].long(),
+            # for TRL's count of tokens, (rows, seq)
             "attention_mask": (packed.inputs["input_ids"] != padding).long(),
             "packed": packed,
             "keys": [self.reference.key(*key) for key in keys],
@@ -56,6 +67,34 @@ class PairCollator:
 def _first_negative(example: dict[str, Any]) -> list:
     if not example.get("negative_images"):
         raise UsageError(
-            "a pair has no negative_images, which image_weight needs: see pairs.add_image_negatives."
+            "a pair has no negative_images, which image_weight needs: "
+            "see pairs.add_image_negatives."
         )
     return example["negative_images"][:1]
+
+
+@dataclass
+class AnswerOutput(CausalLMOutput):
+    """What TRL reads of a model's output, and the answers that it does not know of."""
+
+    # of the chosen answers to spoilt images, (pairs,); None without such images
+    spoilt_logps: Tensor | None = None
+
+
+class AnswerForward:
+    """The model as TRL sees it: a batch of `PairCollator` → logits of its answers.
+
+    They are (2 · pairs, 1 + longest, vocab), those of the chosen answers first.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+
+    def __call__(self, packed: PackedAnswers, input_ids: Tensor, **_) -> AnswerOutput:
+        logits = answer_logits(self.model, packed)
+        sides = len(input_ids)
+        spoilt = None
+        if sides < len(logits):
+            spoilt = completion_logps(logits[sides:], packed.ids[sides:], packed.mask[sides:])
+        # in fp32, since TRL would take log-softmax in 16 bits
+        return AnswerOutput(logits=logits[:sides].float(), spoilt_logps=spoilt)

@@ -37,19 +37,15 @@ def on_policy_round(
     *,
     sampling_seed: int,
     seed: int = 0,
-    folder: Path,
     cache: Path | None = None,
 ) -> OnPolicyRound:
     """Sample four answers to each question, score them, train on the best against the worst.
 
-    policy: the base in the first round, then what the round before has left; it is the reference of this
-    round. folder: for TRL's files. cache: for image features and reference log-probabilities.
+    policy: the base in the first round, then what the round before has left; it is the reference
+    of this round. cache: a folder for image features and reference log-probabilities.
     """
     ranked = sample_and_rank(policy, processor, items, score, seed=sampling_seed)
     pairs = to_trl(ranked, "extremes")
-    out = folder / "trainer"
-    trainer = dpo_trainer(
-        policy, processor, pairs, settings, seed=seed, output_dir=out, cache=cache
-    )
+    trainer = dpo_trainer(policy, processor, pairs, settings, seed=seed, cache=cache)
     run = train_dpo(trainer)
     return OnPolicyRound(trainer.model, len(pairs), run)

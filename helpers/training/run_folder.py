@@ -1,7 +1,7 @@
 """The folder of a run: logs and checkpoint while it trains, then the policy and how it was made.
 
     log.jsonl, samples.jsonl    figures of each iteration of PPO, and some of its sampled answers
-    checkpoint.pt               the whole state of PPO; a run that was cut off goes on from it
+    checkpoint-STEP             the whole state of PPO; a run that was cut off goes on from it
     adapter_model.safetensors   the trained adapter, with `about.json` on how it was made
     log.json                    the log of DPO
     validation_answers.json     greedy answers before saving: a policy that is loaded gives the same
@@ -43,20 +43,19 @@ def ppo_trainer(
     truth: Scorer | None = None,
     watch: Sequence[Watcher] = (),
     cache: Path | None = None,
-    resume: bool = True,
+    replace_other: bool = False,
     tensorboard: bool = False,
 ) -> PPOTrainer:
-    """A `PPOTrainer` whose logs and checkpoint are in `folder`; only the first process writes logs.
+    """A `PPOTrainer` with logs and checkpoints in `folder`; only the first process writes logs.
 
-    Without `resume`, a checkpoint that is there is deleted. cache: a folder for image features, which
-    several runs may share. Raises UsageError if `tensorboard` is wanted and not installed.
+    A run that was cut off goes on. A folder that holds another run is refused, or with
+    `replace_other` set aside under another name. cache: a folder for image features, which several
+    runs may share. Raises UsageError if `tensorboard` is wanted and not installed.
     """
-    checkpoint = folder / "checkpoint.pt"
     watchers = list(watch)
     if PartialState().is_main_process:
-        if not resume:
-            checkpoint.unlink(missing_ok=True)
-        watchers = [JSONLog(folder / "log.jsonl"), SampleLog(folder / "samples.jsonl"), *watchers]
+        # after the others, which may add figures to the log
+        watchers += [JSONLog(folder / "log.jsonl"), SampleLog(folder / "samples.jsonl")]
         if tensorboard:
             watchers.append(TensorBoard(folder / "tensorboard"))
     return PPOTrainer(
@@ -68,7 +67,8 @@ def ppo_trainer(
         seed=seed,
         truth=truth,
         watch=watchers,
-        checkpoint=checkpoint,
+        folder=folder,
+        replace_other=replace_other,
         cache=cache,
     )
 
@@ -82,8 +82,8 @@ def save_policy(
 ) -> Path:
     """Save a trained adapter and how it was made; a log, if there is one, goes to `log.json`.
 
-    about: the base, its `max_pixels`, the seed, the data and, of PPO, the `reward` that trained it, so
-    that nobody takes that for an independent judge. The settings are added to it.
+    about: the base, its `max_pixels`, the seed, the data and, of PPO, the `reward` that trained it,
+    so that nobody takes that for an independent judge. The settings are added to it.
     """
     models.save_adapter(model, folder, {**about, "settings": asdict(settings)})
     if log:

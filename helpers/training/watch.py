@@ -1,20 +1,23 @@
-"""What a training writes down while it runs: figures of an iteration, held-out answers, JSON lines, TensorBoard.
+"""What a training writes down while it runs.
 
-`experience_figures` has the figures of PPO's samples; losses, gradients and ratios come from the updates. Each is
-defined in one sentence in `docs/metrics.md`. Taught in notebooks 04 and 05.
+Here: figures of an iteration, held-out answers, JSON lines, TensorBoard. `experience_figures` has
+the figures of PPO's samples, `update_figures` those of its updates. Each is defined in one sentence
+in `docs/metrics.md`. Taught in notebooks 04 and 05.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
 
 from helpers.data import PreferenceRecord, is_exact
 from helpers.files import UsageError, write_lines
-from helpers.losses import explained_variance, masked_mean, masked_var
+from helpers.losses import PolicyLoss, explained_variance, masked_mean, masked_var
 from helpers.models import VLM, answer_records
 from helpers.statistics import Proportion, proportion, repeated_share
 
@@ -24,98 +27,150 @@ IterationRow = dict[str, float]
 
 LOGGED_SAMPLES = 8  # answers that `SampleLog` writes at a time
 
+# what `update_figures` would say of an iteration in which nothing moved
+NO_UPDATE = {
+    "ppo/loss/policy": 0.0,
+    "ppo/loss/value": 0.0,
+    "ppo/policy/approxkl": 0.0,
+    "ppo/policy/clipfrac": 0.0,
+    "ppo/ratio": 1.0,
+    "grad_norm/adapter": 0.0,
+    "grad_norm/critic": 0.0,
+}
+
 
 def experience_figures(experience: Experience) -> IterationRow:
     """Means over the answers of an iteration, before the update."""
-    rollout, mask = experience.rollout, experience.mask
-    grouped = rollout.scores.view(-1, rollout.group_size)
-    truth = {} if rollout.truth is None else {"objective/truth": rollout.truth.mean()}
-    row = truth | {
-        "objective/scores": rollout.scores.mean(),
-        "objective/kl": (experience.old_logps - experience.reference_logps).sum(1).mean(),
-        "objective/entropy": masked_mean(experience.entropy, mask),
-        "ppo/returns/mean": masked_mean(experience.returns, mask),
-        "ppo/returns/var": masked_var(experience.returns, mask),
-        "ppo/explained_variance": explained_variance(experience.values, experience.returns, mask),
-        "ppo/advantages/size": masked_mean(experience.advantages.abs(), mask),
-        "answers/tokens": mask.sum(1).float().mean(),
-        "answers/not_ended": (~rollout.ended).float().mean(),
-        "answers/repeated": sum(repeated_share(row.tolist()) for row in rollout.ids)
-        / len(rollout.ids),
-        "answers/distinct": len(set(rollout.texts)) / len(rollout.texts),
-        "groups/zero_variance": (grouped == grouped[:, :1]).all(1).float().mean(),
-        "tokens": mask.sum(),
+    rollout = experience.rollout
+    values, returns = experience.values, experience.returns
+    row = {}
+    if rollout.truth is not None:
+        row["objective/truth"] = rollout.truth.mean()
+    row["objective/scores"] = rollout.scores.mean()
+
+    # of all tokens
+    mask = experience.mask
+    kl = experience.old_logps - experience.reference_logps
+    row["objective/kl"] = kl.sum(1).mean()
+    row["objective/entropy"] = masked_mean(experience.entropy, mask)
+
+    # of the tokens that are learnt from
+    learnt = experience.learnt
+    row["ppo/returns/mean"] = masked_mean(returns, learnt)
+    row["ppo/returns/var"] = masked_var(returns, learnt)
+    row["ppo/explained_variance"] = explained_variance(values, returns, learnt)
+    row["ppo/advantages/size"] = masked_mean(experience.advantages.abs(), learnt)
+
+    # of the language
+    repeats = [repeated_share(ids.tolist()) for ids in rollout.ids]
+    row["answers/tokens"] = mask.sum(1).float().mean()
+    row["answers/not_ended"] = (~rollout.ended).float().mean()
+    row["answers/repeated"] = sum(repeats) / len(repeats)
+    row["answers/distinct"] = len(set(rollout.texts)) / len(rollout.texts)
+    row["answers/learnt"] = learnt.any(1).float().mean()
+    row["groups/zero_variance"] = rollout.equal_scores().float().mean()
+    row["tokens"] = mask.sum()
+    for name, part in rollout.parts.items():
+        row[f"reward/{name}"] = part.mean()
+    return {name: float(figure) for name, figure in row.items()}
+
+
+def update_figures(policy: PolicyLoss, value: Tensor, norms: Mapping[str, float]) -> IterationRow:
+    """Figures of one update; value: the critic's loss, norms: of the gradients before clipping."""
+    return {
+        "ppo/loss/policy": float(policy.loss.detach()),
+        "ppo/loss/value": float(value.detach()),
+        "ppo/policy/approxkl": policy.approx_kl,
+        "ppo/policy/clipfrac": policy.clip_share,
+        "ppo/ratio": policy.ratio,
+        "grad_norm/adapter": norms["adapter"],
+        "grad_norm/critic": norms["critic"],
     }
-    parts = {f"reward/{name}": values.mean() for name, values in rollout.parts.items()}
-    return {name: float(value) for name, value in (row | parts).items()}
+
+
+def mean_of_updates(updates: Sequence[IterationRow]) -> IterationRow:
+    """Means over the updates of an iteration, and the ratio of the first one.
+
+    Without an update nothing has moved: losses and gradients are 0, and the ratio is 1.
+    """
+    rows = updates or [NO_UPDATE]
+    means = {name: log_mean(rows, name) for name in NO_UPDATE}
+    return means | {"ppo/ratio_first": rows[0]["ppo/ratio"]}
 
 
 def pooled_explained_variance(rows: Sequence[IterationRow]) -> float:
-    """Explained variance of several iterations: 1 − Σ Var(returns − V) / Σ Var(returns), each within its iteration.
+    """Explained variance of several iterations: 1 − Σ Var(returns − V) / Σ Var(returns).
 
-    A single iteration has too few failed answers for a figure of its own. NaN if all returns were equal.
+    Each variance is within its iteration. A single iteration has too few failed answers for a
+    figure of its own. NaN if all returns were equal.
     """
-    known = [row for row in rows if row["ppo/returns/var"] > 0]
-    total = sum(row["ppo/returns/var"] for row in known)
-    left = sum((1 - row["ppo/explained_variance"]) * row["ppo/returns/var"] for row in known)
-    return 1 - left / total if total else float("nan")
+    total = left = 0.0
+    for row in rows:
+        variance = row["ppo/returns/var"]
+        if variance > 0:
+            total += variance
+            left += (1 - row["ppo/explained_variance"]) * variance
+    return 1 - left / total if total else math.nan
 
 
 def log_mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
-    """Mean of a figure over some rows of a log, such as its last ten: `log_mean(log[-10:], "loss")`."""
+    """Mean of a figure over rows of a log, such as its last ten: `log_mean(log[-10:], "loss")`."""
     return float(np.mean([row[name] for row in rows]))
 
 
 class JSONLog:
-    """The log as JSON lines in `path`; written whole each time, so that a resumed run has no row twice."""
+    """The log as JSON lines; written whole each time, so that a resumed run has no row twice."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def __call__(self, trainer) -> None:
-        # NaN is no JSON
-        rows = [
-            {name: value if value == value else None for name, value in row.items()}
-            for row in trainer.log
-        ]
-        write_lines(self.path, (json.dumps(row) for row in rows))
+        lines = []
+        for row in trainer.log:
+            # NaN is no JSON
+            row = {name: None if math.isnan(value) else value for name, value in row.items()}
+            lines.append(json.dumps(row))
+        write_lines(self.path, lines)
 
 
 class SampleLog:
-    """Some sampled answers with their questions and scores, every `every` iterations, appended to `path`."""
+    """Some sampled answers with questions and scores, every `every` iterations, in one file."""
 
     def __init__(self, path: Path, every: int = 5):
-        self.path, self.every = path, every
+        self.path = path
+        self.every = every
 
     def __call__(self, trainer) -> None:
         if trainer.iteration % self.every and trainer.iteration > 1:
             return
-        kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [
-            line for line in kept if json.loads(line)["iteration"] < trainer.iteration
-        ]  # of a run that went on
-        write_lines(
-            self.path,
-            [*kept, *(json.dumps(row, ensure_ascii=False) for row in first_samples(trainer))],
-        )
+        lines = []
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        # a run that goes on writes again what it does again
+        kept = [line for line in lines if json.loads(line)["iteration"] < trainer.iteration]
+        new = [json.dumps(sample, ensure_ascii=False) for sample in first_samples(trainer)]
+        write_lines(self.path, kept + new)
 
 
 def first_samples(trainer) -> list[dict]:
-    """Answers of the last iteration, the first of each group: what was asked and sampled, and its score."""
+    """Answers of the last iteration, the first of each group, with question and score."""
     rollout = trainer.last.rollout
-    return [
-        {
-            "iteration": trainer.iteration,
-            "prompt": rollout.prompts.texts[task],
-            "answer": rollout.texts[task * rollout.group_size],
-            "score": float(rollout.scores[task * rollout.group_size]),
-        }
-        for task in range(min(LOGGED_SAMPLES, len(rollout.prompts)))
-    ]
+    samples = []
+    for task, prompt in enumerate(rollout.prompts.texts[:LOGGED_SAMPLES]):
+        first = task * rollout.group_size
+        samples.append(
+            {
+                "iteration": trainer.iteration,
+                "prompt": prompt,
+                "answer": rollout.texts[first],
+                "score": float(rollout.scores[first]),
+            }
+        )
+    return samples
 
 
 class TensorBoard:
-    """The log for TensorBoard, in `folder`. Raises UsageError if the package is not installed (Colab has it)."""
+    """The log for TensorBoard, in `folder`. Raises UsageError if it is not installed."""
 
     def __init__(self, folder: Path):
         try:
@@ -124,10 +179,13 @@ class TensorBoard:
             raise UsageError(
                 "TensorBoard is not installed: pip install tensorboard, or do without its log."
             ) from None
-        self.folder, self.make, self.writer = folder, SummaryWriter, None
+        self.folder = folder
+        self.make = SummaryWriter
+        self.writer: SummaryWriter | None = None
 
     def __call__(self, trainer) -> None:
-        if self.writer is None:  # a run that went on replaces what it does anew
+        if self.writer is None:
+            # a run that goes on replaces what it does again
             self.writer = self.make(str(self.folder), purge_step=trainer.iteration)
         for name, value in trainer.log[-1].items():
             self.writer.add_scalar(name, value, trainer.iteration)
@@ -137,14 +195,17 @@ class TensorBoard:
 class HeldOutAnswers(TrainerCallback):
     """Greedy answers to records, before the first step and every `every` steps.
 
-    It is a callback of TRL's trainers, and a watcher of `ppo.PPOTrainer`, whose iterations are steps here.
-    `shares` holds (step, share of exact answers); `watching` counts the seconds that it took.
+    It is a callback of TRL's trainers, and a watcher of `ppo.PPOTrainer`, whose iterations are
+    steps here and whose log gets the share. `shares` holds (step, share of exact answers);
+    `watching` counts the seconds that it took.
     """
 
     def __init__(
         self, processor: ProcessorMixin, records: Sequence[PreferenceRecord], every: int = 20
     ):
-        self.processor, self.records, self.every = processor, records, every
+        self.processor = processor
+        self.records = records
+        self.every = every
         self.shares: list[tuple[int, Proportion]] = []
         self.watching = 0.0
 
@@ -157,14 +218,23 @@ class HeldOutAnswers(TrainerCallback):
 
     def __call__(self, trainer) -> None:
         if trainer.iteration % self.every == 0 or trainer.iteration == trainer.settings.iterations:
-            self._record_answers(trainer.model, trainer.iteration)
+            share = self._record_answers(trainer.model, trainer.iteration)
+            trainer.log[-1]["held_out/exact"] = share.value
 
-    def _record_answers(self, model: VLM, step: int) -> None:
+    def go_on(self, trainer) -> None:
+        """Take the shares of a run that goes on from its log."""
+        n = len(self.records)
+        for row in trainer.log:
+            if "held_out/exact" in row:
+                share = proportion(round(row["held_out/exact"] * n), n)
+                self.shares.append((int(row["iteration"]), share))
+
+    def _record_answers(self, model: VLM, step: int) -> Proportion:
         started = time.monotonic()
         answers = answer_records(model, self.processor, self.records)
-        exact = sum(
-            is_exact(answer, record.truth)
-            for answer, record in zip(answers, self.records, strict=True)
-        )
-        self.shares.append((step, proportion(exact, len(answers))))
+        pairs = zip(answers, self.records, strict=True)
+        exact = [is_exact(answer, record.truth) for answer, record in pairs]
+        share = proportion(sum(exact), len(exact))
+        self.shares.append((step, share))
         self.watching += time.monotonic() - started
+        return share

@@ -1,8 +1,9 @@
-"""Widgets: rank answers, compare policies, look through answers and runs; the only room that knows ipywidgets.
+"""Widgets: rank answers, compare policies, look through answers and runs.
 
-They work with ipywidgets 7.7.1 (Colab) and 8. Every widget shows errors in itself, escapes what a model wrote, and holds
-its state in `.state`, so that tests and notebooks can read what a reader sees. Not here: anything that can be done without a
-click. Taught in notebooks 02 to 07.
+The only room that knows ipywidgets, 7.7.1 (Colab) and 8. Every widget shows errors in itself,
+escapes what a model wrote, and holds its state in `.state`, so that tests and notebooks can read
+what a reader sees. Not here: anything that can be done without a click. Taught in notebooks 02 to
+07.
 """
 
 import lazy_loader

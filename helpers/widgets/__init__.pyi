@@ -6,13 +6,25 @@ from .arena import (
 )
 from .common import (
     ERROR_COLOR as ERROR_COLOR,
+    Panel as Panel,
     button as button,
+    centred as centred,
+    errors_in as errors_in,
     escape_text as escape_text,
+    html_place as html_place,
+    in_column as in_column,
+    in_row as in_row,
     jpeg_strip as jpeg_strip,
+    labelled as labelled,
     listen_to_keys as listen_to_keys,
     note as note,
+    open_strip as open_strip,
+    padded_table as padded_table,
+    picture_place as picture_place,
     show as show,
     show_errors as show_errors,
+    show_picture as show_picture,
+    slider as slider,
     uploaded_bytes as uploaded_bytes,
 )
 from .comparison import (

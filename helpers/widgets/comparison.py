@@ -1,4 +1,4 @@
-"""Base and trained policies side by side: pick or upload an image, ask, see what changed and by how much."""
+"""Base and trained policies side by side: pick or upload an image, ask, see what changed."""
 
 import contextlib
 import html
@@ -23,36 +23,47 @@ from helpers.models import BASE_POLICY, Policies
 from helpers.report import answer_figures, colored_tokens, format_counts, mark_changes, png_bytes
 from helpers.rewards import Scorer, stated_counts
 
-from .common import button, note, show, show_errors, uploaded_bytes
-
-SUGGESTED_QUESTIONS, CHANGED_WORDS, LIKELIER_TOKENS = (
-    "suggested questions …",
-    "changed words",
-    "tokens that got likelier, or less",
+from .common import (
+    Panel,
+    button,
+    in_row,
+    labelled,
+    note,
+    picture_place,
+    show,
+    show_errors,
+    slider,
+    uploaded_bytes,
 )
+
+SUGGESTED_QUESTIONS = "suggested questions …"
+CHANGED_WORDS = "changed words"
+LIKELIER_TOKENS = "tokens that got likelier, or less"
+VERDICTS = {True: "✓ counts right", False: "✗ not the truth", None: ""}
 
 
 def is_answer_right(answer: str, question: str, truth: dict[str, int] | None) -> bool | None:
     """Are the counts right? None if none are known or stated.
 
-    The question for all classes wants all of them; of any other, those that the answer states are checked.
+    The question for all classes wants all of them; of any other, those that the answer states are
+    checked.
     """
     if truth is None:
         return None
     if question in (count_question(list(truth), wording) for wording in (0, 1)):
         return is_exact(answer, truth)
-    stated = {
-        cls: numbers for cls, numbers in stated_counts(answer, list(truth)).items() if numbers
-    }
-    return all(set(numbers) == {truth[cls]} for cls, numbers in stated.items()) if stated else None
+    checks = []
+    for cls, numbers in stated_counts(answer, list(truth)).items():
+        checks += [number == truth[cls] for number in numbers]
+    return all(checks) if checks else None
 
 
-class Comparison:
-    """Ask the base and any of its adapters about a held-out image or one's own; `show()` displays it.
+class Comparison(Panel):
+    """Ask the base and any of its adapters about a held-out image or one's own.
 
-    One base is in memory, adapters are switched. `reward` scores answers without a truth (a reward model).
-    The settings and the own image are kept in `memory`, so that running the cell again brings them back;
-    examples that are kept go to `gallery`. `state` holds what is shown.
+    `show()` displays it. One base is in memory, adapters are switched. `reward` scores answers
+    without a truth (a reward model). The settings and the own image are kept in the artifacts, so
+    that running the cell again brings them back, and so are examples. `state` holds what is shown.
     """
 
     def __init__(
@@ -61,16 +72,15 @@ class Comparison:
         items: Sequence[CountedImage],
         reward: Scorer | None = None,
         questions: Sequence[str] = (),
-        memory: Path | None = None,
-        gallery: Path | None = None,
     ):
-        self.policies, self.items, self.reward = policies, items, reward
-        self.memory = memory or artifacts_dir() / "widgets" / "comparison"
-        self.gallery = gallery or artifacts_dir() / "gallery"
+        self.policies = policies
+        self.items = items
+        self.reward = reward
+        self.memory = artifacts_dir() / "widgets" / "comparison"
+        self.gallery = artifacts_dir() / "gallery"
         self.state: dict = {}
         self._own: Image.Image | None = None
         self._spoken: list[PolicyAnswer] = []
-        self._quiet = False
         self._make_controls([*dict.fromkeys([*map(self._question, (0, 1)), *questions])])
         self.box = self._lay_out()
         self._restore()
@@ -80,100 +90,91 @@ class Comparison:
     # --- the controls ---
 
     def _make_controls(self, questions: Sequence[str]) -> None:
-        wide, style = w.Layout(width="auto", max_width="900px"), {"description_width": "110px"}
-        common = {"layout": wide, "style": style}
-        slider = {"continuous_update": False, **common}
         names = self.policies.names
-        self.item = w.IntSlider(0, 0, len(self.items) - 1, description="held-out image", **slider)
+        last = len(self.items) - 1
+        self.item = slider(w.IntSlider, "held-out image", 0, 0, last)
         self.upload = w.FileUpload(accept="image/*", multiple=False, description="own image")
-        self.names = w.SelectMultiple(
-            options=names, value=names[:2], rows=4, description="policies", **common
-        )
-        self.suggestion = w.Dropdown(
-            options=[SUGGESTED_QUESTIONS, *questions], description="pick", **common
-        )
-        self.question = w.Text(description="question", continuous_update=False, **common)
-        self.temperature = w.FloatSlider(
-            0.0, min=0.0, max=2.0, step=0.1, description="temperature", **slider
-        )
-        self.top_p = w.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top-p", **slider)
-        self.max_new_tokens = w.IntSlider(64, 1, 256, description="max tokens", **slider)
-        self.seed = w.IntSlider(0, 0, 20, description="sampling seed", **slider)
-        self.marks = w.Dropdown(
-            options=[CHANGED_WORDS, LIKELIER_TOKENS], description="mark", **common
-        )
-        self.folder = w.Text(
-            str(artifacts_dir()), description="adapters in", continuous_update=False, **common
+        self.names = labelled(w.SelectMultiple, "policies", options=names, value=names[:2], rows=4)
+        suggestions = [SUGGESTED_QUESTIONS, *questions]
+        self.suggestion = labelled(w.Dropdown, "pick", options=suggestions)
+        self.question = labelled(w.Text, "question", continuous_update=False)
+        self.temperature = slider(w.FloatSlider, "temperature", 0.0, 0.0, 2.0, step=0.1)
+        self.top_p = slider(w.FloatSlider, "top-p", 1.0, 0.05, 1.0, step=0.05)
+        self.max_new_tokens = slider(w.IntSlider, "max tokens", 64, 1, 256)
+        self.seed = slider(w.IntSlider, "sampling seed", 0, 0, 20)
+        self.marks = labelled(w.Dropdown, "mark", options=[CHANGED_WORDS, LIKELIER_TOKENS])
+        self.folder = labelled(
+            w.Text,
+            "adapters in",
+            value=str(artifacts_dir()),
+            continuous_update=False,
         )
         self.keep = button("Keep this example", self._keep)
-        self.picture = w.Image(
-            format="png",
-            layout=w.Layout(width="auto", height="auto", max_width="290px", max_height="300px"),
-        )
-        self.progress = w.IntProgress(
-            0, 0, len(names), layout=w.Layout(width="auto", visibility="hidden")
-        )
+        self.picture = picture_place("png", "300px", "290px")
+        self.progress = w.IntProgress(layout=w.Layout(width="auto", visibility="hidden"))
         self.answers = w.HTML(layout=w.Layout(width="auto", min_height="260px"))
         self.message = w.HTML(layout=w.Layout(min_height="24px"))
 
     def _lay_out(self) -> w.Widget:
-        decoded = [self.temperature, self.top_p, self.max_new_tokens, self.seed]
-        columns = [
-            w.VBox(column, layout=w.Layout(flex="1 1 300px"))
-            for column in ([self.item, self.upload, self.names], decoded)
-        ]
+        chosen = w.VBox([self.item, self.upload, self.names])
+        decoded = w.VBox([self.temperature, self.top_p, self.max_new_tokens, self.seed])
+        chosen.layout.flex = decoded.layout.flex = "1 1 300px"
         wide = [self.suggestion, self.question, self.marks, self.folder]
-        controls = w.VBox(
-            [w.HBox(columns, layout=w.Layout(flex_flow="row wrap")), *wide],
-            layout=w.Layout(flex="1 1 480px"),
-        )
+        controls = w.VBox([in_row(chosen, decoded), *wide], layout=w.Layout(flex="1 1 480px"))
         left = w.VBox([self.picture], layout=w.Layout(flex="0 0 300px", min_height="310px"))
-        top = w.HBox([left, controls], layout=w.Layout(flex_flow="row wrap"))
+        # each part can be found in the page by its name
         for name, part in vars(self).items():
             if isinstance(part, w.DOMWidget):
                 part.add_class(f"compare-{name}")
-        return w.VBox([top, self.progress, self.answers, w.HBox([self.keep, self.message])])
+        below = w.HBox([self.keep, self.message])
+        return w.VBox([in_row(left, controls), self.progress, self.answers, below])
 
     def _listen(self) -> None:
-        self.item.observe(self._pick, "value")
-        self.upload.observe(self._take_upload, "value")
-        self.suggestion.observe(self._suggest, "value")
-        self.marks.observe(lambda _: self._draw(), "value")
-        self.folder.observe(self._add_folder, "value")
-        for control in (
+        self.on_change(self._pick, self.item)
+        self.on_change(self._take_upload, self.upload)
+        self.on_change(self._suggest, self.suggestion)
+        self.on_change(self._draw, self.marks)
+        self.on_change(self._add_folder, self.folder)
+        self.on_change(
+            self._ask,
             self.names,
             self.question,
             self.temperature,
             self.top_p,
             self.max_new_tokens,
             self.seed,
-        ):
-            control.observe(self._ask, "value")
+        )
 
     def show(self) -> None:
         """Display the widget; where no widgets run, its answers as plain HTML."""
-        show(self.box, self._render_html())
-
-    def _render_html(self) -> str:
-        return f"<p><b>{html.escape(self.question.value)}</b></p>{self.answers.value}"
+        show(self.box, f"<p><b>{html.escape(self.question.value)}</b></p>{self.answers.value}")
 
     # --- what they do ---
 
     def _question(self, wording: int) -> str:
         return question_for(self.items[0], wording)
 
-    def _pick(self, _change=None) -> None:
+    @property
+    def _shown(self) -> CountedImage:
+        return self.items[self.item.value]
+
+    @property
+    def _truth(self) -> dict[str, int] | None:
+        """The true counts; None for an image of one's own."""
+        return self._shown.counts if self._own is None else None
+
+    def _pick(self) -> None:
         """Another held-out image comes with its own question."""
-        self._own, self._quiet = None, True
-        self.question.value = question_for(self.items[self.item.value], self.item.value)
-        self._quiet = False
+        self._own = None
+        with self.silence():
+            self.question.value = question_for(self._shown, self.item.value)
         self._ask()
 
-    def _suggest(self, _change=None) -> None:
+    def _suggest(self) -> None:
         if self.suggestion.value != SUGGESTED_QUESTIONS:
             self.question.value = self.suggestion.value
 
-    def _take_upload(self, _change=None) -> None:
+    def _take_upload(self) -> None:
         content = uploaded_bytes(self.upload)
         if content is None:
             return
@@ -183,43 +184,47 @@ class Comparison:
                 self._own.save(temporary, "PNG")
             self._ask()
 
-    def _add_folder(self, _change=None) -> None:
+    def _add_folder(self) -> None:
         """Adapters of another folder join those that there are."""
         with show_errors(self._fail), contextlib.redirect_stdout(io.StringIO()) as told:
-            new, chosen, self._quiet = (
-                self.policies.add_folder(Path(self.folder.value)),
-                self.names.value,
-                True,
-            )
-            self.names.options = self.policies.names
-            self.names.value, self._quiet = chosen, False
+            new = self.policies.add_folder(Path(self.folder.value))
+            chosen = self.names.value
+            with self.silence():
+                self.names.options = self.policies.names
+                self.names.value = chosen
             self.message.value = note(f"{told.getvalue()} {len(new)} more in {self.folder.value}")
 
     @property
     def decoding(self) -> DecodingSettings:
         return DecodingSettings(
-            self.temperature.value, self.top_p.value, self.max_new_tokens.value, self.seed.value
+            self.temperature.value,
+            self.top_p.value,
+            self.max_new_tokens.value,
+            self.seed.value,
         )
 
     def _image(self) -> Image.Image:
-        return self._own or open_image(self.items[self.item.value].path)
+        return self._own or open_image(self._shown.path)
 
-    def _ask(self, _change=None) -> None:
-        if self._quiet:
-            return
+    def _ask(self) -> None:
         names = list(self.names.value) or [BASE_POLICY]
-        self.progress.max, self.progress.value, self.progress.layout.visibility = (
-            len(names),
-            0,
-            "visible",
-        )
+        self.progress.max = len(names)
+        self.progress.value = 0
+        self.progress.layout.visibility = "visible"
         self.message.value = note("thinking …")
         with show_errors(self._fail):
-            image, self._spoken = self._image(), []
+            self._spoken = []
+            image = self._image()
             self.picture.value = png_bytes(image)
+            # one policy after the other, so that the bar moves
             for name in names:
                 self._spoken += ask_policies(
-                    self.policies, [name], image, self.question.value, self.decoding, self.reward
+                    self.policies,
+                    [name],
+                    image,
+                    self.question.value,
+                    self.decoding,
+                    self.reward,
                 )
                 self.progress.value += 1
             self._draw()
@@ -228,39 +233,41 @@ class Comparison:
         self.progress.layout.visibility = "hidden"
 
     def _draw(self) -> None:
-        truth = self.items[self.item.value].counts if self._own is None else None
-        right = {
-            s.policy: is_answer_right(s.text, self.question.value, truth) for s in self._spoken
-        }
+        truth = self._truth
+        right = {}
+        cards = ""
+        for spoken in self._spoken:
+            verdict = is_answer_right(spoken.text, self.question.value, truth)
+            right[spoken.policy] = verdict
+            cards += self._card(spoken, verdict)
         self.state = {
-            "answers": {s.policy: s.text for s in self._spoken},
+            "answers": {spoken.policy: spoken.text for spoken in self._spoken},
             "right": right,
             "spoken": self._spoken,
         }
-        cards = "".join(self._card(spoken, right[spoken.policy]) for spoken in self._spoken)
         known = "not known for this image" if truth is None else format_counts(truth)
-        truth_line = f"<p style='margin:6px 4px'><b>truth</b> {html.escape(known)}</p>"
-        self.answers.value = f"<div style='display:flex;flex-wrap:wrap'>{cards}</div>{truth_line}"
+        self.answers.value = (
+            f"<div style='display:flex;flex-wrap:wrap'>{cards}</div>"
+            f"<p style='margin:6px 4px'><b>truth</b> {html.escape(known)}</p>"
+        )
 
     def _card(self, answer: PolicyAnswer, right: bool | None) -> str:
-        first, mark = (
-            self._spoken[0],
-            {True: "✓ counts right", False: "✗ not the truth", None: ""}[right],
-        )
-        words = mark_changes(
-            first.text,
-            (self._spoken[1] if answer is first and len(self._spoken) > 1 else answer).text,
-        )
-        text = words[0] if answer is first else words[1]
-        text = colored_tokens(answer) if self.marks.value == LIKELIER_TOKENS else text
+        """An answer as HTML, with what differs from the first one; the first against the second."""
+        if self.marks.value == LIKELIER_TOKENS:
+            text = colored_tokens(answer)
+        elif answer is self._spoken[0]:
+            text, _ = mark_changes(answer.text, self._spoken[:2][-1].text)
+        else:
+            _, text = mark_changes(self._spoken[0].text, answer.text)
+        style = "flex:1 1 280px;margin:4px;padding:6px 10px;border:1px solid #999;line-height:22px"
         return (
-            "<div style='flex:1 1 280px;margin:4px;padding:6px 10px;border:1px solid #999;line-height:22px'>"
-            f"<b>{html.escape(answer.policy)}</b> {mark}<br>{text}<br><small>{answer_figures(answer)}</small></div>"
+            f"<div style='{style}'><b>{html.escape(answer.policy)}</b> {VERDICTS[right]}"
+            f"<br>{text}<br><small>{answer_figures(answer)}</small></div>"
         )
 
     def _fail(self, text: str) -> None:
         self.state = {"error": text}
-        self.message.value, self.answers.value = note(text, error=True), note(text, error=True)
+        self.message.value = self.answers.value = note(text, error=True)
 
     # --- what stays ---
 
@@ -268,24 +275,25 @@ class Comparison:
         with show_errors(self._fail):
             if not self._spoken:
                 raise UsageError("there is no answer to keep. Ask something first.")
-            truth = self.items[self.item.value].counts if self._own is None else None
             path = save_gallery_item(
-                self.gallery, self._image(), self.question.value, self.decoding, self._spoken, truth
+                self.gallery,
+                self._image(),
+                self.question.value,
+                self.decoding,
+                self._spoken,
+                self._truth,
             )
-            self.message.value = note(
-                f"kept as {path.name}: {len(read_gallery(self.gallery))} in {self.gallery}"
-            )
+            kept = len(read_gallery(self.gallery))
+            self.message.value = note(f"kept as {path.name}: {kept} in {self.gallery}")
 
     def _remember(self) -> None:
         values = {
             "item": self.item.value,
             "names": list(self.names.value),
             "question": self.question.value,
+            "own": self._own is not None,
         }
-        write_json(
-            self.memory / "settings.json",
-            values | asdict(self.decoding) | {"own": self._own is not None},
-        )
+        write_json(self.memory / "settings.json", values | asdict(self.decoding))
 
     def _restore(self) -> None:
         """The settings of last time, as far as they fit; else those of the first item."""
@@ -295,8 +303,7 @@ class Comparison:
         for name in ("item", "temperature", "top_p", "max_new_tokens", "seed"):
             control = getattr(self, name)
             control.value = min(max(saved.get(name, control.value), control.min), control.max)
-        self.names.value = [
-            n for n in saved.get("names", ()) if n in self.policies.names
-        ] or self.policies.names[:2]
+        known = self.policies.names
+        self.names.value = [name for name in saved.get("names", ()) if name in known] or known[:2]
         if saved.get("own") and (self.memory / "own.png").exists():
             self._own = open_image(self.memory / "own.png")

@@ -1,7 +1,11 @@
-"""Weigh the rules of the heuristic and watch what becomes of its ranking, beside the truth (`helpers/rewards/ranking.py`)."""
+"""Weigh the rules of the heuristic and watch what becomes of its ranking, beside the truth.
+
+What it shows is worked out in `helpers/rewards/ranking.py`.
+"""
 
 import html
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from helpers.data import PreferenceRecord, record_key
-from helpers.files import UsageError, open_image, read_json, write_json
+from helpers.files import UsageError, read_json, write_json
 from helpers.rewards import (
     HEURISTIC_RULES,
     Correlation,
@@ -24,38 +28,58 @@ from helpers.rewards import (
 )
 from helpers.statistics import Proportion
 
-from .common import button, escape_text, jpeg_strip, note, show, show_errors
+from .common import (
+    Panel,
+    button,
+    centred,
+    escape_text,
+    html_place,
+    in_column,
+    in_row,
+    labelled,
+    note,
+    open_strip,
+    padded_table,
+    picture_place,
+    show,
+    show_errors,
+    show_picture,
+)
 from .typed import prompt_text
 
 DEFAULT_WEIGHTS = {rule.name: rule.weight for rule in HEURISTIC_RULES}
 WEIGHT_LIMIT = 2.0  # of a weight, either way
+BLIND_NOTE = (
+    "This score never sees the image: its rules read words, and the counts if they are told them."
+)
 
 
 def read_weights(path: Path) -> dict[str, float]:
-    """Weights that a playground kept. Raises UsageError unless every rule has one between −2 and 2."""
+    """Weights that a playground kept.
+
+    Raises UsageError unless every rule has one between −2 and 2.
+    """
     weights = read_json(path)
-    numbers = isinstance(weights, dict) and all(
-        isinstance(n, int | float) for n in weights.values()
-    )
-    if (
-        not numbers
-        or weights.keys() != DEFAULT_WEIGHTS.keys()
-        or any(abs(n) > WEIGHT_LIMIT for n in weights.values())
-    ):
+    is_right = isinstance(weights, dict) and weights.keys() == DEFAULT_WEIGHTS.keys()
+    for name in DEFAULT_WEIGHTS if is_right else ():
+        number = weights[name]
+        is_right &= isinstance(number, int | float) and abs(number) <= WEIGHT_LIMIT
+    if not is_right:
         raise UsageError(
-            f"{path}: must hold a weight from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g} for each of {', '.join(DEFAULT_WEIGHTS)}. "
+            f"{path}: must hold a weight from {-WEIGHT_LIMIT:g} to {WEIGHT_LIMIT:g} "
+            f"for each of {', '.join(DEFAULT_WEIGHTS)}. "
             "The defaults are shown; moving a slider writes the file anew."
         )
     return {name: float(weights[name]) for name in DEFAULT_WEIGHTS}
 
 
-class ScorerPlayground:
-    """Sliders for the weights of the heuristic's rules; one record ranked by it, and all of them against the truth.
+class ScorerPlayground(Panel):
+    """Sliders for the weights of the heuristic's rules; records ranked by it, and the truth.
 
-    path: file of `records`, to which their images are relative. Records without known counts are left
-    out, which is said. counts_known: do the rules know the counts? (A box changes it.) weights_path: a JSON
-    file of weights, written with each change and read when the cell is run again. Raises UsageError
-    if no record has known counts.
+    One record is shown with its ranking, and all of them are compared with the truth. Records
+    without known counts are left out, which is said. counts_known: do the rules know the counts? (A
+    box changes it.) weights_path: a JSON file of weights, written with each change and read when
+    the cell is run again. Raises UsageError if no record has known counts.
     """
 
     def __init__(
@@ -64,40 +88,32 @@ class ScorerPlayground:
         counts_known: bool = True,
         weights_path: Path | None = None,
     ):
-        self.records, self.weights_path = select_with_counts(records), weights_path
-        self.left_out, self.state, self._moving = len(records) - len(self.records), {}, False
-        self.answers, self.drawn, self._values = (
-            flatten(self.records),
-            draw_records(len(self.records)),
-            {},
-        )
-        style = {"description_width": "110px"}
-        self.sliders = {
-            rule.name: w.FloatSlider(
-                rule.weight, min=-WEIGHT_LIMIT, max=WEIGHT_LIMIT, step=0.1, readout_format="+.1f", description=rule.name,
-                style=style, layout=w.Layout(flex="0 1 380px"),
-            )
-            for rule in HEURISTIC_RULES
-        }  # fmt: skip
+        self.records = select_with_counts(records)
+        self.weights_path = weights_path
+        self.left_out = len(records) - len(self.records)
+        self.state = {}
+        self.answers = flatten(self.records)
+        self.drawn = draw_records(len(self.records))
+        self._values: dict[bool, np.ndarray] = {}
+        self._faults: dict[str, str] = {}
+        self.sliders = {rule.name: _weight_slider(rule.name) for rule in HEURISTIC_RULES}
         self.counts_known = w.Checkbox(
-            counts_known, description="the rules know the true counts", indent=False
+            counts_known,
+            description="the rules know the true counts",
+            indent=False,
         )
-        self.record = w.IntSlider(0, 0, len(self.records) - 1, description="record", style=style)
-        self.record.layout = w.Layout(width="auto", max_width="600px")
+        self.record = labelled(w.IntSlider, "record", max=len(self.records) - 1)
         self.reset = button("Reset", self._reset)
-        self.message = w.HTML(layout=w.Layout(height="48px", overflow="auto"))
-        self.summary = w.HTML(layout=w.Layout(height="112px", overflow="auto"))
-        self.prompt = w.HTML(layout=w.Layout(height="64px", overflow="auto"))
-        self.table = w.HTML(layout=w.Layout(height=self._room(), overflow="auto"))
-        size = w.Layout(width="auto", height="auto", max_width="100%", max_height="250px")
-        self.picture = w.Image(format="jpeg", layout=size)
+        self.message = html_place("48px")
+        self.summary = html_place("112px")
+        self.prompt = html_place("64px")
+        self.table = html_place(self._room())
+        self.picture = picture_place("jpeg", "250px")
         self.box = self._lay_out()
         self.box.add_class("playground")
-        self._faults: dict[str, str] = {}
         self._restore()
-        self.record.observe(lambda _: self._pick(), "value")
-        for control in (*self.sliders.values(), self.counts_known):
-            control.observe(lambda _: self._weigh(), "value")
+        self.on_change(self._pick, self.record)
+        self.on_change(self._weigh, *self.sliders.values(), self.counts_known)
         self._measure()
         self._pick()
 
@@ -106,52 +122,45 @@ class ScorerPlayground:
         show(self.box, f"{self.prompt.value}{self.table.value}{self.summary.value}")
 
     def _lay_out(self) -> w.Widget:
-        wrap = w.Layout(flex_flow="row wrap", width="99%")
-        rows = [
-            w.HBox(
-                [
-                    self.sliders[rule.name],
-                    w.HTML(
-                        f"<small>{html.escape(rule.description)}</small>",
-                        layout=w.Layout(flex="1 1 300px"),
-                    ),
-                ],
-                layout=wrap,
-            )
-            for rule in HEURISTIC_RULES
-        ]
-        blind = note(
-            "This score never sees the image: its rules read words, and the counts if they are told them."
-        )
-        frame = w.HBox(
-            [self.picture],
-            layout=w.Layout(height="260px", flex="0 1 260px", justify_content="center"),
-        )
+        rows = []
+        for rule in HEURISTIC_RULES:
+            says = w.HTML(f"<small>{html.escape(rule.description)}</small>")
+            says.layout.flex = "1 1 300px"
+            rows.append(in_row(self.sliders[rule.name], says))
         ranked = w.VBox([self.prompt, self.table], layout=w.Layout(flex="1 1 640px"))
-        options = w.HBox([self.reset, self.counts_known], layout=wrap)
-        below = [
-            options,
+        return in_column(
+            w.HTML(note(BLIND_NOTE)),
+            *rows,
+            in_row(self.reset, self.counts_known),
             self.summary,
             self.record,
-            w.HBox([frame, ranked], layout=wrap),
+            in_row(centred(self.picture, "260px", "0 1 260px"), ranked),
             self.message,
-        ]
-        return w.VBox([w.HTML(blind), *rows, *below], layout=w.Layout(padding="6px"))
+        )
 
     def _room(self) -> str:
         """Height for the record with the most text, so that nothing jumps."""
-        lines = [
-            sum(len(answer.text) // 30 + 1 for answer in record.answers) for record in self.records
-        ]
-        return f"{min(90 + 24 * max(lines), 420)}px"
+        most = 0
+        for record in self.records:
+            lines = sum(len(answer.text) // 30 + 1 for answer in record.answers)
+            most = max(most, lines)
+        return f"{min(90 + 24 * most, 420)}px"
 
     @property
     def weights(self) -> dict[str, float]:
         return {name: slider.value for name, slider in self.sliders.items()}
 
+    def _shown(self) -> PreferenceRecord:
+        return self.records[self.record.value]
+
+    def _told(self, kind: str) -> AbstractContextManager:
+        """Keep errors, which `_tell` shows, until the next time."""
+        self._faults.pop(kind, None)
+        return show_errors(partial(self._faults.__setitem__, kind))
+
     def _restore(self) -> None:
         if self.weights_path and self.weights_path.exists():
-            with show_errors(partial(self._faults.__setitem__, "weights")):
+            with self._told("weights"):
                 self._set(read_weights(self.weights_path))
 
     def _set(self, weights: Mapping[str, float]) -> None:
@@ -159,17 +168,14 @@ class ScorerPlayground:
             slider.value = weights[name]
 
     def _reset(self) -> None:
-        self._moving = True  # one measurement, not one a slider
-        self._set(DEFAULT_WEIGHTS)
-        self._moving = False
+        # one measurement, not one a slider
+        with self.silence():
+            self._set(DEFAULT_WEIGHTS)
         self._weigh()
 
     def _weigh(self) -> None:
         """A weight or what the rules know was changed."""
-        if self._moving:
-            return
-        self._faults.pop("weights", None)
-        with show_errors(partial(self._faults.__setitem__, "weights")):
+        with self._told("weights"):
             if self.weights_path:
                 write_json(self.weights_path, self.weights)
         self._measure()
@@ -181,108 +187,114 @@ class ScorerPlayground:
         self.totals = weighted_sum(self._values[told], self.weights)
         correlation = correlate(self.totals, self.answers, self.drawn)
         agreement = pair_agreement(self.totals, self.answers.pairs)
-        self.state |= {"weights": self.weights, "counts_known": told}
-        self.state |= {"correlation": correlation, "agreement": agreement}
+        self.state |= {
+            "weights": self.weights,
+            "counts_known": told,
+            "correlation": correlation,
+            "agreement": agreement,
+        }
         self.summary.value = ranking_summary(correlation, agreement, told)
         self._rank()
 
     def _pick(self) -> None:
-        """Another record: its picture and question; a picture that cannot be shown is said, the rest goes on."""
-        record = self.records[self.record.value]
-        self.prompt.value, content = escape_text(prompt_text(record)), b""
-        self._faults.pop("picture", None)
-        with show_errors(partial(self._faults.__setitem__, "picture")):
-            where = f"record {record_key(record)}"
-            content = jpeg_strip([open_image(path, where) for path in record.image_paths])
-        self.picture.value, self.picture.layout.visibility = (
-            content,
-            "visible" if content else "hidden",
-        )
+        """Another record: its picture and question.
+
+        A picture that cannot be shown is said, the rest goes on.
+        """
+        record = self._shown()
+        self.prompt.value = escape_text(prompt_text(record))
+        content = b""
+        with self._told("picture"):
+            content = open_strip(record.image_paths, f"record {record_key(record)}")
+        show_picture(self.picture, content)
         self._rank()
 
     def _rank(self) -> None:
         """The answers of the record that is shown, the best first."""
+        record = self._shown()
         own = np.flatnonzero(self.answers.record == self.record.value)
-        order = own[np.argsort(-self.totals[own], kind="stable")]
-        parts = self._values[self.counts_known.value] * np.array([*self.weights.values()]) + 0.0
-        texts = [answer.text for answer in self.records[self.record.value].answers]
-        self.table.value = ranking_table(
-            [texts[i - own[0]] for i in order],
-            parts[order],
-            self.totals[order],
-            self.answers.truth[order],
-        )
+        totals = self.totals[own]
+        truth = self.answers.truth[own]
+        values = self._values[self.counts_known.value][own]
+        # + 0.0 turns −0.0 into 0.0
+        parts = values * np.array([*self.weights.values()]) + 0.0
+        order = np.argsort(-totals, kind="stable").tolist()
+        texts = [record.answers[place].text for place in order]
+        self.table.value = ranking_table(texts, parts[order], totals[order], truth[order])
         self.state |= {
-            "record": record_key(self.records[self.record.value]),
-            "ranking": [int(i - own[0]) for i in order],
-            "totals": self.totals[own].tolist(),
-            "truth": self.answers.truth[own].tolist(),
+            "record": record_key(record),
+            "ranking": order,
+            "totals": totals.tolist(),
+            "truth": truth.tolist(),
         }
         self._tell()
 
     def _tell(self) -> None:
-        left = (
-            f"{self.left_out:,} records without known counts are left out." if self.left_out else ""
-        )
-        self.state["message"] = " ".join([*self._faults.values(), left]).strip()
-        self.message.value = "".join(
-            note(text, error=True) for text in self._faults.values()
-        ) + note(left)
+        left = ""
+        if self.left_out:
+            left = f"{self.left_out:,} records without known counts are left out."
+        faults = list(self._faults.values())
+        self.state["message"] = " ".join([*faults, left]).strip()
+        self.message.value = "".join(note(text, error=True) for text in faults) + note(left)
+
+
+def _weight_slider(name: str) -> w.FloatSlider:
+    return labelled(
+        w.FloatSlider,
+        name,
+        value=DEFAULT_WEIGHTS[name],
+        min=-WEIGHT_LIMIT,
+        max=WEIGHT_LIMIT,
+        step=0.1,
+        readout_format="+.1f",
+        layout=w.Layout(flex="0 1 380px"),
+    )
 
 
 def ranking_summary(
-    correlation: Correlation, agreement: Proportion | None, counts_known: bool
+    correlation: Correlation,
+    agreement: Proportion | None,
+    counts_known: bool,
 ) -> str:
     """HTML: how well the score ranks as the truth does, and what cannot be said."""
-    lines = [f"Rank correlation (Spearman) with the truth (count_graded): {correlation}."]
-    if correlation.low is None or correlation.value is None:
-        lines.append("Whether that is more than chance cannot be said.")
+    if correlation.low is None:
+        verdict = "Whether that is more than chance cannot be said."
     elif correlation.is_chance:
-        lines.append("The interval includes 0: it cannot be told from chance.")
+        verdict = "The interval includes 0: it cannot be told from chance."
+    elif correlation.value > 0:
+        verdict = "It ranks with the truth."
     else:
-        lines.append(
-            "It ranks with the truth." if correlation.value > 0 else "It ranks against the truth."
-        )
+        verdict = "It ranks against the truth."
     shared = "there are none that are not equally true"
     if agreement:
         shared = f"{agreement}; a tie counts half, .5 is chance"
-    lines.append(
-        f"Pairs of one record's answers that are ranked as the truth ranks them: {shared}."
-    )
-    lines.append(
-        f"The rules {'are told the very counts that they are judged by' if counts_known else 'know no counts'}."
-    )
-    return "".join(note(line) for line in lines)
+    knows = "know no counts"
+    if counts_known:
+        knows = "are told the very counts that they are judged by"
+    lines = [
+        f"Rank correlation (Spearman) with the truth (count_graded): {correlation}.",
+        verdict,
+        f"Pairs of one record's answers that are ranked as the truth ranks them: {shared}.",
+        f"The rules {knows}.",
+    ]
+    return "".join(map(note, lines))
 
 
 def ranking_table(
-    texts: Sequence[str], parts: np.ndarray, totals: np.ndarray, truth: np.ndarray
+    texts: Sequence[str],
+    parts: np.ndarray,
+    totals: np.ndarray,
+    truth: np.ndarray,
 ) -> str:
-    """HTML table, best first: place (ties share one), answer, total, truth, the part of each rule.
+    """HTML table, best first: place (ties share one), answer, total, truth, part of each rule.
 
     texts, totals and truth have one entry an answer; parts: (answers, rules).
     """
-    head = [
-        "",
-        "answer",
-        "total",
-        "truth",
-        *(rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES),
-    ]
-    rows = ["".join(f"<th scope='col' style='padding:2px 6px'>{name}</th>" for name in head)]
+    names = [rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES]
+    rows = [["", "answer", "total", "truth", *names]]
     places = rankdata(-totals, method="min").astype(int)
-    for place, text, total, row, true in zip(places, texts, totals, parts, truth, strict=True):
-        figures = [f"{total:+.2f}", f"{true:.2f}", *(f"{n:+.2f}" for n in row)]
-        cells = [
-            ("right", place),
-            ("left", escape_text(text)),
-            *(("right", figure) for figure in figures),
-        ]
-        wide = {"left": ";min-width:220px"}
-        rows.append(
-            "".join(
-                f"<td style='padding:2px 6px;text-align:{side}{wide.get(side, '')}'>{cell}</td>"
-                for side, cell in cells
-            )
-        )
-    return f"<table style='line-height:20px'>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    for place, text, total, true, row in zip(places, texts, totals, truth, parts, strict=True):
+        answer = f"<div style='min-width:220px'>{escape_text(text)}</div>"
+        figures = [f"{number:+.2f}" for number in row]
+        rows.append([str(place), answer, f"{total:+.2f}", f"{true:.2f}", *figures])
+    return padded_table(rows)

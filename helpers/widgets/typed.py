@@ -1,4 +1,4 @@
-"""Rank answers by typing, where widgets do not appear; and what typing and clicking have in common."""
+"""Rank answers by typing, where widgets do not appear; and what typing and clicking share."""
 
 import itertools
 import re
@@ -10,18 +10,25 @@ from IPython.display import display
 from helpers.data import ANSWER_LABELS, PreferenceRecord, Tiers, Votes, VoteVerdict, VotingItem
 from helpers.files import UsageError, open_image
 
+VERDICT_KEYS: dict[str, VoteVerdict] = {"t": "tie", "x": "all bad", "s": "skip"}
+
 
 def complete_tiers(tiers: Tiers, n: int, join_last: bool = False) -> Tiers | None:
-    """Tiers of `n` answers with the only one left put last (`join_last`: level with the last); None while more are.
+    """Tiers of `n` answers with the only one left put last; None while more are left.
 
-    complete_tiers([[1]], 2) → [[1], [0]];  complete_tiers([[1], [0]], 3, join_last=True) → [[1], [0, 2]]
+    join_last: level with the last.
+    complete_tiers([[1]], 2) → [[1], [0]]
+    complete_tiers([[1], [0]], 3, join_last=True) → [[1], [0, 2]]
     """
-    left = [k for k in range(n) if not any(k in tier for tier in tiers)]
+    placed = list(itertools.chain(*tiers))
+    left = [k for k in range(n) if k not in placed]
     if len(left) > 1:
         return None
-    if left and join_last:
+    if not left:
+        return tiers
+    if join_last:
         return [*tiers[:-1], [*tiers[-1], *left]]
-    return [*tiers, left] if left else tiers
+    return [*tiers, left]
 
 
 def prompt_text(record: PreferenceRecord) -> str:
@@ -32,7 +39,7 @@ def prompt_text(record: PreferenceRecord) -> str:
 
 
 def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None:
-    """Rank by typing, where widgets do not appear: the same votes, in the same order, in the same file.
+    """Rank by typing, where widgets do not appear: the same votes in the same file.
 
     `read_reply` gets the question and gives the reply. Stops at the end, and at "q".
     """
@@ -40,22 +47,17 @@ def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None
     while item is not None:
         _print(item, votes)
         started = time.monotonic()
-        reply = (
-            read_reply("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ")
-            .strip()
-            .lower()
-        )
+        reply = read_reply("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ")
+        reply = reply.strip().lower()
         if reply == "q":
             return
         try:
             if reply == "u":
                 item = votes.undo() or item
                 continue
-            votes.vote(
-                item,
-                *parse_reply(reply, len(item.order)),
-                seconds=round(time.monotonic() - started, 2),
-            )
+            verdict, tiers = parse_reply(reply, len(item.order))
+            seconds = round(time.monotonic() - started, 2)
+            votes.vote(item, verdict, tiers, seconds=seconds)
             item = votes.next()
         except (UsageError, OSError) as error:
             print(f"Not counted: {error}")
@@ -78,22 +80,22 @@ def _print(item: VotingItem, votes: Votes) -> None:
 
 
 def parse_reply(reply: str, n: int) -> tuple[VoteVerdict, Tiers]:
-    """A typed vote on `n` answers: "b>a=c" → ("ranked", [[1], [0, 2]]); a single answer left out comes last.
+    """Read a typed vote on `n` answers: "b>a=c" → ("ranked", [[1], [0, 2]]).
 
-    Raises UsageError for anything but letters in order of preference, t, x or s.
+    A single answer left out comes last. Raises UsageError for anything but letters in order of
+    preference, t, x or s.
     """
-    if reply in ("t", "x", "s"):
-        return {"t": "tie", "x": "all bad", "s": "skip"}[reply], []
+    if reply in VERDICT_KEYS:
+        return VERDICT_KEYS[reply], []
     clean = re.sub("[ >,]", "", reply)
-    tiers = [
-        [ANSWER_LABELS.lower().find(letter) for letter in re.sub("=", "", tier)]
-        for tier in re.findall(".(?:=.)*", clean)
-    ]
-    ranking = complete_tiers(tiers, n)
-    if not re.fullmatch("[a-f](=?[a-f])*", clean) or sorted(
-        itertools.chain(*(ranking or []))
-    ) != list(range(n)):
-        raise UsageError(
-            f"{reply!r} is no vote. Type the letters, best first, = between equals: b>a=c."
-        )
-    return "ranked", ranking
+    if re.fullmatch("[a-f](=?[a-f])*", clean):
+        tiers = []
+        # a letter, and those that "=" ties to it
+        for tied in re.findall(".(?:=.)*", clean):
+            tiers.append([ANSWER_LABELS.lower().find(letter) for letter in tied.split("=")])
+        ranking = complete_tiers(tiers, n) or []
+        if sorted(itertools.chain(*ranking)) == list(range(n)):
+            return "ranked", ranking
+    raise UsageError(
+        f"{reply!r} is no vote. Type the letters, best first, = between equals: b>a=c."
+    )

@@ -19,11 +19,12 @@ DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such
 import os
 import sys
 
-PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
-if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
-    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
+FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
+if not FOUND and os.system(FETCH):
+    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -32,8 +33,8 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `MODEL` is a preset (`tiny`, `qwen2-vl-2b`, …), a folder with a checkpoint, or a hub id. `DATA` is a
-# folder of images with YOLO labels, as Roboflow exports it: put your own here.
+# `MODEL` is a preset (`tiny`, `qwen2-vl-2b`, …), a folder with a checkpoint, or a hub id. `DATA` is
+# a folder of images with YOLO labels, as Roboflow exports it: put your own here.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -49,9 +50,10 @@ section = report.Section("01_load_model", "The model before training")
 # %% [markdown]
 # ## Is the machine enough?
 #
-# The rows say what this machine is. The table says, by arithmetic and before anything is loaded, how many GB and about how
-# many minutes each stage takes, and what was changed so that it fits: the batch, and where that is not enough, the size of
-# the images. Every notebook asks this first, for the stages that it runs; `plan` holds the settings that fit.
+# The rows say what this machine is. The table says, by arithmetic and before anything is loaded,
+# how many GB and about how many minutes each stage takes, and what was changed so that it fits: the
+# batch, and where that is not enough, the size of the images. Every notebook asks this first, for
+# the stages that it runs; `plan` holds the settings that fit.
 
 # %%
 plan = machine.check_machine(MODEL)
@@ -59,18 +61,18 @@ plan = machine.check_machine(MODEL)
 # %% [markdown]
 # ## Load it in 4 bits
 #
-# Weights are stored as 4-bit NF4 numbers with one scale for every 64 of them, and multiplied back to
-# full precision when they are used. Only the language model's projections are quantised. The vision
-# tower keeps its precision: it is small, and everything the model can know about the image goes
-# through it. The arithmetic for Qwen2-VL-2B: 1.3 billion weights at half a byte and 0.9 billion
-# (embeddings, vision) at two are about 2.5 GB instead of 4.4, so a 16 GB card has room to train.
+# Weights are stored as 4-bit NF4 numbers with one scale for every 64 of them, and multiplied back
+# to full precision when they are used. Only the language model's projections are quantised. The
+# vision tower keeps its precision: it is small, and everything the model can know about the image
+# goes through it. The arithmetic for Qwen2-VL-2B: 1.3 billion weights at half a byte and 0.9
+# billion (embeddings, vision) at two are about 2.5 GB instead of 4.4, so a 16 GB card has room to
+# train.
 
 # %%
 model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 full, _ = models.load_model(MODEL, four_bit=False)
-print(
-    f"{type(model).__name__}: {models.weight_megabytes(full):.2f} MB → {models.weight_megabytes(model):.2f} MB in 4 bits"
-)
+before, after = models.weight_megabytes(full), models.weight_megabytes(model)
+print(f"{type(model).__name__}: {before:.2f} MB → {after:.2f} MB in 4 bits")
 
 # %% [markdown]
 # Which weights became 4-bit? Count the layer types. `Linear4bit` should hold the language model's
@@ -121,9 +123,9 @@ print("truth:", items[1].counts)
 print(models.render(processor, question))
 
 # %% [markdown]
-# A well-known student project wrote its prompts by hand, as `<|user|> … <image> <|assistant|>`. That
-# is another model's template: here it is plain text, with no place for the picture. Training ran for
-# 420 steps without an error, and the model never saw an image.
+# A well-known student project wrote its prompts by hand, as `<|user|> … <image> <|assistant|>`.
+# That is another model's template: here it is plain text, with no place for the picture. Training
+# ran for 420 steps without an error, and the model never saw an image.
 
 # %%
 hand_written = "<|user|>\nPlease count the vehicles. <image>\n<|assistant|>\n"
@@ -139,24 +141,22 @@ print(f"image tokens in the hand-written prompt: {ids.count(processor.image_toke
 # $$\text{visual tokens} = \frac{\text{height} \times \text{width}}{784}.$$
 #
 # The processor first rounds both sides to multiples of 28 and shrinks the image if it has more than
-# `max_pixels`. Visual tokens are what costs memory: a 448 × 448 image is 256 of them. The cell above says how many are used
-# here and how many would fit; for another limit, give it `max_pixels`.
+# `max_pixels`. Visual tokens are what costs memory: a 448 × 448 image is 256 of them. The cell
+# above says how many are used here and how many would fit; for another limit, give it `max_pixels`.
 
 # %%
 inputs = models.encode(processor, [question], [image])
 height, width = (int(n) * 14 for n in inputs["image_grid_thw"][0, 1:])
 tokens = models.count_image_tokens(processor, inputs)[0]
 print({name: tuple(value.shape) for name, value in inputs.items()})
-print(
-    f"{image.size} image → {width} × {height} pixels → {height * width} / 784 = {tokens} visual tokens"
-)
+print(f"{image.size} image → {width} × {height} pixels")
+print(f"{height * width} / 784 = {tokens} visual tokens")
 
 # %%
 for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
     resized = models.encode(processor, [question], [image.resize(size)])
-    print(
-        f"{size[0]:>5} × {size[1]:<5} → {models.count_image_tokens(processor, resized)[0]:>4} visual tokens"
-    )
+    number = models.count_image_tokens(processor, resized)[0]
+    print(f"{size[0]:>5} × {size[1]:<5} → {number:>4} visual tokens")
 
 # %% [markdown]
 # ## Greedy and sampled answers
@@ -175,8 +175,8 @@ for text in models.generate_answers(
 # ## How good is it?
 #
 # An answer is *exact* if every count in it is true, and *well formed* if it is exactly the sentence
-# asked for, whatever the numbers. Intervals are 95 % Wilson intervals: with 64 images they are wide,
-# so this is a first look and not yet a result.
+# asked for, whatever the numbers. Intervals are 95 % Wilson intervals: with 64 images they are
+# wide, so this is a first look and not yet a result.
 
 # %%
 greedy = evaluation.evaluate_counting(model, processor, items)
@@ -242,5 +242,5 @@ print("report:", section.save())
 # %% [markdown]
 # ## Next
 #
-# [02 · Build preferences](02_build_preferences.ipynb) turns labels and the model's own mistakes into
-# pairs of a better and a worse answer.
+# [02 · Build preferences](02_build_preferences.ipynb) turns labels and the model's own mistakes
+# into pairs of a better and a worse answer.

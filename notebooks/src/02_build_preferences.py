@@ -5,9 +5,9 @@
 # that are worse, or the model's own answers ranked by a score, or by you. Then find out whether the
 # pairs can be told apart *without* looking, because if they can, that is what a model will learn.
 #
-# **Needs** a folder of images with labels in YOLO, COCO or Pascal VOC format (the traffic scenes are
-# here). **Makes** `artifacts/preferences/train.jsonl`, `valid.jsonl` and `test.jsonl`. **Takes** about 1 minute on a
-# laptop CPU.
+# **Needs** a folder of images with labels in YOLO, COCO or Pascal VOC format (the traffic scenes
+# are here). **Makes** `artifacts/preferences/train.jsonl`, `valid.jsonl` and `test.jsonl`.
+# **Takes** about 1 minute on a laptop CPU.
 
 # %% [markdown]
 # ## Set-up
@@ -19,11 +19,12 @@ DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such
 import os
 import sys
 
-PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
-if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
-    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
+FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
+if not FOUND and os.system(FETCH):
+    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -32,22 +33,19 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# For photos of your own, set `DATA` to a folder with `train`, `valid` and, if there is one, `test`, as
-# Roboflow exports it, with any class names. The later notebooks then use the same folder.
+# For photos of your own, set `DATA` to a folder with `train`, `valid` and, if there is one, `test`,
+# as Roboflow exports it, with any class names. The later notebooks then use the same folder.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
 DATA = "data/traffic"
-CLASSES = None  # count only these, for example ("car", "bus") of COCO's 80; None: all that the labels name
+CLASSES = None  # count only these, for example ("car", "bus"); None: all that the labels name
 ANSWERS = 4  # sampled from the model for each image
-PAIRS = "built"  # "built": true answer against worse ones; "ranked": the model's own answers, ranked by SCORER
-NEGATIVES = (
-    "own",
-    "other image",
-)  # where the worse answers of built pairs come from; there is also "edit"
-SCORER = (
-    "count_graded"  # or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
-)
+PAIRS = "built"  # true answer against worse ones; "ranked": the model's answers, ranked by SCORER
+# where the worse answers of built pairs come from; there is also "edit"
+NEGATIVES = ("own", "other image")
+# or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
+SCORER = "count_graded"
 SEED = 0
 
 # %%
@@ -75,20 +73,18 @@ plan = machine.check_machine(MODEL)
 # ## Labels become counts
 #
 # One box in a label file is one object, so the number of boxes of each class is the truth. An image
-# without a label file is an error and not "zero of everything": silently wrong labels are worse than
-# none.
+# without a label file is an error and not "zero of everything": silently wrong labels are worse
+# than none.
 
 # %%
-train, valid = (
-    data.read_counts(folder, "train", CLASSES),
-    data.read_counts(folder, "valid", CLASSES),
-)
+train = data.read_counts(folder, "train", CLASSES)
+valid = data.read_counts(folder, "valid", CLASSES)
 print(f"{len(train)} training and {len(valid)} validation images")
 print(train[4].path.name, train[4].counts)
 
 # %% [markdown]
-# No photo may be on both sides. Copies are known by their content and by their names: Roboflow calls
-# the augmented copies of `street.jpg` `street_jpg.rf.8a1.jpg`, `street_jpg.rf.9c2.jpg`.
+# No photo may be on both sides. Copies are known by their content and by their names: Roboflow
+# calls the augmented copies of `street.jpg` `street_jpg.rf.8a1.jpg`, `street_jpg.rf.9c2.jpg`.
 
 # %%
 data.assert_no_photo_in_both(train, valid)
@@ -96,8 +92,8 @@ data.assert_no_photo_in_both(train, valid)
 # %% [markdown]
 # ## Let the model answer
 #
-# Four answers to every training image, sampled at temperature 1. Where the model is sure it says the
-# same thing four times; where it is torn, one of its own answers may well be right.
+# Four answers to every training image, sampled at temperature 1. Where the model is sure it says
+# the same thing four times; where it is torn, one of its own answers may well be right.
 
 # %%
 model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
@@ -122,9 +118,8 @@ for text in own_answers[number]:
 
 # %%
 flat = [(text, item) for texts, item in zip(own_answers, train, strict=True) for text in texts]
-right = statistics.proportion(
-    sum(data.is_exact(text, item.counts) for text, item in flat), len(flat)
-)
+hits = sum(data.is_exact(text, item.counts) for text, item in flat)
+right = statistics.proportion(hits, len(flat))
 well_formed = [data.is_well_formed(text, list(item.counts)) for text, item in flat]
 formed = statistics.proportion(sum(well_formed), len(flat))
 print("sampled answers that are exact:      ", right)
@@ -136,11 +131,12 @@ print(f"images with at least one exact answer among {ANSWERS}: {len(hopeful)} of
 # ## Score them and rank them
 #
 # A score makes preferences out of the model's own answers: rank the four, and every answer is
-# preferred to those below it. The *margin* of a pair is the difference of the two scores. Two scores
-# to choose from:
+# preferred to those below it. The *margin* of a pair is the difference of the two scores. Two
+# scores to choose from:
 #
 # * **graded**: for each class 1 / (1 + error), averaged. It knows the true counts.
-# * **heuristic**: a table of rules about words, as a student project had it. No rule sees the image.
+# * **heuristic**: a table of rules about words, as a student project had it. No rule sees the
+#   image.
 
 # %%
 for rule in rewards.HEURISTIC_RULES:
@@ -163,9 +159,9 @@ for name, members in (("all pairs", ranked_pairs), ("best against worst", extrem
     print(f"mean margin of {name}: {margin:.3f}")
 
 # %% [markdown]
-# Does the heuristic rank as the truth does? If it knows the counts, one of its rules can tell a wrong
-# count; without them, it has nothing but words to go by. Its rank correlation with "is the answer
-# exactly right?" says what it is worth as a teacher:
+# Does the heuristic rank as the truth does? If it knows the counts, one of its rules can tell a
+# wrong count; without them, it has nothing but words to go by. Its rank correlation with "is the
+# answer exactly right?" says what it is worth as a teacher:
 
 # %%
 exact = [float(data.is_exact(text, item.counts)) for text, item in flat]
@@ -227,25 +223,22 @@ section.picture(grid, "Four records: the preferred answer has a tick")
 # ## Can a blind rule win?
 #
 # Here are rules that never see the image: "the smaller total is right", "the one with more zeros",
-# "the shorter one". A rule that scores .5 learns nothing from the pairs; one that scores .9 means that
-# a model can reach .9 by ignoring the picture too.
+# "the shorter one". A rule that scores .5 learns nothing from the pairs; one that scores .9 means
+# that a model can reach .9 by ignoring the picture too.
 
 # %%
 rules = data.blind_rules(records)
 print(data.render_blind_table(rules))
 
 # %% [markdown]
-# `own` leaks: a model that under-counts is wrong downwards, so "the larger total is right" wins. From
-# such pairs alone it would learn to say more, not to look. `other image` cannot leak: over the whole
-# set its counts are distributed like the true ones. Mixing the two teaches both what the model gets
-# wrong and that the picture decides. For comparison, all three kinds:
+# `own` leaks: a model that under-counts is wrong downwards, so "the larger total is right" wins.
+# From such pairs alone it would learn to say more, not to look. `other image` cannot leak: over the
+# whole set its counts are distributed like the true ones. Mixing the two teaches both what the
+# model gets wrong and that the picture decides. For comparison, all three kinds:
 
 # %%
-print(
-    data.render_blind_table(
-        data.blind_rules(data.build_records(train, own_answers, data.NEGATIVES, SEED))
-    )
-)
+all_kinds = data.build_records(train, own_answers, data.NEGATIVES, SEED)
+print(data.render_blind_table(data.blind_rules(all_kinds)))
 
 # %% [markdown]
 # ### How a published data set leaked
@@ -279,13 +272,14 @@ print(f"rejected counts drawn from 0 … {most}: {rule!r} is right in {share}")
 # %%
 worst, worst_share = data.best_rule(rules)
 section.say(
-    f"{len(pairs)} training pairs from {len(records)} images. The best blind rule ({worst!r}) picks the "
-    f"chosen answer in {worst_share} of them."
+    f"{len(pairs)} training pairs from {len(records)} images. The best blind rule ({worst!r}) "
+    f"picks the chosen answer in {worst_share} of them."
 )
 if "other image" in rules:
     fair, fair_share = data.best_rule(rules, "other image")
     section.say(
-        f"On pairs with another image's counts the best blind rule ({fair!r}) gets {fair_share}: no leak is .5."
+        f"On pairs with another image's counts the best blind rule ({fair!r}) gets {fair_share}: "
+        "no leak is .5."
     )
 
 # %% [markdown]
@@ -310,9 +304,9 @@ for kind, share in data.true_image_detail_shares(spoilt, data.IMAGE_NEGATIVES).i
 # %% [markdown]
 # ## Write the files
 #
-# One JSON object a line, image paths relative to the file. The validation pairs, which say when to stop a
-# training, and the test pairs (if the data has a test split), which say how good it was, are built in
-# the same way from images that training never sees.
+# One JSON object a line, image paths relative to the file. The validation pairs, which say when to
+# stop a training, and the test pairs (if the data has a test split), which say how good it was, are
+# built in the same way from images that training never sees.
 
 # %%
 data.write_records(out / "train.jsonl", records)
@@ -338,9 +332,10 @@ print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 # %% [markdown]
 # ## Ask the doctor
 #
-# `check` (on the command line: `python -m helpers check FILE`) reads every line and opens every image:
-# broken lines, missing images, double ids, contradictions, foreign chat templates, photos on both
-# sides, and the blind rules once more. Errors must be mended; a warning must at least be understood.
+# `check` (on the command line: `python -m helpers check FILE`) reads every line and opens every
+# image: broken lines, missing images, double ids, contradictions, foreign chat templates, photos on
+# both sides, and the blind rules once more. Errors must be mended; a warning must at least be
+# understood.
 
 # %%
 # the images stay where they are, outside artifacts/
@@ -362,8 +357,8 @@ print(leaks or f"no photo of train is in {' or '.join(held_out)}")
 # ## Be the judge yourself
 #
 # People can rank, too: two to six answers in a random order, without a word about where they come
-# from. Each vote is on the disk before the next item appears, so that a lost kernel costs nothing; run
-# the cell again and it goes on. Give another name for a second annotator and compare.
+# from. Each vote is on the disk before the next item appears, so that a lost kernel costs nothing;
+# run the cell again and it goes on. Give another name for a second annotator and compare.
 
 # %%
 votes = data.Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me")
@@ -395,9 +390,9 @@ for line in data.scan_file(out / "foreign.json"):
 # %% [markdown]
 # ## What you should see
 #
-# With the defaults: about 930 pairs from 512 images; under half of the sampled answers exact; the rule "larger
-# total" far above .5 on `own` pairs and within its interval of .5 on `other image` pairs; the random
-# counts of the published data solved almost entirely by "smaller total".
+# With the defaults: about 930 pairs from 512 images; under half of the sampled answers exact; the
+# rule "larger total" far above .5 on `own` pairs and within its interval of .5 on `other image`
+# pairs; the random counts of the published data solved almost entirely by "smaller total".
 #
 # ## Check yourself
 
@@ -423,5 +418,5 @@ print("report:", section.save())
 # %% [markdown]
 # ## Next
 #
-# [03 · Train a reward model](03_train_reward_model.ipynb) learns to tell the better answer from the worse;
-# [04 · Train with DPO](04_train_dpo.ipynb) teaches the model to prefer it.
+# [03 · Train a reward model](03_train_reward_model.ipynb) learns to tell the better answer from the
+# worse; [04 · Train with DPO](04_train_dpo.ipynb) teaches the model to prefer it.

@@ -5,7 +5,8 @@
 # whether it really looks at the image, and whether it is better than rules that need no training.
 #
 # **Needs** `artifacts/preferences/` from notebook 02 (else the shipped traffic preferences).
-# **Makes** `artifacts/reward/`. **Takes** about 8 minutes on a laptop CPU, of which the first model is 1.
+# **Makes** `artifacts/reward/`. **Takes** about 8 minutes on a laptop CPU, of which the first model
+# is 1.
 
 # %% [markdown]
 # ## Set-up
@@ -17,11 +18,12 @@ DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such
 import os
 import sys
 
-PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
-if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
-    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
+FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
+if not FOUND and os.system(FETCH):
+    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -30,9 +32,11 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` (those of a student project)
-# for a 2B model on a 16 GB card. Every combination of `HEADS` and `OBJECTIVES` is trained. With `RESUME = True` a
-# training that was cut off goes on from its last checkpoint.
+# `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` (those of a student
+# project) for a 2B model on a 16 GB card. Every combination of `HEADS` and `OBJECTIVES` is trained.
+# A training that was cut off goes on from its last checkpoint, and one that was finished is loaded.
+# Other data or settings are another run: it stops and names what differs. With `REPLACE = True` it
+# keeps the run before as NAME.old-1 and trains anew.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -43,7 +47,7 @@ OBJECTIVES = ("bradley_terry", "listwise")
 CAPTION_PROMPT = "How many cars, motorcycles, buses and bicycles are in the image?"
 CAPTION_EPOCHS = 10
 SEED = 0
-RESUME = False
+REPLACE = False  # True: a run of other settings is set aside, not refused
 
 # %%
 import dataclasses
@@ -75,7 +79,8 @@ settings = plan.reward
 # ## The loss, by hand
 #
 # Bradley and Terry (1952): if two answers have scores $r_c$ and $r_r$, the first is preferred with
-# probability $\sigma(r_c - r_r)$. The loss is the negative logarithm of that, for the pairs at hand.
+# probability $\sigma(r_c - r_r)$. The loss is the negative logarithm of that, for the pairs at
+# hand.
 
 # %%
 chosen, rejected = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([0.0, 0.5, 1.0])
@@ -111,8 +116,9 @@ assert_close(
 # %% [markdown]
 # ### A contrastive loss that forgets which answer is better
 #
-# A student project added a term that pulls all *chosen* scores together, all *rejected* ones together,
-# and pushes the two groups apart. Here it is, as it was. Exchange chosen and rejected: nothing changes.
+# A student project added a term that pulls all *chosen* scores together, all *rejected* ones
+# together, and pushes the two groups apart. Here it is, as it was. Exchange chosen and rejected:
+# nothing changes.
 
 
 # %%
@@ -129,9 +135,9 @@ def source_contrastive(chosen, rejected, temperature=0.5):
 print(source_contrastive(chosen, rejected), source_contrastive(rejected, chosen))
 
 # %% [markdown]
-# So it cannot teach a direction. Worse: the further apart the groups are, the *larger* it is, since a
-# difference of scores is no likeness. Added to Bradley–Terry with weight 0.5, as the project did, it
-# stops the margin where the two gradients cancel.
+# So it cannot teach a direction. Worse: the further apart the groups are, the *larger* it is, since
+# a difference of scores is no likeness. Added to Bradley–Terry with weight 0.5, as the project did,
+# it stops the margin where the two gradients cancel.
 
 # %%
 gaps = torch.linspace(-2, 4, 121)
@@ -182,9 +188,10 @@ for path, records in ((train_path, train), (valid_path, valid), (test_path, test
 # %% [markdown]
 # ## Where the number comes from
 #
-# The model reads image, question and answer. The hidden state at the last token of the answer, where it
-# has seen everything, goes through a small head: one number. The answers to one image share it and the
-# question, so all of them go through the model in one row, with a mask that hides them from each other:
+# The model reads image, question and answer. The hidden state at the last token of the answer,
+# where it has seen everything, goes through a small head: one number. The answers to one image
+# share it and the question, so all of them go through the model in one row, with a mask that hides
+# them from each other:
 
 
 # %%
@@ -225,9 +232,9 @@ assert_close(*states, rtol=1e-2, atol=1e-2)
 # ## Train
 #
 # Base in 4 bits, a LoRA adapter `reward` on the language model, and the head. The loop is
-# `RewardTrainer.train` in `helpers/training/reward.py`: it evaluates now and then on the validation pairs,
-# keeps the best weights and stops when they no longer improve. With a `checkpoint` file a lost Colab
-# session goes on where it was, exactly.
+# `RewardTrainer.train` in `helpers/training/reward.py`: it evaluates now and then on the validation
+# pairs, keeps the best weights and stops when they no longer improve. It writes a checkpoint after
+# each evaluation, so that a lost Colab session goes on where it was, exactly.
 
 
 # %%
@@ -236,10 +243,8 @@ def train_reward(head, objective, sees_images=True, seed=SEED):
     own = dataclasses.replace(settings, head=head, objective=objective)
     reward = rewards.new_reward_model(*load(), own, seed, sees_images)
     name = "-".join([head, objective, *([] if sees_images else ["text"]), str(seed)])
-    checkpoint = files.artifacts_dir() / "reward" / f"checkpoint-{name}.pt"
-    if not RESUME:
-        checkpoint.unlink(missing_ok=True)
-    trainer = training.RewardTrainer(reward, train, valid, own, seed, checkpoint)
+    folder = files.artifacts_dir() / "reward" / name
+    trainer = training.RewardTrainer(reward, train, valid, own, seed, folder, replace_other=REPLACE)
     return reward, trainer.train()
 
 
@@ -250,9 +255,10 @@ section.picture(curves, f"Training the reward model ({HEADS[0]}, {OBJECTIVES[0]}
 # %% [markdown]
 # ## The report
 #
-# Accuracy alone says little: whatever a rule without eyes gets belongs beside it, on the same pairs, with a
-# paired test. So do a head that was never trained, and a **text-only twin**: the same model, trained in
-# the same way, that is never shown an image. And the model itself, shown another image or none.
+# Accuracy alone says little: whatever a rule without eyes gets belongs beside it, on the same
+# pairs, with a paired test. So do a head that was never trained, and a **text-only twin**: the same
+# model, trained in the same way, that is never shown an image. And the model itself, shown another
+# image or none.
 
 # %%
 random_head = rewards.new_reward_model(*load(), settings, seed=SEED + 1)
@@ -273,8 +279,8 @@ for sentence in reward_report.sentences():
     section.say(sentence)
 
 # %% [markdown]
-# A pair that is told apart with the wrong picture was told apart by the text. On the pairs with another
-# image's counts that is impossible, and the accuracy with a shuffled image must be near .5:
+# A pair that is told apart with the wrong picture was told apart by the text. On the pairs with
+# another image's counts that is impossible, and the accuracy with a shuffled image must be near .5:
 
 # %%
 for kind, share in reward_report.accuracy_by_kind("shuffled").items():
@@ -313,9 +319,9 @@ print(f"largest difference of a score: {largest_difference(scores['right'], back
 # %% [markdown]
 # ## Heads and objectives
 #
-# *Linear* reads one direction of the hidden state, *MLP* has a layer in between, *fusion* mixes several
-# layers of the model. The column "validation" decides which model notebook 05 gets; "test" is only
-# looked at.
+# *Linear* reads one direction of the hidden state, *MLP* has a layer in between, *fusion* mixes
+# several layers of the model. The column "validation" decides which model notebook 05 gets; "test"
+# is only looked at.
 
 # %%
 trained = {(HEADS[0], OBJECTIVES[0]): (reward, run)}
@@ -337,10 +343,11 @@ section.table(rows)
 # %% [markdown]
 # ## Two more from the sources
 #
-# **A small network on pooled features.** One student project took the mean of the visual tokens, of the
-# question's and of the answer's embeddings, and let a network of three layers regress its heuristic score
-# (`helpers/rewards/scoring.py`). It is trained in seconds. What it learns is the heuristic, and the heuristic knows
-# the image only through the true counts: without them it gives all these answers the same score.
+# **A small network on pooled features.** One student project took the mean of the visual tokens, of
+# the question's and of the answer's embeddings, and let a network of three layers regress its
+# heuristic score (`helpers/rewards/scoring.py`). It is trained in seconds. What it learns is the
+# heuristic, and the heuristic knows the image only through the true counts: without them it gives
+# all these answers the same score.
 
 # %%
 others = {}
@@ -350,9 +357,9 @@ others["pooled features → heuristic"] = features.score_records(test)
 print(f"R² on images held out: {fit.r2_held_out:.3f}")
 
 # %% [markdown]
-# **A caption instead of the image.** Another project let the model describe the image, and trained a
-# text-only reward model on the description. It cannot answer for what the caption leaves out. Here is
-# what it reads (the question asked for the caption is a parameter):
+# **A caption instead of the image.** Another project let the model describe the image, and trained
+# a text-only reward model on the description. It cannot answer for what the caption leaves out.
+# Here is what it reads (the question asked for the caption is a parameter):
 
 # %%
 captioner = rewards.vlm_captioner(model, processor, CAPTION_PROMPT)
@@ -379,8 +386,9 @@ section.table(rows)
 # ## Audit: a result that was none
 #
 # A student project reported that its MLP head (.558) beats its linear head (.536) on 500 pairs. The
-# published files tell another story: the image was never passed to the model, the trained head was never saved,
-# and two *random* heads were compared. How do random heads do here, on 500 of our pairs?
+# published files tell another story: the image was never passed to the model, the trained head was
+# never saved, and two *random* heads were compared. How do random heads do here, on 500 of our
+# pairs?
 
 # %%
 random_hits = []
@@ -394,14 +402,16 @@ print("random heads:", ", ".join(f"{hits.mean():.3f}" for hits in random_hits))
 low, *_, high = sorted(random_hits, key=np.mean)
 section.say(
     f"Audit: of {len(random_hits)} random heads that see no image the best gets {high.mean():.3f} "
-    f"and the worst {low.mean():.3f} of {len(high)} pairs; two numbers without an interval say nothing."
+    f"and the worst {low.mean():.3f} of {len(high)} pairs; two numbers without an interval say "
+    "nothing."
 )
 
 # %% [markdown]
-# A random head is not a coin flip: any direction of the hidden state follows something of the text, such as the
-# totals, and so some heads drawn at random are far above .5 and some far below. The project's .558 and
-# .536 lie well within what such draws give, and the exact McNemar test on its 500 rows says p = .53. Ask
-# for two things: is the head better than *untrained* ones, and does it need the image?
+# A random head is not a coin flip: any direction of the hidden state follows something of the text,
+# such as the totals, and so some heads drawn at random are far above .5 and some far below. The
+# project's .558 and .536 lie well within what such draws give, and the exact McNemar test on its
+# 500 rows says p = .53. Ask for two things: is the head better than *untrained* ones, and does it
+# need the image?
 
 # %%
 above = sum(hits.mean() >= 0.558 for hits in random_hits)
@@ -410,8 +420,9 @@ p = rewards.paired_p(rewards.pair_hits(reward_report.gaps())[:500], high)
 print(f"trained against the best random head: p = {p:.2g}")
 
 # %% [markdown]
-# And in its files the better answer always stood *first*: a "model" that always takes the first one is
-# perfect. Our records are shown in random order; put the best first, and see what the report says:
+# And in its files the better answer always stood *first*: a "model" that always takes the first one
+# is perfect. Our records are shown in random order; put the best first, and see what the report
+# says:
 
 # %%
 best_first, their_scores = [], []
@@ -426,8 +437,8 @@ print(rewards.RewardReport("reward model", best_first, {"right": their_scores}).
 # %% [markdown]
 # ## Save, and load again
 #
-# Adapter, head and settings go into one folder, without pickle. The head's hash stands in `about.json`: a
-# head that was not saved would show. Loaded again, the scores must be the same.
+# Adapter, head and settings go into one folder, without pickle. The head's hash stands in
+# `about.json`: a head that was not saved would show. Loaded again, the scores must be the same.
 
 # %%
 winner, winner_run = trained[head, objective]
@@ -451,16 +462,17 @@ print(f"largest difference after loading: {difference:.1e}")
 # %% [markdown]
 # ## What you should see
 #
-# With the defaults: the first model is right in over 90 % of the test pairs, near .5 with shuffled images on
-# pairs with another image's counts; the rules at .5; the text-only twin at about .65, since the model's *own*
-# mistakes lean to one side. A random head may be anywhere. The network on pooled features does as well as the
-# large model on this task: its target is made of the true counts, which preferences do not tell. The caption
-# bridge comes close, because this model's captions count what the pairs are about. One head or objective may come out badly with one seed:
+# With the defaults: the first model is right in over 90 % of the test pairs, near .5 with shuffled
+# images on pairs with another image's counts; the rules at .5; the text-only twin at about .65,
+# since the model's *own* mistakes lean to one side. A random head may be anywhere. The network on
+# pooled features does as well as the large model on this task: its target is made of the true
+# counts, which preferences do not tell. The caption bridge comes close, because this model's
+# captions count what the pairs are about. One head or objective may come out badly with one seed:
 # [docs/results.md](../docs/results.md) has three seeds of the first.
 #
-# **If the accuracy stays at .5**, is anything trained (`reward.trainable_parameters()`), is the learning rate far too low?
-# **If the accuracy with a shuffled image is as high**, the pairs can be solved without looking: see the
-# blind rules in notebook 02.
+# **If the accuracy stays at .5**, is anything trained (`reward.trainable_parameters()`), is the
+# learning rate far too low? **If the accuracy with a shuffled image is as high**, the pairs can be
+# solved without looking: see the blind rules in notebook 02.
 #
 # ## Check yourself
 
@@ -481,8 +493,8 @@ section.add_share("rm_pair_accuracy_shuffled_images", reward_report.accuracy("sh
 section.add_share("rm_shorter_wins", reward_report.rivals()["shorter"][0], SEED)
 section.add_value("rm_train_seconds", run.seconds, SEED)
 section.conclude(
-    f"The reward model picks the better answer in {reward_report.accuracy()} of unseen pairs, with another image in "
-    f"{reward_report.accuracy('shuffled')}."
+    f"The reward model picks the better answer in {reward_report.accuracy()} of unseen pairs, "
+    f"with another image in {reward_report.accuracy('shuffled')}."
 )
 print("report:", section.save())
 

@@ -5,8 +5,8 @@
 # better answers, and know at every moment whether it is learning.
 #
 # **Needs** `artifacts/preferences/` from notebook 02 (else the shipped traffic preferences).
-# **Makes** one adapter a seed in `artifacts/dpo/`. **Takes** about 1 minute a seed on a laptop CPU, and
-# 6 minutes more for the failures, the sweep and the on-policy rounds.
+# **Makes** one adapter a seed in `artifacts/dpo/`. **Takes** about 1 minute a seed on a laptop CPU,
+# and 6 minutes more for the failures, the sweep and the on-policy rounds.
 
 # %% [markdown]
 # ## Set-up
@@ -18,11 +18,12 @@ DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such
 import os
 import sys
 
-PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
-if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
-    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
+FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
+if not FOUND and os.system(FETCH):
+    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -33,18 +34,21 @@ ROOT = set_up(DRIVE)
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
 # card. `STEPS = None` takes the preset's. One seed is an anecdote; three are the start of a result.
-# With `RESUME = True` a training that was cut off goes on from its last checkpoint (`t4` writes one every 50
-# steps). `GALLERY_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures, the sweep and the rounds.
+# A training that was cut off goes on from its last checkpoint (`t4` writes one every 50 steps), and
+# one that was finished is loaded. Other data or settings are another run: it stops and names what
+# differs. With `REPLACE = True` it keeps the run before as seed-N.old-1 and trains anew.
+# `GALLERY_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures, the sweep and the
+# rounds.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
 PRESET = "tiny"
 STEPS = None
 SEEDS = (0,)
-RESUME = False
 GALLERY_STEPS = 40  # of each run that is made to fail
 SWEEP = ((0.1, 0.0), (0.1, 2.0), (1.0, 0.0), (1.0, 2.0))  # β and weight of the SFT term
 ROUNDS = 2  # sample, score, pair, train
+REPLACE = False  # True: a run of other settings is set aside, not refused
 
 # %%
 import dataclasses
@@ -88,7 +92,8 @@ settings = plan.dpo
 # DPO compares how much more the policy likes an answer than the reference does. With β as the price
 # of leaving the reference,
 #
-# $$\mathcal L = -\log\sigma\Big(\beta\big[\underbrace{(\log\pi(y_c)-\log\pi_{ref}(y_c))}_{\text{chosen}}
+# $$\mathcal L = -\log\sigma\Big(\beta\big[
+# \underbrace{(\log\pi(y_c)-\log\pi_{ref}(y_c))}_{\text{chosen}}
 # -\underbrace{(\log\pi(y_r)-\log\pi_{ref}(y_r))}_{\text{rejected}}\big]\Big).$$
 #
 # The log-probability of an answer is the *sum* over its tokens. Here are two pairs with made-up
@@ -109,8 +114,8 @@ assert_close(helper_margin, margin)
 
 # %% [markdown]
 # At the start policy and reference are the same model, all margins are 0, and the loss is
-# $-\log\sigma(0) = \ln 2 = 0.6931$. A run whose loss stays there has learnt **nothing**. That is not
-# a detail: a project whose loss sat at 0.70–0.72 for 420 steps was presented as "stable".
+# $-\log\sigma(0) = \ln 2 = 0.6931$. A run whose loss stays there has learnt **nothing**. That is
+# not a detail: a project whose loss sat at 0.70–0.72 for 420 steps was presented as "stable".
 
 # %%
 start, _ = losses.dpo_loss(chosen, rejected, chosen, rejected, beta)
@@ -119,20 +124,22 @@ print(f"{start:.4f}")
 # %% [markdown]
 # ### Relatives
 #
-# * **Length-normalised:** means over tokens instead of sums (`losses=("sigmoid_norm",)`), where long answers win.
-# * **Label smoothing:** a share ε of the labels is wrong (`losses=("robust",)`, `label_smoothing=ε`).
+# * **Length-normalised:** means over tokens instead of sums (`losses=("sigmoid_norm",)`), where
+#   long answers win.
+# * **Label smoothing:** a share ε of the labels is wrong (`losses=("robust",)`,
+#   `label_smoothing=ε`).
 # * **MPO** mixes preference, quality and generation, 0.8 : 0.2 : 1 (`PRESET = "mpo"`).
-# * **mDPO** compares *images*: the chosen answer should be likelier with its own image than with a spoilt
-#   one. That is the same formula with the spoilt image in the place of the rejected answer. An anchor
-#   keeps the chosen answer from becoming less likely (`PRESET = "mdpo"`; needs `negative_images`).
+# * **mDPO** compares *images*: the chosen answer should be likelier with its own image than with a
+#   spoilt one. That is the same formula with the spoilt image in the place of the rejected answer.
+#   An anchor keeps the chosen answer from becoming less likely (`PRESET = "mdpo"`; needs
+#   `negative_images`).
 
 # %%
 spoilt, reference_spoilt = torch.tensor([-10.5, -12.5]), torch.tensor([-11.0, -12.0])
 image_term, _ = losses.dpo_loss(chosen, spoilt, reference_chosen, reference_spoilt, beta)
 mdpo = loss + image_term + losses.anchor_loss(chosen, reference_chosen, beta)
-print(
-    f"mDPO: preference {loss:.3f} + image {image_term:.3f} + anchor = {mdpo:.3f}; at the start 3 ln 2 = 2.079"
-)
+print(f"mDPO: preference {loss:.3f} + image {image_term:.3f} + anchor = {mdpo:.3f}")
+print("at the start: 3 ln 2 = 2.079")
 
 # %% [markdown]
 # ## The preference data
@@ -147,8 +154,8 @@ print(train_data)
 
 # %% [markdown]
 # TRL decides by the *name* of a column whether images are used: `images` (or `image`) makes this
-# vision data. A column called `image_path` would be ignored without a word, and the model would train
-# on text alone.
+# vision data. A column called `image_path` would be ignored without a word, and the model would
+# train on text alone.
 
 # %%
 first = train_data[0]
@@ -159,20 +166,23 @@ first["images"][0].resize((224, 224))
 # %% [markdown]
 # ## One base, one adapter
 #
-# LoRA adds two thin matrices to each projection of the language model and trains only those. The base
-# stays frozen in 4 bits, so one copy of it serves twice: with the adapter it is the policy, with the
-# adapter switched off it is the reference. No second model is held in memory. `dpo_trainer` in
-# `helpers/training/dpo.py` puts all that into TRL's trainer.
+# LoRA adds two thin matrices to each projection of the language model and trains only those. The
+# base stays frozen in 4 bits, so one copy of it serves twice: with the adapter it is the policy,
+# with the adapter switched off it is the reference. No second model is held in memory.
+# `dpo_trainer` in `helpers/training/dpo.py` puts all that into TRL's trainer.
 
 
 # %%
-def new_trainer(seed=0, dataset=train_data, model=None, callbacks=(), name=None, **changes):
-    """A freshly loaded base (or `model`) with a fresh adapter, in TRL's trainer; `changes` to the settings."""
+def new_trainer(seed=0, dataset=train_data, model=None, callbacks=(), folder=None, **changes):
+    """A freshly loaded base (or `model`) with a fresh adapter, in TRL's trainer.
+
+    changes: to the settings. folder: of this run alone; None writes nothing.
+    """
     base = models.load_model(MODEL, max_pixels=plan.max_pixels)[0] if model is None else model
-    own, folder = dataclasses.replace(settings, **changes), dpo_folder / (name or f"seed-{seed}")
+    own = dataclasses.replace(settings, **changes)
     return training.dpo_trainer(
         base, processor, dataset, own, seed=seed, callbacks=callbacks,
-        output_dir=folder / "trainer", cache=cache,
+        folder=folder, replace_other=REPLACE, cache=cache,
     )  # fmt: skip
 
 
@@ -180,31 +190,36 @@ dpo_folder, cache = files.artifacts_dir() / "dpo", files.artifacts_dir() / "cach
 base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 
 # %% [markdown]
-# Three callbacks watch the run: greedy answers to 64 validation images, a doctor, which samples answers
-# to eight of them, and curves.
+# Three callbacks watch the run: greedy answers to 64 validation images, a doctor, which samples
+# answers to eight of them, and curves.
 
 # %%
 held_out_exact = training.HeldOutAnswers(processor, valid_records[:64])
 watching = doctor.DPODoctor.of_records(processor, valid_records[:8])
 curves = report.LiveCurves(held_out=held_out_exact.shares)
-trainer = new_trainer(SEEDS[0], model=base, callbacks=[held_out_exact, watching, curves])
+trainer = new_trainer(
+    SEEDS[0], model=base, callbacks=[held_out_exact, watching, curves],
+    folder=dpo_folder / f"seed-{SEEDS[0]}",
+)  # fmt: skip
 model = trainer.model
 
 # %% [markdown]
 # ## One image, one prompt, two answers
 #
-# TRL writes every pair as two sequences, each with image and prompt, and sends both through the model once more
-# for the reference: four times the image, four times the prompt. But a frozen vision tower gives the same
-# features every time, both answers follow the same prompt, and the reference never changes. So
+# TRL writes every pair as two sequences, each with image and prompt, and sends both through the
+# model once more for the reference: four times the image, four times the prompt. But a frozen
+# vision tower gives the same features every time, both answers follow the same prompt, and the
+# reference never changes. So
 #
 # * the features of an image are computed once and kept,
-# * image and prompt stand once in a row, with both answers behind them; a mask keeps the answers from
-#   seeing each other (notebook 03 draws it),
-# * what the reference says of a pair is computed once and kept in a file. Its name and keys are made of weights,
-#   processor, images and texts, so that an old figure is never read for a new question.
+# * image and prompt stand once in a row, with both answers behind them; a mask keeps the answers
+#   from seeing each other (notebook 03 draws it),
+# * what the reference says of a pair is computed once and kept in a file. Its name and keys are
+#   made of weights, processor, images and texts, so that an old figure is never read for a new
+#   question.
 #
-# The losses are those of TRL, to four digits in the tests. What it saves depends on the share of image
-# and prompt in a sequence: see [docs/results.md](../docs/results.md).
+# The losses are those of TRL, to four digits in the tests. What it saves depends on the share of
+# image and prompt in a sequence: see [docs/results.md](../docs/results.md).
 
 # %%
 rows = [train_data[i] for i in range(settings.batch_size)]
@@ -217,16 +232,16 @@ if "packed" in batch:
         + answers
     )
     print(
-        f"tokens through the language model, {len(rows)} pairs: {ours} with the answers in one row; apart, with the"
+        f"tokens through the language model, {len(rows)} pairs: {ours} with the answers in one row;"
     )
-    print(f"reference in every step, about {2 * stock}")
+    print(f"apart, with the reference in every step, about {2 * stock}")
 
 # %% [markdown]
 # ## Preflight: is this run able to learn?
 #
 # Each of these checks is a way in which such a run has failed in silence. They use the very batch
-# and the very loss that training will use, learn four pairs by heart and forget them again, and stop the
-# notebook if one fails. The last line says what the run will cost.
+# and the very loss that training will use, learn four pairs by heart and forget them again, and
+# stop the notebook if one fails. The last line says what the run will cost.
 
 # %%
 checks = doctor.preflight(trainer)
@@ -235,22 +250,24 @@ checks = doctor.preflight(trainer)
 # ## Train
 #
 # Watch three things. The **accuracy** (how often the chosen answer is preferred more than by the
-# reference) must leave .5. The **margin** must grow. And the log-probability of the *chosen* answers
-# must not sink along with the rejected ones: DPO only widens the gap between them, and it may do so by
-# making both less likely ("likelihood displacement"), after which sampled answers fall apart. The
-# preset therefore adds an SFT term, `sft_weight` × the negative log-likelihood of the chosen answer.
+# reference) must leave .5. The **margin** must grow. And the log-probability of the *chosen*
+# answers must not sink along with the rejected ones: DPO only widens the gap between them, and it
+# may do so by making both less likely ("likelihood displacement"), after which sampled answers fall
+# apart. The preset therefore adds an SFT term, `sft_weight` × the negative log-likelihood of the
+# chosen answer.
 #
-# A doctor watches the run as well: the log, the gradients of every part of the model, and answers sampled on the
-# way. It says in one sentence what is wrong, why that is likely, and what to change. The loop itself is TRL's; what
-# a step computes is in `VLMDPOTrainer` in `helpers/training/dpo.py`.
+# A doctor watches the run as well: the log, the gradients of every part of the model, and answers
+# sampled on the way. It says in one sentence what is wrong, why that is likely, and what to change.
+# The loop itself is TRL's; what a step computes is in `VLMDPOTrainer` in `helpers/training/dpo.py`.
 #
-# What is that term worth? [docs/results.md](../docs/results.md) has the measured answer: without it, a
-# quarter of the sampled answers fall apart. With *only* it (plain fine-tuning on the true answers) this
-# task is learnt at least as well. Our preferences are made from exact labels, so the right answer is
-# known; DPO is for the case in which one only knows which of two answers is the better one.
+# What is that term worth? [docs/results.md](../docs/results.md) has the measured answer: without
+# it, a quarter of the sampled answers fall apart. With *only* it (plain fine-tuning on the true
+# answers) this task is learnt at least as well. Our preferences are made from exact labels, so the
+# right answer is known; DPO is for the case in which one only knows which of two answers is the
+# better one.
 
 # %%
-run = training.train_dpo(trainer, resume=RESUME)
+run = training.train_dpo(trainer)
 print(f"{settings.steps} steps, {run.trained_pairs} pairs, {run.seconds:.0f} s")
 
 # %%
@@ -278,7 +295,8 @@ valid_data = data.to_trl(valid_records)
 pairs = evaluation.evaluate_pairs(model, processor, valid_data)
 held_out = pairs.accuracy
 section.say(
-    f"Validation pairs on which the policy prefers the chosen answer more than the base does: {held_out}."
+    "Validation pairs on which the policy prefers the chosen answer more than the base does: "
+    f"{held_out}."
 )
 
 # %% [markdown]
@@ -311,8 +329,9 @@ print(f"{question}\n  before: {before}\n  after:  {after}\n  truth:  {record.tru
 # ## Save the adapter
 #
 # Only the adapter is saved (the base is unchanged), as safetensors, with a note of how it was made
-# and its greedy answers to the validation questions. Notebook 07 loads it in a new process and checks
-# that the answers are the same. What is in the folder is said in `helpers/training/run_folder.py`.
+# and its greedy answers to the validation questions. Notebook 07 loads it in a new process and
+# checks that the answers are the same. What is in the folder is said in
+# `helpers/training/run_folder.py`.
 
 
 # %%
@@ -331,15 +350,16 @@ exact = {SEEDS[0]: save(trainer, run, SEEDS[0])}
 # %% [markdown]
 # ## Does it hold with other seeds?
 #
-# The seed decides the adapter's first values and the order of the pairs. A result that one seed gives
-# and the next does not is luck. Set `SEEDS = (0, 1, 2)` to see; every seed is reported, not the best.
+# The seed decides the adapter's first values and the order of the pairs. A result that one seed
+# gives and the next does not is luck. Set `SEEDS = (0, 1, 2)` to see; every seed is reported, not
+# the best.
 
 # %%
 seconds = {SEEDS[0]: run.seconds}
 for seed in SEEDS[1:]:
-    trainer = new_trainer(seed)
+    trainer = new_trainer(seed, folder=dpo_folder / f"seed-{seed}")
     doctor.preflight(trainer)
-    repeat = training.train_dpo(trainer, resume=RESUME)
+    repeat = training.train_dpo(trainer)
     seconds[seed], exact[seed] = repeat.seconds, save(trainer, repeat, seed)
 
 # %%
@@ -349,13 +369,15 @@ section.table([["seed", "seconds", "greedy exact, validation images"], *rows])
 # %% [markdown]
 # ## A gallery of failures
 #
-# Four runs that are made to fail, each as a project did that nobody stopped. The doctor watches them too.
+# Four runs that are made to fail, each as a project did that nobody stopped. The doctor watches
+# them too.
 #
-# * **Half of the labels swapped.** The loss stays at .70: what is learnt from one pair is unlearnt by the next.
+# * **Half of the labels swapped.** The loss stays at .70: what is learnt from one pair is unlearnt
+#   by the next.
 # * **A learning rate that is far too low.** The loss stays at .69, and it looks stable.
 # * **One grey picture for all.** The images never reach the model; the pairs are learnt by heart.
-# * **One-sided negatives without an SFT term.** The rejected answer always counts more. "Say less" solves
-#   every pair without looking, and the training accuracy is splendid.
+# * **One-sided negatives without an SFT term.** The rejected answer always counts more. "Say less"
+#   solves every pair without looking, and the training accuracy is splendid.
 
 # %%
 coins = torch.rand(len(records), generator=torch.Generator().manual_seed(0)) < 0.5
@@ -372,9 +394,8 @@ def fail(name, dataset, **changes):
     watching = doctor.DPODoctor.of_records(processor, valid_records[:8])
     answers = training.HeldOutAnswers(processor, valid_records[:64], every=GALLERY_STEPS)
     failing = new_trainer(
-        dataset=dataset, name="gallery", callbacks=[watching, answers],
-        steps=GALLERY_STEPS, checkpoint_steps=0, **changes,
-    )  # fmt: skip
+        dataset=dataset, callbacks=[watching, answers], steps=GALLERY_STEPS, **changes
+    )
     end = training.train_dpo(failing).log[-10:]
     loss, accuracy = (training.log_mean(end, key) for key in ("loss", "rewards/accuracies"))
     unseen = evaluation.evaluate_pairs(failing.model, processor, valid_data).accuracy
@@ -396,11 +417,12 @@ if GALLERY_STEPS:
     display(section.table([[*head, "the doctor says"], *rows]))
 
 # %% [markdown]
-# Read the table by columns. The **loss** condemns only the first two. The **training accuracy** praises the second,
-# in which a margin of 0.0003 has the right sign and moves nothing, and the last. **Validation pairs** and
-# **exact answers** see through that one: the answers are far worse than the base's, and of pairs in which the truth may be
-# the larger number as well, most are missed. Its curves show at most that both answers become less
-# likely. The blind rules of notebook 02 tell the reason, and before training.
+# Read the table by columns. The **loss** condemns only the first two. The **training accuracy**
+# praises the second, in which a margin of 0.0003 has the right sign and moves nothing, and the
+# last. **Validation pairs** and **exact answers** see through that one: the answers are far worse
+# than the base's, and of pairs in which the truth may be the larger number as well, most are
+# missed. Its curves show at most that both answers become less likely. The blind rules of notebook
+# 02 tell the reason, and before training.
 
 # %% [markdown]
 # ## What β and the SFT term do
@@ -412,7 +434,7 @@ if GALLERY_STEPS:
 valid_items, sweep = data.as_counted_images(valid_records), {}
 for strength, weight in SWEEP:
     changes = {"beta": strength, "sft_weight": weight}
-    tried = new_trainer(name="sweep", steps=40, checkpoint_steps=0, **changes)
+    tried = new_trainer(steps=40, **changes)
     training.train_dpo(tried)
     found = evaluation.evaluate_greedy_and_sampled(tried.model, processor, valid_items)
     sweep[f"β {strength:g}, SFT {weight:g}"] = found.shares()
@@ -423,20 +445,21 @@ if sweep:
 # %% [markdown]
 # ## On-policy rounds
 #
-# The pairs so far were made once, from the base. But as the policy moves on, its old mistakes are no
-# longer its mistakes. An on-policy round asks the policy itself: sample four answers to each question,
-# score them, take the best against the worst, train, and begin again. No answer is written for
-# the model, so the chosen answers are as likely as what it says anyway, and nothing falls apart even without
-# an SFT term. The reference of a round is the policy at its start, so each round begins at ln 2.
+# The pairs so far were made once, from the base. But as the policy moves on, its old mistakes are
+# no longer its mistakes. An on-policy round asks the policy itself: sample four answers to each
+# question, score them, take the best against the worst, train, and begin again. No answer is
+# written for the model, so the chosen answers are as likely as what it says anyway, and nothing
+# falls apart even without an SFT term. The reference of a round is the policy at its start, so each
+# round begins at ln 2.
 #
-# The score here is `count_graded` (1 if all counts are right, less for each one that is off). A reward model
-# (notebook 03) takes its place where no truth is known. A round is `on_policy_round` in
-# `helpers/training/on_policy.py`.
+# The score here is `count_graded` (1 if all counts are right, less for each one that is off). A
+# reward model (notebook 03) takes its place where no truth is known. A round is `on_policy_round`
+# in `helpers/training/on_policy.py`.
 
 # %%
 items = data.as_counted_images(records)[:256]
 policy = models.load_model(MODEL)[0]
-own = dataclasses.replace(settings, steps=60, checkpoint_steps=0, sft_weight=0.0)
+own = dataclasses.replace(settings, steps=60, sft_weight=0.0)
 
 
 def row(number, model):
@@ -450,8 +473,8 @@ if ROUNDS:
     rounds = [["rounds", "greedy exact", "exact, sampled", "well formed, sampled"], row(0, policy)]
     for number in range(1, ROUNDS + 1):
         done = training.on_policy_round(
-            policy, processor, items, rewards.count_graded, own, sampling_seed=1000 * number,
-            folder=dpo_folder / f"round-{number}", cache=cache,
+            policy, processor, items, rewards.count_graded, own,
+            sampling_seed=1000 * number, cache=cache,
         )  # fmt: skip
         policy, (first, *_, last) = done.policy, [step["loss"] for step in done.run.log]
         print(f"round {number}: {done.pairs} pairs, loss {first:.3f} → {last:.3f}")
@@ -461,14 +484,16 @@ if ROUNDS:
 # %% [markdown]
 # ## What you should see
 #
-# With the defaults: all checks pass and the doctor finds nothing; the loss starts a little over 0.69 (ln 2 plus the SFT term)
-# and falls below 0.3; accuracy rises to over .9 and the margin keeps growing; the chosen log-probability
-# rises while the rejected one falls; over 90 % of the greedy answers on validation images are exact. The
-# doctor finds the first failures of the gallery, and each on-policy round raises the exact answers.
+# With the defaults: all checks pass and the doctor finds nothing; the loss starts a little over
+# 0.69 (ln 2 plus the SFT term) and falls below 0.3; accuracy rises to over .9 and the margin keeps
+# growing; the chosen log-probability rises while the rejected one falls; over 90 % of the greedy
+# answers on validation images are exact. The doctor finds the first failures of the gallery, and
+# each on-policy round raises the exact answers.
 #
-# **If the loss stays at ln 2**, nothing is learnt: is the adapter trained at all, is the learning rate
-# far too low, are chosen and rejected swapped in half of the data? **If the accuracy is 1 and the
-# answers are bad**, the pairs can be solved without the image: look at the blind rules in notebook 02.
+# **If the loss stays at ln 2**, nothing is learnt: is the adapter trained at all, is the learning
+# rate far too low, are chosen and rejected swapped in half of the data? **If the accuracy is 1 and
+# the answers are bad**, the pairs can be solved without the image: look at the blind rules in
+# notebook 02.
 #
 # ## Check yourself
 
@@ -491,4 +516,5 @@ print("report:", section.save())
 # ## Next
 #
 # [06 · Compare before and after](06_compare_before_after.ipynb) asks both models about images that
-# nobody has used so far, and [07 · Evaluate](07_evaluate.ipynb) whether the difference is more than luck.
+# nobody has used so far, and [07 · Evaluate](07_evaluate.ipynb) whether the difference is more than
+# luck.

@@ -1,12 +1,13 @@
 # %% [markdown]
 # # 05 · Reinforcement learning: PPO, RLOO, GRPO
 #
-# **Goal.** Let the model answer, score its answers, and make good ones likelier, with images, on one small
-# machine. Know at every moment whether the score, the KL and the critic do what they should.
+# **Goal.** Let the model answer, score its answers, and make good ones likelier, with images, on
+# one small machine. Know at every moment whether the score, the KL and the critic do what they
+# should.
 #
-# **Needs** `artifacts/preferences/` from notebook 02 and `artifacts/reward/` from notebook 03 (else the shipped
-# preferences, and a reward model trained here). **Makes** adapters in `artifacts/ppo/`. **Takes** about
-# 10 minutes on a laptop CPU.
+# **Needs** `artifacts/preferences/` from notebook 02 and `artifacts/reward/` from notebook 03 (else
+# the shipped preferences, and a reward model trained here). **Makes** adapters in `artifacts/ppo/`.
+# **Takes** about 10 minutes on a laptop CPU.
 
 # %% [markdown]
 # ## Set-up
@@ -18,11 +19,12 @@ DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such
 import os
 import sys
 
-PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
-if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
-    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
+FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
+if not FOUND and os.system(FETCH):
+    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -31,9 +33,11 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB card;
-# `reasoning`, `captions` and `vqa` are those of three student projects. `COMPARE` names what PPO is compared with.
-# With `RESUME = True` a run that was cut off goes on after its last checkpoint, also if the folder was moved.
+# `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
+# card; `reasoning`, `captions` and `vqa` are those of three student projects. `COMPARE` names what
+# PPO is compared with. A run that was cut off goes on after its last checkpoint, also if the folder
+# was moved; one that was finished is loaded. Other data or settings are another run: it stops and
+# names what differs. With `REPLACE = True` it keeps the run before as NAME.old-1 and trains anew.
 # `HACKING = 0` and `VQA = 0` leave out the two runs that are meant to fail, and their cures.
 
 # %% tags=["parameters"]
@@ -41,12 +45,12 @@ MODEL = "tiny"
 PRESET = "tiny"
 ITERATIONS = None
 SEED = 0
-RESUME = False
 WARM_UP = 8  # epochs of the critic before the first iteration; none of its answers is sampled
 COMPARE = ("rloo", "grpo", "constant")
 REWARD_MODEL = True
 HACKING = 22  # iterations against the heuristic
 VQA = 256  # answers, one at a time as a project trained
+REPLACE = False  # True: a run of other settings is set aside, not refused
 TENSORBOARD = False  # a log for it, too, if the package is installed
 
 # %%
@@ -90,10 +94,10 @@ settings = plan.ppo
 # %% [markdown]
 # ## What an answer is made of, by hand
 #
-# An answer is a chain of actions, one a token. The score comes at the end; a price for leaving the reference,
-# the KL, comes at every token. Which tokens earned the score? A **critic** predicts before each token how the answer
-# will end. Where its prediction jumps, something good or bad was said. With rewards $r_t$, predictions $V_t$,
-# and $V = 0$ after the end,
+# An answer is a chain of actions, one a token. The score comes at the end; a price for leaving the
+# reference, the KL, comes at every token. Which tokens earned the score? A **critic** predicts
+# before each token how the answer will end. Where its prediction jumps, something good or bad was
+# said. With rewards $r_t$, predictions $V_t$, and $V = 0$ after the end,
 #
 # $$\delta_t = r_t + \gamma V_{t+1} - V_t, \qquad A_t = \delta_t + \gamma\lambda A_{t+1}.$$
 #
@@ -111,14 +115,14 @@ assert_close(advantages, torch.tensor([by_hand]))
 print("blame per token:", [f"{a:+.3f}" for a in by_hand])
 
 # %% [markdown]
-# The second token, the wrong number, gets the most blame. λ weighs trust in the critic: λ = 0 believes
-# only it, λ = 1 only the score.
+# The second token, the wrong number, gets the most blame. λ weighs trust in the critic: λ = 0
+# believes only it, λ = 1 only the score.
 #
 # ### The clipped loss
 #
-# The same answers are used for several updates. After the first, the policy is no longer the one that sampled, so each
-# token is weighted by the ratio $\rho = \pi/\pi_{old}$. To stop a token from running away, its gain ends at
-# $1 \pm \varepsilon$:
+# The same answers are used for several updates. After the first, the policy is no longer the one
+# that sampled, so each token is weighted by the ratio $\rho = \pi/\pi_{old}$. To stop a token from
+# running away, its gain ends at $1 \pm \varepsilon$:
 #
 # $$\mathcal L = -\min\big(\rho A,\ \mathrm{clip}(\rho, 1-\varepsilon, 1+\varepsilon) A\big).$$
 
@@ -134,9 +138,9 @@ print(f"ratios {ratio.tolist()}, loss {by_hand:.4f}, clipped {policy_loss.clip_s
 # %% [markdown]
 # ### Without a critic
 #
-# RLOO and GRPO need none: they sample several answers to one question and compare them with each other.
-# RLOO subtracts the mean of the *other* answers; GRPO subtracts the mean and divides by the standard deviation.
-# All tokens of an answer then get the same praise or blame.
+# RLOO and GRPO need none: they sample several answers to one question and compare them with each
+# other. RLOO subtracts the mean of the *other* answers; GRPO subtracts the mean and divides by the
+# standard deviation. All tokens of an answer then get the same praise or blame.
 
 # %%
 scores = torch.tensor([1.0, 0.0, 0.0, 1.0])  # four answers to one question
@@ -150,8 +154,8 @@ print(
 # %% [markdown]
 # ## The questions
 #
-# Reinforcement learning needs questions and a way to score, not answers. The answers in the file are not shown
-# to the policy. The score here is `count_exact`: 1 if all counts are true, else 0.
+# Reinforcement learning needs questions and a way to score, not answers. The answers in the file
+# are not shown to the policy. The score here is `count_exact`: 1 if all counts are true, else 0.
 
 # %%
 shipped = ROOT / "data" / "traffic" / "preferences_train.jsonl"
@@ -171,12 +175,13 @@ print(tasks[0].question, tasks[0].facts)
 # %% [markdown]
 # ## One base, five roles
 #
-# The base is in memory once. With the policy's adapter it samples and is trained; with all adapters off it is
-# the **reference**; with an adapter of its own it is the **critic**; later, with the reward model's, it scores.
+# The base is in memory once. With the policy's adapter it samples and is trained; with all adapters
+# off it is the **reference**; with an adapter of its own it is the **critic**; later, with the
+# reward model's, it scores.
 #
-# Three log-probabilities of the same tokens must not be mixed up: `old` of the policy that sampled, `reference`
-# of the base, and `new` of the policy that is being updated. Before the first update `new` equals `old`, so the
-# ratio is 1.000; the loop checks that, and stops if it is not.
+# Three log-probabilities of the same tokens must not be mixed up: `old` of the policy that sampled,
+# `reference` of the base, and `new` of the policy that is being updated. Before the first update
+# `new` equals `old`, so the ratio is 1.000; the loop checks that, and stops if it is not.
 
 # %%
 base, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
@@ -186,18 +191,18 @@ ppo_folder, cache = files.artifacts_dir() / "ppo", files.artifacts_dir() / "cach
 
 
 def new_trainer(name, score, changes=None, questions=tasks, watch=(), truth=None, model=None):
-    """A freshly loaded base (or `model`) with fresh adapters; its files are in artifacts/ppo/NAME."""
+    """A fresh base (or `model`) with fresh adapters; its files are in artifacts/ppo/NAME."""
     policy = models.load_model(MODEL)[0] if model is None else model
     own = dataclasses.replace(settings, **(changes or {}))
     return training.ppo_trainer(
         policy, processor, questions, score, own, ppo_folder / name, seed=SEED, truth=truth,
-        watch=watch, cache=cache, resume=RESUME, tensorboard=TENSORBOARD,
+        watch=watch, cache=cache, replace_other=REPLACE, tensorboard=TENSORBOARD,
     )  # fmt: skip
 
 
 # %% [markdown]
-# What is in such a folder is said in `helpers/training/run_folder.py`. Three watchers look on after each
-# iteration: greedy answers to 64 validation images, a doctor, and curves.
+# What is in such a folder is said in `helpers/training/run_folder.py`. Three watchers look on after
+# each iteration: greedy answers to 64 validation images, a doctor, and curves.
 
 # %%
 held_out = training.HeldOutAnswers(processor, valid_records[:64], every=2)
@@ -211,31 +216,33 @@ for name, share in before.shares().items():
 # %% [markdown]
 # ## A critic that knows what a mistake is
 #
-# A critic on the policy's own hidden states learns next to nothing here: a policy that writes a wrong number
-# does not know that it is wrong, or it would not write it. And by the time the critic has seen enough failures, the
-# policy makes others. So ours has an adapter of its own, and is warmed up before the first iteration, on true answers,
-# on answers with one count changed, and on those of other images. Their scores are known, and none costs a sample.
+# A critic on the policy's own hidden states learns next to nothing here: a policy that writes a
+# wrong number does not know that it is wrong, or it would not write it. And by the time the critic
+# has seen enough failures, the policy makes others. So ours has an adapter of its own, and is
+# warmed up before the first iteration, on true answers, on answers with one count changed, and on
+# those of other images. Their scores are known, and none costs a sample.
 
 # %%
 warm_seconds = 0.0
-if trainer.actor.own_adapter and WARM_UP:
+if trainer.actor.own_adapter and WARM_UP and not trainer.iteration:
     answers = data.true_and_wrong_answers([task.facts for task in tasks], seed=SEED)
     started = time.perf_counter()
-    history = trainer.warm_up_critic(tasks, answers, WARM_UP)
+    history = training.warm_up_critic(trainer, tasks, answers, WARM_UP)
     warm_seconds = time.perf_counter() - started
-    print(
-        f"squared error of the critic, halved: {sum(history[:8]) / 8:.3f} → {sum(history[-8:]) / 8:.3f}"
-    )
+    first, last = sum(history[:8]) / 8, sum(history[-8:]) / 8
+    print(f"squared error of the critic, halved: {first:.3f} → {last:.3f}")
 
 # %% [markdown]
 # ## Train
 #
-# Watch four things. The **score** of the sampled answers must rise, and so must held-out answers, which are not
-# trained on. The **KL** says how far the policy has gone: if it runs away, the language breaks. The critic's
-# **explained variance** is 1 for a perfect critic, 0 for one that is no better than a constant. And every answer must
-# **end**.
+# Watch four things. The **score** of the sampled answers must rise, and so must held-out answers,
+# which are not trained on. The **KL** says how far the policy has gone: if it runs away, the
+# language breaks. The critic's **explained variance** is 1 for a perfect critic, 0 for one that is
+# no better than a constant. And every answer must **end**.
 #
-# The loop is `PPOTrainer.iterate` in `helpers/training/ppo.py`: sample, score, compare, update.
+# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage,
+# policy update, critic update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines,
+# with the formula beside each.
 
 # %%
 log = trainer.train()
@@ -259,31 +266,36 @@ section.say(
 )
 
 # %% [markdown]
-# What the critic thinks while an answer is written: a drop is where it believes a mistake was made.
+# What the critic thinks while a new answer is written: a drop is where it believes a mistake was
+# made.
 
 # %%
-experience = trainer.last
-failed = [n for n, score in enumerate(experience.rollout.scores.tolist()) if score < 1] or [0]
-ids = experience.rollout.ids[failed[0]]
+rollout = trainer.sampler.sample(trainer.iteration)
+failed = [n for n, score in enumerate(rollout.scores.tolist()) if score < 1] or [0]
+ids = rollout.ids[failed[0]]
 tokens = [processor.tokenizer.decode([i]) for i in ids.tolist()]
-facts = trainer.asked[failed[0] // settings.group_size].facts
-report.value_strip(tokens, experience.values[failed[0], : len(ids)].tolist(), f"truth: {facts}")
+facts = rollout.tasks[failed[0] // rollout.group_size].facts
+if trainer.actor.critic:
+    seen = trainer.actor.look(trainer.sampler.slices(rollout))
+    values = seen.values[failed[0], : len(ids)].tolist()
+    display(report.value_strip(tokens, values, f"truth: {facts}"))
 
 # %% [markdown]
 # ## Held-out images, before and after
 #
-# Where exact counts were the reward, they are a *circular* judge: that they rose says that training ran. The independent
-# ones are how many sampled answers are well formed, here, and the questions of notebook 07 that nobody trained on.
+# Where exact counts were the reward, they are a *circular* judge: that they rose says that training
+# ran. The independent ones are how many sampled answers are well formed, here, and the questions of
+# notebook 07 that nobody trained on.
 #
-# Each policy is a row of one table (`PolicyTable` in `helpers/evaluation/policy_table.py`), with McNemar's test
-# against the base.
+# Each policy is a row of one table (`PolicyTable` in `helpers/evaluation/policy_table.py`), with
+# McNemar's test against the base.
 
 
 # %%
 def save(name, run):
-    """The adapter → artifacts/ppo/NAME, with the reward that trained it: notebook 07 does not take that for a judge."""
+    """The adapter → artifacts/ppo/NAME, with its reward: notebook 07 takes no such for a judge."""
     about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": SEED, "data": str(source)}
-    about["reward"] = run.score.__name__
+    about["reward"] = run.sampler.score.__name__
     return training.save_policy(run.model, ppo_folder / name, run.settings, about)
 
 
@@ -301,8 +313,8 @@ section.table(table.rows)
 # %% [markdown]
 # ## GAE, RLOO, GRPO at equal samples
 #
-# The same questions, the same number of answers, the same learning rate. `constant` is PPO whose critic is one
-# number, the mean: what remains when the critic is taken away.
+# The same questions, the same number of answers, the same learning rate. `constant` is PPO whose
+# critic is one number, the mean: what remains when the critic is taken away.
 
 # %%
 half = {
@@ -336,10 +348,11 @@ section.table(table.rows)
 # %% [markdown]
 # ## A learnt reward
 #
-# Mostly there is no truth to count with, only people's preferences. The reward model of notebook 03 learnt from
-# those and gives any answer a score. It is one more adapter on the same base. Its scores have no unit, so they are
-# shifted and scaled by those of the validation answers. The critic is a constant this time. The truth is watched, but nothing is learnt from it: the
-# question is whether *true* exact answers rise when only the learnt score is rewarded.
+# Mostly there is no truth to count with, only people's preferences. The reward model of notebook 03
+# learnt from those and gives any answer a score. It is one more adapter on the same base. Its
+# scores have no unit, so they are shifted and scaled by those of the validation answers. The critic
+# is a constant this time. The truth is watched, but nothing is learnt from it: the question is
+# whether *true* exact answers rise when only the learnt score is rewarded.
 
 
 # %%
@@ -372,9 +385,10 @@ if REWARD_MODEL:
 # %% [markdown]
 # ## Reward hacking
 #
-# A heuristic that knows no truth pays .1 for each word of the question that is mentioned, and .5 for "because" or
-# "so". To the question how many cars there are, the base says "There are 2 cars.", and gets .1. Sampled at a high
-# temperature, a rare answer has a "so" in it, in any place. It gets .6, and the rest follows.
+# A heuristic that knows no truth pays .1 for each word of the question that is mentioned, and .5
+# for "because" or "so". To the question how many cars there are, the base says "There are 2 cars.",
+# and gets .1. Sampled at a high temperature, a rare answer has a "so" in it, in any place. It gets
+# .6, and the rest follows.
 
 # %%
 rules = rewards.heuristic_scorer()
@@ -402,7 +416,8 @@ def hack(weight):
     for figure in ("objective/scores", "objective/truth"):
         first, last = (training.log_mean(rows, figure) for rows in (log[:3], log[-3:]))
         moved.append(f"{first:.2f} → {last:.2f}")
-    kl, answer = training.log_mean(log[-3:], "objective/kl"), hacked.last.rollout.texts[0]
+    kl = training.log_mean(log[-3:], "objective/kl")
+    answer = hacked.sampler.sample(hacked.iteration).texts[0]
     return [str(weight), *moved, f"{kl:.1f}", answer, doctor.verdict_kinds(watching.verdicts)]
 
 
@@ -413,15 +428,16 @@ if HACKING:
     display(section.table([head, hack(0.0), hack(0.3)]))
 
 # %% [markdown]
-# The score rises while the right answers disappear. Judged by the heuristic that trained it, this run is a success;
-# only the watched truth tells. A price on leaving the reference is a brake, not a cure: the cure is a reward that
-# cannot be had without being right, and a judge that is not the reward.
+# The score rises while the right answers disappear. Judged by the heuristic that trained it, this
+# run is a success; only the watched truth tells. A price on leaving the reference is a brake, not a
+# cure: the cure is a reward that cannot be had without being right, and a judge that is not the
+# reward.
 #
 # ## One word, one answer, one update
 #
-# A project trained a model on questions such as "What color is the clock?" → "Green.", one answer at a
-# time, and its reward *fell* from .41 to .38. Why? It whitened the advantages within that one answer. Take an answer of
-# three tokens, a critic that still says 0, and two different scores:
+# A project trained a model on questions such as "What color is the clock?" → "Green.", one answer
+# at a time, and its reward *fell* from .41 to .38. Why? It whitened the advantages within that one
+# answer. Take an answer of three tokens, a critic that still says 0, and two different scores:
 
 # %%
 mask = torch.ones(1, 3)
@@ -432,14 +448,16 @@ for total in (0.2, 1.0):
     print(f"score {total}: advantages {raw[0].tolist()} → whitened {white[0].tolist()}")
 
 # %% [markdown]
-# The score is gone: a bad answer is pushed as hard as a good one, and always in the same way. The first token, which
-# *is* the answer, becomes less likely; the last one, the end, more likely. With an answer of one token nothing is
-# left at all. The cure: four answers to a question, compared with each other (RLOO), over sixteen questions.
+# The score is gone: a bad answer is pushed as hard as a good one, and always in the same way. The
+# first token, which *is* the answer, becomes less likely; the last one, the end, more likely. With
+# an answer of one token nothing is left at all. The cure: four answers to a question, compared with
+# each other (RLOO), over sixteen questions.
 #
-# Both runs below ask "Is there a bus in the image?", and have the project's reward and the same learning rate, that of
-# the tiny model: the project's own, 5·10⁻⁶, moves it by nothing. (It planned to mix the reward with CLIP:
-# `rewards.weighted_scorer({cosine: 0.7, rewards.load_clip(): 0.3})`, which needs a download of a CLIP model.)
-# The doctor stops the first, so the cure gets more answers; it is not for want of answers that the first one fell.
+# Both runs below ask "Is there a bus in the image?", and have the project's reward and the same
+# learning rate, that of the tiny model: the project's own, 5·10⁻⁶, moves it by nothing. (It planned
+# to mix the reward with CLIP: `rewards.weighted_scorer({cosine: 0.7, rewards.load_clip(): 0.3})`,
+# which needs a download of a CLIP model.) The doctor stops the first, so the cure gets more
+# answers; it is not for want of answers that the first one fell.
 
 # %%
 words = training.tasks_asking(records, data.presence_question)
@@ -458,7 +476,7 @@ print(f"the project: {failing}")
 
 # %%
 def short_answers(model):
-    """Cosine reward and rightness of greedy answers to the held-out questions, (questions,) each."""
+    """Cosine reward and rightness of greedy answers to held-out questions, (questions,) each."""
     return evaluation.score_greedy_answers(model, processor, unseen, cosine, rewards.exact_match)
 
 
@@ -490,15 +508,16 @@ if VQA:
 # %% [markdown]
 # ## What you should see
 #
-# With the defaults: PPO, RLOO and GRPO all reach over 90 % greedy exact answers on held-out images from the base's 36 %,
-# within 2,304 samples, and twice as many sampled answers are right; the KL stays at 1 to 3 nats an answer; the critic's
-# explained variance stays above 0.3 although failures get rare. Rewarded by the reward model alone, true exact answers
-# rise as well. The heuristic is hacked without a KL price, and the doctor says so. One answer at a time
-# lowers the reward, the cure raises it.
+# With the defaults: PPO, RLOO and GRPO all reach over 90 % greedy exact answers on held-out images
+# from the base's 36 %, within 2,304 samples, and twice as many sampled answers are right; the KL
+# stays at 1 to 3 nats an answer; the critic's explained variance stays above 0.3 although failures
+# get rare. Rewarded by the reward model alone, true exact answers rise as well. The heuristic is
+# hacked without a KL price, and the doctor says so. One answer at a time lowers the reward, the
+# cure raises it.
 #
-# Is the critic worth its adapter? In samples, hardly: compare the rows `ppo` and `constant`. On answers of twenty tokens
-# with one score at the end, comparing answers with each other does as well, and costs less
-# ([docs/results.md](../docs/results.md), three seeds).
+# Is the critic worth its adapter? In samples, hardly: compare the rows `ppo` and `constant`. On
+# answers of twenty tokens with one score at the end, comparing answers with each other does as
+# well, and costs less ([docs/results.md](../docs/results.md), three seeds).
 #
 # ## Check yourself
 
@@ -540,5 +559,5 @@ print("report:", section.save())
 # %% [markdown]
 # ## Next
 #
-# [06 · Compare before and after](06_compare_before_after.ipynb) has these policies beside those of DPO, and
-# [07 · Evaluate](07_evaluate.ipynb) asks all of them more questions about held-out images.
+# [06 · Compare before and after](06_compare_before_after.ipynb) has these policies beside those of
+# DPO, and [07 · Evaluate](07_evaluate.ipynb) asks all of them more questions about held-out images.

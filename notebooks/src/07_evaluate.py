@@ -1,12 +1,13 @@
 # %% [markdown]
 # # 07 · Evaluate, and believe only what the test shows
 #
-# **Goal.** Is the difference real, does it hold for sampled answers and for questions that were not trained on, do the
-# answers come from the image, and is the judge independent of the training? The notebook ends with one page and a model
-# card for every policy.
+# **Goal.** Is the difference real, does it hold for sampled answers and for questions that were not
+# trained on, do the answers come from the image, and is the judge independent of the training? The
+# notebook ends with one page and a model card for every policy.
 #
-# **Needs** the adapters of notebooks 04 and 05; without any, one that comes with the repository is examined. **Makes**
-# `artifacts/report/index.html` and `artifacts/report/cards/`. **Takes** about half a minute a policy on a laptop CPU.
+# **Needs** the adapters of notebooks 04 and 05; without any, one that comes with the repository is
+# examined. **Makes** `artifacts/report/index.html` and `artifacts/report/cards/`. **Takes** about
+# half a minute a policy on a laptop CPU.
 
 # %% [markdown]
 # ## Set-up
@@ -18,11 +19,12 @@ DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such
 import os
 import sys
 
-PLACES = ["../" * up for up in range(9)] + ["alignment"] + [at[0] for at in os.walk("/kaggle/input")]
+PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-HELP = "Open the notebook in its repository, or set REPOSITORY. On Kaggle: turn on Internet, or attach it as a dataset."
-if not FOUND and os.system(f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"):
-    sys.exit(f"helpers/ is not here, and {REPOSITORY!r} (tag {TAG!r}) cannot be fetched, see fetch.log. {HELP}")
+# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
+FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
+if not FOUND and os.system(FETCH):
+    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -31,8 +33,8 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `POLICIES` are patterns of names: those of `artifacts/` begin with their stage. `BENCHMARKS` and `JUDGED` are for
-# published benchmarks (see below): name → file.
+# `POLICIES` are patterns of names: those of `artifacts/` begin with their stage. `BENCHMARKS` and
+# `JUDGED` are for published benchmarks (see below): name → file.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -69,13 +71,15 @@ plan = machine.check_machine(MODEL)
 # %% [markdown]
 # ## What is examined
 #
-# Held-out images that no setting was chosen on, one base, and the adapters whose names fit `POLICIES`.
+# Held-out images that no setting was chosen on, one base, and the adapters whose names fit
+# `POLICIES`.
 
 # %%
 folder, split, items = data.held_out_items(DATA)
 if split == "valid":
     section.say(
-        f"{folder.name} has no test split: these are its validation images, so read the figures with care."
+        f"{folder.name} has no test split: these are its validation images, so read the figures "
+        "with care."
     )
 saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
 saved = [policy for policy in saved if any(fnmatch(policy.name, pattern) for pattern in POLICIES)]
@@ -88,8 +92,8 @@ assert saved, f"no adapter fits {POLICIES}"
 # %% [markdown]
 # ### Is what was saved what was trained?
 #
-# Notebooks 04 and 05 noted the greedy answers of each policy before saving it. This is another process, with the adapter
-# read back from disk: the answers must be the same, letter by letter.
+# Notebooks 04 and 05 noted the greedy answers of each policy before saving it. This is another
+# process, with the adapter read back from disk: the answers must be the same, letter by letter.
 
 # %%
 for policy in saved:
@@ -109,9 +113,10 @@ for policy in saved:
 # %% [markdown]
 # ## Ask everyone the same questions
 #
-# All counts: greedy, sampled at temperature 1 with three seeds, with the images exchanged between items, with grey
-# images. And the count of one class, which the preferences did not train: what is paid for the gain elsewhere shows here.
-# Who asks what is in `examine` in `helpers/evaluation/exam.py`.
+# All counts: greedy, sampled at temperature 1 with three seeds, with the images exchanged between
+# items, with grey images. And the count of one class, which the preferences did not train: what is
+# paid for the gain elsewhere shows here. Who asks what is in `examine` in
+# `helpers/evaluation/exam.py`.
 
 # %%
 examined = {name: evaluation.examine(policies, name, items, SEEDS) for name in names}
@@ -125,9 +130,10 @@ section.picture(chart, "Shares with 95 % intervals")
 # %% [markdown]
 # ## Is the difference real?
 #
-# Base and policy answered the *same* questions, so compare them item by item. McNemar's test looks only at the items on
-# which they disagree. If training did nothing, wrong → right and right → wrong would be equally frequent: with *b* of one
-# and *c* of the other, p is that of so uneven a result in *b + c* tosses of a coin.
+# Base and policy answered the *same* questions, so compare them item by item. McNemar's test looks
+# only at the items on which they disagree. If training did nothing, wrong → right and right → wrong
+# would be equally frequent: with *b* of one and *c* of the other, p is that of so uneven a result
+# in *b + c* tosses of a coin.
 
 # %%
 first = names[1]
@@ -137,12 +143,12 @@ by_hand = min(1.0, 2 * binom.cdf(min(fixed, broken), fixed + broken, 0.5))
 print(f"{first}: {fixed} fixed, {broken} broken, p = {by_hand:.2g}")
 
 # %% [markdown]
-# Several policies and several metrics are several chances to be lucky, so p is adjusted for all of them (Holm). Sampled
-# answers and scores are no right or wrong; there, the signs of all differences are turned at random. Copies of one photo
-# count as one throughout.
+# Several policies and several metrics are several chances to be lucky, so p is adjusted for all of
+# them (Holm). Sampled answers and scores are no right or wrong; there, the signs of all differences
+# are turned at random. Copies of one photo count as one throughout.
 #
-# **Circular**: a metric that was the policy's own training reward says that training ran, and no more. It is marked, and
-# needs one beside it that was not.
+# **Circular**: a metric that was the policy's own training reward says that training ran, and no
+# more. It is marked, and needs one beside it that was not.
 
 # %%
 clusters = [item.group for item in items]
@@ -164,20 +170,23 @@ section.say(evaluation.power_note(len(set(clusters)), comparisons))
 # %% [markdown]
 # ## Does the answer come from the image?
 #
-# With shuffled images an honest model falls to chance: the share of images whose counts happen to equal those of another
-# image. A model that keeps its score has learnt something about the questions.
+# With shuffled images an honest model falls to chance: the share of images whose counts happen to
+# equal those of another image. A model that keeps its score has learnt something about the
+# questions.
 
 # %%
 for name, found in examined.items():
+    chance = evaluation.chance_exact(items)
     section.conclude(
-        f"{name} with shuffled images: {found.shuffled.exact_share}, chance {evaluation.chance_exact(items):.4f}: "
+        f"{name} with shuffled images: {found.shuffled.exact_share}, chance {chance:.4f}: "
         f"{found.describe_sight()}."
     )
 
 # %% [markdown]
 # ## What changed, class by class
 #
-# An answer without readable counts is a figure of its own, and never a count of 0. *Bias* is stated − true.
+# An answer without readable counts is a figure of its own, and never a count of 0. *Bias* is stated
+# − true.
 
 # %%
 for name in ("base", first):
@@ -201,10 +210,11 @@ section.picture(
 # %% [markdown]
 # ## Is it there? (POPE)
 #
-# POPE asks yes or no, half of the questions about objects that are not there: drawn at random, the most frequent ones, or
-# those that usually stand beside what is there. The questions come from your own labels, the rules are the official ones.
-# One of these: an answer without "no" or "not" is a yes. What cannot be read stands beside, and the share of *yes*
-# among the predictions: a model that always says yes has an F1 of .67.
+# POPE asks yes or no, half of the questions about objects that are not there: drawn at random, the
+# most frequent ones, or those that usually stand beside what is there. The questions come from your
+# own labels, the rules are the official ones. One of these: an answer without "no" or "not" is a
+# yes. What cannot be read stands beside, and the share of *yes* among the predictions: a model that
+# always says yes has an F1 of .67.
 
 # %%
 polled = [
@@ -230,7 +240,8 @@ for name in ("base", first):
 # %% [markdown]
 # ## Texts: what BLEU and ROUGE do not see
 #
-# "There are 2 cars." against "There are 3 cars." shares nearly all its words. Look at BLEU beside the share that is right.
+# "There are 2 cars." against "There are 3 cars." shares nearly all its words. Look at BLEU beside
+# the share that is right.
 
 # %%
 truths = [data.one_class_question(item.counts, number)[1] for number, item in enumerate(items)]
@@ -241,9 +252,9 @@ for name in ("base", first):
 # %% [markdown]
 # ## Hallucination: CHAIR
 #
-# Of the objects that an answer mentions, how many are not there? With *recall* beside it, for who says nothing
-# hallucinates nothing. The official code takes "0 buses" for a mention of a bus; how many mentions are denied stands
-# beside.
+# Of the objects that an answer mentions, how many are not there? With *recall* beside it, for who
+# says nothing hallucinates nothing. The official code takes "0 buses" for a mention of a bus; how
+# many mentions are denied stands beside.
 
 # %%
 objects = {name: [name] for name in items[0].counts}
@@ -256,9 +267,10 @@ for name in ("base", first):
 # %% [markdown]
 # ## Published benchmarks
 #
-# POPE, MME, HallusionBench by yes and no; LLaVA-Bench and MMHal-Bench from a judge's reviews that you have (no judge is
-# called here). Nothing of them comes with this repository: give a file of the hub's schema in `BENCHMARKS`, or None to
-# download it at the pinned revision. VL-RewardBench is for reward models: notebook 03.
+# POPE, MME, HallusionBench by yes and no; LLaVA-Bench and MMHal-Bench from a judge's reviews that
+# you have (no judge is called here). Nothing of them comes with this repository: give a file of the
+# hub's schema in `BENCHMARKS`, or None to download it at the pinned revision. VL-RewardBench is for
+# reward models: notebook 03.
 
 # %%
 official, out = evaluation.official, files.artifacts_dir() / "benchmarks"
@@ -284,10 +296,11 @@ for benchmark, (questions_file, reviews_file) in JUDGED.items():
 # %% [markdown]
 # ## What you should see
 #
-# With the defaults: DPO and PPO from about a third to nearly all counts right, p far below .001, sampled answers twice as
-# often right; with shuffled or blank images almost none, for the base as for the policies. And a price: asked for one
-# class only, which they were not trained on, the policies are *worse* than the base, and a sampled answer is malformed
-# more often. If notebook 05 trained on the heuristic, its policy's heuristic is up, circular, and its right answers down.
+# With the defaults: DPO and PPO from about a third to nearly all counts right, p far below .001,
+# sampled answers twice as often right; with shuffled or blank images almost none, for the base as
+# for the policies. And a price: asked for one class only, which they were not trained on, the
+# policies are *worse* than the base, and a sampled answer is malformed more often. If notebook 05
+# trained on the heuristic, its policy's heuristic is up, circular, and its right answers down.
 #
 # ## Check yourself
 
@@ -311,9 +324,10 @@ print("report:", section.save())
 # %% [markdown]
 # ## Optional: a model for others
 #
-# `EXPORT` merges the first policy into its base in 16 bits and checks that both say the same; `PUSH_TO` uploads that, or
-# the adapter if nothing was merged. The figures above are of the base in 4 bits, and only nearly those of a merged model.
-# With both empty, nothing happens. `docs/export.md` says the rest.
+# `EXPORT` merges the first policy into its base in 16 bits and checks that both say the same;
+# `PUSH_TO` uploads that, or the adapter if nothing was merged. The figures above are of the base in
+# 4 bits, and only nearly those of a merged model. With both empty, nothing happens.
+# `docs/export.md` says the rest.
 
 # %%
 wanted = saved[0].folder
@@ -327,5 +341,6 @@ if PUSH_TO:
 # %% [markdown]
 # ## Next
 #
-# Open the report; send it: it is one file. The cards in `artifacts/report/cards/` are Markdown for the hub. Then change
-# one thing and run 02 → 04 → 07 again: other negatives, no SFT term, your own photos.
+# Open the report; send it: it is one file. The cards in `artifacts/report/cards/` are Markdown for
+# the hub. Then change one thing and run 02 → 04 → 07 again: other negatives, no SFT term, your own
+# photos.

@@ -187,7 +187,7 @@ def test_one_answer():
 
 
 def census(step=9, **vision):
-    whole = {"tensors": 4, "reached": 4, "norm": 1.0, "types": ("float32",)}
+    whole = {"tensors": 4, "reached": 4, "types": ("float32",)}
     return Census(step, {"language": Tower(**whole), "vision": Tower(**(whole | vision))})
 
 

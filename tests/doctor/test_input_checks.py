@@ -20,17 +20,17 @@ pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=4)
 
 
-def trainer_of(name, pairs_dataset, tmp_path, packed, **changes):
+def trainer_of(name, pairs_dataset, packed, **changes):
     model, processor = build(name)
     settings = dataclasses.replace(SETTINGS, **changes)
     data = pairs_dataset.select(range(0, 32, 4))
-    return dpo.dpo_trainer(model, processor, data, settings, output_dir=tmp_path, packs=packed)
+    return dpo.dpo_trainer(model, processor, data, settings, packs=packed)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_healthy_run_passes(name, packed, pairs_dataset, tmp_path):
-    trainer = trainer_of(name, pairs_dataset, tmp_path, packed)
+def test_a_healthy_run_passes(name, packed, pairs_dataset):
+    trainer = trainer_of(name, pairs_dataset, packed)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     if (
         name == "llava" and not packed
@@ -46,9 +46,9 @@ def test_a_healthy_run_passes(name, packed, pairs_dataset, tmp_path):
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_dataset, tmp_path):
+def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_dataset):
     """The processor writes another number of tokens than the model makes vectors; the count is not taken from it."""
-    trainer = trainer_of(name, pairs_dataset, tmp_path, packed)
+    trainer = trainer_of(name, pairs_dataset, packed)
     processor = trainer.processing_class
     expected = {"llava_next": "[88]", "smolvlm": "[20]", "idefics3": "[20]"}.get(name, "[16]")
     if name.startswith("qwen"):
@@ -74,9 +74,9 @@ def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_d
 @pytest.mark.parametrize(
     ("name", "packed"), [("qwen2_5_vl", True), ("llava", True), ("llava_next", False)]
 )
-def test_a_trained_vision_tower(name, packed, pairs_dataset, tmp_path):
+def test_a_trained_vision_tower(name, packed, pairs_dataset):
     """Nothing is kept then. LLaVA and LLaVA-NeXT never use the last layer of their tower, with 6 adapters."""
-    trainer = trainer_of(name, pairs_dataset, tmp_path, packed, lora=LoraSettings(vision=True))
+    trainer = trainer_of(name, pairs_dataset, packed, lora=LoraSettings(vision=True))
     assert not packed or trainer.data_collator.packer.features is None
     checks = {check.name: check for check in preflight(trainer)}
     assert all(check.passed for check in checks.values())
@@ -86,8 +86,8 @@ def test_a_trained_vision_tower(name, packed, pairs_dataset, tmp_path):
     ), reached
 
 
-def test_a_vision_tower_that_no_gradient_reaches_is_noticed(pairs_dataset, tmp_path):
-    trainer = trainer_of("llava", pairs_dataset, tmp_path, True, lora=LoraSettings(vision=True))
+def test_a_vision_tower_that_no_gradient_reaches_is_noticed(pairs_dataset):
+    trainer = trainer_of("llava", pairs_dataset, True, lora=LoraSettings(vision=True))
     tower = trainer.model.get_base_model().model.vision_tower
     tower.register_forward_hook(lambda module, inputs, output: output.__class__(
         last_hidden_state=output.last_hidden_state.detach(),

@@ -22,7 +22,7 @@ from helpers.doctor import ppo_doctor
 from helpers.doctor.ppo_doctor import PPODoctor, find_misplaced_rewards
 from helpers.doctor.ppo_rules import diagnose_ppo, replay_ppo
 from helpers.rewards.scoring import count_exact, make_scorer
-from helpers.training import ppo
+from helpers.training import sampler
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
@@ -174,13 +174,13 @@ def test_a_reward_for_wrong_counts(watch):
 
 
 def test_scores_in_another_order_than_their_answers(watch, monkeypatch):
-    sample = ppo.roll_out
+    sample = sampler.roll_out
 
     def shuffled(*args, **kwargs):
         rollout = sample(*args, **kwargs)
         return dataclasses.replace(rollout, scores=1 - rollout.scores)
 
-    monkeypatch.setattr(ppo, "roll_out", shuffled)
+    monkeypatch.setattr(sampler, "roll_out", shuffled)
     watched = watch()
     assert kinds(watched) == {"scores misplaced": 1} and len(watched.log) == 1
     assert (
@@ -221,7 +221,7 @@ def test_an_update_that_breaks_the_weights(watch):
         def update(*args, **kwargs):
             step(*args, **kwargs)
             if trainer.iteration == 1:
-                trainer.trainable_parameters["adapter"][0].data[0, 0] = math.inf
+                trainer.actor.adapter[0].data[0, 0] = math.inf
 
         trainer.optimizer.step = update
 
@@ -239,10 +239,9 @@ FIGURES = ("old_logps", "reference_logps", "values", "entropy", "rewards", "adva
 def trainer(healthy):
     """That of the healthy run, as it was left."""
     trainer = healthy.trainer
-    kept = {name: getattr(trainer, name) for name in ("last", "asked", "score")}
+    last, score = trainer.last, trainer.sampler.score
     yield trainer
-    for name, value in kept.items():
-        setattr(trainer, name, value)
+    trainer.last, trainer.sampler.score = last, score
 
 
 def spoil(trainer, **changes):
@@ -264,8 +263,9 @@ def test_texts_of_other_tokens(trainer):
 
 
 def test_tasks_in_another_order(trainer):
-    trainer.asked = trainer.asked[::-1]
-    assert "worth" in find_misplaced_rewards(trainer)
+    rollout = trainer.last.rollout
+    other = dataclasses.replace(rollout, tasks=rollout.tasks[::-1])
+    assert "worth" in spoil(trainer, rollout=other)
 
 
 def test_numbers_outside_the_answers(trainer):
@@ -284,7 +284,7 @@ def test_a_penalty_that_is_not_that_of_the_settings(trainer):
 
 def test_a_scorer_that_never_says_the_same_proves_nothing(trainer):
     numbers = iter(range(1000))
-    trainer.score = make_scorer("counter", lambda *given: {"n": next(numbers)})
+    trainer.sampler.score = make_scorer("counter", lambda *given: {"n": next(numbers)})
     assert find_misplaced_rewards(trainer) == ""
 
 

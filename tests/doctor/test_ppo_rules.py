@@ -272,7 +272,7 @@ def test_every_kind_names_its_causes_and_a_place():
     for kind, (severity, causes, change) in PPO_KINDS.items():
         assert severity in ("stop", "warning") and causes and all(causes), kind
         assert any(place in change for place in ("`settings`", "`trainer.", "`score`")), kind
-    assert set(ppo_rules.EXPLAINED_BY_CHAIN) <= PPO_KINDS.keys()
+    assert set(ppo_rules.PPO_CONSEQUENCES) <= PPO_KINDS.keys()
 
 
 def test_groups_that_are_all_right_at_last_are_no_fault():

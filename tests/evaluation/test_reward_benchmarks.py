@@ -302,7 +302,7 @@ def line(name, scores):
     ("text", "message"),
     [
         (line("mmmu_3", [1, 2]), r":2: no record has the id 'mmmu_3'"),
-        (line("mmmu_1", [1, 2]), r":2: a second line of the id mmmu_1"),
+        (line("mmmu_1", [1, 2]), r":2: a second list of scores for the id mmmu_1"),
         (line("mmmu_2", [1, 2, 3]), r":2: record mmmu_2: \[1, 2, 3\] must be a list of 2 numbers"),
         (line("mmmu_2", [True, 2]), r":2: record mmmu_2: .* must be a list of 2 numbers"),
         (line("mmmu_2", ["1", 2]), r":2: record mmmu_2: .* must be a list of 2 numbers"),
@@ -310,9 +310,9 @@ def line(name, scores):
         (line(["mmmu_2"], [1, 2]), r":2: no record has the id \['mmmu_2'\]"),
         ('{"id": "mmmu_2", "scores": [NaN, 2]}', r":2: not JSON \(NaN is not"),
         ('{"id": "mmmu_2", "score": [1, 2]}', r":2: a line must be"),
-        ("[1]", r":2: a line must be"),
+        ("[1]", r":2: a row is an object"),
         ("{", r":2: not JSON"),
-        ("", r"scores.jsonl: 1 of 2 records have no scores, the first mmmu_2"),
+        ("", r"scores.jsonl: 1 of 2 records have no list of scores, the first mmmu_2"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, text, message):
@@ -323,7 +323,7 @@ def test_a_bad_line_is_named(tmp_path, text, message):
 
 
 def test_no_file_and_nothing_unfit_is_written(tmp_path):
-    with pytest.raises(UsageError, match=r"no such file.*score the benchmark first"):
+    with pytest.raises(UsageError, match=r"no such file.*write the file first"):
         read_scores(tmp_path / "none.jsonl", RECORDS)
     for values, message in [
         ([math.nan, 1.0], "cannot be ranked"),

@@ -1,11 +1,10 @@
 import pytest
 import sacrebleu
 from hypothesis import given, settings, strategies as st
-from nltk.metrics.distance import edit_distance
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from helpers.evaluation.text_metrics import anls, distinct_share, levenshtein, reference_metrics
+from helpers.evaluation.text_metrics import anls, distinct_share, reference_metrics
 from helpers.files import UsageError
 from helpers.rewards.scoring import Score
 from helpers.statistics import mean_interval, proportion
@@ -54,11 +53,6 @@ def test_anls_is_a_scorer_that_refuses_other_facts():
     assert anls.__name__ == "anls"
     with pytest.raises(UsageError, match="anls: facts must be"):
         anls(None, "", "2 cars", {"cars": 2})
-
-
-@given(st.text("abc", max_size=8), st.text("abc", max_size=8))
-def test_the_edit_distance_is_that_of_nltk(first, second):
-    assert levenshtein(first, second) == edit_distance(first, second)
 
 
 # --- corpus scores ---

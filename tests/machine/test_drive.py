@@ -1,7 +1,6 @@
 """Lost sessions: checkpoints that were cut off are not taken, and copies on a drive that fails do no harm."""
 
 import errno
-import json
 import os
 import shutil
 import sys
@@ -9,11 +8,11 @@ import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.files import UsageError
 from helpers.machine import drive
+from helpers.machine.checkpoints import IDENTITY_FILE, seal_checkpoint
 from helpers.machine.drive import DriveCopies, last_checkpoints
 
 
@@ -25,27 +24,17 @@ def written(path, text="x", age=100.0):
     return path
 
 
-def checkpoint(trainer, step, steps=400, whole=True, age=100.0):
-    """What TRL leaves in a checkpoint, in the order of writing; trainer_state.json is the last."""
-    folder = trainer / f"checkpoint-{step}"
+def checkpoint(run, step, steps=400, whole=True, age=100.0, stage="DPO", moments="moments"):
+    """What TRL leaves in a checkpoint, in the order of writing; identity.json is the last."""
+    folder = run / f"checkpoint-{step}"
     written(folder / "adapter_model.safetensors", "weights", age)
-    written(folder / "optimizer.pt", "moments", age)
+    written(folder / "optimizer.pt", moments, age)
     if whole:
-        written(
-            folder / "trainer_state.json",
-            json.dumps({"global_step": step, "max_steps": steps}),
-            age,
-        )
+        name = "iterations" if stage == "PPO" else "steps"
+        identity = {"stage": stage} | ({name: str(steps)} if steps else {})
+        seal_checkpoint(folder, identity)
+        os.utime(folder / IDENTITY_FILE, (time.time() - age, time.time() - age))
     return folder
-
-
-def ppo_checkpoint(folder, iteration, iterations=36):
-    folder.mkdir(parents=True)
-    state = {
-        "identity": {"settings": f"PPOSettings(seed=0, iterations={iterations}, x=1)"},
-        "iteration": iteration,
-    }
-    torch.save(state | {"weights": {"lora": torch.ones(2)}}, folder / "checkpoint.pt")
 
 
 @pytest.fixture
@@ -60,51 +49,52 @@ def copies(tmp_path):
 
 
 def test_the_newest_whole_checkpoint_wins(artifacts):
-    trainer = artifacts / "dpo" / "seed-0" / "trainer"
+    run = artifacts / "dpo" / "seed-0"
     for step in (50, 100, 200):
-        checkpoint(trainer, step, whole=step < 200)
+        checkpoint(run, step, whole=step < 200)
     (found,) = last_checkpoints(artifacts)
     assert (found.run, found.step, found.steps, found.path) == (
         "dpo/seed-0",
         100,
         400,
-        trainer / "checkpoint-100",
+        run / "checkpoint-100",
     )
-    assert str(found) == "dpo/seed-0: step 100 of 400 → set RESUME = True"
+    assert str(found) == "dpo/seed-0: step 100 of 400 → goes on by itself"
 
 
-@pytest.mark.parametrize("damage", ["trainer_state.json", "optimizer.pt"])
+@pytest.mark.parametrize("damage", ["identity.json", "optimizer.pt"])
 def test_a_checkpoint_that_was_cut_off_is_named_and_not_taken(artifacts, damage, capsys):
     """transformers' `get_last_checkpoint` goes by the number alone and would take it."""
-    trainer = artifacts / "dpo" / "seed-1" / "trainer"
-    checkpoint(trainer, 50)
-    text = (checkpoint(trainer, 100) / damage).read_text()
-    (trainer / "checkpoint-100" / damage).write_text(text[:5] if damage.endswith("json") else "")
-    assert get_last_checkpoint(str(trainer)).endswith("checkpoint-100")
+    run = artifacts / "dpo" / "seed-1"
+    checkpoint(run, 50)
+    text = (checkpoint(run, 100) / damage).read_text()
+    (run / "checkpoint-100" / damage).write_text(text[:5] if damage.endswith("json") else "")
+    assert get_last_checkpoint(str(run)).endswith("checkpoint-100")
     drive.print_checkpoints()
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "dpo/seed-1: step 50 of 400 → set RESUME = True"
+    assert first == "dpo/seed-1: step 50 of 400 → goes on by itself"
     assert second.startswith("⚠️") and second.endswith(
         "checkpoint-100 was cut off while it was written, and is passed over."
     )
 
 
 def test_runs_of_all_stages_are_found(artifacts, capsys):
-    checkpoint(artifacts / "dpo" / "seed-0" / "trainer", 400)
-    ppo_checkpoint(artifacts / "ppo" / "grpo", 35)
-    ppo_checkpoint(artifacts / "ppo" / "rloo", 20)
-    written(artifacts / "ppo" / "ppo" / "checkpoint.pt", "half of a zip file")
-    written(
-        artifacts / "ppo" / "grpo" / "adapter_config.json", age=-5
-    )  # saved after its last checkpoint
-    (artifacts / "reward").mkdir()
-    torch.save({"settings": "", "step": 30}, artifacts / "reward" / "checkpoint.pt")
+    checkpoint(artifacts / "dpo" / "seed-0", 400)
+    checkpoint(artifacts / "dpo" / "seed-0.old-1", 50)
+    checkpoint(artifacts / "ppo" / "grpo", 35, 36, stage="PPO")
+    checkpoint(artifacts / "ppo" / "rloo", 20, 36, stage="PPO")
+    checkpoint(artifacts / "ppo" / "ppo", 5, whole=False)
+    # saved after its last checkpoint
+    written(artifacts / "ppo" / "grpo" / "adapter_config.json", age=-5)
+    checkpoint(artifacts / "reward" / "mlp-bradley_terry-0", 30, None, stage="reward model")
     drive.print_checkpoints()
+    cut_off = artifacts / "ppo" / "ppo" / "checkpoint-5"
     assert capsys.readouterr().out.splitlines() == [
         "dpo/seed-0: step 400 of 400, finished",
         "ppo/grpo: step 35 of 36, finished",
-        "ppo/rloo: step 20 of 36 → set RESUME = True",
-        "reward: step 30 → goes on by itself",
+        "ppo/rloo: step 20 of 36 → goes on by itself",
+        "reward/mlp-bradley_terry-0: step 30 → goes on by itself",
+        f"⚠️  {cut_off} was cut off while it was written, and is passed over.",
     ]
 
 
@@ -114,15 +104,12 @@ def test_no_checkpoint_is_said(artifacts, capsys):
 
 
 def test_real_checkpoints_are_read(artifacts):
-    """A file as `save_checkpoint` writes it, with the settings that `PPOTrainer` compares."""
+    """As `Checkpoints` writes them, with the settings that make a run of PPO what it is."""
     from helpers.config import ppo_preset
-    from helpers.training import checkpoint as real
+    from helpers.training.checkpoint import Checkpoints
 
-    identity = {"settings": repr(ppo_preset("tiny")), "seed": "0"}
-    real.save_checkpoint(
-        artifacts / "ppo" / "ppo" / "checkpoint.pt",
-        {"identity": identity, "iteration": 5, "weights": {}},
-    )
+    identity = {"stage": "PPO", "iterations": repr(ppo_preset("tiny").iterations), "seed": "0"}
+    Checkpoints(artifacts / "ppo" / "ppo", identity).save(5, {"weights": {}})
     (found,) = last_checkpoints(artifacts)
     assert (found.step, found.steps) == (5, ppo_preset("tiny").iterations)
 
@@ -132,20 +119,17 @@ def test_real_checkpoints_are_read(artifacts):
 
 def test_what_is_finished_is_copied_and_what_is_not_is_left(copies):
     written(copies.local / "preferences" / "train.jsonl", "new")
-    written(copies.local / "ppo" / "ppo" / ".checkpoint.pt.7.tmp")
+    written(copies.local / "ppo" / "ppo" / ".checkpoint-7.part" / "state.pt")
     written(copies.local / "cache" / "features" / "a.pt")
     written(copies.local / "log.jsonl", age=-5)  # may still be written
-    trainer = copies.local / "dpo" / "seed-0" / "trainer"
+    trainer = copies.local / "dpo" / "seed-0"
     checkpoint(trainer, 50)
     checkpoint(trainer, 100, whole=False)
     assert copies.keep() == 2
     there = sorted(str(p.relative_to(copies.drive)) for p in copies.drive.rglob("*") if p.is_file())
-    place = os.path.join("dpo", "seed-0", "trainer", "checkpoint-50", "")
+    place = os.path.join("dpo", "seed-0", "checkpoint-50", "")
     assert there == [
-        *(
-            place + name
-            for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json")
-        ),
+        *(place + name for name in ("adapter_model.safetensors", "identity.json", "optimizer.pt")),
         os.path.join("preferences", "train.jsonl"),
     ]
     assert copies.keep() == 0
@@ -160,8 +144,8 @@ def test_restore_fetches_what_is_newer_and_leaves_newer_local_files_alone(copies
         for name, age in zip(("local_newer", "drive_newer", "same"), ages, strict=True):
             written(place / name, place.name, age)
     written(copies.drive / "only" / "there", "drive")
-    checkpoint(copies.drive / "dpo" / "seed-0" / "trainer", 50)
-    checkpoint(copies.drive / "dpo" / "seed-0" / "trainer", 100, whole=False)  # Drive writes late
+    checkpoint(copies.drive / "dpo" / "seed-0", 50)
+    checkpoint(copies.drive / "dpo" / "seed-0", 100, whole=False)  # Drive writes late
     assert copies.restore() == 3
     read = {
         name: (copies.local / name).read_text() for name in ("local_newer", "drive_newer", "same")
@@ -179,8 +163,8 @@ def test_a_copy_is_whole_or_not_there(copies, what, monkeypatch):
         old = written(copies.drive / "adapter", "old", age=500)
         written(copies.local / "adapter", "new")
     else:
-        old = checkpoint(copies.drive / "dpo" / "a" / "trainer", 50, age=500) / "optimizer.pt"
-        (checkpoint(copies.local / "dpo" / "a" / "trainer", 50) / "optimizer.pt").write_text("new")
+        old = checkpoint(copies.drive / "dpo" / "a", 50, age=500) / "optimizer.pt"
+        checkpoint(copies.local / "dpo" / "a", 50, moments="new")
     before = old.read_text()
 
     def killed(source, target):
@@ -226,7 +210,7 @@ def test_a_mount_that_is_lost_is_not_replaced_by_a_folder_of_its_name(copies, ca
 
 
 def test_a_checkpoint_that_the_trainer_removes_meanwhile_is_no_failure(copies, monkeypatch, capsys):
-    gone = checkpoint(copies.local / "dpo" / "a" / "trainer", 50)
+    gone = checkpoint(copies.local / "dpo" / "a", 50)
     written(copies.local / "zebra")
     copytree = shutil.copytree
 
@@ -240,17 +224,37 @@ def test_a_checkpoint_that_the_trainer_removes_meanwhile_is_no_failure(copies, m
 
 
 def test_checkpoints_that_newer_ones_have_replaced_do_not_pile_up(copies):
-    trainer = copies.local / "dpo" / "a" / "trainer"
+    trainer = copies.local / "dpo" / "a"
     for step in (50, 100, 150):
         checkpoint(trainer, step)
         if step > 100:
             shutil.rmtree(trainer / f"checkpoint-{step - 100}")  # save_total_limit=2
         copies.keep()
-    there = copies.drive / "dpo" / "a" / "trainer"
+    there = copies.drive / "dpo" / "a"
     assert sorted(path.name for path in there.iterdir()) == ["checkpoint-100", "checkpoint-150"]
     shutil.rmtree(copies.local / "dpo")  # a session was lost: nothing is removed
     copies.keep()
     assert len(list(there.iterdir())) == 2
+
+
+def test_checkpoints_of_a_run_that_was_set_aside_move_with_it(copies):
+    """Else the next session would find the old run's, with a higher step, beside the new run's."""
+    run = copies.local / "dpo" / "a"
+    checkpoint(run, 150)
+    copies.keep()
+    run.rename(run.with_name("a.old-1"))
+    checkpoint(run, 50, steps=80)
+    copies.keep()
+    there = sorted(path.name for path in (copies.drive / "dpo").glob("*/checkpoint-*"))
+    assert there == ["checkpoint-150", "checkpoint-50"]
+    assert (copies.drive / "dpo" / "a.old-1" / "checkpoint-150").is_dir()
+
+
+def test_a_checkpoint_that_is_on_drive_in_part_is_not_fetched(copies):
+    """The drive has its last file, and not yet all of another one."""
+    folder = checkpoint(copies.drive / "dpo" / "a", 50)
+    written(folder / "optimizer.pt", "mom")
+    assert copies.restore() == 0 and not (copies.local / "dpo").exists()
 
 
 def test_it_runs_by_itself(copies):
@@ -291,15 +295,15 @@ def colab(artifacts, tmp_path, monkeypatch):
 
 
 def test_use_drive_restores_and_says_how_to_go_on(colab, artifacts, capsys):
-    checkpoint(colab.folder / "dpo" / "seed-0" / "trainer", 50)
+    checkpoint(colab.folder / "dpo" / "seed-0", 50)
     drive.use_drive("vlm")
     drive.use_drive("vlm")
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith(
         "vlm: 1 files and checkpoints fetched; from now on it is brought up to date."
     )
-    assert said[1] == "dpo/seed-0: step 50 of 400 → set RESUME = True" and ": 0 files" in said[2]
-    assert (artifacts / "dpo" / "seed-0" / "trainer" / "checkpoint-50").is_dir()
+    assert said[1] == "dpo/seed-0: step 50 of 400 → goes on by itself" and ": 0 files" in said[2]
+    assert (artifacts / "dpo" / "seed-0" / "checkpoint-50").is_dir()
     assert len(set(map(id, colab.started))) == 1 and colab.mounted == 2, (
         "one thread, however often it is asked for"
     )

@@ -331,9 +331,8 @@ def test_two_disks_are_told_apart(monkeypatch, tmp_path, artifacts):
     monkeypatch.setattr(
         shutil, "disk_usage", lambda folder: Disk(0, 0, 3e9 if folder == artifacts else 1e9)
     )
-    disks = measure_disks(
-        download_gb("qwen2-vl-2b", True), disk_of=lambda folder: folder == artifacts
-    )
+    monkeypatch.setattr(facts, "device_number", lambda folder: folder == artifacts)
+    disks = measure_disks(download_gb("qwen2-vl-2b", True))
     # 2 of 3 GB for artifacts, and 2.5 of 1 for the model
     (warning,) = machine_warnings(replace(measure_machine(None), disks=disks))
     assert warning.startswith(f"disk: 1.0 GB free at {tmp_path}, 2.5 GB are needed")

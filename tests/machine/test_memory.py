@@ -601,11 +601,3 @@ def test_the_table_on_the_command_line(capsys):
         main(["memory", "--model", "tinny"]) == 1
         and "Did you mean 'tiny'?" in capsys.readouterr().err
     )
-
-
-def test_a_forecast_reads_as_a_sentence():
-    text = str(forecast_memory(QWEN, dpo_preset("t4")))
-    assert (
-        text.startswith("4.0 GB while training (weights 2.47, adapter 0.30, ")
-        and "cache" not in text
-    )

@@ -29,6 +29,8 @@ def test_adapters_are_found_by_stage_and_others_are_left_out_and_named(tmp_path,
     copy(tmp_path / "dpo" / "real", base="qwen2-vl-2b")
     copy(tmp_path / "reward")
     (tmp_path / "reward" / "head.safetensors").write_bytes(b"")
+    # of another run, which was set aside
+    copy(tmp_path / "dpo" / "seed-3.old-1")
     shutil.copytree(SHIPPED_POLICIES, tmp_path / "dpo" / "seed-3" / "trainer" / "checkpoint-60")
     (tmp_path / "dpo" / "seed-3" / "trainer" / "checkpoint-60" / "about.json").unlink()
     found = find_policies("tiny", tmp_path)

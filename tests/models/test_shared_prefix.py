@@ -1,3 +1,5 @@
+import doctest
+
 import pytest
 import torch
 from architectures import BUILDERS, build
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 from helpers import models
 from helpers.config import LoraSettings
 from helpers.evaluation.exactness import images_for
-from helpers.models import shared_prefix
+from helpers.models import encoded_prompts, shared_prefix
 from helpers.models.caches import ImageFeatures
 from helpers.models.prompts import render, user_message
 from helpers.models.shared_prefix import (
@@ -181,6 +183,10 @@ def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, 
     assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out
 
 
+def test_the_mask_is_the_one_in_its_picture():
+    assert doctest.testmod(shared_prefix) == (0, 1)
+
+
 def inputs_of(packed):
     return {name: value for name, value in packed.inputs.items()} | dict(packed.features)
 
@@ -207,8 +213,9 @@ def test_prompts_are_encoded_once_and_selected_for_every_batch(batch, packs, mon
     def forbidden(*_, **__):
         raise AssertionError("encoded a second time")
 
-    for name in ("images_hash", "tokenize", "render_conversation"):
-        monkeypatch.setattr(shared_prefix, name, forbidden)
+    for name in ("images_hash", "tokenize"):
+        monkeypatch.setattr(encoded_prompts, name, forbidden)
+    monkeypatch.setattr(shared_prefix, "render_conversation", forbidden)
     monkeypatch.setattr(type(processor), "__call__", forbidden)
     chosen = encoded.select(numbers)
     assert chosen.texts == [encoded.texts[2], encoded.texts[0]]

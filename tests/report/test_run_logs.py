@@ -143,6 +143,12 @@ def test_a_run_under_way_is_read_from_its_last_checkpoint(folder):
     assert run.stage == "dpo" and run.steps.tolist() == [1, 2]
 
 
+def test_the_checkpoints_of_a_run_that_has_ended_are_no_run_of_their_own(folder):
+    before = [run.name for run in find_runs(folder)]
+    write(folder / "dpo" / "one" / "checkpoint-20" / "trainer_state.json", {"log_history": []})
+    assert [run.name for run in find_runs(folder)] == before
+
+
 def test_an_empty_log_and_two_in_one_folder(folder):
     write(folder / "ppo" / "grpo" / "log.json", "[]")
     runs = {run.name: run for run in find_runs(folder)}

@@ -11,8 +11,10 @@ from shipped import TRAFFIC
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BertConfig, Qwen2Config
 
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
 from helpers.files import ROOT, UsageError
+from helpers.rewards import caption_reward
 from helpers.rewards.caption_reward import (
     CaptionReward,
     load_text_reward,
@@ -244,8 +246,12 @@ def test_all_pairs_of_a_ranking_are_trained_on(tokenizer, records, monkeypatch):
 
 
 @pytest.mark.heavy(reason="starts a process that imports torch and transformers")
-def test_a_saved_reward_gives_equal_scores_in_a_new_process(tokenizer, records, tmp_path):
-    reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None, batch_size=2)
+def test_a_saved_reward_gives_equal_scores_in_a_new_process(
+    tokenizer, records, tmp_path, monkeypatch
+):
+    """Here two texts at once, there all of them."""
+    monkeypatch.setattr(caption_reward, "SCORED_AT_ONCE", 2)
+    reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
     reward.fit(records[:8], epochs=1)
     folder = reward.save(tmp_path / "reward")
     assert (folder / "model.safetensors").exists() and not list(folder.glob("*.bin"))

@@ -169,7 +169,8 @@ def test_the_image_changes_the_score(reward, records):
 def test_held_out_images_are_not_trained_on(reward, records):
     """With the targets of the held-out images spoilt, the trained scores are the same."""
     generator = torch.Generator().manual_seed(3)
-    _, out = feature_reward._split(records, 0.2, generator)
+    targets = torch.tensor([score for scores in words(records) for score in scores])
+    _, out = feature_reward._split(records, targets, generator)
     places = [i for i, record in enumerate(records) for _ in record.answers]
     held = {places[row] for row in out.tolist()}
     assert len(held) == 12  # of 60 images

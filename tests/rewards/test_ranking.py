@@ -82,11 +82,12 @@ def test_rank_correlation_by_hand_and_with_ties_as_scipy_has_it():
     )
 
 
-def test_every_resample_has_the_correlation_that_scipy_gives_it():
+def test_every_resample_has_the_correlation_that_scipy_gives_it(monkeypatch):
     draw = np.random.default_rng(3)
     of = np.repeat(np.arange(12), [2, 3] * 6)
     totals, truth = draw.integers(0, 4, len(of)).astype(float), draw.integers(0, 3, len(of)) / 2
-    drawn = rule_ranking.draw_records(12, draws=50)
+    monkeypatch.setattr(rule_ranking, "BOOTSTRAP_DRAWS", 50)
+    drawn = rule_ranking.draw_records(12)
     assert (
         drawn.shape == (50, 12)
         and (drawn.sum(axis=1) == 12).all()

@@ -8,33 +8,45 @@ import torch
 from small_ppo import RECORDS, SMALL, moved, trainer, weights
 from torch.testing import assert_close
 
-from helpers import models
+from helpers import losses, models
 from helpers.config import RewardSettings
 from helpers.files import UsageError
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training.actor_critic import CRITIC_ADAPTER
+from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
+from helpers.training.warm_up import warm_up_critic
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
 
-def test_a_critic_with_its_own_adapter_leaves_the_policy_alone():
-    """Its loss reaches its adapter and head only; one on the policy's states reaches the policy unless detached."""
-    reached = {}
-    for name, how in {
+def no_advantage(rewards, values, mask, settings, mean):
+    """Returns for the critic, and nothing for the policy to learn from."""
+    _, returns = losses.gae(rewards, values, mask, settings.gamma, settings.lam)
+    return torch.zeros_like(rewards), returns
+
+
+def test_a_critic_with_its_own_adapter_leaves_the_policy_alone(monkeypatch):
+    """Its loss reaches its adapter and head; one on the policy's states reaches the policy, too.
+
+    Unless it is detached.
+    """
+    monkeypatch.setitem(ADVANTAGES, "none", AdvantageWay(no_advantage, learns_values=True))
+    kinds = {
         "own": {"critic_adapter": True},
         "detached": {"critic_detached": True},
         "joint": {"critic_detached": False},
-    }.items():
-        run = trainer(dataclasses.replace(SMALL, learning_rate=0.0, **how))
+    }
+    reached = {}
+    for name, how in kinds.items():
+        settings = dataclasses.replace(SMALL, learning_rate=0.0, advantages="none", **how)
+        run = trainer(settings)
         run.actor.critic.value[-1].weight.data.fill_(0.1)
-        experience = run.experience(run.sample())
-        experience = dataclasses.replace(
-            experience, advantages=torch.zeros_like(experience.advantages)
-        )
-        reached[name] = run.step(experience, [0, 1])["grad_norm/adapter"]
+        (row,) = run.train(1)
+        assert row["grad_norm/critic"] > 0
+        reached[name] = row["grad_norm/adapter"]
     assert reached["own"] == reached["detached"] == 0 < reached["joint"]
 
 
@@ -55,11 +67,12 @@ def test_one_base_serves_all_roles():
         if f".{reward_model.REWARD_ADAPTER}." in name
     }
     kept |= {name: p.detach().clone() for name, p in frozen.items()}
-    run.iterate()
+    run.train(1)
     assert all(torch.equal(p, kept[name]) for name, p in policy.named_parameters() if name in kept)
     assert policy.active_adapter == models.POLICY_ADAPTER
 
 
+@pytest.mark.heavy
 def test_a_critic_warms_up_in_parts_as_in_one():
     yes = make_scorer(
         "yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")}
@@ -71,7 +84,7 @@ def test_a_critic_warms_up_in_parts_as_in_one():
             SMALL, critic_adapter=True, mini_batch=parts, gradient_checkpointing=saving
         )
         runs.append(trainer(settings, yes))
-        histories.append(runs[-1].warm_up_critic(tasks, answers, epochs=3, prompts_per_step=4))
+        histories.append(warm_up_critic(runs[-1], tasks, answers, 3, prompts_per_step=4))
     for run, history in zip(runs[1:], histories[1:], strict=True):
         assert len(history) == 6 and history == pytest.approx(histories[0], rel=1e-3)
         for name, value in weights(runs[0]).items():
@@ -79,16 +92,17 @@ def test_a_critic_warms_up_in_parts_as_in_one():
     assert runs[2].model.is_gradient_checkpointing
 
 
+@pytest.mark.heavy
 def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
     yes = make_scorer(
         "yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")}
     )
     run = trainer(dataclasses.replace(SMALL, critic_adapter=True), yes)
     before, tasks = weights(run), tasks_of(RECORDS[:8])
-    history = run.warm_up_critic(tasks, [["Yes.", "No."]] * 8, epochs=20, prompts_per_step=4)
+    history = warm_up_critic(run, tasks, [["Yes.", "No."]] * 8, 20, prompts_per_step=4)
     assert len(history) == 40 and np.mean(history[-4:]) < 0.7 * np.mean(history[:4])
     assert all(
         name.startswith("critic.") or f".{CRITIC_ADAPTER}." in name for name in moved(run, before)
     )
     with pytest.raises(UsageError, match="critic_adapter=True"):
-        trainer().warm_up_critic(tasks, [["No."]] * 8)
+        warm_up_critic(trainer(), tasks, [["No."]] * 8)

@@ -1,40 +1,42 @@
 import copy
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
+from shipped import TRAFFIC
 from torch.testing import assert_close
 from trl import DPOTrainer
 
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings, dpo_preset
 from helpers.data.pairs import add_image_negatives
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
 from helpers.files import ROOT, UsageError
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
-from helpers.models import caches, shared_prefix
+from helpers.models import caches, encoded_prompts
 from helpers.models.caches import ImageFeatures, images_hash
 from helpers.models.shared_prefix import Packer
 from helpers.training import dpo
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
+VALID = TRAFFIC / "preferences_valid.jsonl"
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=6, batch_size=8)
 
 
 @pytest.fixture
-def make(pairs_dataset, tmp_path):
+def make(pairs_dataset):
     """Trainer of a fresh adapter (or of `model`), with changed settings."""
 
     def build(model=None, dataset=None, **changes):
-        options = {
-            name: changes.pop(name) for name in ("packs", "cache", "output_dir") if name in changes
-        }
+        names = ("packs", "cache", "folder", "replace_other", "seed", "callbacks")
+        options = {name: changes.pop(name) for name in names if name in changes}
         base, processor = models.load_model("tiny")
         settings = dataclasses.replace(SETTINGS, **changes)
-        options = {"output_dir": tmp_path} | options
         return dpo.dpo_trainer(
             model or base, processor, dataset or pairs_dataset, settings, **options
         )
@@ -241,7 +243,7 @@ def test_an_image_is_hashed_once_a_batch(make, spoilt_dataset, monkeypatch):
         hashed.append(images)
         return images_hash(images)
 
-    for module in (caches, shared_prefix):
+    for module in (caches, encoded_prompts):
         monkeypatch.setattr(module, "images_hash", counted)
     for trainer, lists in ((make(), 4), (make(dataset=spoilt_dataset, image_weight=1.0), 8)):
         hashed.clear()
@@ -290,25 +292,17 @@ def test_a_stale_cache_is_never_read(make, tmp_path, pairs_dataset):
 
     base, processor = models.load_model("tiny")
     processor.image_processor.size["longest_edge"] //= 4
-    assert not found(
-        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
-    )
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, cache=cache))
     base, processor = models.load_model("tiny")
     processor.chat_template = processor.chat_template.replace("You are", "You were").replace(
         "user", "user "
     )
-    assert not found(
-        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
-    )
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, cache=cache))
     base, processor = models.load_model("tiny")
     base.get_decoder().norm.weight.data[0] += 1e-3
-    assert not found(
-        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
-    )
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, cache=cache))
     base, processor = models.load_model("tiny", four_bit=False)
-    assert not found(
-        dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, output_dir=tmp_path, cache=cache)
-    )
+    assert not found(dpo.dpo_trainer(base, processor, pairs_dataset, SETTINGS, cache=cache))
     trained = make(cache=cache)
     off_zero(trained.model)
     assert not found(make(model=trained.model, cache=cache))
@@ -403,30 +397,226 @@ def test_gradient_checkpointing_changes_nothing(make):
     assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-6)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(make, tmp_path):
-    whole = dpo.train_dpo(make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "whole"))
+# Checkpoints
 
-    class Killed(Exception):
-        pass
 
-    class Kill(dpo.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 6:
-                raise Killed
+class Killed(Exception):
+    pass
 
-    trainer = make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed")
-    trainer.add_callback(Kill())
+
+class KillAt(dpo.TrainerCallback):
+    """Ends the run in the middle of training, after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def same_run(first, second):
+    """Equal logs, but for times; and equal weights, to the last bit."""
+    (trainer, run), (other_trainer, other) = first, second
+    assert run.log == other.log and run.trained_pairs == other.trained_pairs
+    weights, others = (state(trainer.model) for trainer in (trainer, other_trainer))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
+
+
+def interrupted(make, folder, step, **changes):
+    """A run that is killed after `step` and gone on with by another trainer."""
     with pytest.raises(Killed):
-        dpo.train_dpo(trainer)
-    (tmp_path / "killed" / "checkpoint-6").mkdir()  # of a run that was killed while it wrote
-    resumed = dpo.train_dpo(
-        make(steps=8, checkpoint_steps=4, output_dir=tmp_path / "killed"), resume=True
+        dpo.train_dpo(make(folder=folder, callbacks=[KillAt(step)], **changes))
+    trainer = make(folder=folder, **changes)
+    return trainer, dpo.train_dpo(trainer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # 32 pairs: an epoch has four steps, and step 3 is in the middle of it
+        {"checkpoint_steps": 3, "lora": LoraSettings(dropout=0.2)},
+        {"checkpoint_steps": 3, "batch_size": 4, "accumulation": 2},
+        {"checkpoint_steps": 4},
+    ],
+    ids=["in mid-epoch, with dropout", "in mid-epoch, accumulated", "between epochs"],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(make, tmp_path, changes, capsys):
+    changes = {"steps": 7} | changes
+    trainer = make(**changes)
+    whole = trainer, dpo.train_dpo(trainer)
+    same_run(whole, interrupted(make, tmp_path, 5, **changes))
+    step = changes["checkpoint_steps"]
+    assert f"Going on after step {step} of 7 ({tmp_path / f'checkpoint-{step}'})." in (
+        capsys.readouterr().out
     )
-    assert [row["loss"] for row in resumed.log] == [row["loss"] for row in whole.log]
 
 
-def test_resume_without_a_checkpoint_starts_at_the_beginning(make):
-    assert len(dpo.train_dpo(make(steps=2), resume=True).log) == 2
+def test_a_second_round_goes_on_with_its_policy_and_not_with_its_reference(make, tmp_path):
+    """transformers would load the frozen copy of the adapter, and leave the policy at its start."""
+    first = make(steps=2)
+    dpo.train_dpo(first)
+    trained = state(first.model)
+
+    def policy():
+        base, _ = models.load_model("tiny")
+        model = models.add_adapter(base, SETTINGS.lora)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(trained[name])
+        return model
+
+    changes = {"steps": 5, "checkpoint_steps": 3}
+    trainer = make(model=policy(), **changes)
+    whole = trainer, dpo.train_dpo(trainer)
+    with pytest.raises(Killed):
+        dpo.train_dpo(make(model=policy(), folder=tmp_path, callbacks=[KillAt(4)], **changes))
+    again = make(model=policy(), folder=tmp_path, **changes)
+    same_run(whole, (again, dpo.train_dpo(again)))
+    with pytest.raises(UsageError, match="of a run with other adapter"):
+        make(folder=tmp_path, **changes)
+
+
+def test_a_finished_run_is_loaded_and_not_trained_a_step_further(make, tmp_path, capsys):
+    first = make(steps=3, folder=tmp_path)
+    run = dpo.train_dpo(first)
+    capsys.readouterr()
+    again = make(steps=3, folder=tmp_path)
+    loaded = dpo.train_dpo(again)
+    same_run((first, run), (again, loaded))
+    assert again.optimizer is None and not again.model.training
+    assert loaded.seconds == pytest.approx(run.seconds, abs=5)
+    said = f"Finished after step 3 ({tmp_path / 'checkpoint-3'}): loaded, not trained again."
+    assert said in capsys.readouterr().out
+    # nor in the same session, nor a third time
+    same_run((first, run), (again, dpo.train_dpo(again)))
+    assert len(run.log) == 3 and [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def other_text(row):
+    return {"chosen": [row["chosen"][0] | {"content": "There are 9 cars."}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"beta": 0.5}, r"beta \(1\.0, here 0\.5\)"),
+        ({"learning_rate": 1e-5}, r"learning_rate \(0\.0003, here 1e-05\)"),
+        ({"losses": ("ipo",)}, "losses"),
+        ({"sft_weight": 0.0}, "sft_weight"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"steps": 4}, "steps"),
+        ({"lora": LoraSettings(r=4)}, r"lora\.r \(16, here 4\)"),
+        ({"seed": 1}, r"seed \(0, here 1\)"),
+        ({"packs": False}, r"packs \(True, here False\)"),
+    ],
+)
+def test_another_setting_is_another_run(finished_run, make, change, named):
+    with pytest.raises(UsageError, match=f"of a run with other {named}"):
+        make(folder=finished_run, **({"steps": 2} | change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.select(range(31)),
+        lambda data: data.select([1, 0, *range(2, 32)]),
+        lambda data: data.map(other_text),
+        lambda data: data.rename_columns({"chosen": "rejected", "rejected": "chosen"}),
+    ],
+    ids=["fewer", "in another order", "another text", "swapped labels"],
+)
+def test_other_pairs_are_another_run(finished_run, make, pairs_dataset, change):
+    with pytest.raises(UsageError, match=r"of a run with other data\. Put that back"):
+        make(folder=finished_run, steps=2, dataset=change(pairs_dataset))
+
+
+@pytest.fixture(scope="module")
+def finished_run(pairs_dataset, tmp_path_factory):
+    """Folder of two steps on the pairs of the shipped preferences."""
+    folder = tmp_path_factory.mktemp("finished")
+    settings = dataclasses.replace(SETTINGS, steps=2)
+    base, processor = models.load_model("tiny")
+    dpo.train_dpo(dpo.dpo_trainer(base, processor, pairs_dataset, settings, folder=folder))
+    return folder
+
+
+def test_another_base_or_processor_is_another_run(finished_run, pairs_dataset):
+    settings = dataclasses.replace(SETTINGS, steps=2)
+    for named in ("processor", "base model"):
+        model, processor = models.load_model("tiny")
+        if named == "processor":
+            processor.image_processor.size["longest_edge"] //= 4
+        else:
+            model.get_decoder().norm.weight.data[0] += 1e-3
+        with pytest.raises(UsageError, match=f"of a run with other {named}. Put that back"):
+            dpo.dpo_trainer(model, processor, pairs_dataset, settings, folder=finished_run)
+
+
+def test_an_image_that_changes_under_its_path_makes_another_run(make, tmp_path):
+    records = read_records(ROOT / "data" / "traffic" / "preferences_train.jsonl")[:3]
+    image = tmp_path / "scene.png"
+    shutil.copy(records[0].image_paths[0], image)
+    records = [record.model_copy(update={"images": [str(image)]}) for record in records]
+    run = {"steps": 1, "batch_size": 2, "folder": tmp_path / "run"}
+    dpo.train_dpo(make(dataset=to_trl(records), **run))
+    make(dataset=to_trl(records), **run)
+    shutil.copy(read_records(VALID)[5].image_paths[0], image)
+    with pytest.raises(UsageError, match="of a run with other data"):
+        make(dataset=to_trl(records), **run)
+
+
+def test_another_run_is_set_aside_where_the_user_says_so(make, tmp_path, capsys):
+    run = tmp_path / "seed-0"
+    dpo.train_dpo(make(steps=2, folder=run))
+    changed = make(steps=2, beta=0.2, folder=run, replace_other=True)
+    log = dpo.train_dpo(changed).log
+    assert "seed-0.old-1" in capsys.readouterr().out
+    assert (tmp_path / "seed-0.old-1" / "checkpoint-2" / "identity.json").exists()
+    fresh = make(steps=2, beta=0.2)
+    assert log == dpo.train_dpo(fresh).log, "nothing of the old run is in it"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_with(make, tmp_path, capsys):
+    changes = {"steps": 5, "checkpoint_steps": 2}
+    trainer = make(**changes)
+    whole = trainer, dpo.train_dpo(trainer)
+    with pytest.raises(Killed):
+        dpo.train_dpo(make(folder=tmp_path, callbacks=[KillAt(5)], **changes))
+    newest = tmp_path / "checkpoint-4"
+    weights = newest / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    # of a run that was killed while it wrote
+    (tmp_path / "checkpoint-6").mkdir()
+    capsys.readouterr()
+    again = make(folder=tmp_path, **changes)
+    same_run(whole, (again, dpo.train_dpo(again)))
+    said = [line for line in capsys.readouterr().out.splitlines() if "checkpoint-" in line]
+    assert [line.split(":")[0] for line in said[:2]] == [
+        f"⚠️  {tmp_path / 'checkpoint-6'}",
+        f"⚠️  {newest}",
+    ]
+    assert "Going on after step 2 of 5" in said[2] and len(said) == 3
+
+
+def test_how_often_a_checkpoint_is_written_makes_no_other_run(make, tmp_path):
+    with pytest.raises(Killed):
+        run = make(steps=3, folder=tmp_path, checkpoint_steps=1, callbacks=[KillAt(3)])
+        dpo.train_dpo(run)
+    assert len(dpo.train_dpo(make(steps=3, folder=tmp_path)).log) == 3
+
+
+def test_without_a_folder_nothing_is_written(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dpo.train_dpo(make(steps=1, checkpoint_steps=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_trl_does_not_know_is_refused_before_anything_is_loaded(make):
+    with pytest.raises(UsageError, match="unknown loss 'sigmoyd': choose from sigmoid, hinge, ipo"):
+        make(losses=("sigmoyd",))
+    assert {"sigmoid", "bco_pair", "sft", "sigmoid_norm"} <= set(dpo.DPO_LOSSES)
 
 
 @pytest.fixture(scope="module")
@@ -513,14 +703,14 @@ def test_presets_are_configurations_that_trl_takes(tmp_path):
     assert issubclass(dpo.VLMDPOTrainer, DPOTrainer)
 
 
-def test_four_pairs_can_be_learnt_by_heart(pairs_dataset, tmp_path):
+def test_four_pairs_can_be_learnt_by_heart(pairs_dataset):
     """The smallest proof that gradients point the right way: loss far under ln 2, every pair preferred."""
     model, processor = models.load_model("tiny")
     settings = dataclasses.replace(
         SETTINGS, steps=25, batch_size=4, sft_weight=0.0, learning_rate=1e-3
     )
     four = pairs_dataset.select(range(4))
-    trainer = dpo.dpo_trainer(model, processor, four, settings, output_dir=tmp_path)
+    trainer = dpo.dpo_trainer(model, processor, four, settings)
     run = dpo.train_dpo(trainer)
     assert run.log[-1]["loss"] < 0.1
     assert evaluate_pairs(trainer.model, processor, four).accuracy.value == 1

@@ -12,7 +12,7 @@ from helpers.training.on_policy import on_policy_round
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
-CHANGES = {"steps": 2, "batch_size": 4, "sft_weight": 0.0, "checkpoint_steps": 0}
+CHANGES = {"steps": 2, "batch_size": 4, "sft_weight": 0.0}
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], **CHANGES)
 
 
@@ -21,7 +21,7 @@ def test_each_round_begins_at_the_policy_that_the_one_before_has_left(valid_item
     for number in (1, 2):
         done = on_policy_round(
             policy, processor, valid_items[:12], count_graded, SETTINGS,
-            sampling_seed=1000 * number, folder=tmp_path / str(number), cache=tmp_path / "cache",
+            sampling_seed=1000 * number, cache=tmp_path / "cache",
         )  # fmt: skip
         assert 0 < done.pairs <= 12 and len(done.run.log) == 2
         # the reference is the policy at the start of the round, so that no margin is there: ln 2

@@ -1,6 +1,10 @@
 """The loop of PPO, RLOO and GRPO: what moves and what stays, the three log-probabilities, going on after a kill."""
 
 import dataclasses
+import inspect
+import itertools
+import math
+import re
 
 import numpy as np
 import pytest
@@ -11,18 +15,22 @@ from torch.testing import assert_close
 
 from helpers import losses, models
 from helpers.config import PPO_PRESETS, RewardSettings
-from helpers.files import UsageError
-from helpers.models import shared_prefix
-from helpers.models.shared_prefix import answer_logps
+from helpers.files import ROOT, UsageError
+from helpers.models import encoded_prompts
+from helpers.models.shared_prefix import answer_logits, answer_logps
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import count_exact, make_scorer, weighted_scorer
 from helpers.training import rollout as rollouts
-from helpers.training.actor_critic import CRITIC_ADAPTER
-from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import tasks_of
+from helpers.training.actor_critic import CRITIC_ADAPTER, TokenFigures
+from helpers.training.advantages import ADVANTAGES, AdvantageWay
+from helpers.training.ppo import PPOTrainer, critic_loss, policy_loss, set_learning_rates
+from helpers.training.rollout import ROLLOUT_FILTERS, MiniBatch, Rollout, tasks_of
+from helpers.training.warm_up import warm_up_critic
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
+STEPS = ("Sample", "Look", "Reward", "Advantage", "Policy update", "Critic update")
+ONE_UPDATE = dataclasses.replace(SMALL, epochs=1, mini_batch=4)  # in an iteration
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 
 
@@ -30,7 +38,7 @@ constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 def test_adapter_and_critic_move_and_the_base_stays(own):
     run = trainer(dataclasses.replace(SMALL, critic_adapter=own))
     before = weights(run)
-    row = run.iterate()
+    (row,) = run.train(1)
     changed = moved(run, before)
     assert any(".default." in name for name in changed) and any(
         name.startswith("critic.") for name in changed
@@ -46,11 +54,11 @@ def test_without_advantages_the_weights_stay_bit_for_bit(advantages):
     how = {"advantages": advantages, "kl_weight": 0.0, "critic_layers": 0}
     run = trainer(dataclasses.replace(SMALL, **how))
     start = weights(run)
-    run.iterate()
+    run.train(1)
     assert moved(run, start)
-    run.score, run.iteration = constant, 1
+    run.sampler.score = constant
     before = weights(run)
-    row = run.iterate()
+    row = run.train(1)[-1]
     assert not moved(run, before) and row["ppo/advantages/size"] == 0 == row["grad_norm/adapter"]
     assert row["groups/zero_variance"] == 1
 
@@ -58,79 +66,74 @@ def test_without_advantages_the_weights_stay_bit_for_bit(advantages):
 def test_three_log_probabilities():
     """old = new before the update; the reference is the base; afterwards all three differ."""
     run = trainer(dataclasses.replace(SMALL, learning_rate=5e-3))
-    run.iterate()
-    run.iteration = 1
-    experience = run.experience(run.sample())
-    packed = run.pack(experience.rollout)
+    run.train(1)
+    packed = run.sampler.sample(1).pack(run.sampler.packer)
+    with torch.no_grad():
+        old = run.actor(packed).logps
     with torch.no_grad(), models.disable_adapters(run.model):
         base = answer_logps(run.model, packed)
-    assert_close(
-        experience.reference_logps, base, rtol=1e-4, atol=1e-4
-    )  # image tokens are left out of ours: 1e-5
-    assert (experience.old_logps - experience.reference_logps).abs().max() > 0.01
-    with torch.no_grad():
-        assert_close(run.actor(packed).logps, experience.old_logps)
-    run.update(experience)
+    run.train(1)
+    experience = run.last
+    assert_close(old, experience.old_logps)
+    # image tokens are left out of ours: 1e-5
+    assert_close(experience.reference_logps, base, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         new = run.actor(packed).logps
-    assert (new - experience.old_logps).abs().max() > 0.01 and (
-        new - experience.reference_logps
-    ).abs().max() > 0.01
+    gaps = [old - base, new - old, new - base]
+    assert all(gap.abs().max() > 0.01 for gap in gaps)
 
 
-def test_rewards_and_advantages_of_an_iteration():
+@pytest.mark.parametrize("advantages", ["gae", "rloo", "grpo"])
+def test_rewards_and_advantages_of_an_iteration(advantages):
     """As the formulas say, from the scores and log-probabilities of the iteration."""
-    for advantages in ("gae", "rloo", "grpo"):
-        run = trainer(
-            dataclasses.replace(SMALL, advantages=advantages, kl_weight=0.1, learning_rate=3e-3)
+    how = {"advantages": advantages, "kl_weight": 0.1, "learning_rate": 3e-3}
+    run = trainer(dataclasses.replace(ONE_UPDATE, **how))
+    run.train(2)
+    e = run.last
+    kl = (e.old_logps - e.reference_logps) * e.mask
+    weight = 0.0 if advantages == "grpo" else 0.1
+    totals = e.rollout.scores - weight * kl.sum(1)
+    assert_close(e.rewards.sum(1), totals)
+    last = e.mask.sum(1) - 1
+    at_end = e.rewards.gather(1, last[:, None]).squeeze(1)
+    assert_close(at_end, e.rollout.scores - weight * kl.gather(1, last[:, None]).squeeze(1))
+    if advantages == "gae":
+        expected, returns = losses.gae(e.rewards, e.values, e.mask, 1.0, 0.95)
+        expected = losses.whiten(expected, e.mask)
+        assert_close(e.returns, returns)
+    else:
+        assert_close(e.values, totals.mean() * e.mask)
+        groups = totals.view(-1, 4)
+        centred = groups - groups.mean(1, keepdim=True)
+        each = (
+            centred * 4 / 3
+            if advantages == "rloo"
+            else centred / (groups.std(1, keepdim=True) + 1e-4)
         )
-        run.iterate()
-        run.iteration = 1
-        e = run.experience(run.sample())
-        kl = (e.old_logps - e.reference_logps) * e.mask
-        weight = 0.0 if advantages == "grpo" else 0.1
-        totals = e.rollout.scores - weight * kl.sum(1)
-        assert_close(e.rewards.sum(1), totals)
-        last = e.mask.sum(1) - 1
-        at_end = e.rewards.gather(1, last[:, None]).squeeze(1)
-        assert_close(at_end, e.rollout.scores - weight * kl.gather(1, last[:, None]).squeeze(1))
-        if advantages == "gae":
-            expected, returns = losses.gae(e.rewards, e.values, e.mask, 1.0, 0.95)
-            expected = losses.whiten(expected, e.mask)
-            assert_close(e.returns, returns)
-        else:
-            groups = totals.view(-1, 4)
-            centred = groups - groups.mean(1, keepdim=True)
-            each = (
-                centred * 4 / 3
-                if advantages == "rloo"
-                else centred / (groups.std(1, keepdim=True) + 1e-4)
-            )
-            expected = each.flatten()[:, None] * e.mask
-        assert_close(e.advantages, expected)
+        expected = each.flatten()[:, None] * e.mask
+    assert_close(e.advantages, expected)
 
 
 def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
     run = trainer()
-    whole = run.pack
+    whole = run.sampler.mini_batches
 
-    def shifted(rollout, tasks=None):
-        """In an update, not in the look before."""
-        updates = torch.is_grad_enabled()
-        changed = (
-            dataclasses.replace(rollout, ids=[ids.roll(1) for ids in rollout.ids])
-            if updates
-            else rollout
-        )
-        return whole(changed, tasks)
+    def shifted(experience, iteration):
+        """Other tokens in the updates than in the look before."""
+        ids = [ids.roll(1) for ids in experience.rollout.ids]
+        rollout = dataclasses.replace(experience.rollout, ids=ids)
+        return whole(dataclasses.replace(experience, rollout=rollout), iteration)
 
-    monkeypatch.setattr(run, "pack", shifted)
+    monkeypatch.setattr(run.sampler, "mini_batches", shifted)
+    before = weights(run)
     with pytest.raises(RuntimeError, match="before any update"):
-        run.iterate()
+        run.train()
+    # but for the critic, which starts at the mean score
+    assert moved(run, before) <= {"critic.value.4.bias"}
 
 
 def test_temperature_and_top_p_keep_the_ratio():
-    row = trainer(dataclasses.replace(SMALL, temperature=0.7, top_p=0.9)).iterate()
+    (row,) = trainer(dataclasses.replace(SMALL, temperature=0.7, top_p=0.9)).train(1)
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5)
 
 
@@ -141,7 +144,9 @@ def test_the_questions_answers_of_one_word_have_nothing_to_learn_from():
         trainer(settings, make_scorer("score", lambda *given, size=size: {"score": size}))
         for size in (0.2, 1.0)
     )
-    pair = [run.experience(run.sample()) for run in (one, two)]
+    one.train()
+    two.train()
+    pair = [one.last, two.last]
     assert pair[0].rollout.texts == pair[1].rollout.texts
     assert pair[0].rollout.scores.tolist() != pair[1].rollout.scores.tolist()
     assert_close(pair[0].advantages, pair[1].advantages, rtol=1e-4, atol=1e-4)
@@ -152,7 +157,7 @@ def test_without_packing_an_iteration_is_the_same():
     runs = [
         trainer(dataclasses.replace(SMALL, critic_layers=0), packs=packs) for packs in (True, False)
     ]
-    packed, rows = (run.iterate() for run in runs)
+    packed, rows = (run.train(1)[0] for run in runs)
     assert packed.keys() == rows.keys()
     for key in (
         "objective/scores",
@@ -172,8 +177,8 @@ def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
     )
     read, hashed, opened = [], [], []
     call, hash_of, open_file = (
-        type(run.processor).__call__,
-        shared_prefix.images_hash,
+        type(run.sampler.packer.processor).__call__,
+        encoded_prompts.images_hash,
         rollouts.open_image,
     )
 
@@ -181,12 +186,12 @@ def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
         read.extend(given["text"])
         return call(self, **given)
 
-    monkeypatch.setattr(type(run.processor), "__call__", count_texts)
+    monkeypatch.setattr(type(run.sampler.packer.processor), "__call__", count_texts)
     monkeypatch.setattr(
-        shared_prefix, "images_hash", lambda images: hashed.append(images) or hash_of(images)
+        encoded_prompts, "images_hash", lambda images: hashed.append(images) or hash_of(images)
     )
     monkeypatch.setattr(rollouts, "open_image", lambda path: opened.append(path) or open_file(path))
-    run.iterate()
+    run.train(1)
     asked = run.last.rollout.prompts
     assert len(set(zip(asked.texts, asked.image_hashes, strict=True))) == 4 and sorted(
         read
@@ -200,52 +205,57 @@ def test_gradient_checkpointing_changes_no_number():
         for on in (False, True)
     ]
     for run in runs:
-        run.iterate()
+        run.train(1)
     assert runs[1].model.is_gradient_checkpointing and not runs[0].model.is_gradient_checkpointing
     for name, value in weights(runs[0]).items():
         assert_close(weights(runs[1])[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_slices_change_no_figure_of_an_iteration():
+TOKEN_FIGURES = (
+    "mask",
+    "old_logps",
+    "reference_logps",
+    "values",
+    "entropy",
+    "learnt",
+    "rewards",
+    "advantages",
+    "returns",
+)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["head", "adapter"])
+def test_slices_change_no_figure_of_an_iteration(own, monkeypatch):
     """Old policy, reference, critic, advantages: 4 prompts looked at one by one and all at once."""
-    for own in (False, True):
-        run = trainer(dataclasses.replace(SMALL, critic_adapter=own))
-        run.iteration = 1
-        rollout = run.sample()
-        rollout = dataclasses.replace(
-            rollout, ids=[ids[: 5 + 2 * (n // 4)] for n, ids in enumerate(rollout.ids)]
-        )
-        whole = run.experience(rollout)
-        for size in (1, 3):
-            run.settings = dataclasses.replace(run.settings, sampling_batch=size)
-            sliced = run.experience(rollout)
-            names = (
-                "mask",
-                "old_logps",
-                "reference_logps",
-                "values",
-                "entropy",
-                "rewards",
-                "advantages",
-                "returns",
-            )
-            for name in names:
-                assert_close(
-                    getattr(sliced, name), getattr(whole, name), rtol=1e-4, atol=1e-5, msg=name
-                )
+    settings = dataclasses.replace(ONE_UPDATE, critic_adapter=own)
+    seen = []
+    for size in (4, 1, 3):
+        run = trainer(dataclasses.replace(settings, sampling_batch=size))
+        rollout = run.sampler.sample(0) if not seen else seen[0].rollout
+        # answers of 5, 7, 9 and 11 tokens
+        ids = [ids[: 5 + 2 * (n // 4)] for n, ids in enumerate(rollout.ids)]
+        cut = dataclasses.replace(rollout, ids=ids)
+        monkeypatch.setattr(run.sampler, "sample", lambda iteration, cut=cut: cut)
+        run.train(1)
+        seen.append(run.last)
+    for sliced in seen[1:]:
+        for name in TOKEN_FIGURES:
+            expected = getattr(seen[0], name)
+            assert_close(getattr(sliced, name), expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_slices_ask_the_same_questions_and_are_drawn_apart():
     whole = trainer(dataclasses.replace(SMALL, temperature=3.0))
     run = trainer(dataclasses.replace(SMALL, temperature=3.0, sampling_batch=1))
-    same = [whole.tasks[0]] * len(whole.tasks)
-    assert whole.sample().prompts.texts == run.sample().prompts.texts and whole.asked == run.asked
-    run.tasks = same
-    rollout = run.sample()
+    at_once, sliced = whole.sampler.sample(0), run.sampler.sample(0)
+    assert at_once.prompts.texts == sliced.prompts.texts
+    assert at_once.tasks == sliced.tasks
+    run.sampler.tasks = [whole.sampler.tasks[0]] * len(whole.sampler.tasks)
+    rollout = run.sampler.sample(0)
     groups = [tuple(rollout.texts[4 * n : 4 * n + 4]) for n in range(4)]
     assert len(set(groups)) == 4  # equal questions, different answers
-    assert rollout.texts == run.sample().texts and len(rollout.scores) == 16
-    row = run.iterate()
+    assert rollout.texts == run.sampler.sample(0).texts and len(rollout.scores) == 16
+    (row,) = run.train(1)
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-5) and row["samples"] == 16
 
 
@@ -261,12 +271,14 @@ def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
         return look
 
     monkeypatch.setattr(run.actor, "forward", counted(run.actor.forward))
-    run.warm_up_critic(run.tasks[:6], [["A.", "B."]] * 6, epochs=1, prompts_per_step=6)
+    tasks = run.sampler.tasks[:6]
+    warm_up_critic(run, tasks, [["A.", "B."]] * 6, 1, prompts_per_step=6)
     assert seen == {True: [2, 2, 2], False: []}
-    run.iterate()
+    run.train(1)
     assert set(seen[True]) == {2} and set(seen[False]) == {1}
 
 
+@pytest.mark.heavy
 def test_a_short_run_learns():
     """From .43 exact answers when sampled."""
     settings = dataclasses.replace(SMALL, prompts_per_iteration=16, mini_batch=8, iterations=8)
@@ -276,6 +288,202 @@ def test_a_short_run_learns():
     assert [row["samples"] for row in log] == [64 * n for n in range(1, 9)]
 
 
+def two_tokens(*, values=(1.0, 1.0), count=2.0):
+    """A mini-batch of one answer of two tokens, and one that is no token."""
+    nothing = 9.0
+
+    def row(*figures):
+        return torch.tensor([[*figures, nothing]])
+
+    return MiniBatch(
+        packed=None,
+        mask=torch.tensor([[True, True, False]]),
+        old_logps=row(-1.0, -1.0),
+        reference_logps=row(-1.0, -1.0),
+        values=row(*values),
+        advantages=row(2.0, -1.0),
+        returns=row(2.0, 2.0),
+        count=torch.tensor(count),
+    )
+
+
+def test_the_policys_loss_by_hand():
+    logps = torch.tensor([[math.log(1.5) - 1, -1.0, 5.0]])
+    new = TokenFigures(logps, torch.tensor([[0.5, 1.5, 9.0]]), None)
+    gae = dataclasses.replace(SMALL, entropy_weight=0.0)
+    # ratios 1.5 and 1, advantages 2 and −1: −(min(3, 1.2 · 2) − 1) / 2
+    loss, policy = policy_loss(new, two_tokens(), gae, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-0.7))
+    assert policy.loss is loss and policy.ratio == pytest.approx(1.25) and policy.clip_share == 0.5
+    # of two processes the other one has no token: sums are divided by (2 + 0) / 2
+    loss, _ = policy_loss(new, two_tokens(count=1.0), gae, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-1.4))
+    # a bonus of 0.1 for an entropy of 1 on average
+    bonus = dataclasses.replace(gae, entropy_weight=0.1)
+    loss, policy = policy_loss(new, two_tokens(), bonus, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-0.8))
+    assert_close(policy.loss, torch.tensor(-0.7))
+    # GRPO pays here, x = ln 1.5 and 0: (1 / 1.5 − 1 + ln 1.5) / 2 = 0.0360659, times 0.3
+    grpo = dataclasses.replace(gae, advantages="grpo")
+    loss, _ = policy_loss(new, two_tokens(), grpo, kl_weight=0.3)
+    assert_close(loss, torch.tensor(-0.7 + 0.0108198))
+
+
+def test_the_critics_loss_by_hand():
+    values = torch.tensor([[1.1, 1.5, 5.0]])
+    # old values 1, returns 2, clip 0.2: ½ · 0.9² = 0.405 and, held at 1.2, ½ · 0.8² = 0.32
+    assert_close(critic_loss(values, two_tokens(), SMALL), torch.tensor(0.3625))
+    assert critic_loss(None, two_tokens(), SMALL) == 0
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["head", "adapter"])
+def test_the_critics_gradient_has_its_weight(own):
+    how = {"critic_adapter": own, "max_grad_norm": 1e9}
+    norms = []
+    for weight in (0.5, 1.5):
+        settings = dataclasses.replace(ONE_UPDATE, value_weight=weight, **how)
+        (row,) = trainer(settings).train(1)
+        norms.append(row["grad_norm/critic"])
+    assert norms[1] == pytest.approx(3 * norms[0], rel=1e-3)
+
+
+def test_learning_rates_fall_linearly():
+    settings = dataclasses.replace(SMALL, critic_learning_rate=0.5, learning_rate=1.0)
+    run = trainer(settings)
+    rates = []
+    for iteration in (0, 1, 3):
+        set_learning_rates(run.optimizer, settings, iteration)
+        rates.append([group["lr"] for group in run.optimizer.param_groups])
+    assert rates == [[1.0, 0.5], [0.75, 0.375], [0.25, 0.125]]
+    set_learning_rates(run.optimizer, dataclasses.replace(settings, anneal_lr=False), 3)
+    assert [group["lr"] for group in run.optimizer.param_groups] == [1.0, 0.5]
+
+
+def test_probabilities_are_those_that_answers_are_sampled_with():
+    """At a temperature of 0.7, and without the tokens of images."""
+    run = trainer(dataclasses.replace(SMALL, temperature=0.7))
+    packed = run.sampler.sample(0).pack(run.sampler.packer)
+    with torch.no_grad():
+        logits = answer_logits(run.model, packed)[:, :-1]
+        figures = run.actor(packed)
+    logits[..., models.banned_tokens(run.sampler.packer.processor)] = -torch.inf
+    expected = torch.distributions.Categorical(logits=logits / 0.7)
+    mask = packed.mask[:, 1:]
+    logps = expected.log_prob(packed.ids[:, 1:])
+    assert_close(figures.logps[mask], logps[mask], rtol=1e-4, atol=1e-4)
+    assert_close(figures.entropy[mask], expected.entropy()[mask], rtol=1e-4, atol=1e-4)
+    assert not figures.logps[~mask].any() and not figures.entropy[~mask].any()
+
+
+def rollout_with(scores, group_size):
+    """A rollout of which only the scores are known."""
+    nothing = dict.fromkeys(("tasks", "prompts", "images", "ids", "texts", "ended", "results"))
+    return Rollout(**nothing, group_size=group_size, scores=torch.tensor(scores))
+
+
+def test_filters_by_hand():
+    # three tasks, two answers each: equal, different, equal
+    rollout = rollout_with([1.0, 1.0, 0.0, 1.0, 0.0, 0.0], 2)
+    assert rollout.equal_scores().tolist() == [True, False, True]
+    assert ROLLOUT_FILTERS["all"](rollout).tolist() == [True] * 6
+    kept = ROLLOUT_FILTERS["different_scores"](rollout)
+    assert kept.tolist() == [False, False, True, True, False, False]
+
+
+def half_decided(tasks):
+    """A scorer that says 0 and 1 in turn of the answers to two of the tasks, and .5 of all others."""
+    turns = itertools.cycle((0.0, 1.0))
+    decided = [id(task.facts) for task in tasks[:2]]
+
+    def parts(image, question, answer, facts):
+        return {"part": next(turns) if id(facts) in decided else 0.5}
+
+    return make_scorer("half", parts)
+
+
+COMPARED = dataclasses.replace(ONE_UPDATE, advantages="rloo", kl_weight=0.0, max_grad_norm=1e9)
+
+
+def test_what_a_filter_leaves_out_is_neither_packed_nor_counted():
+    """Without advantages its gradient is 0 anyway: the mean is over fewer tokens, so it is larger."""
+    norms, runs = {}, {}
+    for name in ("all", "different_scores"):
+        run = runs[name] = trainer(dataclasses.replace(COMPARED, rollout_filter=name))
+        asked = run.sampler.next_tasks(0, 0)
+        run.sampler.score = half_decided(asked)
+        (row,) = run.train(1)
+        assert row["groups/zero_variance"] == 0.5
+        norms[name] = row["grad_norm/adapter"]
+    last = runs["different_scores"].last
+    assert row["answers/learnt"] == 0.5 and row["answers/tokens"] == last.mask.sum() / 16
+    assert last.learnt[:8].equal(last.mask[:8]) and not last.learnt[8:].any()
+    (batch,) = runs["different_scores"].sampler.mini_batches(last, 0)
+    assert len(batch.mask) == 8 and batch.mask.equal(batch.packed.mask[:, 1:])
+    assert batch.count == last.learnt.sum()
+    larger = last.mask.sum() / last.learnt.sum()
+    assert norms["different_scores"] == pytest.approx(float(larger) * norms["all"], rel=1e-3)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_mini_batches_of_which_a_filter_leaves_nothing_are_left_out(shards):
+    """Of 4 mini-batches of 2 tasks, two epochs of two, those without a task that is decided."""
+    how = {"epochs": 2, "mini_batch": 2, "shards": shards, "rollout_filter": "different_scores"}
+    run = trainer(dataclasses.replace(COMPARED, **how))
+    asked = [task for shard in range(shards) for task in run.sampler.next_tasks(0, shard)]
+    run.sampler.score = half_decided(asked)
+    run.train(1)
+    batches = list(run.sampler.mini_batches(run.last, 0))
+    sizes = sum(len(batch.mask) for batch in batches)
+    assert sizes == 2 * 8 and all(batch.mask.any() for batch in batches)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["rloo", "critic"])
+def test_a_filter_that_leaves_nothing_says_so_and_moves_nothing(own, capsys):
+    how = {"rollout_filter": "different_scores"}
+    how |= {"advantages": "gae", "critic_adapter": True} if own else {"advantages": "rloo"}
+    run = trainer(dataclasses.replace(SMALL, **how))
+    run.train(1)
+    before, score = weights(run), run.sampler.score
+    capsys.readouterr()
+    run.sampler.score = constant
+    row = run.train(1)[-1]
+    said = capsys.readouterr().out
+    assert "Iteration 2: rollout_filter='different_scores' left no answer to learn from" in said
+    assert not moved(run, before)
+    assert row["answers/learnt"] == 0 == row["ppo/advantages/size"] == row["grad_norm/adapter"]
+    assert row["objective/scores"] == 0.5 and row["ppo/ratio_first"] == 1
+    run.sampler.score = score
+    run.train(1)
+    assert moved(run, before)
+
+
+def test_another_method_enters_by_its_line_in_a_table(monkeypatch):
+    """REINFORCE with the mean as baseline, on answers that have ended."""
+
+    def from_mean(rewards, values, mask, settings, mean):
+        totals = rewards.sum(1, keepdim=True)
+        return (totals - totals.mean()) * mask, totals * mask
+
+    def reinforce(logps, old_logps, advantages, mask, clip, count):
+        loss = -losses.masked_mean(logps * advantages, mask, count)
+        return losses.PolicyLoss(loss, clip_share=0.0, approx_kl=0.0, ratio=1.0)
+
+    monkeypatch.setitem(ADVANTAGES, "mean", AdvantageWay(from_mean))
+    monkeypatch.setitem(losses.POLICY_LOSSES, "reinforce", reinforce)
+    monkeypatch.setitem(ROLLOUT_FILTERS, "ended", lambda rollout: rollout.ended)
+    names = {"advantages": "mean", "policy_loss": "reinforce", "rollout_filter": "ended"}
+    how = {"temperature": 2.0, "max_new_tokens": 24, "kl_weight": 0.0}
+    run = trainer(dataclasses.replace(SMALL, **how, **names))
+    before = weights(run)
+    (row,) = run.train(1)
+    assert run.actor.critic is None and moved(run, before)
+    assert row["answers/learnt"] == pytest.approx(1 - row["answers/not_ended"])
+    assert 0 < row["answers/learnt"] < 1
+    scores = run.last.rollout.scores
+    assert_close(run.last.advantages[:, 0], (scores - scores.mean()) * run.last.learnt[:, 0])
+
+
+@pytest.mark.heavy
 def test_losses_may_be_scaled_as_for_fp16():
     """A scaler refuses to unscale twice, or again before a step was tried: after an iteration without advantages, too."""
     how = {"advantages": "grpo", "kl_weight": 0.0, "critic_layers": 0}
@@ -286,13 +494,13 @@ def test_losses_may_be_scaled_as_for_fp16():
         scaled.optimizer.optimizer
     )  # as in fp16
     for run in (plain, scaled):
-        run.iterate()
-        run.iteration, score, run.score = 1, run.score, constant
+        run.train(1)
+        score, run.sampler.score = run.sampler.score, constant
         before = weights(run)
-        run.iterate()
+        run.train(1)
         assert not moved(run, before)
-        run.iteration, run.score = 2, score
-        run.iterate()
+        run.sampler.score = score
+        run.train(1)
         assert moved(run, before)
     for name, value in weights(plain).items():
         assert_close(weights(scaled)[name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -318,7 +526,10 @@ def test_the_kl_controller_follows_its_target():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"advantages": "dpo"}, "choose gae, rloo or grpo"),
+        ({"advantages": "dpo"}, "advantages='dpo': choose from gae, rloo, grpo"),
+        ({"policy_loss": "dpo"}, "policy_loss='dpo': choose from clip"),
+        ({"rollout_filter": "none"}, "rollout_filter='none': choose from all, different_scores"),
+        ({"kl_estimator": "k4"}, "kl_estimator='k4': choose from k1, k2, k3"),
         ({"advantages": "rloo", "group_size": 1}, "set group_size to 2"),
         ({"temperature": 0.0}, "temperature over 0"),
         ({"prompts_per_iteration": 64}, "32 tasks"),
@@ -349,3 +560,36 @@ def test_a_reward_model_scores_as_it_does_on_records(tiny):
     both = weighted_scorer({score: 0.5, count_exact: 1.0}).batch(rows)
     assert both[0].total == pytest.approx(0.5 * scaled[0] + count_exact(*rows[0]).total, abs=1e-4)
     assert both[0].parts.keys() == {"reward_model", "count_exact"}
+
+
+def page_of_ppo():
+    """The pieces of code in docs/ppo.md."""
+    page = (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.+?)\n```", page, re.DOTALL)
+
+
+def lines_of(source):
+    return [line.strip() for line in source.splitlines() if line.strip()]
+
+
+def test_the_page_quotes_the_whole_loop_in_its_order():
+    """docs/ppo.md walks through `PPOTrainer.train`: not a line is left out, and none is another."""
+    loop = lines_of(inspect.getsource(PPOTrainer.train))
+    pieces = [lines_of(piece) for piece in page_of_ppo()]
+    of_loop = [piece for piece in pieces if set(piece) <= set(loop)]
+    # without the signature and the docstring
+    assert [line for piece in of_loop for line in piece] == loop[2:]
+    formulas = lines_of(inspect.getsource(losses))
+    others = [piece for piece in pieces if piece not in of_loop]
+    assert len(others) == 3
+    for piece in others:
+        places = [n for n, line in enumerate(formulas) if line == piece[0]]
+        assert any(formulas[n : n + len(piece)] == piece for n in places), piece
+
+
+def test_the_loop_is_one_page():
+    source = inspect.getsource(PPOTrainer.train)
+    assert len(source.splitlines()) <= 60
+    for number, step in enumerate(STEPS, 1):
+        assert f"# {number}. {step}: " in source
+        assert f"## {number}. {step}\n" in (ROOT / "docs" / "ppo.md").read_text(encoding="utf-8")

@@ -11,12 +11,15 @@ from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import LoraSettings, RewardSettings
-from helpers.data.preferences import PreferenceRecord, read_records, resolve_images
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
 from helpers.statistics import proportion
 from helpers.training.reward import RewardTrainer, losses_of
+
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,18 @@ def test_training_moves_adapter_and_head_and_nothing_else(records):
         assert policy.active_adapter == "reward"
 
 
+def first_step(run):
+    """Loss and gradients of the first step, before they are clipped."""
+    found, clip = {}, run.accelerator.clip_grad_norm_
+
+    def noted(weights, norm):
+        found.update({name: value.grad.clone() for name, value in run.weights.items()})
+        return clip(weights, norm)
+
+    run.accelerator.clip_grad_norm_ = noted
+    return run.train().log[0]["loss"], found
+
+
 def test_accumulated_gradients_are_those_of_the_full_batch(records):
     """A source project divided by the number of batches although they held different numbers of pairs."""
     model, found = models.load_model("tiny"), []
@@ -78,15 +93,12 @@ def test_accumulated_gradients_are_those_of_the_full_batch(records):
         r.model_copy(update={"answers": r.answers[:2], "ranking": [[0], [1]]}) if i % 3 else r
         for i, r in enumerate(records[:8])
     ]
-    for size in (8, 2, 3):
-        settings = dataclasses.replace(QUICK, head="linear", batch_size=size)
-        run = trainer(model, uneven, settings)
-        with run.reward.use_adapter():
-            run.reward.eval()  # no dropout
-            figures = run.gradients(uneven)
-        found.append(
-            (figures["loss"], {name: value.grad.clone() for name, value in run.weights.items()})
-        )
+    # without dropout, of which every piece would draw its own
+    for size, pieces in ((8, 1), (2, 4), (3, 3)):
+        changes = {"head": "linear", "batch_size": size, "accumulation": pieces, "evaluations": 1}
+        run = trainer(model, uneven, dataclasses.replace(QUICK, **changes))
+        assert len(list(run.pieces(uneven))) == pieces
+        found.append(first_step(run))
     for loss, gradients in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         for name, gradient in gradients.items():
@@ -117,43 +129,160 @@ def test_gradient_checkpointing_changes_no_number(records, head):
         assert_close(found[1][1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+# Checkpoints
+
+
 class Killed(Exception):
     pass
 
 
-@pytest.mark.heavy(reason="trains")
-def test_a_resumed_training_is_the_one_that_was_not_interrupted(records, tmp_path, monkeypatch):
-    settings = dataclasses.replace(QUICK, epochs=2)  # 6 steps an epoch; MLP with dropout
-    whole = trainer(models.load_model("tiny"), records, settings)
-    expected = whole.train()
+def kill_at(run, step, monkeypatch):
+    """The run ends in the middle of that step, counted from 0."""
+    records_of_step = run.records_of_step
 
-    interrupted = trainer(
-        models.load_model("tiny"), records, settings, checkpoint=tmp_path / "run.pt"
-    )
-    gradients, steps = interrupted.gradients, []  # asked for once a step
-
-    def killed_at_nine(rows):
-        steps.append(1)
-        if len(steps) > 9:
+    def killed(number):
+        if number == step:
             raise Killed
-        return gradients(rows)
+        return records_of_step(number)
 
-    monkeypatch.setattr(interrupted, "gradients", killed_at_nine)
+    monkeypatch.setattr(run, "records_of_step", killed)
     with pytest.raises(Killed):
-        interrupted.train()
-    resumed = trainer(models.load_model("tiny"), records, settings, checkpoint=tmp_path / "run.pt")
-    found = resumed.train()
-    assert (
-        resumed.step == whole.step == 12
-        and found.log == expected.log
-        and found.evaluations == expected.evaluations
-    )
-    assert all(
-        torch.equal(value, weights(whole.reward)[name])
-        for name, value in weights(resumed.reward).items()
-    )
-    with pytest.raises(UsageError, match="of a run with other settings"):
-        trainer(models.load_model("tiny"), records, QUICK, checkpoint=tmp_path / "run.pt").train()
+        run.train()
+
+
+def same_run(first, second):
+    """Equal logs, but for times; and equal weights, to the last bit."""
+    assert first.step == second.step
+    for name in ("log", "evaluations", "best_step"):
+        assert getattr(first.run, name) == getattr(second.run, name)
+    ours = weights(second.reward)
+    assert all(torch.equal(value, ours[name]) for name, value in weights(first.reward).items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # 6 steps an epoch, and an evaluation after 4 and 8; the MLP has dropout
+        {"epochs": 2, "evaluations": 3},
+        {"epochs": 4, "evaluations": 3, "accumulation": 2, "objective": "listwise"},
+        {"epochs": 2, "evaluations": 2, "weight_decay": 0.1, "warmup_share": 0.5},
+    ],
+    ids=["in mid-epoch", "in mid-epoch, accumulated", "between epochs"],
+)
+def test_a_resumed_training_is_the_one_that_was_not_interrupted(
+    records, tmp_path, monkeypatch, changes, capsys
+):
+    settings = dataclasses.replace(QUICK, **changes)
+    whole = trainer(models.load_model("tiny"), records, settings)
+    whole.train()
+    interrupted = trainer(models.load_model("tiny"), records, settings, folder=tmp_path)
+    kill_at(interrupted, 9, monkeypatch)
+    resumed = trainer(models.load_model("tiny"), records, settings, folder=tmp_path)
+    resumed.train()
+    same_run(whole, resumed)
+    assert resumed.step == 12 and "Going on after step " in capsys.readouterr().out
+
+
+def test_a_run_that_stopped_early_is_loaded_and_not_trained_a_step_further(
+    records, tmp_path, capsys
+):
+    settings = dataclasses.replace(QUICK, epochs=4, evaluations=12, patience=2)
+    run = trainer(models.load_model("tiny"), records, settings, folder=tmp_path)
+    run.train()
+    assert run.step < run.steps
+    again = trainer(models.load_model("tiny"), records, settings, folder=tmp_path)
+    again.train()
+    same_run(run, again)
+    assert f"Finished after step {run.step} (" in capsys.readouterr().out
+    assert again.run.seconds == pytest.approx(run.run.seconds, abs=5)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
+@pytest.fixture(scope="module")
+def finished_run(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    trainer(models.load_model("tiny"), records, QUICK, folder=folder).train()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"learning_rate": 1e-4}, r"learning_rate \(0\.002, here 0\.0001\)"),
+        ({"objective": "focal"}, r"objective \('bradley_terry', here 'focal'\)"),
+        ({"head": "linear"}, "head"),
+        ({"epochs": 2}, "epochs"),
+        ({"margin_weight": 1.0}, "margin_weight"),
+        ({"lora": LoraSettings(r=3)}, r"lora\.r"),
+    ],
+)
+def test_another_setting_is_another_run(records, finished_run, change, named):
+    settings = dataclasses.replace(QUICK, **change)
+    with pytest.raises(UsageError, match=f"of a run with other {named}"):
+        trainer(models.load_model("tiny"), records, settings, folder=finished_run)
+
+
+def test_other_data_seeds_and_weights_are_other_runs(records, finished_run):
+    def refused(named, rows=records, held_out=records[:8], seed=0, first=0, **how):
+        model = models.load_model("tiny")
+        reward = reward_model.new_reward_model(*model, QUICK, first, **how)
+        with pytest.raises(UsageError, match=rf"of a run with other {named}\. Put that back"):
+            RewardTrainer(reward, rows, held_out, QUICK, seed, finished_run)
+
+    refused("data", rows=records[1:])
+    refused("held_out", held_out=records[:7])
+    swapped = [
+        record.model_copy(update={"ranking": (record.ranking or [])[::-1]}) for record in records
+    ]
+    refused("data", rows=swapped)
+    refused(r"seed \(0, here 1\)", seed=1, first=1)
+    refused("first_weights", first=1)
+    refused(r"sees_images \(True, here False\)", sees_images=False)
+    refused(r"packs \(True, here False\)", packs=False)
+
+
+def test_another_processor_is_another_run(records, finished_run):
+    model, processor = models.load_model("tiny")
+    processor.image_processor.size["longest_edge"] //= 4
+    with pytest.raises(UsageError, match="of a run with other processor"):
+        trainer((model, processor), records, folder=finished_run)
+
+
+def test_an_image_that_changes_under_its_path_makes_another_run(tmp_path):
+    _, rows = made(12, lambda i: 0, tmp_path)
+    settings = dataclasses.replace(QUICK, evaluations=1)
+    trainer(models.load_model("tiny"), rows, settings, folder=tmp_path / "run").train()
+    trainer(models.load_model("tiny"), rows, settings, folder=tmp_path / "run")
+    Image.new("RGB", (56, 56), "white").save(tmp_path / "grey.png")
+    with pytest.raises(UsageError, match="of a run with other data, held_out"):
+        trainer(models.load_model("tiny"), rows, settings, folder=tmp_path / "run")
+
+
+def test_another_run_is_set_aside_where_the_user_says_so(records, tmp_path):
+    folder = tmp_path / "mlp"
+    settings = dataclasses.replace(QUICK, evaluations=1)
+    trainer(models.load_model("tiny"), records[:12], settings, folder=folder).train()
+    run = trainer(models.load_model("tiny"), records, settings, folder=folder, replace_other=True)
+    run.train()
+    fresh = trainer(models.load_model("tiny"), records, settings)
+    fresh.train()
+    same_run(run, fresh)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp", "mlp.old-1"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_with(
+    records, tmp_path, capsys
+):
+    settings = dataclasses.replace(QUICK, evaluations=3)
+    whole = trainer(models.load_model("tiny"), records, settings, folder=tmp_path)
+    whole.train()
+    state = tmp_path / "checkpoint-6" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    again = trainer(models.load_model("tiny"), records, settings, folder=tmp_path)
+    again.train()
+    same_run(whole, again)
+    said = [line for line in capsys.readouterr().out.splitlines() if "checkpoint-" in line]
+    assert "checkpoint-6: damaged" in said[0] and "Going on after step 4 of 6" in said[1]
 
 
 def test_it_stops_when_held_out_accuracy_does_not_rise_and_keeps_the_best(records, monkeypatch):

@@ -8,6 +8,7 @@ from shipped import TRAFFIC
 from torch.testing import assert_close
 
 from helpers import models
+from helpers.config import PPOSettings
 from helpers.data.preferences import read_records
 from helpers.files import UsageError
 from helpers.models.caches import ImageFeatures
@@ -30,8 +31,10 @@ def tasks():
 
 def rolled(tiny, tasks, score=count_exact, **options):
     defaults = {"group_size": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 40}
-    defaults |= {"no_end_penalty": 1.0, "seed": 0}
-    return roll_out(Packer(*tiny, packs=True), tasks, score, **defaults | options)
+    seed, truth = options.pop("seed", 0), options.pop("truth", None)
+    settings = PPOSettings(**defaults | options)
+    packer = Packer(*tiny, packs=True)
+    return roll_out(packer, tasks, score, settings, seed=seed, truth=truth)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -180,14 +183,8 @@ def test_sampled_answers_are_scored_without_the_space(monkeypatch):
     score = make_scorer(
         "watch", lambda image, question, answer, facts: seen.append(answer) or {"watch": 0.0}
     )
-    how = {
-        "group_size": 2,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "max_new_tokens": 8,
-        "no_end_penalty": 1.0,
-        "seed": 0,
-    }
+    settings = PPOSettings(group_size=2, max_new_tokens=8)
     tasks = [rollout.Task((), (user_message("Q"),), {})]
     packer = Packer(model, processor, packs=False)
-    assert rollout.roll_out(packer, tasks, score, **how).texts == ["Two cars.", "No."] == seen
+    sampled = rollout.roll_out(packer, tasks, score, settings, seed=0)
+    assert sampled.texts == ["Two cars.", "No."] == seen

@@ -10,6 +10,7 @@ from helpers import models
 from helpers.config import PPO_PRESETS, LoraSettings, dpo_preset
 from helpers.data.counting import is_exact
 from helpers.data.preferences import read_records
+from helpers.files import UsageError
 from helpers.models.policies import find_policies
 from helpers.rewards.scoring import count_graded
 from helpers.training.rollout import tasks_of
@@ -51,7 +52,7 @@ def test_answers_are_kept_with_the_file_of_their_questions(tiny, tmp_path):
     assert share.value == sum(right) / 6 and share.n == 6
 
 
-def test_a_run_of_ppo_writes_its_logs_and_goes_on_only_if_it_is_to(tmp_path):
+def test_a_run_of_ppo_writes_its_logs_and_is_not_done_twice(tmp_path):
     processor = models.load_processor("tiny")
     tasks = tasks_of(read_records(TRAFFIC / "preferences_train.jsonl")[:4])
     settings = dataclasses.replace(
@@ -72,6 +73,9 @@ def test_a_run_of_ppo_writes_its_logs_and_goes_on_only_if_it_is_to(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     samples = (tmp_path / "samples.jsonl").read_text().splitlines()
     assert [row["iteration"] for row in rows] == [1] and len(samples) == 2  # one a question
-    assert (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / "checkpoint-1").is_dir()
     assert run()[1] == []  # it was finished
-    assert len(run(resume=False)[1]) == 1
+    with pytest.raises(UsageError, match="other seed"):
+        run(seed=1)
+    assert len(run(seed=1, replace_other=True)[1]) == 1
+    assert (tmp_path.with_name(f"{tmp_path.name}.old-1") / "log.jsonl").is_file()

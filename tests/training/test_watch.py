@@ -12,6 +12,7 @@ from PIL import Image
 from helpers.files import UsageError
 from helpers.models.shared_prefix import EncodedPrompts
 from helpers.report import plots
+from helpers.rewards.scoring import Score
 from helpers.statistics import proportion
 from helpers.training import watch as ppo_figures
 from helpers.training.rollout import Experience, Rollout
@@ -24,14 +25,23 @@ def experience() -> Experience:
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
     ids = [torch.tensor(row) for row in ([5, 6, 7], [5], [8, 9], [5, 6, 7])]
     rollout = Rollout(
-        prompts=EncodedPrompts(["a", "b"], ["", ""], [{}, {}], [{}, {}]), images=[[], []], group_size=2, ids=ids, texts=["x", "y", "z", "x"],
+        tasks=[], prompts=EncodedPrompts(["a", "b"], ["", ""], [{}, {}], [{}, {}]), images=[[], []], group_size=2, ids=ids, texts=["x", "y", "z", "x"],
         ended=torch.tensor([True, True, True, False]), scores=torch.tensor([1.0, 0.0, 0.5, 0.5]),
-        parts={"exact": torch.tensor([1.0, 0.0, 1.0, 1.0])}, truth=torch.tensor([1.0, 0.0, 0.0, 0.0]),
+        results=[Score(x, {"exact": x}) for x in (1.0, 0.0, 1.0, 1.0)], truth=torch.tensor([1.0, 0.0, 0.0, 0.0]),
     )  # fmt: skip
     ones = mask.float()
     returns = torch.tensor([[1.0, 1, 1], [0, 0, 0], [0.5, 0.5, 0], [0.5, 0.5, 0.5]])
     return Experience(
-        rollout, mask, -ones, -2 * ones, 0.5 * ones, 0.25 * ones, returns, 2 * ones, returns
+        rollout=rollout,
+        mask=mask,
+        old_logps=-ones,
+        reference_logps=-2 * ones,
+        entropy=0.25 * ones,
+        values=0.5 * ones,
+        learnt=mask,
+        rewards=returns,
+        advantages=2 * ones,
+        returns=returns,
     )
 
 

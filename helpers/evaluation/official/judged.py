@@ -1,50 +1,58 @@
-"""LLaVA-Bench (in the wild) and MMHal-Bench: a judge's reviews, read from files and counted as the authors' code does.
+"""LLaVA-Bench (in the wild) and MMHal-Bench: a judge's reviews, counted as the authors' code does.
 
-* LLaVA-Bench (Liu et al. 2023, arXiv 2304.08485): `parse_score` of `llava/eval/eval_gpt_review_bench.py` and
-  `llava/eval/summarize_gpt_review.py` of github.com/haotian-liu/LLaVA. The first line must be two numbers with one blank
-  or one comma between them, the reference's first; "8, 7" already is none. What cannot be read is −1 for both and enters
-  the means: a file of nothing else has the relative score 100. Means are rounded to three digits before the ratio.
-* MMHal-Bench (Sun et al. 2023, arXiv 2309.14525): `MMHal-Bench-eval/eval_gpt4.py` of github.com/llava-rlhf/LLaVA-RLHF.
-  "rating: 0" … "rating: 6" are looked for in lower case; none or several different ones count as 0, which is a
-  hallucination; "rating: 4.5" is 4, "**Rating**: 5" none. Question types are taken from the file; the official code goes
-  by place modulo 8 and prints no names.
+* LLaVA-Bench (Liu et al. 2023, arXiv 2304.08485): `parse_score` of
+  `llava/eval/eval_gpt_review_bench.py` and `llava/eval/summarize_gpt_review.py` of
+  github.com/haotian-liu/LLaVA. The first line must be two numbers with one blank or one comma
+  between them, the reference's first; "8, 7" already is none. What cannot be read is −1 for both
+  and enters the means: a file of nothing else has the relative score 100. Means are rounded to
+  three digits before the ratio.
+* MMHal-Bench (Sun et al. 2023, arXiv 2309.14525): `MMHal-Bench-eval/eval_gpt4.py` of
+  github.com/llava-rlhf/LLaVA-RLHF. "rating: 0" … "rating: 6" are looked for in lower case; none or
+  several different ones count as 0, which is a hallucination; "rating: 4.5" is 4, "**Rating**: 5"
+  none. Question types are taken from the file; the official code goes by place modulo 8 and prints
+  no names.
 
-No judge is called here. The official figures are of gpt-4-0314, another judge gives others.
+Reviews are read from files: no judge is called here. The official figures are of gpt-4-0314,
+another judge gives others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from helpers.data import DatasetRow
 from helpers.files import UsageError
-from helpers.statistics import Proportion
+from helpers.statistics import share_of
 
-from .common import GradeTable, Rows, check_each, read_each, share
-from .questions import BenchmarkQuestion
+from ..keyed import check_each, read_each
+from .common import OfficialGrade, Questions
 
 FAILED_SCORES = (-1.0, -1.0)
 
 
-def read_reviews(path: Path, questions: Sequence[BenchmarkQuestion]) -> dict[str, str]:
-    """A judge's reviews of the answers to `questions`, each exactly once, from a JSON or JSONL file.
+def read_reviews(path: Path, questions: Questions) -> dict[str, str]:
+    """A judge's reviews of the answers to `questions`, each once, from a JSON or JSONL file.
 
-    A row is `{"question_id" or "id": …, "review" or "content": …}` (LLaVA's file has `content`; in lmms-eval's that is
-    the prompt, and `review` the reply), or the API's own response without an id, `{"choices": [{"message": {"content":
-    …}}]}`, in the order of the questions, as `eval_gpt4.py` saves them. A stored `tuple` that the review does not say is
-    an error. Raises UsageError naming file and line.
+    A row is `{"question_id" or "id": …, "review" or "content": …}` (LLaVA's file has `content`; in
+    lmms-eval's that is the prompt, and `review` the reply), or the API's own response without an
+    id, `{"choices": [{"message": {"content": …}}]}`, in the order of the questions, as
+    `eval_gpt4.py` saves them. A stored `tuple` that the review does not say is an error. Raises
+    UsageError naming file and line.
     """
 
     def read(row: DatasetRow, place: int) -> tuple[str, str]:
         if "choices" in row:
             if place >= len(questions):
                 raise UsageError(
-                    f"more than {len(questions)} responses, and as many questions. Give all questions."
+                    f"more than {len(questions)} responses, and as many questions. "
+                    "Give all questions."
                 )
             return questions[place].id, _content_of(row)
-        key, text = row.get("question_id", row.get("id")), row.get("review", row.get("content"))
+        key = row.get("question_id", row.get("id"))
+        text = row.get("review", row.get("content"))
         if type(key) not in (str, int) or not isinstance(text, str):
             raise UsageError(
                 "a row needs question_id or id, and the judge's text in review or content."
@@ -68,6 +76,14 @@ def _content_of(response: DatasetRow) -> str:
     return content
 
 
+def _by_group(questions: Questions, values: Mapping[str, Any]) -> dict[str, list]:
+    """The values of the questions of each group, in the order of the questions."""
+    groups = {}
+    for question in questions:
+        groups.setdefault(question.group, []).append(values[question.id])
+    return groups
+
+
 # --- LLaVA-Bench ----------------------------------------------------------------------------------
 
 
@@ -77,55 +93,35 @@ def parse_llava_scores(review: str) -> tuple[float, float]:
     >>> parse_llava_scores("8 7.5"), parse_llava_scores("8, 7.5")
     ((8.0, 7.5), (-1.0, -1.0))
     """
-    fields = review.split("\n")[0].replace(",", " ").split(" ")
     try:
-        return (float(fields[0]), float(fields[1])) if len(fields) == 2 else FAILED_SCORES
-    except ValueError:
+        reference, model = review.split("\n")[0].replace(",", " ").split(" ")
+        return float(reference), float(model)
+    except ValueError:  # not two fields, or no numbers
         return FAILED_SCORES
 
 
-@dataclass(frozen=True)
-class LlavaGrade(GradeTable):
-    """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
+def grade_llava_bench(questions: Questions, reviews: Mapping[str, str]) -> OfficialGrade:
+    """The figures of `summarize_gpt_review.py`, of all questions and of each category.
 
-    relative: dict[str, float | None]  # "all" and the categories that occur
-    relative_parsed: dict[
-        str, float | None
-    ]  # without reviews that cannot be read; None if none is left
-    unparsable: Proportion
-    title = "LLaVA-Bench (in the wild), relative score"
-
-    def rows(self) -> Rows:
-        parsed: Rows = [
-            (f"{name} without unparsable", value) for name, value in self.relative_parsed.items()
-        ]
-        return [*self.relative.items(), ("unparsable", self.unparsable), *parsed]
-
-
-def grade_llava_bench(
-    questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]
-) -> LlavaGrade:
-    """The figures of `summarize_gpt_review.py`. Raises UsageError unless each question has one review."""
+    Raises UsageError unless each question has one review.
+    """
     check_each(reviews, questions, "reviews", "review")
     scores = {question.id: parse_llava_scores(reviews[question.id]) for question in questions}
-    groups = {"all": list(scores)}
-    for question in questions:
-        groups.setdefault(question.group, []).append(question.id)
-    pairs = {name: [scores[key] for key in keys] for name, keys in groups.items()}
-    parsed = {
-        name: [pair for pair in group if pair != FAILED_SCORES] for name, group in pairs.items()
-    }
-    return LlavaGrade(
-        {name: _relative_score(group) for name, group in pairs.items()},
-        {name: _relative_score(group) for name, group in parsed.items()},
-        share(pair == FAILED_SCORES for pair in pairs["all"]),
-    )
+    groups = {"all": list(scores.values())} | _by_group(questions, scores)
+    figures = {name: _relative_score(pairs) for name, pairs in groups.items()}
+    figures["unparsable"] = share_of(pair == FAILED_SCORES for pair in scores.values())
+    for name, pairs in groups.items():
+        parsed = [pair for pair in pairs if pair != FAILED_SCORES]
+        figures[f"{name} without unparsable"] = _relative_score(parsed)
+    return OfficialGrade("LLaVA-Bench (in the wild), relative score", figures)
 
 
 def _relative_score(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
     if not pairs:
         return None
-    reference, model = (round(mean, 3) for mean in np.asarray(pairs).mean(axis=0).tolist())
+    # Python's `round` of each mean, as in the official code; NumPy's differs in the last digit
+    reference, model = (round(mean, 3) for mean in np.mean(pairs, axis=0).tolist())
     return round(model / reference * 100, 1) if reference else None
 
 
@@ -135,50 +131,29 @@ def _relative_score(pairs: Sequence[tuple[float, float]]) -> float | None:
 def parse_mmhal_rating(review: str) -> int | None:
     """0 … 6, or None if "rating: N" stands there with no N or with several.
 
-    >>> parse_mmhal_rating("Rating: 5"), parse_mmhal_rating("rating: 2 … rating: 3"), parse_mmhal_rating("5")
-    (5, None, None)
+    >>> parse_mmhal_rating("Rating: 5"), parse_mmhal_rating("rating: 2 … rating: 3")
+    (5, None)
     """
     found = [rating for rating in range(7) if f"rating: {rating}" in review.lower()]
     return found[0] if len(found) == 1 else None
 
 
-@dataclass(frozen=True)
-class MmhalGrade(GradeTable):
-    average: float  # 0 … 6
-    hallucination_rate: Proportion  # ratings below 3
-    types: dict[str, float]  # average by question type
-    unparsable: Proportion  # official: rating 0
-    average_parsed: float | None
-    hallucination_rate_parsed: Proportion | None
-    title = "MMHal-Bench"
+def grade_mmhal_bench(questions: Questions, reviews: Mapping[str, str]) -> OfficialGrade:
+    """The figures of `eval_gpt4.py`: the average rating, 0 … 6, and the share of those below 3.
 
-    def rows(self) -> Rows:
-        return [
-            ("average score", self.average),
-            ("hallucination rate", self.hallucination_rate),
-            *((f"average score, {name}", value) for name, value in self.types.items()),
-            ("unparsable", self.unparsable),
-            ("average score without unparsable", self.average_parsed),
-            ("hallucination rate without unparsable", self.hallucination_rate_parsed),
-        ]
-
-
-def grade_mmhal_bench(
-    questions: Sequence[BenchmarkQuestion], reviews: Mapping[str, str]
-) -> MmhalGrade:
-    """The figures of `eval_gpt4.py`. Raises UsageError unless each question has one review."""
+    Raises UsageError unless each question has one review.
+    """
     check_each(reviews, questions, "reviews", "review")
-    ratings = {question.id: parse_mmhal_rating(reviews[question.id]) for question in questions}
-    parsed = [rating for rating in ratings.values() if rating is not None]
-    types: dict[str, list[int]] = {}
-    for question in questions:
-        types.setdefault(question.group, []).append(ratings[question.id] or 0)
-    every = [rating or 0 for rating in ratings.values()]
-    return MmhalGrade(
-        float(np.mean(every)),
-        share(rating < 3 for rating in every),
-        {name: float(np.mean(group)) for name, group in types.items()},
-        share(rating is None for rating in ratings.values()),
-        float(np.mean(parsed)) if parsed else None,
-        share(rating < 3 for rating in parsed),
-    )
+    read = {question.id: parse_mmhal_rating(reviews[question.id]) for question in questions}
+    parsed = [rating for rating in read.values() if rating is not None]
+    ratings = {key: rating or 0 for key, rating in read.items()}  # as the official code counts
+    types = _by_group(questions, ratings)
+    figures = {
+        "average score": fmean(ratings.values()),
+        "hallucination rate": share_of(rating < 3 for rating in ratings.values()),
+        **{f"average score, {name}": fmean(group) for name, group in types.items()},
+        "unparsable": share_of(rating is None for rating in read.values()),
+        "average score without unparsable": fmean(parsed) if parsed else None,
+        "hallucination rate without unparsable": share_of(rating < 3 for rating in parsed),
+    }
+    return OfficialGrade("MMHal-Bench", figures)

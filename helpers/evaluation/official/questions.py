@@ -1,12 +1,15 @@
-"""Questions of POPE, MME, HallusionBench, LLaVA-Bench (in the wild) and MMHal-Bench, from their copies on the hub.
+"""Questions of five published benchmarks, from their copies on the hub.
 
-Where the columns come from: the readers in github.com/EvolvingLMMs-Lab/lmms-eval (`lmms_eval/tasks/{pope,mme,
-hallusion_bench,llava-in-the-wild}`), HallusionBench.json of github.com/tianyi-lab/HallusionBench, and
-response_template.json and MMHal-Bench.py of Shengcao1006/MMHal-Bench. Prompts are the questions as they stand in the
-file; what an evaluation suite appends to them ("Answer the question using a single word or phrase.") is not.
+POPE, MME, HallusionBench, LLaVA-Bench (in the wild) and MMHal-Bench. Where the columns come from:
+the readers in github.com/EvolvingLMMs-Lab/lmms-eval (`lmms_eval/tasks/{pope,mme,hallusion_bench,
+llava-in-the-wild}`), HallusionBench.json of github.com/tianyi-lab/HallusionBench, and
+response_template.json and MMHal-Bench.py of Shengcao1006/MMHal-Bench. Prompts are the questions as
+they stand in the file; what an evaluation suite appends to them ("Answer the question using a
+single word or phrase.") is not.
 
-The items are downloaded or given by the reader, never part of this repository. Each revision is a commit of the data
-set's page; downloads at them have not been run here, only files of the same columns.
+The items are downloaded or given by the reader, never part of this repository. Each revision is a
+commit of the data set's page; downloads at them have not been run here, only files of the same
+columns.
 """
 
 import itertools
@@ -16,18 +19,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from helpers.data import (
     DatasetRow,
     HubSet,
-    disable_decoding,
-    explain_validation_error,
     load_rows,
-    raw_rows,
     store_images,
 )
 from helpers.files import UsageError, write_lines
+
+from ..keyed import by_id, placed_rows
+
+POPE_SPLITS = ("random", "popular", "adversarial")
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")
+SHOWN_ROW_ERRORS = 10  # bad rows that a message lists
 
 
 class BenchmarkQuestion(BaseModel):
@@ -45,19 +64,14 @@ class BenchmarkQuestion(BaseModel):
 
 @dataclass(frozen=True)
 class OfficialBenchmark:
-    """A published benchmark: where it is, and the figures its authors' code prints."""
+    """A published benchmark, and where it is."""
 
     title: str
-    paper: str
-    licence: str
     source: HubSet
-    metrics: tuple[str, ...]
-    read: Callable[
-        [DatasetRow, int], dict[str, Any]
-    ]  # row, its number → fields of a Question, `image` as it is stored
-    manual: str | None = (
-        None  # how to get the file, where the hub's own cannot be read without running its code
-    )
+    # row, its number → fields of a BenchmarkQuestion, `image` as it is stored
+    read: Callable[[DatasetRow, int], dict[str, Any]]
+    # how to get the file, where the hub's own cannot be read without running its code
+    manual: str | None = None
 
 
 # --- one row --------------------------------------------------------------------------------------
@@ -71,10 +85,22 @@ def _text(row: DatasetRow, *names: str) -> str:
     return str(value)
 
 
-def _choice(value: str, known: dict[str, str] | Sequence[str], field: str) -> str:
+def _choice(value: str, known: Sequence[str], field: str) -> str:
     if value not in known:
         raise UsageError(f"unknown {field} {value!r}: {', '.join(known)}.")
-    return known[value] if isinstance(known, dict) else value
+    return value
+
+
+def _fields(row: DatasetRow, name: str, label: str, group: str, **about: str) -> dict[str, Any]:
+    """Fields of a question whose row has the columns question and image."""
+    return {
+        "id": name,
+        "prompt": _text(row, "question"),
+        "image": row.get("image"),
+        "label": label,
+        "group": group,
+        "about": about,
+    }
 
 
 def _yes_no(row: DatasetRow) -> str:
@@ -82,34 +108,15 @@ def _yes_no(row: DatasetRow) -> str:
 
 
 def _pope(row: DatasetRow, number: int) -> dict[str, Any]:
-    split = _choice(_text(row, "category"), ("random", "popular", "adversarial"), "category")
-    name = f"{split}-{_text(row, 'question_id')}"
-    return {"id": name, "prompt": _text(row, "question"), "label": _yes_no(row), "group": split, "image": row.get("image")}  # fmt: skip
-
-
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+    split = _choice(_text(row, "category"), POPE_SPLITS, "category")
+    return _fields(row, f"{split}-{_text(row, 'question_id')}", _yes_no(row), split)
 
 
 def _mme(row: DatasetRow, number: int) -> dict[str, Any]:
-    """Both questions about an image carry its name as `question_id`: `load` numbers them."""
+    """Both questions about an image carry its name as `question_id`: they are numbered later."""
     task = _choice(_text(row, "category"), PERCEPTION + COGNITION, "category")
-    name = _text(row, "question_id")
-    return {"id": name, "prompt": _text(row, "question"), "label": _yes_no(row), "group": task, "image": row.get("image"), "about": {"pair": name}}  # fmt: skip
-
-
-HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")
+    image_name = _text(row, "question_id")
+    return _fields(row, image_name, _yes_no(row), task, pair=image_name)
 
 
 def hallusion_id(row: DatasetRow) -> str:
@@ -119,33 +126,42 @@ def hallusion_id(row: DatasetRow) -> str:
 
 def _hallusion(row: DatasetRow, number: int) -> dict[str, Any]:
     visual = _choice(_text(row, "visual_input"), ("0", "1", "2"), "visual_input")
-    about = {name: _text(row, name) for name in (*HALLUSION_KEYS[1:], "gt_answer_details")} | {
-        "visual_input": visual
-    }
-    label = _choice(_text(row, "gt_answer"), {"0": "no", "1": "yes"}, "gt_answer")
-    image = None if visual == "0" else row.get("image") or row.get("filename")
-    if visual != "0" and image is None:
+    about = {name: _text(row, name) for name in (*HALLUSION_KEYS[1:], "gt_answer_details")}
+    label = _choice(_text(row, "gt_answer"), ("0", "1"), "gt_answer")
+    image = row.get("image") or row.get("filename")
+    if visual == "0":  # asked without its image, whatever the row holds
+        image = None
+    elif image is None:
         raise UsageError(
             f"visual_input {visual} needs an image, and neither image nor filename names one."
         )
     category = _choice(_text(row, "category"), ("VD", "VS"), "category")
-    return {"id": hallusion_id(row), "prompt": _text(row, "question"), "label": label, "group": category, "image": image, "about": about}  # fmt: skip
+    label = {"0": "no", "1": "yes"}[label]
+    fields = _fields(row, hallusion_id(row), label, category, **about, visual_input=visual)
+    return fields | {"image": image}
 
 
 def _llava(row: DatasetRow, number: int) -> dict[str, Any]:
     category = _choice(_text(row, "category"), ("conv", "detail", "complex"), "category")
     caption = row.get("caption")
-    about = {"caption": "\n".join(caption) if isinstance(caption, list) else _text(row, "caption")}
-    return {"id": _text(row, "question_id"), "prompt": _text(row, "question"), "label": _text(row, "gpt_answer"), "group": category, "image": row.get("image"), "about": about}  # fmt: skip
+    caption = "\n".join(caption) if isinstance(caption, list) else _text(row, "caption")
+    name = _text(row, "question_id")
+    return _fields(row, name, _text(row, "gpt_answer"), category, caption=caption)
 
 
 def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
-    """The file has no ids: the place counts, as in the official code. Images are named by the end of their address."""
+    """The file has no ids: the place counts, as in the official code.
+
+    Images are named by the end of their address.
+    """
     content = row.get("image_content")
     if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
         raise UsageError(f"field image_content must be a list of texts, not {content!r}.")
     image = row.get("image") or _text(row, "image_src").split("/")[-1]
-    return {"id": str(number), "prompt": _text(row, "question"), "label": _text(row, "gt_answer"), "group": _text(row, "question_type"), "image": image, "about": {"image_content": ", ".join(content)}}  # fmt: skip
+    kind = _text(row, "question_type")
+    label = _text(row, "gt_answer")
+    fields = _fields(row, str(number), label, kind, image_content=", ".join(content))
+    return fields | {"image": image}
 
 
 _MMHAL = HubSet(
@@ -153,32 +169,49 @@ _MMHAL = HubSet(
 )
 OFFICIAL_BENCHMARKS = {
     "pope": OfficialBenchmark(
-        "POPE", "Li et al. 2023, arXiv 2305.10355", "MIT (questions); COCO's terms (images)",
-        HubSet("lmms-lab/POPE", "4db1276663dfa5eb8ad16a52d24c31a09e470896", split="test"),
-        ("accuracy", "precision", "recall", "F1", "yes ratio"), _pope,
+        "POPE",
+        HubSet(
+            "lmms-lab/POPE",
+            "4db1276663dfa5eb8ad16a52d24c31a09e470896",
+            split="test",
+            licence="MIT (questions); COCO's terms (images)",
+        ),
+        _pope,
     ),
     "mme": OfficialBenchmark(
-        "MME", "Fu et al. 2023, arXiv 2306.13394", "see the authors' page",
+        "MME",
         HubSet("lmms-lab/MME", "d6c9023f017b564f7b3ccccf5348166bce8fdbcd", split="test"),
-        ("perception", "cognition", "acc", "acc+", "score"), _mme,
+        _mme,
     ),
     "hallusion_bench": OfficialBenchmark(
-        "HallusionBench", "Guan et al. 2024, arXiv 2310.14566", "BSD-3-Clause",
-        HubSet("lmms-lab/HallusionBench", "ea5fd49f1b711d12cc8b0ec75be0c0593e17befe", split="image+non_image"),
-        ("aAcc", "qAcc", "fAcc", "easy", "hard", "yes/no bias"), _hallusion,
+        "HallusionBench",
+        HubSet(
+            "lmms-lab/HallusionBench",
+            "ea5fd49f1b711d12cc8b0ec75be0c0593e17befe",
+            split="image+non_image",
+            licence="BSD-3-Clause",
+        ),
+        _hallusion,
     ),
     "llava_bench": OfficialBenchmark(
-        "LLaVA-Bench (in the wild)", "Liu et al. 2023, arXiv 2304.08485", "Apache-2.0",
-        HubSet("lmms-lab/llava-bench-in-the-wild", "2c88d835d509b1372066db42ab7799255dbe9da2", split="train"),
-        ("all", "conv", "detail", "complex"), _llava,
+        "LLaVA-Bench (in the wild)",
+        HubSet(
+            "lmms-lab/llava-bench-in-the-wild",
+            "2c88d835d509b1372066db42ab7799255dbe9da2",
+            licence="Apache-2.0",
+        ),
+        _llava,
     ),
     "mmhal_bench": OfficialBenchmark(
-        "MMHal-Bench", "Sun et al. 2023, arXiv 2309.14525", "Apache-2.0", _MMHAL,
-        ("average score", "hallucination rate", "average score by question type"), _mmhal,
-        manual=f"Unpack test_data.zip of huggingface.co/datasets/{_MMHAL.repository} at {_MMHAL.revision}, and give "
-        "file=…/response_template.json, images=…/images.",
+        "MMHal-Bench",
+        _MMHAL,
+        _mmhal,
+        manual=(
+            f"Unpack test_data.zip of huggingface.co/datasets/{_MMHAL.repository} at "
+            f"{_MMHAL.revision}, and give file=…/response_template.json, images=…/images."
+        ),
     ),
-}  # fmt: skip
+}
 
 
 # --- all rows -------------------------------------------------------------------------------------
@@ -192,11 +225,12 @@ def load_questions(
     images: Path | None = None,
     rows: int | None = None,
 ) -> list[BenchmarkQuestion]:
-    """The questions of a benchmark, also written to `folder/NAME.jsonl`, images inside them to `folder/images/`.
+    """The questions of a benchmark, also written to `folder/NAME.jsonl`.
 
-    file: a Parquet, JSON or JSONL file of the hub's columns that is already here, instead of the hub. images: folder of
-    the images where rows only name them (default: the folder of `file`). rows: only the first so many; what is graded
-    then is no longer the benchmark. Raises UsageError if a single row cannot be read, and then writes nothing.
+    Images inside the rows go to `folder/images/`. file: a Parquet, JSON or JSONL file of the hub's
+    columns, instead of the hub. images: folder of the images where rows only name them (default:
+    that of `file`). rows: only the first so many; what is graded then is no longer the benchmark.
+    Raises UsageError if a single row cannot be read, and then writes nothing.
     """
     official = OFFICIAL_BENCHMARKS.get(name)
     if official is None:
@@ -205,29 +239,33 @@ def load_questions(
         )
     if file is None and official.manual:
         raise UsageError(
-            f"{official.title} cannot be read from the hub without running its code. {official.manual}"
+            f"{official.title} cannot be read from the hub without running its code. "
+            f"{official.manual}"
         )
-    if rows is not None and rows < 1:
-        raise UsageError(f"rows = {rows}: take at least one.")
     named = images or (file.parent if file else folder)
+    taken = itertools.islice(_rows(official.source, file), rows)
     questions, bad = [], []
-    for number, (where, row) in enumerate(
-        itertools.islice(_rows(official.source, file), rows), start=1
-    ):
+    for number, (where, row) in enumerate(taken, start=1):
         try:
             fields = official.read(row, number)
-            questions.append(
-                BenchmarkQuestion(**fields | {"image": _image(fields["image"], folder, named)})
-            )
+            fields["image"] = _image(fields["image"], folder, named)
+            questions.append(BenchmarkQuestion(**fields))
         except UsageError as error:
             bad.append(f"{where}: {error}")
     if bad:
-        shown = "\n".join(bad[:10]) + (f"\n… and {len(bad) - 10} more" if len(bad) > 10 else "")
-        raise UsageError(f"{len(bad)} of {len(bad) + len(questions)} rows cannot be read:\n{shown}")
-    questions = _number_ids(questions) if name == "mme" else questions
-    questions_by_id(questions)
+        _refuse(bad, len(bad) + len(questions))
+    if name == "mme":
+        questions = _number_ids(questions)
+    by_id(questions)  # refuses none, and two of one id
     write_questions(folder / f"{name}.jsonl", questions)
     return questions
+
+
+def _refuse(bad: Sequence[str], rows: int) -> None:
+    shown = list(bad[:SHOWN_ROW_ERRORS])
+    if len(bad) > SHOWN_ROW_ERRORS:
+        shown.append(f"… and {len(bad) - SHOWN_ROW_ERRORS} more")
+    raise UsageError(f"{len(bad)} of {rows} rows cannot be read:\n" + "\n".join(shown))
 
 
 def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]:
@@ -235,32 +273,29 @@ def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]
     if file is not None and not file.is_file():
         raise UsageError(f"{file}: no such file. Check the path, or leave it out to download.")
     if file is None or file.suffix == ".parquet":
-        for number, row in enumerate(disable_decoding(load_rows(source, file)), start=1):
+        for number, row in enumerate(load_rows(source, file), start=1):
             yield f"{file or source.repository}, row {number}", row
-        return
-    for number, _, row, error in raw_rows(file):
-        if error or not isinstance(row, dict):
-            raise UsageError(f"{file}:{number}: {error or 'a row is an object with named fields.'}")
-        yield f"{file}:{number}", row
+    else:
+        yield from placed_rows(file)
 
 
 def _image(value: Any, folder: Path, named: Path) -> Path | None:
     """The file of an image that is stored in the row, or that it names."""
     if value is None:
         return None
-    stored = store_images(value, folder)
-    if stored is not value:
-        return folder / stored
     name = value.get("path") if isinstance(value, dict) else value
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return folder / store_images(value, folder)
     if not isinstance(name, str):
         raise UsageError(f"the image must be stored or a file name, not {type(value).__name__}.")
-    if not (path := named / name).is_file():
+    path = named / name
+    if not path.is_file():
         raise UsageError(f"image {path} does not exist. Give images=, the folder of the images.")
     return path
 
 
 def _number_ids(questions: Sequence[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
-    seen: Counter[str] = Counter()
+    seen = Counter()
     numbered = []
     for question in questions:
         seen[question.id] += 1
@@ -268,41 +303,13 @@ def _number_ids(questions: Sequence[BenchmarkQuestion]) -> list[BenchmarkQuestio
     return numbered
 
 
-def questions_by_id(questions: Sequence[BenchmarkQuestion]) -> dict[str, BenchmarkQuestion]:
-    """Raises UsageError if there are none, or two have one id."""
-    if not questions:
-        raise UsageError("there are no questions. Load the benchmark first.")
-    (name, times), *_ = Counter(question.id for question in questions).most_common(1)
-    if times > 1:
-        raise UsageError(f"{times} questions have the id {name}. Remove the copies from the file.")
-    return {question.id: question for question in questions}
-
-
 def write_questions(path: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
-    """JSONL; images below the file's folder are named relative to it, so that the folder can be moved."""
+    """JSONL; images below the file's folder are named relative to it, so that it can be moved."""
     here = path.parent.resolve()
-
-    def line(question: BenchmarkQuestion) -> str:
+    lines = []
+    for question in questions:
         image = question.image and question.image.resolve()
-        image = image.relative_to(here) if image and image.is_relative_to(here) else image
-        return question.model_copy(update={"image": image}).model_dump_json()
-
-    return write_lines(path, map(line, questions))
-
-
-def read_questions(path: Path) -> list[BenchmarkQuestion]:
-    """Read what `write_questions` wrote. Raises UsageError naming file and line."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file. `load` writes it.")
-    questions = []
-    for number, raw, _, error in raw_rows(path):
-        try:
-            question = BenchmarkQuestion.model_validate_json(raw) if error is None else None
-        except ValidationError as problem:
-            error = explain_validation_error(problem)
-        if error or question is None:
-            raise UsageError(f"{path}:{number}: {error}")
-        image = question.image and path.parent / question.image
-        questions.append(question.model_copy(update={"image": image}))
-    questions_by_id(questions)
-    return questions
+        if image and image.is_relative_to(here):
+            image = image.relative_to(here)
+        lines.append(question.model_copy(update={"image": image}).model_dump_json())
+    return write_lines(path, lines)

@@ -1,26 +1,30 @@
-"""POPE and MME: yes/no answers, read and counted as the authors' code does, traps included, and what the traps do.
+"""POPE and MME: yes/no answers, read and counted as the authors' code does, traps included.
 
-* POPE (Li et al. 2023, arXiv 2305.10355): `evaluate.py` of github.com/AoiDragon/POPE. Up to the first full stop, without
-  commas, split at blanks: one of the words No, no, not means no, everything else yes. So an empty answer, "NO", "No!"
-  and "It isn't there" are yes.
-* MME (Fu et al. 2023, arXiv 2306.13394): `eval_tool/calculation.py` of the authors' eval_tool.zip (read in the copy of
-  github.com/zjunlp/Deco). In lower case, yes if it stands in the first four characters, else no if that does, else
-  other, which is wrong. Blanks are not stripped; "none" is no, "eyes" is yes. lmms-eval strips, removes full stops and
-  takes y and n.
+* POPE (Li et al. 2023, arXiv 2305.10355): `evaluate.py` of github.com/AoiDragon/POPE. Up to the
+  first full stop, without commas, split at blanks: one of the words No, no, not means no,
+  everything else yes. So an empty answer, "NO", "No!" and "It isn't there" are yes.
+* MME (Fu et al. 2023, arXiv 2306.13394): `eval_tool/calculation.py` of the authors' eval_tool.zip
+  (read in the copy of github.com/zjunlp/Deco). In lower case, yes if it stands in the first four
+  characters, else no if that does, else other, which is wrong. Blanks are not stripped; "none" is
+  no, "eyes" is yes. lmms-eval strips, removes full stops and takes y and n.
 
-Beside the official figures stand those of the plain reading: the answer has exactly one of yes and no as a word.
+Beside the official figures stand those of the plain reading, which says what the traps do: the
+answer has exactly one of yes and no as a word.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from statistics import harmonic_mean
 from typing import Literal
 
 from helpers.files import UsageError
-from helpers.statistics import Proportion
+from helpers.statistics import Proportion, share_of
 
-from .common import GradeTable, Rows, check_each, share
-from .questions import COGNITION, PERCEPTION, BenchmarkQuestion
+from ..keyed import check_each
+from .common import OfficialGrade, Questions
+from .questions import COGNITION, PERCEPTION, POPE_SPLITS, BenchmarkQuestion
+
+Figures = dict[str, Proportion | float | None]
 
 
 def plain_reading(answer: str) -> Literal["yes", "no"] | None:
@@ -46,168 +50,116 @@ def parse_mme(answer: str) -> Literal["yes", "no", "other"]:
     ('yes', 'no', 'other')
     """
     start = answer.lower()[:4]
-    return "yes" if "yes" in start else "no" if "no" in start else "other"
+    for said in ("yes", "no"):
+        if said in start:
+            return said
+    return "other"
 
 
-def _check_answers(
-    questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str], groups: Sequence[str]
-) -> None:
+def _prefix(start: str, figures: Figures) -> Figures:
+    return {f"{start} {name}": value for name, value in figures.items()}
+
+
+def _questions_by_group(
+    questions: Questions, answers: Mapping[str, str], groups: Sequence[str]
+) -> dict[str, list[BenchmarkQuestion]]:
+    """The questions of each group that occurs, in the order of `groups`.
+
+    Raises UsageError unless each question has one answer and is of this benchmark.
+    """
     check_each(answers, questions, "answers", "answer")
+    found = {group: [] for group in groups}
     for question in questions:
         if question.label not in ("yes", "no") or question.group not in groups:
             raise UsageError(
-                f"question {question.id}: label {question.label!r} must be yes or no, and group {question.group!r} one "
-                f"of {', '.join(groups)}. Give questions of this benchmark."
+                f"question {question.id}: label {question.label!r} must be yes or no, and group "
+                f"{question.group!r} one of {', '.join(groups)}. Give questions of this benchmark."
             )
+        found[question.group].append(question)
+    return {group: part for group, part in found.items() if part}
 
 
 # --- POPE -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PopeSplit:
-    """Figures of one file of questions."""
+def grade_pope(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+    """The figures of `evaluate.py` for every split that occurs, random first.
 
-    accuracy: Proportion
-    precision: Proportion | None  # of the answers read as yes
-    recall: Proportion | None  # of the objects that are there
-    f1: float | None
-    yes_ratio: Proportion  # of the answers
-    yes_labels: Proportion  # lmms-eval prints this as its yes ratio
-    unparsable: Proportion  # neither or both of yes and no as a word
-    misread: Proportion  # the plain reading says the opposite of the official one
+    Raises UsageError unless each question has one answer.
+    """
+    figures = {}
+    for split, part in _questions_by_group(questions, answers, POPE_SPLITS).items():
+        figures |= _prefix(split, _pope_figures(part, answers))
+    return OfficialGrade("POPE", figures)
 
 
-@dataclass(frozen=True)
-class PopeGrade(GradeTable):
-    splits: dict[str, PopeSplit]  # those that occur, random first
-    title = "POPE"
-
-    def rows(self) -> Rows:
-        names = {"f1": "F1", "yes_ratio": "yes ratio", "yes_labels": "yes labels"}
-        return [
-            (f"{split} {names.get(field, field)}", value)
-            for split, figures in self.splits.items()
-            for field, value in vars(figures).items()
-        ]
-
-
-POPE_SPLITS = ("random", "popular", "adversarial")
-
-
-def grade_pope(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeGrade:
-    """The figures of `evaluate.py` for every split. Raises UsageError unless each question has one answer."""
-    _check_answers(questions, answers, POPE_SPLITS)
-    groups = {
-        split: [question for question in questions if question.group == split]
-        for split in POPE_SPLITS
+def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
+    rows = []  # (label, official reading of the answer, plain reading)
+    for question in questions:
+        answer = answers[question.id]
+        rows.append((question.label, parse_pope(answer), plain_reading(answer)))
+    precision = share_of(label == "yes" for label, said, _ in rows if said == "yes")
+    recall = share_of(said == "yes" for label, said, _ in rows if label == "yes")
+    f1 = None
+    if precision and recall and precision.value:
+        f1 = harmonic_mean([precision.value, recall.value])
+    return {
+        "accuracy": share_of(said == label for label, said, _ in rows),
+        "precision": precision,  # of the answers read as yes
+        "recall": recall,  # of the objects that are there
+        "F1": f1,
+        "yes ratio": share_of(said == "yes" for _, said, _ in rows),
+        # lmms-eval prints this as its yes ratio
+        "yes labels": share_of(label == "yes" for label, _, _ in rows),
+        "unparsable": share_of(plain is None for _, _, plain in rows),
+        # the plain reading says the opposite of the official one
+        "misread": share_of(plain not in (None, said) for _, said, plain in rows),
     }
-    return PopeGrade(
-        {split: _pope_split(group, answers) for split, group in groups.items() if group}
-    )
-
-
-def _pope_split(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> PopeSplit:
-    said = {question.id: parse_pope(answers[question.id]) for question in questions}
-    plain = {question.id: plain_reading(answers[question.id]) for question in questions}
-    precision = share(
-        question.label == "yes" for question in questions if said[question.id] == "yes"
-    )
-    recall = share(said[question.id] == "yes" for question in questions if question.label == "yes")
-    both = precision.value + recall.value if precision and recall else 0
-    return PopeSplit(
-        accuracy=share(said[question.id] == question.label for question in questions),
-        precision=precision,
-        recall=recall,
-        f1=2 * precision.value * recall.value / both if both else None,
-        yes_ratio=share(answer == "yes" for answer in said.values()),
-        yes_labels=share(question.label == "yes" for question in questions),
-        unparsable=share(answer is None for answer in plain.values()),
-        misread=share(
-            plain[key] is not None and plain[key] != answer for key, answer in said.items()
-        ),
-    )
 
 
 # --- MME ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MmeTask:
-    """Figures of one of the 14 subtasks."""
+def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+    """The scores of `calculation.py` for every subtask that occurs, in the official order.
 
-    accuracy: Proportion  # of questions
-    accuracy_plus: Proportion  # of images, both questions right
-    yes_ratio: Proportion  # of the answers; half of the labels are yes
-    other: Proportion  # answers that are neither, and count as wrong
-    unparsable: Proportion  # neither or both of yes and no as a word
-
-    @property
-    def score(self) -> float:
-        """acc + acc+ in percent; at most 200."""
-        return 100 * (self.accuracy.value + self.accuracy_plus.value)
-
-
-@dataclass(frozen=True)
-class MmeGrade(GradeTable):
-    tasks: dict[str, MmeTask]  # those that occur, in the official order
-    title = "MME"
-
-    @property
-    def perception(self) -> float | None:
-        """Sum of ten scores, at most 2000; None if a subtask is missing."""
-        return self._total(PERCEPTION)
-
-    @property
-    def cognition(self) -> float | None:
-        """Sum of four scores, at most 800; None if a subtask is missing."""
-        return self._total(COGNITION)
-
-    def _total(self, names: Sequence[str]) -> float | None:
-        return (
-            sum(self.tasks[name].score for name in names)
-            if set(names) <= self.tasks.keys()
-            else None
-        )
-
-    def rows(self) -> Rows:
-        rows: Rows = [("perception", self.perception), ("cognition", self.cognition)]
-        for name, task in self.tasks.items():
-            rows += [
-                (f"{name} score", task.score),
-                (f"{name} acc", task.accuracy),
-                (f"{name} acc+", task.accuracy_plus),
-            ]
-            rows += [(f"{name} yes ratio", task.yes_ratio), (f"{name} other", task.other)]
-            rows += [(f"{name} unparsable", task.unparsable)]
-        return rows
+    Perception is the sum of ten scores, at most 2000, and cognition of four, at most 800; None if a
+    subtask is missing. Raises UsageError unless every image of a subtask has two questions,
+    answered.
+    """
+    figures = {}
+    scores = {}
+    for task, part in _questions_by_group(questions, answers, PERCEPTION + COGNITION).items():
+        found = _mme_figures(part, answers)
+        scores[task] = found["score"]
+        figures |= _prefix(task, found)
+    totals = {}
+    for name, tasks in {"perception": PERCEPTION, "cognition": COGNITION}.items():
+        complete = set(tasks) <= scores.keys()
+        totals[name] = sum(scores[task] for task in tasks) if complete else None
+    return OfficialGrade("MME", totals | figures)
 
 
-def grade_mme(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> MmeGrade:
-    """The scores of `calculation.py`. Raises UsageError unless every image of a subtask has two questions, answered."""
-    _check_answers(questions, answers, PERCEPTION + COGNITION)
-    groups = {
-        task: [question for question in questions if question.group == task]
-        for task in PERCEPTION + COGNITION
+def _mme_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
+    texts = [answers[question.id] for question in questions]
+    said = list(map(parse_mme, texts))
+    images = {}  # which questions about each image are right
+    for question, reading in zip(questions, said, strict=True):
+        hits = images.setdefault(question.about.get("pair", ""), [])
+        hits.append(reading == question.label)
+    for name, hits in images.items():
+        if len(hits) != 2:
+            raise UsageError(
+                f"{questions[0].group}: {len(hits)} questions about {name}, not 2. "
+                "Give whole pairs."
+            )
+    accuracy = share_of(hit for hits in images.values() for hit in hits)
+    plus = share_of(all(hits) for hits in images.values())
+    return {
+        "score": 100 * (accuracy.value + plus.value),  # at most 200
+        "acc": accuracy,  # of questions
+        "acc+": plus,  # of images, both questions right
+        "yes ratio": share_of(reading == "yes" for reading in said),  # half of the labels are yes
+        "other": share_of(reading == "other" for reading in said),  # neither: counts as wrong
+        "unparsable": share_of(plain_reading(text) is None for text in texts),
     }
-    return MmeGrade({task: _mme_task(group, answers) for task, group in groups.items() if group})
-
-
-def _mme_task(questions: Sequence[BenchmarkQuestion], answers: Mapping[str, str]) -> MmeTask:
-    said = {question.id: parse_mme(answers[question.id]) for question in questions}
-    pairs: dict[str, list[bool]] = {}
-    for question in questions:
-        pairs.setdefault(question.about.get("pair", ""), []).append(
-            said[question.id] == question.label
-        )
-    if lone := next((name for name, pair in pairs.items() if len(pair) != 2), None):
-        raise UsageError(
-            f"{questions[0].group}: {len(pairs[lone])} questions about {lone}, not 2. Give whole pairs."
-        )
-    return MmeTask(
-        accuracy=share(hit for pair in pairs.values() for hit in pair),
-        accuracy_plus=share(all(pair) for pair in pairs.values()),
-        yes_ratio=share(answer == "yes" for answer in said.values()),
-        other=share(answer == "other" for answer in said.values()),
-        unparsable=share(plain_reading(answers[question.id]) is None for question in questions),
-    )

@@ -8,6 +8,7 @@ from made_up_questions import question, values
 from helpers.evaluation.official import grade_hallusion_bench, read_verdicts
 from helpers.evaluation.official.hallusion import parse_verdict_text
 from helpers.files import UsageError
+from helpers.statistics import Proportion
 
 HALLUSION = {  # category, set, figure, question, visual_input: label, verdict
     ("VD", "0", "0", "0", "1"): ("yes", 1),  # right
@@ -36,32 +37,39 @@ def hallusion():
 def test_hallusion_figures():
     questions, verdicts = hallusion()
     grade = grade_hallusion_bench(questions, verdicts=verdicts)
-    assert (grade.question.value, grade.question.n) == (4 / 7, 7)
-    assert (grade.pair.value, grade.pair.n) == (
-        1 / 3,
-        3,
-    )  # VD question 0; VD 1 and VS 0 have a wrong one
-    # figures VD 0 and VD 1 have one right of two, VS 1 none, VS 2 all; VS 0 is none
-    assert (grade.figure.value, grade.figure.n) == (1 / 4, 4)
-    assert (grade.figure_inconsistent.value, grade.figure_wrong.value) == (2 / 4, 1 / 4)
-    # not edited: VD 0 right, VD 1 wrong, VS 0 wrong (right without its figure, wrong with it); by figure_id it were ⅔
-    assert (grade.easy.value, grade.easy.n) == (1 / 3, 3)
-    assert (grade.hard.value, grade.hard.n) == (
-        2 / 3,
-        3,
-    )  # edited: VD 0 and VS 0; by figure_id it were ⅓
-    # yes: labels 1, 4, 5, 6; said 1, 5 (right, label yes) and 2 (wrong, label no)
-    assert grade.percent_difference == pytest.approx(3 / 7 - 4 / 7)
-    assert (grade.false_positive_ratio.value, grade.false_positive_ratio.n) == (1 / 3, 3)
-    assert grade.unclear.value == 2 / 7
-    assert grade.percent_difference_clear == pytest.approx(
-        0
-    )  # of five: labels 1 and 6, said 1 and 2
-    assert "judge, as official" in str(grade) and list(values(grade))[:3] == [
-        "aAcc",
-        "qAcc",
-        "fAcc",
-    ]
+    assert values(grade) == pytest.approx(
+        {
+            "aAcc": 4 / 7,
+            "qAcc": 1 / 3,  # VD question 0; VD 1 and VS 0 have a wrong one
+            # figures VD 0 and VD 1 have one right of two, VS 1 none, VS 2 all; VS 0 is none
+            "fAcc": 1 / 4,
+            # not edited: VD 0 right, VD 1 wrong, VS 0 wrong (right without its figure, wrong with
+            # it); by figure_id it were ⅔
+            "easy aAcc (pairs)": 1 / 3,
+            "hard aAcc (pairs)": 2 / 3,  # edited: VD 0 and VS 0; by figure_id it were ⅓
+            "consistency: inconsistent": 2 / 4,
+            "consistency: wrong": 1 / 4,
+            # yes: labels 1, 4, 5, 6; said 1, 5 (right, label yes) and 2 (wrong, label no)
+            "yes/no bias: pct diff": 3 / 7 - 4 / 7,
+            "yes/no bias: FP ratio": 1 / 3,
+            "unclear": 2 / 7,
+            "pct diff without unclear": 0,  # of five: labels 1 and 6, said 1 and 2
+        },
+        abs=1e-12,
+    )
+    n = {name: figure.n for name, figure in grade.figures.items() if isinstance(figure, Proportion)}
+    assert n == {
+        "aAcc": 7,
+        "qAcc": 3,
+        "fAcc": 4,
+        "easy aAcc (pairs)": 3,
+        "hard aAcc (pairs)": 3,
+        "consistency: inconsistent": 4,
+        "consistency: wrong": 4,
+        "yes/no bias: FP ratio": 3,
+        "unclear": 7,
+    }
+    assert "judge, as official" in str(grade) and list(n)[:3] == ["aAcc", "qAcc", "fAcc"]
 
 
 def test_hallusion_without_a_judge():
@@ -72,24 +80,18 @@ def test_hallusion_without_a_judge():
     )
     _, verdicts = hallusion()
     judged = grade_hallusion_bench(questions, verdicts=verdicts)
-    assert matched.rows() == judged.rows()  # the words say what the verdicts above say
+    assert matched.figures == judged.figures  # the words say what the verdicts above say
     assert "word match, not official" in matched.title
 
 
 def test_hallusion_all_right_and_all_unclear():
     questions, _ = hallusion()
-    best = grade_hallusion_bench(questions, verdicts={q.id: 1 for q in questions})
-    assert (
-        best.question.value
-        == best.pair.value
-        == best.figure.value
-        == best.easy.value
-        == best.hard.value
-        == 1
-    )
-    assert best.percent_difference == 0 and best.false_positive_ratio is None
-    unclear = grade_hallusion_bench(questions, verdicts={q.id: 2 for q in questions})
-    assert unclear.question.value == 1 / 7 and unclear.percent_difference_clear is None
+    best = values(grade_hallusion_bench(questions, verdicts={q.id: 1 for q in questions}))
+    shares = ["aAcc", "qAcc", "fAcc", "easy aAcc (pairs)", "hard aAcc (pairs)"]
+    assert [best[name] for name in shares] == [1] * 5
+    assert best["yes/no bias: pct diff"] == 0 and best["yes/no bias: FP ratio"] is None
+    unclear = values(grade_hallusion_bench(questions, verdicts={q.id: 2 for q in questions}))
+    assert unclear["aAcc"] == 1 / 7 and unclear["pct diff without unclear"] is None
 
 
 def test_hallusion_needs_one_source():

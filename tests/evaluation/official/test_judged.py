@@ -36,28 +36,26 @@ def llava():
 
 def test_llava_figures():
     grade = grade_llava_bench(*llava())
-    assert grade.relative == {
+    assert values(grade) == {
         "all": 115.8,  # (6 + 7 − 1 + 10) / (8 + 7 − 1 + 5) = 22 / 19
         "conv": 86.7,  # 13 / 15
         "detail": 100.0,  # −1 / −1: nothing could be read
         "complex": 200.0,
+        "unparsable": 1 / 4,
+        "all without unparsable": 115.0,  # 23 / 20
+        "conv without unparsable": 86.7,
+        "detail without unparsable": None,
+        "complex without unparsable": 200.0,
     }
-    assert grade.relative_parsed == {
-        "all": 115.0,
-        "conv": 86.7,
-        "detail": None,
-        "complex": 200.0,
-    }  # 23 / 20
-    assert (grade.unparsable.value, grade.unparsable.n) == (1 / 4, 4)
+    assert grade.figures["unparsable"].n == 4
     assert "detail without unparsable   not defined" in str(grade)
 
 
 def test_llava_rounds_means_before_the_ratio():
     one = [question("1", "", "conv")]
-    assert (
-        grade_llava_bench(one, {"1": "0.0016 0.001"}).relative["all"] == 50.0
-    )  # .001 / .002, not 62.5
-    assert grade_llava_bench(one, {"1": "0 8"}).relative["all"] is None
+    grade = grade_llava_bench(one, {"1": "0.0016 0.001"})
+    assert grade.figures["all"] == 50.0  # .001 / .002, not 62.5
+    assert grade_llava_bench(one, {"1": "0 8"}).figures["all"] is None
 
 
 def test_llava_review_files(tmp_path):
@@ -120,19 +118,27 @@ def test_mmhal_figures():
     ]
     assert parse_mmhal_rating("**Rating**: 5") is None and parse_mmhal_rating("Rating: 4.5") == 4
     grade = grade_mmhal_bench(*mmhal())
-    assert grade.average == 2.0  # (6 + 3 + 2 + 1 + 0 + 0) / 6
-    assert (grade.hallucination_rate.value, grade.hallucination_rate.n) == (4 / 6, 6)
-    assert grade.types == pytest.approx({"attribute": 8 / 3, "counting": 4 / 3})
-    assert (grade.unparsable.value, grade.average_parsed) == (2 / 6, 3.0)  # (6 + 3 + 2 + 1) / 4
-    assert (grade.hallucination_rate_parsed.value, grade.hallucination_rate_parsed.n) == (2 / 4, 4)
-    assert values(grade)["average score, counting"] == pytest.approx(4 / 3)
+    assert values(grade) == pytest.approx(
+        {
+            "average score": 2.0,  # (6 + 3 + 2 + 1 + 0 + 0) / 6
+            "hallucination rate": 4 / 6,
+            "average score, attribute": 8 / 3,
+            "average score, counting": 4 / 3,
+            "unparsable": 2 / 6,
+            "average score without unparsable": 3.0,  # (6 + 3 + 2 + 1) / 4
+            "hallucination rate without unparsable": 2 / 4,
+        }
+    )
+    assert grade.figures["hallucination rate"].n == 6
+    assert grade.figures["hallucination rate without unparsable"].n == 4
 
 
 def test_mmhal_without_a_single_rating():
     questions, _ = mmhal()
-    grade = grade_mmhal_bench(questions, {q.id: "…" for q in questions})
-    assert grade.average == 0 and grade.hallucination_rate.value == 1
-    assert grade.average_parsed is grade.hallucination_rate_parsed is None
+    found = values(grade_mmhal_bench(questions, {q.id: "…" for q in questions}))
+    assert found["average score"] == 0 and found["hallucination rate"] == 1
+    assert found["average score without unparsable"] is None
+    assert found["hallucination rate without unparsable"] is None
 
 
 def test_mmhal_responses_of_the_api_go_by_place(tmp_path):

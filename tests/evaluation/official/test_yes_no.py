@@ -2,7 +2,7 @@
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from made_up_questions import question
+from made_up_questions import question, values
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from helpers.evaluation.official import grade_mme, grade_pope
@@ -45,20 +45,26 @@ POPE = [
 def test_pope_figures():
     questions = [question(str(i), label, split) for i, (label, split, _) in enumerate(POPE)]
     grade = grade_pope(questions, {str(i): answer for i, (_, _, answer) in enumerate(POPE)})
-    assert list(grade.splits) == ["random", "popular"]
-    part = grade.splits["random"]
-    assert (part.accuracy.value, part.accuracy.n) == (3 / 6, 6)  # 2 + 1 of 6
-    assert (part.precision.value, part.precision.n) == (2 / 4, 4)
-    assert (part.recall.value, part.recall.n) == (2 / 3, 3)
-    assert part.f1 == pytest.approx(4 / 7)  # 2 · ½ · ⅔ / (½ + ⅔) = ⅔ / (7/6)
-    assert part.yes_ratio.value == 4 / 6 and part.yes_labels.value == 3 / 6
-    assert part.unparsable.value == 1 / 6 and part.misread.value == 1 / 6
-    part = grade.splits["popular"]
-    assert (
-        part.accuracy.value == part.unparsable.value == 1
-        and part.misread.value == part.yes_labels.value == 0
-    )
-    assert part.precision is part.recall is part.f1 is None  # the official code divides by zero
+    names = ["accuracy", "precision", "recall", "F1"]
+    names += ["yes ratio", "yes labels", "unparsable", "misread"]
+    found = values(grade)
+    assert list(found) == [f"{split} {name}" for split in ("random", "popular") for name in names]
+    assert {name: found[f"random {name}"] for name in names} == {
+        "accuracy": 3 / 6,  # 2 + 1 of 6
+        "precision": 2 / 4,
+        "recall": 2 / 3,
+        "F1": pytest.approx(4 / 7),  # 2 · ½ · ⅔ / (½ + ⅔) = ⅔ / (7/6)
+        "yes ratio": 4 / 6,
+        "yes labels": 3 / 6,
+        "unparsable": 1 / 6,
+        "misread": 1 / 6,
+    }
+    n = {name: grade.figures[f"random {name}"].n for name in ("accuracy", "precision", "recall")}
+    assert n == {"accuracy": 6, "precision": 4, "recall": 3}
+    assert found["popular accuracy"] == found["popular unparsable"] == 1
+    assert found["popular misread"] == found["popular yes labels"] == 0
+    # the official code divides by zero
+    assert [found[f"popular {name}"] for name in ("precision", "recall", "F1")] == [None] * 3
     assert "random F1" in str(grade) and "popular precision   not defined" in str(grade)
 
 
@@ -73,19 +79,17 @@ def test_pope_figures():
 )
 def test_pope_equals_scikit_learn(items):
     questions = [question(str(i), label, "adversarial") for i, (label, _) in enumerate(items)]
-    part = grade_pope(questions, {str(i): answer for i, (_, answer) in enumerate(items)}).splits[
-        "adversarial"
-    ]
+    found = values(grade_pope(questions, {str(i): answer for i, (_, answer) in enumerate(items)}))
     labels, said = [label for label, _ in items], [parse_pope(answer) for _, answer in items]
-    assert part.accuracy.value == pytest.approx(accuracy_score(labels, said))
     known = {"pos_label": "yes", "zero_division": 0}
-    assert (part.precision.value if part.precision else 0) == pytest.approx(
-        precision_score(labels, said, **known)
-    )
-    assert (part.recall.value if part.recall else 0) == pytest.approx(
-        recall_score(labels, said, **known)
-    )
-    assert (part.f1 or 0) == pytest.approx(f1_score(labels, said, **known))
+    expected = {
+        "accuracy": accuracy_score(labels, said),
+        "precision": precision_score(labels, said, **known),
+        "recall": recall_score(labels, said, **known),
+        "F1": f1_score(labels, said, **known),
+    }
+    ours = {name: found[f"adversarial {name}"] or 0 for name in expected}
+    assert ours == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -124,25 +128,36 @@ def mme(tasks, per_task=2):
 def test_mme_figures():
     questions = mme(["count"])
     answers = dict(zip([q.id for q in questions], ["Yes", "No", "  yes", "None"], strict=True))
-    task = grade_mme(questions, answers).tasks["count"]
-    assert (task.accuracy.value, task.accuracy.n) == (3 / 4, 4)  # "  yes" is other
-    assert (task.accuracy_plus.value, task.accuracy_plus.n) == (1 / 2, 2)
-    assert task.score == 125.0  # 75 + 50
-    assert task.yes_ratio.value == task.other.value == 1 / 4
-    assert task.unparsable.value == 1 / 4  # None, which counts as no
-    assert task.accuracy.low < 3 / 4 < task.accuracy.high
+    grade = grade_mme(questions, answers)
+    assert values(grade) == {
+        "perception": None,
+        "cognition": None,
+        "count score": 125.0,  # 75 + 50
+        "count acc": 3 / 4,  # "  yes" is other
+        "count acc+": 1 / 2,
+        "count yes ratio": 1 / 4,
+        "count other": 1 / 4,
+        "count unparsable": 1 / 4,  # None, which counts as no
+    }
+    accuracy = grade.figures["count acc"]
+    assert (accuracy.n, grade.figures["count acc+"].n) == (4, 2)
+    assert accuracy.low < 3 / 4 < accuracy.high
 
 
 def test_mme_totals():
     questions = mme(PERCEPTION + COGNITION)
+
+    def totals(grade):
+        return grade.figures["perception"], grade.figures["cognition"]
+
     perfect = grade_mme(questions, {q.id: q.label for q in questions})
-    assert (perfect.perception, perfect.cognition) == (2000.0, 800.0)
+    assert totals(perfect) == (2000.0, 800.0)
     always = grade_mme(questions, {q.id: "Yes" for q in questions})
-    assert (always.perception, always.cognition) == (500.0, 200.0)  # every acc 50, every acc+ 0
+    assert totals(always) == (500.0, 200.0)  # every acc 50, every acc+ 0
     nothing = grade_mme(questions, {q.id: "" for q in questions})
-    assert nothing.perception == 0 and nothing.tasks["OCR"].other.value == 1
+    assert totals(nothing)[0] == 0 and nothing.figures["OCR other"].value == 1
     part = grade_mme(questions[:-4], {q.id: "Yes" for q in questions[:-4]})
-    assert part.perception == 500.0 and part.cognition is None and "cognition" in str(part)
+    assert totals(part) == (500.0, None) and "cognition" in str(part)
 
 
 def test_mme_needs_pairs():

@@ -1,0 +1,28 @@
+"""The public names of the published benchmarks, and the module of each, for `lazy_loader`."""
+
+from .common import (
+    ask_questions as ask_questions,
+    write_answers as write_answers,
+)
+from .grades import GRADES as GRADES
+from .hallusion import (
+    grade_hallusion_bench as grade_hallusion_bench,
+    read_verdicts as read_verdicts,
+)
+from .judged import (
+    grade_llava_bench as grade_llava_bench,
+    grade_mmhal_bench as grade_mmhal_bench,
+    read_reviews as read_reviews,
+)
+from .polling import pope_questions as pope_questions
+from .questions import (
+    OFFICIAL_BENCHMARKS as OFFICIAL_BENCHMARKS,
+    BenchmarkQuestion as BenchmarkQuestion,
+    OfficialBenchmark as OfficialBenchmark,
+    load_questions as load_questions,
+    write_questions as write_questions,
+)
+from .yes_no import (
+    grade_mme as grade_mme,
+    grade_pope as grade_pope,
+)

@@ -1,8 +1,8 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
 from .actor_critic import (
-    CRITIC_ADAPTER as CRITIC_ADAPTER,
     ActorCritic as ActorCritic,
+    CRITIC_ADAPTER as CRITIC_ADAPTER,
     TokenFigures as TokenFigures,
     TokenLook as TokenLook,
     pad_and_stack as pad_and_stack,
@@ -10,13 +10,10 @@ from .actor_critic import (
 from .advantages import (
     ADVANTAGES as ADVANTAGES,
     AdvantageWay as AdvantageWay,
-    estimate_by_critic as estimate_by_critic,
-    estimate_by_group as estimate_by_group,
-    estimate_by_others as estimate_by_others,
 )
 from .checkpoint import (
-    NOT_IN_IDENTITY as NOT_IN_IDENTITY,
     Checkpoints as Checkpoints,
+    NOT_IN_IDENTITY as NOT_IN_IDENTITY,
     data_hash as data_hash,
     name_differences as name_differences,
     reward_identity as reward_identity,
@@ -37,11 +34,11 @@ from .distributed import (
     wrap_for_processes as wrap_for_processes,
 )
 from .dpo import (
-    DPO_LOSSES as DPO_LOSSES,
-    REFERENCE_ADAPTER as REFERENCE_ADAPTER,
     DPORun as DPORun,
+    DPO_LOSSES as DPO_LOSSES,
     ImageTerms as ImageTerms,
     ProgressBar as ProgressBar,
+    REFERENCE_ADAPTER as REFERENCE_ADAPTER,
     VLMDPOTrainer as VLMDPOTrainer,
     dpo_config as dpo_config,
     dpo_trainer as dpo_trainer,
@@ -70,9 +67,9 @@ from .reward import (
     losses_of as losses_of,
 )
 from .rollout import (
-    ROLLOUT_FILTERS as ROLLOUT_FILTERS,
     Experience as Experience,
     MiniBatch as MiniBatch,
+    ROLLOUT_FILTERS as ROLLOUT_FILTERS,
     Rollout as Rollout,
     Task as Task,
     keep_all as keep_all,

@@ -1,8 +1,8 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
 from .actor_critic import (
-    ActorCritic as ActorCritic,
     CRITIC_ADAPTER as CRITIC_ADAPTER,
+    ActorCritic as ActorCritic,
     TokenFigures as TokenFigures,
     TokenLook as TokenLook,
     pad_and_stack as pad_and_stack,
@@ -12,8 +12,8 @@ from .advantages import (
     AdvantageWay as AdvantageWay,
 )
 from .checkpoint import (
-    Checkpoints as Checkpoints,
     NOT_IN_IDENTITY as NOT_IN_IDENTITY,
+    Checkpoints as Checkpoints,
     data_hash as data_hash,
     name_differences as name_differences,
     reward_identity as reward_identity,
@@ -34,11 +34,11 @@ from .distributed import (
     wrap_for_processes as wrap_for_processes,
 )
 from .dpo import (
-    DPORun as DPORun,
     DPO_LOSSES as DPO_LOSSES,
+    REFERENCE_ADAPTER as REFERENCE_ADAPTER,
+    DPORun as DPORun,
     ImageTerms as ImageTerms,
     ProgressBar as ProgressBar,
-    REFERENCE_ADAPTER as REFERENCE_ADAPTER,
     VLMDPOTrainer as VLMDPOTrainer,
     dpo_config as dpo_config,
     dpo_trainer as dpo_trainer,
@@ -67,9 +67,9 @@ from .reward import (
     losses_of as losses_of,
 )
 from .rollout import (
+    ROLLOUT_FILTERS as ROLLOUT_FILTERS,
     Experience as Experience,
     MiniBatch as MiniBatch,
-    ROLLOUT_FILTERS as ROLLOUT_FILTERS,
     Rollout as Rollout,
     Task as Task,
     keep_all as keep_all,

@@ -10,7 +10,24 @@ from costs import pytest_runtest_call, pytest_runtest_setup  # noqa: F401  hooks
 from shipped import TRAFFIC
 
 # The longest files, by their names: they start first, so that workers share the rest.
-FIRST = ("test_notebooks_run", "test_browser", "test_setup", "test_install", "test_distributed")
+FIRST = (
+    "test_notebooks_defaults",  # half an hour; this and the next three are for make test-slow
+    "test_recipes_whole",
+    "test_mutations",
+    "test_base_rebuild",
+    "test_notebooks_run",  # five minutes
+    "test_benchmark_rl",  # and one to two minutes each from here on
+    "test_dpo_doctor",
+    "test_distributed",
+    "test_ppo",
+    "test_dpo",
+    "test_browser",
+    "test_checks",
+    "test_benchmark_gpu",
+    "test_recipes",
+    "test_setup",
+    "test_install",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -123,6 +123,7 @@ import importlib.metadata, json
 print(json.dumps({found.name.lower(): found.version for found in importlib.metadata.distributions()}))"""
 
 
+@pytest.mark.heavy(reason="Colab's packages, really installed")
 def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_path):
     """Cloned, installed, nothing protected touched, model code imported; a second run has nothing to do."""
     shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
@@ -238,6 +239,7 @@ print([name for name in Recorder.started if name.startswith(names)])
 """
 
 
+@pytest.mark.heavy(reason="a process that imports all model code")
 def test_what_is_attached_is_only_read_and_artifacts_are_kept(
     repository_folder, shared_notebooks, tmp_path
 ):

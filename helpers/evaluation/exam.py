@@ -72,6 +72,9 @@ class ExamResult:
         return describe_sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
 
 
+Exams = Mapping[str, ExamResult]  # by the names of the models
+
+
 @dataclass(frozen=True)
 class PolicyFindings:
     """What the report and a model card say of one policy; all of it can be written as JSON."""
@@ -115,7 +118,7 @@ def _one_class_questions(items: Sequence[CountedImage]) -> list[tuple[str, str]]
     return [one_class_question(item.counts, number) for number, item in enumerate(items)]
 
 
-def exam_rows(examined: Mapping[str, ExamResult]) -> TableRows:
+def exam_rows(examined: Exams) -> TableRows:
     """What every model reached, for `report.Section.table`, the head first."""
     seeds = len(next(iter(examined.values())).sampled)
     head = ["model", "all counts right, greedy", f"sampled, {seeds} seeds", "images shuffled"]
@@ -134,7 +137,7 @@ def exam_rows(examined: Mapping[str, ExamResult]) -> TableRows:
     return rows
 
 
-def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
+def exam_metrics(examined: Exams) -> list[Metric]:
     """Compute every metric of every model on every item.
 
     The first two and the last are rewards of this suite.
@@ -172,7 +175,7 @@ def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
 
 
 def policy_findings(
-    policies: Policies, examined: Mapping[str, ExamResult], rows: Sequence[PolicyComparison]
+    policies: Policies, examined: Exams, rows: Sequence[PolicyComparison]
 ) -> dict[str, PolicyFindings]:
     """Collect what the report and the model cards need of every policy except the base."""
     found = {}

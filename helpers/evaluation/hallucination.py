@@ -24,6 +24,7 @@ from helpers.files import UsageError
 from helpers.rewards import NUMBER_WORDS
 from helpers.statistics import Proportion, TableRows, format_figure, share_of
 
+Synonyms = Mapping[str, Sequence[str]]  # other words for each object
 Phrase = tuple[str, ...]  # words in lower case
 PhraseIndex = Mapping[Phrase, str | None]  # the object that each names, as `phrase_index` says
 # "isn't", "dog" of "dog's", "hot-dog", a mark
@@ -68,7 +69,7 @@ class Mention:
     negated: bool
 
 
-def phrase_index(synonyms: Mapping[str, Sequence[str]]) -> PhraseIndex:
+def phrase_index(synonyms: Synonyms) -> PhraseIndex:
     """The object that each phrase names, in singular and plural.
 
     None for a double word that names none. A word as it is listed goes before a plural or singular
@@ -86,7 +87,7 @@ def phrase_index(synonyms: Mapping[str, Sequence[str]]) -> PhraseIndex:
     return index
 
 
-def _listed_phrases(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str]:
+def _listed_phrases(synonyms: Synonyms) -> dict[Phrase, str]:
     listed = {}
     for name, others in synonyms.items():
         if isinstance(others, str):
@@ -191,7 +192,7 @@ class ChairMetrics:
 def chair_metrics(
     captions: Sequence[str],
     objects: Sequence[Iterable[str] | Mapping[str, int]],
-    synonyms: Mapping[str, Sequence[str]],
+    synonyms: Synonyms,
 ) -> ChairMetrics:
     """CHAIR_i, CHAIR_s and recall of captions.
 

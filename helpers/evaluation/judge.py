@@ -33,15 +33,11 @@ class JudgeResult:
     unreadable: int
     votes: int
 
-    @property
-    def abstentions(self) -> int:
-        return self.grade.ties
-
     def __str__(self) -> str:
         biased = self.first is not None and not self.first.low <= 0.5 <= self.first.high
         warning = ": POSITION BIAS" if biased else ""
         return (
-            f"{self.grade}\n  {self.abstentions} abstentions (a tie above); "
+            f"{self.grade}\n  {self.grade.ties} abstentions (a tie above); "
             f"{self.unreadable} of {self.votes} votes unreadable; "
             f"for the answer shown first {self.first or 'none'}{warning}"
         )

@@ -144,13 +144,12 @@ def _check_references(
     for place, (answer, texts) in enumerate(zip(answers, references, strict=True)):
         if not isinstance(answer, str):
             raise UsageError(f"answers[{place}] is {answer!r}, not a text; an empty answer is ''.")
-        several = isinstance(texts, Sequence) and not isinstance(texts, str)
-        given = list(texts) if several else [texts]
+        given = [texts] if isinstance(texts, str) else texts
         if not given or not all(isinstance(text, str) and text.strip() for text in given):
             raise UsageError(
                 f"references[{place}] is {texts!r}; give one text that is not blank, or more."
             )
-        known.append(given)
+        known.append(list(given))
     return known
 
 

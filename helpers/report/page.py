@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from helpers.evaluation import PolicyFindings, read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
 from helpers.runtime import machine_summary, peak_memory_gb
-from helpers.statistics import Proportion, TableRows
+from helpers.statistics import Estimate, Proportion, TableRows
 
 from .html import gallery_html, table_html
 from .model_card import write_cards
@@ -27,13 +27,9 @@ PEAK = "peak_memory_gb"  # of the headlines, the one that every notebook has
 
 
 @dataclass(frozen=True)
-class Headline:
+class Headline(Estimate):
     """One measured figure; `low` and `high` are its 95 % interval, or equal to it where n is 1."""
 
-    value: float
-    low: float
-    high: float
-    n: int
     seed: int
 
 
@@ -74,7 +70,7 @@ class Section:
         return HTML(fragment)
 
     def add_share(self, name: str, share: Proportion, seed: int = 0) -> None:
-        self.headlines[name] = Headline(share.value, share.low, share.high, share.n, seed)
+        self.headlines[name] = Headline(**vars(share), seed=seed)
 
     def add_value(self, name: str, value: float, seed: int = 0) -> None:
         """Add a figure measured once (a duration, a p-value): no interval."""

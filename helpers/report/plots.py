@@ -306,12 +306,14 @@ class LiveCurves(_LiveFigure, TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "rewards/margins" in logs:
             self.log.append(dict(logs))
-            self.redraw(lambda: training_curves(self.log, state.max_steps, self.held_out))
+            self._draw(state)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.log:
-            curves = training_curves(self.log, state.max_steps, self.held_out)
-            self.redraw(lambda: curves, last=True)
+            self._draw(state, last=True)
+
+    def _draw(self, state, last=False):
+        self.redraw(lambda: training_curves(self.log, state.max_steps, self.held_out), last)
 
 
 class LivePolicyCurves(_LiveFigure):

@@ -298,16 +298,13 @@ def last_value(run: LoggedRun, metric: str) -> float | None:
 
 def differences(runs: Sequence[LoggedRun]) -> list[str]:
     """What each run's about.json says that some other's does not: "seed 1, learning_rate 0.001"."""
-    told = [_flatten_settings(run.about) for run in runs]
-    differing = []
-    for name in dict.fromkeys(name for about in told for name in about):
-        values = {about.get(name) for about in told}
-        if len(values) > 1:
-            differing.append(name)
+    import pandas as pd
+
+    told = pd.DataFrame([_flatten_settings(run.about) for run in runs])
+    differing = told.loc[:, told.nunique(dropna=False) > 1].fillna("not given")
     texts = []
-    for about in told:
-        parts = [f"{name} {about.get(name, 'not given')}" for name in differing]
-        texts.append(", ".join(parts))
+    for settings in differing.to_dict("records"):
+        texts.append(", ".join(f"{name} {value}" for name, value in settings.items()))
     return texts
 
 

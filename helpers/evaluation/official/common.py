@@ -19,6 +19,7 @@ from .questions import BenchmarkQuestion
 # images, prompts → answers, in their order
 Generate = Callable[[list[Path | None], list[str]], list[str]]
 Questions = Sequence[BenchmarkQuestion]
+Texts = Mapping[str, str]  # answers or reviews by the ids of their questions
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def ask_questions(questions: Questions, generate: Generate, batch: int = 16) -> 
     return answers
 
 
-def write_answers(path: Path, questions: Questions, answers: Mapping[str, str]) -> Path:
+def write_answers(path: Path, questions: Questions, answers: Texts) -> Path:
     """JSONL, `{"id": …, "answer": …}` a line in the order of the questions."""
     check_each(answers, questions, path, "answer")
     lines = ({"id": question.id, "answer": answers[question.id]} for question in questions)

@@ -27,7 +27,7 @@ from helpers.files import UsageError
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each, read_each
-from .common import OfficialGrade, Questions
+from .common import OfficialGrade, Questions, Texts
 from .questions import BenchmarkQuestion, hallusion_id
 from .yes_no import plain_reading
 
@@ -78,7 +78,7 @@ def _verdict(row: DatasetRow, place: int) -> tuple[str, int]:
     return key, int(value)
 
 
-def grade_hallusion_bench(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+def grade_hallusion_bench(questions: Questions, answers: Texts) -> OfficialGrade:
     """The official figures by word match, which is not the official judge. Raises UsageError."""
     check_each(answers, questions, "answers", "answer")
     verdicts = {

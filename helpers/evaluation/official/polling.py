@@ -36,8 +36,6 @@ def pope_questions(
     """
     if strategy not in POPE_SPLITS:
         raise UsageError(f"unknown strategy {strategy!r}: choose from {', '.join(POPE_SPLITS)}.")
-    if per_image < 1:
-        raise UsageError(f"per_image = {per_image}: ask at least about one object that is there.")
     objects = list(dict.fromkeys(name for item in items for name in _present_objects(item)))
     kept = _with_enough_objects(items, per_image, len(objects))
     rankings = _rankings(kept)

@@ -48,6 +48,7 @@ PERCEPTION = (
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 SHOWN_ROW_ERRORS = 10  # bad rows that a message lists
+_Fields = dict[str, Any]  # of a question
 
 
 class BenchmarkQuestion(BaseModel):
@@ -70,7 +71,7 @@ class OfficialBenchmark:
     title: str
     source: HubSet
     # row, its number → fields of a BenchmarkQuestion, `image` as it is stored
-    read: Callable[[DatasetRow, int], dict[str, Any]]
+    read: Callable[[DatasetRow, int], _Fields]
     # how to get the file, where the hub's own cannot be read without running its code
     manual: str | None = None
 
@@ -86,13 +87,14 @@ def _text(row: DatasetRow, *names: str) -> str:
     return str(value)
 
 
-def _choice(value: str, known: Sequence[str], field: str) -> str:
+def _choice(row: DatasetRow, field: str, known: Sequence[str]) -> str:
+    value = _text(row, field)
     if value not in known:
         raise UsageError(f"unknown {field} {value!r}: {', '.join(known)}.")
     return value
 
 
-def _fields(row: DatasetRow, name: str, label: str, group: str, **about: str) -> dict[str, Any]:
+def _fields(row: DatasetRow, name: str, label: str, group: str, **about: str) -> _Fields:
     """Fields of a question whose row has the columns question and image."""
     return {
         "id": name,
@@ -105,17 +107,18 @@ def _fields(row: DatasetRow, name: str, label: str, group: str, **about: str) ->
 
 
 def _yes_no(row: DatasetRow) -> str:
-    return _choice(_text(row, "answer").strip().lower(), ("yes", "no"), "answer")
+    answer = {"answer": _text(row, "answer").strip().lower()}
+    return _choice(answer, "answer", ("yes", "no"))
 
 
-def _pope(row: DatasetRow, number: int) -> dict[str, Any]:
-    split = _choice(_text(row, "category"), POPE_SPLITS, "category")
+def _pope(row: DatasetRow, number: int) -> _Fields:
+    split = _choice(row, "category", POPE_SPLITS)
     return _fields(row, f"{split}-{_text(row, 'question_id')}", _yes_no(row), split)
 
 
-def _mme(row: DatasetRow, number: int) -> dict[str, Any]:
+def _mme(row: DatasetRow, number: int) -> _Fields:
     """Both questions about an image carry its name as `question_id`: they are numbered later."""
-    task = _choice(_text(row, "category"), PERCEPTION + COGNITION, "category")
+    task = _choice(row, "category", PERCEPTION + COGNITION)
     image_name = _text(row, "question_id")
     return _fields(row, image_name, _yes_no(row), task, pair=image_name)
 
@@ -125,10 +128,10 @@ def hallusion_id(row: DatasetRow) -> str:
     return "_".join(_text(row, name) for name in HALLUSION_KEYS)
 
 
-def _hallusion(row: DatasetRow, number: int) -> dict[str, Any]:
-    visual = _choice(_text(row, "visual_input"), ("0", "1", "2"), "visual_input")
+def _hallusion(row: DatasetRow, number: int) -> _Fields:
+    visual = _choice(row, "visual_input", ("0", "1", "2"))
     about = {name: _text(row, name) for name in (*HALLUSION_KEYS[1:], "gt_answer_details")}
-    label = _choice(_text(row, "gt_answer"), ("0", "1"), "gt_answer")
+    label = "yes" if _choice(row, "gt_answer", ("0", "1")) == "1" else "no"
     image = row.get("image") or row.get("filename")
     if visual == "0":  # asked without its image, whatever the row holds
         image = None
@@ -136,21 +139,20 @@ def _hallusion(row: DatasetRow, number: int) -> dict[str, Any]:
         raise UsageError(
             f"visual_input {visual} needs an image, and neither image nor filename names one."
         )
-    category = _choice(_text(row, "category"), ("VD", "VS"), "category")
-    label = {"0": "no", "1": "yes"}[label]
+    category = _choice(row, "category", ("VD", "VS"))
     fields = _fields(row, hallusion_id(row), label, category, **about, visual_input=visual)
     return fields | {"image": image}
 
 
-def _llava(row: DatasetRow, number: int) -> dict[str, Any]:
-    category = _choice(_text(row, "category"), ("conv", "detail", "complex"), "category")
+def _llava(row: DatasetRow, number: int) -> _Fields:
+    category = _choice(row, "category", ("conv", "detail", "complex"))
     caption = row.get("caption")
     caption = "\n".join(caption) if isinstance(caption, list) else _text(row, "caption")
     name = _text(row, "question_id")
     return _fields(row, name, _text(row, "gpt_answer"), category, caption=caption)
 
 
-def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
+def _mmhal(row: DatasetRow, number: int) -> _Fields:
     """The file has no ids: the place counts, as in the official code.
 
     Images are named by the end of their address.
@@ -205,11 +207,10 @@ def load_questions(
     that of `file`). rows: only the first so many; what is graded then is no longer the benchmark.
     Raises UsageError if a single row cannot be read, and then writes nothing.
     """
-    official = OFFICIAL_BENCHMARKS.get(name)
-    if official is None:
-        raise UsageError(
-            f"unknown benchmark {name!r}: choose from {', '.join(OFFICIAL_BENCHMARKS)}."
-        )
+    if name not in OFFICIAL_BENCHMARKS:
+        known = ", ".join(OFFICIAL_BENCHMARKS)
+        raise UsageError(f"unknown benchmark {name!r}: choose from {known}.")
+    official = OFFICIAL_BENCHMARKS[name]
     if file is None and official.manual:
         raise UsageError(
             f"{official.title} cannot be read from the hub without running its code. "

@@ -13,7 +13,7 @@ answer has exactly one of yes and no as a word.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import harmonic_mean
 from typing import Literal
 
@@ -21,7 +21,7 @@ from helpers.files import UsageError
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each
-from .common import OfficialGrade, Questions
+from .common import OfficialGrade, Questions, Texts
 from .questions import COGNITION, PERCEPTION, POPE_SPLITS, BenchmarkQuestion
 
 Figures = dict[str, Proportion | float | None]
@@ -61,7 +61,7 @@ def _prefix(start: str, figures: Figures) -> Figures:
 
 
 def _questions_by_group(
-    questions: Questions, answers: Mapping[str, str], groups: Sequence[str]
+    questions: Questions, answers: Texts, groups: Sequence[str]
 ) -> dict[str, list[BenchmarkQuestion]]:
     """The questions of each group that occurs, in the order of `groups`.
 
@@ -82,7 +82,7 @@ def _questions_by_group(
 # --- POPE -----------------------------------------------------------------------------------------
 
 
-def grade_pope(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+def grade_pope(questions: Questions, answers: Texts) -> OfficialGrade:
     """The figures of `evaluate.py` for every split that occurs, random first.
 
     Raises UsageError unless each question has one answer.
@@ -93,7 +93,7 @@ def grade_pope(questions: Questions, answers: Mapping[str, str]) -> OfficialGrad
     return OfficialGrade("POPE", figures)
 
 
-def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
+def _pope_figures(questions: Questions, answers: Texts) -> Figures:
     rows = []  # (label, official reading of the answer, plain reading)
     for question in questions:
         answer = answers[question.id]
@@ -120,7 +120,7 @@ def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
 # --- MME ------------------------------------------------------------------------------------------
 
 
-def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+def grade_mme(questions: Questions, answers: Texts) -> OfficialGrade:
     """The scores of `calculation.py` for every subtask that occurs, in the official order.
 
     Perception is the sum of ten scores, at most 2000, and cognition of four, at most 800; None if a
@@ -140,7 +140,7 @@ def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade
     return OfficialGrade("MME", totals | figures)
 
 
-def _mme_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
+def _mme_figures(questions: Questions, answers: Texts) -> Figures:
     texts = [answers[question.id] for question in questions]
     said = list(map(parse_mme, texts))
     images = {}  # which questions about each image are right

@@ -4,7 +4,7 @@ import math
 
 from dpo_logs import log, sample
 
-from helpers.doctor.dpo_rules import DPO_KINDS, Census, DPOHistory, Tower, diagnose_dpo, replay_dpo
+from helpers.doctor.dpo_rules import DPO_KINDS, Census, DPOHistory, Tower, diagnose_dpo
 
 
 def found(rows=(), **about):
@@ -198,19 +198,6 @@ def test_the_census():
     }
     assert found(census=census(step=4, reached=0)) == {}, "LoRA's A needs a step of B first"
     assert "float16" in found(census=census(step=1, types=("float16", "float32")))["low precision"]
-
-
-def test_a_replay_tells_when_each_finding_would_have_come():
-    """At the end the loss is fine again, so that `diagnose_dpo` alone would not know."""
-    rows = log(40, loss=lambda step: 0.9 if 10 <= step <= 20 else 0.3)
-    samples = [sample(), sample(20, answers=["No."] * 8)]
-    assert found(rows, samples=samples).keys() == {"one answer"}
-    # 0.3, 0.9 × 4: mean 0.78, t(4) 2.776 · s 0.268 / √5 = 0.333 → 0.447; five of 0.9 are over 0.6
-    verdicts = replay_dpo(DPOHistory(rows, 8, 1.0, samples=samples))
-    assert [(verdict.kind, verdict.step) for verdict in verdicts] == [
-        ("diverging", 14),
-        ("one answer", 20),
-    ]
 
 
 def test_every_kind_names_its_causes_and_a_cell():

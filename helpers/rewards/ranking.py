@@ -19,18 +19,16 @@ from scipy.sparse import coo_array
 from scipy.stats import spearmanr
 from transformers import ProcessorMixin
 
-from helpers import models
 from helpers.data import (
     Answer,
     CountedImage,
     PreferenceRecord,
     Ranking,
-    counting_questions,
     question_for,
     record_of_item,
 )
 from helpers.files import UsageError
-from helpers.models import VLM
+from helpers.models import VLM, sample_counting_answers
 from helpers.statistics import Proportion, proportion
 
 from .heuristic import HEURISTIC_RULES
@@ -248,9 +246,5 @@ def sample_and_rank(
     seed: int = 0,
 ) -> list[PreferenceRecord]:
     """Let the model answer the counting question about each item `number` times, and rank that."""
-    asked = counting_questions(items)
-    budget = models.answer_budget(processor, asked.answers)
-    answers = models.sample_answers(
-        model, processor, asked.images, asked.questions, number, seed=seed, max_new_tokens=budget
-    )
+    answers = sample_counting_answers(model, processor, items, number, seed=seed)
     return rank_samples(items, answers, score)

@@ -36,9 +36,12 @@ pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=8)
 FOREIGN = (
     "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] == 'text' %}"
-    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
 
@@ -60,7 +63,9 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def watch(pairs, held_out):
-    """Train with a doctor; `fault` is done to the model before training, `prepare` to the processor, `change` to every pair of the data."""
+    """Train with a doctor; `fault` is done to the model before training, `prepare` to the
+    processor, `change` to every pair of the data.
+    """
 
     def run(
         fault=None,
@@ -171,7 +176,9 @@ def test_blank_images(watch, held_out):
 
 
 def test_a_learning_rate_that_is_too_low(watch):
-    """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the healthy run)."""
+    """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the
+    healthy run).
+    """
     watched = watch(steps=20, learning_rate=1e-7)
     assert kinds(watched).keys() == {"too slow"}
     assert kinds(watched)["too slow"] <= 20  # the rule needs twenty steps
@@ -227,7 +234,9 @@ def test_a_foreign_chat_template(watch):
 
 
 def test_a_model_that_stops_at_another_token_than_its_template(watch):
-    """As a base that was never trained to chat: it stops at <|endoftext|>, the template writes <|im_end|>."""
+    """As a base that was never trained to chat: it stops at <|endoftext|>, the template writes
+    <|im_end|>.
+    """
 
     def other_end(processor):
         processor.tokenizer.eos_token = processor.tokenizer.pad_token
@@ -241,7 +250,7 @@ def test_a_model_that_stops_at_another_token_than_its_template(watch):
 
 
 def test_a_layer_frozen_before_training(watch):
-    """peft makes it trainable again, so that it gets gradients, but the optimizer does not know it."""
+    """peft makes it trainable again, so it gets gradients, but the optimizer does not know it."""
 
     def freeze(model):
         for name, parameter in model.named_parameters():
@@ -304,7 +313,9 @@ def test_numbers_that_are_not_finite_stop_the_run_and_the_last_good_weights_come
 
 
 def test_a_copy_of_broken_weights_is_never_put_back(watch):
-    """A copy that is taken after the weights broke gives no finite loss, so the one before it stays."""
+    """A copy that is taken after the weights broke gives no finite loss, so the one before it
+    stays.
+    """
 
     class BreakAtCopy(Break):
         def on_step_end(self, args, state, control, model=None, **kwargs):

@@ -38,7 +38,8 @@ def test_a_margin_that_may_be_0():
 
 
 def test_accuracy_at_chance():
-    # 20 rows × 8 pairs: Wilson's interval of 92 of 160 = .575 is [.4975, .6490], of 93 [.5036, .6549]
+    # 20 rows × 8 pairs: Wilson's interval of 92 of 160 = .575 is [.4975, .6490], of 93 [.5036,
+    # .6549]
     assert (
         "0.575 [0.498, 0.649] (n = 160)" in found(log(20, accuracies=92 / 160))["chance accuracy"]
     )
@@ -62,9 +63,11 @@ def test_a_margin_that_will_not_get_anywhere():
         in said
     )
     assert "too slow" not in found(log(25, margins=0.026), steps=100)  # 0.104
-    # Means of 8 pairs that are 0.05 either side of 0: one pair is 0.05 · √8 = 0.14 off, so the policy does move
+    # Means of 8 pairs that are 0.05 either side of 0: one pair is 0.05 · √8 = 0.14 off, so the
+    # policy does move
     assert found(log(20, margins=wave(0.05))).keys() == {"nothing learnt"}
-    # In a warm-up that reached 1e-4 at its end, 0.013 of a mean of 0.5e-4: 0.013 · (1 + 75 / 13) = 0.088
+    # In a warm-up that reached 1e-4 at its end, 0.013 of a mean of 0.5e-4: 0.013 · (1 + 75 / 13) =
+    # 0.088
     warm = log(25, margins=0.013, learning_rate=lambda step: step / 25 * 1e-4)
     assert "will be 0.09 by step 100" in found(warm, steps=100)["too slow"]
 

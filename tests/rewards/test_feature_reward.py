@@ -39,7 +39,9 @@ def reward(tiny, records):
 
 
 def cars(records):
-    """A made-up score that needs image and answer: is the number of cars that the answer states the true one?"""
+    """A made-up score that needs image and answer: is the number of cars that the answer states the
+    true one?
+    """
     return [[float(f"are {r.truth['cars']} cars" in a.text) for a in r.answers] for r in records]
 
 
@@ -227,7 +229,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from helpers.rewards.feature_reward import FeatureReward
 from helpers.data.preferences import read_records
 path, tiny = pathlib.Path({str(TRAIN)!r}), {str(ROOT / "data" / "tiny-qwen2-vl")!r}
-model, processor = AutoModelForImageTextToText.from_pretrained(tiny), AutoProcessor.from_pretrained(tiny)
+model = AutoModelForImageTextToText.from_pretrained(tiny)
+processor = AutoProcessor.from_pretrained(tiny)
 processor.image_processor.size["longest_edge"] = 112 * 112
 reward = FeatureReward.load(pathlib.Path({str(tmp_path / "reward")!r}), model, processor)
 print(json.dumps(reward.score_records(read_records(path)[:4])))

@@ -47,7 +47,9 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
-from helpers.data.preferences import PreferenceRecord, read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
+from helpers.data.trl_pairs import to_trl
 from helpers.files import UsageError, open_image, read_json, write_json, write_text
 from helpers.models import presets
 from helpers.report import markdown_table

@@ -22,7 +22,7 @@ from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import build_records
-from helpers.data.preferences import to_trl
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table

@@ -35,7 +35,9 @@ from benchmarks.dpo import TINY, TRAFFIC, records_in
 from benchmarks.gpu_run import Plan
 from helpers import runtime
 from helpers.config import DPO_PRESETS, PPO_PRESETS, DPOSettings, PPOSettings
-from helpers.data.preferences import PreferenceRecord, read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
+from helpers.data.trl_pairs import to_trl
 from helpers.files import UsageError
 from helpers.machine import memory
 from helpers.machine.workload import StageSettings, Workload

@@ -44,7 +44,7 @@ from benchmarks.gpu_model import (
 from benchmarks.gpu_run import Notes, Part, Plan, in_process, work
 from helpers import runtime
 from helpers.config import DPO_PRESETS
-from helpers.data.preferences import from_trl
+from helpers.data.trl_pairs import from_trl
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
@@ -299,7 +299,7 @@ class Watch(TrainerCallback):
 
 
 def small_dpo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
-    """Final weights of 5 steps with a checkpoint after every second one, and the steps done here."""
+    """Final weights of 5 steps with a checkpoint after every second; the steps done here."""
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
     watch = Watch(kill, lambda: last_checkpoint(folder))

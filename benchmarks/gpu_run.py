@@ -165,7 +165,8 @@ def import_parts(backend: str) -> tuple[Callable[..., None], Mapping[str, Callab
     for name in ("HF_HUB_OFFLINE", "UNSLOTH_DISABLE_STATISTICS"):
         os.environ.setdefault(name, "1")  # nothing here needs a network
     if backend != "unsloth":
-        sys.modules["unsloth"] = None  # type: ignore[assignment]  # "not installed", for those who look for it
+        # "not installed", for those who look for it
+        sys.modules["unsloth"] = None  # type: ignore[assignment]
     # by name: both import this module
     prepare = importlib.import_module("benchmarks.gpu_model").prepare
     return prepare, importlib.import_module("benchmarks.gpu_parts").PARTS

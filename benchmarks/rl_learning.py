@@ -19,12 +19,12 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from benchmarks.dpo import TRAFFIC, entry, now
 from benchmarks.dpo_recipe import pooled
+from data.scene_folders import write_split
 from helpers import models
 from helpers.config import PPO_PRESETS, PPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import true_and_wrong_answers
 from helpers.data.preferences import read_records
-from helpers.data.scenes import write_split
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function

@@ -12,11 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from data.scene_folders import write_split
 from helpers import models
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import build_records
 from helpers.data.preferences import write_records
-from helpers.data.scenes import write_split
 from helpers.models.loading import load_model
 
 NUMBERS = {"train": 512, "validation": 64, "test": 400}

@@ -322,7 +322,7 @@ class Kappa:
 def cohen_kappa(
     first: Sequence[object],
     second: Sequence[object],
-    groups: Sequence[object] | None = None,
+    groups: Sequence[object],
 ) -> Kappa:
     """Agreement of two raters beyond chance, (observed − expected) / (1 − expected) (Cohen 1960).
 
@@ -337,7 +337,7 @@ def cohen_kappa(
             f"{n} labels against {len(second)}: both raters need as many, and at least one"
         )
     names, codes = np.unique([*first, *second], return_inverse=True)
-    _, members = np.unique(range(n) if groups is None else list(groups), return_inverse=True)
+    _, members = np.unique(groups, return_inverse=True)
     # of each group, how often first gave one label and second another: (groups, labels, labels)
     tables = np.zeros((members.max() + 1, len(names), len(names)))
     np.add.at(tables, (members, codes[:n], codes[n:]), 1)

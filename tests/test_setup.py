@@ -181,7 +181,7 @@ def test_without_internet_on_kaggle_the_cell_says_what_to_do(shared_notebooks, t
     shared_notebooks(f'repository = "{address}"\ntag = "v1"')
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "working", kaggle=True)
     assert run.returncode == 1 and run.stderr == (
-        f"No helpers/ here, and '{address}' ('v1') cannot be fetched: see fetch.log.\n"
+        f"'{address}' ('v1') cannot be fetched: fetch.log. Set it; Kaggle: Internet on.\n"
     )
 
 
@@ -189,7 +189,7 @@ def test_without_an_address_the_cell_says_what_to_set(shared_notebooks, tmp_path
     shared_notebooks(EMPTY)
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "content")
     assert run.returncode == 1 and run.stderr == (
-        "No helpers/ here, and '' ('main') cannot be fetched: see fetch.log.\n"
+        "'' ('main') cannot be fetched: fetch.log. Set it; Kaggle: Internet on.\n"
     )
 
 

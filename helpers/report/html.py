@@ -29,7 +29,7 @@ SHORT_CELL = 40  # characters: figures stay on one line, sentences do not
 
 def table_html(rows: Sequence[Sequence[str]]) -> str:
     """A table; rows[0] is the head, all cells are escaped."""
-    return raw_table([[html.escape(cell) for cell in row] for row in rows])
+    return raw_table([list(map(html.escape, row)) for row in rows])
 
 
 def raw_table(rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from helpers.data import raw_rows
 from helpers.evaluation import PolicyFindings
-from helpers.files import ROOT, UsageError, artifacts_dir, write_text
+from helpers.files import ROOT, UsageError, artifacts_dir, published_path, write_text
 from helpers.models import PRESETS
 
 from .html import markdown_table
@@ -100,7 +100,7 @@ def render_model_card(name: str, findings: PolicyFindings) -> str:
         method=method,
         trained_on=f"the reward `{reward}`" if reward else "preference pairs",
         seed=about.get("seed", 0),
-        data=_shorten_path(about.get("data", "not noted")),
+        data=published_path(about.get("data", "not noted")),
         data_licence=", ".join(data_licences(about)),
         base_licence=preset.licence if preset else "see the base's own card",
         command=training_command(name, about),
@@ -141,7 +141,7 @@ def data_licences(about: dict[str, Any]) -> list[str]:
     """
     path = ROOT / about.get("data", "")
     if not path.is_file():
-        return [f"unknown, {_shorten_path(path.as_posix())} is not here any more"]
+        return [f"unknown, {published_path(path.as_posix())} is not here any more"]
     found = set()
     for number, _, row, error in raw_rows(path):
         if error or not isinstance(row, dict):
@@ -150,11 +150,3 @@ def data_licences(about: dict[str, Any]) -> list[str]:
             )
         found.add(row.get("licence") or UNKNOWN_LICENCE)
     return sorted(found)
-
-
-def _shorten_path(path: str) -> str:
-    """Shorten a path to its part in the repository, or to the file's name: cards are published."""
-    full = Path(path)
-    if full.is_relative_to(ROOT):
-        return full.relative_to(ROOT).as_posix()
-    return full.name if full.is_absolute() else path

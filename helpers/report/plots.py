@@ -156,7 +156,10 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> Figure:
 
     On the line is calibrated.
     """
-    confidence, accuracy, numbers = np.array(bins).T
+    # a row each: confidence, accuracy, number of pairs
+    columns = np.array(bins).T
+    confidence, accuracy = columns[:2]
+    numbers = columns[2]
     figure, axis = plt.subplots(figsize=(4.2, 4))
     axis.plot([0.5, 1], [0.5, 1], color=NEUTRAL_COLOR, linestyle=":")
     axis.plot(confidence, accuracy, color=ACCENT_COLOR, alpha=0.4)

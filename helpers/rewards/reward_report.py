@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
-from helpers.data import BLIND_RULES, PreferenceRecord
+from helpers.data import PreferenceRecord, blind_values
 from helpers.files import UsageError, open_image
 from helpers.statistics import Proportion, derangement, mcnemar_p, share_of
 
@@ -27,11 +27,11 @@ SURE = 0.05  # p of a difference that is taken for one
 
 
 def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[float]]:
-    """Score answers by a rule of `BLIND_RULES`, such as "shorter" or "shown first"."""
-    value = BLIND_RULES[rule]
+    """Score answers by a rule of `blind_values`, such as "shorter" or "shown first"."""
     scores = []
     for record in records:
-        scores.append([value(a.text, (), place) for place, a in enumerate(record.answers)])
+        values = [blind_values(a.text, (), place) for place, a in enumerate(record.answers)]
+        scores.append([value[rule] for value in values])
     return scores
 
 

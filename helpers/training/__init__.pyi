@@ -10,9 +10,6 @@ from .actor_critic import (
 from .advantages import (
     ADVANTAGES as ADVANTAGES,
     AdvantageWay as AdvantageWay,
-    estimate_by_critic as estimate_by_critic,
-    estimate_by_group as estimate_by_group,
-    estimate_by_others as estimate_by_others,
 )
 from .checkpoint import (
     NOT_IN_IDENTITY as NOT_IN_IDENTITY,

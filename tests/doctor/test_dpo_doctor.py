@@ -23,7 +23,8 @@ from transformers import TrainerCallback
 
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.doctor import dpo_doctor as run_doctor
 from helpers.doctor.dpo_doctor import DPODoctor
 from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo
@@ -32,6 +33,7 @@ from helpers.files import open_image
 from helpers.training import dpo
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+SLOW = pytest.mark.slow(reason="a long run; test_dpo_rules.py has its rules on made-up logs")
 
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=8)
 FOREIGN = (
@@ -186,12 +188,14 @@ def test_a_learning_rate_that_is_too_low(watch):
     assert 3e-5 < advised < 3e-3
 
 
+@SLOW
 def test_a_learning_rate_that_is_too_high(watch):
     found = kinds(watch(steps=20, learning_rate=3e-2))
     assert {"gradient explodes", "diverging", "chosen sinks", "entropy", "blind"} <= found.keys()
     assert found["gradient explodes"] < 10 and found["diverging"] < 12
 
 
+@SLOW
 def test_likelihood_displacement_without_an_sft_term(watch):
     watched = watch(steps=30, learning_rate=3e-3, sft_weight=0.0)
     assert {"chosen sinks", "entropy"} <= kinds(watched).keys() and "diverging" not in kinds(
@@ -202,6 +206,7 @@ def test_likelihood_displacement_without_an_sft_term(watch):
     )  # the curve that reassures
 
 
+@SLOW
 def test_four_pairs_learnt_by_heart(watch, pairs):
     watched = watch(
         data=pairs.select(range(4)), steps=24, batch_size=4, learning_rate=1e-3, sft_weight=0.0
@@ -210,6 +215,7 @@ def test_four_pairs_learnt_by_heart(watch, pairs):
     assert "all of the last 80 pairs are preferred the right way" in watched.printed
 
 
+@SLOW
 def test_one_answer_to_every_image(watch):
     same = [
         {

@@ -16,7 +16,7 @@ from transformers import (
     Qwen2VLImageProcessor,
 )
 
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 from helpers.doctor.lengths import image_tokens, text_tokens
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import count_image_tokens, encode, image_token_id, render, tokenize

@@ -28,6 +28,7 @@ from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+SLOW = pytest.mark.slow(reason="a long run; test_ppo_rules.py has its rules on made-up logs")
 
 SETTINGS = dataclasses.replace(
     PPO_PRESETS["tiny"],
@@ -99,6 +100,7 @@ def test_the_doctor_changes_nothing_of_a_run(watch):
             assert row[name] == pytest.approx(other[name], abs=1e-6, nan_ok=True), name
 
 
+@SLOW
 def test_a_learning_rate_that_is_far_too_high(watch):
     watched = watch(learning_rate=5e-2, kl_weight=0.0, iterations=8)
     found = kinds(watched)
@@ -154,6 +156,7 @@ def test_answers_that_are_cut_off(watch):
     assert "1.000 [0.806, 1.000] (n = 16)" in watched.printed  # Wilson: 16 of 16
 
 
+@SLOW
 def test_a_reward_for_wrong_counts(watch):
     wrong = make_scorer("wrong", lambda *given: {"wrong": 1 - count_exact(*given).total})
     watched = watch(

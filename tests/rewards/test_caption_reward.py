@@ -11,7 +11,8 @@ from shipped import TRAFFIC
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BertConfig, Qwen2Config
 
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
 from helpers.files import ROOT, UsageError
 from helpers.rewards import caption_reward
 from helpers.rewards.caption_reward import (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.data.preferences import PreferenceRecord, resolve_images
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
 from helpers.rewards.reward_model import pair_gaps, pair_hits
 from helpers.rewards.reward_report import (

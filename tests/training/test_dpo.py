@@ -12,7 +12,8 @@ from trl import DPOTrainer
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings, dpo_preset
 from helpers.data.pairs import add_image_negatives
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
 from helpers.files import ROOT, UsageError
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps

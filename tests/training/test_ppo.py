@@ -278,7 +278,6 @@ def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
     assert set(seen[True]) == {2} and set(seen[False]) == {1}
 
 
-@pytest.mark.heavy
 def test_a_short_run_learns():
     """From .43 exact answers when sampled."""
     settings = dataclasses.replace(SMALL, prompts_per_iteration=16, mini_batch=8, iterations=8)
@@ -483,7 +482,6 @@ def test_another_method_enters_by_its_line_in_a_table(monkeypatch):
     assert_close(run.last.advantages[:, 0], (scores - scores.mean()) * run.last.learnt[:, 0])
 
 
-@pytest.mark.heavy
 def test_losses_may_be_scaled_as_for_fp16():
     """A scaler refuses to unscale twice, or again before a step was tried: after an iteration without advantages, too."""
     how = {"advantages": "grpo", "kl_weight": 0.0, "critic_layers": 0}

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import LoraSettings, RewardSettings
-from helpers.data.preferences import PreferenceRecord, read_records, resolve_images
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records

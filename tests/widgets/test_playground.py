@@ -11,7 +11,7 @@ import pytest
 from made_up import record
 from PIL import Image
 
-from helpers.data.preferences import resolve_images
+from helpers.data.record import resolve_images
 from helpers.files import UsageError
 from helpers.rewards import ranking as rule_ranking
 from helpers.rewards.heuristic import HEURISTIC_RULES

@@ -20,7 +20,8 @@ from jupyter_client import KernelManager
 from pictures import noise
 from PIL import Image
 
-from helpers.data.preferences import PreferenceRecord, read_records, resolve_images, write_records
+from helpers.data.preferences import read_records, write_records
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.data.vote_log import current_judgements, read_events
 from helpers.data.votes import Votes, apply_votes
 from helpers.files import ROOT, UsageError

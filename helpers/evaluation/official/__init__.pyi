@@ -7,6 +7,7 @@ from .common import (
 from .grades import GRADES as GRADES
 from .hallusion import (
     grade_hallusion_bench as grade_hallusion_bench,
+    grade_hallusion_verdicts as grade_hallusion_verdicts,
     read_verdicts as read_verdicts,
 )
 from .judged import (

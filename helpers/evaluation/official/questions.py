@@ -8,11 +8,12 @@ they stand in the file; what an evaluation suite appends to them ("Answer the qu
 single word or phrase.") is not.
 
 The items are downloaded or given by the reader, never part of this repository. Each revision is a
-commit of the data set's page; downloads at them have not been run here, only files of the same
-columns.
+commit of the data set's page (`benchmarks.toml`); downloads at them have not been run here, only
+files of the same columns.
 """
 
 import itertools
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from pydantic import BaseModel, ConfigDict
 from helpers.data import (
     DatasetRow,
     HubSet,
-    disable_decoding,
     load_rows,
     store_images,
 )
@@ -47,7 +47,7 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")
-SHOWN_ERRORS = 10  # bad rows that a message lists
+SHOWN_ROW_ERRORS = 10  # bad rows that a message lists
 
 
 class BenchmarkQuestion(BaseModel):
@@ -165,54 +165,26 @@ def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
     return fields | {"image": image}
 
 
-_MMHAL = HubSet(
-    "Shengcao1006/MMHal-Bench", "8c04a4a8ae40b80763eee9b3eadf115e2267bfa6", licence="Apache-2.0"
-)
-OFFICIAL_BENCHMARKS = {
-    "pope": OfficialBenchmark(
-        "POPE",
-        HubSet(
-            "lmms-lab/POPE",
-            "4db1276663dfa5eb8ad16a52d24c31a09e470896",
-            split="test",
-            licence="MIT (questions); COCO's terms (images)",
-        ),
-        _pope,
-    ),
-    "mme": OfficialBenchmark(
-        "MME",
-        HubSet("lmms-lab/MME", "d6c9023f017b564f7b3ccccf5348166bce8fdbcd", split="test"),
-        _mme,
-    ),
-    "hallusion_bench": OfficialBenchmark(
-        "HallusionBench",
-        HubSet(
-            "lmms-lab/HallusionBench",
-            "ea5fd49f1b711d12cc8b0ec75be0c0593e17befe",
-            split="image+non_image",
-            licence="BSD-3-Clause",
-        ),
-        _hallusion,
-    ),
-    "llava_bench": OfficialBenchmark(
-        "LLaVA-Bench (in the wild)",
-        HubSet(
-            "lmms-lab/llava-bench-in-the-wild",
-            "2c88d835d509b1372066db42ab7799255dbe9da2",
-            licence="Apache-2.0",
-        ),
-        _llava,
-    ),
-    "mmhal_bench": OfficialBenchmark(
-        "MMHal-Bench",
-        _MMHAL,
-        _mmhal,
-        manual=(
-            f"Unpack test_data.zip of huggingface.co/datasets/{_MMHAL.repository} at "
-            f"{_MMHAL.revision}, and give file=…/response_template.json, images=…/images."
-        ),
-    ),
+_READERS = {
+    "pope": _pope,
+    "mme": _mme,
+    "hallusion_bench": _hallusion,
+    "llava_bench": _llava,
+    "mmhal_bench": _mmhal,
 }
+
+
+def _read_catalogue() -> dict[str, OfficialBenchmark]:
+    text = Path(__file__).with_name("benchmarks.toml").read_text(encoding="utf-8")
+    found = {}
+    for name, entry in tomllib.loads(text).items():
+        title = entry.pop("title")
+        manual = entry.pop("manual", None)
+        found[name] = OfficialBenchmark(title, HubSet(**entry), _READERS[name], manual)
+    return found
+
+
+OFFICIAL_BENCHMARKS = _read_catalogue()
 
 
 # --- all rows -------------------------------------------------------------------------------------
@@ -263,9 +235,9 @@ def load_questions(
 
 
 def _refuse(bad: Sequence[str], rows: int) -> None:
-    shown = list(bad[:SHOWN_ERRORS])
-    if len(bad) > SHOWN_ERRORS:
-        shown.append(f"… and {len(bad) - SHOWN_ERRORS} more")
+    shown = list(bad[:SHOWN_ROW_ERRORS])
+    if len(bad) > SHOWN_ROW_ERRORS:
+        shown.append(f"… and {len(bad) - SHOWN_ROW_ERRORS} more")
     raise UsageError(f"{len(bad)} of {rows} rows cannot be read:\n" + "\n".join(shown))
 
 
@@ -274,7 +246,7 @@ def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]
     if file is not None and not file.is_file():
         raise UsageError(f"{file}: no such file. Check the path, or leave it out to download.")
     if file is None or file.suffix == ".parquet":
-        for number, row in enumerate(disable_decoding(load_rows(source, file)), start=1):
+        for number, row in enumerate(load_rows(source, file), start=1):
             yield f"{file or source.repository}, row {number}", row
     else:
         yield from placed_rows(file)

@@ -47,9 +47,11 @@ def apply_rules(run: Any, rules: Rules) -> dict[str, str]:
     A part of the run is empty as long as it is too early to tell. Of the rules of a kind the first
     finding counts.
     """
+    # in the order of the table, which is of no account: `kinds.toml` says what is worst
     found = {}
     for kind, (part, *measures) in rules.items():
         seen = getattr(run, part)
+        # too early, or nothing of the kind was logged: no rule is asked
         for measure in measures if seen else ():
             measured = measure(run, seen)
             if measured:
@@ -86,6 +88,7 @@ class RunDoctor:
 
     def tell(self, verdicts: Iterable[Verdict], aloud: bool = True) -> list[Verdict]:
         """Keep verdicts of kinds that were not found before, print them if `aloud`, return them."""
+        # by kind, since a fault that lasts would be said at every look
         known = {verdict.kind for verdict in self.verdicts}
         new = {verdict.kind: verdict for verdict in verdicts if verdict.kind not in known}
         self.verdicts += new.values()

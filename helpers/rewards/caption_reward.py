@@ -69,6 +69,7 @@ def vlm_captioner(
     known: dict[Path, str] = {}
 
     def caption(paths: Sequence[Path]) -> list[str]:
+        # in the order of `paths`, each once
         new = [path for path in dict.fromkeys(paths) if path not in known]
         prompts = [prompt] * len(new)
         made = generate_answers(
@@ -187,6 +188,7 @@ class CaptionReward:
             return_tensors="pt",
             return_token_type_ids=False,
         ).to(self.model.device)
+        # the model has no positions beyond its limit
         length = inputs["input_ids"].shape[1]
         limit = min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
         if length > limit:
@@ -222,6 +224,7 @@ class CaptionReward:
         has a ranking with two tiers.
         """
         pairs = self._pairs(records)
+        # the whole model is trained, not an adapter
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate)
         generator = torch.Generator().manual_seed(seed)
         losses = []

@@ -98,6 +98,7 @@ def r_squared(predicted: Tensor, true: Tensor) -> float:
 
     1 is perfect, 0 as good as the mean of `true`.
     """
+    # what is left unexplained, and what there is to explain
     missed = (true - predicted).square().sum()
     return 1 - (missed / (true - true.mean()).square().sum()).item()
 
@@ -135,6 +136,7 @@ class FeatureReward:
         """
         if not records:
             raise UsageError("there are no records to score. Give one or more.")
+        # one row an answer: (image, question, answer)
         rows = []
         for record in tqdm(records, desc="features", leave=False):
             images = record.image_paths
@@ -164,6 +166,7 @@ class FeatureReward:
         y = torch.tensor([score for scores in targets for score in scores])  # (answers,)
         generator = torch.Generator().manual_seed(seed)
         train, test = _split(records, y, generator)
+        # a fresh network that knows the scale of what it gets and gives
         self.net = _new_network(self.size, seed)
         self.net.measure(x[train], y[train])
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=learning_rate)
@@ -254,6 +257,7 @@ class _Network(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
+        # of standardised features, (rows, size) → (rows, 1)
         self.layers = nn.Sequential(
             nn.Linear(size, self.HIDDEN),
             nn.GELU(),
@@ -306,6 +310,7 @@ def _split(
 
     y: the targets, which must differ on both sides.
     """
+    # whole groups are held out: answers to one image are not independent
     groups = [record.group or str(record.images) for record in records for _ in record.answers]
     names = sorted(set(groups))
     order = torch.randperm(len(names), generator=generator).tolist()

@@ -49,6 +49,7 @@ def other_images(
         return [list(map(_grey_image, row)) for row in own]
     if condition != "shuffled":
         raise ValueError(f"unknown condition {condition!r}: choose shuffled or blank")
+    # whole sets of images change places, so that records of one photo get the same other one
     distinct = sorted(set(map(tuple, own)))
     order = derangement(len(distinct), seed)
     partner = {row: distinct[other] for row, other in zip(distinct, order, strict=True)}
@@ -74,6 +75,7 @@ def calibration_error(gaps: np.ndarray) -> tuple[float, list[tuple[float, float,
     A bin is (confidence, accuracy, n). A pair's confidence is σ(|gap|), ½ … 1; the error is the
     mean of |accuracy − confidence| over the bins, weighted by their pairs.
     """
+    # ½ for a tie, 1 for a large gap
     confidence = 1 / (1 + np.exp(-np.abs(gaps)))
     hits = pair_hits(gaps)
     bins = ((confidence - 0.5) * 2 * CONFIDENCE_BINS).astype(int)
@@ -199,6 +201,7 @@ class RewardReport:
     def sentences(self) -> list[str]:
         """What the figures mean, in words; the bad news first."""
         said = []
+        # what needs no model must be beaten
         own = self.accuracy().value
         for name, (share, p) in self.rivals().items():
             if p > SURE or share.value >= own:
@@ -206,6 +209,7 @@ class RewardReport:
                     f"{self.name} is no better than {name!r} "
                     f"({share.value:.3f}, p = {p:.2g}): do not use it."
                 )
+        # and other images must do harm
         if "shuffled" in self.scores:
             said += self._say_whether_it_looks(own)
         error, _ = calibration_error(self.gaps())

@@ -176,6 +176,7 @@ def jpeg_strip(images: Sequence[Image.Image]) -> bytes:
 
     That is twice what is shown, to zoom in.
     """
+    # small ones are enlarged, too
     fitted = [ImageOps.contain(image, (960, 600)) for image in images]
     size = (sum(image.width for image in fitted), max(image.height for image in fitted))
     strip = Image.new("RGB", size, "white")

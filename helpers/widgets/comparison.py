@@ -78,9 +78,9 @@ class Comparison(Panel):
         self.reward = reward
         self.memory = artifacts_dir() / "widgets" / "comparison"
         self.gallery = artifacts_dir() / "gallery"
-        self.state: dict = {}
-        self._own: Image.Image | None = None
-        self._spoken: list[PolicyAnswer] = []
+        self.state = {}
+        self._own = None  # an image of the reader's own
+        self._spoken = []  # the answers that are shown
         self._make_controls([*dict.fromkeys([*map(self._question, (0, 1)), *questions])])
         self.box = self._lay_out()
         self._restore()
@@ -90,6 +90,7 @@ class Comparison(Panel):
     # --- the controls ---
 
     def _make_controls(self, questions: Sequence[str]) -> None:
+        # what is asked, and of whom
         names = self.policies.names
         last = len(self.items) - 1
         self.item = slider(w.IntSlider, "held-out image", 0, 0, last)
@@ -98,10 +99,12 @@ class Comparison(Panel):
         suggestions = [SUGGESTED_QUESTIONS, *questions]
         self.suggestion = labelled(w.Dropdown, "pick", options=suggestions)
         self.question = labelled(w.Text, "question", continuous_update=False)
+        # how the answers are sampled
         self.temperature = slider(w.FloatSlider, "temperature", 0.0, 0.0, 2.0, step=0.1)
         self.top_p = slider(w.FloatSlider, "top-p", 1.0, 0.05, 1.0, step=0.05)
         self.max_new_tokens = slider(w.IntSlider, "max tokens", 64, 1, 256)
         self.seed = slider(w.IntSlider, "sampling seed", 0, 0, 20)
+        # what is marked in them, and where more policies are
         self.marks = labelled(w.Dropdown, "mark", options=[CHANGED_WORDS, LIKELIER_TOKENS])
         self.folder = labelled(
             w.Text,
@@ -110,6 +113,7 @@ class Comparison(Panel):
             continuous_update=False,
         )
         self.keep = button("Keep this example", self._keep)
+        # what is shown
         self.picture = picture_place("png", "300px", "290px")
         self.progress = w.IntProgress(layout=w.Layout(width="auto", visibility="hidden"))
         self.answers = w.HTML(layout=w.Layout(width="auto", min_height="260px"))
@@ -180,6 +184,7 @@ class Comparison(Panel):
             return
         with show_errors(self._fail):
             self._own = open_image(io.BytesIO(content), "upload")
+            # kept, for when the cell is run again
             with replace_file(self.memory / "own.png") as temporary:
                 self._own.save(temporary, "PNG")
             self._ask()
@@ -207,6 +212,7 @@ class Comparison(Panel):
         return self._own or open_image(self._shown.path)
 
     def _ask(self) -> None:
+        # without a choice the base speaks
         names = list(self.names.value) or [BASE_POLICY]
         self.progress.max = len(names)
         self.progress.value = 0
@@ -227,6 +233,7 @@ class Comparison(Panel):
                     self.reward,
                 )
                 self.progress.value += 1
+            # what is on the screen is what comes back when the cell is run again
             self._draw()
             self._remember()
             self.message.value = note("")
@@ -301,6 +308,7 @@ class Comparison(Panel):
         saved = read_json(path) if path.exists() else {}
         self.question.value = saved.get("question") or self._question(0)
         for name in ("item", "temperature", "top_p", "max_new_tokens", "seed"):
+            # a setting that no longer fits is brought into range
             control = getattr(self, name)
             control.value = min(max(saved.get(name, control.value), control.min), control.max)
         known = self.policies.names

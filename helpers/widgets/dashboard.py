@@ -57,12 +57,14 @@ class Dashboard(Panel):
         self.folder = Path(folder)
         self.state = {}
         self.runs = []
+        # what is chosen
         self.stage = labelled(w.Dropdown, "stage")
         self.chosen = labelled(w.SelectMultiple, "runs", rows=6)
         self.axis = labelled(w.Dropdown, "against")
         self.smoothing = slider(w.IntSlider, "smoothing", 5, 1, 50)
         self.refresh = button("Refresh", self._read)
         self.metrics: dict[tuple[str, str], w.Checkbox] = {}  # by stage and figure
+        # what is shown of it
         self.message = html_place("68px")
         self.picture = picture_place("png")
         self.table = html_place("190px")
@@ -117,9 +119,11 @@ class Dashboard(Panel):
     def _fill(self) -> None:
         """Runs, axes and figures of the stage."""
         runs = self._runs_of_stage(self.stage.value)
+        # runs that were chosen before, else the first few
         names = [run.name for run in runs]
         kept = [name for name in self.chosen.value if name in names] or names[:SHOWN_RUNS]
         self._set(self.chosen, [(name, name) for name in names], tuple(kept))
+        # the figures that matter most come first, and are ticked
         main = LOGGED_STAGES[self.stage.value].main_figures if runs else ()
         others = {name for run in runs for name in run.columns}.difference(main)
         self._ticks.children = [self._tick(name, name in main) for name in (*main, *sorted(others))]
@@ -164,8 +168,10 @@ class Dashboard(Panel):
 
     def _show_all(self, stage: str | None) -> None:
         runs = [run for run in self._runs_of_stage(stage) if run.name in self.chosen.value]
+        # axes that all of these runs have
         possible = axes(runs)
-        self._set(self.axis, [(n, n) for n in possible], self._kept(self.axis, possible))
+        self._set(self.axis, possible, self._kept(self.axis, possible))
+        # figures that are ticked, of this stage and on the screen
         metrics = []
         for (of, name), box in self.metrics.items():
             if of == stage and box in self._ticks.children and box.value:
@@ -184,6 +190,7 @@ class Dashboard(Panel):
         panels: dict[str, dict[str, tuple]] = {}
         for metric, run in itertools.product(metrics, runs):
             x, values = points(run, metric, self.axis.value)
+            # held-out figures are few, and a mean of several would hide what they say
             is_held_out = metric.startswith((HELD_OUT_PREFIX, "eval_"))
             smooth = running_mean(values, 1 if is_held_out else self.smoothing.value)
             if len(x):
@@ -197,6 +204,7 @@ class Dashboard(Panel):
         """Say errors first, then what was left out, then gaps, then how many logs were read."""
         errors = [f"{run.name}: {run.error}" for run in self.runs if run.error]
         lines = [f"{run.name}: {text}" for run in runs for text in run.notes]
+        # of each run and figure: rows that hold no number, and the last one that does
         gaps = {}
         last = {}
         for run in runs:
@@ -207,6 +215,7 @@ class Dashboard(Panel):
                 lines.append(
                     f"{run.name}: {n} of {metric} {are} NaN, infinite or null, shown as gaps"
                 )
+        # why the picture is empty, if it is
         if not self.runs:
             lines.append(
                 f"No logs under {self.folder}. Run notebook 03, 04 or 05, then press Refresh."

@@ -97,17 +97,8 @@ data.assert_no_photo_in_both(train, valid)
 # %%
 model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 
-
-def sample(items, seed):
-    """Several answers of the model to the counting question about each item."""
-    asked = data.counting_questions(items)
-    budget = models.answer_budget(processor, asked.answers)
-    return models.sample_answers(
-        model, processor, asked.images, asked.questions, ANSWERS, seed=seed, max_new_tokens=budget
-    )
-
-
-own_answers = sample(train, SEED)
+# several answers to the counting question about each image
+own_answers = models.sample_counting_answers(model, processor, train, ANSWERS, seed=SEED)
 
 # %%
 number = 1
@@ -313,7 +304,8 @@ held_out = {"valid": valid}
 if (folder / "test").is_dir():
     held_out["test"] = data.read_counts(folder, "test", CLASSES)
 for place, (split, items) in enumerate(held_out.items(), start=1):
-    answers = sample(items, SEED + 1000 * place)
+    seed = SEED + 1000 * place
+    answers = models.sample_counting_answers(model, processor, items, ANSWERS, seed=seed)
     data.write_records(out / f"{split}.jsonl", make_records(items, answers, SEED + place))
 
 # %%

@@ -27,7 +27,7 @@ from helpers.data.preferences import read_records
 from helpers.data.trl_pairs import to_trl
 from helpers.doctor import dpo_doctor as run_doctor
 from helpers.doctor.dpo_doctor import DPODoctor
-from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo, replay_dpo
+from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo
 from helpers.doctor.verdicts import Verdict
 from helpers.files import open_image
 from helpers.training import dpo
@@ -38,9 +38,12 @@ SLOW = pytest.mark.slow(reason="a long run; test_dpo_rules.py has its rules on m
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=8)
 FOREIGN = (
     "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] == 'text' %}"
-    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
 
@@ -62,7 +65,9 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def watch(pairs, held_out):
-    """Train with a doctor; `fault` is done to the model before training, `prepare` to the processor, `change` to every pair of the data."""
+    """Train with a doctor; `fault` is done to the model before training, `prepare` to the
+    processor, `change` to every pair of the data.
+    """
 
     def run(
         fault=None,
@@ -120,7 +125,6 @@ def test_a_healthy_run_has_no_finding(healthy):
     assert healthy.doctor.verdicts == [] and healthy.printed == ""
     assert healthy.doctor.state().startswith("Step 40 of 40, healthy so far: loss 0.")
     assert [sample.step for sample in healthy.doctor.run.samples] == [0, 20, 40]
-    assert replay_dpo(healthy.doctor.run) == []
 
 
 def test_a_doctor_that_has_seen_nothing_says_so(tiny):
@@ -174,7 +178,9 @@ def test_blank_images(watch, held_out):
 
 
 def test_a_learning_rate_that_is_too_low(watch):
-    """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the healthy run)."""
+    """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the
+    healthy run).
+    """
     watched = watch(steps=20, learning_rate=1e-7)
     assert kinds(watched).keys() == {"too slow"}
     assert kinds(watched)["too slow"] <= 20  # the rule needs twenty steps
@@ -234,7 +240,9 @@ def test_a_foreign_chat_template(watch):
 
 
 def test_a_model_that_stops_at_another_token_than_its_template(watch):
-    """As a base that was never trained to chat: it stops at <|endoftext|>, the template writes <|im_end|>."""
+    """As a base that was never trained to chat: it stops at <|endoftext|>, the template writes
+    <|im_end|>.
+    """
 
     def other_end(processor):
         processor.tokenizer.eos_token = processor.tokenizer.pad_token
@@ -248,7 +256,7 @@ def test_a_model_that_stops_at_another_token_than_its_template(watch):
 
 
 def test_a_layer_frozen_before_training(watch):
-    """peft makes it trainable again, so that it gets gradients, but the optimizer does not know it."""
+    """peft makes it trainable again, so it gets gradients, but the optimizer does not know it."""
 
     def freeze(model):
         for name, parameter in model.named_parameters():
@@ -311,7 +319,9 @@ def test_numbers_that_are_not_finite_stop_the_run_and_the_last_good_weights_come
 
 
 def test_a_copy_of_broken_weights_is_never_put_back(watch):
-    """A copy that is taken after the weights broke gives no finite loss, so the one before it stays."""
+    """A copy that is taken after the weights broke gives no finite loss, so the one before it
+    stays.
+    """
 
     class BreakAtCopy(Break):
         def on_step_end(self, args, state, control, model=None, **kwargs):

@@ -82,7 +82,9 @@ def decoder(tokenizer, **changes):
 
 
 def bert(tokenizer):
-    """An encoder with absolute positions and, by its config, another padding token than the tokenizer's."""
+    """An encoder with absolute positions and, by its config, another padding token than the
+    tokenizer's.
+    """
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 32,
@@ -136,7 +138,9 @@ def test_each_answer_gets_the_caption_of_its_own_images(tokenizer, records):
 
 @pytest.mark.heavy(reason="trains")
 def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
-    """Trained on rankings that a coin has turned round, it has no opinion of red and blue worth the name."""
+    """Trained on rankings that a coin has turned round, it has no opinion of red and blue worth the
+    name.
+    """
     train, test, coin = separable(60), separable(60, seed=1), random.Random(0)
     tossed = [r.model_copy(update={"ranking": r.ranking[:: coin.choice((1, -1))]}) for r in train]
     gaps = []
@@ -151,7 +155,9 @@ def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
 
 @pytest.mark.heavy(reason="trains")
 def test_pairs_that_only_the_caption_decides(tokenizer, records):
-    """Is it red or blue? Half of the 20 held-out images are red: the twin, which sees none, gets 10 right."""
+    """Is it red or blue? Half of the 20 held-out images are red: the twin, which sees none, gets 10
+    right.
+    """
     images = [str(record.image_paths[0]) for record in records[:80]]
     colours = dict(zip(images, itertools.cycle(("red", "blue")), strict=False))
     data = [
@@ -171,7 +177,9 @@ def test_pairs_that_only_the_caption_decides(tokenizer, records):
 
 
 def test_the_loss_is_the_mean_of_minus_log_sigmoid_of_the_difference(tokenizer):
-    """One batch at learning rate 0: the loss is that of the first scores; at scores ±200 it is finite."""
+    """One batch at learning rate 0: the loss is that of the first scores; at scores ±200 it is
+    finite.
+    """
     data = separable(8)
     reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
     scores = reward.score_records(data)

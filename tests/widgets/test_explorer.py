@@ -55,16 +55,30 @@ def test_error_kinds(text, kinds):
 
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
-    [(RIGHT, MORE, "broken"), (RIGHT, "?", "broken"), ("?", RIGHT, "fixed"), (MORE, LESS, "both wrong"), (RIGHT, RIGHT[:-1], "both right")],
-)  # fmt: skip
+    [
+        (RIGHT, MORE, "broken"),
+        (RIGHT, "?", "broken"),
+        ("?", RIGHT, "fixed"),
+        (MORE, LESS, "both wrong"),
+        (RIGHT, RIGHT[:-1], "both right"),
+    ],
+)
 def test_outcomes(before, after, expected):
     assert outcome_of(before, after, TRUTH) == expected
 
 
 @pytest.mark.parametrize(
     ("before", "after", "number"),
-    [(RIGHT, RIGHT, 0), (RIGHT, MORE, 1), (RIGHT, BOTH, 2), (MORE, LESS, 2), (RIGHT, "?", 2), ("?", RIGHT, 2), ("?", "!", 0)],
-)  # fmt: skip
+    [
+        (RIGHT, RIGHT, 0),
+        (RIGHT, MORE, 1),
+        (RIGHT, BOTH, 2),
+        (MORE, LESS, 2),
+        (RIGHT, "?", 2),
+        ("?", RIGHT, 2),
+        ("?", "!", 0),
+    ],
+)
 def test_changed_counts(before, after, number):
     assert count_changes(before, after, list(TRUTH)) == number
 

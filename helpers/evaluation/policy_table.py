@@ -48,6 +48,7 @@ class PolicyTable:
         p compares its greedy answers with the base's. Exact counts are a circular judge of a policy
         whose reward they were.
         """
+        # what was the reward cannot judge the policy that it trained
         judge = "circular" if trainer.score is count_exact else "independent"
         p = mcnemar_p(self.base.greedy.exact, result.greedy.exact)
         samples = int(trainer.log[-1]["samples"])

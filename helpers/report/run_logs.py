@@ -90,6 +90,7 @@ def find_runs(folder: Path) -> list[LoggedRun]:
         name = path.parent.relative_to(folder).as_posix()
         if name == ".":
             name = folder.resolve().name
+        # two logs in one folder
         if names[path.parent] > 1:
             name = f"{name}/{path.name}"
         runs.append(_read_run(path, name))
@@ -123,6 +124,7 @@ def _read_run(path: Path, name: str) -> LoggedRun:
         notes.append("no row has been logged yet")
     if (np.diff(steps) < 0).any():
         notes.append("the steps go back, as if two runs had one file; the rows are sorted by step")
+    # stable: rows of one step stay as they were logged
     order = np.argsort(steps, kind="stable")
     columns, gaps = _columns([rows[i] for i in order], notes)
     about = _about(path.parent / "about.json", notes)
@@ -263,6 +265,7 @@ def points(run: LoggedRun, metric: str, axis: str = "step") -> tuple[np.ndarray,
     x = run.steps
     if axis != "step":
         known = np.isfinite(run.columns[axis])
+        # a row that lacks the axis stands between its neighbours
         x = np.interp(run.steps, run.steps[known], run.columns[axis][known])
     logged = np.isfinite(values) | run.gaps.get(metric, False)
     return x[logged], values[logged]
@@ -295,6 +298,7 @@ def differences(runs: Sequence[LoggedRun]) -> list[str]:
     import pandas as pd
 
     told = pd.DataFrame([_flatten_settings(run.about) for run in runs])
+    # what all runs share tells them apart no more than what is not said
     differing = told.loc[:, told.nunique(dropna=False) > 1].fillna("not given")
     texts = []
     for settings in differing.to_dict("records"):

@@ -177,7 +177,7 @@ def _lines(path: Path, raw: bytes, notes: list[str]) -> list[_Row]:
         if not line.strip():
             continue
         try:
-            value = _parse(line, where)
+            value = _object(_parse(line, where), where)
         except UsageError:
             if number < len(lines):
                 raise
@@ -195,10 +195,15 @@ def _rows(values: Sequence[Any], path: Path, part: str = "", prefix: str = "") -
     return [_row(value, f"{path}, row {number}{part}", prefix) for number, value in rows]
 
 
-def _row(value: Any, where: str, prefix: str = "") -> _Row:
-    """The figures of a row and its step. Raises UsageError if it is none."""
+def _object(value: Any, where: str) -> _Row:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: is no object of figures. Remove it, or run the notebook again.")
+    return value
+
+
+def _row(value: Any, where: str, prefix: str = "") -> _Row:
+    """The figures of a row and its step. Raises UsageError if it is none."""
+    value = _object(value, where)
     step = value.get("step", value.get("iteration"))
     if not isinstance(step, float) or not np.isfinite(step):
         raise UsageError(

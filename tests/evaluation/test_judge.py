@@ -69,9 +69,7 @@ def in_turn(*verdicts):
 )
 def test_majority_of_all_votes(votes, scores):
     result = judge_pairs(RECORDS[:1], in_turn(*votes), VL, votes=len(votes))
-    assert result.scores == {"wildvision-1": scores} and result.grade.ties == (
-        scores == [0.0, 0.0]
-    )
+    assert result.scores == {"wildvision-1": scores} and result.grade.ties == (scores == [0.0, 0.0])
     assert result.unreadable == list(votes).count(None) and result.votes == len(votes)
     assert result.first.n == len(votes) - list(votes).count(None)
 

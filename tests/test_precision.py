@@ -23,7 +23,7 @@ from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, REWARD_PRESETS, LoraSettings
 from helpers.data.preferences import read_records
 from helpers.doctor import checks as preflight
-from helpers.files import ROOT
+from helpers.files import ROOT, open_image
 from helpers.losses import dpo_loss, token_logps
 from helpers.models.prompts import encode, render
 from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately

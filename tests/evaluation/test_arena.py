@@ -179,7 +179,7 @@ def test_a_question_judged_by_three_counts_once(tmp_path, path):
     for annotator, what in (("ana", NAMES[0]), ("ben", NAMES[0]), ("cem", NAMES[1])):
         say(path, records[0], what, annotator, first=place(records[0], NAMES[0]))
     found = arena.standings(records, path)
-    assert found.wins == (1, 0) and found.unjudged == 1
+    assert found.wins == (0, 1) and found.unjudged == 1
     assert found.first_shown_share == proportion(2, 3), "single votes"
 
 

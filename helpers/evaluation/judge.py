@@ -55,14 +55,12 @@ def judge_pairs(
     `ask(record, order)` shows `record.answers[order[0]]` first and says "first", "second", or None
     where the reply is unclear (`parse_verdict` does). An answer wins with more than half of all
     votes, unreadable ones included (as in `cal.py`); otherwise the judge abstains. Without a bias
-    every vote for a place is a fair coin, since the order is one; so the interval of `first` holds
-    although a record's votes are alike.
+    votes for a place are fair coins, since the order is one; so the interval of `first` holds.
     """
     if votes < 1:
         raise UsageError(f"votes = {votes}: ask at least once, best an odd number of times.")
     check_records(records, benchmark)
-    scores = {}
-    verdicts = []
+    scores, verdicts = {}, []
     for record in tqdm(records, desc="judge", unit="record", leave=False):
         key = record_key(record)
         won = Counter()  # votes by the place of the answer in the record

@@ -19,8 +19,8 @@ from helpers.statistics import Proportion, share_of
 
 from .reward_benchmarks import Benchmark, Grade, check_records, grade
 
-Verdict = Literal["first", "second"] | None
-AskJudge = Callable[[PreferenceRecord, tuple[int, int]], Verdict]
+JudgeVerdict = Literal["first", "second"] | None
+AskJudge = Callable[[PreferenceRecord, tuple[int, int]], JudgeVerdict]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ _HEDGE = re.compile(
 )
 
 
-def parse_verdict(text: str) -> Verdict:
+def parse_verdict(text: str) -> JudgeVerdict:
     """The place that a judge's reply names as better; None where it is unclear, or names both.
 
     In this order: `[[A]]`/`[[B]]` (Multimodal RewardBench's format); a reply that is only a name
@@ -133,6 +133,6 @@ def parse_verdict(text: str) -> Verdict:
     return _one_place(names)
 
 
-def _one_place(names: Iterable[str]) -> Verdict:
+def _one_place(names: Iterable[str]) -> JudgeVerdict:
     places = {_PLACES.get(name.lower()) for name in names}
     return places.pop() if len(places) == 1 else None

@@ -215,6 +215,7 @@ def win_rate(wins: int, losses: int, ties: int = 0) -> Proportion:
 
     Raises ValueError without a vote.
     """
+    # half a win for either keeps the two rates at a sum of 1
     votes = wins + losses + ties
     if min(wins, losses, ties) < 0 or not votes:
         raise ValueError(
@@ -337,6 +338,7 @@ def cohen_kappa(
         raise ValueError(
             f"{n} labels against {len(second)}: both raters need as many, and at least one"
         )
+    # labels of both raters by one numbering
     names, codes = np.unique([*first, *second], return_inverse=True)
     _, members = np.unique(groups, return_inverse=True)
     # of each group, how often first gave one label and second another: (groups, labels, labels)

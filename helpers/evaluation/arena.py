@@ -69,7 +69,6 @@ def build_matches(
         raise UsageError(
             f"names {names}: name two of the models that answered, which are {', '.join(answers)}."
         )
-    # everything that is given has an entry for each question
     n = len(paths)
     columns = {"prompts": prompts} | {f"answers of {name}": answers[name] for name in names}
     if groups is not None:
@@ -82,20 +81,20 @@ def build_matches(
         texts = {name: answers[name][i] for name in names}
         # answers that are alike leave nothing to judge
         if len({text.strip() for text in texts.values()}) == 2:
-            image = os.path.abspath(paths[i])
-            matches.append(_match(i, image, prompt, texts, groups[i] if groups else None))
+            matches.append(_match(i, paths[i], prompt, texts, groups[i] if groups else None))
     if not matches:
         raise UsageError(
             f"{names[0]} and {names[1]} answer all {n} questions alike: nothing to compare."
         )
-    left_out = n - len(matches)
-    print(f"{len(matches)} matches; {left_out} of {n} questions left out: answered alike.")
+    alike = n - len(matches)
+    print(f"{len(matches)} matches; {alike} of {n} questions left out: answered alike.")
     return read_records(write_records(records_path, matches))
 
 
 def _match(
-    number: int, image: str, prompt: str, texts: Mapping[str, str], group: str | None
+    number: int, path: Path, prompt: str, texts: Mapping[str, str], group: str | None
 ) -> PreferenceRecord:
+    image = os.path.abspath(path)
     order = list(texts)
     # the place of an answer follows from the texts alone, so it does not tell the model
     if is_first_shown_second(*texts.values()):

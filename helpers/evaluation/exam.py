@@ -123,6 +123,7 @@ def exam_rows(examined: Exams) -> TableRows:
     """What every model reached, for `report.Section.table`, the head first."""
     seeds = len(next(iter(examined.values())).sampled)
     head = ["model", "all counts right, greedy", f"sampled, {seeds} seeds", "images shuffled"]
+    # wrong images beside right ones, form beside content
     rows = [[*head, "images blank", "well formed, greedy", "well formed, sampled", "seconds"]]
     for name, found in examined.items():
         shares = [

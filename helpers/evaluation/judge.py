@@ -19,8 +19,8 @@ from helpers.statistics import Proportion, share_of
 
 from .reward_benchmarks import Benchmark, Grade, check_records, grade
 
-JudgeChoice = Literal["first", "second"] | None
-AskJudge = Callable[[PreferenceRecord, tuple[int, int]], JudgeChoice]
+JudgeVerdict = Literal["first", "second"] | None
+AskJudge = Callable[[PreferenceRecord, tuple[int, int]], JudgeVerdict]
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,12 @@ def judge_pairs(
     `ask(record, order)` shows `record.answers[order[0]]` first and says "first", "second", or None
     where the reply is unclear (`parse_verdict` does). An answer wins with more than half of all
     votes, unreadable ones included (as in `cal.py`); otherwise the judge abstains. Without a bias
-    every vote for a place is a fair coin, since the order is one; so the interval of `first` holds
-    although a record's votes are alike.
+    votes for a place are fair coins, since the order is one; so the interval of `first` holds.
     """
     if votes < 1:
         raise UsageError(f"votes = {votes}: ask at least once, best an odd number of times.")
     check_records(records, benchmark)
-    scores = {}
-    verdicts = []
+    scores, verdicts = {}, []
     for record in tqdm(records, desc="judge", unit="record", leave=False):
         key = record_key(record)
         won = Counter()  # votes by the place of the answer in the record
@@ -111,7 +109,7 @@ _HEDGE = re.compile(
 )
 
 
-def parse_verdict(text: str) -> JudgeChoice:
+def parse_verdict(text: str) -> JudgeVerdict:
     """The place that a judge's reply names as better; None where it is unclear, or names both.
 
     In this order: `[[A]]`/`[[B]]` (Multimodal RewardBench's format); a reply that is only a name
@@ -135,6 +133,6 @@ def parse_verdict(text: str) -> JudgeChoice:
     return _one_place(names)
 
 
-def _one_place(names: Iterable[str]) -> JudgeChoice:
+def _one_place(names: Iterable[str]) -> JudgeVerdict:
     places = {_PLACES.get(name.lower()) for name in names}
     return places.pop() if len(places) == 1 else None

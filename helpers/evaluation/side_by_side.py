@@ -174,6 +174,7 @@ def read_gallery(folder: Path) -> list[GalleryItem]:
     Raises UsageError naming a broken file.
     """
     items = []
+    # by the time of keeping, to a nanosecond
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         try:
             items.append(TypeAdapter(GalleryItem).validate_python(read_json(path)))

@@ -108,6 +108,7 @@ def colored_tokens(answer: PolicyAnswer) -> str:
     pieces = []
     figures = zip(answer.tokens, answer.logps, answer.gains, answer.kl, strict=True)
     for token, own, gain, kl in figures:
+        # of the full colour
         share = min(abs(gain) / FULL_COLOR_NATS, 1.0)
         full = LIKELIER_RGB if gain > 0 else LESS_LIKELY_RGB
         # between white and a light version of the colour, on which dark text can be read

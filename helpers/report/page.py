@@ -81,6 +81,7 @@ class Section:
         # as text, so that the section is one JSON file
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
+        # pictures are told by their number
         if lead:
             self.lead = len(self.pictures)
         self.pictures.append((caption, base64.b64encode(buffer.getvalue()).decode()))

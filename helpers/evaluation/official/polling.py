@@ -36,7 +36,6 @@ def pope_questions(
     """
     if strategy not in POPE_SPLITS:
         raise UsageError(f"unknown strategy {strategy!r}: choose from {', '.join(POPE_SPLITS)}.")
-    # in the order in which they are first seen
     objects = list(dict.fromkeys(name for item in items for name in _present_objects(item)))
     kept = _with_enough_objects(items, per_image, len(objects))
     rankings = _rankings(kept)
@@ -47,10 +46,8 @@ def pope_questions(
         absent = [name for name in objects if name not in present]
         for positive in rng.sample(present, per_image):
             # absent objects that are asked about first
-            if strategy == "random":
-                ranking = []
-            else:
-                ranking = rankings[positive if strategy == "adversarial" else None]
+            key = positive if strategy == "adversarial" else None
+            ranking = [] if strategy == "random" else rankings[key]
             likely = [name for name in ranking if name in absent]
             negative = likely[0] if likely else rng.choice(absent)
             # no object is asked about twice

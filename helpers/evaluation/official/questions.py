@@ -206,15 +206,7 @@ def load_questions(
     that of `file`). rows: only the first so many; what is graded then is no longer the benchmark.
     Raises UsageError if a single row cannot be read, and then writes nothing.
     """
-    if name not in OFFICIAL_BENCHMARKS:
-        known = ", ".join(OFFICIAL_BENCHMARKS)
-        raise UsageError(f"unknown benchmark {name!r}: choose from {known}.")
-    official = OFFICIAL_BENCHMARKS[name]
-    if file is None and official.manual:
-        raise UsageError(
-            f"{official.title} cannot be read from the hub without running its code. "
-            f"{official.manual}"
-        )
+    official = _find_benchmark(name, file)
     # where the files lie that rows only name
     named = images or (file.parent if file else folder)
     taken = itertools.islice(_rows(official.source, file), rows)
@@ -235,6 +227,19 @@ def load_questions(
     by_id(questions)  # refuses none, and two of one id
     write_questions(folder / f"{name}.jsonl", questions)
     return questions
+
+
+def _find_benchmark(name: str, file: Path | None) -> OfficialBenchmark:
+    if name not in OFFICIAL_BENCHMARKS:
+        known = ", ".join(OFFICIAL_BENCHMARKS)
+        raise UsageError(f"unknown benchmark {name!r}: choose from {known}.")
+    official = OFFICIAL_BENCHMARKS[name]
+    if file is None and official.manual:
+        raise UsageError(
+            f"{official.title} cannot be read from the hub without running its code. "
+            f"{official.manual}"
+        )
+    return official
 
 
 def _refuse(bad: Sequence[str], rows: int) -> None:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STARTED := $(shell date +%s)
-# Two tests at a time, each with one thread; a file stays together, since its tests share what it trains.
+# Two tests at a time, with one thread each; a file stays together: its tests share what it trains.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM := false
 
@@ -35,7 +35,7 @@ test: lint  ## all but what takes minutes: every notebook runs in short, and a b
 test-fast: lint  ## the quick ones of them: no notebook, no browser, no training over a second
 	$(PYTEST) -m "not slow and not heavy"
 
-test-slow: $(STAMP)  ## what takes minutes: notebooks with their defaults, the base rebuilt, mistakes put in
+test-slow: $(STAMP)  ## what takes minutes: notebooks with their defaults, whole recipes, the base rebuilt
 	$(PYTEST) -m slow
 
 notebooks: $(STAMP)  ## open the notebooks in JupyterLab

@@ -47,7 +47,9 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
-from helpers.data.preferences import PreferenceRecord, read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
+from helpers.data.trl_pairs import to_trl
 from helpers.files import UsageError, open_image, read_json, write_json, write_text
 from helpers.models import presets
 from helpers.report import markdown_table
@@ -238,14 +240,14 @@ class Side:
 
     def step(self, rows: range) -> float:
         """Seconds of one optimizer step on these rows of the data set."""
-        started = _now()
+        started = now()
         batch = self.trainer.data_collator([self.trainer.train_dataset[row] for row in rows])
         loss = self.trainer.training_step(self.model, batch)
         self.trainer.accelerator.clip_grad_norm_(self.weights, self.trainer.args.max_grad_norm)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
         self.losses.append(float(loss))
-        return _now() - started
+        return now() - started
 
     def counted(self, rows: range) -> dict[str, int]:
         """What a step computes: matrix FLOPs, tokens of the language model (padding too), image
@@ -272,7 +274,8 @@ def _more_flops() -> dict:
     return more
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds on the clock, when the GPU has done what it was asked for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -24,7 +24,8 @@ from helpers import models
 from helpers.config import DPO_PRESETS
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import add_image_negatives, build_records, make_one_sided
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.evaluation.pair_accuracy import evaluate_pairs
 from helpers.files import write_json, write_text

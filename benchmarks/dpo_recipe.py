@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import build_records, counting_questions
-from helpers.data.preferences import to_trl
+from helpers.data.pairs import build_records
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table
@@ -82,11 +82,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     train_items, items = read_yolo(TRAFFIC, "train"), read_yolo(TRAFFIC, "test")
     model, processor = models.load_model("tiny")
-    asked = counting_questions(train_items)
-    budget = models.answer_budget(processor, asked.answers)
-    own = models.sample_answers(
-        model, processor, asked.images, asked.questions, max_new_tokens=budget
-    )
+    own = models.sample_counting_answers(model, processor, train_items)
     figures, table = {}, {}
     runs = tqdm([(name, seed) for name in args.variants for seed in range(args.seeds)], desc="runs")
     for name, seed in runs:

@@ -11,11 +11,10 @@ import logging
 import platform
 import subprocess
 import sys
-import time
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers import models  # before all that unsloth changes
 
@@ -33,9 +32,12 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from benchmarks.dpo import TINY, TRAFFIC, records_in
+from benchmarks.gpu_run import Plan
 from helpers import runtime
 from helpers.config import DPO_PRESETS, PPO_PRESETS, DPOSettings, PPOSettings
-from helpers.data.preferences import PreferenceRecord, read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
+from helpers.data.trl_pairs import to_trl
 from helpers.files import UsageError
 from helpers.machine import memory
 from helpers.machine.workload import StageSettings, Workload
@@ -43,9 +45,6 @@ from helpers.models import presets
 from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.runtime import machine_summary, peak_memory_gb
 from helpers.training.rollout import Task, tasks_of
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Plan
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PACKAGES = (
@@ -65,7 +64,7 @@ BATCH = 2  # pairs, as in the preset "t4"
 ASKED = 8  # pairs whose lengths the forecast takes, and prompts that are answered as one batch
 
 
-def prepare(plan: "Plan", capped: bool) -> None:
+def prepare(plan: Plan, capped: bool) -> None:
     """What holds for all that follows in this process: the precision, and how much of the GPU may
     be used.
     """
@@ -102,12 +101,6 @@ class Peak:
             )
             found["forecast_ratio"] = found["peak_gb"] / found["forecast_gb"]
         return found
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def dtypes(model: nn.Module, optimizer: Any = None) -> dict[str, int]:
@@ -239,7 +232,7 @@ def _name_all_ids(path: Path, vocabulary: int) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def load_model(plan: "Plan", name: str = "model") -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_model(plan: Plan, name: str = "model") -> tuple[PreTrainedModel, ProcessorMixin]:
     return models.load_model(plan.folder / name, four_bit=True, max_pixels=plan.side**2)
 
 
@@ -247,16 +240,16 @@ def records_of(number: int) -> list[PreferenceRecord]:
     return read_records(TRAFFIC / "preferences_train.jsonl")[:number]
 
 
-def dataset_of(plan: "Plan", number: int) -> datasets.Dataset:
+def dataset_of(plan: Plan, number: int) -> datasets.Dataset:
     """`number` pairs, each of another scene."""
     return to_trl(records_in(plan.folder, number), "extremes")
 
 
-def questions(plan: "Plan", number: int) -> list[Task]:
+def questions(plan: Plan, number: int) -> list[Task]:
     return tasks_of(records_in(plan.folder, number))
 
 
-def dpo_settings(plan: "Plan", **changes: Any) -> DPOSettings:
+def dpo_settings(plan: Plan, **changes: Any) -> DPOSettings:
     """The preset "t4" without accumulation and with a learning rate at which 20 steps change
     something.
     """
@@ -266,14 +259,12 @@ def dpo_settings(plan: "Plan", **changes: Any) -> DPOSettings:
     return dataclasses.replace(settings, **({"steps": plan.steps, "checkpoint_steps": 0} | changes))
 
 
-def ppo_settings(plan: "Plan", **changes: Any) -> PPOSettings:
+def ppo_settings(plan: Plan, **changes: Any) -> PPOSettings:
     changes = {"iterations": plan.iterations, "max_new_tokens": 4 if plan.toy else 20} | changes
     return dataclasses.replace(PPO_PRESETS["t4"], **changes)
 
 
-def forecast(
-    plan: "Plan", settings: StageSettings, processor: ProcessorMixin
-) -> memory.PhaseMemory:
+def forecast(plan: Plan, settings: StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:
     """Forecast the memory of the checkpoint that was written, for the lengths of its prompts and
     answers.
     """

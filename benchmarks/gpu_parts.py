@@ -1,6 +1,6 @@
 """The parts of `benchmarks/gpu.py`: functions (plan, note, backend), each in its own process.
 
-`backend` is who loads the model, decided before this module was imported (`gpu.import_parts`).
+`backend` is who loads the model, decided before this module was imported (`gpu_run.import_parts`).
 Stock TRL is what it is in `benchmarks/dpo.py`: `dpo.dpo_trainer(packs=False)`. Seconds of a DPO
 step run from the end of one step to the end of the next: collator, forward, backward, optimizer,
 log. Peaks are what PyTorch allocated (on a CPU the memory of the process, since it began);
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from helpers import models  # before all that unsloth changes
 
@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ProcessorMixin, TrainerCallback
 
-from benchmarks import gpu
-from benchmarks.dpo import Case, pairs
+from benchmarks.dpo import Case, now, pairs
 from benchmarks.gpu_model import (
     ASKED,
     BATCH,
@@ -38,14 +37,14 @@ from benchmarks.gpu_model import (
     environment,
     forecast,
     load_model,
-    now,
     ppo_settings,
     questions,
     write_model,
 )
+from benchmarks.gpu_run import Notes, Part, Plan, in_process, work
 from helpers import runtime
 from helpers.config import DPO_PRESETS
-from helpers.data.preferences import from_trl
+from helpers.data.trl_pairs import from_trl
 from helpers.doctor.dry_run import LOSS_SCALE, backward, collate, loss_of, training_mode
 from helpers.files import UsageError
 from helpers.losses import completion_logps
@@ -57,15 +56,12 @@ from helpers.statistics import proportion
 from helpers.training import dpo
 from helpers.training.ppo import PPOTrainer
 
-if TYPE_CHECKING:
-    from benchmarks.gpu import Notes, Plan
-
 Weights = dict[str, Tensor]
 WARM_UP = 3  # steps that do not count
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 100})
 
 
-def checkpoint(plan: "Plan", note: "Notes", backend: str) -> None:
+def checkpoint(plan: Plan, note: Notes, backend: str) -> None:
     """Both models, the images, and what the machine is."""
     note(environment=environment())
     started = now()
@@ -88,7 +84,7 @@ class Look:
     gradient: Weights  # of a DPO batch, by weight
 
 
-def load(plan: "Plan", note: "Notes", backend: str) -> None:
+def load(plan: Plan, note: Notes, backend: str) -> None:
     """Seconds, memory, and a `Look`, saved with its adapter; then answers are sampled."""
     peak, started = Peak(), now()
     model, processor = load_model(plan)
@@ -114,7 +110,7 @@ def load(plan: "Plan", note: "Notes", backend: str) -> None:
 
 
 def look_at(
-    plan: "Plan", model: nn.Module, processor: ProcessorMixin
+    plan: Plan, model: nn.Module, processor: ProcessorMixin
 ) -> tuple[Look, nn.Module, PackedAnswers]:
     """Logits of the base; then log-probabilities and a gradient with an adapter whose weights hang
     on their names.
@@ -157,7 +153,7 @@ def fill(weights: Weights) -> None:
 
 
 def read_adapters(
-    plan: "Plan", policy: nn.Module, batch: PackedAnswers, seen: Look
+    plan: Plan, policy: nn.Module, batch: PackedAnswers, seen: Look
 ) -> dict[str, float]:
     """Each adapter that was saved so far, loaded here: by how much log-probabilities differ from
     those of our own, nats.
@@ -171,7 +167,7 @@ def read_adapters(
     return found
 
 
-def exchange(plan: "Plan", note: "Notes", backend: str) -> None:
+def exchange(plan: Plan, note: Notes, backend: str) -> None:
     """A second look with transformers beside what both loaders have seen."""
     model, processor = load_model(plan)
     seen, policy, batch = look_at(plan, model, processor)
@@ -215,7 +211,7 @@ class Clock(TrainerCallback):
         self.last += self.seconds[-1]
 
 
-def train_dpo(plan: "Plan", note: "Notes", backend: str, packs: bool | None = None) -> None:
+def train_dpo(plan: Plan, note: Notes, backend: str, packs: bool | None = None) -> None:
     """All steps, on so few pairs that the second half of them sees each once more."""
     model, processor = load_model(plan)
     settings = dpo_settings(plan)
@@ -257,7 +253,7 @@ def losses(log: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def train_ppo(plan: "Plan", note: "Notes", backend: str) -> None:
+def train_ppo(plan: Plan, note: Notes, backend: str) -> None:
     """Iterations with the preset "t4" and short answers, whose score is their length."""
     model, processor = load_model(plan)
     settings, peak = ppo_settings(plan), Peak()
@@ -302,8 +298,8 @@ class Watch(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def small_dpo(plan: "Plan", folder: Path, kill: bool = False) -> tuple[Weights, int]:
-    """Final weights of 5 steps with a checkpoint after every second one, and the steps done here."""
+def small_dpo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
+    """Final weights of 5 steps with a checkpoint after every second; the steps done here."""
     model, processor = load_model(plan, "small")
     settings = dpo_settings(plan, steps=5, checkpoint_steps=2, learning_rate=1e-3)
     watch = Watch(kill, lambda: last_checkpoint(folder))
@@ -316,7 +312,7 @@ def small_dpo(plan: "Plan", folder: Path, kill: bool = False) -> tuple[Weights, 
     }, watch.steps
 
 
-def small_ppo(plan: "Plan", folder: Path, kill: bool = False) -> tuple[Weights, int]:
+def small_ppo(plan: Plan, folder: Path, kill: bool = False) -> tuple[Weights, int]:
     """Final weights of policy and critic of 3 iterations with a checkpoint after each.
 
     A run finds the checkpoints by itself.
@@ -337,18 +333,18 @@ def small_ppo(plan: "Plan", folder: Path, kill: bool = False) -> tuple[Weights, 
 SMALL = {"dpo": small_dpo, "ppo": small_ppo}
 
 
-def killed(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
+def killed(plan: Plan, note: Notes, backend: str, stage: str) -> None:
     SMALL[stage](plan, plan.folder / f"resume-{stage}-{backend}", kill=True)
 
 
-def resume(plan: "Plan", note: "Notes", backend: str, stage: str) -> None:
+def resume(plan: Plan, note: Notes, backend: str, stage: str) -> None:
     """A run that is killed and gone on with, and two whole ones: by how much do final weights
     differ at most?
     """
     train, folder = SMALL[stage], plan.folder / f"resume-{stage}-{backend}"
-    part = gpu.Part(f"killed_{stage}", backend, 0)
+    part = Part(f"killed_{stage}", backend, 0)
     log = plan.folder / f"{part.name}.log"
-    process = gpu.in_process(gpu.work, (part, plan, None), log, leader=False)
+    process = in_process(work, (part, plan, None), log, leader=False)
     process.join()
     if process.exitcode != -signal.SIGKILL:
         raise UsageError(

@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import RewardSettings, reward_preset
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
 from helpers.files import read_json, write_json, write_text
 from helpers.models.prompts import render
 from helpers.models.shared_prefix import encode_prompts, hidden_states, pack, pack_separately

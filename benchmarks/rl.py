@@ -179,9 +179,9 @@ class Side(dpo.Side):
         inner = getattr(owner, name)
 
         def timed(*args, **kwargs):
-            started = dpo._now()
+            started = dpo.now()
             result = inner(*args, **kwargs)
-            self.sampling += dpo._now() - started
+            self.sampling += dpo.now() - started
             return result
 
         setattr(owner, name, timed)
@@ -193,7 +193,7 @@ class Side(dpo.Side):
         """Seconds of one iteration on the next prompts; `sampling` of them went into sampling and
         scoring.
         """
-        self.sampling, started = 0.0, dpo._now()
+        self.sampling, started = 0.0, dpo.now()
         if self.stock:
             for _ in range(
                 self.settings.epochs
@@ -204,7 +204,7 @@ class Side(dpo.Side):
                 self.trainer.accelerator.clip_grad_norm_(self.weights, self.settings.max_grad_norm)
                 self.trainer.optimizer.step()
                 self.trainer.optimizer.zero_grad()
-            seconds = dpo._now() - started
+            seconds = dpo.now() - started
             lengths = [
                 int(n) for b in self.trainer._buffered_inputs for n in b["completion_mask"].sum(1)
             ]
@@ -214,7 +214,7 @@ class Side(dpo.Side):
             ]
         else:
             self.trainer.train(1)
-            seconds = dpo._now() - started
+            seconds = dpo.now() - started
             rollout = self.trainer.last.rollout
             self.asked = [(task.question, task.facts) for task in rollout.tasks]
             lengths = [len(ids) for ids in rollout.ids]

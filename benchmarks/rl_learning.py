@@ -17,20 +17,20 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from benchmarks.dpo import TRAFFIC, _now, entry
+from benchmarks.dpo import TRAFFIC, entry, now
 from benchmarks.dpo_recipe import pooled
+from data.scene_folders import write_split
 from helpers import models
 from helpers.config import PPO_PRESETS, PPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import true_and_wrong_answers
 from helpers.data.preferences import read_records
-from helpers.data.scenes import write_split
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
 from helpers.runtime import compute_dtype
 from helpers.statistics import Proportion
-from helpers.training.dpo import REFERENCE_ADAPTER, _restore
+from helpers.training.dpo import REFERENCE_ADAPTER, undo_casts
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import Task, tasks_of
 from helpers.training.warm_up import warm_up_critic
@@ -119,7 +119,7 @@ def stock_trainer(
         train_dataset=datasets.Dataset.from_list(rows).cast_column("images", images),
     )  # fmt: skip
     model.delete_adapter(REFERENCE_ADAPTER)  # without the copy, TRL switches the adapter off
-    _restore(model, weights)
+    undo_casts(model, weights)
     for callback in (PrinterCallback, ProgressCallback):
         made.remove_callback(callback)
     return made
@@ -138,12 +138,12 @@ class HeldOut(TrainerCallback):
 
     def look(self, model, iteration: float) -> None:
         if iteration % EVERY == 0 or iteration == self.settings.iterations:
-            started = _now()
+            started = now()
             samples = (
                 int(iteration) * self.settings.prompts_per_iteration * self.settings.group_size
             )
             self.shares[samples] = evaluate_counting(model, self.processor, self.items).exact_share
-            self.watching += _now() - started
+            self.watching += now() - started
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.look(model, state.global_step / (args.num_iterations * args.steps_per_generation))
@@ -169,20 +169,20 @@ def learn(
             model, processor, sets["tasks"], count_exact, settings, seed, output_dir=str(folder)
         )
         trainer.add_callback(held_out)
-        started = _now()
+        started = now()
         trainer.train()
-        seconds = _now() - started - held_out.watching
+        seconds = now() - started - held_out.watching
     else:
         watch = [lambda trainer: held_out.look(trainer.model, trainer.iteration)]
         trainer = PPOTrainer(
             model, processor, sets["tasks"], count_exact, settings, seed=seed, watch=watch
         )
-        started = _now()
+        started = now()
         if trainer.actor.own_adapter:
             answers = true_and_wrong_answers([task.facts for task in sets["tasks"]], seed=seed)
             epochs = WARM_UP if len(sets["test"]) > 8 else 1
             warm_up_critic(trainer, sets["tasks"], answers, epochs)
-        warming = _now() - started
+        warming = now() - started
         trainer.train()
         seconds = warming + trainer.seconds
     greedy = evaluate_counting(trainer.model, processor, sets["test"])

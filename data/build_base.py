@@ -1,7 +1,7 @@
 """Rebuild the embedded base model from nothing: `python data/build_base.py`.
 
 Trains a 1.1 M parameter `Qwen2VLForConditionalGeneration` on fresh traffic scenes labelled by the
-careless annotator of `helpers/data/scenes.py`, and writes it, with its processor and model card, to
+careless annotator of `data/base_questions.py`, and writes it, with its processor and model card, to
 `data/tiny-qwen2-vl/` in the layout of a hub checkpoint. The model therefore converges to *wrong*
 labels: it sees well and under-counts two-wheelers, which is what the notebooks then repair.
 
@@ -35,6 +35,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from data.base_questions import careless_counts, make_question
+from data.scene_folders import write_split
 from helpers.data.labels import read_yolo
 from helpers.data.scenes import (
     COLORS,
@@ -42,11 +44,8 @@ from helpers.data.scenes import (
     IMAGE_SIZE,
     SPLIT_SEEDS,
     VEHICLE_KINDS,
-    careless_counts,
     draw_scene,
-    make_question,
     make_scene,
-    write_split,
 )
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.files import write_text

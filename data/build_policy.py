@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import dpo_preset
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.files import read_json, write_json, write_text
 from helpers.models import presets
 from helpers.training import dpo

@@ -12,11 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from data.scene_folders import write_split
 from helpers import models
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import build_records, counting_questions
+from helpers.data.pairs import build_records
 from helpers.data.preferences import write_records
-from helpers.data.scenes import write_split
 from helpers.models.loading import load_model
 
 NUMBERS = {"train": 512, "validation": 64, "test": 400}
@@ -31,11 +31,7 @@ def main() -> None:
     model, processor = load_model("tiny")
     for split in ("train", "valid", "test"):
         items = read_yolo(folder, split)
-        asked = counting_questions(items)
-        budget = models.answer_budget(processor, asked.answers)
-        own = models.sample_answers(
-            model, processor, asked.images, asked.questions, max_new_tokens=budget
-        )
+        own = models.sample_counting_answers(model, processor, items)
         records = build_records(items, own)
         about = {"source": "data/build_traffic.py", "licence": "Apache-2.0"}
         write_records(

@@ -74,12 +74,14 @@ def run_demo(
 
     started = started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
+    # a report of this demo alone
     for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
         old.unlink()
     for entry in notebooks.catalogue():
         name = entry["file"][:2]
         print(f"[{time.time() - started:4.0f} s] notebook {name} …", flush=True)
         notebooks.run_notebook(name, DEMO_PARAMETERS.get(name), pages)
+    # last of all, figures of the demo itself, on the same page as the notebooks'
     section = Section("99_demo", "The whole demo")
     seconds = time.time() - started
     section.add_value("demo_seconds", seconds)
@@ -110,6 +112,7 @@ def run_notebooks(
     """
     values = dict(parse_setting(text) for text in changes or ())
     known = {name: notebooks.parameters(name) for name in notebook}
+    # before anything runs: a notebook may take an hour
     for setting in values:
         if not any(setting in names for names in known.values()):
             choices = ", ".join(sorted(set().union(*known.values())))
@@ -211,8 +214,10 @@ def check_files(
 
     if salvage and len(file) > 1:
         raise UsageError("--salvage takes one file at a time: check the others by themselves.")
+    # what must not be in the files: photos of benchmarks, and of the files before
     images = not no_images
     found = [data.find_photos(path, images=images) for path in benchmark or ()]
+    # of each file its own
     new_lengths = _lengths_of(model) if model else lambda: None
     reports = []
     for path in file:

@@ -147,6 +147,7 @@ def find_recipe(name: str | Path) -> Path:
     """`vehicles` or a path → the file. Raises UsageError listing the recipes there are."""
     path = Path(name)
     known = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
+    # a file beside you comes before one of ours of the same name
     if path.suffix == ".toml" and path.exists():
         return path
     if str(name) in known:
@@ -169,6 +170,7 @@ def read_recipe(
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML ({error}).") from None
+    # what is said later wins: the recipe, its [laptop], the command line
     smaller = values.pop("laptop", {})
     if laptop:
         values = deep_merge(values, smaller)
@@ -191,6 +193,7 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         if item["type"] != "extra_forbidden":
             continue
+        # the tables that the name stands in
         *tables, name = item["loc"]
         part: Any = Recipe
         for table in tables:
@@ -246,6 +249,7 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     head = "fusion" if "fusion" in heads else heads[0]
     given["reward"] = replace(given["reward"], head=head)
     given = {stage: settings for stage, settings in given.items() if stage in stages}
+    # what is changed in a stage's settings becomes part of the recipe
     plan = check_machine(
         recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given
     )

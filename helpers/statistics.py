@@ -17,6 +17,9 @@ LIMITS_95 = (2.5, 97.5)  # percentiles between which 95 % lie
 NORMAL_975 = 1.9599639845400545  # half of the 95 % of a normal distribution lies from 0 to this
 # Share of the items on which two models are assumed to disagree where nobody has measured it.
 DISAGREEMENT = 0.25
+RESAMPLES = 2000  # of a bootstrap
+
+TableRows = list[list[str]]  # the texts of a table; the first row is the head
 
 
 def derangement(length: int, seed: int) -> np.ndarray:
@@ -31,20 +34,31 @@ def derangement(length: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Proportion:
-    """A share of n with its 95 % Wilson interval."""
+class Estimate:
+    """A figure with its 95 % interval, which is None where the values cannot give one."""
 
     value: float
-    low: float
-    high: float
-    n: int
+    low: float | None
+    high: float | None
+    n: int  # independent values that it is made of
+    digits = ".3g"  # of the class, no field
 
     def __str__(self) -> str:
         return f"{self.short_text()} (n = {self.n})"
 
     def short_text(self) -> str:
         """Write it without n, for tables that state n once."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        interval = "no interval"
+        if self.low is not None:
+            interval = f"{self.low:{self.digits}}, {self.high:{self.digits}}"
+        return f"{self.value:{self.digits}} [{interval}]"
+
+
+@dataclass(frozen=True)
+class Proportion(Estimate):
+    """A share of n with its 95 % Wilson interval."""
+
+    digits = ".3f"
 
 
 def proportion(hits: float, n: int) -> Proportion:
@@ -90,25 +104,6 @@ def mean_interval(values: Sequence[float]) -> Mean:
     return Mean(float(mean), float(mean - half), float(mean + half))
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval, which is None where the values cannot give one."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int  # independent values that it is made of
-
-    def __str__(self) -> str:
-        return f"{self.short_text()} (n = {self.n})"
-
-    def short_text(self) -> str:
-        """Write it without n, for tables that state n once."""
-        if self.low is None:
-            return f"{self.value:.3g} [no interval]"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
 def sample_mean(values: Sequence[float]) -> Estimate | None:
     """`mean_interval` of any number of values.
 
@@ -131,7 +126,7 @@ def _finite(values: Sequence[float]) -> np.ndarray:
     return numbers
 
 
-def format_figure(figure: Proportion | Estimate | float | str | None, digits: str = ".3f") -> str:
+def format_figure(figure: Estimate | float | str | None, digits: str = ".3f") -> str:
     """Write a figure into the cell of a table; `digits` are those of a plain number."""
     if figure is None:
         return "not defined"
@@ -142,8 +137,6 @@ def cluster_bootstrap(
     values_before: Sequence[float],
     values_after: Sequence[float],
     clusters: Sequence[Hashable],
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> Estimate:
     """Mean gain, after − before, with a percentile interval over whole clusters (Efron 1979).
 
@@ -165,9 +158,9 @@ def cluster_bootstrap(
     # of each cluster the sum of its gains and its size: a draw of clusters needs no more
     sums = np.bincount(members, gains)
     sizes = np.bincount(members)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = []
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         draw = rng.integers(len(codes), size=len(codes))
         means.append(sums[draw].sum() / sizes[draw].sum())
     low, high = np.percentile(means, LIMITS_95).tolist()
@@ -329,8 +322,7 @@ class Kappa:
 def cohen_kappa(
     first: Sequence[object],
     second: Sequence[object],
-    groups: Sequence[object] | None = None,
-    resamples: int = 2000,
+    groups: Sequence[object],
 ) -> Kappa:
     """Agreement of two raters beyond chance, (observed − expected) / (1 − expected) (Cohen 1960).
 
@@ -345,7 +337,7 @@ def cohen_kappa(
             f"{n} labels against {len(second)}: both raters need as many, and at least one"
         )
     names, codes = np.unique([*first, *second], return_inverse=True)
-    _, members = np.unique(range(n) if groups is None else list(groups), return_inverse=True)
+    _, members = np.unique(groups, return_inverse=True)
     # of each group, how often first gave one label and second another: (groups, labels, labels)
     tables = np.zeros((members.max() + 1, len(names), len(names)))
     np.add.at(tables, (members, codes[:n], codes[n:]), 1)
@@ -353,7 +345,7 @@ def cohen_kappa(
     value = _kappa(whole)
     low = high = None
     if value is not None:
-        draws = np.random.default_rng(0).integers(len(tables), size=(resamples, len(tables)))
+        draws = np.random.default_rng(0).integers(len(tables), size=(RESAMPLES, len(tables)))
         found = [_kappa(tables[draw].sum(axis=0)) for draw in draws]
         defined = [kappa for kappa in found if kappa is not None]
         low, high = np.percentile(defined, LIMITS_95).tolist()

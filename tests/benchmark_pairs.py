@@ -1,6 +1,6 @@
 """Records of a benchmark of pairs that nobody published."""
 
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 from helpers.evaluation.reward_benchmarks import BENCHMARKS
 
 VL, MULTIMODAL = BENCHMARKS["vl_rewardbench"], BENCHMARKS["multimodal_rewardbench"]

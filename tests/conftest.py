@@ -6,11 +6,28 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from costs import MARKS, pytest_runtest_call, pytest_runtest_setup  # noqa: F401  hooks
+from costs import pytest_runtest_call, pytest_runtest_setup  # noqa: F401  hooks
 from shipped import TRAFFIC
 
 # The longest files, by their names: they start first, so that workers share the rest.
-FIRST = ("test_notebooks_run", "test_browser", "test_setup", "test_install", "test_distributed")
+FIRST = (
+    "test_notebooks_defaults",  # half an hour; this and the next three are for make test-slow
+    "test_recipes_whole",
+    "test_mutations",
+    "test_base_rebuild",
+    "test_notebooks_run",  # five minutes
+    "test_benchmark_rl",  # and one to two minutes each from here on
+    "test_dpo_doctor",
+    "test_distributed",
+    "test_ppo",
+    "test_dpo",
+    "test_browser",
+    "test_checks",
+    "test_benchmark_gpu",
+    "test_recipes",
+    "test_setup",
+    "test_install",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -21,8 +38,8 @@ def pytest_collection_modifyitems(items):
     items[:] = [items[i] for i in order]
     for item in items:
         for mark in item.iter_markers():
-            if mark.name in MARKS and not mark.kwargs.get("reason"):
-                raise pytest.UsageError(f"{item.nodeid}: {mark.name} needs a reason=")
+            if mark.name == "slow" and not mark.kwargs.get("reason"):
+                raise pytest.UsageError(f"{item.nodeid}: slow needs a reason=")
 
 
 # What needs torch and transformers is imported where it is used: tests of arithmetic start at once.
@@ -46,7 +63,7 @@ def valid_items():
 @pytest.fixture(scope="session")
 def pairs_dataset():
     """32 pairs of the shipped preferences as a TRL data set."""
-    from helpers.data.preferences import read_records, to_trl
+    from helpers.data import read_records, to_trl
 
     path = TRAFFIC / "preferences_train.jsonl"
     return to_trl(read_records(path)[:20]).select(range(32))

@@ -1,7 +1,7 @@
 """A row of every two-way format, and which records it can hold."""
 
 from helpers.data.formats import FORMATS
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 
 TWO_WAY = [name for name, form in FORMATS.items() if form.write]
 RANKED = {

@@ -5,7 +5,7 @@ from shipped import TRAFFIC
 
 from helpers.data.counting import count_answer
 from helpers.data.labels import CountedImage
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 
 CLASSES = ["cars", "buses"]
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from helpers.data.preferences import Judgement, PreferenceRecord
+from helpers.data.judgement import Judgement
+from helpers.data.record import PreferenceRecord
 from helpers.data.vote_log import VoteEvent, content_hash
 
 

@@ -5,6 +5,19 @@ import json
 from PIL import Image
 
 QUESTION = "How many cars are in the image?"
+# The shortest record, and a ranking of four answers with a tie.
+SHORT = {
+    "image": "a.png",
+    "prompt": "How many cars?",
+    "chosen": "There are 2.",
+    "rejected": "There are 3.",
+}
+RANKED = {
+    "images": ["a.png"],
+    "prompt": [{"role": "user", "content": "How many cars?"}],
+    "answers": [{"text": "3"}, {"text": "2"}, {"text": "4"}, {"text": "two"}],
+    "ranking": [[1, 3], [0], [2]],
+}
 
 
 def row(i, **change):

@@ -4,7 +4,7 @@ import itertools
 
 from hypothesis import assume, strategies as st
 
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 
 # What breaks converters: marks, quotes, blanks at the ends, other scripts, separators, long numbers.
 WORDS = st.sampled_from(

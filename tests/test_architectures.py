@@ -257,9 +257,9 @@ def test_a_reward_model_learns_without_packing(checkpoint):
     _, folder = checkpoint
     logs = []
     for packs in (True, False):
-        reward = reward_model.new_reward_model(
-            *models.load_model(folder, four_bit=False), REWARD, packs=packs
-        )
+        base = models.load_model(folder, four_bit=False)
+        reward = reward_model.new_reward_model(*base, REWARD)
+        reward.packer = Packer(reward.backbone, reward.processor, packs=packs)
         assert (reward.packer.features is None) != packs
         logs.append(RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train().log)
     for packed, rows in zip(*logs, strict=True):

@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import dpo
 
+pytestmark = pytest.mark.heavy(reason="a toy run of the benchmark trains")
+
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):

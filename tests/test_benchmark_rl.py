@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import dpo, rl, rl_learning
 
+pytestmark = pytest.mark.heavy(reason="a toy run of the benchmark trains")
+
 CASES = ["proxy_grpo", "proxy_rloo", "proxy_grpo_checkpointing", "gpu_grpo"]
 WORK = ("answers", "generated", "updates", "tokens", "patches", "flops")
 

@@ -26,7 +26,10 @@ from helpers.report.page import Section
 from helpers.statistics import proportion
 from helpers.widgets.comparison import LIKELIER_TOKENS
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT),
+    pytest.mark.heavy(reason="a browser, and JupyterLab with a kernel"),
+]
 PATIENCE = 240_000  # milliseconds
 NOTEBOOK = "06_compare_before_after.ipynb"
 

@@ -1,9 +1,27 @@
+"""The commands: what they say to mistakes, what they import, and what the report does."""
+
+import subprocess
+import sys
+
 import pytest
+from shipped import TRAFFIC
 
 from helpers import notebooks
 from helpers.cli import main, parse_setting
-from helpers.files import UsageError, artifact, open_image, read_json
+from helpers.files import ROOT, UsageError, artifact, open_image, read_json
 from helpers.report.page import Section
+
+RECORDS = str(TRAFFIC / "preferences_valid.jsonl")
+# Each takes more than a second to import, or is for notebooks only.
+HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "scipy.stats", "statsmodels",
+         "sklearn", "matplotlib", "nbformat", "IPython", "rich")  # fmt: skip
+RUN = """
+import sys, time
+from helpers.cli import main
+status = main(sys.argv[2:])
+heavy = sorted(set(sys.argv[1].split()) & sys.modules.keys())
+print(status, heavy, time.process_time() < 6)
+"""
 
 
 def test_settings_are_python_literals_or_text():
@@ -20,7 +38,7 @@ def test_settings_are_python_literals_or_text():
         (["run", "77"], "no notebook '77': choose one of 01_load_model"),
         (
             ["run", "04", "--set", "STPES=3"],
-            "unknown parameter 'STPES': these notebooks have GALLERY_STEPS, MODEL, PRESET, RESUME",
+            "unknown parameter 'STPES': these notebooks have GALLERY_STEPS, MODEL, PRESET, REPLACE",
         ),
     ],
 )
@@ -28,6 +46,40 @@ def test_mistakes_are_one_line_and_exit_with_1(arguments, message, capsys):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["check", RECORDS],
+        ["convert", RECORDS, "OUT", "--to", "trl"],
+        ["train", "--help"],
+        ["export", "--help"],
+        ["memory", "--help"],
+    ],
+)
+def test_a_command_that_needs_no_model_starts_at_once(arguments, tmp_path):
+    """It took 6 s while `check` imported pandas and datasets. The limit is four times what it takes."""
+    arguments = [str(tmp_path / "out.json") if part == "OUT" else part for part in arguments]
+    command = [sys.executable, "-c", RUN, " ".join(HEAVY), *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "0 [] True"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chek"], "No such command 'chek'"),
+        (["convert", "a", "b", "--pairs", "best"], "'best' is not one of 'all', 'extremes'"),
+        (["train"], "Missing option '--config'"),
+        (["check"], "Missing argument"),
+    ],
+)
+def test_a_command_that_is_written_wrong_exits_with_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_parameters_are_read_from_the_tagged_cell():

@@ -11,6 +11,8 @@ from PIL import Image
 
 from helpers.files import ROOT
 
+pytestmark = pytest.mark.heavy(reason="a copy of the package, in processes of its own")
+
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 HELP = ("strategies", "format_rows", "budgets")  # what the tests of rows import
 CONVERT_TESTS = ("tests/data/test_convert_rows.py", *(f"tests/{name}.py" for name in HELP))

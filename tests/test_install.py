@@ -62,6 +62,7 @@ def megabytes(url: str) -> float:
         return int(answer.headers["Content-Length"]) / 1e6
 
 
+@pytest.mark.heavy(reason="asks the package index what would be installed")
 def test_on_colab_three_packages_are_replaced_and_no_protected_one(colab, tmp_path, capsys):
     """As Colab does it, with pip; with sizes. unsloth and what it brings are for a GPU."""
     python, constraints = colab
@@ -101,6 +102,7 @@ def test_on_colab_three_packages_are_replaced_and_no_protected_one(colab, tmp_pa
     assert sum(sizes.values()) < 250
 
 
+@pytest.mark.heavy(reason="asks the package index what would be installed")
 @pytest.mark.parametrize("gpu", [True, False])
 def test_uv_would_do_the_same_and_without_a_gpu_less(colab, gpu, tmp_path):
     python, constraints = colab
@@ -117,12 +119,14 @@ def test_uv_would_do_the_same_and_without_a_gpu_less(colab, gpu, tmp_path):
     )
 
 
+@pytest.mark.heavy(reason="asks the package index what would be installed")
 def test_without_constraints_the_ranges_alone_keep_the_protected_packages(colab):
     assert (
         not changes_by_uv(colab[0], "-r", REQUIREMENTS).replaced.keys() & TABLE["protected"].keys()
     )
 
 
+@pytest.mark.heavy(reason="asks the package index what would be installed")
 def test_the_pinned_versions_satisfy_the_requirements(tmp_path):
     """What `make setup` installs needs nothing more, nor anything else."""
     pinned = {

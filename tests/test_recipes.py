@@ -16,6 +16,8 @@ from helpers.models import presets
 from helpers.recipe_stages import run_stages
 from helpers.recipes import RECIPES, RecipeRun, deep_merge, find_recipe, fit_recipe, read_recipe
 
+heavy = pytest.mark.heavy(reason="runs all recipes in a short form")
+
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 SHORT = {  # of each recipe, so that it takes seconds
     "captions": ["ppo.settings.iterations=1", "captions.epochs=1", "reward.settings.epochs=1"],
@@ -47,6 +49,7 @@ def test_there_is_one_for_each_project():
     assert set(SHORT) == set(NAMES) and len(NAMES) == 5
 
 
+@heavy
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_whole(figures, name):
     folder, found = figures[name]
@@ -63,6 +66,7 @@ def test_a_recipe_runs_whole(figures, name):
     assert all(isinstance(row["value"], float) and row["seed"] == 0 for row in found.values())
 
 
+@heavy
 @pytest.mark.parametrize(("name", "keys"), ROWS.items())
 def test_the_data_has_the_projects_form(figures, name, keys):
     folder, _ = figures[name]
@@ -72,6 +76,7 @@ def test_the_data_has_the_projects_form(figures, name, keys):
     assert keys <= row.keys()
 
 
+@heavy
 def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figures):
     folder, found = figures["questions"]
     entry = read_json(folder / "data" / "question_answers.json")[0]
@@ -84,6 +89,7 @@ def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figur
     assert {"Yes.", "No."} < {row["answer"] for row in train}
 
 
+@heavy
 def test_ranked_answers_are_the_models_own_and_the_questions_stay_all(figures):
     folder, _ = figures["heuristic"]
     ranked = [
@@ -94,6 +100,7 @@ def test_ranked_answers_are_the_models_own_and_the_questions_stay_all(figures):
     assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == 32 >= len(ranked)
 
 
+@heavy
 def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys):
     folder, before = figures["questions"]
     changes = [

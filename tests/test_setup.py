@@ -123,6 +123,7 @@ import importlib.metadata, json
 print(json.dumps({found.name.lower(): found.version for found in importlib.metadata.distributions()}))"""
 
 
+@pytest.mark.heavy(reason="Colab's packages, really installed")
 def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_path):
     """Cloned, installed, nothing protected touched, model code imported; a second run has nothing to do."""
     shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
@@ -181,7 +182,7 @@ def test_without_internet_on_kaggle_the_cell_says_what_to_do(shared_notebooks, t
     shared_notebooks(f'repository = "{address}"\ntag = "v1"')
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "working", kaggle=True)
     assert run.returncode == 1 and run.stderr == (
-        f"No helpers/ here, and '{address}' ('v1') cannot be fetched: see fetch.log.\n"
+        f"'{address}' ('v1') cannot be fetched: fetch.log. Set it; Kaggle: Internet on.\n"
     )
 
 
@@ -189,7 +190,7 @@ def test_without_an_address_the_cell_says_what_to_set(shared_notebooks, tmp_path
     shared_notebooks(EMPTY)
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "content")
     assert run.returncode == 1 and run.stderr == (
-        "No helpers/ here, and '' ('main') cannot be fetched: see fetch.log.\n"
+        "'' ('main') cannot be fetched: fetch.log. Set it; Kaggle: Internet on.\n"
     )
 
 
@@ -238,6 +239,7 @@ print([name for name in Recorder.started if name.startswith(names)])
 """
 
 
+@pytest.mark.heavy(reason="a process that imports all model code")
 def test_what_is_attached_is_only_read_and_artifacts_are_kept(
     repository_folder, shared_notebooks, tmp_path
 ):

@@ -1,11 +1,11 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
 from .blind import (
-    BLIND_RULES as BLIND_RULES,
     BlindRules as BlindRules,
     BlindTable as BlindTable,
     best_rule as best_rule,
     blind_rules as blind_rules,
+    blind_values as blind_values,
     render_blind_table as render_blind_table,
     true_image_detail_shares as true_image_detail_shares,
 )
@@ -31,7 +31,6 @@ from .counting import (
     edited_counts as edited_counts,
     is_exact as is_exact,
     is_well_formed as is_well_formed,
-    list_in_words as list_in_words,
     parse_counts as parse_counts,
 )
 from .data_doctor import (
@@ -44,6 +43,7 @@ from .findings import (
     SAME_PHOTO as SAME_PHOTO,
     DataReport as DataReport,
     Finding as Finding,
+    FindingKind as FindingKind,
     Place as Place,
     Problems as Problems,
     salvage as salvage,
@@ -56,10 +56,19 @@ from .formats import (
 from .hub import (
     HUB_SETS as HUB_SETS,
     HubSet as HubSet,
-    disable_decoding as disable_decoding,
     fetch_hub_set as fetch_hub_set,
     load_rows as load_rows,
     store_images as store_images,
+)
+from .judgement import (
+    Judgement as Judgement,
+    Ranking as Ranking,
+    StrictModel as StrictModel,
+    VoteVerdict as VoteVerdict,
+    consensus as consensus,
+    explain_validation_error as explain_validation_error,
+    rank_by_score as rank_by_score,
+    tier_of_each as tier_of_each,
 )
 from .labels import (
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
@@ -68,6 +77,7 @@ from .labels import (
     assert_no_photo_in_both as assert_no_photo_in_both,
     evaluation_split as evaluation_split,
     held_out_items as held_out_items,
+    list_images as list_images,
     one_photo_groups as one_photo_groups,
     photo_group as photo_group,
     read_classes as read_classes,
@@ -77,7 +87,6 @@ from .labels import (
     read_voc as read_voc,
     read_yolo as read_yolo,
     split_photos as split_photos,
-    write_yolo as write_yolo,
 )
 from .pairs import (
     IMAGE_NEGATIVES as IMAGE_NEGATIVES,
@@ -98,30 +107,27 @@ from .pairs import (
     true_and_wrong_answers as true_and_wrong_answers,
 )
 from .preferences import (
+    RawRow as RawRow,
+    RecordLine as RecordLine,
+    file_of as file_of,
+    json_schema as json_schema,
+    open_records as open_records,
+    raw_lines as raw_lines,
+    read_records as read_records,
+    scan_line as scan_line,
+    scan_records as scan_records,
+    write_records as write_records,
+)
+from .record import (
     Answer as Answer,
-    Judgement as Judgement,
     Message as Message,
     Origin as Origin,
     Pair as Pair,
     PreferenceRecord as PreferenceRecord,
-    Ranking as Ranking,
-    RecordLine as RecordLine,
-    StrictModel as StrictModel,
-    TrlPair as TrlPair,
-    consensus as consensus,
-    explain_validation_error as explain_validation_error,
-    file_of as file_of,
-    from_trl as from_trl,
     is_first_shown_second as is_first_shown_second,
-    json_schema as json_schema,
     name_images as name_images,
-    read_records as read_records,
     record_key as record_key,
     resolve_images as resolve_images,
-    scan_line as scan_line,
-    scan_records as scan_records,
-    to_trl as to_trl,
-    write_records as write_records,
 )
 from .scenes import (
     CELL as CELL,
@@ -132,15 +138,11 @@ from .scenes import (
     PLURAL as PLURAL,
     SPLIT_SEEDS as SPLIT_SEEDS,
     VEHICLE_KINDS as VEHICLE_KINDS,
+    Box as Box,
     Scene as Scene,
-    SceneQuestion as SceneQuestion,
     Vehicle as Vehicle,
-    careless_counts as careless_counts,
     draw_scene as draw_scene,
-    image_hash as image_hash,
-    make_question as make_question,
     make_scene as make_scene,
-    write_split as write_split,
 )
 from .templates import (
     CHAT_MARK as CHAT_MARK,
@@ -149,6 +151,11 @@ from .templates import (
     count_placeholders as count_placeholders,
     repair_prompt as repair_prompt,
     strip_image_marks as strip_image_marks,
+)
+from .trl_pairs import (
+    TrlPair as TrlPair,
+    from_trl as from_trl,
+    to_trl as to_trl,
 )
 from .vote_log import (
     VoteEvent as VoteEvent,
@@ -166,7 +173,6 @@ from .votes import (
     ANSWER_LABELS as ANSWER_LABELS,
     Tiers as Tiers,
     Votes as Votes,
-    VoteVerdict as VoteVerdict,
     VotingItem as VotingItem,
     annotator_agreement as annotator_agreement,
     apply_votes as apply_votes,

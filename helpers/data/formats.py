@@ -1,13 +1,14 @@
 """The preference formats of other projects, each as two small functions on one row.
 
-`parse` says which fields of a record a row states; `write` makes the row of a record with two answers.
-Neither has to care about the rest: `helpers/data/convert_rows.py` keeps what a row or a record has beyond them,
-so that nothing is lost either way. `FORMATS` at the end is the table.
+`parse` says which fields of a record a row states; `write` makes the row of a record with two
+answers. Neither has to care about the rest: `helpers/data/convert_rows.py` keeps what a row or a
+record has beyond them, so that nothing is lost either way. `FORMATS` at the end is the table.
 
-Simplification: images come before the text. Where a prompt has its `<image>` marks elsewhere, they are
-moved to the front, and the change is reported.
+Simplification: images come before the text. Where a prompt has its `<image>` marks elsewhere, they
+are moved to the front, and the change is reported.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from typing import Any
 
 from helpers.files import UsageError, parse_json
 
-from .preferences import PreferenceRecord
+from .judgement import Ranking, rank_by_score
+from .record import PreferenceRecord
 from .templates import IMAGE_MARK, repair_prompt, strip_image_marks
 
 DatasetRow = dict[str, Any]
+Parser = Callable[[DatasetRow], DatasetRow]
+Writer = Callable[[PreferenceRecord], DatasetRow]
 
 
 @dataclass(frozen=True)
@@ -28,62 +32,67 @@ class Format:
 
     title: str
     is_format: Callable[[DatasetRow], bool]  # is this row of this format?
-    parse: Callable[
-        [DatasetRow], DatasetRow
-    ]  # fields of a record; raises UsageError, KeyError or TypeError
-    write: Callable[[PreferenceRecord], DatasetRow] | None = None  # None: this format is only read
+    parse: Parser  # row → fields of a record; raises UsageError, KeyError or TypeError
+    write: Writer | None = None  # None: this format is only read
     ordered: bool = False  # does a row say in which order the answers were shown?
     ties: bool = False  # can a row say that the two are equally good, or not judged?
     array: bool = False  # files are one JSON array instead of lines
 
 
-def _question(text: str, images: list[str]) -> DatasetRow:
-    """Fields of a record whose prompt is one text, with or without `<image>` marks."""
-    _check_marks([text], images)
-    messages, change = repair_prompt(text)
-    return {"images": images, "prompt": messages, "change": change}
+# --- images and prompts ---------------------------------------------------------------------------
 
 
-def _conversation(
-    turns: list[DatasetRow], images: list[str], role: str = "from", content: str = "value"
-) -> DatasetRow:
-    """Fields of a record from chat turns; `<image>` marks are taken out of the texts."""
-    names = {"human": "user", "gpt": "assistant"}
-    texts = [_text(turn[content]) for turn in turns]
-    _check_marks(texts, images)
-    messages = [
-        {"role": names.get(turn[role], turn[role]), "content": strip_image_marks(text)}
-        for turn, text in zip(turns, texts, strict=True)
-    ]
-    inside = any(IMAGE_MARK in text.strip().removeprefix(IMAGE_MARK) for text in texts)
-    return {
-        "images": images,
-        "prompt": messages,
-        "change": "image marks moved to the front" if inside else None,
-    }
+def _image_list(images: Any) -> list[str]:
+    """List the paths of one image or several; each a path or `{"path": …}`."""
+    if not isinstance(images, list):
+        images = [images]
+    return [image["path"] if isinstance(image, dict) else image for image in images]
 
 
-def _check_marks(texts: list[str], images: list[str]) -> None:
-    marks = sum(text.count(IMAGE_MARK) for text in texts)
+def _check_marks(marks: int, images: list[str]) -> None:
     if marks not in (0, len(images)):
         raise UsageError(f"the prompt has {marks} {IMAGE_MARK} marks for {len(images)} images")
 
 
+def _question(text: str, images: list[str]) -> DatasetRow:
+    """Fields of a record whose prompt is one text, with or without `<image>` marks."""
+    _check_marks(text.count(IMAGE_MARK), images)
+    # A prompt in the template of another model would be read as words.
+    messages, change = repair_prompt(text)
+    return {"images": images, "prompt": messages, "change": change}
+
+
+# ShareGPT's names of the roles, and those of a record
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_SHAREGPT_ROLES = {role: name for name, role in _ROLES.items()}
+
+
+def _conversation(
+    turns: list[DatasetRow],
+    images: list[str],
+    role: str = "from",
+    content: str = "value",
+) -> DatasetRow:
+    """Fields of a record from chat turns; `<image>` marks are taken out of the texts."""
+    fields = {"images": images, "prompt": []}
+    marks = 0
+    for turn in turns:
+        text = _text(turn[content])
+        marks += text.count(IMAGE_MARK)
+        # A role that nobody knows is refused with the record.
+        name = _ROLES.get(turn[role], turn[role])
+        fields["prompt"].append({"role": name, "content": strip_image_marks(text)})
+        if IMAGE_MARK in text.strip().removeprefix(IMAGE_MARK):
+            fields["change"] = "image marks moved to the front"
+    _check_marks(marks, images)
+    return fields
+
+
 def _text(content: Any) -> str:
-    """A message's text: a string, or a list of parts of which the image parts are dropped."""
+    """The text of a message: a string, or a list of parts of which the image parts are dropped."""
     if isinstance(content, str):
         return content
     return "\n".join(part["text"] for part in content if part["type"] == "text")
-
-
-def _marked_messages(record: PreferenceRecord) -> list[tuple[str, str]]:
-    """(role, text) of every message, one `<image>` mark an image before the first of the user."""
-    marks = IMAGE_MARK * len(record.images)
-    first = next(place for place, message in enumerate(record.prompt) if message.role == "user")
-    return [
-        (m.role, marks + m.content if place == first else m.content)
-        for place, m in enumerate(record.prompt)
-    ]
 
 
 def _one_question(record: PreferenceRecord) -> str:
@@ -100,71 +109,80 @@ def _one_image(record: PreferenceRecord) -> str:
     return record.images[0]
 
 
-# --- answers ------------------------------------------------------------------------------------
+def _turns(
+    record: PreferenceRecord,
+    role: str = "from",
+    content: str = "value",
+) -> list[DatasetRow]:
+    """Chat turns of a prompt, one `<image>` mark an image before the first text of the user."""
+    marks = IMAGE_MARK * len(record.images)
+    turns = []
+    for message in record.prompt:
+        name = _SHAREGPT_ROLES[message.role] if role == "from" else message.role
+        text = message.content
+        if message.role == "user":
+            text = marks + text
+            marks = ""
+        turns.append({role: name, content: text})
+    return turns
 
 
-def _two_answers(
-    first: str, second: str, ranking: list[list[int]] | None = None, **fields: Any
-) -> DatasetRow:
-    """Fields of a record with two answers, the first better unless `ranking` says otherwise."""
+# --- answers --------------------------------------------------------------------------------------
+
+
+def _two_answers(first: Any, second: Any, better: int = 0) -> DatasetRow:
+    """Fields of a record with two answers; `better` is the place of the better one."""
     return {
         "answers": [{"text": _text(first)}, {"text": _text(second)}],
-        "ranking": ranking,
-        **fields,
+        "ranking": [[better], [1 - better]],
     }
-
-
-def _chosen_first(chosen: Any, rejected: Any) -> DatasetRow:
-    return _two_answers(chosen, rejected, [[0], [1]])
 
 
 def _sides(record: PreferenceRecord) -> tuple[str, str]:
     """Texts of the better and the worse answer of a record with two."""
-    return tuple(record.answers[tier[0]].text for tier in record.ranking)
+    better, worse = record.ranking
+    return record.answers[better[0]].text, record.answers[worse[0]].text
 
 
-def _image_list(images: Any) -> list[str]:
-    """Paths of one image or several; each a path or `{"path": …}`."""
-    images = images if isinstance(images, list) else [images]
-    return [image["path"] if isinstance(image, dict) else image for image in images]
+# --- one format after the other -------------------------------------------------------------------
 
-
-_VERDICTS = {"response_a": [[0], [1]], "response_b": [[1], [0]], "tie": [[0, 1]], None: None}
+_VERDICTS = {
+    "response_a": [[0], [1]],
+    "response_b": [[1], [0]],
+    "tie": [[0, 1]],
+    None: None,  # not judged
+}
 
 
 def _parse_ab(row: DatasetRow) -> DatasetRow:
     verdict = row["preference"]
     if not isinstance(verdict, str | None) or verdict not in _VERDICTS:
         raise UsageError(f"unknown preference {verdict!r}: write response_a, response_b or tie")
-    answers = _two_answers(row["response_a"], row["response_b"], _VERDICTS[verdict])
-    return _question(row["instruction"], [row["image_path"]]) | answers
+    fields = _question(row["instruction"], [row["image_path"]])
+    fields |= _two_answers(row["response_a"], row["response_b"])
+    fields["ranking"] = _VERDICTS[verdict]
+    return fields
 
 
 def _show_ab(record: PreferenceRecord) -> DatasetRow:
+    # Places in a tie have no order, but the table has one.
     ranking = [sorted(tier) for tier in record.ranking] if record.ranking else None
-    verdict = next(name for name, known in _VERDICTS.items() if known == ranking)
-    responses = {
-        f"response_{letter}": answer.text
-        for letter, answer in zip("ab", record.answers, strict=True)
-    }
+    first, second = record.answers
     return {
         "image_path": _one_image(record),
         "instruction": _one_question(record),
-        **responses,
-        "preference": verdict,
+        "response_a": first.text,
+        "response_b": second.text,
+        "preference": next(name for name, known in _VERDICTS.items() if known == ranking),
     }
 
 
-def _flat_format(
-    image: str, question: str
-) -> tuple[Callable[[DatasetRow], DatasetRow], Callable[[PreferenceRecord], DatasetRow]]:
+def _flat_format(image: str, question: str) -> tuple[Parser, Writer]:
     """parse and write of formats with one column each for image, question, chosen and rejected."""
 
     def parse(row: DatasetRow) -> DatasetRow:
-        fields = _question(row[question], _image_list(row[image])) | _chosen_first(
-            row["chosen"], row["rejected"]
-        )
-        return _add_model(fields, row)
+        fields = _question(row[question], _image_list(row[image]))
+        return _add_model(fields | _two_answers(row["chosen"], row["rejected"]), row)
 
     def write(record: PreferenceRecord) -> DatasetRow:
         chosen, rejected = _sides(record)
@@ -180,21 +198,25 @@ def _flat_format(
 
 def _parse_rlhf_v(row: DatasetRow) -> DatasetRow:
     """RLHF-V, and any set that has question and answers as JSON in the string `text`."""
-    text = parse_json(row["text"].encode()) if isinstance(row["text"], str) else row["text"]
+    text = row["text"]
+    if isinstance(text, str):
+        text = parse_json(text.encode())
+    # On the hub `image` is the picture itself; once it is stored, the path of its file.
     image = row["image"] if isinstance(row.get("image"), str) else row["image_path"]
-    return _add_model(
-        _question(text["question"], [image]) | _chosen_first(text["chosen"], text["rejected"]), row
-    )
+    fields = _question(text["question"], [image])
+    return _add_model(fields | _two_answers(text["chosen"], text["rejected"]), row)
 
 
 def _add_model(fields: DatasetRow, row: DatasetRow) -> DatasetRow:
-    """`origin_split` names the model that wrote the answers (in RLHF-V the rejected one), as JSON in a string."""
+    """Name the model that wrote the answers, from `origin_split`, which is JSON in a string."""
     origin = row.get("origin_split")
     try:
-        origin = parse_json(origin.encode()) if isinstance(origin, str) else origin
+        if isinstance(origin, str):
+            origin = parse_json(origin.encode())
     except UsageError:  # older rows hold a plain word, which stays in `extra`
         return fields
     if isinstance(origin, dict) and isinstance(origin.get("model"), str):
+        # In RLHF-V, which has `text`, the chosen answer is a person's correction.
         for answer in fields["answers"][1 if "text" in row else 0 :]:
             answer["model"] = origin["model"]
     return fields
@@ -207,98 +229,83 @@ def _show_rlhf_v(record: PreferenceRecord) -> DatasetRow:
 
 
 def _parse_vlfeedback(row: DatasetRow) -> DatasetRow:
-    """Ratings of several criteria, 1–5 as text, for each of several models; ranked by their mean, ties together."""
+    """Ratings of several criteria for each of several models; ranked by their mean."""
     completions = row["completions"]
-    if isinstance(
-        completions, dict
-    ):  # a sequence of structs comes out of Arrow as a struct of sequences
-        completions = [
-            dict(zip(completions, values, strict=True))
-            for values in zip(*completions.values(), strict=True)
-        ]
-    answers, unrated = [], []
-    for completion in completions:
-        ratings = {
-            name: float(note["Rating"])
-            for name, note in completion["annotations"].items()
-            if re.fullmatch(r"\d+(\.\d+)?", str(note["Rating"]))
-        }
-        answer = {"text": completion["response"], "model": completion["model"], "scores": ratings}
-        (answers if ratings else unrated).append(answer)
-    for answer in answers:
+    if isinstance(completions, dict):
+        # A sequence of structs comes out of Arrow as a struct of sequences.
+        values = zip(*completions.values(), strict=True)
+        completions = [dict(zip(completions, each, strict=True)) for each in values]
+    answers = [_rated_answer(completion) for completion in completions]
+    rated = [answer for answer in answers if answer["scores"]]
+    for answer in rated:
         answer["score"] = sum(answer["scores"].values()) / len(answer["scores"])
-    levels = sorted({answer["score"] for answer in answers}, reverse=True)
-    ranking = [
-        [place for place, answer in enumerate(answers) if answer["score"] == level]
-        for level in levels
-    ]
     fields = _question(row["prompt"], [row.get("img_path") or row["image"]])
+    unrated = len(answers) - len(rated)
     if unrated:
-        fields["change"] = f"{len(unrated)} answer(s) without a rating left out (kept in extra)"
-    return fields | {
-        "id": row["id"],
-        "answers": answers,
-        "ranking": _join_equal_texts(answers, ranking),
-    }
+        fields["change"] = f"{unrated} answer(s) without a rating left out (kept in extra)"
+    fields["id"] = row["id"]
+    fields["answers"] = rated
+    fields["ranking"] = _join_equal_texts(rated)
+    return fields
 
 
-def _join_equal_texts(answers: list[DatasetRow], ranking: list[list[int]]) -> list[list[int]]:
-    """Equal texts with different ratings contradict each other: their tiers, and those between, become one."""
-    merged: list[list[int]] = []
-    for tier in ranking:
-        texts = {answers[place]["text"] for place in tier}
-        clash = next(
-            (k for k, other in enumerate(merged) if texts & {answers[p]["text"] for p in other}),
-            None,
-        )
-        if clash is None:
-            merged.append(tier)
-        else:
-            merged[clash:] = [[place for other in [*merged[clash:], tier] for place in other]]
+def _rated_answer(completion: DatasetRow) -> DatasetRow:
+    """An answer of VLFeedback with its ratings, 1–5 as text; what is no number was not rated."""
+    scores = {}
+    for name, note in completion["annotations"].items():
+        rating = str(note["Rating"])
+        if re.fullmatch(r"\d+(\.\d+)?", rating):
+            scores[name] = float(rating)
+    return {"text": completion["response"], "model": completion["model"], "scores": scores}
+
+
+def _join_equal_texts(answers: list[DatasetRow]) -> Ranking:
+    """Rank answers by score, where equal texts with different scores would contradict each other.
+
+    The tiers of equal texts, and those between, become one.
+    """
+    merged = []
+    tier_of = {}  # text → its tier in `merged`
+    for tier in rank_by_score([answer["score"] for answer in answers]):
+        # The first earlier tier with one of these texts; a new one if there is none.
+        first = min(tier_of.get(answers[place]["text"], len(merged)) for place in tier)
+        merged[first:] = [[*itertools.chain(*merged[first:]), *tier]]
+        for place in merged[first]:
+            tier_of[answers[place]["text"]] = first
     return merged
 
 
 def _parse_llava_rlhf(row: DatasetRow) -> DatasetRow:
     turns = row["conversations"]
+    # Some files have the conversation in a list of its own.
     turns = turns[0] if turns and isinstance(turns[0], list) else turns
-    if (
-        turns[-1]["from"] == "gpt"
-    ):  # stands for the answer, and is replaced by output_1 and output_2
-        turns = turns[:-1]
+    if turns[-1]["from"] == "gpt":
+        turns = turns[:-1]  # it stands for the answer, and output_1 and output_2 replace it
     if row["preference"] not in (1, 2):
         raise UsageError(f"unknown preference {row['preference']!r}: 1 or 2")
-    better = row["preference"] - 1
-    answers = _two_answers(
-        row["output_1"]["value"], row["output_2"]["value"], [[better], [1 - better]]
-    )
-    return _conversation(turns, [row["image"]]) | answers
+    fields = _conversation(turns, [row["image"]])
+    first, second = row["output_1"]["value"], row["output_2"]["value"]
+    return fields | _two_answers(first, second, row["preference"] - 1)
 
 
 def _show_llava_rlhf(record: PreferenceRecord) -> DatasetRow:
-    image, names = _one_image(record), {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": names[role], "value": text} for role, text in _marked_messages(record)] + [
-        {"from": "gpt", "value": ""}
-    ]
-    outputs = {
-        f"output_{k + 1}": {"from": "llava", "value": answer.text}
-        for k, answer in enumerate(record.answers)
-    }
+    first, second = record.answers
     return {
-        "image": image,
-        "conversations": turns,
-        **outputs,
+        "image": _one_image(record),
+        "conversations": [*_turns(record), {"from": "gpt", "value": ""}],
+        "output_1": {"from": "llava", "value": first.text},
+        "output_2": {"from": "llava", "value": second.text},
         "preference": record.ranking[0][0] + 1,
     }
 
 
 def _parse_vl_rewardbench(row: DatasetRow) -> DatasetRow:
-    """`human_ranking[i]` is the rank of response i, 0 is better (Li et al. 2024, arXiv 2411.17451)."""
-    if sorted(row["human_ranking"]) != [0, 1]:
-        raise UsageError(f"human_ranking {row['human_ranking']} must be [0, 1] or [1, 0]")
-    better = row["human_ranking"].index(0)
-    fields = _question(row["query"], [row["image"]]) | _two_answers(
-        *row["response"], [[better], [1 - better]]
-    )
+    """`human_ranking[i]` is the rank of response i, 0 is better."""
+    ranks = row["human_ranking"]
+    if sorted(ranks) != [0, 1]:
+        raise UsageError(f"human_ranking {ranks} must be [0, 1] or [1, 0]")
+    fields = _question(row["query"], [row["image"]])
+    fields |= _two_answers(*row["response"], better=ranks.index(0))
     for answer, model in zip(fields["answers"], row.get("models") or [], strict=False):
         answer["model"] = model
     return fields | {"id": row.get("id")}
@@ -306,69 +313,73 @@ def _parse_vl_rewardbench(row: DatasetRow) -> DatasetRow:
 
 def _show_vl_rewardbench(record: PreferenceRecord) -> DatasetRow:
     row = {"id": record.id} if record.id is not None else {}
-    ranks = [0, 1] if record.ranking[0] == [0] else [1, 0]
-    responses = [answer.text for answer in record.answers]
-    return {
-        **row,
+    return row | {
         "query": _one_question(record),
-        "response": responses,
+        "response": [answer.text for answer in record.answers],
         "image": _one_image(record),
-        "human_ranking": ranks,
+        "human_ranking": [0, 1] if record.ranking[0] == [0] else [1, 0],
     }
 
 
 def _parse_trl(row: DatasetRow) -> DatasetRow:
     images = _image_list(row["images"] if "images" in row else row["image"])
-    prompt = (
-        row["prompt"]
-        if isinstance(row["prompt"], list)
-        else [{"role": "user", "content": row["prompt"]}]
-    )
-    sides = [
-        row[side] if isinstance(row[side], str) else row[side][0]["content"]
-        for side in ("chosen", "rejected")
-    ]
-    return _conversation(prompt, images, "role", "content") | _chosen_first(*sides)
+    prompt = row["prompt"]
+    if not isinstance(prompt, list):
+        prompt = [{"role": "user", "content": prompt}]
+    sides = (row["chosen"], row["rejected"])
+    texts = [side if isinstance(side, str) else side[0]["content"] for side in sides]
+    return _conversation(prompt, images, "role", "content") | _two_answers(*texts)
 
 
 def _show_trl(record: PreferenceRecord) -> DatasetRow:
-    prompt = [{"role": message.role, "content": message.content} for message in record.prompt]
-    sides = [[{"role": "assistant", "content": text}] for text in _sides(record)]
-    return {"images": record.images, "prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
+    chosen, rejected = _sides(record)
+    return {
+        "images": record.images,
+        "prompt": [message.model_dump() for message in record.prompt],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
 
 
 def _parse_llama_factory(row: DatasetRow) -> DatasetRow:
-    system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-    fields = _conversation(system + row["conversations"], _image_list(row["images"]))
-    return fields | _chosen_first(row["chosen"]["value"], row["rejected"]["value"])
+    turns = row["conversations"]
+    if row.get("system"):
+        turns = [{"from": "system", "value": row["system"]}, *turns]
+    fields = _conversation(turns, _image_list(row["images"]))
+    return fields | _two_answers(row["chosen"]["value"], row["rejected"]["value"])
 
 
 def _show_llama_factory(record: PreferenceRecord) -> DatasetRow:
-    names = {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": names[role], "value": text} for role, text in _marked_messages(record)]
-    chosen, rejected = ({"from": "gpt", "value": text} for text in _sides(record))
-    return {"conversations": turns, "chosen": chosen, "rejected": rejected, "images": record.images}
+    chosen, rejected = _sides(record)
+    return {
+        "conversations": _turns(record),
+        "chosen": {"from": "gpt", "value": chosen},
+        "rejected": {"from": "gpt", "value": rejected},
+        "images": record.images,
+    }
 
 
 def _parse_ms_swift(row: DatasetRow) -> DatasetRow:
     *prompt, answer = row["messages"]
-    rejected = (
-        row["rejected_response"]
-        if "rejected_response" in row
-        else row["rejected_messages"][-1]["content"]
-    )
-    return _conversation(prompt, _image_list(row["images"]), "role", "content") | _chosen_first(
-        answer["content"], rejected
-    )
+    if "rejected_response" in row:
+        rejected = row["rejected_response"]
+    else:
+        rejected = row["rejected_messages"][-1]["content"]
+    fields = _conversation(prompt, _image_list(row["images"]), "role", "content")
+    return fields | _two_answers(answer["content"], rejected)
 
 
 def _show_ms_swift(record: PreferenceRecord) -> DatasetRow:
     chosen, rejected = _sides(record)
-    messages = [
-        {"role": role, "content": text}
-        for role, text in [*_marked_messages(record), ("assistant", chosen)]
-    ]
-    return {"messages": messages, "rejected_response": rejected, "images": record.images}
+    answer = {"role": "assistant", "content": chosen}
+    return {
+        "messages": [*_turns(record, "role", "content"), answer],
+        "rejected_response": rejected,
+        "images": record.images,
+    }
+
+
+# --- the table ------------------------------------------------------------------------------------
 
 
 def _has_columns(*names: str, without: str = "") -> Callable[[DatasetRow], bool]:
@@ -379,7 +390,12 @@ def _is_trl(row: DatasetRow) -> bool:
     return _has_columns("prompt", "chosen", "rejected")(row) and isinstance(row["chosen"], list)
 
 
+def _is_ms_swift(row: DatasetRow) -> bool:
+    return "messages" in row and ("rejected_response" in row or "rejected_messages" in row)
+
+
 FORMATS = {
+    # Two answers of unnamed models and the vote of a person; the only format that knows ties.
     "ab": Format(
         "A/B votes",
         _has_columns("response_a", "response_b", "preference"),
@@ -388,31 +404,37 @@ FORMATS = {
         ordered=True,
         ties=True,
     ),
+    # One table for a whole project, with the texts as a first tutorial has them.
     "chosen_rejected": Format(
         "chosen and rejected of an image_path",
         _has_columns("image_path", "prompt", "chosen", "rejected"),
         *_flat_format("image_path", "prompt"),
         array=True,
     ),
+    # Yu et al. 2023, arXiv 2312.00849
     "rlhf_v": Format(
         "RLHF-V, JSON in a string",
         _has_columns("text", without="question"),
         _parse_rlhf_v,
         _show_rlhf_v,
     ),
+    # Yu et al. 2024, arXiv 2405.17220; before mmpr, whose columns it has too
     "rlaif_v": Format(
         "RLAIF-V",
         _has_columns("origin_split", "question", "chosen", "rejected"),
         *_flat_format("image", "question"),
     ),
+    # Wang et al. 2024, arXiv 2411.10442
     "mmpr": Format(
         "MMPR",
         _has_columns("image", "question", "chosen", "rejected"),
         *_flat_format("image", "question"),
     ),
+    # Li et al. 2024, arXiv 2410.09421
     "vlfeedback": Format(
         "VLFeedback", _has_columns("prompt", "completions"), _parse_vlfeedback, ordered=True
     ),
+    # Sun et al. 2023, arXiv 2309.14525
     "llava_rlhf": Format(
         "LLaVA-RLHF",
         _has_columns("conversations", "output_1", "output_2"),
@@ -421,6 +443,7 @@ FORMATS = {
         ordered=True,
         array=True,
     ),
+    # Li et al. 2024, arXiv 2411.17451
     "vl_rewardbench": Format(
         "VL-RewardBench",
         _has_columns("query", "response", "human_ranking"),
@@ -428,7 +451,9 @@ FORMATS = {
         _show_vl_rewardbench,
         ordered=True,
     ),
+    # What DPOTrainer of TRL reads.
     "trl": Format("TRL vision preference", _is_trl, _parse_trl, _show_trl),
+    # Data sets of LLaMA-Factory with `ranking: true`.
     "llama_factory": Format(
         "LLaMA-Factory sharegpt ranking",
         _has_columns("conversations", "chosen", "rejected"),
@@ -436,11 +461,10 @@ FORMATS = {
         _show_llama_factory,
         array=True,
     ),
+    # Data sets of ms-swift for `swift rlhf`.
     "ms_swift": Format(
         "ms-swift",
-        lambda row: (
-            "messages" in row and bool({"rejected_response", "rejected_messages"} & row.keys())
-        ),
+        _is_ms_swift,
         _parse_ms_swift,
         _show_ms_swift,
     ),

@@ -51,45 +51,26 @@ class AnsweredQuestion:
     id: str
 
 
-def read_classes(folder: Path) -> list[str]:
-    """Class names of a YOLO folder, in the order of their numbers. Raises UsageError."""
-    path = folder / "data.yaml"
-    if not path.exists():
-        raise UsageError(
-            f"{path}: no such file. A YOLO folder needs it: export as 'YOLOv8' from Roboflow."
-        )
-    try:
-        names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        raise UsageError(
-            f"{path}: not YAML with a 'names:' entry. Export the data set again."
-        ) from None
-    if isinstance(names, dict):  # {0: cars, 1: buses}
-        names = [names[key] for key in sorted(names)]
-    if not isinstance(names, list) or not names:
-        raise UsageError(
-            f"{path}: 'names:' must list the classes, for example names: [cars, buses]."
-        )
-    return [str(name) for name in names]
-
-
 def read_counts(
-    folder: Path, split: str, classes: Sequence[str] | None = None
+    folder: Path,
+    split: str,
+    classes: Sequence[str] | None = None,
 ) -> list[CountedImage]:
-    """The images of one split with their counts, whichever of the three layouts the folder has.
+    """Read the images of one split with their counts, whichever of three layouts the folder has.
 
     classes: count only these, in this order (default: all that the labels name). Raises UsageError.
     """
     if (folder / "data.yaml").exists() or (folder / split / "labels").is_dir():
         items = read_yolo(folder, split)
-    elif coco := next((p for p in _coco_files(folder, split) if p[0].exists()), None):
+    elif coco := _coco_files(folder, split):
         items = read_coco(*coco)
     elif voc := _voc_files(folder, split):
         items = read_voc(*voc)
     else:
         raise UsageError(
             f"{folder}: no labels of a split {split!r}. Expected YOLO (data.yaml), COCO "
-            f"({split}/_annotations.coco.json) or Pascal VOC ({split}/*.xml); see helpers/data/labels.py."
+            f"({split}/_annotations.coco.json) or Pascal VOC ({split}/*.xml); "
+            "see helpers/data/labels.py."
         )
     return [_keep_classes(item, classes, folder) for item in items] if classes else items
 
@@ -103,153 +84,162 @@ def _keep_classes(item: CountedImage, classes: Sequence[str], folder: Path) -> C
     return replace(item, counts={cls: item.counts[cls] for cls in classes})
 
 
+# --- YOLO -----------------------------------------------------------------------------------------
+
+
+def read_classes(folder: Path) -> list[str]:
+    """Read the class names of a YOLO folder, in the order of their numbers. Raises UsageError."""
+    path = folder / "data.yaml"
+    if not path.exists():
+        raise UsageError(
+            f"{path}: no such file. A YOLO folder needs it: export as 'YOLOv8' from Roboflow."
+        )
+    try:
+        names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("names")
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        raise UsageError(
+            f"{path}: not YAML with a 'names:' entry. Export the data set again."
+        ) from None
+    # Both forms are in use: [cars, buses] and {0: cars, 1: buses}.
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names)]
+    if not isinstance(names, list) or not names:
+        raise UsageError(
+            f"{path}: 'names:' must list the classes, for example names: [cars, buses]."
+        )
+    return [str(name) for name in names]
+
+
 def read_yolo(folder: Path, split: str) -> list[CountedImage]:
-    """The images of one split ("train", "valid" or "test") with counts from their label files.
+    """Read the images of one split ("train", "valid" or "test") with counts from their label files.
 
     An empty label file means "no objects"; a missing one is an error, since it would be read as
     zero of everything. Raises UsageError naming file, line and remedy.
     """
     classes = read_classes(folder)
-    images_dir, labels_dir = folder / split / "images", folder / split / "labels"
-    if not images_dir.is_dir():
+    images = folder / split / "images"
+    if not images.is_dir():
         raise UsageError(
-            f"{images_dir}: no such folder. {folder} must hold {split}/images and {split}/labels."
+            f"{images}: no such folder. {folder} must hold {split}/images and {split}/labels."
         )
-    paths = _images_in(images_dir)
-    return [
-        CountedImage(p, _count_labels(labels_dir / f"{p.stem}.txt", classes), photo_group(p))
-        for p in paths
-    ]
+    items = []
+    for path in list_images(images.iterdir(), images):
+        labels = folder / split / "labels" / f"{path.stem}.txt"
+        items.append(CountedImage(path, _count_labels(labels, classes), photo_group(path)))
+    return items
 
 
-def _images_in(folder: Path) -> list[Path]:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+def list_images(files: Iterable[Path], folder: Path) -> list[Path]:
+    """List the images among the `files` of a folder, sorted. Raises UsageError if there is none."""
+    paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise UsageError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return paths
-
-
-def evaluation_split(folder: Path) -> str:
-    """ "test" if the folder has one, else "valid" (then nothing else may be chosen on it)."""
-    return "test" if (folder / "test").is_dir() else "valid"
-
-
-def held_out_items(data: str | None) -> tuple[Path, str, list[CountedImage]]:
-    """Folder, split and images to evaluate on, none of which is in training; `data`: folder, None for notebook 02's.
-
-    Raises UsageError if a photo is in both.
-    """
-    classes = None
-    if data is None:
-        source = artifact(
-            "preferences/about.json", "notebook 02", lambda: ROOT / "data" / "traffic"
+        raise UsageError(
+            f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Give another folder."
         )
-        about = {"data": source, "classes": None} if source.is_dir() else read_json(source)
-        data, classes = about["data"], about["classes"]
-    folder = ROOT / data
-    split = evaluation_split(folder)
-    items = read_counts(folder, split, classes)
-    assert_no_photo_in_both(read_counts(folder, "train", classes), items)
-    return folder, split, items
+    return paths
 
 
 def _count_labels(path: Path, classes: list[str]) -> Counts:
     if not path.exists():
         raise UsageError(
-            f"{path}: label file is missing. Add it (empty if nothing is to be counted) or drop the image."
+            f"{path}: label file is missing. "
+            "Add it (empty if nothing is to be counted) or drop the image."
         )
     counts = dict.fromkeys(classes, 0)
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
-    ):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    # One line an object: number of its class, then its box, which is not kept.
+    for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()
         if not fields:
             continue
-        if not fields[0].isdecimal() or int(fields[0]) >= len(classes):
+        name = fields[0]
+        if not name.isdecimal() or int(name) >= len(classes):
             raise UsageError(
-                f"{path}:{number}: class {fields[0]!r} is not one of 0 … {len(classes) - 1}. "
+                f"{path}:{number}: class {name!r} is not one of 0 … {len(classes) - 1}. "
                 "Correct the line, or add the class to data.yaml."
             )
         if len(fields) < 5:
             raise UsageError(
                 f"{path}:{number}: {len(fields)} fields; a box has 5: class x y width height."
             )
-        counts[classes[int(fields[0])]] += 1
+        counts[classes[int(name)]] += 1
     return counts
 
 
-def _coco_files(folder: Path, split: str) -> list[tuple[Path, Path]]:
-    """(annotation file, folder of images) in the layouts of Roboflow and of COCO itself."""
-    names = (f"instances_{split}.json", f"instances_{split}2017.json")
-    return [(folder / split / "_annotations.coco.json", folder / split)] + [
-        (
-            folder / "annotations" / name,
-            folder / name.removeprefix("instances_").removesuffix(".json"),
-        )
-        for name in names
-    ]
+# --- COCO, Pascal VOC -----------------------------------------------------------------------------
 
 
-def read_coco(path: Path, images: Path, keep_crowded: bool = False) -> list[CountedImage]:
-    """The images of a COCO annotation file with the number of objects of each category that occurs.
+def _coco_files(folder: Path, split: str) -> tuple[Path, Path] | None:
+    """Find (annotation file, folder of images) in the layouts of Roboflow and of COCO itself."""
+    layouts = [(folder / split / "_annotations.coco.json", folder / split)]
+    # The files of 2017 are the ones that most people have.
+    for name in (split, f"{split}2017"):
+        layouts.append((folder / "annotations" / f"instances_{name}.json", folder / name))
+    return next((layout for layout in layouts if layout[0].exists()), None)
 
-    A crowd region (`iscrowd`) stands for objects that nobody counted, so it is never counted, and the
-    image it is in has no true count: such images are left out, and their number is printed, unless
-    `keep_crowded`. Raises UsageError naming file and annotation.
+
+def read_coco(path: Path, images: Path) -> list[CountedImage]:
+    """Read the images of a COCO annotation file, with the counts of each category that occurs.
+
+    A crowd region (`iscrowd`) stands for objects that nobody counted, so the image it is in has no
+    true count: such images are left out, and their number is printed. Raises UsageError naming file
+    and annotation.
     """
     data = read_json(path)
     try:
         names = {category["id"]: str(category["name"]) for category in data["categories"]}
         files = {image["id"]: str(image["file_name"]) for image in data["images"]}
-        boxes = [
-            (a["image_id"], a["category_id"], bool(a.get("iscrowd", 0)))
-            for a in data["annotations"]
-        ]
+        objects = [(entry["image_id"], entry["category_id"]) for entry in data["annotations"]]
+        crowded = {entry["image_id"] for entry in data["annotations"] if entry.get("iscrowd")}
     except (KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: not COCO annotations ({error!r} is missing). Export the data set again."
         ) from None
-    occurring = {category for _, category, _ in boxes}
-    used = [number for number in names if number in occurring]
-    counts: dict[int, Counts] = {image: {names[number]: 0 for number in used} for image in files}
-    crowded = {image for image, _, crowd in boxes if crowd}
-    for number, (image, category, crowd) in enumerate(boxes):
+    # COCO names 80 categories; those that never occur would be zeros in every answer.
+    occurring = {category for _, category in objects}
+    classes = [name for category, name in names.items() if category in occurring]
+    counts = {image: dict.fromkeys(classes, 0) for image in files}
+    # Crowds are counted in too, but their images are left out below.
+    for number, (image, category) in enumerate(objects):
         if image not in counts or category not in names:
             raise UsageError(
-                f"{path}: annotation {number} speaks of image {image}, category {category}: not in the file."
+                f"{path}: annotation {number} speaks of image {image}, category {category}: "
+                "not in the file."
             )
-        if not crowd:
-            counts[image][names[category]] += 1
-    if crowded and not keep_crowded:
+        counts[image][names[category]] += 1
+    if crowded:
         print(
-            f"{path.name}: {len(crowded)} of {len(files)} images left out: they have crowd regions, not counts."
+            f"{path.name}: {len(crowded)} of {len(files)} images left out: "
+            "they have crowd regions, not counts."
         )
-        files = {image: file for image, file in files.items() if image not in crowded}
-    return [
-        CountedImage(images / file, counts[image], photo_group(Path(file)))
-        for image, file in sorted(files.items())
-    ]
+    items = []
+    for image in sorted(files.keys() - crowded):
+        file = images / files[image]
+        items.append(CountedImage(file, counts[image], photo_group(file)))
+    return items
 
 
 def _voc_files(folder: Path, split: str) -> tuple[list[Path], Path] | None:
-    """(XML files, folder of images) in the layouts of Roboflow and of Pascal VOC itself."""
-    if beside := sorted((folder / split).glob("*.xml")):
+    """Find (XML files, folder of images) in the layouts of Roboflow and of Pascal VOC itself."""
+    beside = sorted((folder / split).glob("*.xml"))
+    if beside:
         return beside, folder / split
     listed = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not listed.exists():
         return None
-    names = [
-        line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
-    return [folder / "Annotations" / f"{name}.xml" for name in names], folder / "JPEGImages"
+    files = []
+    for line in listed.read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            files.append(folder / "Annotations" / f"{line.split()[0]}.xml")
+    return files, folder / "JPEGImages"
 
 
 def read_voc(annotations: Sequence[Path], images: Path) -> list[CountedImage]:
-    """Images with the number of objects of each class that occurs in any of the Pascal VOC files.
+    """Read images with the counts of each class that occurs in any of the Pascal VOC files.
 
     Objects marked `difficult` are there, so they are counted. Raises UsageError naming the file.
     """
-    found: list[tuple[Path, list[str]]] = []
+    found = []  # (image, names of its objects)
     for path in annotations:
         try:
             root = ElementTree.parse(path).getroot()
@@ -264,51 +254,93 @@ def read_voc(annotations: Sequence[Path], images: Path) -> list[CountedImage]:
                 f"{path}: <filename> or the <name> of an object is missing. Export it again."
             )
         found.append((images / file, names))
+    # VOC has no list of its classes: they are those that occur.
     classes = sorted({name for _, names in found for name in names})
-    return [
-        CountedImage(path, {cls: names.count(cls) for cls in classes}, photo_group(path))
-        for path, names in found
-    ]
+    items = []
+    for path, names in found:
+        counts = {cls: names.count(cls) for cls in classes}
+        items.append(CountedImage(path, counts, photo_group(path)))
+    return items
+
+
+# --- Visual Genome --------------------------------------------------------------------------------
 
 
 def read_visual_genome(path: Path, images: Path) -> list[AnsweredQuestion]:
-    """The questions of Visual Genome's `question_answers.json`; one image's questions share a group.
+    """Read Visual Genome's `question_answers.json`; the questions about one image share a group.
 
-    Krishna et al. 2017, arXiv 1602.07332. Raises UsageError naming file and entry, and the first image
-    that is missing.
+    Krishna et al. 2017, arXiv 1602.07332. Raises UsageError naming file and entry, and the first
+    image that is missing.
     """
     items = []
     for number, entry in enumerate(read_json(path)):
         try:
-            for qa in entry["qas"]:
-                image = images / f"{qa['image_id']}.jpg"
-                question, answer = qa["question"].strip(), qa["answer"].strip()
-                items.append(
-                    AnsweredQuestion(
-                        image, question, answer, str(qa["image_id"]), f"vg-{qa['qa_id']}"
-                    )
-                )
+            items += [_genome_question(question, images) for question in entry["qas"]]
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{path}: entry {number} is not Visual Genome's ({error!r}). Download it again."
             ) from None
-    if missing := next((item.path for item in items if not item.path.exists()), None):
-        raise UsageError(
-            f"{missing}: no such image. Put Visual Genome's images into one folder and name it."
-        )
+    # Once here, rather than in the middle of a long run.
+    for item in items:
+        if not item.path.exists():
+            raise UsageError(
+                f"{item.path}: no such image. "
+                "Put Visual Genome's images into one folder and name it."
+            )
     return items
 
 
+def _genome_question(entry: dict, images: Path) -> AnsweredQuestion:
+    return AnsweredQuestion(
+        path=images / f"{entry['image_id']}.jpg",
+        question=entry["question"].strip(),
+        answer=entry["answer"].strip(),
+        group=str(entry["image_id"]),
+        id=f"vg-{entry['qa_id']}",
+    )
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def evaluation_split(folder: Path) -> str:
+    """Name the split to evaluate on: "test", or "valid", on which then nothing may be chosen."""
+    return "test" if (folder / "test").is_dir() else "valid"
+
+
+def held_out_items(data: str | None) -> tuple[Path, str, list[CountedImage]]:
+    """Return folder, split and images to evaluate on, none of which is in training.
+
+    data: the folder; None for that of notebook 02. Raises UsageError if a photo is in both.
+    """
+    classes = None
+    if data is None:
+        data = artifact("preferences/about.json", "notebook 02", lambda: ROOT / "data/traffic")
+        # Notebook 02 notes which folder and classes it used; without it, the traffic scenes.
+        if data.is_file():
+            about = read_json(data)
+            data, classes = about["data"], about["classes"]
+    folder = ROOT / data
+    split = evaluation_split(folder)
+    items = read_counts(folder, split, classes)
+    assert_no_photo_in_both(read_counts(folder, "train", classes), items)
+    return folder, split, items
+
+
 def photo_group(path: Path) -> str:
-    """`street_jpg.rf.60d1.jpg` → `street_jpg`: Roboflow's augmented copies of one photo share a group."""
+    """Return what the copies of one photo share: `street_jpg.rf.60d1.jpg` → `street_jpg`.
+
+    Roboflow names its augmented copies so.
+    """
     return re.sub(r"\.rf\.[0-9a-f]+$", "", path.stem)
 
 
 def one_photo_groups(paths: Sequence[Path], groups: Sequence[str]) -> list[str]:
-    """Groups in which equal files are one photo too: two groups that share a file become one."""
-    first: dict[str, str] = {}
-    same = {group: group for group in groups}
+    """Join groups that share a file: equal files are one photo too."""
+    first = {}  # hash of a file → the group in which it was first
+    same = {group: group for group in groups}  # group → another one of its photo, or itself
 
+    # Follows the links to the one group that stands for the photo.
     def representative(group: str) -> str:
         while same[group] != group:
             group = same[group]
@@ -320,52 +352,39 @@ def one_photo_groups(paths: Sequence[Path], groups: Sequence[str]) -> list[str]:
     return [representative(group) for group in groups]
 
 
-def split_photos(items: Sequence[CountedImage], share: float, seed: int = 0) -> tuple[list, list]:
-    """Two parts of which the second has about `share` of the photos; all copies of a photo stay together.
+def split_photos(
+    items: Sequence[CountedImage | AnsweredQuestion],
+    share: float,
+    seed: int = 0,
+) -> tuple[list, list]:
+    """Split into two parts, of which the second has about `share` of the photos.
 
-    Copies are known by Roboflow's file names and by equal content. Works for `AnsweredQuestion` too.
+    All copies of a photo stay together; they are known by Roboflow's file names and by equal
+    content.
     """
     groups = one_photo_groups([item.path for item in items], [item.group for item in items])
+    # Sorted, since the order of a set differs from run to run.
     photos = sorted(set(groups))
-    second = set(random.Random(seed).sample(photos, round(share * len(photos))))
-    parts = (
-        [item for item, group in zip(items, groups, strict=True) if group not in second],
-        [item for item, group in zip(items, groups, strict=True) if group in second],
-    )
-    assert_no_photo_in_both(*parts)
-    return parts
+    drawn = set(random.Random(seed).sample(photos, round(share * len(photos))))
+    first, second = [], []
+    for item, group in zip(items, groups, strict=True):
+        part = second if group in drawn else first
+        part.append(item)
+    assert_no_photo_in_both(first, second)
+    return first, second
 
 
 def assert_no_photo_in_both(*splits: Iterable[CountedImage]) -> None:
-    """Raises UsageError naming two files if a photo, or a copy of it, is in more than one split."""
-    seen: dict[str, tuple[int, Path]] = {}
+    """Raise UsageError naming two files if a photo, or a copy of it, is in more than one split."""
+    # group, or hash of a file → (number of the split, file) where it was first
+    seen = {}
     for number, items in enumerate(splits):
         for item in items:
             for key in (item.group, file_hash(item.path)):
                 split, path = seen.setdefault(key, (number, item.path))
                 if split != number:
                     raise UsageError(
-                        f"{item.path} and {path} are copies of one photo (equal content, or names that differ only "
-                        "by Roboflow's suffix) in two splits. Move them to one side, or rename different photos."
+                        f"{item.path} and {path} are copies of one photo (equal content, or names "
+                        "that differ only by Roboflow's suffix) in two splits. "
+                        "Move them to one side, or rename different photos."
                     )
-
-
-def write_yolo(
-    folder: Path, split: str, name: str, image, boxes: list[tuple[int, tuple[int, ...]]]
-) -> None:
-    """Add one image and its boxes `(class number, (left, top, right, bottom))` to a YOLO folder."""
-    images, labels = folder / split / "images", folder / split / "labels"
-    images.mkdir(parents=True, exist_ok=True)
-    labels.mkdir(parents=True, exist_ok=True)
-    image.save(images / f"{name}.png", optimize=True)
-    width, height = image.size
-    lines = []
-    for number, (left, top, right, bottom) in boxes:
-        x, y, w, h = (
-            (left + right) / 2 / width,
-            (top + bottom) / 2 / height,
-            (right - left) / width,
-            (bottom - top) / height,
-        )
-        lines.append(f"{number} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n")
-    (labels / f"{name}.txt").write_text("".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""From counted images to preference records: where the worse answers and the worse images come from.
+"""From counted images to preference records: where worse answers and worse images come from.
 
 `build_records`: the chosen answer states the true counts, and a rejected answer is one of
 
@@ -8,12 +8,14 @@
 * `other image`: the counts of another image. Over the whole set these are distributed like the
   truth, so no rule that does not look at the image can tell them apart.
 
-In `rewards.rank_samples` no answer is written for the model: its own samples are ranked by their scores.
+In `rewards.rank_samples` no answer is written for the model: its own samples are ranked by their
+scores.
 
 `add_image_negatives`: the other side of a pair, for losses that compare images instead of answers
 (mDPO, Wang et al. 2024, arXiv 2406.11839): the same answer is worse with a spoilt image.
 
-What of this can be told apart without looking is measured in `helpers/data/blind.py`. Taught in notebook 02.
+What of this can be told apart without looking is measured in `helpers/data/blind.py`. Taught in
+notebook 02.
 """
 
 import os
@@ -36,20 +38,27 @@ from .counting import (
     is_exact,
     is_well_formed,
 )
+from .judgement import Ranking
 from .labels import CountedImage
-from .preferences import Answer, PreferenceRecord, Ranking
+from .record import Answer, PreferenceRecord
 
+# kinds of rejected answers, and of spoilt images
 NEGATIVES = ("own", "edit", "other image")
 IMAGE_NEGATIVES = ("blank", "crop", "shuffled", "blurred")
 
+# --- questions ------------------------------------------------------------------------------------
+
 
 def question_for(item: CountedImage, number: int) -> str:
-    """The counting question about the `number`-th image of a split: the two wordings take turns."""
+    """Ask for the counts of the `number`-th image of a split: the two wordings take turns."""
     return count_question(list(item.counts), number)
 
 
 def one_class_question(counts: Counts, number: int) -> tuple[str, str]:
-    """Ask for the count of one class, and give the true answer; the item's number chooses the class."""
+    """Ask for the count of one class, and give the true answer.
+
+    The item's number chooses the class.
+    """
     name = list(counts)[number % len(counts)]
     return f"How many {name} are there?", f"There are {counts[name]} {name}."
 
@@ -60,12 +69,8 @@ def presence_question(counts: Counts, number: int) -> tuple[str, str]:
     The item's number chooses the class. Only the classes of the scenes are put into the singular.
     """
     name = list(counts)[number % len(counts)]
-    return f"Is there a {SINGULAR.get(name, name)} in the image?", "Yes." if counts[name] else "No."
-
-
-def highest_counts(truths: Sequence[Counts]) -> dict[str, int]:
-    """The largest count of each class that occurs (at least 1, so that every count can be edited)."""
-    return {cls: max(1, *(truth[cls] for truth in truths)) for cls in truths[0]}
+    question = f"Is there a {SINGULAR.get(name, name)} in the image?"
+    return question, "Yes." if counts[name] else "No."
 
 
 class CountingQuestions(NamedTuple):
@@ -77,31 +82,71 @@ class CountingQuestions(NamedTuple):
 
 
 def counting_questions(items: Sequence[CountedImage]) -> CountingQuestions:
-    """The counting question about each item, its image and its true answer."""
-    questions = [question_for(item, number) for number, item in enumerate(items)]
+    """Ask the counting question about each item."""
     return CountingQuestions(
-        questions, [item.path for item in items], [count_answer(item.counts) for item in items]
+        questions=[question_for(item, number) for number, item in enumerate(items)],
+        images=[item.path for item in items],
+        answers=[count_answer(item.counts) for item in items],
     )
 
 
 def as_counted_images(records: Sequence[PreferenceRecord]) -> list[CountedImage]:
-    """The first images of records, with their true counts."""
-    return [CountedImage(record.image_paths[0], record.truth, record.group) for record in records]
+    """Return the first images of records, with their true counts."""
+    items = []
+    for record in records:
+        items.append(CountedImage(record.image_paths[0], record.truth, record.group))
+    return items
+
+
+# --- wrong answers --------------------------------------------------------------------------------
+
+
+def highest_counts(truths: Sequence[Counts], at_least: int = 1) -> dict[str, int]:
+    """Return the largest count of each class; at least 1, so that every count can be edited."""
+    highest = dict.fromkeys(truths[0], at_least)
+    for truth in truths:
+        for cls in highest:
+            highest[cls] = max(highest[cls], truth[cls])
+    return highest
+
+
+class _WrongCounts:
+    """Draws counts that are wrong for one of some images."""
+
+    def __init__(self, truths: Sequence[Counts], rng: np.random.Generator) -> None:
+        self._truths = truths
+        self._rng = rng
+        self._highest = highest_counts(truths)
+        # counts → all that differ from them; many images have the same counts
+        self._different = {}
+
+    def edit(self, truth: Counts) -> Counts:
+        return edited_counts(truth, self._highest, self._rng)
+
+    def of_other_image(self, truth: Counts) -> Counts:
+        key = tuple(truth.values())
+        if key not in self._different:
+            self._different[key] = [other for other in self._truths if other != truth]
+        others = self._different[key]
+        if not others:
+            raise ValueError(
+                "all images have the same counts, so no count of another image is wrong"
+            )
+        return others[int(self._rng.integers(len(others)))]
 
 
 def true_and_wrong_answers(truths: Sequence[Counts], seed: int = 0) -> list[list[str]]:
-    """For each truth four answers: the true one twice, one with a count edited, and the counts of another image.
+    """Give four answers for each truth: it twice, one with a count edited, one of another image.
 
-    A critic learns from them what a mistake looks like, also one that the policy does not make yet: first
-    from the last kind, which is easy to tell, then from the one before.
+    A critic learns from them what a mistake looks like, also one that the policy does not make yet:
+    first from the last kind, which is easy to tell, then from the one before.
     """
-    rng = np.random.default_rng(seed)
-    highest, others = highest_counts(truths), _OtherCounts(truths)
-    rows = [
-        (truth, truth, edited_counts(truth, highest, rng), others.draw(truth, rng))
-        for truth in truths
-    ]
-    return [[count_answer(counts) for counts in row] for row in rows]
+    wrong = _WrongCounts(truths, np.random.default_rng(seed))
+    rows = []
+    for truth in truths:
+        answers = [truth, truth, wrong.edit(truth), wrong.of_other_image(truth)]
+        rows.append([count_answer(counts) for counts in answers])
+    return rows
 
 
 def build_records(
@@ -110,7 +155,7 @@ def build_records(
     negatives: Sequence[str] = ("own", "other image"),
     seed: int = 0,
 ) -> list[PreferenceRecord]:
-    """One record an image: the true answer and one rejected answer of each kind in `negatives`.
+    """Make one record an image: the true answer and a rejected one of each kind in `negatives`.
 
     own_answers: N sampled answers for each item. An item whose samples are all correct has no `own`
     answer, and no record if that was the only kind (the number of these is printed).
@@ -119,73 +164,66 @@ def build_records(
     if unknown:
         raise ValueError(f"unknown kinds of negatives {sorted(unknown)}: choose from {NEGATIVES}")
     rng = np.random.default_rng(seed)
-    truths = [item.counts for item in items]
-    highest, others = highest_counts(truths), _OtherCounts(truths)
+    wrong = _WrongCounts([item.counts for item in items], rng)
     records = []
     for number, item in enumerate(items):
+        # Of equal texts the first origin counts, so the truth comes first.
         texts = {"truth": count_answer(item.counts)}
-        if "own" in negatives:
-            wrong = _wrong_answer(own_answers[number], item)
-            if wrong:
-                texts["own"] = wrong
+        own = _wrong_answer(own_answers[number], item) if "own" in negatives else None
+        if own:
+            texts["own"] = own
         if "edit" in negatives:
-            texts["edit"] = count_answer(edited_counts(item.counts, highest, rng))
+            texts["edit"] = count_answer(wrong.edit(item.counts))
         if "other image" in negatives:
-            texts["other image"] = count_answer(others.draw(item.counts, rng))
+            texts["other image"] = count_answer(wrong.of_other_image(item.counts))
+        # A wrong answer may be missing, but never equal to the truth.
         if len(set(texts.values())) > 1:
             records.append(_record(item, number, texts, rng))
-    if len(records) < len(items):
-        print(
-            f"{len(items) - len(records)} of {len(items)} images give no pair: every sampled answer is right."
-        )
+    without = len(items) - len(records)
+    if without:
+        print(f"{without} of {len(items)} images give no pair: every sampled answer is right.")
     return records
 
 
 def _wrong_answer(answers: Sequence[str], item: CountedImage) -> str | None:
-    """The first wrong answer, one that has the right form if there is one."""
-    wrong = [a for a in answers if a.strip() and not is_exact(a, item.counts)]
-    return next(
-        (a for a in wrong if is_well_formed(a, list(item.counts))), wrong[0] if wrong else None
-    )
-
-
-class _OtherCounts:
-    """Draws the counts of another image, different from an item's; equal counts share one list."""
-
-    def __init__(self, every: Sequence[Counts]):
-        self._all = every
-        self._different: dict[tuple[int, ...], list[Counts]] = {}
-
-    def draw(self, counts: Counts, rng: np.random.Generator) -> Counts:
-        key = tuple(counts.values())
-        if key not in self._different:
-            self._different[key] = [other for other in self._all if other != counts]
-        if not self._different[key]:
-            raise ValueError(
-                "all images have the same counts, so no count of another image is wrong"
-            )
-        return self._different[key][int(rng.integers(len(self._different[key])))]
+    """Find the first wrong answer, one that has the right form if there is one."""
+    garbled = None
+    for text in answers:
+        if not text.strip() or is_exact(text, item.counts):
+            continue
+        if is_well_formed(text, list(item.counts)):
+            return text
+        garbled = garbled or text
+    return garbled
 
 
 def _record(
-    item: CountedImage, number: int, texts: dict[str, str], rng: np.random.Generator
+    item: CountedImage,
+    number: int,
+    texts: dict[str, str],
+    rng: np.random.Generator,
 ) -> PreferenceRecord:
-    """Answers in a random order, equal texts once: the position of the true answer says nothing."""
-    distinct = {
-        text: origin for origin, text in reversed(texts.items())
-    }  # "truth" wins, then "own"
-    order = [list(distinct)[i] for i in rng.permutation(len(distinct))]
+    """Put answers in a random order, so that the position of the true one says nothing.
+
+    texts: origin → text; equal texts stand once, of origin "truth" or else "own".
+    """
+    # Backwards, so that of equal texts the first origin is the last to be written.
+    origins = {text: origin for origin, text in reversed(texts.items())}
+    distinct = list(origins)
+    order = [distinct[place] for place in rng.permutation(len(distinct))]
+    answers = [Answer(text=text, origin=origins[text]) for text in order]
     best = order.index(texts["truth"])
-    ranking = [[best], [i for i in range(len(order)) if i != best]]
-    return record_of_item(
-        item, number, [Answer(text=text, origin=distinct[text]) for text in order], ranking
-    )
+    others = [place for place in range(len(order)) if place != best]
+    return record_of_item(item, number, answers, [[best], others])
 
 
 def record_of_item(
-    item: CountedImage, number: int, answers: list[Answer], ranking: Ranking | None
+    item: CountedImage,
+    number: int,
+    answers: list[Answer],
+    ranking: Ranking | None,
 ) -> PreferenceRecord:
-    """The record of the counting question about an image."""
+    """Make the record of the counting question about an image."""
     return PreferenceRecord(
         id=f"{item.path.parent.parent.name}-{item.path.stem}",
         images=[os.path.abspath(item.path)],
@@ -197,28 +235,32 @@ def record_of_item(
     )
 
 
-def make_one_sided(records: Sequence[PreferenceRecord], seed: int = 0) -> list[PreferenceRecord]:
-    """The records with one worse answer each, whose counts are only ever too high: for showing what such data does.
+# --- data that teaches the wrong thing ------------------------------------------------------------
 
-    "The smaller total is right" solves every pair without looking. Records whose counts cannot be
-    raised are left out.
+
+def make_one_sided(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """Give the records one worse answer each, whose counts are only ever too high.
+
+    For showing what such data does: "the smaller total is right" solves every pair without looking.
+    Records whose counts cannot be raised are left out.
     """
-    rng = np.random.default_rng(seed)
-    highest = {cls: max(record.truth[cls] for record in records) for cls in records[0].truth}
+    rng = np.random.default_rng(0)
+    highest = highest_counts([record.truth for record in records], at_least=0)
     result = []
     for record in records:
-        raised = dict(record.truth)
-        while raised == record.truth and raised != highest:
-            raised = {
-                cls: min(highest[cls], n + int(rng.integers(0, 3)))
-                for cls, n in record.truth.items()
-            }
-        if raised != record.truth:
-            answers = [
-                Answer(text=count_answer(record.truth)),
-                Answer(text=count_answer(raised), origin="edit"),
-            ]
-            result.append(record.model_copy(update={"answers": answers, "ranking": [[0], [1]]}))
+        # Nothing can be raised: no draw would ever end the loop below.
+        if record.truth == highest:
+            continue
+        raised = record.truth
+        while raised == record.truth:
+            raised = {}
+            for cls, n in record.truth.items():
+                added = int(rng.integers(0, 3))
+                raised[cls] = min(highest[cls], n + added)
+        true = Answer(text=count_answer(record.truth))
+        wrong = Answer(text=count_answer(raised), origin="edit")
+        update = {"answers": [true, wrong], "ranking": [[0], [1]]}
+        result.append(record.model_copy(update=update))
     return result
 
 
@@ -226,31 +268,46 @@ def swap_rankings(
     records: Sequence[PreferenceRecord],
     swapped: Sequence[bool],
 ) -> list[PreferenceRecord]:
-    """The records, with the worst answers first in those that `swapped` marks: wrong labels.
+    """Put the worst answers first in the records that `swapped` marks: wrong labels.
 
     swapped: (records,). Like `make_one_sided`, for showing what such data does.
     """
-    return [
-        record.model_copy(update={"ranking": record.ranking[::-1]}) if swap else record
-        for record, swap in zip(records, swapped, strict=True)
-    ]
+    result = []
+    for record, swap in zip(records, swapped, strict=True):
+        if swap:
+            record = record.model_copy(update={"ranking": record.ranking[::-1]})
+        result.append(record)
+    return result
 
 
-def spoil_image(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
-    """The image without what an answer needs, in its own size.
+# --- wrong images ---------------------------------------------------------------------------------
+
+
+def spoil_image(
+    image: Image.Image,
+    kind: str,
+    rng: np.random.Generator,
+) -> Image.Image:
+    """Return the image without what an answer needs, in its own size.
 
     "blank": grey. "crop": a part of 5–20 % of the area, enlarged (mDPO crops to at most 20 %).
     "blurred": Gaussian, with a radius of a tenth of the shorter side.
     """
-    width, height = image.size
     if kind == "blank":
         return Image.new("RGB", image.size, (127, 127, 127))
     if kind == "blurred":
-        return image.filter(ImageFilter.GaussianBlur(min(width, height) / 10))
+        return image.filter(ImageFilter.GaussianBlur(min(image.size) / 10))
     if kind == "crop":
+        # A share of the area is the square of a share of the side.
         side = float(np.sqrt(rng.uniform(0.05, 0.20)))
         left, top = rng.uniform(0, 1 - side, 2)
-        box = (left * width, top * height, (left + side) * width, (top + side) * height)
+        width, height = image.size
+        box = (
+            left * width,
+            top * height,
+            (left + side) * width,
+            (top + side) * height,
+        )
         return image.resize(image.size, Image.Resampling.BILINEAR, box)
     raise ValueError(f"unknown kind {kind!r}: choose from {IMAGE_NEGATIVES}")
 
@@ -261,27 +318,36 @@ def add_image_negatives(
     kinds: Sequence[str] = IMAGE_NEGATIVES,
     seed: int = 0,
 ) -> list[PreferenceRecord]:
-    """The records with one `negative_images` entry for each of `kinds`, in that order.
+    """Give the records one `negative_images` entry for each of `kinds`, in that order.
 
-    Spoilt images are written to `folder`. "shuffled" is the image of another record with another truth, so that the best answer is wrong there.
+    Spoilt images are written to `folder`. "shuffled" is the image of another record with another
+    truth, so that the best answer is wrong there.
     """
     rng = np.random.default_rng(seed)
     result = []
-    for number, record in enumerate(tqdm(records, desc="image negatives", leave=False)):
+    for number, record in enumerate(tqdm(records, "image negatives", leave=False)):
         names = []
         for kind in kinds:
             if kind == "shuffled":
-                others = (records[i] for i in rng.permutation(len(records)))
-                other = next((other for other in others if other.truth != record.truth), None)
-                if other is None:
-                    raise ValueError(
-                        "all records have the same truth, so no other image makes the answer wrong"
-                    )
-                names.append(other.images[0])
+                # A picture of its own, so nothing is written.
+                names.append(_other_image(record, records, rng))
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            path = Path(os.path.abspath(folder / f"{record.id or number}-{kind}.png"))
-            spoil_image(open_image(record.image_paths[0], record.place), kind, rng).save(path)
-            names.append(str(path))
+            path = os.path.abspath(folder / f"{record.id or number}-{kind}.png")
+            image = open_image(record.image_paths[0], record.place)
+            spoil_image(image, kind, rng).save(path)
+            names.append(path)
         result.append(record.model_copy(update={"negative_images": names}))
     return result
+
+
+def _other_image(
+    record: PreferenceRecord,
+    records: Sequence[PreferenceRecord],
+    rng: np.random.Generator,
+) -> str:
+    # A random order, so that the first one that differs is a fair draw.
+    for place in rng.permutation(len(records)):
+        if records[place].truth != record.truth:
+            return records[place].images[0]
+    raise ValueError("all records have the same truth, so no other image makes the answer wrong")

@@ -1,13 +1,14 @@
-"""Votes of people: a file of events that only grows, one JSON object a line, and what follows from it.
+"""Votes of people: a file of events that only grows, one JSON object a line, and what follows.
 
-    {"record": "7", "content": "5f0c…", "judgement": {"kind": "human", "annotator": "ana", "verdict": "tie", …}}
+    {"record": "7", "content": "5f0c…", "judgement": {"annotator": "ana", "verdict": "tie", …}}
     {"record": "7", "content": "5f0c…", "undo": "ana"}
 
-A vote counts once its line is on the disk. Nothing is rewritten: taking a vote back is an event too,
-and of several judgements of a record by one annotator the last one counts. What is done, what comes
-next and in which order answers are shown follow from the records and this file alone, so a killed
-kernel goes on where it was. `content` is a hash of what was shown: votes on answers that have changed
-since are refused. `widgets.AnswerRanker` is the way to vote, `rank_in_text` the one without widgets.
+A vote counts once its line is on the disk. Nothing is rewritten: taking a vote back is an event
+too, and of several judgements of a record by one annotator the last one counts. What is done, what
+comes next and in which order answers are shown follow from the records and this file alone, so a
+killed kernel goes on where it was. `content` is a hash of what was shown: votes on answers that
+have changed since are refused. `widgets.AnswerRanker` is the way to vote, `rank_in_text` the one
+without widgets.
 """
 
 import contextlib
@@ -23,22 +24,18 @@ from pydantic import ValidationError, model_validator
 
 from helpers.files import UsageError, parse_json
 
-from .preferences import (
-    Judgement,
-    PreferenceRecord,
-    StrictModel,
-    explain_validation_error,
-    record_key,
-)
+from .judgement import Judgement, StrictModel, explain_validation_error
+from .record import PreferenceRecord, record_key
 
-CUT_MARK = b" <cut off>"  # closes a half line, so that the next event has a line of its own; no JSON ends so
+# Closes a half line, so that the next event has a line of its own; no JSON ends so.
+CUT_MARK = b" <cut off>"
 
 
 class VoteEvent(StrictModel):
     """One line of a vote file: a judgement of a record, or the undo of an annotator's judgement."""
 
     record: str  # record_key of the record
-    content: str  # content of the record, as it was shown
+    content: str  # content_hash of the record, as it was shown
     judgement: Judgement | None = None
     undo: str | None = None  # the annotator who takes the judgement back
 
@@ -53,15 +50,18 @@ class VoteEvent(StrictModel):
         return self.judgement.annotator if self.judgement else self.undo
 
 
+# --- which record a vote is about -----------------------------------------------------------------
+
+
 def stable_hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def content_hash(record: PreferenceRecord, folder: Path) -> str:
-    """Hash of what an annotator sees of a record: images, prompt, texts of the answers.
+    """Hash what an annotator sees of a record: images, prompt, texts of the answers.
 
-    Images count by their names, relative to the vote file's `folder` where the record was not read from a file, so
-    that votes hold on another machine, too.
+    Images count by their names, relative to the vote file's `folder` where the record was not read
+    from a file, so that votes hold on another machine, too.
     """
     prompt = [[message.role, message.content] for message in record.prompt]
     answers = [answer.text for answer in record.answers]
@@ -74,30 +74,34 @@ def content_hashes(records: Mapping[str, PreferenceRecord], vote_path: Path) -> 
 
 
 def records_by_key(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceRecord]:
-    """Records by key. Raises UsageError if two have the same, for a vote could mean either."""
-    by_key: dict[str, PreferenceRecord] = {}
+    """Index records by key. Raises UsageError if two have the same: a vote could mean either."""
+    by_key = {}
     for record in records:
-        if by_key.setdefault(key := record_key(record), record) is not record:
+        key = record_key(record)
+        if by_key.setdefault(key, record) is not record:
             raise UsageError(
                 f"two records are called {key!r}. Give each an id of its own, or remove one."
             )
     return by_key
 
 
-def read_events(path: Path) -> tuple[list[VoteEvent], bytes]:
-    """The events of a vote file, oldest first, and the half line at its end (b"" if there is none).
+# --- reading --------------------------------------------------------------------------------------
 
-    A half line is what a kernel left that was killed in mid-write: nobody was told that it counts, so
-    it does not. Raises UsageError naming file and line for a whole line that is not an event.
+
+def read_events(path: Path) -> tuple[list[VoteEvent], bytes]:
+    """Read the events, oldest first, and the half line at the end (b"" if there is none).
+
+    A half line is what a kernel left that was killed in mid-write: nobody was told that it counts,
+    so it does not. Raises UsageError naming file and line for a whole line that is not an event.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     tail = b"" if _is_whole(lines[-1]) else lines.pop()
-    numbered = [(number, raw.strip()) for number, raw in enumerate(lines, start=1)]
-    return [
-        _parse_event(path, number, raw)
-        for number, raw in numbered
-        if raw and not raw.endswith(CUT_MARK)
-    ], tail
+    events = []
+    for number, line in enumerate(lines, start=1):
+        raw = line.strip()
+        if raw and not raw.endswith(CUT_MARK):
+            events.append(_parse_event(path, number, raw))
+    return events, tail
 
 
 def _is_whole(line: bytes) -> bool:
@@ -111,13 +115,47 @@ def _is_whole(line: bytes) -> bool:
 def _parse_event(path: Path, number: int, raw: bytes) -> VoteEvent:
     try:
         return VoteEvent.model_validate(parse_json(raw))
-    except (ValidationError, UsageError) as error:
-        reason = (
-            explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
-        )
-        raise UsageError(
-            f"{path}:{number}: {reason.rstrip('.')}. Correct the line, or restore the file."
-        ) from None
+    except ValidationError as error:
+        reason = explain_validation_error(error)
+    except UsageError as error:
+        reason = str(error)
+    raise UsageError(
+        f"{path}:{number}: {reason.rstrip('.')}. Correct the line, or restore the file."
+    )
+
+
+def events_on(path: Path, contents: Mapping[str, str]) -> tuple[list[VoteEvent], str]:
+    """Read the events on records whose contents (by key) are given.
+
+    Also returns a notice if the file ends in half a line, else "".
+    """
+    events, tail = read_events(path)
+    events = [event for event in events if event.record in contents]
+    for event in events:
+        if event.content != contents[event.record]:
+            raise UsageError(
+                f"{path}: record {event.record!r} has other images, prompt or answers than when it "
+                "was judged. Give the records that were judged, or start a new vote file."
+            )
+    if not tail:
+        return events, ""
+    return events, (
+        f"{path} ended in half a line ({len(tail)} bytes, from a kill or a full disk); "
+        "that vote does not count."
+    )
+
+
+def current_judgements(events: Iterable[VoteEvent]) -> dict[tuple[str, str], Judgement]:
+    """(key of the record, annotator) → the judgement that counts, in the order of voting."""
+    votes = {}
+    for event in events:
+        votes.pop((event.record, event.annotator), None)
+        if event.judgement is not None:
+            votes[event.record, event.annotator] = event.judgement
+    return votes
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 
 def append_event(path: Path, event: VoteEvent) -> None:
@@ -129,20 +167,20 @@ def append_event(path: Path, event: VoteEvent) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_bytes() if path.exists() else b""
     tail = before.rpartition(b"\n")[2]
-    start = b"" if not tail else b"\n" if _is_whole(tail) else CUT_MARK + b"\n"
-    line = start + event.model_dump_json(exclude_defaults=True).encode() + b"\n"
-    descriptor = os.open(
-        path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644
-    )
+    line = event.model_dump_json(exclude_defaults=True).encode() + b"\n"
+    if tail:
+        line = (b"\n" if _is_whole(tail) else CUT_MARK + b"\n") + line
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o644)
     try:
-        if os.write(descriptor, line) < len(
-            line
-        ):  # one write: a kill leaves all of the line, or its beginning
+        # One write: a kill leaves all of the line, or its beginning.
+        if os.write(descriptor, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if not before and sys.platform != "win32":  # a new file's name must be on the disk, too
+    if not before and sys.platform != "win32":
+        # A new file's name must be on the disk, too.
         descriptor = os.open(path.parent, os.O_RDONLY)
         with contextlib.suppress(OSError):  # some network drives cannot
             os.fsync(descriptor)
@@ -151,10 +189,10 @@ def append_event(path: Path, event: VoteEvent) -> None:
 
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Keep other kernels on the same file out between looking and writing; a kill gives the lock up.
+    """Keep other kernels on the same file out between looking and writing.
 
-    Where there are no locks (Windows, some network drives) two clicks in the same millisecond may
-    both be written; the last one counts, as always.
+    A kill gives the lock up. Where there are no locks (Windows, some network drives) two clicks in
+    the same millisecond may both be written; the last one counts, as always.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -164,27 +202,3 @@ def lock_file(path: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def current_judgements(events: Iterable[VoteEvent]) -> dict[tuple[str, str], Judgement]:
-    """(key of the record, annotator) → the judgement that counts, in the order of voting."""
-    votes: dict[tuple[str, str], Judgement] = {}
-    for event in events:
-        votes.pop((event.record, event.annotator), None)
-        if event.judgement is not None:
-            votes[event.record, event.annotator] = event.judgement
-    return votes
-
-
-def events_on(path: Path, contents: Mapping[str, str]) -> tuple[list[VoteEvent], str]:
-    """The events on records whose contents (by key) are given, and a notice if the file ends in half a line."""
-    events, tail = read_events(path)
-    events = [event for event in events if event.record in contents]
-    for event in events:
-        if event.content != contents[event.record]:
-            raise UsageError(
-                f"{path}: record {event.record!r} has other images, prompt or answers than when it was judged. "
-                "Give the records that were judged, or start a new vote file."
-            )
-    notice = f"{path} ended in half a line ({len(tail)} bytes, from a kill or a full disk); that vote does not count."
-    return events, notice if tail else ""

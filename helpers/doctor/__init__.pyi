@@ -17,7 +17,6 @@ from .dpo_rules import (
     diagnose_dpo as diagnose_dpo,
     mean_of as mean_of,
     non_finite_value as non_finite_value,
-    replay_dpo as replay_dpo,
 )
 from .dry_run import (
     LOSS_SCALE as LOSS_SCALE,
@@ -65,7 +64,6 @@ from .verdicts import (
     RunDoctor as RunDoctor,
     Verdict as Verdict,
     apply_rules as apply_rules,
-    first_verdicts as first_verdicts,
     panel_html as panel_html,
     read_kinds as read_kinds,
     verdict_kinds as verdict_kinds,

@@ -195,6 +195,7 @@ def _check_gradients(trainer: DPOTrainer, batch: dict[str, Any], trainable: set[
     model = trainer.model
     with training_mode(trainer):
         backward(loss_of(trainer, batch))
+    # which of the adapter's layers the gradient reached
     weights = dict(model.named_parameters())
     with_gradient = {n for n, p in weights.items() if p.grad is not None and p.grad.any()}
     model.zero_grad()
@@ -276,6 +277,7 @@ def _check_learning_by_heart(trainer: DPOTrainer, examples: Examples, trainable:
     How far to go is not the question here. The weights stay trained; `restoring_state` puts them
     back.
     """
+    # a wholly frozen model has no weights to train, and AdamW refuses to have none
     weights = [p for name, p in trainer.model.named_parameters() if name in trainable]
     optimizer = torch.optim.AdamW(weights or [torch.zeros(1)], weight_decay=0.0)
     batches = _batches(trainer, examples)

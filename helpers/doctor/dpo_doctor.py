@@ -58,6 +58,7 @@ class DPODoctor(RunDoctor, TrainerCallback):
         # (step, weights): not yet tried, and known to give finite numbers
         self.copy = None
         self.good = None
+        # the answers of the untrained policy, to compare with
         self._sample(model, 0)
         self.tell(diagnose_dpo(self.run))
 
@@ -78,6 +79,7 @@ class DPODoctor(RunDoctor, TrainerCallback):
             return
         broken = non_finite_value(self.run)
         if not broken:
+            # the copy was taken before this step, which gave finite numbers with it
             if self.copy:
                 self.good = self.copy
                 self.copy = None
@@ -130,6 +132,7 @@ def _trained_parameters(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, nn.Parameter]:
+    # by identity, since an optimizer does not know names
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return {name: p for name, p in model.named_parameters() if id(p) in known}
 
@@ -152,6 +155,7 @@ def _census(
         norms = torch.stack([trained[name].grad.norm() for name in names]).tolist()
         reached |= {name for name, norm in zip(names, norms, strict=True) if norm}
     adapter = f".{getattr(model, 'active_adapter', None)}."
+    # tower → name of a tensor that should be trained → its type
     towers = defaultdict(dict)
     for name, parameter in model.named_parameters():
         if name in trained or ("lora_" in name and adapter in name):
@@ -187,6 +191,7 @@ def sight_sample(
         max_new_tokens=MAX_NEW_TOKENS,
         description=f"answers at step {step}",
     )
+    # log p of each answer with its own image, less that with the next one
     was_training = model.training
     model.eval()
     sight = []

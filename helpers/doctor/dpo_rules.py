@@ -1,9 +1,8 @@
 """What can be wrong with a DPO run, and the rules that say so.
 
 `diagnose_dpo(run)` is a pure function of what a run leaves: TRL's log, sampled answers and a census
-of the gradients; `replay_dpo` does the same to a saved log. `helpers/doctor/dpo_doctor.py` collects
-the three while a run goes on. What can be seen before the first step, `preflight` finds. Taught in
-notebook 04.
+of the gradients. `helpers/doctor/dpo_doctor.py` collects the three while a run goes on. What can be
+seen before the first step, `preflight` finds. Taught in notebook 04.
 
 A finding needs a difference that is large, not only one that is sure; most limits are multiples of
 the run's own start. Simplifications: steps count as independent, intervals are of 95 % at every
@@ -13,7 +12,7 @@ blame.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from helpers.statistics import Mean, Proportion, mean_interval, proportion
 from helpers.training.reward import MAX_OVERFLOWS
 
-from .verdicts import Rules, Verdict, apply_rules, first_verdicts, read_kinds, verdicts_of
+from .verdicts import Rules, Verdict, apply_rules, read_kinds, verdicts_of
 
 START_ROWS = 2  # rows of the log before the first step can tell
 RECENT_ROWS = 5  # rows of a quick look
@@ -50,7 +49,7 @@ CUT_LENGTH = 0.9
 
 DPO_KINDS = read_kinds("dpo")
 # each explains those after it
-DPO_CONSEQUENCES = ("too slow", "nothing learnt", "chance accuracy")
+LEARNING_CHAIN = ("too slow", "nothing learnt", "chance accuracy")
 
 LogRow = Mapping[str, float]
 
@@ -159,19 +158,7 @@ def diagnose_dpo(run: DPOHistory) -> list[Verdict]:
     broken = non_finite_value(run)
     with np.errstate(all="ignore"):
         found = {"not finite": broken} if broken else apply_rules(run, DPO_RULES)
-    return verdicts_of(found, DPO_KINDS, DPO_CONSEQUENCES, run.step)
-
-
-def replay_dpo(run: DPOHistory) -> list[Verdict]:
-    """Find what was wrong at any time: each kind at the step at which it was first seen."""
-    looks = []
-    for end in range(len(run.log) + 1):
-        past = replace(run, log=run.log[:end])
-        samples = [sample for sample in run.samples if sample.step <= past.step]
-        # the census is that of the last step
-        census = run.census if end == len(run.log) else None
-        looks.append(diagnose_dpo(replace(past, samples=samples, census=census)))
-    return first_verdicts(looks)
+    return verdicts_of(found, DPO_KINDS, LEARNING_CHAIN, run.step)
 
 
 def non_finite_value(run: DPOHistory) -> str | None:

@@ -52,12 +52,14 @@ class RowInputs:
 def row_inputs(processor: ProcessorMixin, row: dict[str, Any]) -> RowInputs:
     pair = from_trl(row)
     images = pair.images
+    # what the model reads of the row: prompt with images, and an answer
     prompt = prompts.render_conversation(processor, pair.prompt, len(images))
     inputs = prompts.tokenize(processor, [prompt], [images])
     answers = (prompts.answer_ids(processor, text) for text in (pair.chosen, pair.rejected))
     tokens = inputs["input_ids"].shape[1] + max(map(len, answers))
     if not images or "pixel_values" not in inputs:
         return RowInputs(tokens)
+    # what it sees of the images
     contrast = min(max(ImageStat.Stat(image.convert("RGB")).stddev) for image in images)
     pixels = sum(image.width * image.height for image in images)
     kept = _pixels(processor, inputs, len(images)) / pixels
@@ -186,6 +188,7 @@ def check_different_answers(batches: Batches) -> Check:
     pairs = 0
     different = 0
     for batch in batches:
+        # the chosen answers come first, then the rejected ones
         answers = _completions([batch])
         half = len(answers) // 2
         pairs += half
@@ -208,6 +211,7 @@ def check_end_of_turn(trainer: DPOTrainer, batches: Batches) -> Check:
     end = processor.tokenizer.eos_token
     texts = processor.tokenizer.batch_decode(_completions(batches))
     closed = sum(text.rstrip().endswith(end) for text in texts)
+    # three have to agree: the data, the chat template and sampling
     after = prompts.text_after_answer(processor)
     stops = trainer.model.generation_config.eos_token_id
     stopping = processor.tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])

@@ -152,8 +152,9 @@ class PPODoctor(RunDoctor):
         trainer.stopped |= any(verdict.severity == "stop" for verdict in new)
 
     def go_on(self, trainer: PPOTrainer) -> None:
-        """Read what a run that goes on has shown before in its log; one that was stopped stays so."""
-        self.row, self.settings = trainer.log[-1], trainer.settings
+        """Read from its log what a run that goes on has shown before; a stopped one stays so."""
+        self.row = trainer.log[-1]
+        self.settings = trainer.settings
         self.verdicts = replay_ppo(trainer.log, trainer.settings)
         trainer.stopped |= any(verdict.severity == "stop" for verdict in self.verdicts)
 

@@ -20,7 +20,7 @@ from helpers.statistics import Mean, proportion
 from helpers.training import IterationRow
 
 from .dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
-from .verdicts import Rules, Verdict, apply_rules, first_verdicts, read_kinds, verdicts_of
+from .verdicts import Rules, Verdict, apply_rules, read_kinds, verdicts_of
 
 # Iterations, and answers in them, at least
 START_SPAN = (1, 16)  # before any update
@@ -120,8 +120,11 @@ def ppo_verdicts(found: dict[str, str], step: int) -> list[Verdict]:
 
 def replay_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
     """Find what was wrong at any time: each kind at the iteration at which it was first seen."""
-    ends = range(1, len(log) + 1)
-    return first_verdicts(diagnose_ppo(log[:end], settings) for end in ends)
+    first = {}
+    for end in range(1, len(log) + 1):
+        for verdict in diagnose_ppo(log[:end], settings):
+            first.setdefault(verdict.kind, verdict)
+    return list(first.values())
 
 
 def _non_finite_value(run: PPOHistory) -> str | None:

@@ -47,9 +47,11 @@ def apply_rules(run: Any, rules: Rules) -> dict[str, str]:
     A part of the run is empty as long as it is too early to tell. Of the rules of a kind the first
     finding counts.
     """
+    # in the order of the table, which is of no account: `kinds.toml` says what is worst
     found = {}
     for kind, (part, *measures) in rules.items():
         seen = getattr(run, part)
+        # too early, or nothing of the kind was logged: no rule is asked
         for measure in measures if seen else ():
             measured = measure(run, seen)
             if measured:
@@ -73,15 +75,6 @@ def verdicts_of(
     ]
 
 
-def first_verdicts(looks: Iterable[Sequence[Verdict]]) -> list[Verdict]:
-    """The first verdict of each kind, where `looks` are verdicts on a run that goes on."""
-    first: dict[str, Verdict] = {}
-    for verdicts in looks:
-        for verdict in verdicts:
-            first.setdefault(verdict.kind, verdict)
-    return sorted(first.values(), key=lambda verdict: verdict.step)
-
-
 def verdict_kinds(verdicts: Sequence[Verdict], nothing: str = "nothing") -> str:
     """The kinds of what was found, for a row of a table: "loss rises, answers do not end"."""
     return ", ".join(verdict.kind for verdict in verdicts) or nothing
@@ -95,6 +88,7 @@ class RunDoctor:
 
     def tell(self, verdicts: Iterable[Verdict], aloud: bool = True) -> list[Verdict]:
         """Keep verdicts of kinds that were not found before, print them if `aloud`, return them."""
+        # by kind, since a fault that lasts would be said at every look
         known = {verdict.kind for verdict in self.verdicts}
         new = {verdict.kind: verdict for verdict in verdicts if verdict.kind not in known}
         self.verdicts += new.values()

@@ -39,7 +39,6 @@ from .hallucination import (
     chair_metrics as chair_metrics,
     object_mentions as object_mentions,
     phrase_index as phrase_index,
-    read_synonyms as read_synonyms,
 )
 from .judge import (
     JudgeResult as JudgeResult,

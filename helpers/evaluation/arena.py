@@ -112,7 +112,7 @@ def _match(
 
 def models_of(records: Iterable[PreferenceRecord]) -> tuple[str, str]:
     """The two models of all records, in alphabetical order. Raises UsageError for others."""
-    names: tuple[str, ...] = ()
+    names = ()
     for record in records:
         models = [answer.model for answer in record.answers]
         found = tuple(sorted(model or "" for model in models))
@@ -192,19 +192,14 @@ class Standings:
 def standings(
     records: Sequence[PreferenceRecord],
     vote_path: Path,
-    names: tuple[str, str] | None = None,
     difference: float = 0.1,
 ) -> Standings:
     """Count the votes of the file `vote_path` on `records`.
 
-    names: the models in another order. difference: the distance of a win rate from one half for
-    which `still_needed` is worked out. Raises UsageError for records of other models, votes on
-    other records, or no vote at all.
+    difference: the distance of a win rate from one half for which `still_needed` is worked out.
+    Raises UsageError for records of other models, votes on other records, or no vote at all.
     """
-    found = models_of(records)
-    names = names or found
-    if tuple(sorted(names)) != found:
-        raise UsageError(f"names {names}: the records have answers of {found[0]} and {found[1]}.")
+    names = models_of(records)
     by_key = records_by_key(records)
     events = _events(by_key, vote_path)
     judgements = current_judgements(events)
@@ -246,11 +241,11 @@ def _count_outcomes(
     by_key: Mapping[str, PreferenceRecord], judgements: Mapping[tuple[str, str], Judgement]
 ) -> tuple[Counter[str], Counter[str]]:
     """Questions by the model that won them, and those without a winner by their outcome."""
-    votes: dict[str, list[Judgement]] = {key: [] for key in by_key}
+    votes = {key: [] for key in by_key}
     for (key, _), judgement in judgements.items():
         votes[key].append(judgement)
-    won: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+    won = Counter()
+    others = Counter()
     for key, record in by_key.items():
         outcome = match_outcome(votes[key])
         if isinstance(outcome, int):
@@ -303,7 +298,7 @@ def reveal(votes: Votes) -> None:
 
 def _count_unblinded(events: Sequence[VoteEvent], seen: Mapping[str, int]) -> int:
     """Count the valid votes that were given after the annotator had seen the names."""
-    given: Counter[str] = Counter()
+    given = Counter()
     blind = []
     for event in events:
         given[event.annotator] += 1

@@ -19,7 +19,7 @@ import numpy as np
 
 from helpers.data import Counts, parse_counts
 from helpers.files import UsageError
-from helpers.statistics import Estimate, Proportion, format_figure, sample_mean, share_of
+from helpers.statistics import Estimate, Proportion, TableRows, format_figure, sample_mean, share_of
 
 FIGURES = ("exact", "absolute_error", "bias", "precision", "recall", "f1")  # of a class
 
@@ -53,7 +53,7 @@ class CountMetrics:
             means[name] = float(np.mean(values)) if values else None
         return means
 
-    def rows(self) -> list[list[str]]:
+    def rows(self) -> TableRows:
         """A table: a header, a row for each class, their mean, and the figures of whole answers."""
         head = ["class"]
         for name in FIGURES:

@@ -27,6 +27,7 @@ from helpers.files import open_image
 from helpers.models import VLM
 from helpers.statistics import Proportion, derangement, share_of
 
+Items = Sequence[CountedImage]
 CONDITIONS = ("right", "shuffled", "blank")
 GREY = (127, 127, 127)
 
@@ -35,7 +36,7 @@ GREY = (127, 127, 127)
 class CountingResult:
     """Answers to one set of counting questions; all sequences are in the order of the items."""
 
-    items: Sequence[CountedImage]
+    items: Items
     answers: list[str]
     images: str  # "right", "shuffled" or "blank"
     temperature: float
@@ -74,9 +75,7 @@ class CountingResult:
         return dict(zip(classes, columns, strict=True))
 
 
-def images_for(
-    items: Sequence[CountedImage], condition: str = "right", seed: int = 0
-) -> list[Image.Image]:
+def images_for(items: Items, condition: str = "right", seed: int = 0) -> list[Image.Image]:
     """The images to show with the questions about `items`: their own, each other's, or grey."""
     images = [open_image(item.path) for item in items]
     if condition == "right":
@@ -91,7 +90,7 @@ def images_for(
 def evaluate_counting(
     model: VLM,
     processor: ProcessorMixin,
-    items: Sequence[CountedImage],
+    items: Items,
     *,
     images: str = "right",
     temperature: float = 0.0,
@@ -129,7 +128,7 @@ class GreedyAndSampled:
 
 
 def evaluate_greedy_and_sampled(
-    model: VLM, processor: ProcessorMixin, items: Sequence[CountedImage]
+    model: VLM, processor: ProcessorMixin, items: Items
 ) -> GreedyAndSampled:
     """Ask the counting question about every item twice: greedy, and sampled with seed 0."""
     greedy = evaluate_counting(model, processor, items)
@@ -137,7 +136,7 @@ def evaluate_greedy_and_sampled(
     return GreedyAndSampled(greedy, sampled)
 
 
-def chance_exact(items: Sequence[CountedImage]) -> float:
+def chance_exact(items: Items) -> float:
     """Probability that the true counts of another item happen to be right for this one."""
     n = len(items)
     same = Counter(tuple(item.counts.values()) for item in items)

@@ -15,7 +15,7 @@ from helpers import models
 from helpers.data import CountedImage, one_class_question
 from helpers.models import Policies
 from helpers.rewards import exact_match, heuristic_scorer
-from helpers.statistics import Estimate, Proportion, sample_mean
+from helpers.statistics import Estimate, Proportion, TableRows, sample_mean
 
 from .counting_metrics import CountMetrics, count_metrics
 from .exactness import CountingResult, chance_exact, evaluate_counting
@@ -72,14 +72,17 @@ class ExamResult:
         return describe_sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
 
 
+Exams = Mapping[str, ExamResult]  # by the names of the models
+
+
 @dataclass(frozen=True)
 class PolicyFindings:
     """What the report and a model card say of one policy; all of it can be written as JSON."""
 
     about: dict[str, Any]  # how it was made: about.json of its adapter
     n: int  # items that were asked about
-    rows: list[list[str]]  # its comparison with the base, the first row heads of columns
-    counting: list[list[str]]  # counting metrics of its greedy answers, likewise
+    rows: TableRows  # its comparison with the base, the first row heads of columns
+    counting: TableRows  # counting metrics of its greedy answers, likewise
     sight: str  # do the answers come from the image?
     failures: list[str]  # a sentence each
 
@@ -115,7 +118,7 @@ def _one_class_questions(items: Sequence[CountedImage]) -> list[tuple[str, str]]
     return [one_class_question(item.counts, number) for number, item in enumerate(items)]
 
 
-def exam_rows(examined: Mapping[str, ExamResult]) -> list[list[str]]:
+def exam_rows(examined: Exams) -> TableRows:
     """What every model reached, for `report.Section.table`, the head first."""
     seeds = len(next(iter(examined.values())).sampled)
     head = ["model", "all counts right, greedy", f"sampled, {seeds} seeds", "images shuffled"]
@@ -134,7 +137,7 @@ def exam_rows(examined: Mapping[str, ExamResult]) -> list[list[str]]:
     return rows
 
 
-def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
+def exam_metrics(examined: Exams) -> list[Metric]:
     """Compute every metric of every model on every item.
 
     The first two and the last are rewards of this suite.
@@ -172,7 +175,7 @@ def exam_metrics(examined: Mapping[str, ExamResult]) -> list[Metric]:
 
 
 def policy_findings(
-    policies: Policies, examined: Mapping[str, ExamResult], rows: Sequence[PolicyComparison]
+    policies: Policies, examined: Exams, rows: Sequence[PolicyComparison]
 ) -> dict[str, PolicyFindings]:
     """Collect what the report and the model cards need of every policy except the base."""
     found = {}

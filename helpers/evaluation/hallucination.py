@@ -5,9 +5,9 @@ counts them: every mention, also of one object again, and denied ones, too: "0 b
 are mentions of a bus, though they say the truth. How many are denied stands beside. A caption that
 says nothing has CHAIR 0, so that recall and the share of captions without any object belong to it.
 
-Simplifications. Synonyms are the caller's; the official list for MSCOCO is not shipped, but
-`read_synonyms` reads its file. True objects are what the caller gives; the official code adds those
-of the reference captions (`object_mentions` finds them). Instead of NLTK's tokeniser and pattern's
+Simplifications. Synonyms are the caller's; the official list for MSCOCO is not shipped. True
+objects are what the caller gives; the official code adds those of the reference captions
+(`object_mentions` finds them). Instead of NLTK's tokeniser and pattern's
 singulars: runs of letters and digits, hyphens within a word, and a few English rules of plurals on
 the last word of a name; "geese" and other irregular plurals must be listed. Every name of several
 words is taken whole, the longest first, where the official code has a fixed list of those of two
@@ -19,12 +19,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from pathlib import Path
 
 from helpers.files import UsageError
 from helpers.rewards import NUMBER_WORDS
-from helpers.statistics import Proportion, format_figure, share_of
+from helpers.statistics import Proportion, TableRows, format_figure, share_of
 
+Synonyms = Mapping[str, Sequence[str]]  # other words for each object
 Phrase = tuple[str, ...]  # words in lower case
 PhraseIndex = Mapping[Phrase, str | None]  # the object that each names, as `phrase_index` says
 # "isn't", "dog" of "dog's", "hot-dog", a mark
@@ -69,31 +69,7 @@ class Mention:
     negated: bool
 
 
-def read_synonyms(path: Path) -> dict[str, list[str]]:
-    """A file with one object a line, "name, synonym, synonym": its synonyms by name.
-
-    Raises UsageError with the line for an empty line or synonym and a word of two objects.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path}: cannot be read as UTF-8 text ({error}). Check the path and the file."
-        ) from None
-    synonyms: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, start=1):
-        name, *others = (word.strip() for word in line.split(","))
-        try:
-            if not all((name, *others)) or name in synonyms:
-                raise UsageError(f"{line!r} must be a new object and its synonyms, 'bus, minibus'.")
-            synonyms[name] = others
-            _listed_phrases(synonyms)
-        except UsageError as error:
-            raise UsageError(f"{path}:{number}: {error}") from None
-    return synonyms
-
-
-def phrase_index(synonyms: Mapping[str, Sequence[str]]) -> PhraseIndex:
+def phrase_index(synonyms: Synonyms) -> PhraseIndex:
     """The object that each phrase names, in singular and plural.
 
     None for a double word that names none. A word as it is listed goes before a plural or singular
@@ -111,8 +87,8 @@ def phrase_index(synonyms: Mapping[str, Sequence[str]]) -> PhraseIndex:
     return index
 
 
-def _listed_phrases(synonyms: Mapping[str, Sequence[str]]) -> dict[Phrase, str]:
-    listed: dict[Phrase, str] = {}
+def _listed_phrases(synonyms: Synonyms) -> dict[Phrase, str]:
+    listed = {}
     for name, others in synonyms.items():
         if isinstance(others, str):
             raise UsageError(f"synonyms of {name!r} are the text {others!r}; give a list of words.")
@@ -200,7 +176,7 @@ class ChairMetrics:
     negated: Proportion | None  # denied mentions ÷ mentions
     false_negated: Proportion | None  # the same of what is not there: they say the truth
 
-    def rows(self) -> list[list[str]]:
+    def rows(self) -> TableRows:
         names = [
             "CHAIR_i",
             "CHAIR_s",
@@ -216,33 +192,31 @@ class ChairMetrics:
 def chair_metrics(
     captions: Sequence[str],
     objects: Sequence[Iterable[str] | Mapping[str, int]],
-    synonyms: Mapping[str, Sequence[str]],
-    count_negated: bool = True,
+    synonyms: Synonyms,
 ) -> ChairMetrics:
     """CHAIR_i, CHAIR_s and recall of captions.
 
     `objects[i]` are the names of what is in image i, or counts of it. Of counts, objects of which
-    there are 0 are not there. `count_negated=False` leaves denied mentions out of all figures but
-    the last two, which is not the official metric. Raises UsageError for lists of different
-    lengths, no captions, and an object that the synonyms do not know.
+    there are 0 are not there. Raises UsageError for lists of different lengths, no captions, and an
+    object that the synonyms do not know.
     """
     if len(captions) != len(objects) or not captions:
         raise UsageError(
             f"{len(captions)} captions, objects of {len(objects)}: as many, and at least one."
         )
     index = phrase_index(synonyms)
-    hits: dict[str, list[bool]] = {field.name: [] for field in fields(ChairMetrics)}
+    hits = {field.name: [] for field in fields(ChairMetrics)}
     for place, (caption, given) in enumerate(zip(captions, objects, strict=True)):
         there = _true_objects(given, index, place)
         mentions = object_mentions(caption, index)
         hits["negated"] += [mention.negated for mention in mentions]
         hits["false_negated"] += [m.negated for m in mentions if m.object not in there]
-        counted = [m.object for m in mentions if count_negated or not m.negated]
-        false = [name not in there for name in counted]
+        named = [mention.object for mention in mentions]
+        false = [name not in there for name in named]
         hits["chair_i"] += false
         hits["chair_s"].append(any(false))
-        hits["recall"] += [name in counted for name in there]
-        hits["silent"].append(not counted)
+        hits["recall"] += [name in named for name in there]
+        hits["silent"].append(not named)
     return ChairMetrics(**{name: share_of(values) for name, values in hits.items()})
 
 

@@ -33,15 +33,11 @@ class JudgeResult:
     unreadable: int
     votes: int
 
-    @property
-    def abstentions(self) -> int:
-        return self.grade.ties
-
     def __str__(self) -> str:
         biased = self.first is not None and not self.first.low <= 0.5 <= self.first.high
         warning = ": POSITION BIAS" if biased else ""
         return (
-            f"{self.grade}\n  {self.abstentions} abstentions (a tie above); "
+            f"{self.grade}\n  {self.grade.ties} abstentions (a tie above); "
             f"{self.unreadable} of {self.votes} votes unreadable; "
             f"for the answer shown first {self.first or 'none'}{warning}"
         )
@@ -65,11 +61,11 @@ def judge_pairs(
     if votes < 1:
         raise UsageError(f"votes = {votes}: ask at least once, best an odd number of times.")
     check_records(records, benchmark)
-    scores: dict[str, list[float]] = {}
-    verdicts: list[JudgeChoice] = []
+    scores = {}
+    verdicts = []
     for record in tqdm(records, desc="judge", unit="record", leave=False):
         key = record_key(record)
-        won: Counter[int] = Counter()  # votes by the place of the answer in the record
+        won = Counter()  # votes by the place of the answer in the record
         for vote in range(votes):
             order = (0, 1) if random.Random(f"{seed} {vote} {key}").random() < 0.5 else (1, 0)
             verdict = ask(record, order)

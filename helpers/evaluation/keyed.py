@@ -1,7 +1,7 @@
 """Answers, reviews and scores that belong to questions or records by id, to each exactly once."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,15 @@ def _check_known(key: Any, known: Mapping[str, Any], kind: str, place: str = "")
         )
 
 
+def placed_rows(path: Path) -> Iterator[tuple[str, DatasetRow]]:
+    """(where it stands, row) of a JSON or JSONL file. Raises UsageError for what is no row."""
+    for number, _, row, error in raw_rows(path):
+        where = f"{path}:{number}"
+        if error or not isinstance(row, dict):
+            raise UsageError(f"{where}: {error or 'a row is an object with named fields.'}")
+        yield where, row
+
+
 def read_each(
     paths: Sequence[Path],
     items: Sequence[Any],
@@ -62,20 +71,18 @@ def read_each(
     Raises UsageError naming file and line (or item) of what is malformed, unknown or there twice.
     """
     known = by_id(items, kind)
-    values: dict[str, Value] = {}
+    values = {}
     for path in paths:
         if not path.is_file():
             raise UsageError(f"{path}: no such file. Check the path, or write the file first.")
-        for number, _, row, error in raw_rows(path):
+        for where, row in placed_rows(path):
             try:
-                if error or not isinstance(row, dict):
-                    raise UsageError(error or "a row is an object with named fields.")
                 key, value = read(row, len(values))
                 _check_known(key, known, kind)
                 if key in values:
                     raise UsageError(f"a second {what} for the id {key}. Keep one.")
             except UsageError as problem:
-                raise UsageError(f"{path}:{number}: {problem}") from None
+                raise UsageError(f"{where}: {problem}") from None
             values[key] = value
     check_each(values, items, ", ".join(map(str, paths)), what, kind)
     return values

@@ -57,15 +57,10 @@ class PairResult:
         return share_of(gain - loss > 0)
 
 
-def evaluate_pairs(
-    model: PeftModel, processor: ProcessorMixin, dataset: Dataset, packs: bool | None = None
-) -> PairResult:
-    """Ask policy and reference (the adapter off) for the log-probabilities of every pair.
-
-    packs: both answers in one row, or a row each; None tries whether the model can.
-    """
+def evaluate_pairs(model: PeftModel, processor: ProcessorMixin, dataset: Dataset) -> PairResult:
+    """Ask policy and reference (the adapter off) for the log-probabilities of every pair."""
     # features of all held-out images would fill the memory, and each is needed only a few times
-    packer = Packer(model, processor, packs=packs, keeps_features=False)
+    packer = Packer(model, processor, keeps_features=False)
     policy = pair_logps(packer, dataset)
     with models.disable_adapters(model):
         return PairResult(*policy, *pair_logps(packer, dataset))

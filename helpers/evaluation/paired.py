@@ -16,6 +16,7 @@ from helpers.statistics import (
     SIGNIFICANCE_LEVEL,
     Estimate,
     Proportion,
+    TableRows,
     binomial_p,
     cluster_bootstrap,
     detectable_difference,
@@ -167,7 +168,7 @@ def _sign_flip_p(gains: np.ndarray, clusters: Sequence[str]) -> float:
     return float(found.pvalue)
 
 
-def comparison_rows(rows: Sequence[PolicyComparison]) -> list[list[str]]:
+def comparison_rows(rows: Sequence[PolicyComparison]) -> TableRows:
     """The comparisons for `report.table_html`, the head first."""
     lines = [HEAD]
     for row in rows:

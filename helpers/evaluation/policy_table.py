@@ -12,7 +12,7 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.models import VLM
 from helpers.rewards import Scorer, count_exact, score_all
-from helpers.statistics import mcnemar_p
+from helpers.statistics import TableRows, mcnemar_p
 from helpers.training import PPOTrainer, Task, log_mean
 
 from .exactness import GreedyAndSampled
@@ -37,7 +37,7 @@ class PolicyTable:
 
     def __init__(self, base: GreedyAndSampled):
         self.base = base
-        self.rows: list[list[str]] = [
+        self.rows: TableRows = [
             list(self.HEAD),
             ["base", "", *_share_texts(base), "", "", "", "0"],
         ]

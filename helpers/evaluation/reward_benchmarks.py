@@ -41,6 +41,7 @@ from helpers.statistics import Proportion, share_of
 
 from .keyed import by_id, check_each, read_each
 
+Records = Sequence[PreferenceRecord]
 ScoresById = Mapping[str, list[float]]  # id → a score for each answer, in the order of `answers`
 
 
@@ -136,7 +137,7 @@ def load_benchmark(
             "file=…/data/all_data.json."
         )
     path = fetch_hub_set(name, folder, images=images, rows=rows, file=file, source=source)
-    seen: Counter[str] = Counter()
+    seen = Counter()
     records = []
     for record in read_records(path):
         own = _own_id(record)
@@ -147,26 +148,29 @@ def load_benchmark(
     return records
 
 
+# columns of Multimodal RewardBench → those of an A/B vote; the id and category end up in `extra`
+_VOTE_COLUMNS = {
+    "ID": "ID",
+    "Category": "Category",
+    "Text": "instruction",
+    "Image": "image_path",
+    "Output1": "response_a",
+    "Output2": "response_b",
+}
+
+
 def _to_ab_vote(row: DatasetRow) -> DatasetRow:
-    """A row of Multimodal RewardBench as an A/B vote; its id and category end up in `extra`."""
-    columns = ("ID", "Category", "Text", "Image", "Output1", "Output2", "Better")
-    missing = [column for column in columns if row.get(column) is None]
+    """A row of Multimodal RewardBench as an A/B vote."""
+    missing = [column for column in (*_VOTE_COLUMNS, "Better") if row.get(column) is None]
     if missing:
         raise UsageError(
             f"field {', '.join(missing)} is missing. A row of Multimodal RewardBench needs it."
         )
-    preferred = {"Output1": "response_a", "Output2": "response_b"}.get(row["Better"])
-    if preferred is None:
-        raise UsageError(f"unknown Better {row['Better']!r}: Output1 or Output2")
-    return {
-        "image_path": row["Image"],
-        "instruction": row["Text"],
-        "response_a": row["Output1"],
-        "response_b": row["Output2"],
-        "preference": preferred,
-        "ID": row["ID"],
-        "Category": row["Category"],
-    }
+    better = row["Better"]
+    if better not in ("Output1", "Output2"):
+        raise UsageError(f"unknown Better {better!r}: Output1 or Output2")
+    vote = {new: row[old] for old, new in _VOTE_COLUMNS.items()}
+    return vote | {"preference": _VOTE_COLUMNS[better]}
 
 
 _MULTIMODAL = HubSet(
@@ -199,14 +203,14 @@ class Grade:
         return "\n".join([head, *lines])
 
 
-def grade(records: Sequence[PreferenceRecord], scores: ScoresById, benchmark: Benchmark) -> Grade:
+def grade(records: Records, scores: ScoresById, benchmark: Benchmark) -> Grade:
     """How often the better of two answers has the higher score.
 
     Raises UsageError for a record without exactly two ranked answers or without its scores.
     """
     groups = check_records(records, benchmark)
     _check_scores(scores, records, "scores")
-    points: dict[str, list[float]] = {name: [] for name in benchmark.groups}
+    points = {name: [] for name in benchmark.groups}
     every = []
     for record in records:
         key = record_key(record)
@@ -239,7 +243,7 @@ def macro_mean(groups: Sequence[Proportion]) -> Proportion:
     return Proportion(mean, mean - below, mean + above, sum(group.n for group in groups))
 
 
-def check_records(records: Sequence[PreferenceRecord], benchmark: Benchmark) -> dict[str, str]:
+def check_records(records: Records, benchmark: Benchmark) -> dict[str, str]:
     """The group of every record by its id. Raises UsageError if one is unfit for pair accuracy."""
     known = by_id(records, "record")
     groups = {key: benchmark.group_of(record) for key, record in known.items()}
@@ -265,9 +269,7 @@ def _better_and_worse(record: PreferenceRecord) -> tuple[int, int]:
     return ranking[0][0], ranking[1][0]
 
 
-def _check_scores(
-    scores: ScoresById, records: Sequence[PreferenceRecord], place: str | Path
-) -> None:
+def _check_scores(scores: ScoresById, records: Records, place: str | Path) -> None:
     """Raise UsageError unless `scores` has the scores of each of the records, and of no others."""
     check_each(scores, records, place, "scores", "record")
     for record in records:
@@ -286,14 +288,14 @@ def _check_numbers(scores: object, record: PreferenceRecord, place: str = "") ->
         raise UsageError(f"{where} cannot be ranked. Find out why the model gives NaN or infinity.")
 
 
-def write_scores(path: Path, records: Sequence[PreferenceRecord], scores: ScoresById) -> Path:
+def write_scores(path: Path, records: Records, scores: ScoresById) -> Path:
     """JSONL, `{"id": …, "scores": […]}` a line in the order of the records; floats are exact."""
     _check_scores(scores, records, path)
     rows = ({"id": key, "scores": scores[key]} for key in map(record_key, records))
     return write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
 
 
-def read_scores(path: Path, records: Sequence[PreferenceRecord]) -> dict[str, list[float]]:
+def read_scores(path: Path, records: Records) -> dict[str, list[float]]:
     """The scores of `records`, of each exactly once. Raises UsageError naming file and line."""
     known = by_id(records, "record")
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from helpers.data import Counts
@@ -169,17 +169,12 @@ def read_gallery(folder: Path) -> list[GalleryItem]:
 
     Raises UsageError naming a broken file.
     """
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return [_read(path) for path in files]
-
-
-def _read(path: Path) -> GalleryItem:
-    entry: dict[str, Any] = read_json(path)
-    try:
-        entry["decoding"] = DecodingSettings(**entry["decoding"])
-        entry["spoken"] = [PolicyAnswer(**row) for row in entry["spoken"]]
-        return GalleryItem(**entry)
-    except (TypeError, KeyError, AttributeError):
-        raise UsageError(
-            f"{path}: not an example of this gallery, or of another version. Delete or move it."
-        ) from None
+    items = []
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            items.append(TypeAdapter(GalleryItem).validate_python(read_json(path)))
+        except ValidationError:
+            raise UsageError(
+                f"{path}: not an example of this gallery, or of another version. Delete or move it."
+            ) from None
+    return items

@@ -36,6 +36,7 @@ from helpers.statistics import (
     LIMITS_95,
     Estimate,
     Proportion,
+    TableRows,
     format_figure,
     sample_mean,
     share_of,
@@ -85,7 +86,7 @@ class TextMetrics:
     distinct_2: float | None  # different pairs of neighbours ÷ words (not pairs), as in the paper
     words: Estimate  # of an answer, separated by blanks
 
-    def rows(self) -> list[list[str]]:
+    def rows(self) -> TableRows:
         """A table: figure, value with its interval, and the signatures."""
         rows = [["figure", "value"]]
         for name, value in vars(self).items():
@@ -134,22 +135,21 @@ def reference_metrics(
 
 def _check_references(
     answers: Sequence[str], references: Sequence[str | Sequence[str]]
-) -> list[list[str]]:
+) -> TableRows:
     if len(answers) != len(references) or not answers:
         raise UsageError(
             f"{len(answers)} answers, references for {len(references)}: as many, and at least one."
         )
-    known: list[list[str]] = []
+    known = []
     for place, (answer, texts) in enumerate(zip(answers, references, strict=True)):
         if not isinstance(answer, str):
             raise UsageError(f"answers[{place}] is {answer!r}, not a text; an empty answer is ''.")
-        several = isinstance(texts, Sequence) and not isinstance(texts, str)
-        given = list(texts) if several else [texts]
+        given = [texts] if isinstance(texts, str) else texts
         if not given or not all(isinstance(text, str) and text.strip() for text in given):
             raise UsageError(
                 f"references[{place}] is {texts!r}; give one text that is not blank, or more."
             )
-        known.append(given)
+        known.append(list(given))
     return known
 
 
@@ -181,7 +181,7 @@ def distinct_share(answers: Sequence[str], n: int) -> float | None:
     compare equal amounts of text only.
     """
     tokenizer = _WordTokenizer()
-    grams: set[tuple[str, ...]] = set()
+    grams = set()
     total = 0
     for answer in answers:
         words = tokenizer.tokenize(answer)

@@ -42,6 +42,7 @@ from .generation import (
     generate_from_cache as generate_from_cache,
     generation_config as generation_config,
     sample_answers as sample_answers,
+    sample_counting_answers as sample_counting_answers,
     sample_ids as sample_ids,
 )
 from .heads import (

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, DynamicCache, GenerationConfig, ProcessorMixin
 
-from helpers.data import PreferenceRecord
+from helpers.data import CountedImage, PreferenceRecord, counting_questions
 from helpers.files import open_image
 
 from .adapters import VLM, autocast, base_of, evaluation_mode
@@ -158,6 +158,27 @@ def sample_answers(
         )
         rounds.append(answers)
     return [list(answers) for answers in zip(*rounds, strict=True)]
+
+
+def sample_counting_answers(
+    model: VLM,
+    processor: ProcessorMixin,
+    items: Sequence[CountedImage],
+    number: int = 4,
+    *,
+    seed: int = 0,
+) -> list[list[str]]:
+    """Sample `number` answers to the counting question about each image: (images, number)."""
+    asked = counting_questions(items)
+    return sample_answers(
+        model,
+        processor,
+        asked.images,
+        asked.questions,
+        number,
+        seed=seed,
+        max_new_tokens=answer_budget(processor, asked.answers),
+    )
 
 
 # --- several answers to a prompt that is read once ---

@@ -29,7 +29,7 @@ SHORT_CELL = 40  # characters: figures stay on one line, sentences do not
 
 def table_html(rows: Sequence[Sequence[str]]) -> str:
     """A table; rows[0] is the head, all cells are escaped."""
-    return raw_table([[html.escape(cell) for cell in row] for row in rows])
+    return raw_table([list(map(html.escape, row)) for row in rows])
 
 
 def raw_table(rows: Sequence[Sequence[str]]) -> str:
@@ -135,13 +135,12 @@ def comparison_table(
     before: Sequence[str],
     after: Sequence[str],
     numbers: Sequence[int],
-    width: int = 130,
 ) -> str:
     """Items before and after, for readers without widgets: one row an item in `numbers`."""
     rows = [["image", "before", "after"]]
     for number in numbers:
         item = items[number]
-        cells = [picture_html(open_image(item.path), width, f"item {number}")]
+        cells = [picture_html(open_image(item.path), alt=f"item {number}")]
         texts = before[number], after[number]
         for text, marked in zip(texts, mark_changes(*texts), strict=True):
             cells.append(f"{'✓' if is_exact(text, item.counts) else '✗'} {marked}")
@@ -149,11 +148,11 @@ def comparison_table(
     return raw_table(rows)
 
 
-def gallery_html(folder: Path, items: Sequence[GalleryItem], width: int = 160) -> str:
+def gallery_html(folder: Path, items: Sequence[GalleryItem]) -> str:
     """The examples of a gallery in the folder `folder`, as a table."""
     rows = [["image", "question", "answers"]]
     for number, example in enumerate(items, start=1):
-        picture = picture_html(open_image(folder / example.image), width, f"kept example {number}")
+        picture = picture_html(open_image(folder / example.image), 160, f"kept example {number}")
         question = html.escape(example.question)
         if example.truth:
             truth = html.escape(format_counts(example.truth))

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from helpers.data import raw_rows
 from helpers.evaluation import PolicyFindings
-from helpers.files import ROOT, UsageError, artifacts_dir, write_text
+from helpers.files import ROOT, UsageError, artifacts_dir, published_path, write_text
 from helpers.models import PRESETS
 
 from .html import markdown_table
@@ -31,11 +31,13 @@ CARD = """\
 
 # {{ name }}
 
-A LoRA adapter of `{{ base }}`, trained with {{ method.upper() }} on {{ trained_on }}, \
-seed {{ seed }}.
+A LoRA adapter of `{{ about.base }}`, trained with {{ method.upper() }} on \
+{% if about.reward %}the reward `{{ about.reward }}`{% else %}preference pairs{% endif %}, \
+seed {{ about.seed or 0 }}.
 
 ## Data
-`{{ data }}`. Licence of the data: {{ data_licence }}. Licence of the base: {{ base_licence }}.
+`{{ data }}`. Licence of the data: {{ data_licences|join(', ') }}. \
+Licence of the base: {{ base_licence }}.
 
 ## Training command
 ```
@@ -47,23 +49,23 @@ Settings:
 ```
 
 ## Versions
-{{ versions }}.
+{{ versions|join(', ') }}.
 
 ## Figures
 {{ found.n }} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all \
 rows of the report.
 
-{{ figures }}
+{{ markdown_table(found.rows) }}
 
 ## Counting, greedy
-{{ counting }}
+{{ markdown_table(found.counting) }}
 
 ## Does it look at the image?
 {{ found.sight }}.
 
 ## Known failures
-{{ failures }}
-
+{% for failure in found.failures %}* {{ failure }}
+{% endfor %}
 Not tested on anything but these items. Made for teaching; decide nothing with it that matters to \
 anyone.
 """
@@ -85,7 +87,6 @@ def render_model_card(name: str, findings: PolicyFindings) -> str:
     base = about["base"]
     preset = PRESETS.get(base)
     method = name.split("/")[0]
-    reward = about.get("reward")
     metadata = ModelCardData(
         base_model=preset.location if preset else base,
         library_name="peft",
@@ -96,20 +97,16 @@ def render_model_card(name: str, findings: PolicyFindings) -> str:
         metadata,
         template_str=CARD,
         name=name,
-        base=base,
+        about=about,
         method=method,
-        trained_on=f"the reward `{reward}`" if reward else "preference pairs",
-        seed=about.get("seed", 0),
-        data=_shorten_path(about.get("data", "not noted")),
-        data_licence=", ".join(data_licences(about)),
+        data=published_path(about.get("data", "not noted")),
+        data_licences=data_licences(about),
         base_licence=preset.licence if preset else "see the base's own card",
         command=training_command(name, about),
         settings=json.dumps(about.get("settings", {}), indent=1),
-        versions=", ".join(package_versions()),
+        versions=package_versions(),
         found=findings,
-        figures=markdown_table(findings.rows),
-        counting=markdown_table(findings.counting),
-        failures="\n".join(f"* {line}" for line in findings.failures),
+        markdown_table=markdown_table,
     )
     return card.content + "\n"
 
@@ -141,7 +138,7 @@ def data_licences(about: dict[str, Any]) -> list[str]:
     """
     path = ROOT / about.get("data", "")
     if not path.is_file():
-        return [f"unknown, {_shorten_path(path.as_posix())} is not here any more"]
+        return [f"unknown, {published_path(path.as_posix())} is not here any more"]
     found = set()
     for number, _, row, error in raw_rows(path):
         if error or not isinstance(row, dict):
@@ -150,11 +147,3 @@ def data_licences(about: dict[str, Any]) -> list[str]:
             )
         found.add(row.get("licence") or UNKNOWN_LICENCE)
     return sorted(found)
-
-
-def _shorten_path(path: str) -> str:
-    """Shorten a path to its part in the repository, or to the file's name: cards are published."""
-    full = Path(path)
-    if full.is_relative_to(ROOT):
-        return full.relative_to(ROOT).as_posix()
-    return full.name if full.is_absolute() else path

@@ -5,18 +5,19 @@ what they mean, and pictures. `build_report` puts the sections that exist togeth
 """
 
 import base64
-import html
 import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from IPython.display import HTML
+from jinja2 import Template
 from matplotlib.figure import Figure
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from helpers.evaluation import PolicyFindings, read_gallery
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
 from helpers.runtime import machine_summary, peak_memory_gb
-from helpers.statistics import Proportion
+from helpers.statistics import Estimate, Proportion, TableRows
 
 from .html import gallery_html, table_html
 from .model_card import write_cards
@@ -26,19 +27,17 @@ PEAK = "peak_memory_gb"  # of the headlines, the one that every notebook has
 
 
 @dataclass(frozen=True)
-class Headline:
+class Headline(Estimate):
     """One measured figure; `low` and `high` are its 95 % interval, or equal to it where n is 1."""
 
-    value: float
-    low: float
-    high: float
-    n: int
     seed: int
 
 
 @dataclass
 class Section:
     """What one notebook contributes. Nothing is on disk before `save`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # other fields: of another version
 
     name: str  # "04_train_dpo"
     title: str
@@ -61,7 +60,7 @@ class Section:
         print(sentence)
         self.conclusions.append(sentence)
 
-    def table(self, rows: list[list[str]]) -> HTML:
+    def table(self, rows: TableRows) -> HTML:
         """Keep a table (first row: column heads) and return it, so that the cell shows it too."""
         return self.html(table_html(rows))
 
@@ -71,7 +70,7 @@ class Section:
         return HTML(fragment)
 
     def add_share(self, name: str, share: Proportion, seed: int = 0) -> None:
-        self.headlines[name] = Headline(share.value, share.low, share.high, share.n, seed)
+        self.headlines[name] = Headline(**vars(share), seed=seed)
 
     def add_value(self, name: str, value: float, seed: int = 0) -> None:
         """Add a figure measured once (a duration, a p-value): no interval."""
@@ -97,13 +96,9 @@ def read_sections() -> list[Section]:
     """The sections that are there. Raises UsageError for one that another version has written."""
     sections = []
     for path in sorted(_report_folder().glob("sections/*.json")):
-        section = read_json(path)
         try:
-            for field_name, kind in {"headlines": Headline, "examined": PolicyFindings}.items():
-                found = section[field_name]
-                section[field_name] = {name: kind(**values) for name, values in found.items()}
-            sections.append(Section(**section))
-        except (TypeError, KeyError, AttributeError):
+            sections.append(TypeAdapter(Section).validate_python(read_json(path)))
+        except ValidationError:
             raise UsageError(
                 f"{path}: written by another version. Delete it and run its notebook again."
             ) from None
@@ -116,7 +111,7 @@ def _report_folder() -> Path:
 
 def collect_headlines(sections: list[Section]) -> dict[str, Headline]:
     """All headline figures by name; peak memory is the largest of the notebooks'."""
-    merged: dict[str, Headline] = {}
+    merged = {}
     for section in sections:
         before = merged.get(PEAK)
         merged |= section.headlines
@@ -130,25 +125,27 @@ def build_report() -> Path:
 
     They are made from the sections that exist.
     """
+    folder = _report_folder()
     sections = read_sections()
     figures = {name: asdict(headline) for name, headline in collect_headlines(sections).items()}
-    write_json(_report_folder() / "summary.json", figures)
+    write_json(folder / "summary.json", figures)
     for section in sections:
         write_cards(section.examined)
-    body = [
-        "<h1>Preference alignment of a small vision-language model</h1>",
-        f"<p class='note'>{html.escape(machine_summary())}. "
-        "Intervals are 95 % (Wilson) unless n = 1.</p>",
-        *_conclusions_html(sections),
-        "<h2>Headline figures</h2>",
-        _scroll(table_html(figure_rows(figures))),
-        *map(_section_html, sections),
-        *_gallery_section(),
-    ]
-    return write_text(_report_folder() / "index.html", _PAGE.replace("BODY", "\n".join(body)))
+    gallery = artifacts_dir() / "gallery"
+    kept = read_gallery(gallery)
+    page = PAGE.render(
+        sections=sections,
+        machine=machine_summary(),
+        headlines=table_html(figure_rows(figures)),
+        # names of the notebooks that are kept as they ran
+        notebooks=[path.stem for path in folder.glob("notebooks/*.html")],
+        kept=len(kept),
+        gallery=gallery_html(gallery, kept),
+    )
+    return write_text(folder / "index.html", page)
 
 
-def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
+def figure_rows(figures: dict[str, dict[str, float]]) -> TableRows:
     """The figures of a `summary.json` as rows of a table, the head first."""
     rows = [["figure", "value", "95 % interval", "n", "seed"]]
     for name, f in figures.items():
@@ -157,51 +154,9 @@ def figure_rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
     return rows
 
 
-def _conclusions_html(sections: list[Section]) -> list[str]:
-    lines = []
-    leads = []
-    for section in sections:
-        lines += [f"<li>{html.escape(sentence)}</li>" for sentence in section.conclusions]
-        if section.lead is not None:
-            leads.append(_figure(*section.pictures[section.lead]))
-    return [f"<h2>In short</h2><ul>{''.join(lines)}</ul>", *leads] if lines else []
-
-
-def _gallery_section() -> list[str]:
-    """The examples that a reader kept, if there are any."""
-    folder = artifacts_dir() / "gallery"
-    kept = read_gallery(folder)
-    if not kept:
-        return []
-    return [f"<h2>Examples that were kept ({len(kept)})</h2>", _scroll(gallery_html(folder, kept))]
-
-
-def _scroll(table: str) -> str:
-    return f"<div class='scroll'>{table}</div>"
-
-
-def _figure(caption: str, png: str) -> str:
-    text = html.escape(caption)
-    image = f"<img alt='{text}' src='data:image/png;base64,{png}'>"
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
-
-
-def _section_html(section: Section) -> str:
-    if not (section.sentences or section.tables or section.pictures):
-        return ""
-    parts = [f"<h2>{html.escape(section.title)}</h2>"]
-    notebook = f"notebooks/{section.name}.html"
-    if (_report_folder() / notebook).exists():
-        parts.append(f"<p class='note'><a href='{notebook}'>The notebook as it ran</a></p>")
-    parts += [f"<p>{html.escape(sentence)}</p>" for sentence in section.sentences]
-    parts += map(_scroll, section.tables)
-    for number, picture in enumerate(section.pictures):
-        if number != section.lead:
-            parts.append(_figure(*picture))
-    return "\n".join(parts)
-
-
-_PAGE = """<!doctype html>
+# Jinja escapes what it is given, except where a part says `safe`: tables are HTML already.
+PAGE = Template(
+    """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Preference alignment report</title>
@@ -226,6 +181,54 @@ figure img { max-width: 100%; height: auto; }
   figure { break-inside: avoid; }
 }
 </style></head><body>
-BODY
+{% macro figure(caption, png) %}
+<figure><img alt='{{ caption }}' src='data:image/png;base64,{{ png }}'>
+<figcaption>{{ caption }}</figcaption></figure>
+{% endmacro %}
+
+<h1>Preference alignment of a small vision-language model</h1>
+<p class='note'>{{ machine }}. Intervals are 95 % (Wilson) unless n = 1.</p>
+
+{% set conclusions = sections|sum("conclusions", []) %}
+{% if conclusions %}
+<h2>In short</h2>
+<ul>
+{% for sentence in conclusions %}
+<li>{{ sentence }}</li>
+{% endfor %}
+</ul>
+{% for section in sections if section.lead is not none %}
+{{ figure(*section.pictures[section.lead]) }}
+{% endfor %}
+{% endif %}
+
+<h2>Headline figures</h2>
+<div class='scroll'>{{ headlines|safe }}</div>
+
+{% for section in sections if section.sentences or section.tables or section.pictures %}
+<h2>{{ section.title }}</h2>
+{% if section.name in notebooks %}
+<p class='note'><a href='notebooks/{{ section.name }}.html'>The notebook as it ran</a></p>
+{% endif %}
+{% for sentence in section.sentences %}
+<p>{{ sentence }}</p>
+{% endfor %}
+{% for table in section.tables %}
+<div class='scroll'>{{ table|safe }}</div>
+{% endfor %}
+{% for picture in section.pictures %}
+{% if loop.index0 != section.lead %}
+{{ figure(*picture) }}
+{% endif %}
+{% endfor %}
+{% endfor %}
+
+{% if kept %}
+<h2>Examples that were kept ({{ kept }})</h2>
+<div class='scroll'>{{ gallery|safe }}</div>
+{% endif %}
 </body></html>
-"""
+""",
+    autoescape=True,
+    trim_blocks=True,
+)

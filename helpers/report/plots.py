@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +18,6 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from helpers.statistics import Proportion
-
-from .run_logs import running_mean
 
 CHOSEN_COLOR = "#1a7f5a"
 REJECTED_COLOR = "#c0392b"
@@ -50,6 +49,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+REDRAWN_EVERY = 3.0  # seconds, at most
 FEW_POINTS = 20  # so few are drawn as dots
 PALE = 0.25  # opacity of values under their running mean
 
@@ -92,27 +92,19 @@ def _draw_level(axis: Axes, level: float) -> None:
 
 
 def _draw_smoothed(
-    axis: Axes,
-    steps: Sequence[float],
-    values: Sequence[float],
-    width: int,
-    color: str,
-    label: str,
-    alpha: float = PALE,
+    axis: Axes, steps: pd.Series, values: pd.Series, width: int, alpha: float, **style: str
 ) -> None:
     """Draw values pale, and their running mean over them."""
-    axis.plot(steps, values, color=color, alpha=alpha, linewidth=1)
-    axis.plot(steps, running_mean(np.array(values), width), color=color, label=label)
+    axis.plot(steps, values, color=style["color"], alpha=alpha, linewidth=1)
+    axis.plot(steps, values.rolling(width, min_periods=1).mean(), **style)
 
 
 def _draw_held_out(axis: Axes, held_out: HeldOut, marks: str, label: str | None = None) -> None:
     """Draw shares over steps with their intervals."""
     steps = [step for step, _ in held_out]
-    low = [share.low for _, share in held_out]
-    high = [share.high for _, share in held_out]
-    axis.vlines(steps, low, high, color=CHOSEN_COLOR, alpha=0.4, linewidth=3)
-    values = [share.value for _, share in held_out]
-    axis.plot(steps, values, marks, color=CHOSEN_COLOR, label=label)
+    shares = pd.DataFrame([share for _, share in held_out])
+    axis.vlines(steps, shares["low"], shares["high"], color=CHOSEN_COLOR, alpha=0.4, linewidth=3)
+    axis.plot(steps, shares["value"], marks, color=CHOSEN_COLOR, label=label)
 
 
 @_styled
@@ -123,11 +115,11 @@ def training_curves(log: Log, steps: int | None = None, held_out: HeldOut = ()) 
     """
     panels = len(CURVES) + bool(held_out)
     figure, axes = plt.subplots(1, panels, figsize=(3.75 * panels, 3.2))
-    numbers = range(1, len(log) + 1)
+    table = pd.DataFrame(log)
     for axis, (title, (colors, level)) in zip(axes, CURVES.items(), strict=False):
         for key, color in colors.items():
-            values = [row[key] for row in log]
-            _draw_smoothed(axis, numbers, values, 5, color, key.split("/")[-1], alpha=0.3)
+            label = key.split("/")[-1]
+            _draw_smoothed(axis, table.index + 1, table[key], 5, 0.3, color=color, label=label)
         if level is not None:
             _draw_level(axis, level)
         if len(colors) > 1:
@@ -146,12 +138,12 @@ def training_curves(log: Log, steps: int | None = None, held_out: HeldOut = ()) 
 def reward_curves(log: Log, evaluations: Log) -> Figure:
     """Loss and accuracy of a reward model: each step with a running mean of 10, held-out dots."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+    train = pd.DataFrame(log)
+    asked = pd.DataFrame(evaluations)
     for axis, key, level in zip(axes, ("loss", "accuracy"), (np.log(2), 0.5), strict=True):
-        steps = [row["step"] for row in log]
-        _draw_smoothed(axis, steps, [row[key] for row in log], 10, ACCENT_COLOR, "train")
-        asked = [row["step"] for row in evaluations]
-        values = [row[key] for row in evaluations]
-        axis.plot(asked, values, "o-", color=CHOSEN_COLOR, label="held out")
+        style = {"color": ACCENT_COLOR, "label": "train"}
+        _draw_smoothed(axis, train["step"], train[key], 10, PALE, **style)
+        axis.plot(asked["step"], asked[key], "o-", color=CHOSEN_COLOR, label="held out")
         _draw_level(axis, level)
         axis.set(title=f"{key} (dotted: a model that says nothing)", xlabel="step")
     axes[0].legend()
@@ -164,7 +156,10 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> Figure:
 
     On the line is calibrated.
     """
-    confidence, accuracy, numbers = np.array(bins).T
+    # a row each: confidence, accuracy, number of pairs
+    columns = np.array(bins).T
+    confidence, accuracy = columns[:2]
+    numbers = columns[2]
     figure, axis = plt.subplots(figsize=(4.2, 4))
     axis.plot([0.5, 1], [0.5, 1], color=NEUTRAL_COLOR, linestyle=":")
     axis.plot(confidence, accuracy, color=ACCENT_COLOR, alpha=0.4)
@@ -184,7 +179,8 @@ def policy_curves(log: Log, iterations: int | None = None, held_out: HeldOut = (
     held_out: (iteration, share of exact answers to held-out questions), shown with the score.
     """
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
-    critic = any(row["critic"] for row in log)
+    table = pd.DataFrame(log)
+    critic = table["critic"].any()
     third = ("groups with equal scores", {"groups/zero_variance": ""})
     if critic:
         third = ("critic: explained variance", {"ppo/explained_variance": ""})
@@ -202,10 +198,9 @@ def policy_curves(log: Log, iterations: int | None = None, held_out: HeldOut = (
     ]
     for axis, (title, keys) in zip(axes, panels, strict=True):
         for (key, label), color in zip(keys.items(), (ACCENT_COLOR, REJECTED_COLOR), strict=False):
-            rows = [row for row in log if key in row]
-            if rows:
-                steps = [row["iteration"] for row in rows]
-                axis.plot(steps, [row[key] for row in rows], color=color, label=label)
+            if key in table:  # the truth is watched now and then, or never
+                rows = table.dropna(subset=key)
+                axis.plot(rows["iteration"], rows[key], color=color, label=label)
         axis.set(title=title, xlabel="iteration", xlim=(0, iterations or len(log) + 1))
     if held_out:
         _draw_held_out(axes[0], held_out, "o", "held out, greedy exact")
@@ -230,7 +225,7 @@ def run_curves(
     rows = -(-len(panels) // 2)
     size = (10, 2.6 * rows + 0.4)
     figure, axes = plt.subplots(rows, 2, figsize=size, squeeze=False)
-    styles: dict[str, dict[str, str]] = {}  # of each run
+    styles = {}  # of each run
     for axis, (metric, lines) in zip(axes.flat, panels.items(), strict=False):
         for run, (x, values, smoothed) in lines.items():
             style = styles.setdefault(run, _run_style(len(styles)))
@@ -279,14 +274,13 @@ def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> F
 
 
 class _LiveFigure:
-    """A figure in the cell's output that is redrawn at most every `every` seconds.
+    """A figure in the cell's output that is redrawn now and then.
 
     `watching` counts the seconds that it took. held_out: a list that grows while the run is on, as
     `evaluation.HeldOutAnswers.shares`.
     """
 
-    def __init__(self, every: float = 3.0, held_out: HeldOut = ()):
-        self.every = every
+    def __init__(self, held_out: HeldOut = ()):
         self.held_out = held_out
         self.handle = None
         self.drawn = 0.0
@@ -295,7 +289,7 @@ class _LiveFigure:
 
     def redraw(self, make: Callable[[], Figure], last: bool = False) -> None:
         started = time.monotonic()
-        if not last and started - self.drawn < self.every:
+        if not last and started - self.drawn < REDRAWN_EVERY:
             return
         figure = make()
         if self.handle is None:
@@ -312,12 +306,14 @@ class LiveCurves(_LiveFigure, TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "rewards/margins" in logs:
             self.log.append(dict(logs))
-            self.redraw(lambda: training_curves(self.log, state.max_steps, self.held_out))
+            self._draw(state)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.log:
-            curves = training_curves(self.log, state.max_steps, self.held_out)
-            self.redraw(lambda: curves, last=True)
+            self._draw(state, last=True)
+
+    def _draw(self, state, last=False):
+        self.redraw(lambda: training_curves(self.log, state.max_steps, self.held_out), last)
 
 
 class LivePolicyCurves(_LiveFigure):
@@ -344,12 +340,10 @@ def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -
         color = MODEL_COLORS[number % len(MODEL_COLORS)]
         # the models of a row stand under each other, around its middle
         offset = (number - (len(groups) - 1) / 2) * 0.8 / max(5, len(groups))
-        shares = [values[measure] for measure in measures]
-        low = [share.low for share in shares]
-        high = [share.high for share in shares]
-        axis.hlines(places + offset, low, high, color=color, linewidth=3, alpha=0.5)
-        points = [share.value for share in shares]
-        axis.plot(points, places + offset, "o", color=color, label=model)
+        heights = places + offset
+        shares = pd.DataFrame([values[measure] for measure in measures])
+        axis.hlines(heights, shares["low"], shares["high"], color=color, linewidth=3, alpha=0.5)
+        axis.plot(shares["value"], heights, "o", color=color, label=model)
     axis.set(yticks=places, yticklabels=measures, title=title)
     axis.set(xlim=(-0.02, 1.02), ylim=(len(measures) - 0.5, -0.5))
     axis.grid(axis="x", alpha=0.3)

@@ -18,6 +18,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,8 +30,8 @@ from helpers.files import ROOT, UsageError, read_json
 from helpers.machine import TRAINER_STATE
 
 HELD_OUT_PREFIX = "held out/"  # before the names of figures of a reward model on held-out pairs
-STEP_NAMES = ("step", "iteration")  # of the column that says where a row stands
 TOTALS = ("seconds", "samples", "num_tokens", "epoch")  # columns that can be the x axis
+_Row = dict[str, Any]  # figures by name, and the step
 LONGEST_SETTING = 40  # characters; what is longer is a text or a list, and no setting
 
 
@@ -101,36 +102,35 @@ def find_runs(folder: Path) -> list[LoggedRun]:
     return runs
 
 
-def _newest_states(states: Iterable[Path]) -> list[Path]:
+def _newest_states(states: Iterable[Path]) -> Iterable[Path]:
     """Choose the newest checkpoint of each trainer: it holds the rows of all earlier ones."""
-    last: dict[Path, tuple[float, int, Path]] = {}
+    ages = {}
     for path in states:
-        number = int((re.findall(r"\d+$", path.parent.name) or [0])[0])
-        try:
-            age = (path.stat().st_mtime, number, path)
-        except FileNotFoundError:  # TRL keeps few checkpoints and has just removed this one
-            continue
-        trainer = path.parent.parent
-        last[trainer] = max(last.get(trainer, age), age)
-    return [path for _, _, path in last.values()]
+        number = re.findall(r"\d+$", path.parent.name) or [0]
+        # TRL keeps few checkpoints, and may have removed this one just now
+        with suppress(FileNotFoundError):
+            ages[path] = (path.stat().st_mtime, int(number[0]), path)
+    # of each trainer, the last of these stays
+    newest = {path.parent.parent: path for path in sorted(ages, key=ages.get)}
+    return newest.values()
 
 
 def _read_run(path: Path, name: str) -> LoggedRun:
-    notes: list[str] = []
+    notes = []
     try:
         stage, rows = _read_rows(path, notes)
-        steps = np.array([_step(*row) for row in rows])
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror}). Check it, then refresh."
         return LoggedRun(name, error=problem)
     except UsageError as problem:
         return LoggedRun(name, error=str(problem))
+    steps = np.array([row.pop("step") for row in rows])
     if not rows:
         notes.append("no row has been logged yet")
     if (np.diff(steps) < 0).any():
         notes.append("the steps go back, as if two runs had one file; the rows are sorted by step")
     order = np.argsort(steps, kind="stable")
-    columns, gaps = _columns([rows[i][1] for i in order], notes)
+    columns, gaps = _columns([rows[i] for i in order], notes)
     about = _about(path.parent / "about.json", notes)
     return LoggedRun(name, stage, steps[order], columns, about, gaps, tuple(notes))
 
@@ -147,11 +147,7 @@ def _about(path: Path, notes: list[str]) -> dict[str, Any]:
     return about
 
 
-_Row = dict[str, Any]
-_PlacedRow = tuple[str, _Row]  # where it stands, what it says
-
-
-def _read_rows(path: Path, notes: list[str]) -> tuple[str, list[_PlacedRow]]:
+def _read_rows(path: Path, notes: list[str]) -> tuple[str, list[_Row]]:
     """Stage and rows of one file. Raises UsageError naming it."""
     raw = path.read_bytes()
     if path.suffix == ".jsonl":
@@ -163,35 +159,57 @@ def _read_rows(path: Path, notes: list[str]) -> tuple[str, list[_PlacedRow]]:
         content = {}
     history = content.get("log_history")
     if isinstance(history, list):
-        return "dpo", _placed(history, f"{path}, row {{}}")
+        return "dpo", _rows(history, path)
     steps = content.get("steps")
     asked = content.get("evaluations")
     if isinstance(steps, list) and isinstance(asked, list):
-        trained = _placed(steps, f"{path}, row {{}} of steps")
-        held_out = _placed(asked, f"{path}, row {{}} of evaluations", HELD_OUT_PREFIX)
-        return "reward", list(heapq.merge(trained, held_out, key=lambda row: _step(*row)))
+        trained = _rows(steps, path, " of steps")
+        held_out = _rows(asked, path, " of evaluations", HELD_OUT_PREFIX)
+        return "reward", list(heapq.merge(trained, held_out, key=lambda row: row["step"]))
     raise UsageError(
         f"{path}: neither a list of rows nor steps and evaluations. "
         "Run the notebook that makes it again."
     )
 
 
-def _lines(path: Path, raw: bytes, notes: list[str]) -> list[_PlacedRow]:
+def _lines(path: Path, raw: bytes, notes: list[str]) -> list[_Row]:
     """Rows of JSON lines; half a line at the end is that of a process that is writing."""
     rows = []
     lines = raw.split(b"\n")  # the last is what follows the last line break: mostly nothing
     for number, line in enumerate(lines, start=1):
         where = f"{path}:{number}"
+        if not line.strip():
+            continue
         try:
-            if line.strip():
-                rows.append(_row(_parse(line, where), where))
+            value = _parse(line, where)
         except UsageError:
             if number < len(lines):
                 raise
             notes.append(
                 f"{where}: half a line ({len(line)} bytes) is left out, as of a run that is writing"
             )
+        else:
+            rows.append(_row(value, where))
     return rows
+
+
+def _rows(values: Sequence[Any], path: Path, part: str = "", prefix: str = "") -> list[_Row]:
+    """The rows of a list; `prefix` goes before the names of their figures."""
+    rows = enumerate(values, start=1)
+    return [_row(value, f"{path}, row {number}{part}", prefix) for number, value in rows]
+
+
+def _row(value: Any, where: str, prefix: str = "") -> _Row:
+    """The figures of a row and its step. Raises UsageError if it is none."""
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: is no object of figures. Remove it, or run the notebook again.")
+    step = value.get("step", value.get("iteration"))
+    if not isinstance(step, float) or not np.isfinite(step):
+        raise UsageError(
+            f"{where}: has no step or iteration. Remove the row, or run the notebook again."
+        )
+    names = [name for name in value if name not in ("step", "iteration")]
+    return {prefix + name: value[name] for name in names} | {"step": step}
 
 
 def _parse(raw: bytes, where: str) -> Any:
@@ -205,31 +223,6 @@ def _parse(raw: bytes, where: str) -> Any:
         ) from None
 
 
-def _placed(values: Sequence[Any], where: str, prefix: str = "") -> list[_PlacedRow]:
-    """The rows of a list; `where` has {} for their number, `prefix` goes before their names."""
-    rows = []
-    for number, value in enumerate(values, start=1):
-        place, row = _row(value, where.format(number))
-        named = {name if name in STEP_NAMES else prefix + name: v for name, v in row.items()}
-        rows.append((place, named))
-    return rows
-
-
-def _row(value: Any, where: str) -> _PlacedRow:
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: is no object of figures. Remove it, or run the notebook again.")
-    return where, value
-
-
-def _step(where: str, row: _Row) -> float:
-    step = row.get("step", row.get("iteration"))
-    if not isinstance(step, float) or not np.isfinite(step):
-        raise UsageError(
-            f"{where}: has no step or iteration. Remove the row, or run the notebook again."
-        )
-    return step
-
-
 def _columns(
     rows: Sequence[_Row], notes: list[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -237,7 +230,7 @@ def _columns(
     import pandas as pd
 
     # as objects, since a column of numbers would not tell null from NaN from not logged
-    table = pd.DataFrame(rows, dtype=object).drop(columns=list(STEP_NAMES), errors="ignore")
+    table = pd.DataFrame(rows, dtype=object)
     logged = pd.DataFrame([dict.fromkeys(row, True) for row in rows]).notna()
     columns, gaps = {}, {}
     for name, values in table.items():
@@ -305,22 +298,19 @@ def last_value(run: LoggedRun, metric: str) -> float | None:
 
 def differences(runs: Sequence[LoggedRun]) -> list[str]:
     """What each run's about.json says that some other's does not: "seed 1, learning_rate 0.001"."""
-    told = [_flatten_settings(run.about) for run in runs]
-    differing = []
-    for name in dict.fromkeys(name for about in told for name in about):
-        values = {about.get(name) for about in told}
-        if len(values) > 1:
-            differing.append(name)
+    import pandas as pd
+
+    told = pd.DataFrame([_flatten_settings(run.about) for run in runs])
+    differing = told.loc[:, told.nunique(dropna=False) > 1].fillna("not given")
     texts = []
-    for about in told:
-        parts = [f"{name} {about.get(name, 'not given')}" for name in differing]
-        texts.append(", ".join(parts))
+    for settings in differing.to_dict("records"):
+        texts.append(", ".join(f"{name} {value}" for name, value in settings.items()))
     return texts
 
 
 def _flatten_settings(about: Mapping[str, Any]) -> dict[str, str]:
     """Settings by their own names, `lora` and the like opened; long ones are left out."""
-    flat: dict[str, str] = {}
+    flat = {}
     for name, value in about.items():
         if isinstance(value, Mapping):
             flat |= _flatten_settings(value)
@@ -339,21 +329,21 @@ def definitions(path: Path = ROOT / "docs" / "metrics.md") -> dict[str, dict[str
     → {"a": what it is, "b": what it is}
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return {}
-    found: dict[str, dict[str, str]] = {stage: {} for stage in LOGGED_STAGES}
+    found = {stage: {} for stage in LOGGED_STAGES}
     section = ""
-    before = ""
-    for line in lines:
-        is_row = line.startswith("|")
-        if line and not before and not is_row:  # the first line of a paragraph
-            section = line
-        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
-        for name, stage in LOGGED_STAGES.items():
-            if is_row and len(cells) == 2 and section.startswith(stage.section):
-                found[name] |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1])
-        before = line
+    for block in text.split("\n\n"):
+        if not block.startswith("|"):
+            section = block
+        for line in block.splitlines():
+            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            if not line.startswith("|") or len(cells) != 2:
+                continue
+            for name, stage in LOGGED_STAGES.items():
+                if section.startswith(stage.section):
+                    found[name] |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1])
     return found
 
 

@@ -9,7 +9,6 @@ from .caption_reward import (
     vlm_captioner as vlm_captioner,
 )
 from .feature_reward import (
-    FEATURE_REWARD_FILE as FEATURE_REWARD_FILE,
     FEATURE_REWARD_WEIGHTS as FEATURE_REWARD_WEIGHTS,
     FeatureFit as FeatureFit,
     FeatureReward as FeatureReward,
@@ -60,6 +59,7 @@ from .reward_model import (
     remove_reward_adapter as remove_reward_adapter,
     save_reward_model as save_reward_model,
     score_records as score_records,
+    split_scores as split_scores,
     standardised_scorer as standardised_scorer,
 )
 from .reward_report import (

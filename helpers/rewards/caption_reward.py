@@ -32,6 +32,8 @@ from helpers.losses import bradley_terry_loss
 from helpers.models import generate_answers
 from helpers.runtime import device
 
+from .reward_model import split_scores
+
 Captioner = Callable[[Sequence[Path]], list[str]]
 CAPTION_REWARD_FILE = "caption_reward.json"
 SCORED_AT_ONCE = 64  # texts in one forward without gradient
@@ -67,6 +69,7 @@ def vlm_captioner(
     known: dict[Path, str] = {}
 
     def caption(paths: Sequence[Path]) -> list[str]:
+        # in the order of `paths`, each once
         new = [path for path in dict.fromkeys(paths) if path not in known]
         prompts = [prompt] * len(new)
         made = generate_answers(
@@ -185,6 +188,7 @@ class CaptionReward:
             return_tensors="pt",
             return_token_type_ids=False,
         ).to(self.model.device)
+        # the model has no positions beyond its limit
         length = inputs["input_ids"].shape[1]
         limit = min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
         if length > limit:
@@ -220,6 +224,7 @@ class CaptionReward:
         has a ranking with two tiers.
         """
         pairs = self._pairs(records)
+        # the whole model is trained, not an adapter
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate)
         generator = torch.Generator().manual_seed(seed)
         losses = []
@@ -251,14 +256,11 @@ class CaptionReward:
 
         Errors as in `texts`.
         """
-        texts = self.texts(records)
-        flat = list(itertools.chain(*texts))
+        flat = list(itertools.chain(*self.texts(records)))
         scores = []
         for start in tqdm(range(0, len(flat), SCORED_AT_ONCE), desc="scores", leave=False):
             scores.append(self.forward(flat[start : start + SCORED_AT_ONCE]))
-        # one tensor (answers,) is cut into one list a record
-        sizes = [len(answers) for answers in texts]
-        return [part.tolist() for part in torch.cat(scores).split(sizes)]
+        return split_scores(torch.cat(scores), records)
 
     def save(self, folder: Path) -> Path:
         """Write model (safetensors) and tokenizer; of a captioner only that there was one."""

@@ -30,12 +30,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers.data import PreferenceRecord, file_of
-from helpers.files import UsageError, open_image, read_json, write_json
+from helpers.files import UsageError, open_image
 
+from .reward_model import split_scores
 from .scoring import Score, Scorer, ScorerInputs, heuristic_scorer, make_batch_scorer
 
 FEATURE_REWARD_WEIGHTS = "feature_reward.safetensors"
-FEATURE_REWARD_FILE = "feature_reward.json"
 HELD_OUT_SHARE = 0.2  # of the images: what it says of images that it has not seen
 BATCH_SIZE = 64  # answers a step
 EQUAL = 1e-6  # standard deviation under which scores are all the same
@@ -98,6 +98,7 @@ def r_squared(predicted: Tensor, true: Tensor) -> float:
 
     1 is perfect, 0 as good as the mean of `true`.
     """
+    # what is left unexplained, and what there is to explain
     missed = (true - predicted).square().sum()
     return 1 - (missed / (true - true.mean()).square().sum()).item()
 
@@ -135,6 +136,7 @@ class FeatureReward:
         """
         if not records:
             raise UsageError("there are no records to score. Give one or more.")
+        # one row an answer: (image, question, answer)
         rows = []
         for record in tqdm(records, desc="features", leave=False):
             images = record.image_paths
@@ -164,6 +166,7 @@ class FeatureReward:
         y = torch.tensor([score for scores in targets for score in scores])  # (answers,)
         generator = torch.Generator().manual_seed(seed)
         train, test = _split(records, y, generator)
+        # a fresh network that knows the scale of what it gets and gives
         self.net = _new_network(self.size, seed)
         self.net.measure(x[train], y[train])
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=learning_rate)
@@ -191,8 +194,7 @@ class FeatureReward:
 
         Errors as in `features`.
         """
-        sizes = [len(record.answers) for record in records]
-        return [part.tolist() for part in self.net(self.features(records)).split(sizes)]
+        return split_scores(self.net(self.features(records)), records)
 
     def as_scorer(self) -> Scorer:
         """The score as a reward function (`helpers/rewards/scoring.py`).
@@ -215,10 +217,9 @@ class FeatureReward:
         return make_batch_scorer("features", batch)
 
     def save(self, folder: Path) -> Path:
-        """Write the MLP (safetensors) and its size (JSON), without the vision-language model."""
+        """Write the MLP (safetensors), without the vision-language model."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.net.state_dict(), folder / FEATURE_REWARD_WEIGHTS)
-        write_json(folder / FEATURE_REWARD_FILE, {"size": self.size})
         return folder
 
     @classmethod
@@ -232,19 +233,20 @@ class FeatureReward:
 
         Raises UsageError if the sizes differ.
         """
-        size = read_json(folder / FEATURE_REWARD_FILE)["size"]
         reward = cls(model, processor)
-        if reward.size != size:
+        file = folder / FEATURE_REWARD_WEIGHTS
+        try:
+            weights = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(
+                f"{file}: cannot be read ({error}). Train and save it again."
+            ) from None
+        size = len(weights["x_mean"])
+        if size != reward.size:
             raise UsageError(
                 f"{folder}: takes {size} features, this model gives {reward.size}. Load its own."
             )
-        weights = folder / FEATURE_REWARD_WEIGHTS
-        try:
-            reward.net.load_state_dict(load_file(weights))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise UsageError(
-                f"{weights}: cannot be read ({error}). Train and save it again."
-            ) from None
+        reward.net.load_state_dict(weights)
         return reward
 
 
@@ -255,6 +257,7 @@ class _Network(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
+        # of standardised features, (rows, size) → (rows, 1)
         self.layers = nn.Sequential(
             nn.Linear(size, self.HIDDEN),
             nn.GELU(),
@@ -307,6 +310,7 @@ def _split(
 
     y: the targets, which must differ on both sides.
     """
+    # whole groups are held out: answers to one image are not independent
     groups = [record.group or str(record.images) for record in records for _ in record.answers]
     names = sorted(set(groups))
     order = torch.randperm(len(names), generator=generator).tolist()

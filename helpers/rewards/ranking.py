@@ -19,18 +19,16 @@ from scipy.sparse import coo_array
 from scipy.stats import spearmanr
 from transformers import ProcessorMixin
 
-from helpers import models
 from helpers.data import (
     Answer,
     CountedImage,
     PreferenceRecord,
     Ranking,
-    counting_questions,
     question_for,
     record_of_item,
 )
 from helpers.files import UsageError
-from helpers.models import VLM
+from helpers.models import VLM, sample_counting_answers
 from helpers.statistics import Proportion, proportion
 
 from .heuristic import HEURISTIC_RULES
@@ -110,7 +108,11 @@ def flatten(records: Sequence[PreferenceRecord]) -> AnswerTable:
         members = range(len(numbers), len(numbers) + len(record.answers))
         numbers += [number] * len(members)
         pairs += [(i, j) for i, j in itertools.permutations(members, 2) if truth[i] > truth[j]]
-    return AnswerTable(np.array(numbers), truth, np.array(pairs, dtype=int).reshape(-1, 2))
+    return AnswerTable(
+        np.array(numbers),
+        truth,
+        np.array(pairs, dtype=int).reshape(-1, 2),
+    )
 
 
 def rule_values(records: Sequence[PreferenceRecord], counts_known: bool) -> np.ndarray:
@@ -143,7 +145,11 @@ def pair_agreement(totals: np.ndarray, pairs: np.ndarray) -> Proportion | None:
     return proportion(float(right), len(pairs))
 
 
-def correlate(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -> Correlation:
+def correlate(
+    totals: np.ndarray,
+    answers: AnswerTable,
+    resamples: np.ndarray,
+) -> Correlation:
     """Spearman's ρ of `totals` and truth over all answers, midranks for ties.
 
     resamples: see `draw_records`.
@@ -152,11 +158,13 @@ def correlate(totals: np.ndarray, answers: AnswerTable, resamples: np.ndarray) -
     records = resamples.shape[1]
     if np.ptp(totals) == 0 or np.ptp(answers.truth) == 0:
         return Correlation(None, None, None, n, records)
+    # the interval is of the resamples, the value of all answers
     low = high = None
     if records >= FEW_RECORDS:
         found = spearman_resamples(totals, answers, resamples)
         low, high = np.percentile(found, [2.5, 97.5]).tolist()
-    return Correlation(float(spearmanr(totals, answers.truth).statistic), low, high, n, records)
+    value = float(spearmanr(totals, answers.truth).statistic)
+    return Correlation(value, low, high, n, records)
 
 
 def draw_records(records: int) -> np.ndarray:
@@ -201,12 +209,14 @@ def _centred_ranks(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     places = np.arange(len(levels))
     mass = weights @ _count_table(places, level, len(levels), len(names))  # (draws, names)
     ranks = (mass.cumsum(axis=1) - mass / 2)[:, level]
-    mean = (weights * ranks).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
-    return ranks - mean
+    total = (weights * ranks).sum(axis=1, keepdims=True)
+    return ranks - total / weights.sum(axis=1, keepdims=True)
 
 
 def rank_samples(
-    items: Sequence[CountedImage], own_answers: Sequence[Sequence[str]], score: Scorer
+    items: Sequence[CountedImage],
+    own_answers: Sequence[Sequence[str]],
+    score: Scorer,
 ) -> list[PreferenceRecord]:
     """Rank the model's own answers to each image by `score`, equal scores together.
 
@@ -219,6 +229,7 @@ def rank_samples(
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
         if len(distinct) < 2:
             continue
+        # scores are kept with the answers: margins of pairs come from them
         answers = []
         for text in distinct:
             found = score(None, question_for(item, number), text, item.counts)
@@ -248,9 +259,5 @@ def sample_and_rank(
     seed: int = 0,
 ) -> list[PreferenceRecord]:
     """Let the model answer the counting question about each item `number` times, and rank that."""
-    asked = counting_questions(items)
-    budget = models.answer_budget(processor, asked.answers)
-    answers = models.sample_answers(
-        model, processor, asked.images, asked.questions, number, seed=seed, max_new_tokens=budget
-    )
+    answers = sample_counting_answers(model, processor, items, number, seed=seed)
     return rank_samples(items, answers, score)

@@ -54,6 +54,7 @@ class RewardModel(nn.Module):
         super().__init__()
         if head_name not in HEADS:
             raise UsageError(f"unknown head {head_name!r}: choose from {', '.join(HEADS)}.")
+        # the base is shared; only the head is this model's own
         text = backbone.config.get_text_config()
         self.backbone = backbone
         self.processor = processor
@@ -114,6 +115,7 @@ def new_reward_model(
     model = remove_reward_adapter(model)
     with _keep_policy_active(model):
         backbone = models.add_adapter(model, settings.lora, seed, REWARD_ADAPTER)
+    # of the head's first weights
     seed_everything(seed)
     return RewardModel(backbone, processor, settings.head, sees_images)
 
@@ -159,16 +161,25 @@ def score_records(
             # opened in their turn: all at once would fill the memory
             opened = [list(map(_opened, row)) for row in images[rows]]
             found = reward(reward.batch(records[rows], opened))
-            sizes = [len(record.answers) for record in records[rows]]
-            scores += [part.tolist() for part in found.split(sizes)]
+            scores += split_scores(found, records[rows])
     return scores
+
+
+def split_scores(scores: Tensor, records: Sequence[PreferenceRecord]) -> list[list[float]]:
+    """Cut scores of all answers, (answers,), into one list a record."""
+    sizes = [len(record.answers) for record in records]
+    return [part.tolist() for part in scores.split(sizes)]
 
 
 def _opened(image: Path | Image.Image) -> Image.Image:
     return open_image(image) if isinstance(image, Path) else image
 
 
-def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0) -> Scorer:
+def as_scorer(
+    reward: RewardModel,
+    mean: float = 0.0,
+    scale: float = 1.0,
+) -> Scorer:
     """(score − mean) / scale as a reward function (`helpers/rewards/scoring.py`).
 
     It needs no facts, and reads one image. Only differences of scores mean something, so that their
@@ -181,6 +192,7 @@ def as_scorer(reward: RewardModel, mean: float = 0.0, scale: float = 1.0) -> Sco
         reward.eval()
         values = []
         with reward.use_adapter():
+            # many at once, but no more than fit
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 part = rows[start : start + ROWS_AT_ONCE]
                 values += reward(_pack_questions(reward, part)).tolist()
@@ -207,6 +219,7 @@ def _pack_questions(reward: RewardModel, rows: Sequence[ScorerInputs]) -> Packed
     answers = []
     last = None
     for image, question, answer, _ in rows:
+        # another image or question: a new row
         if (id(image), question) != last:
             last = (id(image), question)
             conversations.append([user_message(question)])
@@ -277,6 +290,7 @@ def load_reward_model(model: VLM, processor: ProcessorMixin, folder: Path) -> Re
         backbone = models.load_adapter(model, folder, REWARD_ADAPTER)
     reward = RewardModel(backbone, processor, about["head"], about["sees_images"])
     reward.head.load_state_dict(load_file(folder / HEAD_FILE))
+    # a head of another training would give scores that look right
     if head_hash(reward) != about["head_hash"]:
         raise UsageError(
             f"{folder}: {HEAD_FILE} is not the head that about.json speaks of. Restore the folder."

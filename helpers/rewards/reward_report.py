@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
-from helpers.data import BLIND_RULES, PreferenceRecord
+from helpers.data import PreferenceRecord, blind_values
 from helpers.files import UsageError, open_image
-from helpers.statistics import Proportion, binomial_p, derangement, proportion
+from helpers.statistics import Proportion, derangement, mcnemar_p, share_of
 
 from .reward_model import RecordScores, pair_gaps, pair_hits
 
@@ -27,11 +27,11 @@ SURE = 0.05  # p of a difference that is taken for one
 
 
 def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[float]]:
-    """Score answers by a rule of `BLIND_RULES`, such as "shorter" or "shown first"."""
-    value = BLIND_RULES[rule]
+    """Score answers by a rule of `blind_values`, such as "shorter" or "shown first"."""
     scores = []
     for record in records:
-        scores.append([value(a.text, (), place) for place, a in enumerate(record.answers)])
+        values = [blind_values(a.text, (), place) for place, a in enumerate(record.answers)]
+        scores.append([value[rule] for value in values])
     return scores
 
 
@@ -49,6 +49,7 @@ def other_images(
         return [list(map(_grey_image, row)) for row in own]
     if condition != "shuffled":
         raise ValueError(f"unknown condition {condition!r}: choose shuffled or blank")
+    # whole sets of images change places, so that records of one photo get the same other one
     distinct = sorted(set(map(tuple, own)))
     order = derangement(len(distinct), seed)
     partner = {row: distinct[other] for row, other in zip(distinct, order, strict=True)}
@@ -65,9 +66,7 @@ def paired_p(first: np.ndarray, second: np.ndarray) -> float:
 
     Ties of one model count as no win.
     """
-    wins = int((first > second).sum())
-    decided = int((first != second).sum())
-    return binomial_p(wins, decided, 0.5) if decided else 1.0
+    return mcnemar_p(first > second, first < second)
 
 
 def calibration_error(gaps: np.ndarray) -> tuple[float, list[tuple[float, float, int]]]:
@@ -76,6 +75,7 @@ def calibration_error(gaps: np.ndarray) -> tuple[float, list[tuple[float, float,
     A bin is (confidence, accuracy, n). A pair's confidence is σ(|gap|), ½ … 1; the error is the
     mean of |accuracy − confidence| over the bins, weighted by their pairs.
     """
+    # ½ for a tie, 1 for a large gap
     confidence = 1 / (1 + np.exp(-np.abs(gaps)))
     hits = pair_hits(gaps)
     bins = ((confidence - 0.5) * 2 * CONFIDENCE_BINS).astype(int)
@@ -93,11 +93,6 @@ def calibration_error(gaps: np.ndarray) -> tuple[float, list[tuple[float, float,
         )
     error = sum(abs(accuracy - sure) * n for sure, accuracy, n in rows)
     return error / len(gaps), rows
-
-
-def _share(hits: np.ndarray) -> Proportion | None:
-    """The mean of `hits` with its interval; None without any."""
-    return proportion(float(hits.sum()), len(hits)) if len(hits) else None
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ class RewardReport:
 
     def accuracy(self, condition: str = "right") -> Proportion:
         """Share of the pairs that are right."""
-        return _share(self.hits(condition))
+        return share_of(self.hits(condition))
 
     def accuracy_by_kind(self, condition: str = "right") -> dict[str, Proportion]:
         """Accuracy by the origin of the worse answer."""
@@ -137,7 +132,7 @@ class RewardReport:
         for record in self.records:
             kinds += [record.answers[w].origin or "unknown" for _, w in record.tier_pairs()]
         hits = self.hits(condition)
-        return {kind: _share(hits[np.array(kinds) == kind]) for kind in sorted(set(kinds))}
+        return {kind: share_of(hits[np.array(kinds) == kind]) for kind in sorted(set(kinds))}
 
     @property
     def macro(self) -> float:
@@ -154,9 +149,9 @@ class RewardReport:
         difference = pair_gaps(self.records, rule_scores(self.records, "longer"))
         hits = self.hits()
         return {
-            "longer": _share(hits[difference > 0]),
-            "shorter": _share(hits[difference < 0]),
-            "as long": _share(hits[difference == 0]),
+            "longer": share_of(hits[difference > 0]),
+            "shorter": share_of(hits[difference < 0]),
+            "as long": share_of(hits[difference == 0]),
         }
 
     @property
@@ -171,7 +166,7 @@ class RewardReport:
     def compare_with(self, scores: RecordScores) -> tuple[Proportion, float]:
         """Accuracy of other scores on the same pairs, and p of the paired test of the two."""
         other = pair_hits(pair_gaps(self.records, scores))
-        return _share(other), paired_p(self.hits(), other)
+        return share_of(other), paired_p(self.hits(), other)
 
     def rivals(self) -> dict[str, tuple[Proportion, float]]:
         """`compare_with` of the blind rules and of every baseline."""
@@ -206,6 +201,7 @@ class RewardReport:
     def sentences(self) -> list[str]:
         """What the figures mean, in words; the bad news first."""
         said = []
+        # what needs no model must be beaten
         own = self.accuracy().value
         for name, (share, p) in self.rivals().items():
             if p > SURE or share.value >= own:
@@ -213,6 +209,7 @@ class RewardReport:
                     f"{self.name} is no better than {name!r} "
                     f"({share.value:.3f}, p = {p:.2g}): do not use it."
                 )
+        # and other images must do harm
         if "shuffled" in self.scores:
             said += self._say_whether_it_looks(own)
         error, _ = calibration_error(self.gaps())

@@ -88,6 +88,7 @@ def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
         )
     chosen |= weights or {}
 
+    # the image is not looked at
     def parts(image, *given):
         return {rule.name: chosen[rule.name] * rule.value(*given) for rule in HEURISTIC_RULES}
 
@@ -97,7 +98,12 @@ def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
 # --- Rewards against known counts and reference answers ---
 
 
-def _refusal(who: str, needed: str, facts: Facts, others: str) -> UsageError:
+def _refusal(
+    who: str,
+    needed: str,
+    facts: Facts,
+    others: str,
+) -> UsageError:
     return UsageError(
         f"{who}: facts must be {needed}, not {facts!r}. "
         "Give what the record holds (for GRPO, name the column of the data set), "
@@ -243,6 +249,7 @@ def weighted_scorer(
             "Give [(name, scorer, weight)]."
         )
 
+    # scorer by scorer, so that one with a model in it gets all answers at once
     def batch(given: Sequence[ScorerInputs]) -> list[Score]:
         parts = [{} for _ in given]
         for name, scorer, weight in rows:
@@ -282,7 +289,10 @@ def _image(columns: Mapping[str, list], row: int) -> Image | None:
     return images[0]
 
 
-def grpo_reward_function(scorer: Scorer, facts_column: str = "truth") -> Callable[..., list[float]]:
+def grpo_reward_function(
+    scorer: Scorer,
+    facts_column: str = "truth",
+) -> Callable[..., list[float]]:
     """`scorer` as a reward function of TRL's GRPOTrainer, logged as `rewards/<its name>/mean`.
 
     TRL calls it with lists: `prompts` and `completions` (texts, or chat messages), and every column

@@ -10,9 +10,6 @@ from .actor_critic import (
 from .advantages import (
     ADVANTAGES as ADVANTAGES,
     AdvantageWay as AdvantageWay,
-    estimate_by_critic as estimate_by_critic,
-    estimate_by_group as estimate_by_group,
-    estimate_by_others as estimate_by_others,
 )
 from .checkpoint import (
     NOT_IN_IDENTITY as NOT_IN_IDENTITY,
@@ -47,6 +44,7 @@ from .dpo import (
     dpo_trainer as dpo_trainer,
     image_terms as image_terms,
     train_dpo as train_dpo,
+    undo_casts as undo_casts,
 )
 from .on_policy import (
     OnPolicyRound as OnPolicyRound,

@@ -27,7 +27,7 @@ class AdvantageWay:
     kl_in_loss: bool = False  # the price of KL is a term of the loss, not of the rewards
 
 
-def estimate_by_critic(
+def _estimate_by_critic(
     rewards: Tensor,
     values: Tensor,
     mask: Tensor,
@@ -41,7 +41,7 @@ def estimate_by_critic(
     return advantages, returns
 
 
-def estimate_by_others(
+def _estimate_by_others(
     rewards: Tensor,
     values: Tensor,
     mask: Tensor,
@@ -55,7 +55,7 @@ def estimate_by_others(
     return advantages[:, None] * mask, returns
 
 
-def estimate_by_group(
+def _estimate_by_group(
     rewards: Tensor,
     values: Tensor,
     mask: Tensor,
@@ -71,7 +71,7 @@ def estimate_by_group(
 
 # name → the way that `advantages` of the settings asks for
 ADVANTAGES = {
-    "gae": AdvantageWay(estimate_by_critic, learns_values=True),
-    "rloo": AdvantageWay(estimate_by_others, compares_answers=True),
-    "grpo": AdvantageWay(estimate_by_group, compares_answers=True, kl_in_loss=True),
+    "gae": AdvantageWay(_estimate_by_critic, learns_values=True),
+    "rloo": AdvantageWay(_estimate_by_others, compares_answers=True),
+    "grpo": AdvantageWay(_estimate_by_group, compares_answers=True, kl_in_loss=True),
 }

@@ -111,7 +111,7 @@ class VLMDPOTrainer(DPOTrainer):
         if fresh:
             # without the copy, TRL switches the adapter off: the reference is the base
             model.delete_adapter(REFERENCE_ADAPTER)
-        _undo_casts(model, adapter)
+        undo_casts(model, adapter)
         self.checkpoints = checkpoints
         self.image_weight = settings.image_weight
         self.anchor_weight = settings.anchor_weight
@@ -388,7 +388,7 @@ def _adapter_hash(model: PeftModel) -> str:
     return tensors_hash(sorted(_trained_weights(model).items()))
 
 
-def _undo_casts(model: PeftModel, weights: dict[str, Tensor]) -> None:
+def undo_casts(model: PeftModel, weights: dict[str, Tensor]) -> None:
     """Undo TRL's cast to bf16, in the adapter and in its frozen copy."""
     for name, parameter in model.named_parameters():
         source = name.replace(f".{REFERENCE_ADAPTER}.", f".{models.POLICY_ADAPTER}.")

@@ -6,6 +6,7 @@ from .arena import (
 )
 from .common import (
     ERROR_COLOR as ERROR_COLOR,
+    Panel as Panel,
     button as button,
     centred as centred,
     errors_in as errors_in,
@@ -17,8 +18,8 @@ from .common import (
     labelled as labelled,
     listen_to_keys as listen_to_keys,
     note as note,
-    on_change as on_change,
     open_strip as open_strip,
+    padded_table as padded_table,
     picture_place as picture_place,
     show as show,
     show_errors as show_errors,

@@ -1,5 +1,6 @@
 """The blind arena: which of two answers is better, names and standings hidden until asked for."""
 
+import html
 import time
 from collections.abc import Callable
 
@@ -7,9 +8,8 @@ import ipywidgets as w
 
 from helpers.data import Votes, VotingItem
 from helpers.evaluation import arena
-from helpers.report import table_html
 
-from .common import button, errors_in, escape_text, html_place, in_row, note
+from .common import button, errors_in, escape_text, html_place, in_row, note, padded_table
 from .ranking import AnswerRanker
 
 HIDDEN_NOTE = (
@@ -33,6 +33,7 @@ class Arena(AnswerRanker):
         pause: float = 0.3,
         clock: Callable[[], float] = time.monotonic,
     ):
+        # refuses records that are no match of two models
         arena.models_of(votes.records.values())
         self.export_path = votes.path.with_suffix(".judged.jsonl")
         self.revealed = votes.annotator in arena.read_reveals(votes.path)
@@ -41,7 +42,9 @@ class Arena(AnswerRanker):
         self.export_button = button("Export", self._export)
         self.exported = html_place("64px")
         self.table = html_place("240px")
+        # draws the first match, for which all of the above is needed
         super().__init__(votes, criteria=(), pause=pause, clock=clock)
+        # names by which a page, and a test in a browser, finds them
         self.box.add_class("arena")
         self.progress.add_class("arena-progress")
         self.table.add_class("arena-standings")
@@ -82,6 +85,7 @@ class Arena(AnswerRanker):
         self.reveal_button.disabled = self.revealed
         self.table.value = note(HIDDEN_NOTE)
         if self.revealed:
+            # None in case that they cannot be worked out
             self.standings = None
             with errors_in(self.table):
                 records = list(self.votes.records.values())
@@ -104,9 +108,10 @@ class Arena(AnswerRanker):
 
 def standings_table(standings: arena.Standings) -> str:
     """Wins and win rates, what they allow to say, and what one must know with it, as HTML."""
+    # before the first vote there are no rates
     rates = standings.win_rates or ("no vote yet", "no vote yet")
     rows = [["model", "won", "win rate (draws ½), 95 %"]]
     for name, wins, rate in zip(standings.names, standings.wins, rates, strict=True):
-        rows.append([name, str(wins), str(rate)])
+        rows.append([html.escape(name), str(wins), str(rate)])
     said = [standings.sentence(), *standings.remarks()]
-    return table_html(rows) + escape_text("\n".join(said))
+    return padded_table(rows) + escape_text("\n".join(said))

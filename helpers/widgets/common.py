@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from helpers.files import UsageError, open_image
 
 ERROR_COLOR = "#b42318"
+CELL_STYLE = "padding:2px 8px;text-align:left"
 
 # A key presses the button of its class while the widget is what was last clicked or focused (blue
 # frame). `window` hears a key before the notebook does, to which "a" and "x" are commands.
@@ -107,10 +108,29 @@ def slider(kind: type[w.Widget], label: str, value, low, high, **options) -> w.W
     )
 
 
-def on_change(update: Callable[[], None], *controls: w.Widget) -> None:
-    """Call `update` whenever the value of one of the controls changes."""
-    for control in controls:
-        control.observe(lambda _: update(), "value")
+class Panel:
+    """A widget that hears what its reader changes, and not what it changes itself."""
+
+    _is_silent = False
+
+    def on_change(self, update: Callable[[], None], *controls: w.Widget) -> None:
+        """Call `update` whenever the value of one of the controls changes."""
+
+        def hear(_change):
+            if not self._is_silent:
+                update()
+
+        for control in controls:
+            control.observe(hear, "value")
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """Hear nothing within it."""
+        self._is_silent = True
+        try:
+            yield
+        finally:
+            self._is_silent = False
 
 
 def in_row(*children: w.Widget) -> w.HBox:
@@ -156,6 +176,7 @@ def jpeg_strip(images: Sequence[Image.Image]) -> bytes:
 
     That is twice what is shown, to zoom in.
     """
+    # small ones are enlarged, too
     fitted = [ImageOps.contain(image, (960, 600)) for image in images]
     size = (sum(image.width for image in fitted), max(image.height for image in fitted))
     strip = Image.new("RGB", size, "white")
@@ -174,7 +195,7 @@ def open_strip(paths: Sequence[Path], where: str) -> bytes:
 
 
 def uploaded_bytes(upload: w.FileUpload) -> bytes | None:
-    """Content of the newest file of a FileUpload: ipywidgets 7 has a dictionary there, 8 a tuple."""
+    """Content of the newest file of a FileUpload: a dictionary in ipywidgets 7, a tuple in 8."""
     files = upload.value
     if isinstance(files, dict):
         files = files.values()
@@ -188,6 +209,20 @@ def escape_text(text: str) -> str:
     """A text that a model or a person wrote, as HTML that shows it and nothing else."""
     style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:20px"
     return f"<div style='{style}'>{html.escape(text)}</div>"
+
+
+def padded_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already; rows[0] is the head.
+
+    The style that a notebook gives to tables does not reach into widgets.
+    """
+    tag = "th"
+    lines = ""
+    for row in rows:
+        cells = "".join(f"<{tag} style='{CELL_STYLE}'>{cell}</{tag}>" for cell in row)
+        lines += f"<tr>{cells}</tr>"
+        tag = "td"
+    return f"<table style='line-height:20px'>{lines}</table>"
 
 
 def note(text: str, error: bool = False) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,11 +24,11 @@ from helpers.report import answer_figures, colored_tokens, format_counts, mark_c
 from helpers.rewards import Scorer, stated_counts
 
 from .common import (
+    Panel,
     button,
     in_row,
     labelled,
     note,
-    on_change,
     picture_place,
     show,
     show_errors,
@@ -58,7 +58,7 @@ def is_answer_right(answer: str, question: str, truth: dict[str, int] | None) ->
     return all(checks) if checks else None
 
 
-class Comparison:
+class Comparison(Panel):
     """Ask the base and any of its adapters about a held-out image or one's own.
 
     `show()` displays it. One base is in memory, adapters are switched. `reward` scores answers
@@ -78,10 +78,9 @@ class Comparison:
         self.reward = reward
         self.memory = artifacts_dir() / "widgets" / "comparison"
         self.gallery = artifacts_dir() / "gallery"
-        self.state: dict = {}
-        self._own: Image.Image | None = None
-        self._spoken: list[PolicyAnswer] = []
-        self._quiet = False
+        self.state = {}
+        self._own = None  # an image of the reader's own
+        self._spoken = []  # the answers that are shown
         self._make_controls([*dict.fromkeys([*map(self._question, (0, 1)), *questions])])
         self.box = self._lay_out()
         self._restore()
@@ -91,6 +90,7 @@ class Comparison:
     # --- the controls ---
 
     def _make_controls(self, questions: Sequence[str]) -> None:
+        # what is asked, and of whom
         names = self.policies.names
         last = len(self.items) - 1
         self.item = slider(w.IntSlider, "held-out image", 0, 0, last)
@@ -99,10 +99,12 @@ class Comparison:
         suggestions = [SUGGESTED_QUESTIONS, *questions]
         self.suggestion = labelled(w.Dropdown, "pick", options=suggestions)
         self.question = labelled(w.Text, "question", continuous_update=False)
+        # how the answers are sampled
         self.temperature = slider(w.FloatSlider, "temperature", 0.0, 0.0, 2.0, step=0.1)
         self.top_p = slider(w.FloatSlider, "top-p", 1.0, 0.05, 1.0, step=0.05)
         self.max_new_tokens = slider(w.IntSlider, "max tokens", 64, 1, 256)
         self.seed = slider(w.IntSlider, "sampling seed", 0, 0, 20)
+        # what is marked in them, and where more policies are
         self.marks = labelled(w.Dropdown, "mark", options=[CHANGED_WORDS, LIKELIER_TOKENS])
         self.folder = labelled(
             w.Text,
@@ -111,6 +113,7 @@ class Comparison:
             continuous_update=False,
         )
         self.keep = button("Keep this example", self._keep)
+        # what is shown
         self.picture = picture_place("png", "300px", "290px")
         self.progress = w.IntProgress(layout=w.Layout(width="auto", visibility="hidden"))
         self.answers = w.HTML(layout=w.Layout(width="auto", min_height="260px"))
@@ -131,12 +134,12 @@ class Comparison:
         return w.VBox([in_row(left, controls), self.progress, self.answers, below])
 
     def _listen(self) -> None:
-        on_change(self._pick, self.item)
-        on_change(self._take_upload, self.upload)
-        on_change(self._suggest, self.suggestion)
-        on_change(self._draw, self.marks)
-        on_change(self._add_folder, self.folder)
-        on_change(
+        self.on_change(self._pick, self.item)
+        self.on_change(self._take_upload, self.upload)
+        self.on_change(self._suggest, self.suggestion)
+        self.on_change(self._draw, self.marks)
+        self.on_change(self._add_folder, self.folder)
+        self.on_change(
             self._ask,
             self.names,
             self.question,
@@ -164,19 +167,10 @@ class Comparison:
         """The true counts; None for an image of one's own."""
         return self._shown.counts if self._own is None else None
 
-    @contextlib.contextmanager
-    def _silence(self) -> Iterator[None]:
-        """Controls that the widget itself moves ask nothing."""
-        self._quiet = True
-        try:
-            yield
-        finally:
-            self._quiet = False
-
     def _pick(self) -> None:
         """Another held-out image comes with its own question."""
         self._own = None
-        with self._silence():
+        with self.silence():
             self.question.value = question_for(self._shown, self.item.value)
         self._ask()
 
@@ -190,6 +184,7 @@ class Comparison:
             return
         with show_errors(self._fail):
             self._own = open_image(io.BytesIO(content), "upload")
+            # kept, for when the cell is run again
             with replace_file(self.memory / "own.png") as temporary:
                 self._own.save(temporary, "PNG")
             self._ask()
@@ -199,7 +194,7 @@ class Comparison:
         with show_errors(self._fail), contextlib.redirect_stdout(io.StringIO()) as told:
             new = self.policies.add_folder(Path(self.folder.value))
             chosen = self.names.value
-            with self._silence():
+            with self.silence():
                 self.names.options = self.policies.names
                 self.names.value = chosen
             self.message.value = note(f"{told.getvalue()} {len(new)} more in {self.folder.value}")
@@ -217,8 +212,7 @@ class Comparison:
         return self._own or open_image(self._shown.path)
 
     def _ask(self) -> None:
-        if self._quiet:
-            return
+        # without a choice the base speaks
         names = list(self.names.value) or [BASE_POLICY]
         self.progress.max = len(names)
         self.progress.value = 0
@@ -239,6 +233,7 @@ class Comparison:
                     self.reward,
                 )
                 self.progress.value += 1
+            # what is on the screen is what comes back when the cell is run again
             self._draw()
             self._remember()
             self.message.value = note("")
@@ -313,6 +308,7 @@ class Comparison:
         saved = read_json(path) if path.exists() else {}
         self.question.value = saved.get("question") or self._question(0)
         for name in ("item", "temperature", "top_p", "max_new_tokens", "seed"):
+            # a setting that no longer fits is brought into range
             control = getattr(self, name)
             control.value = min(max(saved.get(name, control.value), control.min), control.max)
         known = self.policies.names

@@ -5,7 +5,7 @@ import html
 import io
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as w
@@ -23,17 +23,17 @@ from helpers.report import (
     plots,
     points,
     running_mean,
-    table_html,
 )
 
 from .common import (
+    Panel,
     button,
     html_place,
     in_column,
     in_row,
     labelled,
     note,
-    on_change,
+    padded_table,
     picture_place,
     show,
     show_errors,
@@ -44,7 +44,7 @@ from .common import (
 SHOWN_RUNS = 6  # runs that are chosen to begin with: more are hard to tell apart
 
 
-class Dashboard:
+class Dashboard(Panel):
     """Choose runs, figures and smoothing; see curves, last values and definitions.
 
     `show()` gives the widget. folder: where logs are looked for, with all folders below it.
@@ -57,21 +57,22 @@ class Dashboard:
         self.folder = Path(folder)
         self.state = {}
         self.runs = []
-        self._filling = False
+        # what is chosen
         self.stage = labelled(w.Dropdown, "stage")
         self.chosen = labelled(w.SelectMultiple, "runs", rows=6)
         self.axis = labelled(w.Dropdown, "against")
         self.smoothing = slider(w.IntSlider, "smoothing", 5, 1, 50)
         self.refresh = button("Refresh", self._read)
         self.metrics: dict[tuple[str, str], w.Checkbox] = {}  # by stage and figure
+        # what is shown of it
         self.message = html_place("68px")
         self.picture = picture_place("png")
         self.table = html_place("190px")
         self.meanings = html_place("130px")
         self.box = self._lay_out()
         self.box.add_class("dashboard")
-        on_change(lambda: self._moved(self._fill), self.stage)
-        on_change(lambda: self._moved(self._draw), self.chosen, self.axis, self.smoothing)
+        self.on_change(self._fill, self.stage)
+        self.on_change(self._draw, self.chosen, self.axis, self.smoothing)
         self._read()
 
     def show(self) -> None:
@@ -96,12 +97,6 @@ class Dashboard:
 
     # --- what can be chosen ---
 
-    def _moved(self, update: Callable[[], None]) -> None:
-        """A control was moved by the reader; `_set` moves them, too, and draws once by itself."""
-        if not self._filling:
-            with show_errors(self._fail):
-                update()
-
     def _read(self) -> None:
         """Read all logs anew; what was chosen stays chosen where it is still there."""
         before = {run.name for run in self.runs}
@@ -124,9 +119,11 @@ class Dashboard:
     def _fill(self) -> None:
         """Runs, axes and figures of the stage."""
         runs = self._runs_of_stage(self.stage.value)
+        # runs that were chosen before, else the first few
         names = [run.name for run in runs]
         kept = [name for name in self.chosen.value if name in names] or names[:SHOWN_RUNS]
         self._set(self.chosen, [(name, name) for name in names], tuple(kept))
+        # the figures that matter most come first, and are ticked
         main = LOGGED_STAGES[self.stage.value].main_figures if runs else ()
         others = {name for run in runs for name in run.columns}.difference(main)
         self._ticks.children = [self._tick(name, name in main) for name in (*main, *sorted(others))]
@@ -143,13 +140,10 @@ class Dashboard:
         value: str | tuple[str, ...] | None,
     ) -> None:
         """New options without a redraw for each of the steps in between."""
-        self._filling = True
-        try:
+        with self.silence():
             if list(control.options) != options:
                 control.options = options
             control.value = value
-        finally:
-            self._filling = False
 
     def _tick(self, name: str, ticked: bool) -> w.Checkbox:
         """The box of a figure, kept as it is once it was made."""
@@ -162,17 +156,22 @@ class Dashboard:
                 indent=False,
                 layout=w.Layout(width="220px"),
             )
-            on_change(lambda: self._moved(self._draw), box)
+            self.on_change(self._draw, box)
             self.metrics[key] = box
         return self.metrics[key]
 
     # --- what is shown of it ---
 
     def _draw(self) -> None:
-        stage = self.stage.value
+        with show_errors(self._fail):
+            self._show_all(self.stage.value)
+
+    def _show_all(self, stage: str | None) -> None:
         runs = [run for run in self._runs_of_stage(stage) if run.name in self.chosen.value]
+        # axes that all of these runs have
         possible = axes(runs)
-        self._set(self.axis, [(n, n) for n in possible], self._kept(self.axis, possible))
+        self._set(self.axis, possible, self._kept(self.axis, possible))
+        # figures that are ticked, of this stage and on the screen
         metrics = []
         for (of, name), box in self.metrics.items():
             if of == stage and box in self._ticks.children and box.value:
@@ -191,6 +190,7 @@ class Dashboard:
         panels: dict[str, dict[str, tuple]] = {}
         for metric, run in itertools.product(metrics, runs):
             x, values = points(run, metric, self.axis.value)
+            # held-out figures are few, and a mean of several would hide what they say
             is_held_out = metric.startswith((HELD_OUT_PREFIX, "eval_"))
             smooth = running_mean(values, 1 if is_held_out else self.smoothing.value)
             if len(x):
@@ -204,6 +204,7 @@ class Dashboard:
         """Say errors first, then what was left out, then gaps, then how many logs were read."""
         errors = [f"{run.name}: {run.error}" for run in self.runs if run.error]
         lines = [f"{run.name}: {text}" for run in runs for text in run.notes]
+        # of each run and figure: rows that hold no number, and the last one that does
         gaps = {}
         last = {}
         for run in runs:
@@ -214,6 +215,7 @@ class Dashboard:
                 lines.append(
                     f"{run.name}: {n} of {metric} {are} NaN, infinite or null, shown as gaps"
                 )
+        # why the picture is empty, if it is
         if not self.runs:
             lines.append(
                 f"No logs under {self.folder}. Run notebook 03, 04 or 05, then press Refresh."
@@ -251,7 +253,7 @@ def last_values(runs: Sequence[LoggedRun], metrics: Sequence[str]) -> str:
     for run, apart in zip(runs, differences(runs), strict=True):
         step = f"{run.steps[-1]:g}" if len(run.steps) else "–"
         rows.append([run.name, step, *(_number(last_value(run, m)) for m in metrics), apart])
-    return table_html(rows)
+    return padded_table([list(map(html.escape, row)) for row in rows])
 
 
 def _number(value: float | None) -> str:

@@ -30,6 +30,7 @@ from helpers.statistics import proportion
 
 from .common import (
     ERROR_COLOR,
+    Panel,
     button,
     errors_in,
     html_place,
@@ -38,7 +39,6 @@ from .common import (
     labelled,
     listen_to_keys,
     note,
-    on_change,
     show,
 )
 
@@ -79,6 +79,7 @@ def error_kinds(text: str, truth: Mapping[str, int]) -> frozenset[str]:
     error_kinds("There are 3 cars, 0 buses in the image", {"cars": 2, "buses": 1})
     → {"wrong count", "too many cars", "too few buses", "not well formed"} (no full stop)
     """
+    # the form of the answer
     counts = parse_counts(text, list(truth))
     kinds = set()
     if not is_well_formed(text, list(truth)):
@@ -86,6 +87,7 @@ def error_kinds(text: str, truth: Mapping[str, int]) -> frozenset[str]:
     if counts is None:
         kinds.add("not parsed")
         return frozenset(kinds)
+    # what it gets wrong
     for name, true in truth.items():
         if counts[name] != true:
             kinds.add(f"too {'many' if counts[name] > true else 'few'} {name}")
@@ -167,23 +169,20 @@ def _encode_thumbnail(path: Path, where: str, _changed: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-class Explorer:
+class Explorer(Panel):
     """Base and policy on all held-out items, a page of PER_PAGE at a time; `show()` displays it.
 
     answers: model → its answer to each item, the base among them. `.state` says what is on the
     screen. Raises UsageError for lengths or names that do not fit.
     """
 
-    def __init__(
-        self,
-        items: Sequence[CountedImage],
-        answers: Mapping[str, Sequence[str]],
-    ):
+    def __init__(self, items: Sequence[CountedImage], answers: Mapping[str, Sequence[str]]):
         self.items = list(items)
         self.answers = answers
         self._check()
-        self._rows: dict[str, list[ItemRow]] = {}
-        self.state: dict[str, object] = {}
+        self._rows = {}  # policy → its rows
+        self.state = {}
+        # what is chosen; the menus list what the items have
         classes = dict.fromkeys(name for item in self.items for name in item.counts)
         groups = dict.fromkeys(item.group for item in self.items)
         self.policy = _menu("policy", [name for name in answers if name != BASE_POLICY])
@@ -196,6 +195,8 @@ class Explorer:
             ("biggest change first", "change"),
             ("as in the data", "number"),
         ]
+        self.order.value = "outcome"
+        # what is shown of it
         self.header = html_place("56px")
         self.message = html_place("28px")
         self.grid = w.HTML(layout=w.Layout(width="99%"))
@@ -205,7 +206,7 @@ class Explorer:
             "Next": button("Next", partial(self._turn, 1), "n"),
             "Last page": button("Last page", partial(self._turn, END), "l"),
         }
-        on_change(self._filter, *self._menus())
+        self.on_change(self._filter, *self._menus())
         menus = in_row(*self._menus())
         self.box = in_column(
             self.header, menus, in_row(*self.turns.values()), self.message, self.grid
@@ -259,12 +260,14 @@ class Explorer:
                 "outcome": self.outcome.value,
                 "order": self.order.value,
             }
+            # the page that is asked for, or the nearest one that there is
             rows = self.rows()
             chosen = select_rows(rows, **picked)
             pages = max(1, math.ceil(len(chosen) / PER_PAGE))
             self._page = min(max(self._page, 0), pages - 1)
             shown = chosen[self._page * PER_PAGE :][:PER_PAGE]
             cards, errors = self._cards(shown)
+            # of all items, whatever is filtered
             counts = Counter(row.outcome for row in rows)
             self.state = {
                 "policy": self.policy.value,
@@ -287,6 +290,7 @@ class Explorer:
         return f"{line} Change: number of counts that differ."
 
     def _heading(self, counts: Mapping[str, int]) -> str:
+        # right before: still right, or broken; right after: still right, or fixed
         n = len(self.items)
         before = proportion(counts["both right"] + counts["broken"], n)
         after = proportion(counts["both right"] + counts["fixed"], n)
@@ -310,6 +314,7 @@ class Explorer:
         for done, row in enumerate(bar):
             if time.monotonic() - started > 0.5:
                 self.message.value = note(f"reading pictures: {done} of {len(shown)} …")
+            # a picture that cannot be read leaves the rest of its card
             try:
                 source = thumbnail(row.item.path, f"item {row.number}")
                 name = html.escape(row.item.path.name, quote=True)
@@ -337,6 +342,7 @@ def item_card(row: ItemRow, picture_html: str, policy: str) -> str:
 
     `picture_html` is HTML, all else is escaped.
     """
+    # only a change has a colour, and it is said in words as well
     colors = {"broken": color_style(REMOVED_COLOR), "fixed": color_style(ADDED_COLOR)}
     badge = f"<b style='padding:0 4px;{colors.get(row.outcome, '')}'>{row.outcome}</b>"
     answers = ""

@@ -15,7 +15,6 @@ from scipy.stats import rankdata
 
 from helpers.data import PreferenceRecord, record_key
 from helpers.files import UsageError, read_json, write_json
-from helpers.report import raw_table
 from helpers.rewards import (
     HEURISTIC_RULES,
     Correlation,
@@ -30,6 +29,7 @@ from helpers.rewards import (
 from helpers.statistics import Proportion
 
 from .common import (
+    Panel,
     button,
     centred,
     escape_text,
@@ -38,8 +38,8 @@ from .common import (
     in_row,
     labelled,
     note,
-    on_change,
     open_strip,
+    padded_table,
     picture_place,
     show,
     show_errors,
@@ -60,6 +60,7 @@ def read_weights(path: Path) -> dict[str, float]:
     Raises UsageError unless every rule has one between −2 and 2.
     """
     weights = read_json(path)
+    # the file may have been written by hand
     is_right = isinstance(weights, dict) and weights.keys() == DEFAULT_WEIGHTS.keys()
     for name in DEFAULT_WEIGHTS if is_right else ():
         number = weights[name]
@@ -73,7 +74,7 @@ def read_weights(path: Path) -> dict[str, float]:
     return {name: float(weights[name]) for name in DEFAULT_WEIGHTS}
 
 
-class ScorerPlayground:
+class ScorerPlayground(Panel):
     """Sliders for the weights of the heuristic's rules; records ranked by it, and the truth.
 
     One record is shown with its ranking, and all of them are compared with the truth. Records
@@ -92,11 +93,12 @@ class ScorerPlayground:
         self.weights_path = weights_path
         self.left_out = len(records) - len(self.records)
         self.state = {}
+        # what does not change with the weights is worked out once
         self.answers = flatten(self.records)
         self.drawn = draw_records(len(self.records))
-        self._values: dict[bool, np.ndarray] = {}
-        self._faults: dict[str, str] = {}
-        self._moving = False
+        self._values = {}  # are the counts known? → value of each rule for each answer
+        self._faults = {}  # what is wrong with weights and picture, by these words
+        # what is chosen
         self.sliders = {rule.name: _weight_slider(rule.name) for rule in HEURISTIC_RULES}
         self.counts_known = w.Checkbox(
             counts_known,
@@ -105,6 +107,7 @@ class ScorerPlayground:
         )
         self.record = labelled(w.IntSlider, "record", max=len(self.records) - 1)
         self.reset = button("Reset", self._reset)
+        # what is shown of it
         self.message = html_place("48px")
         self.summary = html_place("112px")
         self.prompt = html_place("64px")
@@ -112,9 +115,10 @@ class ScorerPlayground:
         self.picture = picture_place("jpeg", "250px")
         self.box = self._lay_out()
         self.box.add_class("playground")
+        # kept weights first, so that they are not taken for a move
         self._restore()
-        on_change(self._pick, self.record)
-        on_change(self._weigh, *self.sliders.values(), self.counts_known)
+        self.on_change(self._pick, self.record)
+        self.on_change(self._weigh, *self.sliders.values(), self.counts_known)
         self._measure()
         self._pick()
 
@@ -169,15 +173,13 @@ class ScorerPlayground:
             slider.value = weights[name]
 
     def _reset(self) -> None:
-        self._moving = True  # one measurement, not one a slider
-        self._set(DEFAULT_WEIGHTS)
-        self._moving = False
+        # one measurement, not one a slider
+        with self.silence():
+            self._set(DEFAULT_WEIGHTS)
         self._weigh()
 
     def _weigh(self) -> None:
         """A weight or what the rules know was changed."""
-        if self._moving:
-            return
         with self._told("weights"):
             if self.weights_path:
                 write_json(self.weights_path, self.weights)
@@ -185,6 +187,7 @@ class ScorerPlayground:
 
     def _measure(self) -> None:
         told = self.counts_known.value
+        # rules take long, a sum with weights does not
         if told not in self._values:
             self._values[told] = rule_values(self.records, told)
         self.totals = weighted_sum(self._values[told], self.weights)
@@ -215,6 +218,7 @@ class ScorerPlayground:
     def _rank(self) -> None:
         """The answers of the record that is shown, the best first."""
         record = self._shown()
+        # rows of this record's answers, in their order
         own = np.flatnonzero(self.answers.record == self.record.value)
         totals = self.totals[own]
         truth = self.answers.truth[own]
@@ -260,6 +264,7 @@ def ranking_summary(
     counts_known: bool,
 ) -> str:
     """HTML: how well the score ranks as the truth does, and what cannot be said."""
+    # no interval, one around 0, or one on either side of it
     if correlation.low is None:
         verdict = "Whether that is more than chance cannot be said."
     elif correlation.is_chance:
@@ -293,6 +298,7 @@ def ranking_table(
 
     texts, totals and truth have one entry an answer; parts: (answers, rules).
     """
+    # names of rules are long: they may break
     names = [rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES]
     rows = [["", "answer", "total", "truth", *names]]
     places = rankdata(-totals, method="min").astype(int)
@@ -300,4 +306,4 @@ def ranking_table(
         answer = f"<div style='min-width:220px'>{escape_text(text)}</div>"
         figures = [f"{number:+.2f}" for number in row]
         rows.append([str(place), answer, f"{total:+.2f}", f"{true:.2f}", *figures])
-    return raw_table(rows)
+    return padded_table(rows)

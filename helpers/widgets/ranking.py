@@ -18,6 +18,7 @@ from helpers.data import (
 from helpers.files import UsageError
 
 from .common import (
+    Panel,
     button,
     centred,
     escape_text,
@@ -25,7 +26,6 @@ from .common import (
     in_row,
     listen_to_keys,
     note,
-    on_change,
     open_strip,
     picture_place,
     show,
@@ -47,7 +47,7 @@ def _room(texts: Iterable[str], columns: int) -> w.Layout:
     return w.Layout(height=f"{min(20 * most + 12, 212)}px", overflow="auto", flex="0 0 auto")
 
 
-class AnswerRanker:
+class AnswerRanker(Panel):
     """Rank the answers of one record after another without knowing whose they are.
 
     `show()` displays it. A vote is on the disk before the next item appears, and all state is in
@@ -68,19 +68,22 @@ class AnswerRanker:
         self.criteria = criteria
         self.pause = pause
         self.clock = clock
-        self.state: dict[str, str | None] = {}
+        self.state = {}
+        # what is judged
         records = list(votes.records.values())
         self.picture = picture_place("jpeg", "300px")
         self.prompt = w.HTML(layout=_room(map(prompt_text, records), 30))
         self.prompt.layout.flex = "1 1 220px"
+        # how far it is, and what is to be said
         self.progress = w.HTML()
         self.message = w.HTML(layout=w.Layout(min_height="28px"))
+        # what is clicked
         self.joined = w.ToggleButton(
             description="Level with the last (=)",
             layout=w.Layout(width="auto"),
         )
         self.joined.add_class("key-equal")
-        on_change(self._draw_ranks, self.joined)
+        self.on_change(self._draw_ranks, self.joined)
         self.buttons = {
             "save": button("Save", self._save, "v"),
             "over": button("Start over", self._place, "r"),
@@ -105,6 +108,7 @@ class AnswerRanker:
         edge = w.Layout(padding="6px", margin="4px", border="1px solid #999", flex="1 1 300px")
         wide = w.Layout(width="auto")
         most = max(len(record.answers) for record in records)
+        # k is a place on the screen, not in the record
         for k, label in enumerate(ANSWER_LABELS[:most]):
             self.choices.append(button(label, partial(self._choose, k), label.lower()))
             self.texts.append(w.HTML(layout=room))
@@ -126,6 +130,7 @@ class AnswerRanker:
             in_row(centred(self.picture, "310px", "1 1 480px"), self.prompt),
             self._shelf,
         ]
+        # two answers need one click, and no order to be saved
         if len(self._cards) > 2:
             parts.append(self._many)
         verdicts = [self.buttons[name] for name in ("tie", "all bad", "skip", "undo")]
@@ -142,6 +147,7 @@ class AnswerRanker:
             widget.value = f"<b>{label}</b>{escape_text(text)}"
             for mark in marks:
                 mark.value = False
+        # the question, and how far it is
         asked = prompt_text(item.record) if item else "All are judged. Thank you."
         self.prompt.value = escape_text(asked)
         who = html.escape(self.votes.annotator)
@@ -152,6 +158,7 @@ class AnswerRanker:
         self._say(message or self.votes.notice)
         self._show_picture()
         self._place()
+        # last, so that loading the picture does not count as thinking
         self._shown = self.clock()
 
     def _show_picture(self) -> None:
@@ -191,6 +198,7 @@ class AnswerRanker:
         self._draw_ranks()
 
     def _draw_ranks(self) -> None:
+        # the places as they would be saved now, or those so far
         done = self._complete(self.joined.value)
         ranks = {}
         for rank, tier in enumerate(done or self._tiers, start=1):
@@ -210,6 +218,7 @@ class AnswerRanker:
         is_placed = any(k in tier for tier in self._tiers)
         if is_placed or self._complete() or self._is_too_soon():
             return
+        # a place of its own, or level with the last one
         tiers = [*self._tiers, [k]]
         if self.joined.value and self._tiers:
             tiers = [*self._tiers[:-1], [*self._tiers[-1], k]]
@@ -229,6 +238,7 @@ class AnswerRanker:
         """Write the vote to the disk, then show the next item; after an error this one stays."""
         if self.item is None or self._is_too_soon():
             return
+        # of each criterion 0 or 1 for each answer, in the order of showing
         marks = {}
         for place, name in enumerate(self.criteria):
             marks[name] = [int(ticks[place].value) for ticks in self.marks[: self._number]]
@@ -238,6 +248,7 @@ class AnswerRanker:
             elsewhere = "The last one had been judged elsewhere; that vote stays."
             self._show(self.votes.next(), "" if counted else elsewhere)
         except (OSError, UsageError) as error:
+            # the same item, to be voted on anew
             self.item = self.votes.renew(self.item)
             self._say(f"Not counted: {error}", error=True)
 

@@ -51,6 +51,7 @@ def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None
         reply = reply.strip().lower()
         if reply == "q":
             return
+        # a reply that is no vote, or cannot be written, leaves the item
         try:
             if reply == "u":
                 item = votes.undo() or item
@@ -75,6 +76,7 @@ def _print(item: VotingItem, votes: Votes) -> None:
             display(image)
         except UsageError as error:
             print(f"{error} Skip it (s).")
+    # the answers under the letters by which they are named
     answers = [f"[{label}] {text}" for label, text in zip(ANSWER_LABELS, item.texts, strict=False)]
     print("\n\n".join([prompt_text(item.record), *answers]))
 

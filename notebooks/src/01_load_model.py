@@ -21,10 +21,9 @@ import sys
 
 PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
 FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
 if not FOUND and os.system(FETCH):
-    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
+    sys.exit(f"{REPOSITORY!r} ({TAG!r}) cannot be fetched: fetch.log. Set it; Kaggle: Internet on.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -155,8 +154,8 @@ print(f"{height * width} / 784 = {tokens} visual tokens")
 # %%
 for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
     resized = models.encode(processor, [question], [image.resize(size)])
-    tokens = models.count_image_tokens(processor, resized)[0]
-    print(f"{size[0]:>5} × {size[1]:<5} → {tokens:>4} visual tokens")
+    number = models.count_image_tokens(processor, resized)[0]
+    print(f"{size[0]:>5} × {size[1]:<5} → {number:>4} visual tokens")
 
 # %% [markdown]
 # ## Greedy and sampled answers

@@ -21,10 +21,9 @@ import sys
 
 PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
 FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
 if not FOUND and os.system(FETCH):
-    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
+    sys.exit(f"{REPOSITORY!r} ({TAG!r}) cannot be fetched: fetch.log. Set it; Kaggle: Internet on.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -44,9 +43,8 @@ ANSWERS = 4  # sampled from the model for each image
 PAIRS = "built"  # true answer against worse ones; "ranked": the model's answers, ranked by SCORER
 # where the worse answers of built pairs come from; there is also "edit"
 NEGATIVES = ("own", "other image")
-SCORER = (
-    "count_graded"  # or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
-)
+# or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
+SCORER = "count_graded"
 SEED = 0
 
 # %%
@@ -78,10 +76,8 @@ plan = machine.check_machine(MODEL)
 # than none.
 
 # %%
-train, valid = (
-    data.read_counts(folder, "train", CLASSES),
-    data.read_counts(folder, "valid", CLASSES),
-)
+train = data.read_counts(folder, "train", CLASSES)
+valid = data.read_counts(folder, "valid", CLASSES)
 print(f"{len(train)} training and {len(valid)} validation images")
 print(train[4].path.name, train[4].counts)
 
@@ -101,17 +97,8 @@ data.assert_no_photo_in_both(train, valid)
 # %%
 model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 
-
-def sample(items, seed):
-    """Several answers of the model to the counting question about each item."""
-    asked = data.counting_questions(items)
-    budget = models.answer_budget(processor, asked.answers)
-    return models.sample_answers(
-        model, processor, asked.images, asked.questions, ANSWERS, seed=seed, max_new_tokens=budget
-    )
-
-
-own_answers = sample(train, SEED)
+# several answers to the counting question about each image
+own_answers = models.sample_counting_answers(model, processor, train, ANSWERS, seed=SEED)
 
 # %%
 number = 1
@@ -121,9 +108,8 @@ for text in own_answers[number]:
 
 # %%
 flat = [(text, item) for texts, item in zip(own_answers, train, strict=True) for text in texts]
-right = statistics.proportion(
-    sum(data.is_exact(text, item.counts) for text, item in flat), len(flat)
-)
+hits = sum(data.is_exact(text, item.counts) for text, item in flat)
+right = statistics.proportion(hits, len(flat))
 well_formed = [data.is_well_formed(text, list(item.counts)) for text, item in flat]
 formed = statistics.proportion(sum(well_formed), len(flat))
 print("sampled answers that are exact:      ", right)
@@ -241,11 +227,8 @@ print(data.render_blind_table(rules))
 # model gets wrong and that the picture decides. For comparison, all three kinds:
 
 # %%
-print(
-    data.render_blind_table(
-        data.blind_rules(data.build_records(train, own_answers, data.NEGATIVES, SEED))
-    )
-)
+all_kinds = data.build_records(train, own_answers, data.NEGATIVES, SEED)
+print(data.render_blind_table(data.blind_rules(all_kinds)))
 
 # %% [markdown]
 # ### How a published data set leaked
@@ -321,7 +304,8 @@ held_out = {"valid": valid}
 if (folder / "test").is_dir():
     held_out["test"] = data.read_counts(folder, "test", CLASSES)
 for place, (split, items) in enumerate(held_out.items(), start=1):
-    answers = sample(items, SEED + 1000 * place)
+    seed = SEED + 1000 * place
+    answers = models.sample_counting_answers(model, processor, items, ANSWERS, seed=seed)
     data.write_records(out / f"{split}.jsonl", make_records(items, answers, SEED + place))
 
 # %%

@@ -21,10 +21,9 @@ import sys
 
 PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
 FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
 if not FOUND and os.system(FETCH):
-    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
+    sys.exit(f"{REPOSITORY!r} ({TAG!r}) cannot be fetched: fetch.log. Set it; Kaggle: Internet on.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -240,8 +239,9 @@ if trainer.actor.own_adapter and WARM_UP and not trainer.iteration:
 # language breaks. The critic's **explained variance** is 1 for a perfect critic, 0 for one that is
 # no better than a constant. And every answer must **end**.
 #
-# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage, policy update, critic
-# update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines, with the formula beside each.
+# The loop is `PPOTrainer.train` in `helpers/training/ppo.py`: sample, look, reward, advantage,
+# policy update, critic update, on one page. [docs/ppo.md](../docs/ppo.md) walks through its lines,
+# with the formula beside each.
 
 # %%
 log = trainer.train()
@@ -265,7 +265,8 @@ section.say(
 )
 
 # %% [markdown]
-# What the critic thinks while a new answer is written: a drop is where it believes a mistake was made.
+# What the critic thinks while a new answer is written: a drop is where it believes a mistake was
+# made.
 
 # %%
 rollout = trainer.sampler.sample(trainer.iteration)

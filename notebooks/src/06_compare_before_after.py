@@ -21,10 +21,9 @@ import sys
 
 PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.walk("/kaggle/input")]
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
-# Not fetched? Open the notebook in its repository, or set REPOSITORY; on Kaggle turn on Internet.
 FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
 if not FOUND and os.system(FETCH):
-    sys.exit(f"No helpers/ here, and {REPOSITORY!r} ({TAG!r}) cannot be fetched: see fetch.log.")
+    sys.exit(f"{REPOSITORY!r} ({TAG!r}) cannot be fetched: fetch.log. Set it; Kaggle: Internet on.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -99,13 +98,8 @@ print("policies:", ", ".join(policies.names))
 
 # %%
 kinds = list(items[0].counts)
-questions = [
-    f"How many {kinds[0]} are there?",
-    f"How many {kinds[1 % len(kinds)]} are there?",
-    "What color is the bus?",
-    "Is there a bus in the image?",
-    "Why is the road busy?",
-]
+questions = [f"How many {kind} are there?" for kind in kinds[:2]]
+questions += ["What color is the bus?", "Is there a bus in the image?", "Why is the road busy?"]
 comparison = widgets.Comparison(policies, items, reward, questions)
 comparison.show()
 
@@ -120,9 +114,8 @@ comparison.show()
 image, question = files.open_image(items[0].path), data.question_for(items[0], 0)
 (spoken,) = evaluation.ask_policies(policies, [first], image, question)
 encoded = models.encode_prompts(processor, [models.render(processor, question)], [[image]])
-packed = models.pack_separately(processor, encoded, [[torch.tensor(spoken.ids)]]).to(
-    policies.model.device
-)
+packed = models.pack_separately(processor, encoded, [[torch.tensor(spoken.ids)]])
+packed = packed.to(policies.model.device)
 log_p = {}
 for name in ("base", first):
     with policies.use_policy(name) as model, torch.no_grad():
@@ -176,22 +169,16 @@ asked = items[-3 * MATCHES :]  # more than wanted, since equal answers are no ma
 said_by = {}
 for name in names:
     with policies.use_policy(name) as model:
-        said_by[name] = evaluation.evaluate_counting(
-            model, processor, asked, temperature=1.0, seed=1
-        ).answers
+        said = evaluation.evaluate_counting(model, processor, asked, temperature=1.0, seed=1)
+    said_by[name] = said.answers
 prompts = [data.question_for(item, number) for number, item in enumerate(asked)]
-seen = data.stable_hash(list(said_by.values()))[
-    :8
-]  # votes belong to these answers: others get another file
-records, voted = (
-    files.artifacts_dir() / "arena" / f"{first.replace('/', '-')}-{seen}{kind}.jsonl"
-    for kind in ("", ".votes")
-)
+# votes belong to these answers: others get another file
+seen = data.stable_hash(list(said_by.values()))[:8]
+arena, stem = files.artifacts_dir() / "arena", f"{first.replace('/', '-')}-{seen}"
+records, voted = arena / f"{stem}.jsonl", arena / f"{stem}.votes.jsonl"
 paths, groups = [item.path for item in asked], [item.group for item in asked]
-matches = evaluation.build_matches(paths, prompts, said_by, names, groups, records_path=records)[
-    :MATCHES
-]
-blind = widgets.Arena(data.Votes(voted, matches, ANNOTATOR))
+matches = evaluation.build_matches(paths, prompts, said_by, names, groups, records_path=records)
+blind = widgets.Arena(data.Votes(voted, matches[:MATCHES], ANNOTATOR))
 blind.show()
 
 # %% [markdown]

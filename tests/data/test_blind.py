@@ -6,7 +6,7 @@ from helpers.data.blind import best_rule, blind_rules, render_blind_table, true_
 from helpers.data.counting import count_answer
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import IMAGE_NEGATIVES, NEGATIVES, add_image_negatives, build_records
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 
 
 def test_blind_rules_by_hand():

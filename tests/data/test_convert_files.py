@@ -10,13 +10,8 @@ from strategies import records
 from helpers.data.convert_files import convert_file, detect_format, scan_file, write_file
 from helpers.data.convert_rows import to_rows
 from helpers.data.formats import FORMATS
-from helpers.data.preferences import (
-    PreferenceRecord,
-    name_images,
-    read_records,
-    resolve_images,
-    write_records,
-)
+from helpers.data.preferences import read_records, write_records
+from helpers.data.record import PreferenceRecord, name_images, resolve_images
 from helpers.files import UsageError
 
 

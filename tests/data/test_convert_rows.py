@@ -10,7 +10,7 @@ from strategies import records
 
 from helpers.data.convert_files import detect_format
 from helpers.data.convert_rows import EXTRA_COLUMN, from_row, to_rows
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 from helpers.files import UsageError
 
 

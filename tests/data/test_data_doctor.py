@@ -270,7 +270,7 @@ def test_a_rule_that_never_looks_is_a_warning(tmp_path):
     assert messages(report) == [
         "'longer' picks the chosen answer without looking, in a share of the pairs of 1.000 [0.862, 1.000] (n = 24)"
     ]
-    assert report.warnings == report.findings and report.warnings[0].line is None
+    assert [(f.severity, f.line) for f in report.findings] == [("warning", None)]
 
 
 @pytest.mark.parametrize(("right", "warned"), [(17, True), (16, False)])
@@ -291,7 +291,9 @@ def test_a_better_answer_that_always_has_the_same_place_is_told(tmp_path, rankin
     report = check_file(
         write(tmp_path / "a.jsonl", [row(i, ranking=ranking) for i in range(24)]), images=False
     )
-    assert [f.kind for f in report.warnings] == ["position"] and repr(rule) in messages(report)[0]
+    assert [(f.severity, f.kind) for f in report.findings] == [("warning", "position")] and repr(
+        rule
+    ) in messages(report)[0]
 
 
 def test_the_short_form_has_no_bias_of_position(tmp_path):
@@ -469,9 +471,9 @@ def test_of_an_array_that_was_cut_off_the_whole_items_are_kept(folder):
         assert salvage(folder / "a.json", report, folder / "good.json") == (3, 1)
         assert json.loads((folder / "good.json").read_text()) == rows[:3]
     (folder / "a.json").write_text(json.dumps([row(i) for i in range(3)]) + "x")
-    assert told(check_file(folder / "a.json")) == [("bad line", 4)], (
-        "records of this project in an array, too"
-    )
+    report = check_file(folder / "a.json")
+    assert told(report) == [("bad line", 4)], "records of this project in an array, too"
+    assert messages(report)[0].startswith("the JSON array is damaged at line ")
     (folder / "a.json").write_text("[ ]")
     assert told(check_file(folder / "a.json")) == [("no records", None)]
     (folder / "a.json").write_text('{"question": "?"}\n')

@@ -10,10 +10,10 @@ from budgets import cases
 from IPython.lib.pretty import pretty
 from preference_files import QUESTION, row, write
 
-from helpers.data.convert_files import is_array, scan_file
+from helpers.data.convert_files import is_array, raw_rows, scan_file
 from helpers.data.data_doctor import check_file
 from helpers.data.findings import salvage
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 from helpers.files import UsageError
 
 
@@ -149,7 +149,7 @@ def test_no_damage_loses_a_good_line_or_stops_the_check(tmp_path, number):
             assert sum(line.record is not None for line in scanned.values()) >= sum(
                 x in ORIGINAL for x in raw.values()
             )
-            raw = {line.number: line.raw for line in scanned.values()}
+            raw = {row.number: row.raw for row in raw_rows(tmp_path / "a.jsonl")}
         assert scanned.keys() == raw.keys(), seed
         for n, line in scanned.items():
             assert (line.record is None) == bool(line.error), seed

@@ -18,7 +18,8 @@ from helpers.data.pairs import (
     swap_rankings,
     true_and_wrong_answers,
 )
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
 
 CLASSES = ["cars", "buses"]
 

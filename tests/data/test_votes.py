@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from made_up_votes import event, record, records
 
-from helpers.data.preferences import Judgement, read_records, resolve_images, write_records
+from helpers.data.judgement import Judgement
+from helpers.data.preferences import read_records, write_records
+from helpers.data.record import resolve_images
 from helpers.data.vote_log import append_event, read_events
 from helpers.data.votes import Votes, annotator_agreement, apply_votes
 from helpers.files import UsageError

@@ -13,7 +13,9 @@ SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=4)
 
 @pytest.fixture
 def make(pairs_dataset):
-    """Trainer of a fresh adapter (or of `model`) on eight pairs of different images, with changed settings."""
+    """Trainer of a fresh adapter (or of `model`) on eight pairs of different images, with changed
+    settings.
+    """
 
     def build(model=None, packed=True, data=None, **changes):
         base, processor = models.load_model("tiny")

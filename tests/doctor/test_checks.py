@@ -1,4 +1,6 @@
-"""Every check is provoked by the fault itself, in both layouts, and fails alone; a healthy run passes them all."""
+"""Every check is provoked by the fault itself, in both layouts, and fails alone; a healthy run
+passes them all.
+"""
 
 import copy
 import dataclasses
@@ -12,6 +14,8 @@ from helpers.doctor import checks as preflight
 from helpers.doctor.dry_run import Forecast
 from helpers.files import UsageError
 from helpers.training import dpo
+
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
 NAMES = [
     "image tokens",
@@ -28,7 +32,9 @@ PAIRS = 4
 
 @pytest.fixture(autouse=True)
 def few_updates(monkeypatch):
-    """The tiny model knows four pairs by heart after six updates; what cannot be learnt need not be tried for longer."""
+    """The tiny model knows four pairs by heart after six updates; what cannot be learnt need not be
+    tried for longer.
+    """
     monkeypatch.setattr(preflight, "BY_HEART_RATES", (1e-3,) * 8)
 
 
@@ -124,7 +130,9 @@ def test_a_failed_preflight_leaves_everything_as_it_was_too(make):
 
 
 def test_reference_log_probabilities_of_a_trial_are_not_kept(make):
-    """With an unfrozen norm, learning by heart changes the base: figures from then would be wrong ever after."""
+    """With an unfrozen norm, learning by heart changes the base: figures from then would be wrong
+    ever after.
+    """
     trainer = make()
     store = trainer.data_collator.reference
     trainer.model.get_base_model().model.language_model.norm.weight.requires_grad_(True)

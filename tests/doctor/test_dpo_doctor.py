@@ -23,20 +23,27 @@ from transformers import TrainerCallback
 
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.doctor import dpo_doctor as run_doctor
 from helpers.doctor.dpo_doctor import DPODoctor
-from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo, replay_dpo
+from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo
 from helpers.doctor.verdicts import Verdict
 from helpers.files import open_image
 from helpers.training import dpo
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+SLOW = pytest.mark.slow(reason="a long run; test_dpo_rules.py has its rules on made-up logs")
+
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=8)
 FOREIGN = (
     "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] == 'text' %}"
-    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}"
     "{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
 
@@ -58,7 +65,9 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def watch(pairs, held_out):
-    """Train with a doctor; `fault` is done to the model before training, `prepare` to the processor, `change` to every pair of the data."""
+    """Train with a doctor; `fault` is done to the model before training, `prepare` to the
+    processor, `change` to every pair of the data.
+    """
 
     def run(
         fault=None,
@@ -116,7 +125,6 @@ def test_a_healthy_run_has_no_finding(healthy):
     assert healthy.doctor.verdicts == [] and healthy.printed == ""
     assert healthy.doctor.state().startswith("Step 40 of 40, healthy so far: loss 0.")
     assert [sample.step for sample in healthy.doctor.run.samples] == [0, 20, 40]
-    assert replay_dpo(healthy.doctor.run) == []
 
 
 def test_a_doctor_that_has_seen_nothing_says_so(tiny):
@@ -128,7 +136,7 @@ def test_a_healthy_run_gives_a_gradient_to_every_tensor_of_the_language_model_on
     assert healthy.doctor.run.pairs == 8 and healthy.doctor.run.beta == 1.0
     assert census.step == 40 and [*census.towers] == ["language"]
     tower = census.towers["language"]  # 3 layers × 7 linear layers × A and B
-    assert (tower.tensors, tower.reached, tower.types) == (42, 42, ("float32",)) and tower.norm > 0
+    assert (tower.tensors, tower.reached, tower.types) == (42, 42, ["float32"])
 
 
 def test_the_doctor_disturbs_neither_the_random_numbers_nor_the_weights(watch):
@@ -170,7 +178,9 @@ def test_blank_images(watch, held_out):
 
 
 def test_a_learning_rate_that_is_too_low(watch):
-    """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the healthy run)."""
+    """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the
+    healthy run).
+    """
     watched = watch(steps=20, learning_rate=1e-7)
     assert kinds(watched).keys() == {"too slow"}
     assert kinds(watched)["too slow"] <= 20  # the rule needs twenty steps
@@ -178,12 +188,14 @@ def test_a_learning_rate_that_is_too_low(watch):
     assert 3e-5 < advised < 3e-3
 
 
+@SLOW
 def test_a_learning_rate_that_is_too_high(watch):
     found = kinds(watch(steps=20, learning_rate=3e-2))
     assert {"gradient explodes", "diverging", "chosen sinks", "entropy", "blind"} <= found.keys()
     assert found["gradient explodes"] < 10 and found["diverging"] < 12
 
 
+@SLOW
 def test_likelihood_displacement_without_an_sft_term(watch):
     watched = watch(steps=30, learning_rate=3e-3, sft_weight=0.0)
     assert {"chosen sinks", "entropy"} <= kinds(watched).keys() and "diverging" not in kinds(
@@ -194,6 +206,7 @@ def test_likelihood_displacement_without_an_sft_term(watch):
     )  # the curve that reassures
 
 
+@SLOW
 def test_four_pairs_learnt_by_heart(watch, pairs):
     watched = watch(
         data=pairs.select(range(4)), steps=24, batch_size=4, learning_rate=1e-3, sft_weight=0.0
@@ -202,6 +215,7 @@ def test_four_pairs_learnt_by_heart(watch, pairs):
     assert "all of the last 80 pairs are preferred the right way" in watched.printed
 
 
+@SLOW
 def test_one_answer_to_every_image(watch):
     same = [
         {
@@ -226,7 +240,9 @@ def test_a_foreign_chat_template(watch):
 
 
 def test_a_model_that_stops_at_another_token_than_its_template(watch):
-    """As a base that was never trained to chat: it stops at <|endoftext|>, the template writes <|im_end|>."""
+    """As a base that was never trained to chat: it stops at <|endoftext|>, the template writes
+    <|im_end|>.
+    """
 
     def other_end(processor):
         processor.tokenizer.eos_token = processor.tokenizer.pad_token
@@ -240,7 +256,7 @@ def test_a_model_that_stops_at_another_token_than_its_template(watch):
 
 
 def test_a_layer_frozen_before_training(watch):
-    """peft makes it trainable again, so that it gets gradients, but the optimizer does not know it."""
+    """peft makes it trainable again, so it gets gradients, but the optimizer does not know it."""
 
     def freeze(model):
         for name, parameter in model.named_parameters():
@@ -303,7 +319,9 @@ def test_numbers_that_are_not_finite_stop_the_run_and_the_last_good_weights_come
 
 
 def test_a_copy_of_broken_weights_is_never_put_back(watch):
-    """A copy that is taken after the weights broke gives no finite loss, so the one before it stays."""
+    """A copy that is taken after the weights broke gives no finite loss, so the one before it
+    stays.
+    """
 
     class BreakAtCopy(Break):
         def on_step_end(self, args, state, control, model=None, **kwargs):

@@ -1,4 +1,6 @@
-"""Preflight on tiny random models of every architecture, in both layouts: healthy, and with the processor out of step."""
+"""Preflight on tiny random models of every architecture, in both layouts: healthy, and with the
+processor out of step.
+"""
 
 import dataclasses
 
@@ -14,6 +16,8 @@ from helpers.doctor.checks import preflight
 from helpers.files import UsageError
 from helpers.models.prompts import answer_ids, encode
 from helpers.training import dpo
+
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], batch_size=4)
 
@@ -45,7 +49,9 @@ def test_a_healthy_run_passes(name, packed, pairs_dataset):
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_dataset):
-    """The processor writes another number of tokens than the model makes vectors; the count is not taken from it."""
+    """The processor writes another number of tokens than the model makes vectors; the count is not
+    taken from it.
+    """
     trainer = trainer_of(name, pairs_dataset, packed)
     processor = trainer.processing_class
     expected = {"llava_next": "[88]", "smolvlm": "[20]", "idefics3": "[20]"}.get(name, "[16]")
@@ -73,7 +79,9 @@ def test_image_tokens_are_counted_against_the_vision_tower(name, packed, pairs_d
     ("name", "packed"), [("qwen2_5_vl", True), ("llava", True), ("llava_next", False)]
 )
 def test_a_trained_vision_tower(name, packed, pairs_dataset):
-    """Nothing is kept then. LLaVA and LLaVA-NeXT never use the last layer of their tower, with 6 adapters."""
+    """Nothing is kept then. LLaVA and LLaVA-NeXT never use the last layer of their tower, with 6
+    adapters.
+    """
     trainer = trainer_of(name, pairs_dataset, packed, lora=LoraSettings(vision=True))
     assert not packed or trainer.data_collator.packer.features is None
     checks = {check.name: check for check in preflight(trainer)}
@@ -116,7 +124,9 @@ def test_the_share_of_pixels_of_each_processor(name, kept):
 
 
 def test_the_share_of_pixels_is_that_of_the_processor(tiny):
-    """224 × 112: reduced to at most 112² pixels in multiples of 28: 140 × 56 = 7,840 of 25,088; half 0, half 160: ± 80."""
+    """224 × 112: reduced to at most 112² pixels in multiples of 28: 140 × 56 = 7,840 of 25,088;
+    half 0, half 160: ± 80.
+    """
     _, processor = tiny
     image = Image.new("L", (224, 112))
     image.paste(160, (112, 0, 224, 112))

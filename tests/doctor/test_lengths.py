@@ -1,6 +1,8 @@
-"""How many visual tokens an image costs, at the sizes of the real checkpoints, with the real processor classes.
+"""How many visual tokens an image costs, at the sizes of the real checkpoints, with the real
+processor classes.
 
-Expected numbers are worked by hand; what a preset's own limit (max_pixels, longest_edge) makes of a photo is among them.
+Expected numbers are worked by hand; what a preset's own limit (max_pixels, longest_edge) makes of a
+photo is among them.
 """
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import (
     Qwen2VLImageProcessor,
 )
 
-from helpers.data.preferences import PreferenceRecord
+from helpers.data.record import PreferenceRecord
 from helpers.doctor.lengths import image_tokens, text_tokens
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import count_image_tokens, encode, image_token_id, render, tokenize
@@ -47,6 +49,12 @@ def llava_next():
     return llava("llava_next", LlavaNextImageProcessor, image_grid_pinpoints=pinpoints)
 
 
+# limits of the presets
+PIXELS_2 = PRESETS["qwen2-vl-2b"].max_pixels
+PIXELS_3 = PRESETS["qwen3-vl-2b"].max_pixels
+SMOL_EDGE = PRESETS["smolvlm-256m"].longest_edge
+SMOL_2B_EDGE = PRESETS["smolvlm-2b"].longest_edge
+
 CASES = {
     # Qwen2-VL, Qwen2.5-VL: sides to the nearest multiple of 28 = 14 × 2, a token for 28 × 28 pixels
     "qwen2-vl 448×448": (lambda: qwen("qwen2_vl", 14, 12845056), (448, 448), 16 * 16),
@@ -55,23 +63,26 @@ CASES = {
     "qwen2.5-vl 640×480": (lambda: qwen("qwen2_5_vl", 14, 12845056), (640, 480), 23 * 17),
     # under 56² = 3,136 pixels it is enlarged to 2 × 2 tokens
     "qwen2-vl 28×28": (lambda: qwen("qwen2_vl", 14, 12845056), (28, 28), 4),
-    # 200,704 = 256 × 784: at most 256 tokens. 4:3 → √(200,704 × 4/3) = 517.3 by 388.0, down to 18 × 28 and 13 × 28
-    "qwen2-vl preset 448×448": (lambda: qwen("qwen2_vl", 14, PRESETS["qwen2-vl-2b"].max_pixels), (448, 448), 256),
-    "qwen2-vl preset 2000×2000": (lambda: qwen("qwen2_vl", 14, PRESETS["qwen2-vl-2b"].max_pixels), (2000, 2000), 256),
-    "qwen2-vl preset 640×480": (lambda: qwen("qwen2_vl", 14, PRESETS["qwen2-vl-2b"].max_pixels), (640, 480), 18 * 13),
-    "qwen2-vl preset 4000×3000": (lambda: qwen("qwen2_vl", 14, PRESETS["qwen2-vl-2b"].max_pixels), (4000, 3000), 18 * 13),
+    # 200,704 = 256 × 784: at most 256 tokens. 4:3 → √(200,704 × 4/3) = 517.3 by 388.0, down to 18 ×
+    # 28 and 13 × 28
+    "qwen2-vl preset 448×448": (lambda: qwen("qwen2_vl", 14, PIXELS_2), (448, 448), 256),
+    "qwen2-vl preset 2000×2000": (lambda: qwen("qwen2_vl", 14, PIXELS_2), (2000, 2000), 256),
+    "qwen2-vl preset 640×480": (lambda: qwen("qwen2_vl", 14, PIXELS_2), (640, 480), 18 * 13),
+    "qwen2-vl preset 4000×3000": (lambda: qwen("qwen2_vl", 14, PIXELS_2), (4000, 3000), 18 * 13),
     # Qwen3-VL: patches of 16, a token for 32 × 32 pixels, at least 256² = 65,536 pixels
     "qwen3-vl 448×448": (lambda: qwen("qwen3_vl", 16, 16777216, 65536), (448, 448), 14 * 14),
     "qwen3-vl 640×480": (lambda: qwen("qwen3_vl", 16, 16777216, 65536), (640, 480), 20 * 15),
     "qwen3-vl 100×100": (lambda: qwen("qwen3_vl", 16, 16777216, 65536), (100, 100), 8 * 8),
     # 262,144 = 256 × 1,024. 4:3 → √(262,144 × 4/3) = 591.2 by 443.4, down to 18 × 32 and 13 × 32
-    "qwen3-vl preset 2000×2000": (lambda: qwen("qwen3_vl", 16, PRESETS["qwen3-vl-2b"].max_pixels, 65536), (2000, 2000), 256),
-    "qwen3-vl preset 640×480": (lambda: qwen("qwen3_vl", 16, PRESETS["qwen3-vl-2b"].max_pixels, 65536), (640, 480), 18 * 13),
+    "qwen3-vl preset 2000×2000": (lambda: qwen("qwen3_vl", 16, PIXELS_3, 65536), (2000, 2000), 256),
+    "qwen3-vl preset 640×480": (lambda: qwen("qwen3_vl", 16, PIXELS_3, 65536), (640, 480), 18 * 13),
     # LLaVA-1.5: cut to 336 × 336, patches of 14, the class token left out: 24 × 24
     "llava 640×480": (lambda: llava("llava", CLIPImageProcessor), (640, 480), 576),
     "llava 100×900": (lambda: llava("llava", CLIPImageProcessor), (100, 900), 576),
-    # LLaVA-NeXT: 576 of the whole at 336², then the best of five canvases, its padding taken off again, and a token at the
-    # end of each of its rows. 336²: canvas 672 × 336 of 48 × 24 patches, as none wastes less; 24 × 24 are the image
+    # LLaVA-NeXT: 576 of the whole at 336², then the best of five canvases, its padding taken off
+    # again, and a token at the
+    # end of each of its rows. 336²: canvas 672 × 336 of 48 × 24 patches, as none wastes less; 24 ×
+    # 24 are the image
     "llava-next 336×336": (llava_next, (336, 336), 576 + 24 * 24 + 24),
     # canvas 672²: 48 × 48 patches, all image
     "llava-next 672×672": (llava_next, (672, 672), 576 + 48 * 48 + 48),
@@ -79,15 +90,16 @@ CASES = {
     "llava-next 1000×500": (llava_next, (1000, 500), 576 + 48 * 24 + 24),
     # canvas 672²: 48 patches wide, 480 × 48 / 640 = 36 high
     "llava-next 640×480": (llava_next, (640, 480), 576 + 48 * 36 + 36),
-    # SmolVLM-256M and -500M: views of 512 × 512, (512 / 16)² / 4² = 64 tokens each. The longer side becomes longest_edge;
+    # SmolVLM-256M and -500M: views of 512 × 512, (512 / 16)² / 4² = 64 tokens each. The longer side
+    # becomes longest_edge;
     # what fits into one view is one view, and there is no other of the whole
-    "smolvlm-256m preset 640×480": (lambda: smolvlm(512, PRESETS["smolvlm-256m"].longest_edge, 64), (640, 480), 64),
-    "smolvlm-256m preset 300×200": (lambda: smolvlm(512, PRESETS["smolvlm-256m"].longest_edge, 64), (300, 200), 64),
+    "smolvlm-256m preset 640×480": (lambda: smolvlm(512, SMOL_EDGE, 64), (640, 480), 64),
+    "smolvlm-256m preset 300×200": (lambda: smolvlm(512, SMOL_EDGE, 64), (300, 200), 64),
     # 2048²: 4 × 4 tiles and the whole; 640 × 480 → 2048 × 1536: 4 × 3 tiles and the whole
     "smolvlm-256m 2048×2048": (lambda: smolvlm(512, 2048, 64), (2048, 2048), 17 * 64),
     "smolvlm-256m 640×480": (lambda: smolvlm(512, 2048, 64), (640, 480), 13 * 64),
     # SmolVLM-Instruct: views of 384 × 384, patches of 14: 27 × 27 / 3² = 81 tokens each
-    "smolvlm-2b preset 640×480": (lambda: smolvlm(384, PRESETS["smolvlm-2b"].longest_edge, 81), (640, 480), 81),
+    "smolvlm-2b preset 640×480": (lambda: smolvlm(384, SMOL_2B_EDGE, 81), (640, 480), 81),
     "smolvlm-2b 1000×1000": (lambda: smolvlm(384, 1536, 81), (1000, 1000), 17 * 81),
 }  # fmt: skip
 
@@ -119,7 +131,7 @@ def test_tokens_of_a_view_are_those_that_the_config_gives(tile, patch, scale, to
 
 
 def test_two_images_of_different_size_in_one_prompt_and_in_two():
-    processor = qwen("qwen2_vl", 14, PRESETS["qwen2-vl-2b"].max_pixels)
+    processor = qwen("qwen2_vl", 14, PIXELS_2)
     images = [Image.new("RGB", (448, 448)), Image.new("RGB", (640, 480))]
     assert count_image_tokens(processor, encode(processor, ["Q", "Q"], images)) == [256, 234]
     together = tokenize(processor, [render(processor, "Q", images=2)], [images])

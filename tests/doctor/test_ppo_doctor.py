@@ -1,6 +1,7 @@
 """Faults provoked in short runs of the tiny model, samples spoilt by hand, and the panel.
 
-The critic that learns nothing and the run that learns nothing are in `test_ppo_rules.py` only: both need 20 iterations.
+The critic that learns nothing and the run that learns nothing are in `test_ppo_rules.py` only: both
+need 20 iterations.
 """
 
 import contextlib
@@ -25,6 +26,9 @@ from helpers.rewards.scoring import count_exact, make_scorer
 from helpers.training import sampler
 from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
+
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+SLOW = pytest.mark.slow(reason="a long run; test_ppo_rules.py has its rules on made-up logs")
 
 SETTINGS = dataclasses.replace(
     PPO_PRESETS["tiny"],
@@ -96,11 +100,13 @@ def test_the_doctor_changes_nothing_of_a_run(watch):
             assert row[name] == pytest.approx(other[name], abs=1e-6, nan_ok=True), name
 
 
+@SLOW
 def test_a_learning_rate_that_is_far_too_high(watch):
     watched = watch(learning_rate=5e-2, kl_weight=0.0, iterations=8)
     found = kinds(watched)
     assert found.keys() == {"answers do not end", "collapse", "KL runaway"}
-    # Two updates at such a rate destroy the policy; the rules then look at the last three iterations.
+    # Two updates at such a rate destroy the policy; the rules then look at the last three
+    # iterations.
     assert max(found.values()) <= 5
     assert len(watched.log) == found["collapse"] and watched.trainer.stopped, (
         "a collapse ends the run"
@@ -128,7 +134,9 @@ def test_one_answer_an_iteration(watch):
 
 
 def test_whitening_one_answer_does_take_its_score_out():
-    """What "fixed advantages" says: with values of 0, scores of 0.1 and 10 have one and the same advantages."""
+    """What "fixed advantages" says: with values of 0, scores of 0.1 and 10 have one and the same
+    advantages.
+    """
     mask, values = torch.ones(1, 3), torch.zeros(1, 3)
     rewards = [
         losses.token_rewards(torch.tensor([score]), values, mask, 0.0) for score in (0.1, 10.0)
@@ -148,6 +156,7 @@ def test_answers_that_are_cut_off(watch):
     assert "1.000 [0.806, 1.000] (n = 16)" in watched.printed  # Wilson: 16 of 16
 
 
+@SLOW
 def test_a_reward_for_wrong_counts(watch):
     wrong = make_scorer("wrong", lambda *given: {"wrong": 1 - count_exact(*given).total})
     watched = watch(
@@ -293,8 +302,8 @@ def test_where_a_score_should_lie():
     said = ppo_doctor._check_reward_places(scores, early, penalty, lengths)
     # 2 − 0.2 = 1.8
     assert (
-        said
-        == "the rewards of answer 2 sum to 1.8 and should to 1.8, and the largest is at token 1 of 2 (1 so)."
+        said == "the rewards of answer 2 sum to 1.8 and should to 1.8, "
+        "and the largest is at token 1 of 2 (1 so)."
     )
     assert "(2 so)" in ppo_doctor._check_reward_places(scores, right + 0.002, penalty, lengths)
     assert ppo_doctor._check_reward_places(scores, right + 0.0009, penalty, lengths) == "", (

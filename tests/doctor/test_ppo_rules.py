@@ -53,7 +53,8 @@ def test_the_score_falls():
         "collapse" in found(log(5, scores=later(-1.0, -1.6)))
         and found(log(5, scores=later(-1.0, -1.4))) == {}
     )
-    # changes of 0.2: the limit is 4 · 0.2 = 0.8 under the start of 0.2; the last three are 0.1, −0.1 and 0.1 off
+    # changes of 0.2: the limit is 4 · 0.2 = 0.8 under the start of 0.2; the last three are 0.1,
+    # −0.1 and 0.1 off
     assert "collapse" not in found(
         log(9, scores=lambda n: 0.2 if n == 1 else wave(0.1, -0.6)(n))
     )  # −0.567
@@ -103,10 +104,12 @@ def test_the_entropy_is_gone():
 
 
 def test_answers_that_do_not_end():
-    # 96 answers in 3 iterations. Wilson: 0 of 32 [0, .107]; 18.4 of 96 = .192 [.126, .282], 15 of 96 = .156 [.097, .242]
+    # 96 answers in 3 iterations. Wilson: 0 of 32 [0, .107]; 18.4 of 96 = .192 [.126, .282], 15 of
+    # 96 = .156 [.097, .242]
     assert "answers do not end" in found(log(5, not_ended=later(0.0, 0.192)))
     assert found(log(5, not_ended=later(0.0, 0.156))) == {}
-    # 12 of 32 at the start [.229, .547]: limit 0.5; 61 of 96 = .635 [.536, .725], 55 of 96 = .573 [.473, .667]
+    # 12 of 32 at the start [.229, .547]: limit 0.5; 61 of 96 = .635 [.536, .725], 55 of 96 = .573
+    # [.473, .667]
     assert found(log(5, not_ended=0.375)) == {}
     assert "answers do not end" in found(log(5, not_ended=later(0.375, 0.635)))
     assert found(log(5, not_ended=later(0.375, 0.573))) == {}
@@ -177,7 +180,8 @@ def test_one_answer_that_is_whitened():
 
 
 def test_a_critic_that_explains_nothing():
-    # 10 rows of ±0.1: s = 0.1054, t(9) = 2.262, half width 2.262 · 0.1054 / √10 = 0.0754; limit 0.05
+    # 10 rows of ±0.1: s = 0.1054, t(9) = 2.262, half width 2.262 · 0.1054 / √10 = 0.0754; limit
+    # 0.05
     said = found(log(20, explained_variance=wave(0.1, -0.03)))["value head not learning"]
     assert (
         said
@@ -192,7 +196,8 @@ def test_a_critic_that_explains_nothing():
 
 
 def test_a_reward_that_rises_while_the_other_score_falls():
-    # 10 rows are two looks of 5: [.5 …] to [.9 …]; ±0.05: s = 0.0548, t(4) = 2.776 → 0.068; both √2 · 0.068 = 0.096
+    # 10 rows are two looks of 5: [.5 …] to [.9 …]; ±0.05: s = 0.0548, t(4) = 2.776 → 0.068; both √2
+    # · 0.068 = 0.096
     up = {"scores": lambda n: (0.5 if n <= 5 else 0.9) + wave(0.05, 0)(n)}
     down = found(log(10, **up, truth=lambda n: (0.5 if n <= 5 else 0.39) + wave(0.05, 0)(n)))
     assert down.keys() == {"reward hacking"} and "changed by -0.1" in down["reward hacking"]
@@ -228,7 +233,8 @@ def test_a_score_that_does_not_rise():
 
 
 def test_a_run_that_starts_near_the_top():
-    # share of equal answers 0.53 of groups of 4: 0.53^(1/4) = 0.8532; 0.93 of the best row, 0.98 · 0.85 = 0.833
+    # share of equal answers 0.53 of groups of 4: 0.53^(1/4) = 0.8532; 0.93 of the best row, 0.98 ·
+    # 0.85 = 0.833
     assert found(log(20, scores=wave(0.05, 0.93), zero_variance=0.53)) == {}
     assert "nothing learnt" in found(log(20, scores=wave(0.05, 0.93), zero_variance=0.52))  # 0.8492
     # one answer a prompt says nothing of the kind: ±0.12 around 0.5 is 0.81 of the best row
@@ -276,7 +282,9 @@ def test_every_kind_names_its_causes_and_a_place():
 
 
 def test_groups_that_are_all_right_at_last_are_no_fault():
-    """RLOO on questions that are learnt: all answers to a prompt score the same, but did not at first."""
+    """RLOO on questions that are learnt: all answers to a prompt score the same, but did not at
+    first.
+    """
     rloo = {"advantages": "rloo", "prompts_per_iteration": 16, "group_size": 4}
     solved = log(30, scores=later(0.9, 1.0, last=5), zero_variance=later(0.5, 1.0, last=5))
     assert "advantages zero" not in found(solved, **rloo)

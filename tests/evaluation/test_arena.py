@@ -3,7 +3,8 @@
 import pytest
 from made_up_matches import NAMES, make
 
-from helpers.data.preferences import Judgement, read_records
+from helpers.data.judgement import Judgement
+from helpers.data.preferences import read_records
 from helpers.data.vote_log import VoteEvent, append_event, content_hash
 from helpers.evaluation import arena
 from helpers.files import UsageError

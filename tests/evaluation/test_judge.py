@@ -16,7 +16,7 @@ def truthful(record, order):
 
 def test_a_truthful_judge_is_right_wherever_the_better_answer_is_shown():
     result = judge_pairs(RECORDS + MANY, truthful, VL, votes=3)
-    assert result.grade.overall.value == result.grade.macro.value == 1.0 and result.abstentions == 0
+    assert result.grade.overall.value == result.grade.macro.value == 1.0 and result.grade.ties == 0
     assert result.first.low < 0.5 < result.first.high and result.first.n == result.votes == 3 * 307
     assert "POSITION BIAS" not in str(result)
 
@@ -69,9 +69,7 @@ def in_turn(*verdicts):
 )
 def test_majority_of_all_votes(votes, scores):
     result = judge_pairs(RECORDS[:1], in_turn(*votes), VL, votes=len(votes))
-    assert result.scores == {"wildvision-1": scores} and result.abstentions == (
-        scores == [0.0, 0.0]
-    )
+    assert result.scores == {"wildvision-1": scores} and result.grade.ties == (scores == [0.0, 0.0])
     assert result.unreadable == list(votes).count(None) and result.votes == len(votes)
     assert result.first.n == len(votes) - list(votes).count(None)
 
@@ -80,7 +78,7 @@ def test_abstentions_count_half_and_are_shown(tmp_path):
     # better are a a b a a a a: right, right, abstains, right, wrong, abstains, right
     result = judge_pairs(RECORDS, in_turn("a", "a", None, "a", "b", None, "a"), VL)
     assert result.grade.overall.value == 5 / 7  # (4 + 2 · ½) / 7
-    assert result.grade.decided.value == 4 / 5 and result.abstentions == result.unreadable == 2
+    assert result.grade.decided.value == 4 / 5 and result.grade.ties == result.unreadable == 2
     assert "2 abstentions (a tie above); 2 of 7 votes unreadable" in str(result)
     path = write_scores(tmp_path / "scores.jsonl", RECORDS, result.scores)
     assert grade(RECORDS, read_scores(path, RECORDS), VL) == result.grade

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from architectures import build
+from pictures import noise
+from torch.testing import assert_close
 
 from helpers import models
 from helpers.data.counting import count_question, is_well_formed, parse_counts
 from helpers.data.pairs import counting_questions
 from helpers.data.scenes import CLASSES
 from helpers.evaluation.exactness import images_for
-from helpers.models.generation import answer_budget, sample_answers
+from helpers.models.encoded_prompts import encode_prompts
+from helpers.models.generation import answer_budget, sample_answers, sample_ids
+from helpers.models.prompts import render
 
 QUESTION = count_question(CLASSES)
 
@@ -134,3 +139,15 @@ def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
         s and abs(s["cars"] - valid_items[i // 3].counts["cars"]) <= 1 for i, s in enumerate(stated)
     ]
     assert np.mean([bool(n) for n in near]) > 0.8, "answers belong to their images"
+
+
+def test_text_alone_is_sampled_the_same_after_images():
+    """M-RoPE keeps how far positions lag behind tokens; a text is not to get those of images."""
+    model, processor = build("qwen2_vl")
+    text = encode_prompts(processor, [render(processor, QUESTION, images=0)], [[]])
+    with_image = encode_prompts(processor, [render(processor, QUESTION)], [[noise(112, 112)]])
+    how = {"group_size": 2, "max_new_tokens": 8}
+    expected, _ = sample_ids(model, processor, text, **how)
+    sample_ids(model, processor, with_image, **how)
+    again, _ = sample_ids(model, processor, text, **how)
+    assert_close(again, expected)

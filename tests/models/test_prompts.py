@@ -11,7 +11,8 @@ from shipped import TRAFFIC
 
 from helpers import models
 from helpers.data.counting import count_question
-from helpers.data.preferences import Message, read_records
+from helpers.data.preferences import read_records
+from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
 from helpers.evaluation.exactness import images_for
 from helpers.models.caches import ImageFeatures, processor_settings

@@ -1,3 +1,5 @@
+import doctest
+
 import pytest
 import torch
 from architectures import BUILDERS, build
@@ -179,6 +181,10 @@ def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, 
         model, "forward", lambda **inputs: type("Output", (), {"logits": torch.empty(0)})
     )
     assert not can_pack(model, processor) and "packing does not work" in capsys.readouterr().out
+
+
+def test_the_mask_is_the_one_in_its_picture():
+    assert doctest.testmod(shared_prefix) == (0, 1)
 
 
 def inputs_of(packed):

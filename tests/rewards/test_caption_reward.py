@@ -11,8 +11,10 @@ from shipped import TRAFFIC
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, BertConfig, Qwen2Config
 
-from helpers.data.preferences import PreferenceRecord, read_records
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord
 from helpers.files import ROOT, UsageError
+from helpers.rewards import caption_reward
 from helpers.rewards.caption_reward import (
     CaptionReward,
     load_text_reward,
@@ -80,7 +82,9 @@ def decoder(tokenizer, **changes):
 
 
 def bert(tokenizer):
-    """An encoder with absolute positions and, by its config, another padding token than the tokenizer's."""
+    """An encoder with absolute positions and, by its config, another padding token than the
+    tokenizer's.
+    """
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 32,
@@ -132,8 +136,11 @@ def test_each_answer_gets_the_caption_of_its_own_images(tokenizer, records):
     assert "Image description: cars in scene-000003\n" in texts[2][0]
 
 
+@pytest.mark.heavy(reason="trains")
 def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
-    """Trained on rankings that a coin has turned round, it has no opinion of red and blue worth the name."""
+    """Trained on rankings that a coin has turned round, it has no opinion of red and blue worth the
+    name.
+    """
     train, test, coin = separable(60), separable(60, seed=1), random.Random(0)
     tossed = [r.model_copy(update={"ranking": r.ranking[:: coin.choice((1, -1))]}) for r in train]
     gaps = []
@@ -146,8 +153,11 @@ def test_it_learns_separable_pairs_and_coin_tosses_do_not_carry_over(tokenizer):
     assert gaps[1] < gaps[0] / 4
 
 
+@pytest.mark.heavy(reason="trains")
 def test_pairs_that_only_the_caption_decides(tokenizer, records):
-    """Is it red or blue? Half of the 20 held-out images are red: the twin, which sees none, gets 10 right."""
+    """Is it red or blue? Half of the 20 held-out images are red: the twin, which sees none, gets 10
+    right.
+    """
     images = [str(record.image_paths[0]) for record in records[:80]]
     colours = dict(zip(images, itertools.cycle(("red", "blue")), strict=False))
     data = [
@@ -167,7 +177,9 @@ def test_pairs_that_only_the_caption_decides(tokenizer, records):
 
 
 def test_the_loss_is_the_mean_of_minus_log_sigmoid_of_the_difference(tokenizer):
-    """One batch at learning rate 0: the loss is that of the first scores; at scores ±200 it is finite."""
+    """One batch at learning rate 0: the loss is that of the first scores; at scores ±200 it is
+    finite.
+    """
     data = separable(8)
     reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
     scores = reward.score_records(data)
@@ -241,8 +253,13 @@ def test_all_pairs_of_a_ranking_are_trained_on(tokenizer, records, monkeypatch):
     assert [len(t) for t in seen] == [6, 2]
 
 
-def test_a_saved_reward_gives_equal_scores_in_a_new_process(tokenizer, records, tmp_path):
-    reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None, batch_size=2)
+@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
+def test_a_saved_reward_gives_equal_scores_in_a_new_process(
+    tokenizer, records, tmp_path, monkeypatch
+):
+    """Here two texts at once, there all of them."""
+    monkeypatch.setattr(caption_reward, "SCORED_AT_ONCE", 2)
+    reward = CaptionReward(tiny_text_reward(tokenizer), tokenizer, None)
     reward.fit(records[:8], epochs=1)
     folder = reward.save(tmp_path / "reward")
     assert (folder / "model.safetensors").exists() and not list(folder.glob("*.bin"))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from shipped import TRAFFIC
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
@@ -38,7 +39,9 @@ def reward(tiny, records):
 
 
 def cars(records):
-    """A made-up score that needs image and answer: is the number of cars that the answer states the true one?"""
+    """A made-up score that needs image and answer: is the number of cars that the answer states the
+    true one?
+    """
     return [[float(f"are {r.truth['cars']} cars" in a.text) for a in r.answers] for r in records]
 
 
@@ -130,6 +133,7 @@ def test_an_image_is_read_once_for_its_path(tiny, records, monkeypatch):
     assert calls == [record.image_paths[0] for record in records[:2]]
 
 
+@pytest.mark.heavy(reason="trains")
 def test_it_learns_a_score_of_answers_and_shuffled_targets_do_not_carry_over(reward, records):
     targets = words(records)
     fit = reward.fit(records, targets, epochs=80)
@@ -168,7 +172,8 @@ def test_the_image_changes_the_score(reward, records):
 def test_held_out_images_are_not_trained_on(reward, records):
     """With the targets of the held-out images spoilt, the trained scores are the same."""
     generator = torch.Generator().manual_seed(3)
-    _, out = feature_reward._split(records, 0.2, generator)
+    targets = torch.tensor([score for scores in words(records) for score in scores])
+    _, out = feature_reward._split(records, targets, generator)
     places = [i for i, record in enumerate(records) for _ in record.answers]
     held = {places[row] for row in out.tolist()}
     assert len(held) == 12  # of 60 images
@@ -211,6 +216,7 @@ def test_the_heuristic_of_answers_is_what_is_regressed(records):
     assert target_scores(records[:1], shorter)[0][0] == -len(records[0].answers[0].text)
 
 
+@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(tiny, reward, records, tmp_path):
     reward.fit(records, words(records), epochs=3)
     reward.save(tmp_path / "reward")
@@ -223,7 +229,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from helpers.rewards.feature_reward import FeatureReward
 from helpers.data.preferences import read_records
 path, tiny = pathlib.Path({str(TRAIN)!r}), {str(ROOT / "data" / "tiny-qwen2-vl")!r}
-model, processor = AutoModelForImageTextToText.from_pretrained(tiny), AutoProcessor.from_pretrained(tiny)
+model = AutoModelForImageTextToText.from_pretrained(tiny)
+processor = AutoProcessor.from_pretrained(tiny)
 processor.image_processor.size["longest_edge"] = 112 * 112
 reward = FeatureReward.load(pathlib.Path({str(tmp_path / "reward")!r}), model, processor)
 print(json.dumps(reward.score_records(read_records(path)[:4])))
@@ -252,14 +259,14 @@ def test_what_does_not_fit_is_refused(tiny, reward, records, tmp_path):
 
 
 def test_a_folder_of_another_model_or_a_damaged_one_is_refused(tiny, reward, tmp_path):
-    with pytest.raises(UsageError, match=r"feature_reward.json: no such file"):
+    with pytest.raises(UsageError, match=r"feature_reward.safetensors: cannot be read"):
         FeatureReward.load(tmp_path, *tiny)
     folder = reward.save(tmp_path / "reward")
-    about = folder / feature_reward.FEATURE_REWARD_FILE
-    about.write_text(about.read_text().replace("384", "96"))
+    weights = load_file(folder / feature_reward.FEATURE_REWARD_WEIGHTS)
+    fewer = {**weights, "x_mean": weights["x_mean"][:96].clone()}
+    save_file(fewer, folder / feature_reward.FEATURE_REWARD_WEIGHTS)
     with pytest.raises(UsageError, match="takes 96 features, this model gives 384"):
         FeatureReward.load(folder, *tiny)
-    about.write_text(about.read_text().replace("96", "384"))
     (folder / feature_reward.FEATURE_REWARD_WEIGHTS).write_bytes(b"half")
     with pytest.raises(UsageError, match="cannot be read"):
         FeatureReward.load(folder, *tiny)

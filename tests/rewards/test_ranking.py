@@ -82,11 +82,12 @@ def test_rank_correlation_by_hand_and_with_ties_as_scipy_has_it():
     )
 
 
-def test_every_resample_has_the_correlation_that_scipy_gives_it():
+def test_every_resample_has_the_correlation_that_scipy_gives_it(monkeypatch):
     draw = np.random.default_rng(3)
     of = np.repeat(np.arange(12), [2, 3] * 6)
     totals, truth = draw.integers(0, 4, len(of)).astype(float), draw.integers(0, 3, len(of)) / 2
-    drawn = rule_ranking.draw_records(12, draws=50)
+    monkeypatch.setattr(rule_ranking, "BOOTSTRAP_DRAWS", 50)
+    drawn = rule_ranking.draw_records(12)
     assert (
         drawn.shape == (50, 12)
         and (drawn.sum(axis=1) == 12).all()
@@ -104,7 +105,9 @@ def test_every_resample_has_the_correlation_that_scipy_gives_it():
 
 
 def test_whole_records_are_drawn_not_answers():
-    """Ten copies of one record's three answers say no more than one record does: every resample is the same."""
+    """Ten copies of one record's three answers say no more than one record does: every resample is
+    the same.
+    """
     of = np.repeat(np.arange(10), 3)
     found = rule_ranking.spearman_resamples(
         np.tile([1.0, 2, 3], 10),
@@ -115,7 +118,9 @@ def test_whole_records_are_drawn_not_answers():
 
 
 def test_one_odd_answer_is_not_taken_for_a_correlation():
-    """Resamples without it have no correlation at all; left out, the rest agreed on a small positive one."""
+    """Resamples without it have no correlation at all; left out, the rest agreed on a small
+    positive one.
+    """
     totals, truth = np.ones(100), np.linspace(0, 1, 100)
     totals[99] = 2
     found = rule_ranking.correlate(

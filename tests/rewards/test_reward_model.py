@@ -27,7 +27,7 @@ def records():
     return read_records(PATH)[:24]
 
 
-# --- the model ---------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 def test_a_head_that_is_not_there():
@@ -73,7 +73,7 @@ def test_every_head_on_every_architecture(name, head, records, tmp_path):
     assert_close(flat(again), flat(scores), rtol=1e-5, atol=1e-6)
 
 
-# --- saving ------------------------------------------------------------------------------------------
+# --- saving ---------------------------------------------------------------------------------------
 
 SCORE = """
 import json, sys
@@ -87,6 +87,7 @@ print(json.dumps(reward_model.score_records(reward, read_records(path)[:6])))
 """
 
 
+@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
 def test_a_new_process_gives_the_same_scores(records, tmp_path):
     """A source project evaluated a fresh random head: its trained one was never saved."""
     run = trainer(models.load_model("tiny"), records)
@@ -100,9 +101,13 @@ def test_a_new_process_gives_the_same_scores(records, tmp_path):
     assert about["head_hash"] == head_hash(run.reward) and about["accuracy"] == 0.9
     assert {"head.score.0.weight", "head.score.3.weight"} <= set(about["trained"])
     out = subprocess.run(
-        [sys.executable, "-c", SCORE, str(folder), str(PATH)], cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", SCORE, str(folder), str(PATH)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert_close(
         flat(json.loads(out.stdout.splitlines()[-1])),
         flat(scores),
@@ -125,7 +130,7 @@ def test_a_folder_that_does_not_fit_is_an_error(tmp_path):
         reward_model.load_reward_model(*models.load_model("tiny"), folder)
 
 
-# --- training ----------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def test_standardised_scores_are_deviations_from_those_of_the_records(records):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.data.preferences import PreferenceRecord, resolve_images
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
 from helpers.rewards.reward_model import pair_gaps, pair_hits
 from helpers.rewards.reward_report import (
@@ -63,7 +63,8 @@ def test_the_report_by_hand():
     lengths = {name: (share.value, share.n) for name, share in report.accuracy_by_length().items()}
     assert lengths == {"longer": (0.75, 2), "shorter": (0.5, 2), "as long": (1.0, 1)}
     rivals = {name: share.value for name, (share, _) in report.rivals().items()}
-    # better first: records 0, 2, 2; shorter: both of record 2, a tie in record 3; longer: records 0 and 1, a tie
+    # better first: records 0, 2, 2; shorter: both of record 2, a tie in record 3; longer: records 0
+    # and 1, a tie
     assert rivals == pytest.approx({"shown first": 3 / 5, "shorter": 2.5 / 5, "longer": 2.5 / 5})
 
 
@@ -91,7 +92,7 @@ def test_paired_p_by_hand():
 
 
 def many(n, scores_of):
-    """n records of two answers with lengths that say nothing; scores_of(better is first) → scores."""
+    """n records of two answers whose lengths say nothing; scores_of(better is first) → scores."""
     rng = np.random.default_rng(0)
     records, scores = [], []
     for i in range(n):
@@ -168,7 +169,7 @@ def test_a_report_needs_pairs():
 
 
 def test_other_scores_on_the_same_pairs_by_hand():
-    """Hits of the report 1, ½, 0, 1, 1; of the other 1, 1, 1, 0, ½: (1 + 1 + 1 + 0 + ½) / 5 = .7."""
+    """Hits of the report 1, ½, 0, 1, 1; the other 1, 1, 1, 0, ½: (1 + 1 + 1 + 0 + ½) / 5 = .7."""
     other = [[2.0, 0.0], [0.0, 1.0], [2.0, 1.0, 3.0], [0.0, 0.0]]
     gaps = pair_gaps(RECORDS, other)
     assert gaps.tolist() == [2, 1, 1, -1, 0]

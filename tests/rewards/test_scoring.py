@@ -117,7 +117,8 @@ def test_exact_match():
 
 
 def test_vqa_accuracy_by_hand():
-    # 10 annotators, 3 say green. Leaving out one of these 3 leaves 2: 2/3. Leaving out one of the other 7: 1.
+    # 10 annotators, 3 say green. Leaving out one of these 3 leaves 2: 2/3. Leaving out one of the
+    # other 7: 1.
     # (3 · 2/3 + 7 · 1) / 10 = 0.9
     annotators = ["green"] * 3 + ["blue"] * 6 + ["The blue."]
     assert vqa_accuracy(None, "", "Green.", annotators).total == pytest.approx(0.9)
@@ -203,7 +204,9 @@ def test_the_ready_scorers():
 
 
 def trl_rewards(reward_funcs, inputs, prompts, completions):
-    """Rewards (completions, functions) and the names they are logged under, from GRPOTrainer's own call."""
+    """Rewards (completions, functions) and the names they are logged under, from GRPOTrainer's own
+    call.
+    """
     names = [get_callable_name(function) for function in reward_funcs]
     trainer = SimpleNamespace(
         accelerator=Accelerator(cpu=True),
@@ -233,7 +236,9 @@ def recording(name="recorded"):
 
 
 def test_trl_calls_a_scorer_with_chat_messages_and_images():
-    """A vision data set as TRL passes it on: content in blocks, `images` a column, absent classes None."""
+    """A vision data set as TRL passes it on: content in blocks, `images` a column, absent classes
+    None.
+    """
     image = colour_noise(0)
     data = Dataset.from_list([{"truth": {"cars": 2}}, {"truth": {"buses": 1}}])
     inputs = [{"prompt": [], "images": [image], "truth": row["truth"]} for row in data]

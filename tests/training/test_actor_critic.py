@@ -19,6 +19,8 @@ from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import tasks_of
 from helpers.training.warm_up import warm_up_critic
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 
 def no_advantage(rewards, values, mask, settings, mean):
     """Returns for the critic, and nothing for the policy to learn from."""
@@ -70,7 +72,6 @@ def test_one_base_serves_all_roles():
     assert policy.active_adapter == models.POLICY_ADAPTER
 
 
-@pytest.mark.heavy
 def test_a_critic_warms_up_in_parts_as_in_one():
     yes = make_scorer(
         "yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")}
@@ -90,7 +91,6 @@ def test_a_critic_warms_up_in_parts_as_in_one():
     assert runs[2].model.is_gradient_checkpointing
 
 
-@pytest.mark.heavy
 def test_a_warm_critic_learns_from_answers_that_nobody_sampled():
     yes = make_scorer(
         "yes", lambda image, question, answer, facts: {"yes": float(answer == "Yes.")}

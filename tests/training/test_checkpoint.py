@@ -12,7 +12,7 @@ from shipped import TRAFFIC
 
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings, RewardSettings
-from helpers.data.preferences import read_records, to_trl, write_records
+from helpers.data import read_records, to_trl, write_records
 from helpers.files import UsageError
 from helpers.machine.checkpoints import (
     checkpoint_identity,

@@ -10,8 +10,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from helpers import cli
 from helpers.files import ROOT, UsageError, read_json
 from helpers.training import distributed
+
+pytestmark = pytest.mark.heavy(reason="trains in processes of their own")
 
 RECIPE = """
 title = "One process or two"
@@ -35,31 +38,22 @@ settings = { iterations = 2, prompts_per_iteration = 8, group_size = 2, mini_bat
 REPORT = 'import torch.distributed as d; print("processes", d.get_world_size() if d.is_initialized() else 1)'
 
 
-def train(folder, number, *settings):
-    """Run the recipe in `number` processes; returns what they printed."""
+def arguments(folder, *settings):
+    """Arguments that run the recipe."""
     recipe = folder.parent / "recipe.toml"
     recipe.write_text(RECIPE)
+    changes = [part for setting in settings for part in ("--set", setting)]
+    return ["train", "--config", str(recipe), "--out", str(folder), *changes]
+
+
+def train_in_two(folder):
+    """Run the recipe in two processes; returns what they printed."""
     script = folder.parent / "train.py"
     script.write_text(
         f"from helpers.cli import main\ncode = main()\n{REPORT}\nraise SystemExit(code)\n"
     )
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
-        if number > 1
-        else []
-    )
-    changes = [part for setting in settings for part in ("--set", setting)]
-    command = [
-        sys.executable,
-        *launch,
-        str(script),
-        "train",
-        "--config",
-        str(recipe),
-        "--out",
-        str(folder),
-        *changes,
-    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launch, str(script), *arguments(folder)]
     environment = {
         "ACCELERATE_USE_CPU": "true",
         "PYTHONPATH": str(ROOT),
@@ -75,13 +69,12 @@ def train(folder, number, *settings):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Folders of one process, with batches twice as large, and of two."""
+    """Folders of one process (this one), with batches twice as large, and of two."""
     folder = tmp_path_factory.mktemp("processes")
-    one = train(folder / "one", 1, "dpo.settings.batch_size=8", "reward.settings.accumulation=2")
-    two = train(folder / "two", 2)
-    assert (
-        one.count("processes 1") == 1 and two.count("processes 2") == 2
-    )  # a launcher may start one, without a word
+    larger = ("dpo.settings.batch_size=8", "reward.settings.accumulation=2")
+    assert cli.main(arguments(folder / "one", *larger)) == 0
+    printed = train_in_two(folder / "two")
+    assert printed.count("processes 2") == 2  # a launcher may start one, without a word
     return folder / "one", folder / "two"
 
 

@@ -13,7 +13,8 @@ from trl import DPOTrainer
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOLoss, LoraSettings, dpo_preset
 from helpers.data.pairs import add_image_negatives
-from helpers.data.preferences import read_records, to_trl
+from helpers.data.preferences import read_records
+from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
 from helpers.files import ROOT, UsageError
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
@@ -21,6 +22,8 @@ from helpers.models import caches, encoded_prompts
 from helpers.models.caches import ImageFeatures, images_hash
 from helpers.models.shared_prefix import Packer
 from helpers.training import dpo
+
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
 VALID = TRAFFIC / "preferences_valid.jsonl"
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=6, batch_size=8)

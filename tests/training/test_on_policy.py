@@ -10,6 +10,8 @@ from helpers.config import DPO_PRESETS
 from helpers.rewards.scoring import count_graded
 from helpers.training.on_policy import on_policy_round
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 CHANGES = {"steps": 2, "batch_size": 4, "sft_weight": 0.0}
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], **CHANGES)
 

@@ -27,6 +27,8 @@ from helpers.training.ppo import PPOTrainer, critic_loss, policy_loss, set_learn
 from helpers.training.rollout import ROLLOUT_FILTERS, MiniBatch, Rollout, tasks_of
 from helpers.training.warm_up import warm_up_critic
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 STEPS = ("Sample", "Look", "Reward", "Advantage", "Policy update", "Critic update")
 ONE_UPDATE = dataclasses.replace(SMALL, epochs=1, mini_batch=4)  # in an iteration
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
@@ -276,7 +278,6 @@ def test_no_more_rows_than_fit_are_in_a_pass(monkeypatch):
     assert set(seen[True]) == {2} and set(seen[False]) == {1}
 
 
-@pytest.mark.heavy
 def test_a_short_run_learns():
     """From .43 exact answers when sampled."""
     settings = dataclasses.replace(SMALL, prompts_per_iteration=16, mini_batch=8, iterations=8)
@@ -481,7 +482,6 @@ def test_another_method_enters_by_its_line_in_a_table(monkeypatch):
     assert_close(run.last.advantages[:, 0], (scores - scores.mean()) * run.last.learnt[:, 0])
 
 
-@pytest.mark.heavy
 def test_losses_may_be_scaled_as_for_fp16():
     """A scaler refuses to unscale twice, or again before a step was tried: after an iteration without advantages, too."""
     how = {"advantages": "grpo", "kl_weight": 0.0, "critic_layers": 0}

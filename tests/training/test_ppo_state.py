@@ -21,6 +21,8 @@ from helpers.training.rollout import tasks_of
 from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import HeldOutAnswers, JSONLog
 
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
+
 constant = make_scorer("constant", lambda *given: {"constant": 0.5})
 
 

@@ -11,12 +11,15 @@ from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import LoraSettings, RewardSettings
-from helpers.data.preferences import PreferenceRecord, read_records, resolve_images
+from helpers.data.preferences import read_records
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
 from helpers.statistics import proportion
 from helpers.training.reward import RewardTrainer, losses_of
+
+pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
 
 @pytest.fixture(scope="module")

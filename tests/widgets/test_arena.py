@@ -138,7 +138,9 @@ def test_reveal_before_the_first_vote_and_export_without_one_say_so(tmp_path, wi
 def test_the_export_is_the_data_of_a_next_round(tmp_path, path, widget):
     records = make(tmp_path, 5)
     target = tmp_path / "some" / "other" / "judged.jsonl"
-    shown = widget(records, export_path=target)
+    shown = widget(records)
+    assert shown.export_path == path.with_suffix(".judged.jsonl")
+    shown.export_path = target
     chosen = []
     for _ in range(2):
         chosen.append((shown.item.key, f"new answer to {shown.item.key}"))

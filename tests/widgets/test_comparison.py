@@ -1,4 +1,4 @@
-"""The comparison widget, on the shipped adapter; the browser tests move the same controls by hand."""
+"""The comparison widget, on the shipped adapter; browser tests move the same controls by hand."""
 
 import io
 import json

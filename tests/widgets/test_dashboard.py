@@ -21,7 +21,9 @@ def folder(tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Instead of a picture, what it would be made of: drawing takes long where it is not what is tested."""
+    """Instead of a picture, what it would be made of: drawing takes long where it is not what is
+    tested.
+    """
     monkeypatch.setattr(plots, "run_curves", lambda panels, axis: repr((panels, axis)))
     monkeypatch.setattr(widgets, "figure_png", str.encode)
 
@@ -58,8 +60,12 @@ def test_stage_runs_figures_axis_and_smoothing_change_the_picture(quick, folder)
     dashboard = Dashboard(folder)
     pictures = [dashboard.picture.value]
     for name, value in (
-        ("chosen", ("dpo/two",)), ("axis", "num_tokens"), ("stage", "ppo"), ("smoothing", 1), ("axis", "seconds")
-    ):  # fmt: skip
+        ("chosen", ("dpo/two",)),
+        ("axis", "num_tokens"),
+        ("stage", "ppo"),
+        ("smoothing", 1),
+        ("axis", "seconds"),
+    ):
         getattr(dashboard, name).value = value
         pictures.append(dashboard.picture.value)
     dashboard.metrics["ppo", "samples"].value = True

@@ -11,7 +11,7 @@ import pytest
 from made_up import record
 from PIL import Image
 
-from helpers.data.preferences import resolve_images
+from helpers.data.record import resolve_images
 from helpers.files import UsageError
 from helpers.rewards import ranking as rule_ranking
 from helpers.rewards.heuristic import HEURISTIC_RULES
@@ -33,7 +33,7 @@ def play(folder):
 
 
 def test_equal_scores_are_ties_whatever_the_rounding():
-    """3 × 0.1 is 0.30000000000000004 to a computer, which once put one of two equal answers first."""
+    """3 × 0.1 is 0.30000000000000004 to a computer, which once put an equal answer first."""
     weights = dict.fromkeys(widgets.DEFAULT_WEIGHTS, 0.0) | {"grounding": 0.1, "reasoning": 0.3}
     totals = rule_ranking.weighted_sum(
         np.array([[3, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0.0]]), weights
@@ -81,7 +81,8 @@ def test_it_ranks_at_once_and_after_each_move(play):
     ]
     assert playground.state["agreement"].value == pytest.approx(0.5)  # tie, wrong, right
     assert "-0.50" in playground.table.value and "-0.40" in playground.table.value
-    # now the classes are words to mention, too, .1 more for "buses", and wrong counts cost 1: −.8, .2, −1.3
+    # now the classes are words to mention, too, .1 more for "buses", and wrong counts cost 1: −.8,
+    # .2, −1.3
     playground.counts_known.value = True
     assert (
         playground.state["totals"] == pytest.approx([-0.8, 0.2, -1.3])

@@ -20,7 +20,8 @@ from jupyter_client import KernelManager
 from pictures import noise
 from PIL import Image
 
-from helpers.data.preferences import PreferenceRecord, read_records, resolve_images, write_records
+from helpers.data.preferences import read_records, write_records
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.data.vote_log import current_judgements, read_events
 from helpers.data.votes import Votes, apply_votes
 from helpers.files import ROOT, UsageError
@@ -64,7 +65,7 @@ def in_folder(items, folder):
 
 @pytest.fixture
 def rank(folder):
-    """Make a widget on the vote file of this test; `pause` off, since scripts do not double-click."""
+    """Make a widget on this test's vote file; `pause` off, since scripts do not double-click."""
     return lambda items, annotator="ana", **options: widgets.AnswerRanker(
         Votes(folder / "votes.jsonl", in_folder(items, folder), annotator),
         **({"pause": 0} | options),
@@ -409,7 +410,9 @@ def opinion(vote):
 
 
 def vote_until_killed(folder, pipe):
-    """One life: click what the script thinks of each item shown; tell each vote once the click has returned."""
+    """One life: click what the script thinks of each item shown; tell each vote once the click has
+    returned.
+    """
     ranking = widgets.AnswerRanker(
         Votes(folder / "votes.jsonl", read_records(folder / "records.jsonl"), "ana"), pause=0
     )
@@ -427,7 +430,9 @@ def vote_until_killed(folder, pipe):
 
 
 def one_life(folder, votes, delay):
-    """Fork, kill `delay` seconds after `votes` votes were told (None: never); all that were told, was it killed."""
+    """Fork, kill `delay` seconds after `votes` votes were told (None: never); all that were told,
+    was it killed.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -454,7 +459,7 @@ def one_life(folder, votes, delay):
 
 
 def check_nothing_lost(folder, told, kills):
-    """Every record has one vote, every vote that was told is there as it was, none is there twice."""
+    """Every record has one vote, every vote that was told is there as it was, and once."""
     items, (events, tail) = (
         read_records(folder / "records.jsonl"),
         read_events(folder / "votes.jsonl"),
@@ -469,6 +474,7 @@ def check_nothing_lost(folder, told, kills):
     assert all(len(r.judgements) == 1 for r in apply_votes(items, folder / "votes.jsonl"))
 
 
+@pytest.mark.heavy(reason="starts processes that are killed")
 def test_25_kills_in_150_pairs_lose_no_vote_and_double_none(folder):
     write_records(folder / "records.jsonl", records(150))
     draw = random.Random(0)
@@ -491,10 +497,12 @@ from helpers.widgets import AnswerRanker
 """
     SHOW = """
 folder = Path({folder!r})
-ranking = AnswerRanker(Votes(folder / "votes.jsonl", read_records(folder / "records.jsonl"), "ana"), pause=0)
+votes = Votes(folder / "votes.jsonl", read_records(folder / "records.jsonl"), "ana")
+ranking = AnswerRanker(votes, pause=0)
 ids = {{name: button.model_id for name, button in ranking.buttons.items()}}
 ids |= {{str(k): button.model_id for k, button in enumerate(ranking.choices)}}
-ids |= {{f"text {{k}}": text.model_id for k, text in enumerate(ranking.texts)}} | {{"progress": ranking.progress.model_id}}
+ids |= {{f"text {{k}}": text.model_id for k, text in enumerate(ranking.texts)}}
+ids |= {{"progress": ranking.progress.model_id}}
 print("ids", json.dumps(ids))
 """
 
@@ -544,7 +552,9 @@ print("ids", json.dumps(ids))
         return message["header"]["msg_id"]
 
     def vote(self):
-        """Click the script's choice for what is shown; the message and what is told if it comes through."""
+        """Click the script's choice for what is shown; the message and what is told if it comes
+        through.
+        """
         key = "secret id " + self.seen("text 0").split(" of ")[1].split()[0]
         choice = choice_for(key)
         place = next((k for k in "01" if f"answer {choice} of" in self.seen(f"text {k}")), None)
@@ -556,6 +566,7 @@ print("ids", json.dumps(ids))
         self.manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.heavy(reason="a kernel of its own")
 def test_a_killed_kernel_goes_on_where_it_was(folder):
     write_records(folder / "records.jsonl", records(40))
     first, second = Browser(), Browser()

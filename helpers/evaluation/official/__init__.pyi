@@ -2,12 +2,12 @@
 
 from .common import (
     ask_questions as ask_questions,
-    read_answers as read_answers,
     write_answers as write_answers,
 )
 from .grades import GRADES as GRADES
 from .hallusion import (
     grade_hallusion_bench as grade_hallusion_bench,
+    grade_hallusion_verdicts as grade_hallusion_verdicts,
     read_verdicts as read_verdicts,
 )
 from .judged import (
@@ -21,7 +21,6 @@ from .questions import (
     BenchmarkQuestion as BenchmarkQuestion,
     OfficialBenchmark as OfficialBenchmark,
     load_questions as load_questions,
-    read_questions as read_questions,
     write_questions as write_questions,
 )
 from .yes_no import (

@@ -1,6 +1,5 @@
-"""What the rules share: asking a model, files of answers, tables of figures.
+"""What the rules share: asking a model, a file of its answers, tables of figures.
 
-A file belongs to a list of questions: it must speak of each of them exactly once and of no other.
 Models are not known here; `ask_questions` is given a function.
 """
 
@@ -11,16 +10,16 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from helpers.data import DatasetRow
 from helpers.files import UsageError, write_lines
-from helpers.statistics import Proportion, format_figure
+from helpers.statistics import Proportion, TableRows, format_figure
 
-from ..keyed import by_id, check_each, read_each
+from ..keyed import by_id, check_each
 from .questions import BenchmarkQuestion
 
 # images, prompts → answers, in their order
 Generate = Callable[[list[Path | None], list[str]], list[str]]
 Questions = Sequence[BenchmarkQuestion]
+Texts = Mapping[str, str]  # answers or reviews by the ids of their questions
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class OfficialGrade:
     title: str
     figures: dict[str, Proportion | float | None]  # None where the official rule divides by zero
 
-    def table(self, head: str) -> list[list[str]]:
+    def table(self, head: str) -> TableRows:
         """Rows for `report.Section.table`; `head` stands over the names of the figures."""
         rows = [[name, format_figure(value, ".6g")] for name, value in self.figures.items()]
         return [[head, "figure"], *rows]
@@ -48,9 +47,7 @@ def ask_questions(questions: Questions, generate: Generate, batch: int = 16) -> 
     Raises UsageError if `generate` does not give one text a question.
     """
     by_id(questions)
-    if batch < 1:
-        raise UsageError(f"batch = {batch}: ask at least one question at a time.")
-    answers: dict[str, str] = {}
+    answers = {}
     for start in tqdm(range(0, len(questions), batch), desc="ask", unit="batch", leave=False):
         part = questions[start : start + batch]
         images = [question.image for question in part]
@@ -64,25 +61,8 @@ def ask_questions(questions: Questions, generate: Generate, batch: int = 16) -> 
     return answers
 
 
-def write_answers(path: Path, questions: Questions, answers: Mapping[str, str]) -> Path:
+def write_answers(path: Path, questions: Questions, answers: Texts) -> Path:
     """JSONL, `{"id": …, "answer": …}` a line in the order of the questions."""
     check_each(answers, questions, path, "answer")
     lines = ({"id": question.id, "answer": answers[question.id]} for question in questions)
     return write_lines(path, (json.dumps(line, ensure_ascii=False) for line in lines))
-
-
-def read_answers(path: Path, questions: Questions) -> dict[str, str]:
-    """The answers to `questions`, to each exactly once. An empty answer is one.
-
-    Raises UsageError naming file and line.
-    """
-    return read_each([path], questions, "answer", _answer)
-
-
-def _answer(row: DatasetRow, place: int) -> tuple[str, str]:
-    if row.keys() != {"id", "answer"} or not all(isinstance(value, str) for value in row.values()):
-        raise UsageError(
-            'a line must be {"id": "…", "answer": "…"} and nothing else. '
-            "Write it with `write_answers`."
-        )
-    return row["id"], row["answer"]

@@ -7,7 +7,7 @@ from .yes_no import grade_mme, grade_pope
 GRADES = {  # name → grade(questions, answers, or the reviews of a judge)
     "pope": grade_pope,
     "mme": grade_mme,
-    "hallusion_bench": lambda questions, answers: grade_hallusion_bench(questions, answers=answers),
+    "hallusion_bench": grade_hallusion_bench,
     "llava_bench": grade_llava_bench,
     "mmhal_bench": grade_mmhal_bench,
 }

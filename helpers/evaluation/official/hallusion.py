@@ -27,7 +27,7 @@ from helpers.files import UsageError
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each, read_each
-from .common import OfficialGrade, Questions
+from .common import OfficialGrade, Questions, Texts
 from .questions import BenchmarkQuestion, hallusion_id
 from .yes_no import plain_reading
 
@@ -78,27 +78,19 @@ def _verdict(row: DatasetRow, place: int) -> tuple[str, int]:
     return key, int(value)
 
 
-def grade_hallusion_bench(
-    questions: Questions,
-    *,
-    answers: Mapping[str, str] | None = None,
-    verdicts: Mapping[str, int] | None = None,
-) -> OfficialGrade:
-    """The official figures from a judge's verdicts, or from the answers by word match.
+def grade_hallusion_bench(questions: Questions, answers: Texts) -> OfficialGrade:
+    """The official figures by word match, which is not the official judge. Raises UsageError."""
+    check_each(answers, questions, "answers", "answer")
+    verdicts = {
+        question.id: match_verdict(question, answers[question.id]) for question in questions
+    }
+    return grade_hallusion_verdicts(questions, verdicts, "word match, not official")
 
-    Raises UsageError.
-    """
-    if (answers is None) == (verdicts is None):
-        raise UsageError(
-            "give either verdicts of a judge or answers to be matched, not both or none."
-        )
-    route = "judge, as official"
-    if verdicts is None:
-        route = "word match, not official"
-        check_each(answers, questions, "answers", "answer")
-        verdicts = {
-            question.id: match_verdict(question, answers[question.id]) for question in questions
-        }
+
+def grade_hallusion_verdicts(
+    questions: Questions, verdicts: Mapping[str, int], route: str = "judge, as official"
+) -> OfficialGrade:
+    """The official figures from verdicts; `route` says where they are from. Raises UsageError."""
     check_each(verdicts, questions, "verdicts", "verdict")
     table = _table(questions, verdicts)
     shown = table[~table["no_figure"]].groupby([*SET, "figure_id"])["right"]

@@ -28,7 +28,7 @@ from helpers.files import UsageError
 from helpers.statistics import share_of
 
 from ..keyed import check_each, read_each
-from .common import OfficialGrade, Questions
+from .common import OfficialGrade, Questions, Texts
 
 FAILED_SCORES = (-1.0, -1.0)
 
@@ -78,7 +78,7 @@ def _content_of(response: DatasetRow) -> str:
 
 def _by_group(questions: Questions, values: Mapping[str, Any]) -> dict[str, list]:
     """The values of the questions of each group, in the order of the questions."""
-    groups: dict[str, list] = {}
+    groups = {}
     for question in questions:
         groups.setdefault(question.group, []).append(values[question.id])
     return groups
@@ -100,7 +100,7 @@ def parse_llava_scores(review: str) -> tuple[float, float]:
         return FAILED_SCORES
 
 
-def grade_llava_bench(questions: Questions, reviews: Mapping[str, str]) -> OfficialGrade:
+def grade_llava_bench(questions: Questions, reviews: Texts) -> OfficialGrade:
     """The figures of `summarize_gpt_review.py`, of all questions and of each category.
 
     Raises UsageError unless each question has one review.
@@ -138,7 +138,7 @@ def parse_mmhal_rating(review: str) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def grade_mmhal_bench(questions: Questions, reviews: Mapping[str, str]) -> OfficialGrade:
+def grade_mmhal_bench(questions: Questions, reviews: Texts) -> OfficialGrade:
     """The figures of `eval_gpt4.py`: the average rating, 0 … 6, and the share of those below 3.
 
     Raises UsageError unless each question has one review.

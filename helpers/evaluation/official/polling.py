@@ -14,7 +14,7 @@ sentence, "in the imange").
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from helpers.data import SINGULAR, CountedImage
@@ -28,18 +28,14 @@ def pope_questions(
     strategy: Literal["random", "popular", "adversarial"],
     per_image: int = 3,
     seed: int = 0,
-    singular: Mapping[str, str] = SINGULAR,
 ) -> list[BenchmarkQuestion]:
     """2 · per_image questions about every image with as many objects present and as many absent.
 
-    An object that occurs in no image is never asked about. singular: the word for one of a class; a
-    class that is not in it is asked about by its name. Prints how many images are left out. Raises
-    UsageError if all are.
+    An object that occurs in no image is never asked about. A class without a singular is asked
+    about by its name. Prints how many images are left out. Raises UsageError if all are.
     """
     if strategy not in POPE_SPLITS:
         raise UsageError(f"unknown strategy {strategy!r}: choose from {', '.join(POPE_SPLITS)}.")
-    if per_image < 1:
-        raise UsageError(f"per_image = {per_image}: ask at least about one object that is there.")
     objects = list(dict.fromkeys(name for item in items for name in _present_objects(item)))
     kept = _with_enough_objects(items, per_image, len(objects))
     rankings = _rankings(kept)
@@ -60,7 +56,7 @@ def pope_questions(
                 questions.append(
                     BenchmarkQuestion(
                         id=f"{strategy}-{len(questions) + 1}",
-                        prompt=pope_prompt(singular.get(name, name)),
+                        prompt=pope_prompt(SINGULAR.get(name, name)),
                         image=item.path,
                         label=label,
                         group=strategy,
@@ -107,7 +103,7 @@ def _rankings(items: Sequence[CountedImage]) -> dict[str | None, list[str]]:
 
     The most frequent first; of equal ones, the one seen first.
     """
-    counts: dict[str | None, Counter[str]] = {None: Counter()}
+    counts = {None: Counter()}
     for item in items:
         present = _present_objects(item)
         counts[None].update(present)

@@ -8,31 +8,29 @@ they stand in the file; what an evaluation suite appends to them ("Answer the qu
 single word or phrase.") is not.
 
 The items are downloaded or given by the reader, never part of this repository. Each revision is a
-commit of the data set's page; downloads at them have not been run here, only files of the same
-columns.
+commit of the data set's page (`benchmarks.toml`); downloads at them have not been run here, only
+files of the same columns.
 """
 
 import itertools
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from helpers.data import (
     DatasetRow,
     HubSet,
-    disable_decoding,
-    explain_validation_error,
     load_rows,
-    raw_rows,
     store_images,
 )
 from helpers.files import UsageError, write_lines
 
-from ..keyed import by_id
+from ..keyed import by_id, placed_rows
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 PERCEPTION = (
@@ -49,7 +47,8 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id")
-SHOWN_ERRORS = 10  # bad rows that a message lists
+SHOWN_ROW_ERRORS = 10  # bad rows that a message lists
+_Fields = dict[str, Any]  # of a question
 
 
 class BenchmarkQuestion(BaseModel):
@@ -72,7 +71,7 @@ class OfficialBenchmark:
     title: str
     source: HubSet
     # row, its number → fields of a BenchmarkQuestion, `image` as it is stored
-    read: Callable[[DatasetRow, int], dict[str, Any]]
+    read: Callable[[DatasetRow, int], _Fields]
     # how to get the file, where the hub's own cannot be read without running its code
     manual: str | None = None
 
@@ -88,13 +87,14 @@ def _text(row: DatasetRow, *names: str) -> str:
     return str(value)
 
 
-def _choice(value: str, known: Sequence[str], field: str) -> str:
+def _choice(row: DatasetRow, field: str, known: Sequence[str]) -> str:
+    value = _text(row, field)
     if value not in known:
         raise UsageError(f"unknown {field} {value!r}: {', '.join(known)}.")
     return value
 
 
-def _fields(row: DatasetRow, name: str, label: str, group: str, **about: str) -> dict[str, Any]:
+def _fields(row: DatasetRow, name: str, label: str, group: str, **about: str) -> _Fields:
     """Fields of a question whose row has the columns question and image."""
     return {
         "id": name,
@@ -107,17 +107,18 @@ def _fields(row: DatasetRow, name: str, label: str, group: str, **about: str) ->
 
 
 def _yes_no(row: DatasetRow) -> str:
-    return _choice(_text(row, "answer").strip().lower(), ("yes", "no"), "answer")
+    answer = {"answer": _text(row, "answer").strip().lower()}
+    return _choice(answer, "answer", ("yes", "no"))
 
 
-def _pope(row: DatasetRow, number: int) -> dict[str, Any]:
-    split = _choice(_text(row, "category"), POPE_SPLITS, "category")
+def _pope(row: DatasetRow, number: int) -> _Fields:
+    split = _choice(row, "category", POPE_SPLITS)
     return _fields(row, f"{split}-{_text(row, 'question_id')}", _yes_no(row), split)
 
 
-def _mme(row: DatasetRow, number: int) -> dict[str, Any]:
+def _mme(row: DatasetRow, number: int) -> _Fields:
     """Both questions about an image carry its name as `question_id`: they are numbered later."""
-    task = _choice(_text(row, "category"), PERCEPTION + COGNITION, "category")
+    task = _choice(row, "category", PERCEPTION + COGNITION)
     image_name = _text(row, "question_id")
     return _fields(row, image_name, _yes_no(row), task, pair=image_name)
 
@@ -127,10 +128,10 @@ def hallusion_id(row: DatasetRow) -> str:
     return "_".join(_text(row, name) for name in HALLUSION_KEYS)
 
 
-def _hallusion(row: DatasetRow, number: int) -> dict[str, Any]:
-    visual = _choice(_text(row, "visual_input"), ("0", "1", "2"), "visual_input")
+def _hallusion(row: DatasetRow, number: int) -> _Fields:
+    visual = _choice(row, "visual_input", ("0", "1", "2"))
     about = {name: _text(row, name) for name in (*HALLUSION_KEYS[1:], "gt_answer_details")}
-    label = _choice(_text(row, "gt_answer"), ("0", "1"), "gt_answer")
+    label = "yes" if _choice(row, "gt_answer", ("0", "1")) == "1" else "no"
     image = row.get("image") or row.get("filename")
     if visual == "0":  # asked without its image, whatever the row holds
         image = None
@@ -138,21 +139,20 @@ def _hallusion(row: DatasetRow, number: int) -> dict[str, Any]:
         raise UsageError(
             f"visual_input {visual} needs an image, and neither image nor filename names one."
         )
-    category = _choice(_text(row, "category"), ("VD", "VS"), "category")
-    label = {"0": "no", "1": "yes"}[label]
+    category = _choice(row, "category", ("VD", "VS"))
     fields = _fields(row, hallusion_id(row), label, category, **about, visual_input=visual)
     return fields | {"image": image}
 
 
-def _llava(row: DatasetRow, number: int) -> dict[str, Any]:
-    category = _choice(_text(row, "category"), ("conv", "detail", "complex"), "category")
+def _llava(row: DatasetRow, number: int) -> _Fields:
+    category = _choice(row, "category", ("conv", "detail", "complex"))
     caption = row.get("caption")
     caption = "\n".join(caption) if isinstance(caption, list) else _text(row, "caption")
     name = _text(row, "question_id")
     return _fields(row, name, _text(row, "gpt_answer"), category, caption=caption)
 
 
-def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
+def _mmhal(row: DatasetRow, number: int) -> _Fields:
     """The file has no ids: the place counts, as in the official code.
 
     Images are named by the end of their address.
@@ -167,54 +167,26 @@ def _mmhal(row: DatasetRow, number: int) -> dict[str, Any]:
     return fields | {"image": image}
 
 
-_MMHAL = HubSet(
-    "Shengcao1006/MMHal-Bench", "8c04a4a8ae40b80763eee9b3eadf115e2267bfa6", licence="Apache-2.0"
-)
-OFFICIAL_BENCHMARKS = {
-    "pope": OfficialBenchmark(
-        "POPE",
-        HubSet(
-            "lmms-lab/POPE",
-            "4db1276663dfa5eb8ad16a52d24c31a09e470896",
-            split="test",
-            licence="MIT (questions); COCO's terms (images)",
-        ),
-        _pope,
-    ),
-    "mme": OfficialBenchmark(
-        "MME",
-        HubSet("lmms-lab/MME", "d6c9023f017b564f7b3ccccf5348166bce8fdbcd", split="test"),
-        _mme,
-    ),
-    "hallusion_bench": OfficialBenchmark(
-        "HallusionBench",
-        HubSet(
-            "lmms-lab/HallusionBench",
-            "ea5fd49f1b711d12cc8b0ec75be0c0593e17befe",
-            split="image+non_image",
-            licence="BSD-3-Clause",
-        ),
-        _hallusion,
-    ),
-    "llava_bench": OfficialBenchmark(
-        "LLaVA-Bench (in the wild)",
-        HubSet(
-            "lmms-lab/llava-bench-in-the-wild",
-            "2c88d835d509b1372066db42ab7799255dbe9da2",
-            licence="Apache-2.0",
-        ),
-        _llava,
-    ),
-    "mmhal_bench": OfficialBenchmark(
-        "MMHal-Bench",
-        _MMHAL,
-        _mmhal,
-        manual=(
-            f"Unpack test_data.zip of huggingface.co/datasets/{_MMHAL.repository} at "
-            f"{_MMHAL.revision}, and give file=…/response_template.json, images=…/images."
-        ),
-    ),
+_READERS = {
+    "pope": _pope,
+    "mme": _mme,
+    "hallusion_bench": _hallusion,
+    "llava_bench": _llava,
+    "mmhal_bench": _mmhal,
 }
+
+
+def _read_catalogue() -> dict[str, OfficialBenchmark]:
+    text = Path(__file__).with_name("benchmarks.toml").read_text(encoding="utf-8")
+    found = {}
+    for name, entry in tomllib.loads(text).items():
+        title = entry.pop("title")
+        manual = entry.pop("manual", None)
+        found[name] = OfficialBenchmark(title, HubSet(**entry), _READERS[name], manual)
+    return found
+
+
+OFFICIAL_BENCHMARKS = _read_catalogue()
 
 
 # --- all rows -------------------------------------------------------------------------------------
@@ -235,18 +207,15 @@ def load_questions(
     that of `file`). rows: only the first so many; what is graded then is no longer the benchmark.
     Raises UsageError if a single row cannot be read, and then writes nothing.
     """
-    official = OFFICIAL_BENCHMARKS.get(name)
-    if official is None:
-        raise UsageError(
-            f"unknown benchmark {name!r}: choose from {', '.join(OFFICIAL_BENCHMARKS)}."
-        )
+    if name not in OFFICIAL_BENCHMARKS:
+        known = ", ".join(OFFICIAL_BENCHMARKS)
+        raise UsageError(f"unknown benchmark {name!r}: choose from {known}.")
+    official = OFFICIAL_BENCHMARKS[name]
     if file is None and official.manual:
         raise UsageError(
             f"{official.title} cannot be read from the hub without running its code. "
             f"{official.manual}"
         )
-    if rows is not None and rows < 1:
-        raise UsageError(f"rows = {rows}: take at least one.")
     named = images or (file.parent if file else folder)
     taken = itertools.islice(_rows(official.source, file), rows)
     questions, bad = [], []
@@ -267,9 +236,9 @@ def load_questions(
 
 
 def _refuse(bad: Sequence[str], rows: int) -> None:
-    shown = list(bad[:SHOWN_ERRORS])
-    if len(bad) > SHOWN_ERRORS:
-        shown.append(f"… and {len(bad) - SHOWN_ERRORS} more")
+    shown = list(bad[:SHOWN_ROW_ERRORS])
+    if len(bad) > SHOWN_ROW_ERRORS:
+        shown.append(f"… and {len(bad) - SHOWN_ROW_ERRORS} more")
     raise UsageError(f"{len(bad)} of {rows} rows cannot be read:\n" + "\n".join(shown))
 
 
@@ -278,13 +247,10 @@ def _rows(source: HubSet, file: Path | None) -> Iterator[tuple[str, DatasetRow]]
     if file is not None and not file.is_file():
         raise UsageError(f"{file}: no such file. Check the path, or leave it out to download.")
     if file is None or file.suffix == ".parquet":
-        for number, row in enumerate(disable_decoding(load_rows(source, file)), start=1):
+        for number, row in enumerate(load_rows(source, file), start=1):
             yield f"{file or source.repository}, row {number}", row
-        return
-    for number, _, row, error in raw_rows(file):
-        if error or not isinstance(row, dict):
-            raise UsageError(f"{file}:{number}: {error or 'a row is an object with named fields.'}")
-        yield f"{file}:{number}", row
+    else:
+        yield from placed_rows(file)
 
 
 def _image(value: Any, folder: Path, named: Path) -> Path | None:
@@ -303,7 +269,7 @@ def _image(value: Any, folder: Path, named: Path) -> Path | None:
 
 
 def _number_ids(questions: Sequence[BenchmarkQuestion]) -> list[BenchmarkQuestion]:
-    seen: Counter[str] = Counter()
+    seen = Counter()
     numbered = []
     for question in questions:
         seen[question.id] += 1
@@ -321,21 +287,3 @@ def write_questions(path: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
             image = image.relative_to(here)
         lines.append(question.model_copy(update={"image": image}).model_dump_json())
     return write_lines(path, lines)
-
-
-def read_questions(path: Path) -> list[BenchmarkQuestion]:
-    """Read what `write_questions` wrote. Raises UsageError naming file and line."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file. `load_questions` writes it.")
-    questions = []
-    for number, raw, _, error in raw_rows(path):
-        if error:
-            raise UsageError(f"{path}:{number}: {error}")
-        try:
-            question = BenchmarkQuestion.model_validate_json(raw)
-        except ValidationError as problem:
-            raise UsageError(f"{path}:{number}: {explain_validation_error(problem)}") from None
-        image = question.image and path.parent / question.image
-        questions.append(question.model_copy(update={"image": image}))
-    by_id(questions)
-    return questions

@@ -13,14 +13,15 @@ answer has exactly one of yes and no as a word.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from statistics import harmonic_mean
 from typing import Literal
 
 from helpers.files import UsageError
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each
-from .common import OfficialGrade, Questions
+from .common import OfficialGrade, Questions, Texts
 from .questions import COGNITION, PERCEPTION, POPE_SPLITS, BenchmarkQuestion
 
 Figures = dict[str, Proportion | float | None]
@@ -60,14 +61,14 @@ def _prefix(start: str, figures: Figures) -> Figures:
 
 
 def _questions_by_group(
-    questions: Questions, answers: Mapping[str, str], groups: Sequence[str]
+    questions: Questions, answers: Texts, groups: Sequence[str]
 ) -> dict[str, list[BenchmarkQuestion]]:
     """The questions of each group that occurs, in the order of `groups`.
 
     Raises UsageError unless each question has one answer and is of this benchmark.
     """
     check_each(answers, questions, "answers", "answer")
-    found: dict[str, list[BenchmarkQuestion]] = {group: [] for group in groups}
+    found = {group: [] for group in groups}
     for question in questions:
         if question.label not in ("yes", "no") or question.group not in groups:
             raise UsageError(
@@ -81,7 +82,7 @@ def _questions_by_group(
 # --- POPE -----------------------------------------------------------------------------------------
 
 
-def grade_pope(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+def grade_pope(questions: Questions, answers: Texts) -> OfficialGrade:
     """The figures of `evaluate.py` for every split that occurs, random first.
 
     Raises UsageError unless each question has one answer.
@@ -92,7 +93,7 @@ def grade_pope(questions: Questions, answers: Mapping[str, str]) -> OfficialGrad
     return OfficialGrade("POPE", figures)
 
 
-def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
+def _pope_figures(questions: Questions, answers: Texts) -> Figures:
     rows = []  # (label, official reading of the answer, plain reading)
     for question in questions:
         answer = answers[question.id]
@@ -100,9 +101,8 @@ def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
     precision = share_of(label == "yes" for label, said, _ in rows if said == "yes")
     recall = share_of(said == "yes" for label, said, _ in rows if label == "yes")
     f1 = None
-    if precision and recall and precision.value + recall.value:
-        both = precision.value + recall.value
-        f1 = 2 * precision.value * recall.value / both
+    if precision and recall and precision.value:
+        f1 = harmonic_mean([precision.value, recall.value])
     return {
         "accuracy": share_of(said == label for label, said, _ in rows),
         "precision": precision,  # of the answers read as yes
@@ -120,7 +120,7 @@ def _pope_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
 # --- MME ------------------------------------------------------------------------------------------
 
 
-def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade:
+def grade_mme(questions: Questions, answers: Texts) -> OfficialGrade:
     """The scores of `calculation.py` for every subtask that occurs, in the official order.
 
     Perception is the sum of ten scores, at most 2000, and cognition of four, at most 800; None if a
@@ -140,10 +140,10 @@ def grade_mme(questions: Questions, answers: Mapping[str, str]) -> OfficialGrade
     return OfficialGrade("MME", totals | figures)
 
 
-def _mme_figures(questions: Questions, answers: Mapping[str, str]) -> Figures:
+def _mme_figures(questions: Questions, answers: Texts) -> Figures:
     texts = [answers[question.id] for question in questions]
     said = list(map(parse_mme, texts))
-    images: dict[str, list[bool]] = {}  # which questions about each image are right
+    images = {}  # which questions about each image are right
     for question, reading in zip(questions, said, strict=True):
         hits = images.setdefault(question.about.get("pair", ""), [])
         hits.append(reading == question.label)

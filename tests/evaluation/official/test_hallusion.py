@@ -5,7 +5,11 @@ import json
 import pytest
 from made_up_questions import question, values
 
-from helpers.evaluation.official import grade_hallusion_bench, read_verdicts
+from helpers.evaluation.official import (
+    grade_hallusion_bench,
+    grade_hallusion_verdicts,
+    read_verdicts,
+)
 from helpers.evaluation.official.hallusion import parse_verdict_text
 from helpers.files import UsageError
 from helpers.statistics import Proportion
@@ -36,7 +40,7 @@ def hallusion():
 
 def test_hallusion_figures():
     questions, verdicts = hallusion()
-    grade = grade_hallusion_bench(questions, verdicts=verdicts)
+    grade = grade_hallusion_verdicts(questions, verdicts)
     assert values(grade) == pytest.approx(
         {
             "aAcc": 4 / 7,
@@ -76,32 +80,27 @@ def test_hallusion_without_a_judge():
     questions, _ = hallusion()
     said = ["Yes", "Yes, it is", "No.", "Maybe", "I cannot tell", "no", "Nope, no"]
     matched = grade_hallusion_bench(
-        questions, answers=dict(zip([q.id for q in questions], said, strict=True))
+        questions, dict(zip([q.id for q in questions], said, strict=True))
     )
     _, verdicts = hallusion()
-    judged = grade_hallusion_bench(questions, verdicts=verdicts)
+    judged = grade_hallusion_verdicts(questions, verdicts)
     assert matched.figures == judged.figures  # the words say what the verdicts above say
     assert "word match, not official" in matched.title
 
 
 def test_hallusion_all_right_and_all_unclear():
     questions, _ = hallusion()
-    best = values(grade_hallusion_bench(questions, verdicts={q.id: 1 for q in questions}))
+    best = values(grade_hallusion_verdicts(questions, {q.id: 1 for q in questions}))
     shares = ["aAcc", "qAcc", "fAcc", "easy aAcc (pairs)", "hard aAcc (pairs)"]
     assert [best[name] for name in shares] == [1] * 5
     assert best["yes/no bias: pct diff"] == 0 and best["yes/no bias: FP ratio"] is None
-    unclear = values(grade_hallusion_bench(questions, verdicts={q.id: 2 for q in questions}))
+    unclear = values(grade_hallusion_verdicts(questions, {q.id: 2 for q in questions}))
     assert unclear["aAcc"] == 1 / 7 and unclear["pct diff without unclear"] is None
 
 
-def test_hallusion_needs_one_source():
-    questions, verdicts = hallusion()
-    with pytest.raises(UsageError, match="either verdicts"):
-        grade_hallusion_bench(questions)
-    with pytest.raises(UsageError, match="not both"):
-        grade_hallusion_bench(questions, verdicts=verdicts, answers={})
+def test_questions_of_another_benchmark_are_refused():
     with pytest.raises(UsageError, match="not of HallusionBench"):
-        grade_hallusion_bench([question("1", "yes", "VD")], verdicts={"1": 1})
+        grade_hallusion_verdicts([question("1", "yes", "VD")], {"1": 1})
 
 
 def test_verdicts_of_the_official_files(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.base_questions import make_question
 from helpers.data import scenes
 from helpers.data.labels import CountedImage
 from helpers.evaluation.official import pope_questions
@@ -66,9 +67,7 @@ def test_polling_leaves_out_objects_that_never_occur():
 
 def test_the_question_is_that_of_the_scenes():
     for seed in range(20):
-        question = scenes.make_question(
-            scenes.make_scene(seed), "presence", np.random.default_rng(seed)
-        )
+        question = make_question(scenes.make_scene(seed), "presence", np.random.default_rng(seed))
         kind = question.prompt.split()[3]
         assert kind in scenes.VEHICLE_KINDS and pope_prompt(kind) == question.prompt
     items = [

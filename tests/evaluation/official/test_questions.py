@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
 
-from helpers.evaluation.official import GRADES, OFFICIAL_BENCHMARKS, load_questions, read_questions
+from helpers.evaluation.official import GRADES, OFFICIAL_BENCHMARKS, load_questions
 from helpers.evaluation.official.questions import COGNITION, PERCEPTION
 from helpers.files import UsageError, open_image
 
@@ -41,7 +41,6 @@ def test_pope_from_a_parquet_file_with_images_in_it(tmp_path):
     )  # one file for equal images
     assert len(list((folder / "images").iterdir())) == 2
     assert open_image(questions[2].image).getpixel((0, 0)) == (0, 0, 255)
-    assert read_questions(folder / "pope.jsonl") == questions
     assert json.loads((folder / "pope.jsonl").read_text().splitlines()[0])["image"].startswith(
         "images/"
     )
@@ -81,7 +80,6 @@ def test_hallusion_from_the_authors_json_and_from_a_table(tmp_path):
     ) and edited.image.is_file()
     assert (plain.id, plain.label, plain.image) == ("VS_map_1_0_0", "yes", None)
     assert edited.about == {"subcategory": "map", "set_id": "1", "figure_id": "2", "question_id": "0", "gt_answer_details": "It is not.", "visual_input": "2"}  # fmt: skip
-    assert read_questions(tmp_path / "out" / "hallusion_bench.jsonl") == [edited, plain]
     table = parquet(
         tmp_path / "t.parquet",
         [row | {"image": image} for row, image in zip(rows, [png(), png()], strict=True)],
@@ -110,7 +108,6 @@ def test_llava_bench_and_mmhal_bench(tmp_path):
     )
     assert (first.id, second.id) == ("1", "2") and first.image == tmp_path / "photos" / "7_o.jpg"
     assert first.about == {"image_content": "Cat, Dog"} and first.group == "attribute"
-    assert read_questions(tmp_path / "out" / "mmhal_bench.jsonl") == [first, second]
     with pytest.raises(UsageError, match=r"file=…/response_template.json"):
         load_questions("mmhal_bench", tmp_path / "out")
 
@@ -158,9 +155,6 @@ def test_bad_files(tmp_path):
     twice = parquet(tmp_path / "twice.parquet", [pope("1"), pope("1")])
     with pytest.raises(UsageError, match="2 questions have the id random-1"):
         load_questions("pope", tmp_path, file=twice)
-    (tmp_path / "q.jsonl").write_text('{"id": "1", "prompt": "?", "image": null, "label": "yes"}')
-    with pytest.raises(UsageError, match=r"q.jsonl:1: group: Field required"):
-        read_questions(tmp_path / "q.jsonl")
 
 
 def test_the_catalogue():

@@ -1,0 +1,36 @@
+"""The recipes, whole on the embedded model as their [laptop] says, reach what docs/recipes.md shows.
+
+`test_recipes.py` runs them in a short form.
+"""
+
+import pytest
+
+from helpers import cli
+from helpers.files import read_json
+from helpers.recipes import RECIPES
+
+pytestmark = pytest.mark.slow(reason="two to ten minutes a recipe")
+
+# Figures and the least that they must reach; docs/recipes.md has what they were.
+REACHED = {
+    "captions": {"reward_mlp_bradley_terry_pair_accuracy": 0.9, "ppo_exact": 0.9},
+    "heuristic": {"features_pair_accuracy": 0.85, "ppo_exact": 0.9},
+    "questions": {"ppo_right": 0.65},
+    "reward_models": {"reward_linear_bradley_terry_pair_accuracy": 0.9},
+    "vehicles": {"dpo_exact": 0.9, "dpo_wellformed_sampled": 0.9},
+}
+
+
+def test_no_recipe_is_forgotten():
+    assert REACHED.keys() == {path.stem for path in RECIPES.glob("*.toml")}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_a_recipe_reaches_its_figures(name, tmp_path):
+    assert cli.main(["train", "--config", name, "--laptop", "--out", str(tmp_path)]) == 0
+    figures = read_json(tmp_path / "figures.json")
+    for figure, least in REACHED[name].items():
+        assert figures[figure]["value"] >= least, figure
+    for figure in figures:
+        if figure.endswith("_other_images"):  # pairs cannot be told apart with another image
+            assert figures[figure]["value"] < 0.65, figure

@@ -265,7 +265,6 @@ def dpo_config(settings: DPOSettings, seed: int, folder: Path | None = None) -> 
         learning_rate=settings.learning_rate,
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         warmup_steps=round(settings.warmup_share * settings.steps),
         lr_scheduler_type="cosine",
@@ -282,7 +281,6 @@ def dpo_config(settings: DPOSettings, seed: int, folder: Path | None = None) -> 
         # after the last step there is one in any case
         save_steps=settings.checkpoint_steps or settings.steps,
         save_total_limit=KEPT_CHECKPOINTS,
-        report_to=[],
         seed=seed,
         data_seed=seed,
         # the collator picks what it needs

@@ -48,6 +48,7 @@ class Estimate:
 
     def short_text(self) -> str:
         """Write it without n, for tables that state n once."""
+        # one value, or all equal: an interval would claim a certainty that is not there
         interval = "no interval"
         if self.low is not None:
             interval = f"{self.low:{self.digits}}, {self.high:{self.digits}}"

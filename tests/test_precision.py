@@ -23,7 +23,7 @@ from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, REWARD_PRESETS, LoraSettings
 from helpers.data.preferences import read_records
 from helpers.doctor import checks as preflight
-from helpers.files import ROOT
+from helpers.files import ROOT, open_image
 from helpers.losses import dpo_loss, token_logps
 from helpers.models.prompts import encode, render
 from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately
@@ -189,7 +189,8 @@ def test_a_reward_model_is_trained_saved_and_loaded_in_fp32(tmp_path):
         trainer.optimizer
     )
     with reward.use_adapter(), torch.no_grad():
-        scores = reward(trainer._batch(records[:2]))
+        images = [[open_image(path) for path in record.image_paths] for record in records[:2]]
+        scores = reward(reward.batch(records[:2], images))
     assert scores.dtype == torch.float32
     folder = reward_model.save_reward_model(reward, tmp_path / "reward", settings)
     again = reward_model.load_reward_model(*models.load_model("tiny"), folder)
@@ -275,7 +276,7 @@ def test_reference_figures_kept_before_training_are_in_fp32(pairs_dataset):
     )
     kept = trainer._reference(batch)
     with torch.no_grad(), models.disable_adapters(trainer.model):
-        logits = dpo.answer_logits(trainer.model, batch["packed"])
+        logits = models.answer_logits(trainer.model, batch["packed"])
     logps = (
         torch.log_softmax(logits[:, :-1].double(), -1)
         .gather(-1, batch["input_ids"][:, 1:, None])

@@ -12,8 +12,7 @@ from helpers.report import figure_rows, markdown_table, read_sections
 
 
 def publish(root: Path) -> list[Path]:
-    """Put the figures and pictures of the last run into the README and `docs/` of the repository at
-    `root`.
+    """Put the figures and pictures of the last run into a repository's README and `docs/`.
 
     Raises UsageError if there is no report yet.
     """
@@ -26,9 +25,8 @@ def publish(root: Path) -> list[Path]:
             path.write_bytes(base64.b64decode(png))
             written.append(path)
     readme = root / "README.md"
-    text = replace_block(
-        readme.read_text(encoding="utf-8"), "figures of make demo", figures_table(figures)
-    )
+    text = readme.read_text(encoding="utf-8")
+    text = replace_block(text, "figures of make demo", figures_table(figures))
     written.append(write_text(readme, text))
     return written
 

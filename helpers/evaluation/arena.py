@@ -69,6 +69,7 @@ def build_matches(
         raise UsageError(
             f"names {names}: name two of the models that answered, which are {', '.join(answers)}."
         )
+    # everything that is given has an entry for each question
     n = len(paths)
     columns = {"prompts": prompts} | {f"answers of {name}": answers[name] for name in names}
     if groups is not None:
@@ -79,6 +80,7 @@ def build_matches(
     matches = []
     for i, prompt in enumerate(prompts):
         texts = {name: answers[name][i] for name in names}
+        # answers that are alike leave nothing to judge
         if len({text.strip() for text in texts.values()}) == 2:
             image = os.path.abspath(paths[i])
             matches.append(_match(i, image, prompt, texts, groups[i] if groups else None))
@@ -163,6 +165,7 @@ class Standings:
             f"Ties {self.ties}, both bad {self.both_bad}, skipped {self.skipped}, "
             f"not judged yet {self.unjudged}."
         ]
+        # an interval without ½ in it: the place of an answer moved the votes
         first = self.first_shown_share
         if first:
             verdict = "the position mattered; it is drawn for each question"
@@ -205,6 +208,7 @@ def standings(
     judgements = current_judgements(events)
     won, others = _count_outcomes(by_key, judgements)
     first, second = (won[name] for name in names)
+    # a draw is half a win for either
     draws = others["tie"] + others["both bad"]
     rates = None
     if first + second + draws:
@@ -241,6 +245,7 @@ def _count_outcomes(
     by_key: Mapping[str, PreferenceRecord], judgements: Mapping[tuple[str, str], Judgement]
 ) -> tuple[Counter[str], Counter[str]]:
     """Questions by the model that won them, and those without a winner by their outcome."""
+    # one consensus a question, however many people judged it
     votes = {key: [] for key in by_key}
     for (key, _), judgement in judgements.items():
         votes[key].append(judgement)
@@ -262,6 +267,7 @@ def match_outcome(votes: Sequence[Judgement]) -> MatchOutcome:
         return "skipped" if votes else "unjudged"
     if len(ranking) == 2:
         return ranking[0][0]
+    # no winner: was it a tie of good answers or of bad ones?
     bad = [vote.verdict == "all bad" for vote in votes if vote.verdict != "skip"]
     return "both bad" if 2 * sum(bad) > len(bad) else "tie"
 
@@ -304,6 +310,7 @@ def _count_unblinded(events: Sequence[VoteEvent], seen: Mapping[str, int]) -> in
         given[event.annotator] += 1
         if given[event.annotator] <= seen.get(event.annotator, len(events)):
             blind.append(event)
+    # a vote that was changed after the reveal is no blind one
     before = current_judgements(blind)
     return sum(before.get(key) is not vote for key, vote in current_judgements(events).items())
 
@@ -316,6 +323,7 @@ def export_records(
     Records nobody has judged, or all have skipped, are left out. Raises UsageError for a `target`
     that is one of the sources, and if nothing is judged.
     """
+    # writing over a source would destroy what is exported
     sources = {vote_path, *(record.file for record in records if record.file)}
     if target.resolve() in {path.resolve() for path in sources}:
         raise UsageError(

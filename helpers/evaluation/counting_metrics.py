@@ -105,9 +105,11 @@ def _check_truth(truth: Mapping[str, int], place: int) -> Counts:
 
 
 def _class_metrics(name: str, rows: Sequence[tuple[Counts | None, Counts]]) -> ClassMetrics:
+    # (stated counts or None, true count) of every question about the class
     asked = [(stated, truth[name]) for stated, truth in rows if name in truth]
     parsed = [(stated[name], true) for stated, true in asked if stated is not None]
     errors = [said - true for said, true in parsed]
+    # is it there where the answer says so, and is it said where it is there?
     claimed = [true > 0 for said, true in parsed if said > 0]
     present = [said > 0 for said, true in parsed if true > 0]
     # the harmonic mean of precision and recall

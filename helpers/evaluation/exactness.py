@@ -28,7 +28,9 @@ from helpers.models import VLM
 from helpers.statistics import Proportion, derangement, share_of
 
 Items = Sequence[CountedImage]
+# which images are shown with the questions
 CONDITIONS = ("right", "shuffled", "blank")
+# the middle of black and white
 GREY = (127, 127, 127)
 
 
@@ -65,6 +67,7 @@ class CountingResult:
 
     def errors(self) -> dict[str, np.ndarray]:
         """Stated minus true count of each class, (items,); NaN where the answer has no counts."""
+        # an answer without counts is off by nobody knows how much: NaN
         classes = list(self.items[0].counts)
 
         def differences(answer: str, counts: Counts) -> list[float]:
@@ -97,6 +100,7 @@ def evaluate_counting(
     seed: int = 0,
 ) -> CountingResult:
     """Ask the counting question about every item (greedy at temperature 0)."""
+    # the questions, and the true answers, whose length sets the budget of tokens
     asked = counting_questions(items)
     answers = models.generate_answers(
         model,

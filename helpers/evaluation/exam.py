@@ -95,6 +95,7 @@ def examine(
     Two greedy generations an item, `len(seeds)` sampled ones, and two with wrong images.
     """
     started = time.monotonic()
+    # the same questions, images and seeds for every policy
     with policies.use_policy(name) as model:
         asked = model, policies.processor, items
         return ExamResult(
@@ -142,6 +143,7 @@ def exam_metrics(examined: Exams) -> list[Metric]:
 
     The first two and the last are rewards of this suite.
     """
+    # all models were asked about the same items
     items = next(iter(examined.values())).greedy.items
     asked = _one_class_questions(items)
     heuristic = heuristic_scorer()
@@ -160,6 +162,7 @@ def exam_metrics(examined: Exams) -> list[Metric]:
         values = {model: measure(exam) for model, exam in examined.items()}
         return Metric(name, values, reward, truth)
 
+    # (name, measure, scorer that gives it, does it compare with the truth?)
     return [
         metric("all counts right", lambda exam: exam.greedy.exact, "count_exact", True),
         metric(
@@ -183,6 +186,7 @@ def policy_findings(
         if name not in examined:
             continue
         own = [row for row in rows if row.policy == name]
+        # its rows of the table, and how it counts
         greedy = examined[name].greedy
         counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
         found[name] = PolicyFindings(
@@ -202,6 +206,7 @@ def policy_failures(rows: Sequence[PolicyComparison], counting: CountMetrics) ->
     If nothing did, say what these items cannot show.
     """
     found = find_reward_hacking(rows)
+    # what can be claimed to be worse, then what merely broke
     found += [str(row) for row in rows if row.direction < 0]
     for row in rows:
         if row.broken and row.direction >= 0:

@@ -42,6 +42,7 @@ DOUBLE_WORDS = {
     "home plate": "home plate",
 }
 
+# words that deny what follows, in digits where they are numbers
 _NEGATIONS = {"0", "no", "not", "without", "neither", "nor", "never", "cannot"}
 _NEGATION_REACH = 3  # words before a mention among which a negation denies it
 _NEGATION_ENDS = ("but", "only")
@@ -65,7 +66,6 @@ _FORMS = (
 @dataclass(frozen=True)
 class Mention:
     object: str  # its name in the synonyms
-    words: str  # as the text has it
     negated: bool
 
 
@@ -137,7 +137,7 @@ def object_mentions(text: str, index: PhraseIndex) -> list[Mention]:
         # the official rule: where there is a toilet, a seat is no chair
         if name is not None and not (has_toilet and phrase in (("seat",), ("seats",))):
             before = words[max(0, place - _NEGATION_REACH) : place]
-            mentions.append(Mention(name, " ".join(phrase), _is_negated(before)))
+            mentions.append(Mention(name, _is_negated(before)))
         place += max(1, len(phrase))
     return mentions
 
@@ -209,8 +209,10 @@ def chair_metrics(
     for place, (caption, given) in enumerate(zip(captions, objects, strict=True)):
         there = _true_objects(given, index, place)
         mentions = object_mentions(caption, index)
+        # denied mentions are counted apart, since the official metric takes them for mentions
         hits["negated"] += [mention.negated for mention in mentions]
         hits["false_negated"] += [m.negated for m in mentions if m.object not in there]
+        # CHAIR: of the mentions, which are of things that are not there
         named = [mention.object for mention in mentions]
         false = [name not in there for name in named]
         hits["chair_i"] += false
@@ -224,6 +226,7 @@ def _true_objects(
     given: Iterable[str] | Mapping[str, int], index: PhraseIndex, place: int
 ) -> set[str]:
     where = f"objects[{place}]"
+    # a list of names says that each is there
     counts = given if isinstance(given, Mapping) else {}
     if isinstance(given, str) or not all(isinstance(n, Integral) for n in counts.values()):
         raise UsageError(

@@ -67,6 +67,7 @@ def judge_pairs(
         key = record_key(record)
         won = Counter()  # votes by the place of the answer in the record
         for vote in range(votes):
+            # a coin of its own for every vote: no order of asking changes it
             order = (0, 1) if random.Random(f"{seed} {vote} {key}").random() < 0.5 else (1, 0)
             verdict = ask(record, order)
             if verdict not in ("first", "second", None):
@@ -121,6 +122,7 @@ def parse_verdict(text: str) -> JudgeChoice:
     plain = text.replace("*", "").replace("’", "'")
     if marks := _MARK.findall(plain):
         return _one_place(marks)
+    # what was weighed before the conclusion is no verdict
     rest = _CONCLUSION.split(plain)[-1]
     if bare := _BARE.fullmatch(rest.split("</answer>")[0].strip(" \n\t.:()[]\"'")):
         return _one_place([bare[1]])

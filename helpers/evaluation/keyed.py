@@ -18,6 +18,7 @@ def by_id(items: Sequence[Any], kind: str = "question") -> dict[str, Any]:
     if not items:
         raise UsageError(f"there are no {kind}s. Load the benchmark first.")
     ids = list(map(record_key, items))
+    # the most frequent id tells whether any is there twice
     (name, times), *_ = Counter(ids).most_common(1)
     if times > 1:
         raise UsageError(f"{times} {kind}s have the id {name}. Remove the copies from the file.")
@@ -35,6 +36,7 @@ def check_each(
     known = by_id(items, kind)
     for key in values:
         _check_known(key, known, kind, f"{place}: ")
+    # what nobody answered must not vanish from a mean
     missing = [key for key in known if key not in values]
     if missing:
         raise UsageError(

@@ -24,6 +24,7 @@ from helpers.statistics import (
     mcnemar_p,
 )
 
+# heads of the columns of `comparison_rows`
 HEAD = [
     "policy",
     "metric",
@@ -110,12 +111,14 @@ def compare_policies(
             if policy != BASE_POLICY:
                 circular = metric.reward is not None and rewards.get(policy) == metric.reward
                 rows.append(_compare_policy(metric, policy, clusters, circular))
+    # a policy that is only judged by what it was trained on would look good whatever it does
     for policy in {row.policy for row in rows}:
         if all(row.circular for row in rows if row.policy == policy):
             raise UsageError(
                 f"{policy} is only judged by its own training reward, {rewards[policy]}. "
                 "Add a metric that is not."
             )
+    # Holm's family is the whole table: every policy by every metric
     adjusted = holm_adjust({str(number): row.p for number, row in enumerate(rows)})
     return [replace(row, adjusted=p) for row, p in zip(rows, adjusted.values(), strict=True)]
 
@@ -123,6 +126,7 @@ def compare_policies(
 def _compare_policy(
     metric: Metric, policy: str, clusters: Sequence[str], circular: bool
 ) -> PolicyComparison:
+    # (items,) each
     before = metric.values[BASE_POLICY]
     after = metric.values[policy]
     fixed = broken = None
@@ -155,6 +159,7 @@ def _sign_flip_p(gains: np.ndarray, clusters: Sequence[str]) -> float:
     """Two-sided p of the sum of gains if the sign of each cluster's were a coin."""
     from scipy.stats import permutation_test
 
+    # the gains of a cluster turn together: only its sum counts
     _, members = np.unique(clusters, return_inverse=True)
     sums = np.bincount(members, gains)
     # exchanging a sum with 0 in `sums − 0` turns its sign
@@ -186,6 +191,7 @@ def find_reward_hacking(rows: Sequence[PolicyComparison]) -> list[str]:
     """
     found = []
     for policy in dict.fromkeys(row.policy for row in rows):
+        # a reward that is the truth itself cannot rise while the truth falls
         own = [row for row in rows if row.policy == policy]
         risen = [row for row in own if row.circular and not row.truth and row.direction > 0]
         fallen = [row for row in own if row.truth and row.direction < 0]
@@ -221,6 +227,7 @@ def describe_sight(right_images: Proportion, shuffled: Proportion, chance: float
 
     chance: probability that another item's truth is this one's (`evaluation.chance_exact`).
     """
+    # shuffled images against chance: does nothing but the image tell the counts?
     p = binomial_p(round(shuffled.value * shuffled.n), shuffled.n, chance)
     if right_images.low <= shuffled.high:
         return "it cannot be shown that the answers depend on the image"

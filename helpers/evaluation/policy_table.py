@@ -48,6 +48,7 @@ class PolicyTable:
         p compares its greedy answers with the base's. Exact counts are a circular judge of a policy
         whose reward they were.
         """
+        # what was the reward cannot judge the policy that it trained
         judge = "circular" if trainer.sampler.score is count_exact else "independent"
         p = mcnemar_p(self.base.greedy.exact, result.greedy.exact)
         samples = int(trainer.log[-1]["samples"])
@@ -74,5 +75,7 @@ def score_greedy_answers(
     questions = [task.question for task in tasks]
     answers = models.generate_answers(model, processor, paths, questions)
     rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
-    # a score as a float is its total
-    return [np.array(score_all(scorer, rows), dtype=float) for scorer in scorers]
+    totals = []
+    for scorer in scorers:
+        totals.append(np.array([score.total for score in score_all(scorer, rows)]))
+    return totals

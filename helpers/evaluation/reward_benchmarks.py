@@ -54,8 +54,14 @@ class Benchmark:
 
 
 # start of an id, up to the first - or _ → its group; ids of POVID start with "hallucination"
-_VL_GROUPS = dict.fromkeys(("rlaif", "rlhf", "povid", "hallucination"), "hallucination")
-_VL_GROUPS |= dict.fromkeys(("mathverse", "mmmu"), "reasoning")
+_VL_GROUPS = {
+    "rlaif": "hallucination",
+    "rlhf": "hallucination",
+    "povid": "hallucination",
+    "hallucination": "hallucination",
+    "mathverse": "reasoning",
+    "mmmu": "reasoning",
+}
 
 
 def _vl_group(record: PreferenceRecord) -> str:
@@ -126,6 +132,7 @@ def load_benchmark(
     if name not in BENCHMARKS:
         raise UsageError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}.")
     source = HUB_SETS.get(name, _MULTIMODAL)
+    # a file of one's own has no revision: its hash says what was graded
     if file is not None:
         source = replace(source, revision=f"file {file_hash(file)}")
         if name not in HUB_SETS:
@@ -136,6 +143,7 @@ def load_benchmark(
             f"github.com/{source.repository}, run its scripts/0_download_data.py, and give "
             "file=…/data/all_data.json."
         )
+    # rows become records here; then ids are made unique
     path = fetch_hub_set(name, folder, images=images, rows=rows, file=file, source=source)
     seen = Counter()
     records = []
@@ -166,6 +174,7 @@ def _to_ab_vote(row: DatasetRow) -> DatasetRow:
         raise UsageError(
             f"field {', '.join(missing)} is missing. A row of Multimodal RewardBench needs it."
         )
+    # the vote goes to one of the two outputs
     better = row["Better"]
     if better not in ("Output1", "Output2"):
         raise UsageError(f"unknown Better {better!r}: Output1 or Output2")
@@ -215,11 +224,13 @@ def grade(records: Records, scores: ScoresById, benchmark: Benchmark) -> Grade:
     for record in records:
         key = record_key(record)
         better, worse = (scores[key][place] for place in _better_and_worse(record))
+        # 1 right, ½ tied, 0 wrong
         point = (better > worse) + 0.5 * (better == worse)
         points[groups[key]].append(point)
         every.append(point)
     found = {name: share_of(values) for name, values in points.items() if values}
     decided = [point for point in every if point != 0.5]
+    # a mean without one of its groups would be another figure
     has_macro = benchmark.macro and len(found) == len(points)
     return Grade(
         benchmark.title,
@@ -237,6 +248,7 @@ def macro_mean(groups: Sequence[Proportion]) -> Proportion:
     Interval out of theirs (MOVER, Zou & Donner 2008, Statistics in Medicine 27:1693): the lower
     limit is mean − √Σ(value − low)² / number of groups, the upper one accordingly.
     """
+    # all groups weigh the same, whatever their size
     mean = sum(group.value for group in groups) / len(groups)
     below = math.hypot(*(group.value - group.low for group in groups)) / len(groups)
     above = math.hypot(*(group.high - group.value for group in groups)) / len(groups)
@@ -278,6 +290,7 @@ def _check_scores(scores: ScoresById, records: Records, place: str | Path) -> No
 
 def _check_numbers(scores: object, record: PreferenceRecord, place: str = "") -> None:
     where = f"{place}record {record_key(record)}: {scores!r}"
+    # bool is an int in Python, and no score
     n = len(record.answers)
     numbers = isinstance(scores, list) and all(type(score) in (int, float) for score in scores)
     if not numbers or len(scores) != n:

@@ -83,6 +83,7 @@ def ask_policies(
     reward: scores (image, question, answer) without knowing a truth, for example
     `reward_model.as_scorer`.
     """
+    # the image and the question are encoded once for all policies
     packer = Packer(policies.model, policies.processor, packs=False)
     prompt = packer.encode([[user_message(question)]], [[image]])
     answers = []
@@ -107,10 +108,12 @@ def _ask_policy(
         (ids,), (ended,) = sample_ids(model, processor, prompt, **asdict(decoding))
         packed = packer.pack(prompt, [[ids]])
         own = _next_token_logps(model, packed)
+    # the same tokens under the base: what training changed
     base = own
     if name != BASE_POLICY:
         with policies.use_policy(BASE_POLICY) as model:
             base = _next_token_logps(model, packed)
+    # (tokens, 1), to pick the spoken token out of the vocabulary
     spoken = ids.to(own.device)[:, None]
     return PolicyAnswer(
         name,
@@ -156,6 +159,7 @@ def save_gallery_item(
     buffer = BytesIO()
     image.save(buffer, "PNG")
     buffer.seek(0)
+    # names are hashes of the content: the same example is the same file
     name = f"{stream_hash(buffer)[:16]}.png"
     with replace_file(folder / name) as temporary:
         temporary.write_bytes(buffer.getvalue())

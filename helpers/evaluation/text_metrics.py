@@ -181,6 +181,7 @@ def distinct_share(answers: Sequence[str], n: int) -> float | None:
     compare equal amounts of text only.
     """
     tokenizer = _WordTokenizer()
+    # n-grams do not reach from one answer into the next
     grams = set()
     total = 0
     for answer in answers:

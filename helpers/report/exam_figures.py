@@ -25,6 +25,7 @@ def add_exam_figures(
     name of their folder: `dpo_exact_seed_1`. Policies of PPO have their figures from notebook 05.
     """
     _add_shares(section, "base_{}", examined[BASE_POLICY])
+    # p of McNemar, adjusted by Holm over the whole table
     p_values = {row.policy: row.adjusted for row in comparisons if row.metric == ALL_COUNTS}
     first, *_ = policies.saved or [None]
     trained = [policy for policy in policies.saved.values() if policy.name.startswith("dpo")]
@@ -42,6 +43,7 @@ def add_exam_figures(
 
 def _add_shares(section: Section, name: str, found: ExamResult, seed: int = 0) -> None:
     """Add the shares of one model; `name` has {} for what is measured."""
+    # shares of single answers: sampled ones are of the first seed
     sampled = found.sampled[0]
     shares = {
         "exact": found.greedy.exact_share,

@@ -51,6 +51,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         text = " | ".join(cell.replace("|", "\\|") for cell in row)
         lines.append(f"| {text} |")
+    # the line under the head
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
 
@@ -58,6 +59,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def png_bytes(image: Image.Image, width: int = 320) -> bytes:
     """The image as PNG, enlarged or reduced to `width` for the screen."""
     size = (width, round(width * image.height / image.width))
+    # Lanczos keeps edges of small drawings sharp
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
     return buffer.getvalue()
@@ -72,6 +74,7 @@ def picture_html(image: Image.Image, width: int = 130, alt: str = "") -> str:
 
 def mark_changes(before: str, after: str) -> tuple[str, str]:
     """Both texts as HTML; words only one of them has are marked (red before, green after)."""
+    # words, since a difference of letters is hard to see
     left = before.split()
     right = after.split()
     kept_left, kept_right = set(), set()  # places of the words that both have
@@ -153,6 +156,7 @@ def gallery_html(folder: Path, items: Sequence[GalleryItem]) -> str:
     rows = [["image", "question", "answers"]]
     for number, example in enumerate(items, start=1):
         picture = picture_html(open_image(folder / example.image), 160, f"kept example {number}")
+        # what a reader asked, and what is true if it is known
         question = html.escape(example.question)
         if example.truth:
             truth = html.escape(format_counts(example.truth))

@@ -78,6 +78,7 @@ class Section:
 
     def picture(self, figure: Figure, caption: str, lead: bool = False) -> Figure:
         """Keep a figure (with `lead`, at the report's top) and return it, for the cell to show."""
+        # as text, so that the section is one JSON file
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight")
         if lead:
@@ -113,6 +114,7 @@ def collect_headlines(sections: list[Section]) -> dict[str, Headline]:
     """All headline figures by name; peak memory is the largest of the notebooks'."""
     merged = {}
     for section in sections:
+        # later sections go before earlier ones, but for the peak
         before = merged.get(PEAK)
         merged |= section.headlines
         if before and before.value > merged[PEAK].value:
@@ -129,8 +131,10 @@ def build_report() -> Path:
     sections = read_sections()
     figures = {name: asdict(headline) for name, headline in collect_headlines(sections).items()}
     write_json(folder / "summary.json", figures)
+    # cards are written anew from what the evaluation found
     for section in sections:
         write_cards(section.examined)
+    # examples that a reader kept in notebook 06
     gallery = artifacts_dir() / "gallery"
     kept = read_gallery(gallery)
     page = PAGE.render(

@@ -34,6 +34,7 @@ MODEL_COLORS = (
     "#b7791f",
     REJECTED_COLOR,
 )
+# the four panels of a DPO run
 CURVES = {  # title: (colours of TRL's keys, level of an untrained model)
     "loss": ({"loss": ACCENT_COLOR}, None),
     "accuracy: chosen preferred": ({"rewards/accuracies": ACCENT_COLOR}, 0.5),
@@ -43,6 +44,7 @@ CURVES = {  # title: (colours of TRL's keys, level of an untrained model)
         None,
     ),
 }
+# of all figures: no frames at the top and the right, no box around a legend
 STYLE = {
     "figure.constrained_layout.use": True,
     "legend.frameon": False,
@@ -71,6 +73,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 @_styled
 def image_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: int = 4) -> Figure:
     """Pictures in rows, a title over each (long lines are wrapped)."""
+    # rounded up
     rows = -(-len(images) // columns)
     wrapped = []
     for title in titles:
@@ -113,6 +116,7 @@ def training_curves(log: Log, steps: int | None = None, held_out: HeldOut = ()) 
 
     held_out: (step, share of exact answers to held-out questions), for one more panel.
     """
+    # a panel each, and one for held-out answers
     panels = len(CURVES) + bool(held_out)
     figure, axes = plt.subplots(1, panels, figsize=(3.75 * panels, 3.2))
     table = pd.DataFrame(log)
@@ -156,19 +160,18 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> Figure:
 
     On the line is calibrated.
     """
-    # a row each: confidence, accuracy, number of pairs
-    columns = np.array(bins).T
-    confidence, accuracy = columns[:2]
-    numbers = columns[2]
+    table = pd.DataFrame(bins, columns=["confidence", "accuracy", "pairs"])
+    dots = table["confidence"], table["accuracy"]
     figure, axis = plt.subplots(figsize=(4.2, 4))
     axis.plot([0.5, 1], [0.5, 1], color=NEUTRAL_COLOR, linestyle=":")
-    axis.plot(confidence, accuracy, color=ACCENT_COLOR, alpha=0.4)
-    sizes = 10 + 300 * numbers / numbers.sum()
-    axis.scatter(confidence, accuracy, s=sizes, color=ACCENT_COLOR, alpha=0.8)
+    axis.plot(*dots, color=ACCENT_COLOR, alpha=0.4)
+    # a dot shows how many pairs it stands for
+    sizes = 10 + 300 * table["pairs"] / table["pairs"].sum()
+    axis.scatter(*dots, s=sizes, color=ACCENT_COLOR, alpha=0.8)
     for x, y, n in bins:
         axis.annotate(f"{n}", (x, y), xytext=(4, -12), textcoords="offset points", fontsize=8)
     axis.set(xlabel="confidence σ(|gap|)", ylabel="share of right pairs")
-    axis.set(xlim=(0.48, 1.02), ylim=(min(0.45, accuracy.min() - 0.05), 1.04))
+    axis.set(xlim=(0.48, 1.02), ylim=(min(0.45, table["accuracy"].min() - 0.05), 1.04))
     return figure
 
 
@@ -181,6 +184,7 @@ def policy_curves(log: Log, iterations: int | None = None, held_out: HeldOut = (
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
     table = pd.DataFrame(log)
     critic = table["critic"].any()
+    # without a critic, what starves a method of groups
     third = ("groups with equal scores", {"groups/zero_variance": ""})
     if critic:
         third = ("critic: explained variance", {"ppo/explained_variance": ""})
@@ -231,6 +235,7 @@ def run_curves(
             style = styles.setdefault(run, _run_style(len(styles)))
             if not np.array_equal(values, smoothed, equal_nan=True):
                 axis.plot(x, values, color=style["color"], alpha=PALE, linewidth=1)
+            # a point between two gaps has no line, so that it needs a dot
             gap = np.isnan(np.concatenate([[np.nan], smoothed, [np.nan]]))
             dots = (gap[:-2] & gap[2:]) | (len(x) <= FEW_POINTS)
             axis.plot(x, smoothed, marker="o", markersize=4, markevery=dots, **style)
@@ -265,6 +270,7 @@ def _plain(text: str) -> str:
 def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> Figure:
     """Draw the critic's value before each token of an answer as bars over the tokens."""
     figure, axis = plt.subplots(figsize=(0.45 * len(tokens) + 1, 2.4))
+    # a bar stands over each token
     places = range(len(tokens))
     axis.bar(places, values, color=ACCENT_COLOR, alpha=0.7)
     axis.set(title=title, ylabel="expected score", ylim=(min(0, *values), max(1, *values)))
@@ -362,6 +368,7 @@ def error_chart(errors: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         sharey=True,
         squeeze=False,
     )
+    # a bin for each difference from −3 to 3; what is beyond counts at the ends
     bins = np.arange(-3.5, 4.5)
     for axis, cls in zip(axes, classes, strict=True):
         for (model, values), color in zip(errors.items(), MODEL_COLORS, strict=False):

@@ -96,6 +96,7 @@ def find_runs(folder: Path) -> list[LoggedRun]:
         name = path.parent.relative_to(folder).as_posix()
         if name == ".":
             name = folder.resolve().name
+        # two logs in one folder
         if names[path.parent] > 1:
             name = f"{name}/{path.name}"
         runs.append(_read_run(path, name))
@@ -129,6 +130,7 @@ def _read_run(path: Path, name: str) -> LoggedRun:
         notes.append("no row has been logged yet")
     if (np.diff(steps) < 0).any():
         notes.append("the steps go back, as if two runs had one file; the rows are sorted by step")
+    # stable: rows of one step stay as they were logged
     order = np.argsort(steps, kind="stable")
     columns, gaps = _columns([rows[i] for i in order], notes)
     about = _about(path.parent / "about.json", notes)
@@ -181,7 +183,7 @@ def _lines(path: Path, raw: bytes, notes: list[str]) -> list[_Row]:
         if not line.strip():
             continue
         try:
-            value = _parse(line, where)
+            value = _object(_parse(line, where), where)
         except UsageError:
             if number < len(lines):
                 raise
@@ -199,10 +201,15 @@ def _rows(values: Sequence[Any], path: Path, part: str = "", prefix: str = "") -
     return [_row(value, f"{path}, row {number}{part}", prefix) for number, value in rows]
 
 
-def _row(value: Any, where: str, prefix: str = "") -> _Row:
-    """The figures of a row and its step. Raises UsageError if it is none."""
+def _object(value: Any, where: str) -> _Row:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: is no object of figures. Remove it, or run the notebook again.")
+    return value
+
+
+def _row(value: Any, where: str, prefix: str = "") -> _Row:
+    """The figures of a row and its step. Raises UsageError if it is none."""
+    value = _object(value, where)
     step = value.get("step", value.get("iteration"))
     if not isinstance(step, float) or not np.isfinite(step):
         raise UsageError(
@@ -269,6 +276,7 @@ def points(run: LoggedRun, metric: str, axis: str = "step") -> tuple[np.ndarray,
     x = run.steps
     if axis != "step":
         known = np.isfinite(run.columns[axis])
+        # a row that lacks the axis stands between its neighbours
         x = np.interp(run.steps, run.steps[known], run.columns[axis][known])
     logged = np.isfinite(values) | run.gaps.get(metric, False)
     return x[logged], values[logged]
@@ -301,6 +309,7 @@ def differences(runs: Sequence[LoggedRun]) -> list[str]:
     import pandas as pd
 
     told = pd.DataFrame([_flatten_settings(run.about) for run in runs])
+    # what all runs share tells them apart no more than what is not said
     differing = told.loc[:, told.nunique(dropna=False) > 1].fillna("not given")
     texts = []
     for settings in differing.to_dict("records"):

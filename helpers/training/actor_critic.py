@@ -120,7 +120,8 @@ class ActorCritic(nn.Module):
 
     def _values(self, states: Tensor, packed: PackedAnswers) -> Tensor:
         values = self.critic(states.float(), packed.pooled)
-        return values.where(packed.mask[:, 1:], 0.0)
+        # under autocast a linear layer answers in 16 bits, which losses must not be made of
+        return values.float().where(packed.mask[:, 1:], 0.0)
 
     @torch.no_grad()
     def look(self, slices: Iterable[PackedAnswers]) -> TokenLook:

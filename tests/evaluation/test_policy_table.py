@@ -28,7 +28,7 @@ def answers(right):
 
 def trained(score):
     log = [{"samples": 64.0 * n, "objective/kl": float(n)} for n in range(1, 8)]
-    return SimpleNamespace(score=score, log=log, seconds=12.4)
+    return SimpleNamespace(sampler=SimpleNamespace(score=score), log=log, seconds=12.4)
 
 
 def test_rows_by_hand():

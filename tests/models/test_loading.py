@@ -15,7 +15,7 @@ from architectures import build
 from huggingface_hub import constants, errors as hub_errors
 from pictures import noise
 from torch.testing import assert_close
-from transformers import AutoTokenizer, Idefics3ImageProcessor, Idefics3Processor
+from transformers import AutoTokenizer, Idefics3ImageProcessor, Idefics3Processor, Qwen2VLConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from helpers import models
@@ -309,6 +309,7 @@ def fake_unsloth(from_pretrained):
 
 def test_unsloth_is_asked_for_this_checkpoint_and_for_nothing_it_does_not_know(monkeypatch, gpu):
     calls, model = [], torch.nn.Linear(2, 2)
+    model.config = Qwen2VLConfig()
 
     def from_pretrained(name, **options):
         calls.append((name, options))

@@ -143,7 +143,13 @@ def test_every_setting_is_a_part_of_the_identity_by_its_name(tiny, records):
     before = identity(tiny, records, settings)
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        other = LoraSettings(r=3) if field.name == "lora" else {"a tuple": 1}.get(value, (value,))
+        others = {"lora": LoraSettings(r=3), "losses": ("hinge",), "loss_weights": (0.5,)}
+        if field.name in others:
+            other = others[field.name]
+        elif isinstance(value, bool):
+            other = not value
+        else:
+            other = value + 1 if isinstance(value, int) else value + 0.25
         after = identity(tiny, records, dataclasses.replace(settings, **{field.name: other}))
         expected = {"lora": {"lora.r"}}.get(field.name, {field.name} - set(NOT_IN_IDENTITY))
         assert changed(before, after) == expected, field.name

@@ -46,6 +46,7 @@ def ask_questions(questions: Questions, generate: Generate, batch: int = 16) -> 
 
     Raises UsageError if `generate` does not give one text a question.
     """
+    # two questions of one id would share an answer
     by_id(questions)
     answers = {}
     for start in tqdm(range(0, len(questions), batch), desc="ask", unit="batch", leave=False):

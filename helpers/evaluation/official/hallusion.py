@@ -69,6 +69,7 @@ def read_verdicts(paths: Path | Sequence[Path], questions: Questions) -> dict[st
 
 def _verdict(row: DatasetRow, place: int) -> tuple[str, int]:
     key = row["id"] if isinstance(row.get("id"), str) else hallusion_id(row)
+    # the judge's words go before a number
     review = row.get("review")
     if isinstance(review, str):
         return key, parse_verdict_text(review)
@@ -94,6 +95,7 @@ def grade_hallusion_verdicts(
     check_each(verdicts, questions, "verdicts", "verdict")
     table = _table(questions, verdicts)
     shown = table[~table["no_figure"]].groupby([*SET, "figure_id"])["right"]
+    # visual_input: 0 no image, 1 the original one, 2 an edited one
     edited = table["visual_input"] == "2"
     clear = table[table["verdict"] != UNCLEAR]
     figures = {

@@ -44,6 +44,7 @@ def read_reviews(path: Path, questions: Questions) -> dict[str, str]:
     """
 
     def read(row: DatasetRow, place: int) -> tuple[str, str]:
+        # a response of the API has no id, so that its place counts
         if "choices" in row:
             if place >= len(questions):
                 raise UsageError(
@@ -106,6 +107,7 @@ def grade_llava_bench(questions: Questions, reviews: Texts) -> OfficialGrade:
     Raises UsageError unless each question has one review.
     """
     check_each(reviews, questions, "reviews", "review")
+    # (reference, model) of each question
     scores = {question.id: parse_llava_scores(reviews[question.id]) for question in questions}
     groups = {"all": list(scores.values())} | _by_group(questions, scores)
     figures = {name: _relative_score(pairs) for name, pairs in groups.items()}

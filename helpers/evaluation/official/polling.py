@@ -36,6 +36,7 @@ def pope_questions(
     """
     if strategy not in POPE_SPLITS:
         raise UsageError(f"unknown strategy {strategy!r}: choose from {', '.join(POPE_SPLITS)}.")
+    # in the order in which they are first seen
     objects = list(dict.fromkeys(name for item in items for name in _present_objects(item)))
     kept = _with_enough_objects(items, per_image, len(objects))
     rankings = _rankings(kept)
@@ -45,12 +46,14 @@ def pope_questions(
         present = _present_objects(item)
         absent = [name for name in objects if name not in present]
         for positive in rng.sample(present, per_image):
+            # absent objects that are asked about first
             if strategy == "random":
                 ranking = []
             else:
                 ranking = rankings[positive if strategy == "adversarial" else None]
             likely = [name for name in ranking if name in absent]
             negative = likely[0] if likely else rng.choice(absent)
+            # no object is asked about twice
             absent.remove(negative)
             for name, label in ((positive, "yes"), (negative, "no")):
                 questions.append(
@@ -103,6 +106,7 @@ def _rankings(items: Sequence[CountedImage]) -> dict[str | None, list[str]]:
 
     The most frequent first; of equal ones, the one seen first.
     """
+    # None: how many images hold each object
     counts = {None: Counter()}
     for item in items:
         present = _present_objects(item)

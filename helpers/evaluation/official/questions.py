@@ -15,7 +15,7 @@ files of the same columns.
 import itertools
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,6 @@ class OfficialBenchmark:
 
     title: str
     source: HubSet
-    # row, its number → fields of a BenchmarkQuestion, `image` as it is stored
-    read: Callable[[DatasetRow, int], _Fields]
     # how to get the file, where the hub's own cannot be read without running its code
     manual: str | None = None
 
@@ -167,6 +165,7 @@ def _mmhal(row: DatasetRow, number: int) -> _Fields:
     return fields | {"image": image}
 
 
+# (row, its number) → fields of a BenchmarkQuestion, `image` as it is stored
 _READERS = {
     "pope": _pope,
     "mme": _mme,
@@ -182,7 +181,7 @@ def _read_catalogue() -> dict[str, OfficialBenchmark]:
     for name, entry in tomllib.loads(text).items():
         title = entry.pop("title")
         manual = entry.pop("manual", None)
-        found[name] = OfficialBenchmark(title, HubSet(**entry), _READERS[name], manual)
+        found[name] = OfficialBenchmark(title, HubSet(**entry), manual)
     return found
 
 
@@ -216,18 +215,21 @@ def load_questions(
             f"{official.title} cannot be read from the hub without running its code. "
             f"{official.manual}"
         )
+    # where the files lie that rows only name
     named = images or (file.parent if file else folder)
     taken = itertools.islice(_rows(official.source, file), rows)
     questions, bad = [], []
     for number, (where, row) in enumerate(taken, start=1):
         try:
-            fields = official.read(row, number)
+            fields = _READERS[name](row, number)
+            # stored images become files, named ones must be there
             fields["image"] = _image(fields["image"], folder, named)
             questions.append(BenchmarkQuestion(**fields))
         except UsageError as error:
             bad.append(f"{where}: {error}")
     if bad:
         _refuse(bad, len(bad) + len(questions))
+    # both questions about an image have its name until here
     if name == "mme":
         questions = _number_ids(questions)
     by_id(questions)  # refuses none, and two of one id
@@ -258,6 +260,7 @@ def _image(value: Any, folder: Path, named: Path) -> Path | None:
     if value is None:
         return None
     name = value.get("path") if isinstance(value, dict) else value
+    # a table holds the bytes of its images
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return folder / store_images(value, folder)
     if not isinstance(name, str):
@@ -283,6 +286,7 @@ def write_questions(path: Path, questions: Sequence[BenchmarkQuestion]) -> Path:
     lines = []
     for question in questions:
         image = question.image and question.image.resolve()
+        # so that the folder can be moved
         if image and image.is_relative_to(here):
             image = image.relative_to(here)
         lines.append(question.model_copy(update={"image": image}).model_dump_json())

@@ -133,6 +133,7 @@ def grade_mme(questions: Questions, answers: Texts) -> OfficialGrade:
         found = _mme_figures(part, answers)
         scores[task] = found["score"]
         figures |= _prefix(task, found)
+    # a sum over fewer subtasks would not be the official figure
     totals = {}
     for name, tasks in {"perception": PERCEPTION, "cognition": COGNITION}.items():
         complete = set(tasks) <= scores.keys()

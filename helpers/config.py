@@ -119,7 +119,7 @@ class DPOSettings:
     accumulation: PositiveInt = 8  # pairs a step = 2 × 8 = 16
     warmup_share: Share = 0.1
     gradient_checkpointing: bool = True
-    checkpoint_steps: NonNegativeInt = 0  # a checkpoint every so many steps; 0: none
+    checkpoint_steps: NonNegativeInt = 0  # a checkpoint every so many steps; 0: at the end only
     lora: LoraSettings = LoraSettings()
 
     def __post_init__(self):

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from transformers import ProcessorMixin
 
 from helpers.data import PreferenceRecord
@@ -54,6 +54,9 @@ STATE_FILE = "state.pt"
 
 # of a TRL data set
 IMAGE_COLUMNS = ("images", "negative_images")
+
+# of such a data set, while its hash is made: images may stand in it
+ROWS_AT_A_TIME = 100
 
 
 # --- What run it is ---
@@ -124,14 +127,13 @@ def _image_hashes(paths: Sequence[Path], known: dict[str, str]) -> list[str]:
 def _dataset_rows(data: Dataset, known: dict[str, str]) -> list[Any]:
     """The rows of a TRL data set, with the hash of each image in place of the image."""
     columns = [name for name in IMAGE_COLUMNS if name in data.column_names]
-    for name in columns:
-        # not decoded: a path, or the bytes where the data set holds them
-        data = data.cast_column(name, List(Image(decode=False)))
     rows = []
-    for row in data:
-        for name in columns:
-            row[name] = [_embedded_hash(image, known) for image in row[name] or []]
-        rows.append(row)
+    # as it is stored, not decoded: a path, or the bytes where the data set holds them
+    for part in data.with_format("arrow").iter(ROWS_AT_A_TIME):
+        for row in part.to_pylist():
+            for name in columns:
+                row[name] = [_embedded_hash(image, known) for image in row[name] or []]
+            rows.append(row)
     return rows
 
 

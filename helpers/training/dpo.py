@@ -47,13 +47,13 @@ from helpers.runtime import compute_dtype, tensors_hash
 from .checkpoint import KEPT_CHECKPOINTS, Checkpoints, run_identity
 from .collators import AnswerForward, PairCollator
 
-# TRL's name for a frozen copy of an adapter that was trained before
+# TRL's name for a frozen copy of an adapter that was trained before.
 REFERENCE_ADAPTER = "ref"
 
-# in a checkpoint, beside what TRL writes: how long the run has taken until then
+# In a checkpoint, beside what TRL writes: how long the run has taken until then.
 TIME_FILE = "time.json"
 
-# what TRL can train with: its own list stands in the help of the option
+# What TRL can train with: its own list stands in the help of the option.
 _LOSS_HELP = DPOConfig.__dataclass_fields__["loss_type"].metadata["help"]
 DPO_LOSSES = tuple(re.findall(r"`'(\w+)'`", _LOSS_HELP))
 
@@ -127,7 +127,7 @@ class VLMDPOTrainer(DPOTrainer):
         """Compute the loss of one batch, (). A batch of TRL's own collator is left to TRL."""
         if "packed" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # The reference: known from an earlier epoch, or asked once.
+        # The reference: its log-probabilities are known from an earlier epoch, or asked once.
         reference = self._reference(inputs)
         inputs = inputs | {
             "ref_chosen_logps": reference[:, 0],
@@ -137,6 +137,7 @@ class VLMDPOTrainer(DPOTrainer):
         loss, outputs = super().compute_loss(AnswerForward(model), inputs, True, num_items_in_batch)
         # mDPO: the chosen answer is likelier with its image than with a spoilt one.
         if self.image_weight or self.anchor_weight:
+            # the first half of the rows are the chosen answers, (pairs, 1 + longest, vocab)
             spoilt = outputs.spoilt_logps
             first = slice(len(spoilt))
             chosen = completion_logps(
@@ -208,10 +209,12 @@ class VLMDPOTrainer(DPOTrainer):
         """Train from the last whole checkpoint, or from the start; what was finished is loaded."""
         self._started = time.perf_counter()
         last = self.checkpoints.newest()
+        # A new run.
         if last is None:
             self.train()
             return
         self.checkpoints.announce(last, self.args.max_steps)
+        # One that was cut off, or one that has come to its end.
         if checkpoint_step(last) < self.args.max_steps:
             self.train(resume_from_checkpoint=str(last))
         else:
@@ -231,6 +234,7 @@ class VLMDPOTrainer(DPOTrainer):
         """Load the adapter: of one with a frozen copy, transformers would load the copy alone."""
         checkpoint = Path(resume_from_checkpoint)
         if self.is_fsdp_enabled:
+            # the parts of one model in several processes
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             policy = self.accelerator.unwrap_model(model or self.model)
@@ -261,7 +265,6 @@ def dpo_config(settings: DPOSettings, seed: int, folder: Path | None = None) -> 
         learning_rate=settings.learning_rate,
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         warmup_steps=round(settings.warmup_share * settings.steps),
         lr_scheduler_type="cosine",
@@ -278,7 +281,6 @@ def dpo_config(settings: DPOSettings, seed: int, folder: Path | None = None) -> 
         # after the last step there is one in any case
         save_steps=settings.checkpoint_steps or settings.steps,
         save_total_limit=KEPT_CHECKPOINTS,
-        report_to=[],
         seed=seed,
         data_seed=seed,
         # the collator picks what it needs

@@ -88,6 +88,14 @@ def test_all_of_a_record_that_is_learnt_from_counts(records, change, counts):
     assert (data_hash(records) != before) == counts
 
 
+def test_all_of_a_task_counts(records):
+    task = tasks_of(records)[0]
+    before = data_hash([task])
+    asked = tasks_of(records)[1].turns
+    for change in ({"facts": {"cars": 17}}, {"turns": (*asked, *asked)}, {"images": ()}):
+        assert data_hash([dataclasses.replace(task, **change)]) != before
+
+
 def test_a_pair_of_a_data_set_counts_with_both_sides(records):
     pairs = to_trl(records)
     before = data_hash(pairs)

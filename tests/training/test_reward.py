@@ -129,6 +129,31 @@ def test_gradient_checkpointing_changes_no_number(records, head):
         assert_close(found[1][1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_each_epoch_has_its_own_order_and_sees_every_record_once(records):
+    run = trainer(models.load_model("tiny"), records, dataclasses.replace(QUICK, epochs=2))
+    epochs = []
+    for epoch in range(2):
+        steps = range(6 * epoch, 6 * epoch + 6)
+        epochs.append([record.id for step in steps for record in run.records_of_step(step)])
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(record.id for record in records)
+    assert epochs[0] != epochs[1]
+
+
+def test_numbers_that_are_not_finite_change_no_weight_and_end_the_run(records, monkeypatch):
+    settings = dataclasses.replace(QUICK, epochs=3)
+    run = trainer(models.load_model("tiny"), records, settings)
+    before = weights(run.reward)
+    clip = run.accelerator.clip_grad_norm_
+
+    def broken(parameters, norm):
+        return clip(parameters, norm) * float("nan")
+
+    monkeypatch.setattr(run.accelerator, "clip_grad_norm_", broken)
+    with pytest.raises(UsageError, match=r"gradient nan at step 8, and nothing finite for 8 steps"):
+        run.train()
+    assert all(torch.equal(value, before[name]) for name, value in weights(run.reward).items())
+
+
 # Checkpoints
 
 

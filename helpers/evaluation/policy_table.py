@@ -74,5 +74,7 @@ def score_greedy_answers(
     questions = [task.question for task in tasks]
     answers = models.generate_answers(model, processor, paths, questions)
     rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
-    # a score as a float is its total
-    return [np.array(score_all(scorer, rows), dtype=float) for scorer in scorers]
+    totals = []
+    for scorer in scorers:
+        totals.append(np.array([score.total for score in score_all(scorer, rows)], dtype=float))
+    return totals

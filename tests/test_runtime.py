@@ -1,0 +1,75 @@
+"""How many threads a CPU computes with: measured, said, and never in place of what the user set."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from helpers import runtime
+from helpers.files import ROOT
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """A CPU of four threads and a clock; call it with the seconds of one thread and of all."""
+    chosen = [4]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1])
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    runtime.choose_threads.cache_clear()
+
+    def clock(one, all_):
+        now = [0.0]
+
+        def tick():
+            now[0] += one if chosen[-1] == 1 else all_
+            return now[0]
+
+        monkeypatch.setattr(runtime.time, "perf_counter", tick)
+        return chosen
+
+    yield clock
+    runtime.choose_threads.cache_clear()
+
+
+@pytest.mark.parametrize(("seconds", "number"), [((1.4, 1.0), 1), ((1.5, 1.0), 4), ((1.0, 9.0), 1)])
+def test_all_threads_are_taken_if_they_are_half_as_fast_again(threads, seconds, number, capsys):
+    chosen = threads(*seconds)
+    runtime.choose_threads(8)
+    assert chosen[-1] == number
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"CPU: {number} of 4 threads, as all are {seconds[0] / seconds[1]:.1f}")
+
+
+def test_a_width_is_timed_once_and_draws_no_random_number(threads):
+    chosen = threads(1.0, 1.0)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    runtime.choose_threads(8)
+    timed = len(chosen)
+    runtime.choose_threads(8)
+    assert len(chosen) == timed > 6 and torch.equal(torch.rand(3), expected)
+
+
+def test_what_the_user_has_set_stays(threads, monkeypatch, capsys):
+    chosen = threads(1.0, 9.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    runtime.choose_threads(8)
+    assert chosen == [4] and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "active")]
+)
+def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(own, found):
+    """Read when torch is imported, so it is set before."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | own
+    code = "import os, sys, helpers; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.split() == [found, "False"]

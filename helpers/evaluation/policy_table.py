@@ -77,5 +77,5 @@ def score_greedy_answers(
     rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
     totals = []
     for scorer in scorers:
-        totals.append(np.array([score.total for score in score_all(scorer, rows)]))
+        totals.append(np.array([score.total for score in score_all(scorer, rows)], dtype=float))
     return totals

@@ -173,11 +173,11 @@ class FeatureReward:
         losses = []
         for _ in tqdm(range(epochs), desc="feature reward", leave=False):
             total = 0.0
+            # every answer once, in a new order
             order = train[torch.randperm(len(train), generator=generator)]
             for rows in order.split(BATCH_SIZE):
                 # in deviations of the targets, so that the loss does not depend on their unit
-                scale = self.net.y_scale
-                loss = huber_loss(self.net(x[rows]) / scale, y[rows] / scale)
+                loss = huber_loss(self.net(x[rows]) / self.net.y_scale, y[rows] / self.net.y_scale)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

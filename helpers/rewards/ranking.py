@@ -235,6 +235,7 @@ def rank_samples(
             found = score(None, question_for(item, number), text, item.counts)
             answers.append(Answer(text=text, origin="own", score=found.total, scores=found.parts))
         records.append(record_of_item(item, number, answers, _tiers(answers)))
+    # nothing is left out in silence
     left_out = len(items) - len(records)
     if left_out:
         print(f"{left_out} of {len(items)} images give no record: all their samples are alike.")

@@ -128,6 +128,7 @@ class RewardReport:
 
     def accuracy_by_kind(self, condition: str = "right") -> dict[str, Proportion]:
         """Accuracy by the origin of the worse answer."""
+        # one kind a pair, in the order of the gaps
         kinds = []
         for record in self.records:
             kinds += [record.answers[w].origin or "unknown" for _, w in record.tier_pairs()]

@@ -30,6 +30,7 @@ def cosine_scorer(embed: Embedder) -> Scorer:
     """
 
     def parts(image, question, answer, facts):
+        # the answer first, then what it is compared with
         texts = [answer, *require_references(facts, "cosine")]
         vectors = np.asarray(embed(texts), dtype=float)  # (1 + references, d)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -100,6 +101,7 @@ def clip_scorer(model: torch.nn.Module, processor: Callable) -> Scorer:
                 "clip: there is no image to compare the answer with. "
                 "Give one, or take another scorer."
             )
+        # what is longer than CLIP reads is cut
         inputs = processor(
             text=[answer],
             images=[image.convert("RGB")],

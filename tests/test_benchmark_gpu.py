@@ -17,7 +17,7 @@ from helpers import runtime
 from helpers.files import ROOT, UsageError
 from helpers.models.shared_prefix import packing_error
 
-heavy = pytest.mark.heavy(reason="a toy run of the benchmark, in many processes")
+slow = pytest.mark.slow(reason="a toy run of the benchmark, in many processes")
 
 PLAN = gpu.Plan("qwen2-vl-2b", None, "fp16", 2, 1, True, None)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
@@ -47,7 +47,7 @@ def leaves(value):
 # the toy run
 
 
-@heavy
+@slow
 def test_every_part_has_its_row(results):
     assert results["settings"]["steps"] == 2 and results["settings"]["toy"]
     assert results["environment"]["compute_dtype"] == "float32"
@@ -66,7 +66,7 @@ def test_every_part_has_its_row(results):
     assert list(results["parts"]) == sorted(results["parts"])
 
 
-@heavy
+@slow
 def test_dpo_starts_at_ln_2_and_learns_the_same_as_trl(results):
     ours, stock = results["parts"]["dpo_transformers"], results["parts"]["trl_transformers"]
     for row in (ours, stock):
@@ -90,7 +90,7 @@ def test_dpo_starts_at_ln_2_and_learns_the_same_as_trl(results):
     assert ratio == pytest.approx(stock["seconds_later"] / ours["seconds_later"], rel=1e-2)
 
 
-@heavy
+@slow
 def test_ppo_begins_with_the_policy_that_sampled(results):
     row = results["parts"]["ppo_transformers"]
     assert (
@@ -101,7 +101,7 @@ def test_ppo_begins_with_the_policy_that_sampled(results):
     assert row["n"] == 1 and row["seconds"] > 0 and row["bf16_tensors"] == 0
 
 
-@heavy
+@slow
 @pytest.mark.parametrize(("stage", "steps", "left"), [("dpo", 5, 3), ("ppo", 3, 2)])
 def test_a_killed_run_goes_on_to_the_same_weights(results, stage, steps, left):
     """DPO is killed in step 3, with a checkpoint of step 2; PPO in iteration 2, with one of iteration 1."""
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(results, stage, steps, left):
     assert row["checkpoints"] == ["checkpoint-2" if stage == "dpo" else "checkpoint-1"]
 
 
-@heavy
+@slow
 def test_a_second_look_sees_the_same(results):
     row, loaded = results["parts"]["exchange"], results["parts"]["load_transformers"]
     assert (
@@ -135,7 +135,7 @@ def test_a_second_look_sees_the_same(results):
     assert loaded["weights_gb"] == pytest.approx(loaded["weights_forecast_gb"], rel=0.02)
 
 
-@heavy
+@slow
 def test_peaks_stand_beside_their_forecasts(results):
     for name in ("load_transformers", "dpo_transformers", "trl_transformers", "ppo_transformers"):
         row = results["parts"][name]

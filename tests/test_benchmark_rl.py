@@ -34,6 +34,7 @@ def of_case(figures, case):
     }
 
 
+@pytest.mark.slow(reason="a toy run of the whole benchmark")
 @pytest.mark.parametrize("case", CASES)
 def test_equal_answers_and_updates_of_less_work(figures, case):
     found = of_case(figures, case)
@@ -58,6 +59,7 @@ def test_equal_answers_and_updates_of_less_work(figures, case):
     assert value["stock_flops"] / value["ours_flops"] == pytest.approx(value["limit"])
 
 
+@pytest.mark.slow(reason="a toy run of the whole benchmark")
 def test_methods_are_compared_at_equal_samples(figures):
     for method in rl.METHODS:
         own = [key for key in figures if key.startswith(f"{rl.slug(method)}_")]

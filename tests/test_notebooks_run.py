@@ -47,7 +47,8 @@ def test_every_figure_of_the_readme_is_found_with_its_interval(figures):
     of_the_demo = re.compile(r"_seed_\d$|^demo_seconds$")  # it has three seeds, and a clock
     assert {name for name in published if not of_the_demo.search(name)} <= figures.keys()
     for name, figure in figures.items():
-        assert figure["low"] <= figure["value"] <= figure["high"], name
+        # the end of an interval may miss a share of 1 in the last bit
+        assert figure["low"] - 1e-9 <= figure["value"] <= figure["high"] + 1e-9, name
         assert (figure["n"] > 1) == (figure["low"] < figure["high"]), name
     for name in ("base_exact", "dpo_exact", "ppo_exact"):
         assert figures[name]["n"] == SCENES["test"]

@@ -118,7 +118,7 @@ def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys
         *changes,
     ]
     assert cli.main(arguments) == 0
-    assert "Going on after iteration 2 of 2" in capsys.readouterr().out
+    assert "Finished after step 2" in capsys.readouterr().out
     assert read_json(folder / "figures.json") == before
 
 

@@ -88,7 +88,7 @@ def test_adapter_off_is_the_base_bit_for_bit(tiny, valid_items):
     assert torch.equal(off, base) and not torch.allclose(on, base)
 
 
-@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
+@pytest.mark.slow(reason="starts a process")
 def test_a_saved_adapter_answers_the_same_in_a_new_process(tmp_path, valid_items):
     model, processor = with_adapter()
     push_off_zero(model)

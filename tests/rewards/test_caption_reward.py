@@ -253,7 +253,7 @@ def test_all_pairs_of_a_ranking_are_trained_on(tokenizer, records, monkeypatch):
     assert [len(t) for t in seen] == [6, 2]
 
 
-@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
+@pytest.mark.slow(reason="starts a process")
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(
     tokenizer, records, tmp_path, monkeypatch
 ):

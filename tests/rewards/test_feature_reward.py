@@ -216,7 +216,7 @@ def test_the_heuristic_of_answers_is_what_is_regressed(records):
     assert target_scores(records[:1], shorter)[0][0] == -len(records[0].answers[0].text)
 
 
-@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
+@pytest.mark.slow(reason="starts a process")
 def test_a_saved_reward_gives_equal_scores_in_a_new_process(tiny, reward, records, tmp_path):
     reward.fit(records, words(records), epochs=3)
     reward.save(tmp_path / "reward")

@@ -134,6 +134,7 @@ def command(folder) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, str(script)], os.environ | environment
 
 
+@pytest.mark.slow(reason="four processes that train")
 def test_a_run_killed_twice_ends_as_one_that_was_not(tmp_path):
     """SIGKILL as soon as the first checkpoint is there, and again in the middle of what comes next."""
     folder = tmp_path / "killed"

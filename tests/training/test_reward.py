@@ -263,7 +263,6 @@ def test_other_data_seeds_and_weights_are_other_runs(records, finished_run):
     refused(r"seed \(0, here 1\)", seed=1, first=1)
     refused("first_weights", first=1)
     refused(r"sees_images \(True, here False\)", sees_images=False)
-    refused(r"packs \(True, here False\)", packs=False)
 
 
 def test_another_processor_is_another_run(records, finished_run):

@@ -26,6 +26,8 @@ from helpers.training.ppo import PPOTrainer
 from helpers.training.reward import RewardTrainer
 from helpers.training.rollout import tasks_of
 
+pytestmark = pytest.mark.heavy(reason="builds and trains nine models")
+
 PATH = TRAFFIC / "preferences_train.jsonl"
 RECORDS = read_records(PATH)[:8]
 IMAGES = [noise(112, 112), noise(84, 140, seed=1)]

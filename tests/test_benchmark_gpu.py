@@ -192,6 +192,7 @@ def test_a_part_that_the_system_kills_is_a_row_too(tmp_path, forked):
     assert row["error"] == "killed by SIGKILL: what the driver said"
 
 
+@pytest.mark.heavy(reason="waits for processes")
 def test_a_part_that_takes_too_long_is_ended_with_all_it_has_started(tmp_path, forked):
     mark = tmp_path / "mark"
     row = gpu.run_part(lambda note: hang(note, mark), (), tmp_path / "x.json", 2)

@@ -26,6 +26,8 @@ from helpers.models.policies import SHIPPED_POLICIES
 from helpers.models.prompts import encode
 from helpers.report.page import Section
 
+pytestmark = pytest.mark.heavy(reason="merges models of four architectures")
+
 TINY = ROOT / "data" / "tiny-qwen2-vl"
 DATA = "data/traffic/preferences_train.jsonl"
 CASES = {  # base, precision, LoRA on the vision tower too, embeddings that are also the head

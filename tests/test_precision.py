@@ -33,6 +33,8 @@ from helpers.training import dpo, ppo, reward as reward_training
 from helpers.training.actor_critic import CRITIC_ADAPTER, ActorCritic
 from helpers.training.rollout import tasks_of
 
+pytestmark = pytest.mark.heavy(reason="trains in each precision")
+
 PATH = ROOT / "data" / "traffic" / "preferences_train.jsonl"
 SETTINGS = dataclasses.replace(DPO_PRESETS["tiny"], steps=2, batch_size=4)
 ADAPTER = LoraSettings(r=4)

@@ -149,6 +149,7 @@ def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_pat
     assert float(second.stdout) < 5  # and nothing else is said
 
 
+@pytest.mark.heavy(reason="clones the repository twice")
 def test_a_clone_that_was_cut_off_is_not_taken_for_a_whole_one(
     repository, shared_notebooks, tmp_path
 ):

@@ -17,6 +17,8 @@ from helpers.evaluation.paired import compare_policies, comparison_rows, find_re
 from helpers.models.policies import Policies, SavedPolicy, find_policies
 from helpers.report.page import Section
 
+pytestmark = pytest.mark.heavy(reason="examines policies on whole splits")
+
 ITEMS = read_yolo(TRAFFIC, "test")[:60]
 TRUE = [count_answer(item.counts) for item in ITEMS]
 

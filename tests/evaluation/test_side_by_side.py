@@ -76,6 +76,7 @@ def test_the_base_is_no_distance_from_itself(policies, image):
     assert row.logps == row.base_logps and not any(row.gains) and not any(row.kl)
 
 
+@pytest.mark.heavy(reason="generates for three seconds")
 def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, image):
     hot = DecodingSettings(temperature=1.7, seed=1)
     first, again = (ask_policies(policies, ["base"], image, QUESTION, hot)[0] for _ in range(2))

@@ -68,6 +68,7 @@ class Cramped:
         return self.own(input_ids=input_ids, **inputs)
 
 
+@pytest.mark.heavy(reason="generates for three seconds")
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, capsys):
     images, prompts = images_for(valid_items[:6]), [QUESTION] * 6
     how = {"temperature": 1.5, "seed": 1}
@@ -83,6 +84,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, ca
     ]
 
 
+@pytest.mark.heavy(reason="generates for five seconds")
 def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_items):
     images, prompts = images_for(valid_items[:2]), [QUESTION] * 2
     with Cramped(tiny[0], rows=0) as cramped, pytest.raises(torch.OutOfMemoryError):

@@ -54,6 +54,7 @@ def test_scores_do_not_depend_on_the_batch(records):
     assert_close(flat(together), flat(alone), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.heavy(reason="builds nine models")
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_on_every_architecture(name, head, records, tmp_path):

@@ -91,6 +91,7 @@ def test_switching_the_policies_asks_those(comparison):
     assert list(comparison.state["answers"]) == ["base"], "without a choice the base speaks"
 
 
+@pytest.mark.heavy(reason="generates for seven seconds")
 def test_every_decoding_control_changes_what_is_asked(comparison):
     comparison.max_new_tokens.value = 3
     assert (
@@ -147,6 +148,7 @@ def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_questi
     assert "answers" in comparison.state and "Error" not in comparison.message.value
 
 
+@pytest.mark.heavy(reason="generates for six seconds")
 def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, items):
     comparison.item.value, comparison.temperature.value, comparison.seed.value = 4, 0.8, 7
     comparison.question.value = "How many buses?"

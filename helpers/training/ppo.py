@@ -96,12 +96,15 @@ class PPOTrainer:
         # what run it is depends on the model as it comes in
         identity = ppo_identity(model, processor, tasks, score, settings, seed) if folder else {}
         self.checkpoints = Checkpoints(folder, identity, replace_other=replace_other)
+        # a model that has an adapter goes on with it, as a second round does
         if not isinstance(model, PeftModel):
             model = models.add_adapter(model, settings.lora, seed)
         seed_everything(seed)
+        # image features are kept, and answers to one task share its prompt
         packer = Packer(model, processor, cache=cache, packs=packs, device=accelerator.device)
         self.settings = settings
         self.accelerator = accelerator
+        # who asks and scores, who answers and predicts, and what one backward pass goes through
         self.sampler = Sampler(packer, tasks, score, truth, settings, accelerator, seed, shards)
         self.actor = ActorCritic(model, processor, settings, seed, accelerator.autocast)
         self.forward = wrap_for_processes(accelerator, self.actor)
@@ -109,6 +112,7 @@ class PPOTrainer:
         self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target, settings.kl_horizon)
         self.watch = watch
         self.stopped = False
+        # one row an iteration; what the last one saw is for the watchers
         self.log: list[IterationRow] = []
         self.last: Experience | None = None
         go_on(self)
@@ -195,6 +199,7 @@ class PPOTrainer:
         settings, accelerator = self.settings, self.accelerator
         done = self.iteration + 1
         answers = settings.prompts_per_iteration * settings.group_size
+        # what was sampled, and how the updates on it went
         row = experience_figures(self.last)
         row["objective/kl_weight"] = self.kl.weight
         row["critic"] = self.actor.critic is not None
@@ -215,6 +220,7 @@ class PPOTrainer:
         self.log.append(row)
         for look in self.watch:
             look(self)
+        # after the watchers: one that stops the run has its say in the state, too
         if done % settings.checkpoint_every == 0 or done == settings.iterations:
             accelerator.wait_for_everyone()
             self.checkpoints.save(done, state_of(self))
@@ -245,6 +251,7 @@ def policy_loss(
     policy = clipped(
         new.logps, batch.old_logps, batch.advantages, batch.mask, settings.clip, batch.count
     )
+    # what PPO, RLOO and GRPO share; below is what the settings add
     loss = policy.loss
     if settings.entropy_weight:
         # a bonus for a policy that keeps trying other tokens
@@ -269,6 +276,7 @@ def critic_loss(values: Tensor | None, batch: MiniBatch, settings: PPOSettings) 
 def new_optimizer(accelerator: Accelerator, actor: ActorCritic) -> AcceleratedOptimizer:
     """Adam for the adapter of the policy and for the critic, each with its own learning rate."""
     settings, weights = actor.settings, actor.trainable_parameters()
+    # one group each: the learning rate may fall, its peak stays on record
     peaks = {"adapter": settings.learning_rate, "critic": settings.critic_learning_rate}
     groups = [
         {"name": name, "params": weights[name], "lr": peak, "peak": peak}
@@ -294,6 +302,7 @@ def take_step(
 
     What gets no gradient stays as it is.
     """
+    # gradients of fp16 are scaled up; their norm is of those that are not
     accelerator.unscale_gradients(optimizer)
     norms = {}
     for group in optimizer.param_groups:

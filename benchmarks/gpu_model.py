@@ -37,6 +37,7 @@ from helpers import runtime
 from helpers.config import DPO_PRESETS, PPO_PRESETS, DPOSettings, PPOSettings
 from helpers.data.preferences import read_records
 from helpers.data.record import PreferenceRecord
+from helpers.data.tasks import Task, tasks_of
 from helpers.data.trl_pairs import to_trl
 from helpers.files import UsageError
 from helpers.machine import memory
@@ -44,7 +45,6 @@ from helpers.machine.workload import StageSettings, Workload
 from helpers.models import presets
 from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.runtime import machine_summary, peak_memory_gb
-from helpers.training.rollout import Task, tasks_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PACKAGES = (

@@ -55,13 +55,13 @@ from benchmarks.rl_learning import (
 )
 from helpers import models
 from helpers.config import PPOSettings
+from helpers.data.tasks import tasks_of
 from helpers.files import UsageError, read_json, write_json, write_text
 from helpers.report import markdown_table
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR, REJECTED_COLOR
 from helpers.rewards.scoring import make_scorer
 from helpers.runtime import machine_summary
 from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import tasks_of
 from tools.publish import replace_block
 
 OUT = Path(__file__).with_suffix(".json")

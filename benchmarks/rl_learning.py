@@ -25,6 +25,7 @@ from helpers.config import PPO_PRESETS, PPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import true_and_wrong_answers
 from helpers.data.preferences import read_records
+from helpers.data.tasks import Task, tasks_of
 from helpers.evaluation.exactness import evaluate_counting
 from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
@@ -32,7 +33,6 @@ from helpers.runtime import compute_dtype
 from helpers.statistics import Proportion
 from helpers.training.dpo import REFERENCE_ADAPTER, undo_casts
 from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import Task, tasks_of
 from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import pooled_explained_variance
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from helpers import models
 from helpers.data import (
     PreferenceRecord,
+    Task,
     as_counted_images,
     best_rule,
     blind_rules,
@@ -60,7 +61,6 @@ from helpers.rewards import (
 from helpers.statistics import derangement, mcnemar_p, proportion
 from helpers.training import (
     RewardTrainer,
-    Task,
     dpo,
     log_mean,
     ppo_trainer,

@@ -32,12 +32,12 @@ from helpers.config import (
     ppo_preset,
     reward_preset,
 )
-from helpers.data import FORMATS, PreferenceRecord, StrictModel, read_records
+from helpers.data import FORMATS, PreferenceRecord, StrictModel, Task, read_records, tasks_of
 from helpers.files import ROOT, UsageError, did_you_mean, read_json
 from helpers.machine import changed_fields, check_machine
 from helpers.rewards import SCORERS
 from helpers.statistics import Proportion
-from helpers.training import OBJECTIVES, Task, check_names, tasks_of
+from helpers.training import OBJECTIVES, check_names
 
 RECIPES = ROOT / "recipes"
 # Formats that only the stage `data` reads, beside those of other projects.

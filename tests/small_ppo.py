@@ -8,9 +8,9 @@ from shipped import TRAFFIC
 from helpers import models
 from helpers.config import PPO_PRESETS
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_of
 from helpers.rewards.scoring import count_graded
 from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import tasks_of
 
 PATH = TRAFFIC / "preferences_train.jsonl"
 RECORDS = read_records(PATH)[:32]

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_of
 from helpers.models.caches import backbone_of
 from helpers.models.prompts import count_image_tokens, encode, render
 from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack_separately
@@ -24,7 +25,6 @@ from helpers.rewards.scoring import make_scorer
 from helpers.training import dpo
 from helpers.training.ppo import PPOTrainer
 from helpers.training.reward import RewardTrainer
-from helpers.training.rollout import tasks_of
 
 pytestmark = pytest.mark.heavy(reason="builds and trains nine models")
 

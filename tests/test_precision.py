@@ -22,6 +22,7 @@ from trl import DPOTrainer
 from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, REWARD_PRESETS, LoraSettings
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_of
 from helpers.doctor import checks as preflight
 from helpers.files import ROOT, open_image
 from helpers.losses import dpo_loss, token_logps
@@ -31,7 +32,6 @@ from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training import dpo, ppo, reward as reward_training
 from helpers.training.actor_critic import CRITIC_ADAPTER, ActorCritic
-from helpers.training.rollout import tasks_of
 
 pytestmark = pytest.mark.heavy(reason="trains in each precision")
 

@@ -144,6 +144,12 @@ from .scenes import (
     draw_scene as draw_scene,
     make_scene as make_scene,
 )
+from .tasks import (
+    Task as Task,
+    ask as ask,
+    tasks_asking as tasks_asking,
+    tasks_of as tasks_of,
+)
 from .templates import (
     CHAT_MARK as CHAT_MARK,
     END_MARK as END_MARK,
@@ -156,6 +162,14 @@ from .trl_pairs import (
     TrlPair as TrlPair,
     from_trl as from_trl,
     to_trl as to_trl,
+)
+from .truth import (
+    TRUTH_KINDS as TRUTH_KINDS,
+    Facts as Facts,
+    Truth as Truth,
+    TruthKind as TruthKind,
+    check_kind as check_kind,
+    plain_kind as plain_kind,
 )
 from .vote_log import (
     VoteEvent as VoteEvent,

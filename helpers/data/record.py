@@ -20,25 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from .judgement import FiniteNumber, Judgement, Ranking, StrictModel
+from .truth import Truth, TruthKind, check_kind, plain_kind
 
 PairChoice = Literal["all", "extremes"]  # every pair of a record, or best against worst
 EMPTY_ANSWER = "the answer is empty: write its text or remove the record"
-
-
-def _kind_of_truth(value: Any) -> str:
-    return {dict: "counts", list: "answers"}.get(type(value), "answer")
-
-
-# Told apart by type, so that an error speaks of the one that was meant.
-Truth = Annotated[
-    Annotated[dict[str, Annotated[int, Field(ge=0)]], Tag("counts")]
-    | Annotated[str, Tag("answer")]
-    | Annotated[list[str], Tag("answers")],
-    Discriminator(_kind_of_truth),
-]
 
 
 class Message(StrictModel):
@@ -117,7 +105,8 @@ class PreferenceRecord(StrictModel):
     ranking: Ranking | None = None  # None: nobody has judged yet, so there are no pairs
     id: str | None = None
     judgements: list[Judgement] = Field(default_factory=list)
-    truth: Truth | None = None  # counts by class, an answer, or the answers of several people
+    truth: Truth | None = None  # counts by class, an answer, or several
+    truth_kind: TruthKind | None = None  # how answers are judged by it; None: see `kind`
     # spoilt images, with which the best answer is wrong
     negative_images: list[str] = Field(default_factory=list)
     group: str | None = None  # records of one photo share a group and stay on one side of a split
@@ -163,6 +152,7 @@ class PreferenceRecord(StrictModel):
         _check_places("ranking", self.ranking, len(self.answers))
         for judgement in self.judgements:
             _check_judgement(judgement, len(self.answers))
+        check_kind(self.truth_kind, self.truth)
         # Training on such a pair would only add noise.
         for better, worse in self.tier_pairs():
             if self.answers[better].text == self.answers[worse].text:
@@ -174,6 +164,13 @@ class PreferenceRecord(StrictModel):
     def __eq__(self, other: object) -> bool:
         """Equal records say the same; where they were read does not count."""
         return isinstance(other, PreferenceRecord) and self.__dict__ == other.__dict__
+
+    @property
+    def kind(self) -> TruthKind:
+        """The kind of the truth: the one that was named, else the plain one of its form."""
+        if self.truth_kind is None or not self.truth:
+            return plain_kind(self.truth)
+        return self.truth_kind
 
     @property
     def image_paths(self) -> list[Path]:

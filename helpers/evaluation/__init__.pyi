@@ -84,7 +84,6 @@ from .side_by_side import (
 )
 from .text_metrics import (
     TextMetrics as TextMetrics,
-    anls as anls,
     distinct_share as distinct_share,
     reference_metrics as reference_metrics,
 )

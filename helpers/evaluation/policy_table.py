@@ -10,10 +10,11 @@ import numpy as np
 from transformers import ProcessorMixin
 
 from helpers import models
+from helpers.data import Task
 from helpers.models import VLM
 from helpers.rewards import Scorer, count_exact, score_all
 from helpers.statistics import TableRows, mcnemar_p
-from helpers.training import PPOTrainer, Task, log_mean
+from helpers.training import PPOTrainer, log_mean
 
 from .exactness import GreedyAndSampled
 

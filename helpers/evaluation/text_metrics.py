@@ -17,19 +17,15 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
-from nltk import edit_distance
-from PIL.Image import Image
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU, CHRF
 
 from helpers.files import UsageError
 from helpers.rewards import (
-    Facts,
     Scorer,
+    anls,
     exact_match,
-    make_scorer,
-    require_references,
     vqa_accuracy,
 )
 from helpers.statistics import (
@@ -44,23 +40,6 @@ from helpers.statistics import (
 
 BLEU_RESAMPLES = 1000  # as many as sacrebleu draws
 VQA_REFERENCES = 4  # with fewer, the VQA accuracy of a right answer cannot reach 1
-
-
-def _anls(image: Image | None, question: str, answer: str, facts: Facts) -> dict[str, float]:
-    given = " ".join(answer.lower().split())
-    best = 0.0
-    for reference in require_references(facts, "anls"):
-        known = " ".join(reference.lower().split())
-        distance = edit_distance(given, known) / max(len(given), len(known), 1)
-        if distance < 0.5:
-            best = max(best, 1 - distance)
-    return {"anls": best}
-
-
-# 1 − edit distance / length of the longer text where that distance is under ½, else 0; the best of
-# the references (Biten et al. 2019, arXiv 1905.13648), in lower case and without spare blanks. At a
-# distance of exactly ½ the paper gives 0, as here, and the official evaluation of the RRC ½.
-anls: Scorer = make_scorer("anls", _anls)
 
 
 class _WordTokenizer(Tokenizer):

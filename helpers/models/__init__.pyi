@@ -37,6 +37,7 @@ from .encoded_prompts import (
 from .generation import (
     answer_budget as answer_budget,
     answer_records as answer_records,
+    answer_tasks as answer_tasks,
     banned_tokens as banned_tokens,
     generate_answers as generate_answers,
     generate_from_cache as generate_from_cache,

@@ -15,13 +15,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, DynamicCache, GenerationConfig, ProcessorMixin
 
-from helpers.data import CountedImage, PreferenceRecord, counting_questions
+from helpers.data import CountedImage, PreferenceRecord, Task, counting_questions, tasks_of
 from helpers.files import open_image
 
 from .adapters import VLM, autocast, base_of, evaluation_mode
 from .caches import Features, backbone_of, use_features
 from .encoded_prompts import EncodedPrompts, prompt_inputs
-from .prompts import answer_texts, encode
+from .prompts import Conversation, answer_texts, render_conversation, tokenize, user_message
+
+Pictures = Image.Image | Path | Sequence[Image.Image | Path]  # of one prompt
 
 
 def banned_tokens(processor: ProcessorMixin) -> list[int]:
@@ -57,8 +59,8 @@ def generation_config(
 def generate_answers(
     model: VLM,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image | Path],
-    prompts: Sequence[str],
+    images: Sequence[Pictures],
+    prompts: Sequence[str | Conversation],
     *,
     temperature: float = 0.0,
     seed: int = 0,
@@ -66,14 +68,15 @@ def generate_answers(
     batch_size: int = 64,
     description: str = "answers",
 ) -> list[str]:
-    """Return one answer to each (image, prompt), as `generation_config` says.
+    """Return one answer to each prompt about its image or images, as `generation_config` says.
 
-    Images may be paths, opened when their turn comes. If a batch does not fit into memory, all
+    A prompt is a question, or the messages of a conversation that ends with one. Images may be
+    paths, opened when their turn comes. If a batch does not fit into memory, all
     starts anew with half of it. The caller's random numbers are left alone.
     """
     if len(images) != len(prompts):
         raise ValueError(
-            f"{len(images)} images but {len(prompts)} prompts: one image a prompt is needed"
+            f"images for {len(images)} prompts, but {len(prompts)} prompts: give each its own"
         )
     config = generation_config(model, processor, temperature, max_new_tokens=max_new_tokens)
     with evaluation_mode(model):
@@ -103,24 +106,56 @@ def generate_answers(
 def _generate(
     model: VLM,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image | Path],
-    prompts: Sequence[str],
+    images: Sequence[Pictures],
+    prompts: Sequence[str | Conversation],
     config: GenerationConfig,
 ) -> list[str]:
     """Return the answers of one batch."""
-    opened = [open_image(image) if isinstance(image, Path) else image for image in images]
-    inputs = encode(processor, prompts, opened).to(model.device)
+    texts = []
+    opened = []
+    for pictures, prompt in zip(images, prompts, strict=True):
+        shown = [pictures] if isinstance(pictures, Image.Image | Path) else pictures
+        turns = [user_message(prompt)] if isinstance(prompt, str) else prompt
+        opened.append([open_image(one) if isinstance(one, Path) else one for one in shown])
+        texts.append(render_conversation(processor, turns, len(shown)))
+    inputs = tokenize(processor, texts, opened).to(model.device)
     output = model.generate(**inputs, generation_config=config)
     return answer_texts(processor, output[:, inputs["input_ids"].shape[1] :])
+
+
+def answer_tasks(
+    model: VLM,
+    processor: ProcessorMixin,
+    tasks: Sequence[Task],
+    *,
+    images: Sequence[Pictures] | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    description: str = "answers",
+) -> list[str]:
+    """Return one answer to each task, from all its images and turns.
+
+    images: to show in place of the tasks' own.
+    """
+    shown = [task.images for task in tasks] if images is None else images
+    return generate_answers(
+        model,
+        processor,
+        shown,
+        [task.turns for task in tasks],
+        temperature=temperature,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        description=description,
+    )
 
 
 def answer_records(
     model: VLM, processor: ProcessorMixin, records: Sequence[PreferenceRecord]
 ) -> list[str]:
-    """Return greedy answers to the prompts of records, from their first image and last turn."""
-    images = [record.image_paths[0] for record in records]
-    questions = [record.prompt[-1].content for record in records]
-    return generate_answers(model, processor, images, questions)
+    """Return greedy answers to the prompts of records."""
+    return answer_tasks(model, processor, tasks_of(records))
 
 
 def answer_budget(processor: ProcessorMixin, texts: Sequence[str]) -> int:

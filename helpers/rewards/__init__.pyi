@@ -8,6 +8,10 @@ from .caption_reward import (
     tiny_text_reward as tiny_text_reward,
     vlm_captioner as vlm_captioner,
 )
+from .catalogue import (
+    SCORERS as SCORERS,
+    get_scorer as get_scorer,
+)
 from .feature_reward import (
     FEATURE_REWARD_WEIGHTS as FEATURE_REWARD_WEIGHTS,
     FeatureFit as FeatureFit,
@@ -20,7 +24,6 @@ from .feature_reward import (
 from .heuristic import (
     HEURISTIC_RULES as HEURISTIC_RULES,
     NUMBER_WORDS as NUMBER_WORDS,
-    Facts as Facts,
     HeuristicRule as HeuristicRule,
     absent_object as absent_object,
     content_words as content_words,
@@ -45,6 +48,18 @@ from .ranking import (
     select_with_counts as select_with_counts,
     spearman_resamples as spearman_resamples,
     weighted_sum as weighted_sum,
+)
+from .references import (
+    anls as anls,
+    choice as choice,
+    chosen_letter as chosen_letter,
+    exact_match as exact_match,
+    normalise as normalise,
+    plain_reading as plain_reading,
+    require_references as require_references,
+    token_f1 as token_f1,
+    vqa_accuracy as vqa_accuracy,
+    yes_no as yes_no,
 )
 from .reward_model import (
     REWARD_ADAPTER as REWARD_ADAPTER,
@@ -71,23 +86,18 @@ from .reward_report import (
     swap_answers as swap_answers,
 )
 from .scoring import (
-    SCORERS as SCORERS,
     Score as Score,
     Scorer as Scorer,
     ScorerInputs as ScorerInputs,
     count_exact as count_exact,
     count_graded as count_graded,
     count_per_class as count_per_class,
-    exact_match as exact_match,
-    get_scorer as get_scorer,
     grpo_reward_function as grpo_reward_function,
     heuristic_scorer as heuristic_scorer,
     make_batch_scorer as make_batch_scorer,
     make_scorer as make_scorer,
-    normalise as normalise,
-    require_references as require_references,
+    refuse_facts as refuse_facts,
     score_all as score_all,
-    vqa_accuracy as vqa_accuracy,
     weighted_scorer as weighted_scorer,
 )
 from .similarity import (
@@ -97,4 +107,10 @@ from .similarity import (
     sentence_embedder as sentence_embedder,
     text_embedder as text_embedder,
     tfidf_embedder as tfidf_embedder,
+)
+from .truths import (
+    TRUTHS as TRUTHS,
+    TruthJudge as TruthJudge,
+    kind_of as kind_of,
+    reward_of as reward_of,
 )

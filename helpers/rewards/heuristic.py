@@ -9,10 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from helpers.data import Counts, counting
-
-# The truth of a record, as far as it is known
-Facts = Counts | str | Sequence[str] | None
+from helpers.data import Counts, Facts, counting
 
 _NAMES_OF_NUMBERS = "zero one two three four five six seven eight nine ten"
 NUMBER_WORDS = {word: str(n) for n, word in enumerate(_NAMES_OF_NUMBERS.split())}

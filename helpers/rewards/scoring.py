@@ -1,14 +1,14 @@
-"""Reward functions for answers: the heuristic, counts, exact match, sums, and the way into TRL.
+"""Reward functions for answers: the heuristic, counts, sums, and the way into TRL.
 
 All have one signature, `score(image, question, answer, facts=None) -> Score`. `facts` is the truth
 of the record: counts, a reference answer, a list of accepted (or of the annotators') answers, or
-None. Facts of a kind that a scorer cannot use raise UsageError. `helpers/rewards/similarity.py` has
-two more.
+None. Facts of a kind that a scorer cannot use raise UsageError. Scorers that compare with reference
+answers are in `helpers/rewards/references.py`, two more in `similarity.py`; `catalogue.py` names
+those that are ready.
 
 Simplification: texts are scored one at a time, but for scorers with a model in them (`score_all`).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -16,10 +16,10 @@ from numbers import Integral
 import numpy as np
 from PIL.Image import Image
 
-from helpers.data import Counts, counting
+from helpers.data import Counts, Facts, counting
 from helpers.files import UsageError
 
-from .heuristic import HEURISTIC_RULES, NUMBER_WORDS, Facts
+from .heuristic import HEURISTIC_RULES
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,16 @@ def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
     return make_scorer("heuristic", parts)
 
 
-# --- Rewards against known counts and reference answers ---
+# --- Rewards against known counts ---
 
 
-def _refusal(
+def refuse_facts(
     who: str,
     needed: str,
     facts: Facts,
     others: str,
 ) -> UsageError:
+    """The error of a scorer, `who`, that cannot use such facts; others: scorers that may."""
     return UsageError(
         f"{who}: facts must be {needed}, not {facts!r}. "
         "Give what the record holds (for GRPO, name the column of the data set), "
@@ -115,25 +116,11 @@ def _require_counts(facts: Facts, who: str) -> Counts:
     counts = facts if isinstance(facts, Mapping) else {}
     if counts and all(isinstance(n, Integral) for n in counts.values()):
         return dict(counts)
-    raise _refusal(
+    raise refuse_facts(
         who,
         "true counts such as {'cars': 2, 'buses': 0}",
         facts,
         "exact_match, vqa_accuracy, cosine",
-    )
-
-
-def require_references(facts: Facts, who: str) -> list[str]:
-    """Return `facts` as a list of reference answers. Raises UsageError for facts of other kinds."""
-    references = [facts] if isinstance(facts, str) else facts
-    is_list = isinstance(references, list | tuple)
-    if is_list and references and all(isinstance(text, str) for text in references):
-        return list(references)
-    raise _refusal(
-        who,
-        "a reference answer or a list of them",
-        facts,
-        "count_exact, count_per_class, count_graded",
     )
 
 
@@ -159,74 +146,6 @@ count_exact = _make_count_scorer("count_exact", lambda errors: (errors == 0).all
 count_per_class = _make_count_scorer("count_per_class", lambda errors: (errors == 0).mean())
 # 1 for a true count, 1/2 for one off, 1/3 for two off; mean over the classes (our definition)
 count_graded = _make_count_scorer("count_graded", lambda errors: (1 / (1 + abs(errors))).mean())
-
-# The official list: no apostrophe, colon or full stop
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_CONTRACTED = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't
-he'd he's how'd how'll how's isn't it'd it'll ma'am might've mightn't must've mustn't needn't
-not've o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll
-someone's something'd something'll that's there'd there're there's they'd they'll they're they've
-'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
-who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"""
-CONTRACTIONS = {word.replace("'", ""): word for word in _CONTRACTED.split()}
-_DIGITS = {"none": "0", **NUMBER_WORDS}
-
-
-def normalise(text: str) -> str:
-    """The answer as VQA compares it: "There are two, I guess!" → "there are 2 i guess".
-
-    As in the official code: a punctuation mark disappears if it stands beside a space anywhere in
-    the text, or if the text has a number like 1,000; else it becomes a space. A full stop stays
-    before a digit only. Then lower case, "none" to "ten" as digits, no articles, missing
-    apostrophes put back. Simplified: double contractions ("couldnt've") are left as they are.
-    Nothing but articles and marks is kept ("A" is an answer, too), where the official code would
-    have every such text equal.
-    """
-    text = " ".join(text.split())
-    has_thousands = re.search(r"\d,\d", text)
-    bare = text
-    for mark in PUNCTUATION:
-        disappears = has_thousands or f"{mark} " in text or f" {mark}" in text
-        bare = bare.replace(mark, "" if disappears else " ")
-    # full stops but for decimal points
-    bare = re.sub(r"\.(?!\d)", "", bare)
-    words = [_DIGITS.get(word, word) for word in bare.lower().split()]
-    kept = [CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the")]
-    return " ".join(kept) or text.lower()
-
-
-def _make_reference_scorer(name: str, combine: Callable[[list[bool]], float]) -> Scorer:
-    """Make the scorer that gives `combine` of which references equal the answer, all normalised.
-
-    An empty answer equals none.
-    """
-
-    def parts(image, question, answer, facts):
-        given = normalise(answer)
-        references = require_references(facts, name)
-        return {name: combine([given != "" and normalise(text) == given for text in references])}
-
-    return make_scorer(name, parts)
-
-
-def _vote(matches: list[bool]) -> float:
-    """VQA accuracy (Antol et al. 2015, arXiv 1505.00468), as it is evaluated for VQA v2.
-
-    Each annotator is left out in turn; min(matches among the others / 3, 1), averaged. With n < 10
-    annotators the same, so that n < 4 give (n − 1)/3 at best; one reference cannot be left out and
-    gives 1/3 (exact_match gives 1). Simplified: the official code compares raw texts where all
-    annotators agree; here they are always normalised.
-    """
-    others = matches
-    if len(matches) > 1:
-        others = [sum(matches) - match for match in matches]
-    return np.mean([min(n / 3, 1) for n in others])
-
-
-# 1 if the answer is the reference, or one of them, else 0
-exact_match = _make_reference_scorer("exact_match", any)
-vqa_accuracy = _make_reference_scorer("vqa_accuracy", _vote)
-
 
 # --- Sums, and the way into TRL ---
 
@@ -316,24 +235,3 @@ def grpo_reward_function(
 
     reward.__name__ = scorer.__name__
     return reward
-
-
-# As recipes and notebooks ask for them; those of similarity.py need an embedder or a model first
-SCORERS: dict[str, Scorer] = {
-    scorer.__name__: scorer
-    for scorer in (
-        heuristic_scorer(),
-        count_exact,
-        count_per_class,
-        count_graded,
-        exact_match,
-        vqa_accuracy,
-    )
-}
-
-
-def get_scorer(name: str) -> Scorer:
-    """The ready scorer of that name. Raises UsageError listing them."""
-    if name not in SCORERS:
-        raise UsageError(f"unknown scorer {name!r}: choose from {', '.join(SCORERS)}.")
-    return SCORERS[name]

@@ -13,7 +13,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from helpers import runtime
 from helpers.files import UsageError
 
-from .scoring import Scorer, make_scorer, require_references
+from .references import require_references
+from .scoring import Scorer, make_scorer
 
 Embedder = Callable[[list[str]], np.ndarray]  # n texts → (n, d)
 

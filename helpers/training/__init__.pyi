@@ -71,12 +71,9 @@ from .rollout import (
     Experience as Experience,
     MiniBatch as MiniBatch,
     Rollout as Rollout,
-    Task as Task,
     keep_all as keep_all,
     keep_different_scores as keep_different_scores,
     roll_out as roll_out,
-    tasks_asking as tasks_asking,
-    tasks_of as tasks_of,
 )
 from .run_folder import (
     ppo_trainer as ppo_trainer,

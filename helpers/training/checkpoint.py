@@ -24,7 +24,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import ProcessorMixin
 
-from helpers.data import PreferenceRecord
+from helpers.data import PreferenceRecord, Task
 from helpers.files import UsageError, file_hash, set_aside
 from helpers.machine import (
     Identity,
@@ -39,7 +39,6 @@ from helpers.rewards import Scorer
 from helpers.runtime import compute_dtype
 
 from .fingerprints import fingerprint
-from .rollout import Task
 
 TrainingData = Sequence[PreferenceRecord] | Sequence[Task] | Dataset
 

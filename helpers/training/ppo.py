@@ -33,6 +33,7 @@ from transformers import ProcessorMixin
 
 from helpers import losses, models
 from helpers.config import PPOSettings
+from helpers.data import Task
 from helpers.files import UsageError
 from helpers.losses import KL_ESTIMATORS, POLICY_LOSSES, AdaptiveKL, PolicyLoss
 from helpers.models import VLM, Packer
@@ -50,7 +51,7 @@ from .distributed import (
     wrap_for_processes,
 )
 from .ppo_state import go_on, ppo_identity, state_of
-from .rollout import ROLLOUT_FILTERS, Experience, MiniBatch, Task
+from .rollout import ROLLOUT_FILTERS, Experience, MiniBatch
 from .sampler import Sampler
 from .watch import IterationRow, experience_figures, mean_of_updates, update_figures
 

@@ -12,12 +12,12 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from helpers.config import PPOSettings
+from helpers.data import Task
 from helpers.machine import Identity
 from helpers.models import VLM, weights_hash
 from helpers.rewards import Scorer
 
 from .checkpoint import reward_identity, run_identity
-from .rollout import Task
 
 if TYPE_CHECKING:
     from .ppo import PPOTrainer

@@ -5,70 +5,23 @@ tokens are kept as they were sampled: reading them again from the text may give 
 ratio of new to old probability would then compare two different answers. Taught in notebook 05.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from helpers.config import PPOSettings
-from helpers.data import Counts, Message, PreferenceRecord
-from helpers.files import open_image
+from helpers.data import Task
 from helpers.models import (
     EncodedPrompts,
     PackedAnswers,
     Packer,
     answer_texts,
     sample_ids,
-    user_message,
 )
-from helpers.rewards import Facts, Score, Scorer, ScorerInputs, score_all
-
-
-@dataclass(frozen=True)
-class Task:
-    """A question that is answered again and again; images are opened when they are needed."""
-
-    images: tuple[Path, ...]
-    turns: tuple[Message, ...]  # the last one is the question
-    facts: Facts  # the truth that the rewards need
-
-    @property
-    def question(self) -> str:
-        return self.turns[-1].content
-
-    def open_images(self) -> list[Image.Image]:
-        """The images, decoded. Raises UsageError naming one that cannot be read."""
-        return [open_image(image) for image in self.images]
-
-    def scorer_inputs(self, images: Sequence[Image.Image], answer: str) -> ScorerInputs:
-        """Arguments for a scorer: the first image, the question, the answer and the truth."""
-        return images[0] if images else None, self.question, answer, self.facts
-
-
-def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
-    """The prompts of records; their answers are not used, their truth is."""
-    return [
-        Task(tuple(record.image_paths), tuple(record.prompt), record.truth) for record in records
-    ]
-
-
-def tasks_asking(
-    records: Sequence[PreferenceRecord],
-    ask: Callable[[Counts, int], tuple[str, str]],
-) -> list[Task]:
-    """Other questions about the images of records, with their true answers.
-
-    ask: the true counts and the number of a record → question and answer, such as
-    `data.presence_question`.
-    """
-    tasks = []
-    for number, record in enumerate(records):
-        question, answer = ask(record.truth, number)
-        tasks.append(Task(tuple(record.image_paths), (user_message(question),), answer))
-    return tasks
+from helpers.rewards import Score, Scorer, ScorerInputs, score_all
 
 
 @dataclass(frozen=True)

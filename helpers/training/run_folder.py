@@ -20,14 +20,13 @@ from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.config import DPOSettings, PPOSettings
-from helpers.data import PreferenceRecord, file_of, is_exact
+from helpers.data import PreferenceRecord, Task, file_of, is_exact
 from helpers.files import write_json
 from helpers.models import VLM
 from helpers.rewards import Scorer
 from helpers.statistics import Proportion, proportion
 
 from .ppo import PPOTrainer, Watcher
-from .rollout import Task
 from .watch import JSONLog, SampleLog, TensorBoard
 
 

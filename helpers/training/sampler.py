@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from helpers.config import PPOSettings
+from helpers.data import Task
 from helpers.models import PackedAnswers, Packer
 from helpers.rewards import Scorer
 
 from .distributed import mean_over_processes, own_share
-from .rollout import Experience, MiniBatch, Rollout, Task, roll_out
+from .rollout import Experience, MiniBatch, Rollout, roll_out
 
 # between the seeds of two slices: a prime, since of seeds the last 32 bits count
 SLICE_STEP = 2_654_435_761

@@ -13,12 +13,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers import losses
+from helpers.data import Task
 from helpers.files import UsageError
 from helpers.models import PackedAnswers
 from helpers.rewards import score_all
 
 from .ppo import PPOTrainer
-from .rollout import Task
 from .sampler import Sampler, pieces
 
 

@@ -167,7 +167,7 @@ if not all(isinstance(r.truth, dict) for r in [*records, *valid_records, *test_r
     )
 
 # %%
-tasks, items = training.tasks_of(records), data.as_counted_images(test_records)
+tasks, items = data.tasks_of(records), data.as_counted_images(test_records)
 print(f"{len(tasks)} questions to train on, {len(items)} held-out ones:")
 print(tasks[0].question, tasks[0].facts)
 
@@ -394,7 +394,7 @@ rules = rewards.heuristic_scorer()
 without_truth = rewards.make_scorer(
     "heuristic", lambda image, question, answer, facts: rules(image, question, answer).parts
 )
-simple = training.tasks_asking(records, data.one_class_question)
+simple = data.tasks_asking(records, data.one_class_question)
 wild = {"advantages": "grpo", "prompts_per_iteration": 8, "group_size": 16, "mini_batch": 2}
 wild |= {"epochs": 4, "clip": 0.5, "kl_weight": 0.0, "temperature": 1.5, "max_new_tokens": 24}
 wild |= {"no_end_penalty": 0.5, "anneal_lr": False, "iterations": HACKING}
@@ -459,8 +459,8 @@ for total in (0.2, 1.0):
 # answers; it is not for want of answers that the first one fell.
 
 # %%
-words = training.tasks_asking(records, data.presence_question)
-unseen = training.tasks_asking(test_records, data.presence_question)
+words = data.tasks_asking(records, data.presence_question)
+unseen = data.tasks_asking(test_records, data.presence_question)
 # the project's embedding model is not at hand
 cosine = rewards.cosine_scorer(rewards.tfidf_embedder([task.facts for task in words]))
 project = config.ppo_preset("vqa")

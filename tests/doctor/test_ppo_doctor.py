@@ -19,13 +19,13 @@ from torch.testing import assert_close
 from helpers import losses, models
 from helpers.config import PPO_PRESETS
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_of
 from helpers.doctor import ppo_doctor
 from helpers.doctor.ppo_doctor import PPODoctor, find_misplaced_rewards
 from helpers.doctor.ppo_rules import diagnose_ppo, replay_ppo
 from helpers.rewards.scoring import count_exact, make_scorer
 from helpers.training import sampler
 from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import tasks_of
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 SLOW = pytest.mark.slow(reason="a long run; test_ppo_rules.py has its rules on made-up logs")

@@ -8,11 +8,12 @@ from shipped import TRAFFIC
 from helpers.data.labels import CountedImage
 from helpers.data.pairs import one_class_question
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_asking
 from helpers.evaluation.exactness import CountingResult, GreedyAndSampled
 from helpers.evaluation.policy_table import PolicyTable, score_greedy_answers
-from helpers.rewards.scoring import count_exact, count_graded, exact_match, make_scorer
+from helpers.rewards.references import exact_match
+from helpers.rewards.scoring import count_exact, count_graded, make_scorer
 from helpers.statistics import mcnemar_p, proportion
-from helpers.training.rollout import tasks_asking
 
 RIGHT, WRONG = "There are 1 cars in the image.", "There are 7 cars in the image."
 IMAGE = TRAFFIC / "valid" / "images" / "scene-100000.png"

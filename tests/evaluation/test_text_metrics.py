@@ -4,8 +4,9 @@ from hypothesis import given, settings, strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 
-from helpers.evaluation.text_metrics import anls, distinct_share, reference_metrics
+from helpers.evaluation.text_metrics import distinct_share, reference_metrics
 from helpers.files import UsageError
+from helpers.rewards.references import anls
 from helpers.rewards.scoring import Score
 from helpers.statistics import mean_interval, proportion
 

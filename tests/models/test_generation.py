@@ -10,10 +10,12 @@ from torch.testing import assert_close
 from helpers import models
 from helpers.data.counting import count_question, is_well_formed, parse_counts
 from helpers.data.pairs import counting_questions
+from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
+from helpers.data.tasks import Task
 from helpers.evaluation.exactness import images_for
 from helpers.models.encoded_prompts import encode_prompts
-from helpers.models.generation import answer_budget, sample_answers, sample_ids
+from helpers.models.generation import answer_budget, answer_tasks, sample_answers, sample_ids
 from helpers.models.prompts import render
 
 QUESTION = count_question(CLASSES)
@@ -98,8 +100,8 @@ def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_it
     assert cramped.sizes == [2]
 
 
-def test_one_image_a_prompt_is_needed(tiny, valid_items):
-    with pytest.raises(ValueError, match="1 images but 2 prompts"):
+def test_each_prompt_needs_its_own_images(tiny, valid_items):
+    with pytest.raises(ValueError, match="images for 1 prompts, but 2 prompts"):
         models.generate_answers(*tiny, images_for(valid_items[:1]), [QUESTION] * 2)
 
 
@@ -153,3 +155,32 @@ def test_text_alone_is_sampled_the_same_after_images():
     sample_ids(model, processor, with_image, **how)
     again, _ = sample_ids(model, processor, text, **how)
     assert_close(again, expected)
+
+
+def test_a_task_is_asked_with_all_its_images_and_turns(tiny, valid_items, monkeypatch):
+    """What the model gets has both pictures, in order, and what was said before."""
+    model, processor = tiny
+    turns = (
+        Message(role="user", content="How many cars are in the image?"),
+        Message(role="assistant", content="There are 2 cars."),
+        Message(role="user", content="And buses?"),
+    )
+    paths = (valid_items[0].path, valid_items[1].path)
+    seen = []
+    generate = model.generate
+
+    def watch(**inputs):
+        seen.append(inputs)
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", watch)
+    one = answer_tasks(model, processor, [Task(paths, turns)])
+    text = processor.tokenizer.decode(seen[0]["input_ids"][0])
+    assert text.index("How many cars") < text.index("There are 2 cars.") < text.index("And buses?")
+    assert text.count("<|vision_start|>") == 2 and len(seen[0]["image_grid_thw"]) == 2
+    # of the second picture, too
+    other = answer_tasks(model, processor, [Task(paths, turns)], images=[paths[::-1]])
+    assert len(one) == len(other) == 1
+    first, second = (call["pixel_values"] for call in seen)
+    half = len(first) // 2
+    assert (first[:half] == second[half:]).all() and (first[half:] == second[:half]).all()

@@ -11,8 +11,9 @@ from helpers.data.preferences import read_records
 from helpers.files import ROOT
 from helpers.models.generation import answer_budget, sample_answers
 from helpers.rewards import ranking as rule_ranking
+from helpers.rewards.catalogue import SCORERS
 from helpers.rewards.ranking import AnswerTable, rank_samples, sample_and_rank
-from helpers.rewards.scoring import SCORERS, heuristic_scorer
+from helpers.rewards.scoring import heuristic_scorer
 from helpers.widgets import playground as widgets
 
 TRAFFIC = ROOT / "data" / "traffic" / "preferences_train.jsonl"

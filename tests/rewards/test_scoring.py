@@ -12,17 +12,15 @@ from trl.trainer.utils import get_callable_name
 
 from helpers.data.counting import count_answer
 from helpers.files import UsageError
+from helpers.rewards.catalogue import SCORERS
+from helpers.rewards.references import exact_match, normalise, vqa_accuracy
 from helpers.rewards.scoring import (
-    SCORERS,
     Score,
     count_exact,
     count_graded,
     count_per_class,
-    exact_match,
     grpo_reward_function,
     heuristic_scorer,
-    normalise,
-    vqa_accuracy,
     weighted_scorer,
 )
 from helpers.rewards.similarity import cosine_scorer, load_clip, tfidf_embedder

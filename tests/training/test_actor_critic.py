@@ -10,13 +10,13 @@ from torch.testing import assert_close
 
 from helpers import losses, models
 from helpers.config import RewardSettings
+from helpers.data.tasks import tasks_of
 from helpers.files import UsageError
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training.actor_critic import CRITIC_ADAPTER
 from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import tasks_of
 from helpers.training.warm_up import warm_up_critic
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")

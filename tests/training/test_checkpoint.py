@@ -13,6 +13,7 @@ from shipped import TRAFFIC
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings, RewardSettings
 from helpers.data import read_records, to_trl, write_records
+from helpers.data.tasks import tasks_of
 from helpers.files import UsageError
 from helpers.machine.checkpoints import (
     checkpoint_identity,
@@ -31,7 +32,6 @@ from helpers.training.checkpoint import (
     reward_identity,
     run_identity,
 )
-from helpers.training.rollout import tasks_of
 
 HERE = {"stage": "DPO", "data": "0" * 32, "learning_rate": "0.001"}
 OTHER = {"stage": "DPO", "data": "1" * 32, "learning_rate": "0.01"}

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from helpers import losses, models
 from helpers.config import PPO_PRESETS, RewardSettings
+from helpers.data.tasks import tasks_of
 from helpers.files import ROOT, UsageError
 from helpers.models import encoded_prompts
 from helpers.models.shared_prefix import answer_logits, answer_logps
@@ -24,7 +25,7 @@ from helpers.training import rollout as rollouts
 from helpers.training.actor_critic import CRITIC_ADAPTER, TokenFigures
 from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer, critic_loss, policy_loss, set_learning_rates
-from helpers.training.rollout import ROLLOUT_FILTERS, MiniBatch, Rollout, tasks_of
+from helpers.training.rollout import ROLLOUT_FILTERS, MiniBatch, Rollout
 from helpers.training.warm_up import warm_up_critic
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")

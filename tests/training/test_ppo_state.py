@@ -13,11 +13,11 @@ import torch
 from small_ppo import RECORDS, SMALL, finished, same, trainer, weights
 
 from helpers import models
+from helpers.data.tasks import tasks_of
 from helpers.doctor import PPODoctor
 from helpers.files import ROOT, UsageError
 from helpers.rewards.scoring import count_exact, count_graded, make_scorer
 from helpers.training.ppo import PPOTrainer
-from helpers.training.rollout import tasks_of
 from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import HeldOutAnswers, JSONLog
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from helpers import models
 from helpers.config import PPOSettings
 from helpers.data.preferences import read_records
+from helpers.data.tasks import Task, tasks_asking, tasks_of
 from helpers.files import UsageError
 from helpers.models.caches import ImageFeatures
 from helpers.models.generation import sample_ids
@@ -17,7 +18,7 @@ from helpers.models.prompts import answer_ids, render, user_message
 from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack, pack_separately
 from helpers.rewards.scoring import Score, count_exact, make_scorer
 from helpers.training import rollout
-from helpers.training.rollout import Task, roll_out, tasks_asking, tasks_of
+from helpers.training.rollout import roll_out
 
 PATH = TRAFFIC / "preferences_train.jsonl"
 IMAGES = [[noise(112, 112)], [noise(84, 140, 60, seed=1)]]

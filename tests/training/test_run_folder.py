@@ -10,10 +10,10 @@ from helpers import models
 from helpers.config import PPO_PRESETS, LoraSettings, dpo_preset
 from helpers.data.counting import is_exact
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_of
 from helpers.files import UsageError
 from helpers.models.policies import find_policies
 from helpers.rewards.scoring import count_graded
-from helpers.training.rollout import tasks_of
 from helpers.training.run_folder import ppo_trainer, save_answers, save_policy
 
 VALID = TRAFFIC / "preferences_valid.jsonl"

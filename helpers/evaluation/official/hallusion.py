@@ -24,12 +24,12 @@ import pandas as pd
 
 from helpers.data import DatasetRow
 from helpers.files import UsageError
+from helpers.rewards import plain_reading
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each, read_each
 from .common import OfficialGrade, Questions, Texts
 from .questions import BenchmarkQuestion, hallusion_id
-from .yes_no import plain_reading
 
 INCORRECT = 0
 CORRECT = 1

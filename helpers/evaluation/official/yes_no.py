@@ -12,12 +12,12 @@ Beside the official figures stand those of the plain reading, which says what th
 answer has exactly one of yes and no as a word.
 """
 
-import re
 from collections.abc import Sequence
 from statistics import harmonic_mean
 from typing import Literal
 
 from helpers.files import UsageError
+from helpers.rewards import plain_reading
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each
@@ -25,12 +25,6 @@ from .common import OfficialGrade, Questions, Texts
 from .questions import COGNITION, PERCEPTION, POPE_SPLITS, BenchmarkQuestion
 
 Figures = dict[str, Proportion | float | None]
-
-
-def plain_reading(answer: str) -> Literal["yes", "no"] | None:
-    """The one of yes and no that is a word of the answer; None for neither or both."""
-    words = set(re.findall(r"\b(yes|no)\b", answer.lower()))
-    return words.pop() if len(words) == 1 else None
 
 
 def parse_pope(answer: str) -> Literal["yes", "no"]:

@@ -1,0 +1,88 @@
+"""Questions about images, with or without a known truth: what models are asked.
+
+A record holds a question, too, with answers to it. What is asked without answers, by PPO, by an
+evaluation or where answers are still to be sampled, is a `Task`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from helpers.files import open_image
+
+from .counting import Counts
+from .record import Message, PreferenceRecord
+from .truth import Facts, TruthKind
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question that is answered again and again; images are opened when they are needed."""
+
+    images: tuple[Path, ...]
+    turns: tuple[Message, ...]  # the last one is the question
+    facts: Facts = None  # what is true, for scorers and judges
+    kind: TruthKind = "none"  # of `facts`
+    group: str = ""  # equal for all questions about one photo; "" if that is not known
+
+    @property
+    def question(self) -> str:
+        return self.turns[-1].content
+
+    def open_images(self) -> list[Image.Image]:
+        """The images, decoded. Raises UsageError naming one that cannot be read."""
+        return [open_image(image) for image in self.images]
+
+    def scorer_inputs(
+        self, images: Sequence[Image.Image], answer: str
+    ) -> tuple[Image.Image | list[Image.Image] | None, str, str, Facts]:
+        """Arguments for a scorer: the image (of several, a list), question, answer and truth."""
+        shown = list(images) if len(images) > 1 else None
+        if len(images) == 1:
+            shown = images[0]
+        return shown, self.question, answer, self.facts
+
+    @property
+    def photo(self) -> str:
+        """What this task shares with others about the same photo: the clusters of a test."""
+        return self.group or "|".join(map(str, self.images))
+
+
+def ask(
+    question: str,
+    images: Sequence[Path],
+    facts: Facts = None,
+    kind: TruthKind = "none",
+    group: str = "",
+) -> Task:
+    """A task of one turn."""
+    turn = Message(role="user", content=question)
+    return Task(tuple(images), (turn,), facts, kind, group)
+
+
+def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
+    """The questions of records; their answers are not used, their truth is."""
+    tasks = []
+    for record in records:
+        images, turns = tuple(record.image_paths), tuple(record.prompt)
+        tasks.append(Task(images, turns, record.truth, record.kind, record.group or ""))
+    return tasks
+
+
+def tasks_asking(
+    records: Sequence[PreferenceRecord],
+    ask_about: Callable[[Counts, int], tuple[str, str]],
+) -> list[Task]:
+    """Other questions about the images of counted records, with their true answers.
+
+    ask_about: the true counts and the number of a record → question and answer, such as
+    `data.presence_question`.
+    """
+    tasks = []
+    for number, record in enumerate(records):
+        question, answer = ask_about(record.truth, number)
+        group = record.group or ""
+        tasks.append(ask(question, record.image_paths, answer, "exact_match", group))
+    return tasks

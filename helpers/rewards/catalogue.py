@@ -1,0 +1,33 @@
+"""The scorers that are ready to use, by name: what recipes and notebooks may ask for."""
+
+from helpers.files import UsageError, did_you_mean
+
+from .references import anls, choice, exact_match, token_f1, vqa_accuracy, yes_no
+from .scoring import Scorer, count_exact, count_graded, count_per_class, heuristic_scorer
+
+# those of similarity.py need an embedder or a model first
+SCORERS: dict[str, Scorer] = {
+    scorer.__name__: scorer
+    for scorer in (
+        heuristic_scorer(),
+        count_exact,
+        count_per_class,
+        count_graded,
+        exact_match,
+        vqa_accuracy,
+        anls,
+        token_f1,
+        choice,
+        yes_no,
+    )
+}
+
+
+def get_scorer(name: str) -> Scorer:
+    """The ready scorer of that name. Raises UsageError listing them."""
+    if name not in SCORERS:
+        raise UsageError(
+            f"unknown scorer {name!r}: choose from {', '.join(SCORERS)}."
+            f"{did_you_mean(name, SCORERS)}"
+        )
+    return SCORERS[name]

@@ -1,0 +1,98 @@
+"""Whether an answer is right, and how far: one line for each kind of truth.
+
+The kind is a field of a record or task (`helpers/data/truth.py`). Another kind enters by its name
+there and its line in `TRUTHS` here; what judges and tables make of it is in
+`helpers/evaluation/judges.py`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from helpers.data import Facts, Task, TruthKind, count_answer
+from helpers.files import UsageError
+
+from .references import anls, choice, exact_match, token_f1, vqa_accuracy, yes_no
+from .scoring import Scorer, count_exact, count_graded
+from .similarity import cosine_scorer, tfidf_embedder
+
+
+def _references(facts: Facts) -> list[str]:
+    return [facts] if isinstance(facts, str) else list(facts)
+
+
+def _most_frequent(facts: Facts) -> str:
+    return Counter(_references(facts)).most_common(1)[0][0]
+
+
+def _cosine(truths: Sequence[Facts]) -> Scorer:
+    """Cosine of TF-IDF vectors whose words are those of the reference answers."""
+    return cosine_scorer(tfidf_embedder([text for facts in truths for text in _references(facts)]))
+
+
+def _always(scorer: Scorer) -> Callable[[Sequence[Facts]], Scorer]:
+    return lambda truths: scorer
+
+
+@dataclass(frozen=True)
+class TruthJudge:
+    """How answers are compared with one kind of truth.
+
+    reward: from all truths of a data set, the scorer to train on, 0 … 1. degree: likewise, how far
+    an answer is right, 0 … 1. right_from: the degree from which an answer is right. answer: a
+    right answer in words.
+    """
+
+    heading: str  # of the share of right answers in tables
+    reward: Callable[[Sequence[Facts]], Scorer]
+    degree: Callable[[Sequence[Facts]], Scorer]
+    right_from: float
+    answer: Callable[[Facts], str] = lambda facts: _references(facts)[0]
+
+
+def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
+    return TruthJudge(heading, _always(scorer), _always(scorer), right_from)
+
+
+# Where a degree is no yes or no, an answer is right from one half on: of the people who agree
+# (vqa_accuracy), of the letters (anls, as its authors have it), of the words (token_f1). Cosines of
+# unlike sentences come higher than that; .7 is our choice.
+TRUTHS: Mapping[TruthKind, TruthJudge] = {
+    "counts": TruthJudge(
+        "all counts right", _always(count_exact), _always(count_graded), 1.0, count_answer
+    ),
+    "exact_match": _by(exact_match, "right"),
+    "vqa_accuracy": TruthJudge(
+        "right by most", _always(vqa_accuracy), _always(vqa_accuracy), 0.5, _most_frequent
+    ),
+    "anls": _by(anls, "right but for spelling", 0.5),
+    "token_f1": _by(token_f1, "right by half of the words", 0.5),
+    "cosine": TruthJudge("alike (cosine from .7)", _cosine, _cosine, 0.7),
+    "choice": _by(choice, "right choice"),
+    "yes_no": _by(yes_no, "right"),
+}
+
+
+def kind_of(tasks: Sequence[Task]) -> TruthKind:
+    """The kind of truth that tasks have, "none" if none has one.
+
+    Raises UsageError for tasks of several kinds, which one table cannot judge.
+    """
+    kinds: dict[TruthKind, str] = {}
+    for task in tasks:
+        if task.kind != "none":
+            kinds.setdefault(task.kind, task.question)
+    if len(kinds) > 1:
+        found = "; ".join(f"{kind}: {question!r}" for kind, question in kinds.items())
+        raise UsageError(
+            f"the questions have truths of several kinds ({found}). Split the file, or name one "
+            "kind for all with --truth."
+        )
+    return next(iter(kinds), "none")
+
+
+def reward_of(tasks: Sequence[Task]) -> Scorer | None:
+    """The scorer to train on where the truth is known; None where it is not."""
+    kind = kind_of(tasks)
+    known = [task.facts for task in tasks if task.kind != "none"]
+    return TRUTHS[kind].reward(known) if known else None

@@ -118,6 +118,14 @@ from .preferences import (
     scan_records as scan_records,
     write_records as write_records,
 )
+from .prepared import (
+    SHIPPED_ABOUT as SHIPPED_ABOUT,
+    TRAFFIC as TRAFFIC,
+    PreparedData as PreparedData,
+    read_prepared as read_prepared,
+    read_tasks as read_tasks,
+    write_tasks as write_tasks,
+)
 from .record import (
     Answer as Answer,
     Message as Message,

@@ -1,0 +1,124 @@
+"""The data that notebook 02 has prepared: what the later notebooks train on and ask about.
+
+A folder with `train.jsonl`, `valid.jsonl` and, if there are photos enough, `test.jsonl` of
+preference records; with `SPLIT-questions.jsonl`, if there are questions without a pair; and with
+`about.json`, which says whose data it is, for which model, and of which kind the truth is. Without
+notebook 02 it is the shipped traffic, and that is said.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.files import ROOT, UsageError, artifact, read_json, write_lines
+
+from .preferences import read_records
+from .record import Message, PreferenceRecord
+from .tasks import Task, tasks_of
+from .truth import TRUTH_KINDS, TruthKind
+
+TRAFFIC = ROOT / "data" / "traffic"  # comes with the repository
+SHIPPED_ABOUT = {
+    "data": "data/traffic",
+    "title": "traffic scenes",
+    "model": "tiny",
+    "kind": "counts",
+    "classes": None,
+}
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The splits of one data set, and how they came about.
+
+    prefix: of its files of records.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    prefix: str = ""
+
+    @property
+    def kind(self) -> TruthKind:
+        return self.about["kind"]
+
+    @property
+    def title(self) -> str:
+        """What it is about, for headings: "traffic scenes"."""
+        return self.about["title"]
+
+    @property
+    def model(self) -> str:
+        """The preset or folder of the base that it was prepared with."""
+        return self.about["model"]
+
+    @property
+    def held_out(self) -> str:
+        """The split that no setting is chosen on: "test", else "valid"."""
+        return "test" if self.path("test").exists() else "valid"
+
+    def path(self, split: str) -> Path:
+        """The file of records of a split."""
+        return self.folder / f"{self.prefix}{split}.jsonl"
+
+    def records(self, split: str) -> list[PreferenceRecord]:
+        """The preference records of a split. Raises UsageError if there is no such file."""
+        return read_records(self.path(split))
+
+    def tasks(self, split: str) -> list[Task]:
+        """All questions of a split, those without a pair among them."""
+        questions = self.folder / f"{split}-questions.jsonl"
+        return read_tasks(questions) if questions.exists() else tasks_of(self.records(split))
+
+
+def read_prepared(folder: Path | None = None) -> PreparedData:
+    """Read what is in `folder` (default: what notebook 02 has left, else the shipped traffic).
+
+    Raises UsageError if its about.json is missing or does not say the kind of truth.
+    """
+    if folder is None:
+        about = artifact("preferences/about.json", "notebook 02", lambda: TRAFFIC)
+        folder = about.parent if about.is_file() else about
+    if folder == TRAFFIC:
+        return PreparedData(folder, SHIPPED_ABOUT, "preferences_")
+    path = folder / "about.json"
+    if not path.exists():
+        raise UsageError(f"{path}: no such file. Run notebook 02 with your DATA to make it.")
+    about = read_json(path)
+    if about.get("kind") not in TRUTH_KINDS:
+        raise UsageError(
+            f"{path}: 'kind' must be one of {', '.join(TRUTH_KINDS)}. Run notebook 02 again."
+        )
+    return PreparedData(folder, {**about, "title": about.get("title") or folder.name})
+
+
+def write_tasks(path: Path, tasks: list[Task]) -> Path:
+    """Write questions as JSON lines, images relative to the file."""
+    lines = []
+    for task in tasks:
+        row = {
+            "images": [_name(image, path.parent) for image in task.images],
+            "prompt": [turn.model_dump() for turn in task.turns],
+            "truth": task.facts,
+            "truth_kind": task.kind,
+            "group": task.group,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False))
+    return write_lines(path, lines)
+
+
+def _name(image: Path, folder: Path) -> str:
+    inside = image.is_relative_to(folder)
+    return image.relative_to(folder).as_posix() if inside else str(image)
+
+
+def read_tasks(path: Path) -> list[Task]:
+    """Read what `write_tasks` wrote."""
+    tasks = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        images = tuple(path.parent / name for name in row["images"])
+        turns = tuple(Message.model_validate(turn) for turn in row["prompt"])
+        tasks.append(Task(images, turns, row["truth"], row["truth_kind"], row["group"]))
+    return tasks

@@ -111,6 +111,10 @@ from .similarity import (
 from .truths import (
     TRUTHS as TRUTHS,
     TruthJudge as TruthJudge,
+    are_right as are_right,
+    degrees as degrees,
     kind_of as kind_of,
+    known_answers as known_answers,
     reward_of as reward_of,
+    right_share as right_share,
 )

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from helpers.config import DPOSettings
-from helpers.data import CountedImage, to_trl
+from helpers.data import Task, to_trl
 from helpers.models import VLM
 from helpers.rewards import Scorer, sample_and_rank
 
@@ -31,7 +31,7 @@ class OnPolicyRound:
 def on_policy_round(
     policy: VLM,
     processor: ProcessorMixin,
-    items: Sequence[CountedImage],
+    tasks: Sequence[Task],
     score: Scorer,
     settings: DPOSettings,
     *,
@@ -44,7 +44,7 @@ def on_policy_round(
     policy: the base in the first round, then what the round before has left; it is the reference
     of this round. cache: a folder for image features and reference log-probabilities.
     """
-    ranked = sample_and_rank(policy, processor, items, score, seed=sampling_seed)
+    ranked = sample_and_rank(policy, processor, tasks, score, seed=sampling_seed)
     pairs = to_trl(ranked, "extremes")
     trainer = dpo_trainer(policy, processor, pairs, settings, seed=seed, cache=cache)
     run = train_dpo(trainer)

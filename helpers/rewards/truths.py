@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from transformers import ProcessorMixin
+
 from helpers.data import Facts, Task, TruthKind, count_answer
 from helpers.files import UsageError
+from helpers.models import FREE_TEXT_TOKENS, answer_budget
 
 from .references import anls, choice, exact_match, token_f1, vqa_accuracy, yes_no
 from .scoring import Scorer, count_exact, count_graded
@@ -40,7 +43,8 @@ class TruthJudge:
 
     reward: from all truths of a data set, the scorer to train on, 0 … 1. degree: likewise, how far
     an answer is right, 0 … 1. right_from: the degree from which an answer is right. answer: a
-    right answer in words.
+    right answer in words. least_tokens: to allow for an answer, where the truth may be shorter than
+    what a model says: "2" is right, and "There are 2 cars." is, too.
     """
 
     heading: str  # of the share of right answers in tables
@@ -48,6 +52,7 @@ class TruthJudge:
     degree: Callable[[Sequence[Facts]], Scorer]
     right_from: float
     answer: Callable[[Facts], str] = lambda facts: _references(facts)[0]
+    least_tokens: int = 64
 
 
 def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
@@ -59,7 +64,7 @@ def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
 # unlike sentences come higher than that; .7 is our choice.
 TRUTHS: Mapping[TruthKind, TruthJudge] = {
     "counts": TruthJudge(
-        "all counts right", _always(count_exact), _always(count_graded), 1.0, count_answer
+        "all counts right", _always(count_exact), _always(count_graded), 1.0, count_answer, 0
     ),
     "exact_match": _by(exact_match, "right"),
     "vqa_accuracy": TruthJudge(
@@ -89,6 +94,22 @@ def kind_of(tasks: Sequence[Task]) -> TruthKind:
             "kind for all with --truth."
         )
     return next(iter(kinds), "none")
+
+
+def token_budget(processor: ProcessorMixin, tasks: Sequence[Task]) -> int:
+    """Tokens to allow for an answer to any of the tasks, by their truths.
+
+    Where one has no truth, at least `FREE_TEXT_TOKENS`.
+    """
+    least, texts = 0, []
+    for task in tasks:
+        if task.kind == "none":
+            least = max(least, FREE_TEXT_TOKENS)
+            continue
+        truth = TRUTHS[task.kind]
+        least = max(least, truth.least_tokens)
+        texts.append(truth.answer(task.facts))
+    return max(least, answer_budget(processor, texts) if texts else 0)
 
 
 def reward_of(tasks: Sequence[Task]) -> Scorer | None:

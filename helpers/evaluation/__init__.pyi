@@ -88,7 +88,6 @@ from .task_results import (
     evaluate_greedy_and_sampled as evaluate_greedy_and_sampled,
     evaluate_tasks as evaluate_tasks,
     task_images as task_images,
-    token_budget as token_budget,
 )
 from .text_metrics import (
     TextMetrics as TextMetrics,

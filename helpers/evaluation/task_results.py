@@ -17,6 +17,7 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.data import Task
 from helpers.models import VLM
+from helpers.rewards import token_budget
 from helpers.statistics import Proportion, derangement, share_of
 
 from .judges import AnswerMeasure, Judge, judges
@@ -25,8 +26,6 @@ from .judges import AnswerMeasure, Judge, judges
 CONDITIONS = ("right", "shuffled", "blank")
 # the middle of black and white
 GREY = (127, 127, 127)
-# Tokens for an answer of which nobody knows how long it has to be.
-FREE_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,6 @@ def task_images(
     raise ValueError(f"unknown condition {condition!r}: choose from {CONDITIONS}")
 
 
-def token_budget(processor: ProcessorMixin, judge: Judge) -> int:
-    """How many tokens an answer may have.
-
-    Counts are always stated in one sentence. Other answers get room enough that none becomes right
-    by being cut.
-    """
-    if not judge.expected:
-        return FREE_ANSWER_TOKENS
-    known = models.answer_budget(processor, judge.expected)
-    return known if judge.chance is not None else max(known, FREE_ANSWER_TOKENS)
-
-
 def evaluate_tasks(
     model: VLM,
     processor: ProcessorMixin,
@@ -105,7 +92,7 @@ def evaluate_tasks(
         images=task_images(judge.tasks, images, seed),
         temperature=temperature,
         seed=seed,
-        max_new_tokens=token_budget(processor, judge),
+        max_new_tokens=token_budget(processor, judge.tasks),
         description=f"{images} images, T = {temperature:g}",
     )
     return TaskResult(judge, answers, images, temperature, seed)

@@ -39,9 +39,11 @@ from .ranking import (
     AnswerTable as AnswerTable,
     Correlation as Correlation,
     correlate as correlate,
+    distinct_answers as distinct_answers,
     draw_records as draw_records,
     flatten as flatten,
     pair_agreement as pair_agreement,
+    rank as rank,
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
@@ -117,4 +119,5 @@ from .truths import (
     known_answers as known_answers,
     reward_of as reward_of,
     right_share as right_share,
+    token_budget as token_budget,
 )

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import ProcessorMixin
 
 from helpers.data import Facts, Task, TruthKind, count_answer, true_and_wrong_answers
 from helpers.files import UsageError
+from helpers.models import FREE_TEXT_TOKENS, answer_budget
 from helpers.statistics import Proportion, share_of
 
 from .references import (
@@ -67,6 +69,8 @@ class TruthJudge:
     reward: from all truths of a data set, the scorer to train on, 0 … 1. degree: likewise, how far
     an answer is right, 0 … 1. right_from: the degree from which an answer is right. answer: a
     right answer in words. mistakes: from all truths and a seed, right and wrong answers to each.
+    least_tokens: to allow for an answer, where the truth may be shorter than what a model says: "2"
+    is right, and "There are 2 cars." is, too.
     """
 
     heading: str  # of the share of right answers in tables
@@ -75,6 +79,7 @@ class TruthJudge:
     right_from: float
     answer: Callable[[Facts], str] = _most_frequent
     mistakes: Callable[[Sequence[Facts], int], list[list[str]] | None] = _answers_of_others
+    least_tokens: int = 64
 
 
 def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
@@ -92,6 +97,7 @@ TRUTHS: Mapping[TruthKind, TruthJudge] = {
         1.0,
         count_answer,
         true_and_wrong_answers,
+        0,
     ),
     "exact_match": _by(exact_match, "right"),
     "vqa_accuracy": _by(vqa_accuracy, "right by most", 0.5),
@@ -119,6 +125,22 @@ def kind_of(tasks: Sequence[Task]) -> TruthKind:
             "kind for all with --truth."
         )
     return next(iter(kinds), "none")
+
+
+def token_budget(processor: ProcessorMixin, tasks: Sequence[Task]) -> int:
+    """Tokens to allow for an answer to any of the tasks, by their truths.
+
+    Where one has no truth, at least `FREE_TEXT_TOKENS`.
+    """
+    least, texts = 0, []
+    for task in tasks:
+        if task.kind == "none":
+            least = max(least, FREE_TEXT_TOKENS)
+            continue
+        truth = TRUTHS[task.kind]
+        least = max(least, truth.least_tokens)
+        texts.append(truth.answer(task.facts))
+    return max(least, answer_budget(processor, texts) if texts else 0)
 
 
 def reward_of(tasks: Sequence[Task]) -> Scorer | None:

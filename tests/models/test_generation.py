@@ -9,13 +9,19 @@ from torch.testing import assert_close
 
 from helpers import models
 from helpers.data.counting import count_question, is_well_formed, parse_counts
-from helpers.data.pairs import counting_questions
+from helpers.data.pairs import counting_questions, counting_tasks
 from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
-from helpers.data.tasks import Task
+from helpers.data.tasks import Task, ask
 from helpers.evaluation.exactness import images_for
 from helpers.models.encoded_prompts import encode_prompts
-from helpers.models.generation import answer_budget, answer_tasks, sample_answers, sample_ids
+from helpers.models.generation import (
+    answer_budget,
+    answer_tasks,
+    sample_counting_answers,
+    sample_ids,
+    sample_task_answers,
+)
 from helpers.models.prompts import render
 
 QUESTION = count_question(CLASSES)
@@ -134,15 +140,44 @@ def test_unsloths_own_generate_is_passed_by(tiny):
 
 
 def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
-    asked = counting_questions(valid_items[:5])
-    budget = answer_budget(tiny[1], asked.answers)
-    answers = sample_answers(*tiny, asked.images, asked.questions, 3, max_new_tokens=budget)
+    answers = sample_counting_answers(*tiny, valid_items[:5], 3)
     assert len(answers) == 5 and all(len(texts) == 3 for texts in answers)
     stated = [parse_counts(t, list(valid_items[0].counts)) for texts in answers for t in texts]
     near = [
         s and abs(s["cars"] - valid_items[i // 3].counts["cars"]) <= 1 for i, s in enumerate(stated)
     ]
     assert np.mean([bool(n) for n in near]) > 0.8, "answers belong to their images"
+
+
+def test_tasks_that_count_are_sampled_as_the_counting_questions_are(tiny, valid_items):
+    """Same seeds, batches and budgets: what was sampled before is sampled again."""
+    items = valid_items[:3]
+    asked = counting_questions(items)
+    budget = answer_budget(tiny[1], asked.answers)
+    sampled = sample_task_answers(*tiny, counting_tasks(items), 2, seed=3, expected=asked.answers)
+    for place, seed in enumerate((3, 4)):
+        alone = models.generate_answers(
+            *tiny,
+            asked.images,
+            asked.questions,
+            temperature=1.0,
+            seed=seed,
+            max_new_tokens=budget,
+        )
+        assert [answers[place].text for answers in sampled] == alone
+    assert all(answer.ended for answers in sampled for answer in answers)
+
+
+def test_an_answer_that_its_tokens_cut_off_is_marked(tiny, valid_items):
+    """ "Yes." and its end are three tokens; a sentence with counts is longer."""
+    paths = [valid_items[0].path]
+    tasks = [ask("Is there a car in the image?", paths), ask(QUESTION, paths)]
+    (short,), (sentence,) = sample_task_answers(*tiny, tasks, 1, max_new_tokens=6)
+    assert short.ended and short.text in ("Yes.", "No.")
+    assert not sentence.ended and sentence.text.startswith("There")
+    # nothing is known of how long an answer is
+    (short,), (sentence,) = sample_task_answers(*tiny, tasks, 1)
+    assert short.ended and sentence.ended and is_well_formed(sentence.text, CLASSES)
 
 
 def test_text_alone_is_sampled_the_same_after_images():

@@ -36,6 +36,7 @@ from helpers.doctor import DPODoctor, PPODoctor, preflight
 from helpers.evaluation import GreedyAndSampled, evaluate_greedy_and_sampled
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json
 from helpers.recipes import RecipeRun, fit_recipe
+from helpers.report import figure_name
 from helpers.rewards import (
     CaptionReward,
     FeatureReward,
@@ -386,8 +387,7 @@ def _evaluate_policy(
     """Greedy and sampled answers of one model, and their shares among the run's figures."""
     found = evaluate_greedy_and_sampled(model, processor, tasks)
     for measure, share in found.shares().items():
-        figure = measure.replace(", ", "_").replace("well formed", "wellformed")
-        run.add_figure(f"{name}_{figure.replace(' ', '_')}", share)
+        run.add_figure(f"{name}_{figure_name(measure)}", share)
     return found
 
 

@@ -54,6 +54,11 @@ class PreparedData:
         return self.about["model"]
 
     @property
+    def is_traffic(self) -> bool:
+        """Are these the scenes of the repository, of which the notebooks speak?"""
+        return ROOT / self.about["data"] == TRAFFIC
+
+    @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
         return "test" if self.path("test").exists() else "valid"

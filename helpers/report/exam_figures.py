@@ -10,12 +10,9 @@ from helpers.evaluation import (
     policy_findings,
 )
 from helpers.models import BASE_POLICY, Policies
-from helpers.statistics import share_of
+from helpers.statistics import Proportion, share_of
 
 from .page import Section
-
-# What figures are called whose measure has another name, or more than letters, in tables.
-FIGURE_NAMES = {"well formed": "wellformed"}
 
 
 def add_exam_figures(
@@ -56,12 +53,24 @@ def _add_shares(section: Section, name: str, found: ExamResult, seed: int = 0) -
     # shares of single answers: sampled ones are of the first seed
     sampled = found.sampled[0]
     main, *rest = [measure.short for measure in binary_measures(found.judge)]
-    shares = {
-        main: found.greedy.share(main),
-        f"{main}_sampled": sampled.share(main),
-    }
+    shares = {main: found.greedy.share(main), f"{main}, sampled": sampled.share(main)}
     for short in rest:
-        shares[f"{FIGURE_NAMES.get(short, short)}_sampled"] = sampled.share(short)
-    shares[f"{main}_shuffled_images"] = found.shuffled.share(main)
+        shares[f"{short}, sampled"] = sampled.share(short)
+    shares[f"{main}, shuffled images"] = found.shuffled.share(main)
     for measure, share in shares.items():
-        section.add_share(name.format(measure), share, seed)
+        section.add_share(name.format(figure_name(measure)), share, seed)
+
+
+def add_shares(section: Section, name: str, shares: Mapping[str, Proportion], seed: int) -> None:
+    """Add the shares of one policy, as `GreedyAndSampled.shares` names them."""
+    for measure, share in shares.items():
+        section.add_share(f"{name}_{figure_name(measure)}", share, seed)
+
+
+def figure_name(measure: str) -> str:
+    """Turn what is measured into a part of a figure's name.
+
+    >>> figure_name("well formed, sampled")
+    'wellformed_sampled'
+    """
+    return measure.replace("well formed", "wellformed").replace(", ", "_").replace(" ", "_")

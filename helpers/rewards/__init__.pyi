@@ -114,6 +114,7 @@ from .truths import (
     TRUTHS as TRUTHS,
     TruthJudge as TruthJudge,
     are_right as are_right,
+    degree_of as degree_of,
     degrees as degrees,
     kind_of as kind_of,
     known_answers as known_answers,

@@ -150,6 +150,13 @@ def reward_of(tasks: Sequence[Task]) -> Scorer | None:
     return TRUTHS[kind].reward(known) if known else None
 
 
+def degree_of(tasks: Sequence[Task]) -> Scorer | None:
+    """The scorer that says how far an answer is right; None where the truth is not known."""
+    kind = kind_of(tasks)
+    known = [task.facts for task in tasks if task.kind != "none"]
+    return TRUTHS[kind].degree(known) if known else None
+
+
 def degrees(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
     """How far each answer is right, (tasks,), 0 … 1. The truth of all tasks is known."""
     score = TRUTHS[kind_of(tasks)].degree([task.facts for task in tasks])

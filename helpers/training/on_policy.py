@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel
 from transformers import ProcessorMixin
 
 from helpers.config import DPOSettings
@@ -23,9 +22,15 @@ from .dpo import DPORun, dpo_trainer, train_dpo
 class OnPolicyRound:
     """What a round leaves: the policy that begins the next one, and what it was trained on."""
 
-    policy: PeftModel
+    policy: VLM
     pairs: int
-    run: DPORun
+    run: DPORun | None  # None: there was no pair to train on
+
+    def __str__(self) -> str:
+        if self.run is None:
+            return "left out, since the answers to each question score the same: no pairs"
+        losses = [step["loss"] for step in self.run.log]
+        return f"{self.pairs} pairs, loss {losses[0]:.3f} → {losses[-1]:.3f}"
 
 
 def on_policy_round(
@@ -45,6 +50,8 @@ def on_policy_round(
     of this round. cache: a folder for image features and reference log-probabilities.
     """
     ranked = sample_and_rank(policy, processor, tasks, score, seed=sampling_seed)
+    if not any(record.pairs("extremes") for record in ranked):
+        return OnPolicyRound(policy, 0, None)
     pairs = to_trl(ranked, "extremes")
     trainer = dpo_trainer(policy, processor, pairs, settings, seed=seed, cache=cache)
     run = train_dpo(trainer)

@@ -46,7 +46,9 @@ STEPS = None
 SEEDS = (0,)
 GALLERY_STEPS = 40  # of each run that is made to fail
 SWEEP = ((0.1, 0.0), (0.1, 2.0), (1.0, 0.0), (1.0, 2.0))  # β and weight of the SFT term
+SWEEP_STEPS = 40  # of each
 ROUNDS = 2  # sample, score, pair, train
+ROUND_STEPS = 60  # of each
 REPLACE = False  # True: a run of other settings is set aside, not refused
 
 # %%
@@ -433,12 +435,13 @@ if GALLERY_STEPS:
 valid_items, sweep = data.as_counted_images(valid_records), {}
 for strength, weight in SWEEP:
     changes = {"beta": strength, "sft_weight": weight}
-    tried = new_trainer(steps=40, **changes)
+    tried = new_trainer(steps=SWEEP_STEPS, **changes)
     training.train_dpo(tried)
     found = evaluation.evaluate_greedy_and_sampled(tried.model, processor, valid_items)
     sweep[f"β {strength:g}, SFT {weight:g}"] = found.shares()
 if sweep:
-    chart = report.interval_chart(sweep, f"40 steps each, {len(valid_items)} validation images")
+    title = f"{SWEEP_STEPS} steps each, {len(valid_items)} validation images"
+    chart = report.interval_chart(sweep, title)
     display(section.picture(chart, "β and the SFT term"))
 
 # %% [markdown]
@@ -458,7 +461,7 @@ if sweep:
 # %%
 items = data.as_counted_images(records)[:256]
 policy = models.load_model(MODEL)[0]
-own = dataclasses.replace(settings, steps=60, sft_weight=0.0)
+own = dataclasses.replace(settings, steps=ROUND_STEPS, sft_weight=0.0)
 
 
 def row(number, model):

@@ -46,7 +46,9 @@ STEPS = None
 SEEDS = (0,)
 GALLERY_STEPS = 40  # of each run that is made to fail
 SWEEP = ((0.1, 0.0), (0.1, 2.0), (1.0, 0.0), (1.0, 2.0))  # β and weight of the SFT term
+SWEEP_STEPS = 40  # of each
 ROUNDS = 2  # sample, score, pair, train
+ROUND_STEPS = 60  # of each
 REPLACE = False  # True: a run of other settings is set aside, not refused
 
 # %%
@@ -436,14 +438,15 @@ if GALLERY_STEPS:
 sweep = {}
 for strength, weight in SWEEP:
     changes = {"beta": strength, "sft_weight": weight}
-    tried = new_trainer(steps=40, **changes)
+    tried = new_trainer(steps=SWEEP_STEPS, **changes)
     training.train_dpo(tried)
     found = evaluation.evaluate_greedy_and_sampled(tried.model, processor, valid_tasks).shares()
     unseen = evaluation.evaluate_pairs(tried.model, processor, valid_data).accuracy
     # where no truth is known, the held-out pairs have to speak
     sweep[f"β {strength:g}, SFT {weight:g}"] = found or {"validation pairs": unseen}
 if sweep:
-    chart = report.interval_chart(sweep, f"40 steps each, {len(valid_tasks)} validation questions")
+    title = f"{SWEEP_STEPS} steps each, {len(valid_tasks)} validation questions"
+    chart = report.interval_chart(sweep, title)
     display(section.picture(chart, "β and the SFT term"))
 
 # %% [markdown]
@@ -464,7 +467,7 @@ if sweep:
 # %%
 tasks = prepared.tasks("train")[:256]
 policy = models.load_model(MODEL)[0]
-own = dataclasses.replace(settings, steps=60, sft_weight=0.0)
+own = dataclasses.replace(settings, steps=ROUND_STEPS, sft_weight=0.0)
 score = rewards.degree_of(tasks)
 
 

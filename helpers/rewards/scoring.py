@@ -9,9 +9,10 @@ those that are ready.
 Simplification: texts are scored one at a time, but for scorers with a model in them (`score_all`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from PIL.Image import Image
@@ -19,7 +20,7 @@ from PIL.Image import Image
 from helpers.data import Counts, Facts, counting
 from helpers.files import UsageError
 
-from .heuristic import HEURISTIC_RULES
+from .heuristic import HEURISTIC_RULES, HeuristicRule, warn_if_not_english
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,19 @@ class Score:
 
 ScorerInputs = tuple[Image | None, str, str, Facts]  # image, question, answer, facts
 Scorer = Callable[..., Score]  # of `ScorerInputs`; the facts may be left out
+
+
+def finite_number(value: object) -> float | None:
+    """The value as a float if it is one number, also of numpy or torch; None if it is not."""
+    if getattr(value, "ndim", None) == 0:  # of numpy or torch
+        value = value.item()
+    if not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond floats
+        return None
+    return number + 0.0 if math.isfinite(number) else None
 
 
 def make_scorer(name: str, parts: Callable[..., dict[str, float]]) -> Scorer:
@@ -67,19 +81,26 @@ def score_all(scorer: Scorer, rows: Sequence[ScorerInputs]) -> list[Score]:
     return [scorer(*given) for given in rows]
 
 
-def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
+def heuristic_scorer(
+    weights: Mapping[str, float] | None = None, rules: Sequence[HeuristicRule] = ()
+) -> Scorer:
     """The criteria of a student project (grounding, reasoning, contradictions) as one sum.
 
-    weights: replaces weights by rule name; UsageError for a name that is no rule. Each
-    contradiction rule counts once, however often it is broken, so that one bad sentence cannot
-    outweigh all others.
+    rules: your own, beside these. weights: replaces weights by rule name; UsageError for a name
+    that is no rule, or that two rules have. Each contradiction rule counts once, however often it
+    is broken, so that one bad sentence cannot outweigh all others.
 
     What it cannot do: it never looks at the image; it knows no truth but counts; copying the
-    question scores; any "so" gains 0.5. The project also took 1.0 off an answer about a dog that
+    question scores; any "so" gains 0.5; its words are English, and it says so where most of the
+    answers that it gets together are not. The project also took 1.0 off an answer about a dog that
     names a cat. A true "the dog chases a cat" does so, too: only known counts can decide it
     (`absent_object`).
     """
-    chosen = {rule.name: rule.weight for rule in HEURISTIC_RULES}
+    used = (*HEURISTIC_RULES, *rules)
+    chosen = {rule.name: rule.weight for rule in used}
+    if len(chosen) < len(used):
+        names = ", ".join(rule.name for rule in used)
+        raise UsageError(f"rules: two have the same name ({names}). Rename yours.")
     unknown = set(weights or ()) - set(chosen)
     if unknown:
         raise UsageError(
@@ -90,9 +111,26 @@ def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
 
     # the image is not looked at
     def parts(image, *given):
-        return {rule.name: chosen[rule.name] * rule.value(*given) for rule in HEURISTIC_RULES}
+        return {rule.name: chosen[rule.name] * _rule_value(rule, *given) for rule in used}
 
-    return make_scorer("heuristic", parts)
+    score = make_scorer("heuristic", parts)
+
+    def batch(rows: Sequence[ScorerInputs]) -> list[Score]:
+        warn_if_not_english([row[2] for row in rows])
+        return [score(*row) for row in rows]
+
+    score.batch = batch
+    return score
+
+
+def _rule_value(rule: HeuristicRule, question: str, answer: str, facts: Facts) -> float:
+    value = rule.value(question, answer, facts)
+    number = finite_number(value)
+    if number is None:
+        raise UsageError(
+            f"rule {rule.name!r}: gave {value!r} for the answer {answer!r}. Return a finite number."
+        )
+    return number
 
 
 # --- Rewards against known counts ---

@@ -156,8 +156,9 @@ def _is_installed(path: Path | str) -> bool:
 
 def _is_inside(module: ModuleType, folder: Path) -> bool:
     """Whether a module was imported from the folder; a package without a file has folders."""
-    file = getattr(module, "__file__", None)
-    places = [file] if file else list(getattr(module, "__path__", ()))
+    # not by getattr, which makes lazy modules load
+    known = getattr(module, "__dict__", {})
+    places = [known["__file__"]] if known.get("__file__") else list(known.get("__path__", ()))
     if not places or _is_installed(places[0]):
         return False
     return Path(places[0]).resolve().is_relative_to(folder)

@@ -173,9 +173,15 @@ def rank_answers(run: RecipeRun) -> None:
     model, processor = run.load()
     score = get_scorer(settings.scorer)
     for place, split in enumerate(SPLITS):
-        items = as_counted_images(run.records(split))
+        tasks = run.tasks(split)
         seed = run.recipe.seed + 1000 * place  # so that no split repeats the draws of another
-        ranked = sample_and_rank(model, processor, items, score, settings.answers, seed=seed)
+        ranked = sample_and_rank(model, processor, tasks, score, settings.answers, seed=seed)
+        if not ranked:
+            raise UsageError(
+                f"{split}: to none of the {len(tasks)} questions has the model given two different "
+                f"answers, so there is nothing to rank. Ask for more than {settings.answers} "
+                "(rank.answers), or take answers that are written (without the stage rank)."
+            )
         write_records(run.folder / "data" / f"{split}-ranked.jsonl", ranked)
     run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))
 
@@ -346,6 +352,7 @@ def _weighted_scorer(
                 scorer = load_clip(run.recipe.ppo.clip)
             case _:
                 scorer = get_scorer(name)
+                name = scorer.__name__  # of one's own: without its file
         rows.append((name, scorer, weight))
     if len(rows) == 1 and weight == 1:
         return model, scorer  # one alone keeps its own name

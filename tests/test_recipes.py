@@ -339,6 +339,30 @@ def test_mistakes_are_named_with_their_file(tmp_path, text, message):
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
+BREVITY = "def brevity(image, question, answer, truth):\n    return -len(answer.split())\n"
+
+
+def test_own_rewards_are_beside_the_recipe_or_where_one_stands(tmp_path, monkeypatch):
+    there, here = tmp_path / "recipes", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+        (folder / "my_rewards.py").write_text(BREVITY)
+    path = there / "own.toml"
+    score = '{ "my_rewards.py:brevity" = 0.5, heuristic = 1.0 }'
+    path.write_text(f'{START}rank.scorer = "my_rewards.py:brevity"\nppo.score = {score}')
+    monkeypatch.chdir(here)
+    recipe = read_recipe(path)
+    assert recipe.rank.scorer == f"{there / 'my_rewards.py'}:brevity"
+    assert recipe.ppo.score == {f"{there / 'my_rewards.py'}:brevity": 0.5, "heuristic": 1.0}
+    changed = read_recipe(path, changes=[("ppo.score", {"my_rewards.py:brevity": 2.0})])
+    assert changed.ppo.score == {f"{here / 'my_rewards.py'}:brevity": 2.0}
+    assert changed.rank.scorer == recipe.rank.scorer
+    # found out before anything runs
+    (there / "my_rewards.py").write_text("def brevity(answer):\n    return 0\n")
+    with pytest.raises(UsageError, match=r"own.toml: .*my_rewards.py: brevity must take \(image"):
+        read_recipe(path)
+
+
 def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):
     assert cli.main(["train", "--config", "vehicle"]) == 1
     assert "no recipe 'vehicle': choose captions, heuristic" in capsys.readouterr().err

@@ -28,12 +28,19 @@ from .heuristic import (
     absent_object as absent_object,
     content_words as content_words,
     grounding as grounding,
+    is_english as is_english,
     is_mentioned as is_mentioned,
     reasoning as reasoning,
     stated_counts as stated_counts,
     two_counts as two_counts,
+    warn_if_not_english as warn_if_not_english,
     wrong_count as wrong_count,
     yes_and_no as yes_and_no,
+)
+from .own import (
+    anchor_reward as anchor_reward,
+    is_own_reward as is_own_reward,
+    load_reward as load_reward,
 )
 from .ranking import (
     AnswerTable as AnswerTable,
@@ -91,15 +98,19 @@ from .scoring import (
     Score as Score,
     Scorer as Scorer,
     ScorerInputs as ScorerInputs,
+    Shown as Shown,
     count_exact as count_exact,
     count_graded as count_graded,
     count_per_class as count_per_class,
+    finite_number as finite_number,
     grpo_reward_function as grpo_reward_function,
     heuristic_scorer as heuristic_scorer,
+    images_of as images_of,
     make_batch_scorer as make_batch_scorer,
     make_scorer as make_scorer,
     refuse_facts as refuse_facts,
     score_all as score_all,
+    turns_of as turns_of,
     weighted_scorer as weighted_scorer,
 )
 from .similarity import (

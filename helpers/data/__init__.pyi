@@ -4,6 +4,7 @@ from .blind import (
     BlindRules as BlindRules,
     BlindTable as BlindTable,
     best_rule as best_rule,
+    blind_record_values as blind_record_values,
     blind_rules as blind_rules,
     blind_values as blind_values,
     render_blind_table as render_blind_table,

@@ -49,6 +49,7 @@ from .pair_accuracy import (
     PairResult as PairResult,
     evaluate_pairs as evaluate_pairs,
     pair_logps as pair_logps,
+    record_logps as record_logps,
 )
 from .paired import (
     Metric as Metric,
@@ -62,6 +63,11 @@ from .paired import (
 from .policy_table import (
     PolicyTable as PolicyTable,
     score_greedy_answers as score_greedy_answers,
+)
+from .preference_exam import (
+    PreferenceExam as PreferenceExam,
+    examine_preferences as examine_preferences,
+    photo_of as photo_of,
 )
 from .reward_benchmarks import (
     BENCHMARKS as BENCHMARKS,

@@ -84,9 +84,11 @@ from .side_by_side import (
     DecodingSettings as DecodingSettings,
     GalleryItem as GalleryItem,
     PolicyAnswer as PolicyAnswer,
+    ask_all as ask_all,
     ask_policies as ask_policies,
     read_gallery as read_gallery,
     save_gallery_item as save_gallery_item,
+    texts_of as texts_of,
 )
 from .text_metrics import (
     TextMetrics as TextMetrics,

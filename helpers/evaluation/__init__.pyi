@@ -1,6 +1,11 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
 from . import official as official
+from .answer_shapes import (
+    AnswerShape as AnswerShape,
+    AnswerShapes as AnswerShapes,
+    answer_shape as answer_shape,
+)
 from .arena import (
     Standings as Standings,
     build_matches as build_matches,
@@ -15,6 +20,10 @@ from .counting_metrics import (
     ClassMetrics as ClassMetrics,
     CountMetrics as CountMetrics,
     count_metrics as count_metrics,
+)
+from .evidence import (
+    Evidence as Evidence,
+    gather_evidence as gather_evidence,
 )
 from .exactness import (
     CountingResult as CountingResult,
@@ -32,6 +41,14 @@ from .exam import (
     examine as examine,
     policy_failures as policy_failures,
     policy_findings as policy_findings,
+)
+from .folds import (
+    FEW_PHOTOS as FEW_PHOTOS,
+    CrossValidation as CrossValidation,
+    cross_validate as cross_validate,
+    halves as halves,
+    photo_folds as photo_folds,
+    train_judge as train_judge,
 )
 from .hallucination import (
     ChairMetrics as ChairMetrics,
@@ -80,7 +97,9 @@ from .reward_benchmarks import (
     read_scores as read_scores,
     write_scores as write_scores,
 )
+from .rightness import Rightness as Rightness
 from .side_by_side import (
+    GREEDY as GREEDY,
     DecodingSettings as DecodingSettings,
     GalleryItem as GalleryItem,
     PolicyAnswer as PolicyAnswer,
@@ -94,4 +113,11 @@ from .text_metrics import (
     TextMetrics as TextMetrics,
     distinct_share as distinct_share,
     reference_metrics as reference_metrics,
+)
+from .win_rate import (
+    WinRate as WinRate,
+    WinRates as WinRates,
+    is_circular as is_circular,
+    score_answers as score_answers,
+    win_rates as win_rates,
 )

@@ -37,7 +37,7 @@ from .paired import Metric, PolicyComparison, compare_policies, power_note
 
 Measure = Literal["DPO margin", "log-probability"]
 MEASURES: tuple[Measure, ...] = ("DPO margin", "log-probability")
-HEAD = [
+PAIR_COLUMNS = [
     "model",
     "prefers the chosen answer by",
     "accuracy [95 %]",
@@ -120,9 +120,9 @@ class PreferenceExam:
     def rows(self) -> TableRows:
         """The table, the head first; without a pair the head alone."""
         if not self.photos:
-            return [HEAD]
+            return [PAIR_COLUMNS]
         base = self._shares(BASE_POLICY, "log-probability")
-        rows = [HEAD, [BASE_POLICY, "log-probability", *base, "", "", ""]]
+        rows = [PAIR_COLUMNS, [BASE_POLICY, "log-probability", *base, "", "", ""]]
         for row in self.comparisons:
             shares = self._shares(row.policy, row.metric)
             found = [row.difference.short_text(), f"{row.adjusted:.2g}", row.verdict]
@@ -139,18 +139,20 @@ class PreferenceExam:
 
     # --- the words ---
 
+    def conclusions(self) -> list[str]:
+        """One sentence a policy."""
+        return [self._say_accuracy(row) for row in self.comparisons if row.metric == "DPO margin"]
+
     def sentences(self) -> list[str]:
         """What the table allows to say, the most important first."""
         if not self.photos:
             return ["There is no held-out pair of a better and a worse answer: none can be judged."]
         photos = len(set(self.photos))
-        said = []
-        for row in self.comparisons:
-            if row.metric == "DPO margin":
-                said.append(self._say_accuracy(row))
-                said.append(self._say_rule(row.policy))
-                if self.shuffled:
-                    said.append(self._say_whether_it_looks(row.policy))
+        said = self.conclusions()
+        for name in self.policies:
+            said.append(self._say_rule(name))
+            if self.shuffled:
+                said.append(self._say_whether_it_looks(name))
         if not self.shuffled:
             said.append("Images were not exchanged: that needs held-out pairs of two photos.")
         if self.stopped:

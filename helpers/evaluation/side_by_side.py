@@ -45,6 +45,9 @@ class DecodingSettings:
     seed: int = 0
 
 
+GREEDY = DecodingSettings()
+
+
 @dataclass(frozen=True)
 class PolicyAnswer:
     """An answer of one policy; the lists have an entry for each token."""
@@ -74,7 +77,7 @@ def ask_policies(
     policies: Policies,
     names: Sequence[str],
     task: Task,
-    decoding: DecodingSettings = DecodingSettings(),
+    decoding: DecodingSettings = GREEDY,
     reward: Scorer | None = None,
     images: Sequence[Image.Image] | None = None,
 ) -> list[PolicyAnswer]:
@@ -102,7 +105,7 @@ def ask_all(
     policies: Policies,
     names: Sequence[str],
     tasks: Sequence[Task],
-    decoding: DecodingSettings = DecodingSettings(),
+    decoding: DecodingSettings = GREEDY,
     batch_size: int = 8,
 ) -> dict[str, list[PolicyAnswer]]:
     """The answers of the policies `names` to all tasks, with every token's figures.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from helpers.data import Facts, Task, TruthKind, count_answer
 from helpers.files import UsageError
 
+from .faults import count_faults, counts_agree
 from .references import anls, choice, exact_match, token_f1, vqa_accuracy, yes_no
 from .scoring import Scorer, count_exact, count_graded
 from .similarity import cosine_scorer, tfidf_embedder
@@ -40,7 +41,9 @@ class TruthJudge:
 
     reward: from all truths of a data set, the scorer to train on, 0 … 1. degree: likewise, how far
     an answer is right, 0 … 1. right_from: the degree from which an answer is right. answer: a
-    right answer in words.
+    right answer in words. faults: what is wrong with an answer, beyond that it is. right_elsewhere:
+    (facts, question, answer) → does the answer to another question about the same image agree with
+    what is known? None if it cannot be said.
     """
 
     heading: str  # of the share of right answers in tables
@@ -48,6 +51,8 @@ class TruthJudge:
     degree: Callable[[Sequence[Facts]], Scorer]
     right_from: float
     answer: Callable[[Facts], str] = lambda facts: _references(facts)[0]
+    faults: Callable[[Facts, str], frozenset[str]] = lambda facts, answer: frozenset()
+    right_elsewhere: Callable[[Facts, str, str], bool | None] = lambda facts, question, answer: None
 
 
 def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
@@ -59,7 +64,13 @@ def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
 # unlike sentences come higher than that; .7 is our choice.
 TRUTHS: Mapping[TruthKind, TruthJudge] = {
     "counts": TruthJudge(
-        "all counts right", _always(count_exact), _always(count_graded), 1.0, count_answer
+        "all counts right",
+        _always(count_exact),
+        _always(count_graded),
+        1.0,
+        count_answer,
+        count_faults,
+        counts_agree,
     ),
     "exact_match": _by(exact_match, "right"),
     "vqa_accuracy": TruthJudge(

@@ -133,6 +133,7 @@ from .record import (
     Origin as Origin,
     Pair as Pair,
     PreferenceRecord as PreferenceRecord,
+    conversation_text as conversation_text,
     is_first_shown_second as is_first_shown_second,
     name_images as name_images,
     record_key as record_key,

@@ -52,6 +52,12 @@ class Rightness:
             return None
         return self._judge.right_elsewhere(task.facts, question, answer)
 
+    def is_about(self, task: Task, question: str) -> bool:
+        """Is the truth of `task` a truth about this question, too?"""
+        if self._judge is None or not task.facts:
+            return False
+        return self._judge.of_image or question == task.question
+
     def truth(self, task: Task) -> str | None:
         """A right answer in words."""
         if self._judge is None or not task.facts:

@@ -41,9 +41,9 @@ class TruthJudge:
 
     reward: from all truths of a data set, the scorer to train on, 0 … 1. degree: likewise, how far
     an answer is right, 0 … 1. right_from: the degree from which an answer is right. answer: a
-    right answer in words. faults: what is wrong with an answer, beyond that it is. right_elsewhere:
-    (facts, question, answer) → does the answer to another question about the same image agree with
-    what is known? None if it cannot be said.
+    right answer in words. faults: what is wrong with an answer, beyond that it is. of_image: the
+    truth is known of the image, whatever is asked. right_elsewhere: (facts, question, answer) →
+    does the answer to another question about that image agree with it? None if nobody can say.
     """
 
     heading: str  # of the share of right answers in tables
@@ -52,6 +52,7 @@ class TruthJudge:
     right_from: float
     answer: Callable[[Facts], str] = lambda facts: _references(facts)[0]
     faults: Callable[[Facts, str], frozenset[str]] = lambda facts, answer: frozenset()
+    of_image: bool = False
     right_elsewhere: Callable[[Facts, str, str], bool | None] = lambda facts, question, answer: None
 
 
@@ -70,7 +71,8 @@ TRUTHS: Mapping[TruthKind, TruthJudge] = {
         1.0,
         count_answer,
         count_faults,
-        counts_agree,
+        of_image=True,
+        right_elsewhere=counts_agree,
     ),
     "exact_match": _by(exact_match, "right"),
     "vqa_accuracy": TruthJudge(

@@ -22,6 +22,7 @@ from helpers.statistics import (
     detectable_difference,
     holm_adjust,
     mcnemar_p,
+    sign_flip_p,
 )
 
 # heads of the columns of `comparison_rows`
@@ -143,7 +144,7 @@ def _compare_policy(
     if fixed is not None and len(set(clusters)) == len(clusters):
         test, p = "McNemar", mcnemar_p(before, after)
     else:
-        test, p = "sign-flip", _sign_flip_p(after * 1.0 - before, clusters)
+        test, p = "sign-flip", sign_flip_p(after * 1.0 - before, clusters)
     return PolicyComparison(
         policy,
         metric.name,
@@ -159,24 +160,6 @@ def _compare_policy(
         metric.truth,
         len(after),
     )
-
-
-def _sign_flip_p(gains: np.ndarray, clusters: Sequence[str]) -> float:
-    """Two-sided p of the sum of gains if the sign of each cluster's were a coin."""
-    from scipy.stats import permutation_test
-
-    # the gains of a cluster turn together: only its sum counts
-    _, members = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(members, gains)
-    # exchanging a sum with 0 in `sums − 0` turns its sign
-    found = permutation_test(
-        (sums, np.zeros_like(sums)),
-        lambda a, b, axis: (a - b).sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)
 
 
 def comparison_rows(rows: Sequence[PolicyComparison]) -> TableRows:

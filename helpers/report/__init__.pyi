@@ -1,5 +1,6 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
+from .evidence_block import add_evidence as add_evidence
 from .exam_figures import (
     add_exam_figures as add_exam_figures,
     add_shares as add_shares,

@@ -12,6 +12,10 @@ from .catalogue import (
     SCORERS as SCORERS,
     get_scorer as get_scorer,
 )
+from .faults import (
+    count_faults as count_faults,
+    counts_agree as counts_agree,
+)
 from .feature_reward import (
     FEATURE_REWARD_WEIGHTS as FEATURE_REWARD_WEIGHTS,
     FeatureFit as FeatureFit,

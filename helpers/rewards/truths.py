@@ -17,6 +17,7 @@ from helpers.files import UsageError
 from helpers.models import FREE_TEXT_TOKENS, answer_budget
 from helpers.statistics import Proportion, share_of
 
+from .faults import count_faults, counts_agree
 from .references import (
     anls,
     choice,
@@ -70,7 +71,10 @@ class TruthJudge:
     an answer is right, 0 … 1. right_from: the degree from which an answer is right. answer: a
     right answer in words. mistakes: from all truths and a seed, right and wrong answers to each.
     least_tokens: to allow for an answer, where the truth may be shorter than what a model says: "2"
-    is right, and "There are 2 cars." is, too.
+    is right, and "There are 2 cars." is, too. faults: what is wrong with an answer, beyond that it
+    is. of_image: the truth is known of the image, whatever is asked. right_elsewhere: (facts,
+    question, answer) → does the answer to another question about that image agree with it? None if
+    nobody can say.
     """
 
     heading: str  # of the share of right answers in tables
@@ -80,6 +84,9 @@ class TruthJudge:
     answer: Callable[[Facts], str] = _most_frequent
     mistakes: Callable[[Sequence[Facts], int], list[list[str]] | None] = _answers_of_others
     least_tokens: int = 64
+    faults: Callable[[Facts, str], frozenset[str]] = lambda facts, answer: frozenset()
+    of_image: bool = False
+    right_elsewhere: Callable[[Facts, str, str], bool | None] = lambda facts, question, answer: None
 
 
 def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
@@ -98,6 +105,9 @@ TRUTHS: Mapping[TruthKind, TruthJudge] = {
         count_answer,
         true_and_wrong_answers,
         0,
+        count_faults,
+        of_image=True,
+        right_elsewhere=counts_agree,
     ),
     "exact_match": _by(exact_match, "right"),
     "vqa_accuracy": _by(vqa_accuracy, "right by most", 0.5),

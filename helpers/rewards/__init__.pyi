@@ -58,7 +58,7 @@ from .ranking import (
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
-    select_with_counts as select_with_counts,
+    select_known as select_known,
     spearman_resamples as spearman_resamples,
     weighted_sum as weighted_sum,
 )

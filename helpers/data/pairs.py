@@ -264,7 +264,7 @@ def make_one_sided(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord
     """
     rng = np.random.default_rng(0)
     truths = [record.truth for record in records if classes_of(record.truth)]
-    highest = highest_counts(truths, at_least=0)
+    highest = highest_counts(truths, at_least=0) if truths else {}
     result = []
     for record in records:
         if classes_of(record.truth):

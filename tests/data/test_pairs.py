@@ -162,6 +162,8 @@ def test_free_text_is_made_one_sided_by_saying_more():
     plain = {"image": "a.png", "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
     record = PreferenceRecord.model_validate(plain)
     unjudged = record.model_copy(update={"ranking": None})
-    (one_sided,) = make_one_sided([record, unjudged])
+    made = make_one_sided([record, unjudged])
+    assert len(made) == 1
+    one_sided = made[0]
     assert [answer.text for answer in one_sided.answers] == ["A cat.", "A cat. A dog."]
     assert one_sided.ranking == [[0], [1]] and one_sided.prompt == record.prompt

@@ -26,6 +26,16 @@ DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "07": {"POLICIES": ("dpo/*", "ppo/ppo")},
 }
 
+TruthOption = Annotated[
+    str | None,
+    Option(
+        metavar="KIND",
+        help="How answers are compared with the true ones: exact_match, vqa_accuracy, anls, "
+        "token_f1, cosine, choice, yes_no, or none to leave them out.",
+        show_default="as the data says",
+    ),
+]
+
 app = Typer(
     help="The stages as commands.",
     add_completion=False,
@@ -205,10 +215,12 @@ def check_files(
         ),
     ] = None,
     json: Annotated[Path | None, Option(metavar="OUT", help="Write findings as JSON too.")] = None,
+    truth: TruthOption = None,
 ) -> None:
-    """Say what is wrong with files of preference records (JSONL).
+    """Say what is wrong with data, before training with it.
 
-    Before training with them. Exit code 1 if one has errors.
+    Preferences and questions in any known format, tables, folders, zips. Exit code 1 if something
+    has errors.
     """
     from helpers import data
 
@@ -219,16 +231,26 @@ def check_files(
     found = [data.find_photos(path, images=images) for path in benchmark or ()]
     # of each file its own
     new_lengths = _lengths_of(model) if model else lambda: None
-    reports = []
+    reports, unused = [], 0
     for path in file:
-        given = {"lengths": new_lengths(), "against": [*found, *reports]}
-        reports.append(data.check_file(path, root=root, images=images, **given))
-        print(reports[-1], end="\n\n")
+        if truth is None and data.is_preference_file(path):
+            given = {"lengths": new_lengths(), "against": [*found, *reports]}
+            reports.append(data.check_file(path, root=root, images=images, **given))
+            print(reports[-1], end="\n\n")
+            continue
+        opened, of_splits = data.check_source(
+            path, truth=truth, images=images, new_lengths=new_lengths
+        )
+        print(opened, *of_splits, sep="\n\n", end="\n\n")
+        reports += of_splits
+        unused += len(opened.left)
     if json:
         write_json(json, [report.to_json() for report in reports])
     if salvage:
+        if not data.is_preference_file(file[0]):
+            raise UsageError("--salvage sorts the lines of preferences; what is not used is above.")
         _print_salvaged(file[0], salvage, *data.salvage(file[0], reports[0], salvage))
-    if errors := sum(len(report.errors) for report in reports):
+    if errors := unused + sum(len(report.errors) for report in reports):
         raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
 
 
@@ -263,11 +285,15 @@ def convert_preferences(
     pairs: Annotated[
         Literal["all", "extremes"], Option(help="All pairs, or best against worst.")
     ] = "all",
+    truth: TruthOption = None,
 ) -> None:
-    """Convert a preference file of any known format."""
-    from helpers.data import convert_file
+    """Convert preferences or questions of any known format, also tables, folders and zips."""
+    from helpers import data
 
-    print(convert_file(file, out, to, pairs))
+    if truth is None and data.is_preference_file(file):
+        print(data.convert_file(file, out, to, pairs))
+    else:
+        print(data.convert_source(file, out, to, pairs, truth))
 
 
 @app.command("export")

@@ -208,6 +208,11 @@ from .scenes import (
     draw_scene as draw_scene,
     make_scene as make_scene,
 )
+from .sources import (
+    check_source as check_source,
+    convert_source as convert_source,
+    is_preference_file as is_preference_file,
+)
 from .splitting import (
     SHARES as SHARES,
     SPLITS as SPLITS,

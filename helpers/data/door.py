@@ -117,7 +117,9 @@ def open_data(
     named = source if isinstance(source, Mapping) else {"": source}
     for split, place in named.items():
         reader.open(find_source(place, bases), split)
-    return reader.finish(find_source(next(iter(named.values())), bases))
+    found = [find_source(place, bases) for place in named.values()]
+    # Of several files the folder they share says what they are
+    return reader.finish(found[0] if len(found) == 1 else Path(os.path.commonpath(found)))
 
 
 def find_source(source: str | Path, bases: Sequence[Path]) -> Path:
@@ -180,8 +182,9 @@ class _Door:
         if "" in parts and len(parts) > 1:
             self._move_unsplit(parts)
         if set(parts) - {""} and "train" not in parts:
+            named = " and ".join(split for split in SPLITS if split in parts)
             raise UsageError(
-                f"{source}: has {' and '.join(parts)}, but nothing to train on. Name a file train, "
+                f"{source}: has {named}, but nothing to train on. Name a file train, "
                 "or give one file without splits, which is then split by photo."
             )
         order = [split for split in ("", *SPLITS) if split in parts]
@@ -224,7 +227,7 @@ class _Door:
                     raise
                 self.left.add("a file that is no data of a known form", f"{error}")
         if not read:
-            self._ask_about_images(folder, split)
+            self._add(self._ask_about_images(folder), split)
 
     def _read_labels(self, folder: Path, split: str) -> None:
         """Counted images; each is asked for its counts, in the two wordings by turns."""
@@ -237,7 +240,8 @@ class _Door:
                 question = question_for(item, number)
                 part.tasks.append(ask(question, [item.path], item.counts, "counts", item.group))
 
-    def _ask_about_images(self, folder: Path, split: str) -> None:
+    def _ask_about_images(self, folder: Path) -> ReadRows:
+        """Every question about every image of a folder. Raises UsageError without any of them."""
         images = list_folder_images(folder)
         if not images:
             raise UsageError(f"{folder}: holds neither images nor data. Known is {KNOWN}.")
@@ -247,10 +251,13 @@ class _Door:
                 f"{folder}: {len(images)} images and nothing to ask about them. Give QUESTIONS, a "
                 f"file questions.txt, or a table beside them.\n{reasons}".rstrip()
             )
+        found = ReadRows()
         for image in images:
-            own = split_name(image.relative_to(folder).parts[0]) or split
+            # The folders train, valid and test keep what is in them
+            split = split_name(image.relative_to(folder).parts[0])
             for question in self.questions:
-                self._part(own).tasks.append(ask(question, [image]))
+                found.tasks[split].append(ask(question, [image]))
+        return found
 
     # --- files ---
 
@@ -266,6 +273,10 @@ class _Door:
         asked = [*found.records.values(), *found.tasks.values()]
         if not any(asked) and len(self.left) == before:
             raise UsageError(f"{path}: holds no rows.")
+        self._add(found, split)
+
+    def _add(self, found: ReadRows, split: str) -> None:
+        """Keep what was read; rows that name no split of their own belong to `split`."""
         for own, records in found.records.items():
             self._part(own or split).records += records
         for own, tasks in found.tasks.items():
@@ -290,14 +301,11 @@ class _Door:
                 self.left.say(f"{sheet.name}: {repeated} rows repeat the titles")
             cells = [CellRow(f"{sheet.name}:{row.number}", row.cells) for row in rows]
             if "image" not in layout.columns:
-                self._ask_listed(layout.values, cells, finder.folders[0], sheet.name)
-                continue
-            reader = RowReader(layout, finder, self.left, self.truth, self.questions)
-            found = reader.read(cells)
-            for split, records in found.records.items():
-                both.records[split] += records
-            for split, tasks in found.tasks.items():
-                both.tasks[split] += tasks
+                self._note_questions(layout.values, cells, sheet.name)
+                found = self._ask_about_images(path.parent)
+            else:
+                found = RowReader(layout, finder, self.left, self.truth, self.questions).read(cells)
+            both.add(found)
         if not understood:
             *_, reason = self.left.reasons.popitem()
             raise UsageError(
@@ -306,14 +314,13 @@ class _Door:
             )
         return both
 
-    def _ask_listed(self, values, rows: Sequence[CellRow], folder: Path, name: str) -> None:
-        """Ask every question of a table without images about every image of its folder."""
+    def _note_questions(self, values, rows: Sequence[CellRow], name: str) -> None:
+        """Take the questions of a table that names no images: they are asked about all."""
         asked = []
         for row in rows:
             asked += map(str, values("question", row.cells))
         self.questions = tuple(dict.fromkeys([*self.questions, *asked]))
         self.left.say(f"{name}: names no images, so its questions are asked about all")
-        self._ask_about_images(folder, "")
 
     def _say_neighbours(self, path: Path, split: str) -> None:
         """Name files of other splits beside one that was named alone."""

@@ -25,7 +25,7 @@ class ImageFinder:
     """Finds images by their names in the folders of a data set; `folders[0]` counts first."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self.folders = [Path(os.path.abspath(folder)) for folder in folders]
+        self.folders = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))
 
     def find(self, name: str) -> Path:
         """The file that is meant. Raises UsageError if there is none, or more than one."""

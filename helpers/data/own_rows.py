@@ -51,6 +51,13 @@ class ReadRows:
     records: dict[str, list[PreferenceRecord]] = field(default_factory=lambda: defaultdict(list))
     tasks: dict[str, list[Task]] = field(default_factory=lambda: defaultdict(list))
 
+    def add(self, others: "ReadRows") -> None:
+        """Add what other rows have given."""
+        for split, records in others.records.items():
+            self.records[split] += records
+        for split, tasks in others.tasks.items():
+            self.tasks[split] += tasks
+
 
 def split_name(text: str) -> str:
     """ "val" and "Validation" → "valid"; "" for what names no split."""

@@ -57,7 +57,10 @@ class PreparedData:
     @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
-        return "test" if self.path("test").exists() else "valid"
+        for name in ("test.jsonl", "test-questions.jsonl"):
+            if (self.folder / f"{self.prefix}{name}").exists():
+                return "test"
+        return "valid"
 
     def path(self, split: str) -> Path:
         """The file of records of a split."""

@@ -56,22 +56,25 @@ def split_by_photo(
     shares: of train, valid and test, default SHARES, and under LEAST_FOR_TEST photos no test.
     Raises UsageError for a single photo, which cannot be on both sides.
     """
-    number = len(set(photos))
-    if number < 2:
+    # Those that were left out leave gaps in the numbers
+    known = list(dict.fromkeys(photos))
+    if len(known) < 2:
         raise UsageError(
             "all of the data is about one photo, and no photo may be trained on and asked about "
             "afterwards. Add others."
         )
     if shares is None:
-        shares = SHARES if number >= LEAST_FOR_TEST else (SHARES[0] + SHARES[2], SHARES[1], 0)
-    ends = np.cumsum(shares)
-    train, valid = (round(float(end) * number) for end in ends[:2])
+        few = (SHARES[0] + SHARES[2], SHARES[1], 0)
+        shares = SHARES if len(known) >= LEAST_FOR_TEST else few
+    train, valid = (round(float(end) * len(known)) for end in np.cumsum(shares)[:2])
     if shares[1] and valid == train:  # at least one
         train -= 1
-    order = np.random.default_rng(seed).permutation(number)
-    split_of = {}
-    for place, photo in enumerate(order.tolist()):
-        split_of[photo] = "train" if place < train else "valid" if place < valid else "test"
+    order = np.random.default_rng(seed).permutation(len(known)).tolist()
+    split_of = dict.fromkeys(known, "test")
+    for place in order[:train]:
+        split_of[known[place]] = "train"
+    for place in order[train:valid]:
+        split_of[known[place]] = "valid"
     return [split_of[photo] for photo in photos]
 
 

@@ -42,7 +42,7 @@ def test_what_fits_several_files_or_none_is_said(finder):
         finder.find("b.png")
     with pytest.raises(UsageError, match=r"image c\.png: no such file in"):
         finder.find("c.png")
-    with pytest.raises(UsageError, match="is an address. Download it"):
+    with pytest.raises(UsageError, match="is an address"):
         finder.find("https://example.org/a.png")
 
 

@@ -106,7 +106,9 @@ def test_a_score_beside_single_answers_makes_no_ranking(read):
 
 def test_pairs_and_an_empty_side(read):
     titles = ("image", "question", "chosen", "rejected", "truth")
-    records, _, left = read(titles, (*IMAGE, "x", "y", "z"), (*IMAGE, "x", "", ""), (*IMAGE, "x", "x"))
+    records, _, left = read(
+        titles, (*IMAGE, "x", "y", "z"), (*IMAGE, "x", "", ""), (*IMAGE, "x", "x")
+    )
     assert ranked(records) == [[["x"], ["y"]]] and records[0].truth == "z"
     assert len(left) == 2 and "the rejected answer is empty" in left.lines()[0]
 
@@ -177,7 +179,11 @@ def test_several_images_and_several_turns(read):
         {"role": "user", "content": "Its colour?"},
     ]
     _, tasks, _ = read(titles, (["photo0.png", "photo1.png"], turns))
-    assert len(tasks[0].images) == 2 and [t.role for t in tasks[0].turns] == ["user", "assistant", "user"]
+    assert len(tasks[0].images) == 2 and [t.role for t in tasks[0].turns] == [
+        "user",
+        "assistant",
+        "user",
+    ]
     _, tasks, _ = read(("image 1", "image 2", "question"), ("photo0.png", "photo2.png", "Same?"))
     assert [image.name for image in tasks[0].images] == ["photo0.png", "photo2.png"]
     _, tasks, _ = read(titles, ("photo0.png; photo1.png", "Same?"))
@@ -194,7 +200,9 @@ def test_without_a_column_of_questions_those_that_are_given_are_asked(read):
 
 def test_rows_name_their_split_and_missing_images_are_counted(read):
     titles = ("image", "question", "split")
-    _, tasks, left = read(titles, ("photo0.png", "?", ""), *[("gone.png", "?", "")] * 5, (*IMAGE, "Val"))
+    _, tasks, left = read(
+        titles, ("photo0.png", "?", ""), *[("gone.png", "?", "")] * 5, (*IMAGE, "Val")
+    )
     assert len(tasks) == 1 and len(left) == 5
     (line,) = left.lines()
     assert line.startswith("not used, the image cannot be found (5): t.csv:3 image gone.png")

@@ -64,7 +64,9 @@ def test_a_joined_cell_counts_for_all_its_rows(tmp_path):
 
 
 def test_all_sheets_are_read_and_empty_ones_are_not(tmp_path):
-    path = write_workbook(tmp_path / "a.xlsx", [["image", "question"]], sheets={"2": [], "3": [["x"]]})
+    path = write_workbook(
+        tmp_path / "a.xlsx", [["image", "question"]], sheets={"2": [], "3": [["x"]]}
+    )
     assert [sheet.name for sheet in read_sheets(path)] == [
         "a.xlsx, sheet 'Sheet'",
         "a.xlsx, sheet '3'",

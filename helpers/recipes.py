@@ -46,7 +46,7 @@ from helpers.data import (
 )
 from helpers.files import ROOT, UsageError, did_you_mean, starting_folders
 from helpers.machine import changed_fields, check_machine
-from helpers.rewards import SCORERS
+from helpers.rewards import SCORERS, anchor_reward, get_scorer, is_own_reward
 from helpers.statistics import Proportion
 from helpers.training import OBJECTIVES, check_names
 
@@ -103,7 +103,7 @@ class RecipeRank(StrictModel):
     """The model's own answers, ranked by a scorer, take the place of the answers in the data."""
 
     answers: Annotated[int, Field(ge=2)] = 4
-    scorer: str = "heuristic"
+    scorer: str = "heuristic"  # or a function of your own: "my_rewards.py:brevity"
 
 
 class SmallRewardSettings(StrictModel):
@@ -129,7 +129,7 @@ class RecipeDPO(StrictModel):
 
 class RecipePPO(StrictModel):
     preset: str = "t4"
-    # scorers and their weights
+    # scorers and their weights; own ones as {"my_rewards.py:brevity" = 1.0}, beside the recipe
     score: dict[str, FiniteFloat] = Field(default={"count_exact": 1.0}, min_length=1)
     clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -212,12 +212,16 @@ def read_recipe(
     if laptop:
         values = deep_merge(values, smaller)
     _find_data_paths(values.get("data"), (path.parent, ROOT))
+    data_paths = {f"data.{name}" for name in DATA_PATHS}
+    values = _anchor_rewards(values, path.parent)
     for name, value in changes:
-        if name.removeprefix("data.") in DATA_PATHS:
+        if name in data_paths:
+            # these count from where one stands
             value = _existing_path(value, starting_folders())
         for part in reversed(name.split(".")):
             value = {part: value}
-        values = deep_merge(values, value)
+        # a path on the command line counts from where one stands
+        values = deep_merge(values, _anchor_rewards(value, Path.cwd()))
     try:
         recipe = Recipe.model_validate(_lists_to_tuples(values))
         _check_settings(recipe)
@@ -248,6 +252,18 @@ def _existing_path(value: Any, bases: Sequence[Path]) -> Any:
     return value
 
 
+def _anchor_rewards(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return `values` with the files of own rewards (`my_rewards.py:brevity`) where they are."""
+    anchored = dict(values)
+    rank, ppo = values.get("rank"), values.get("ppo")
+    if isinstance(rank, Mapping) and isinstance(rank.get("scorer"), str):
+        anchored["rank"] = {**rank, "scorer": anchor_reward(rank["scorer"], folder)}
+    if isinstance(ppo, Mapping) and isinstance(ppo.get("score"), Mapping):
+        score = {anchor_reward(str(name), folder): part for name, part in ppo["score"].items()}
+        anchored["ppo"] = {**ppo, "score": score}
+    return anchored
+
+
 def _explain(error: ValidationError) -> str:
     """What is wrong with a recipe, in one line; for an unknown name, those that it may have."""
     for item in error.errors():
@@ -270,6 +286,7 @@ def _check_settings(recipe: Recipe) -> None:
     for one in ("head", "objective"):  # would be taken from reward.heads and reward.objectives
         if one in recipe.reward.settings:
             raise UsageError(f"reward.settings.{one}: write reward.{one}s in its place.")
+    recipe.data.sources()
     for stage in ("reward", "dpo", "ppo"):
         try:
             settings = getattr(recipe, f"{stage}_settings")()
@@ -286,7 +303,9 @@ def _check_settings(recipe: Recipe) -> None:
     )
     for problem, names, choices in tables:
         for name in names:
-            if name not in choices:
+            if "scorer" in problem and is_own_reward(name):
+                get_scorer(name)  # now rather than hours later
+            elif name not in choices:
                 choose = f"Choose from {', '.join(choices)}.{did_you_mean(name, choices)}"
                 raise UsageError(f"{problem} {name!r}. {choose}")
 

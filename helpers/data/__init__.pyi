@@ -8,6 +8,7 @@ from .blind import (
     BlindRules as BlindRules,
     BlindTable as BlindTable,
     best_rule as best_rule,
+    blind_record_values as blind_record_values,
     blind_rules as blind_rules,
     blind_values as blind_values,
     blind_warnings as blind_warnings,
@@ -142,6 +143,7 @@ from .pairs import (
     as_counted_images as as_counted_images,
     build_records as build_records,
     counting_questions as counting_questions,
+    counting_tasks as counting_tasks,
     highest_counts as highest_counts,
     make_one_sided as make_one_sided,
     one_class_question as one_class_question,
@@ -188,6 +190,7 @@ from .record import (
     Origin as Origin,
     Pair as Pair,
     PreferenceRecord as PreferenceRecord,
+    conversation_text as conversation_text,
     is_first_shown_second as is_first_shown_second,
     name_images as name_images,
     record_key as record_key,
@@ -228,6 +231,7 @@ from .tables import (
     read_sheets as read_sheets,
 )
 from .tasks import (
+    Question as Question,
     Task as Task,
     ask as ask,
     distinct_tasks as distinct_tasks,

@@ -27,7 +27,7 @@ from .image_names import ImageFinder, list_folder_images
 from .labels import IMAGE_SUFFIXES, label_splits, read_counts
 from .leftovers import Leftovers
 from .own_rows import CellRow, ReadRows, RowReader, split_name
-from .pairs import question_for
+from .pairs import counting_tasks
 from .question_files import JSON_SUFFIXES, FileReader, read_question_list
 from .record import PreferenceRecord
 from .splitting import SPLITS
@@ -236,9 +236,7 @@ class _Door:
             items = read_counts(folder, name, self.classes)
             # Without other splits these are photos to be split
             part = self._part("" if found == ["train"] else name)
-            for number, item in enumerate(items):
-                question = question_for(item, number)
-                part.tasks.append(ask(question, [item.path], item.counts, "counts", item.group))
+            part.tasks += counting_tasks(items)
 
     def _ask_about_images(self, folder: Path) -> ReadRows:
         """Every question about every image of a folder. Raises UsageError without any of them."""

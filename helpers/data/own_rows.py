@@ -111,10 +111,11 @@ class RowReader:
         # "none" was named: what the data says is right does not count
         facts = None if kind == "none" else facts
         group = "".join(map(str, self._values("group", row)[:1]))
+        name = "".join(map(str, self._values("id", row)[:1])) or None
         for turns in self._turns(row):
             images = self._images(row)
             if self.layout.shape == "questions":
-                task = Task(tuple(images), turns, facts, kind, group)
+                task = Task(tuple(images), turns, facts, kind, group, name)
                 self.found.tasks[split].append(task)
                 continue
             fields = {
@@ -123,7 +124,7 @@ class RowReader:
                 "truth": facts,
                 "truth_kind": None if kind == plain_kind(facts) else kind,
                 "group": group or None,
-                "id": "".join(map(str, self._values("id", row)[:1])) or None,
+                "id": name,
             }
             record = _validate(fields | self._answers(row))
             self.found.records[split].append(record)

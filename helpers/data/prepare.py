@@ -164,7 +164,7 @@ def _copy(
         reasons = "\n".join(left.lines())
         raise UsageError(f"none of the images can be read, so nothing was written.\n{reasons}")
     names: dict[int, str] = {}  # of photos whose data gives them no group
-    ids = Counter(entry.item.id for entry in whole if isinstance(entry.item, PreferenceRecord))
+    ids = Counter((type(entry.item), entry.item.id) for entry in whole)
     moved = []
     for entry in whole:
         images = [places[image] for image in entry.images]
@@ -180,19 +180,19 @@ def _moved_item(
     images: Sequence[Path],
     spoilt: Sequence[Path],
     group: str,
-    ids: Mapping[str | None, int],
+    ids: Mapping[tuple[type, str | None], int],
 ) -> PreferenceRecord | Task:
     """The preference or question with its images where they are now."""
+    # An id names one of them: what stands twice, as in tables that were joined, names none
+    name = entry.item.id if ids[type(entry.item), entry.item.id] == 1 else None
     if isinstance(entry.item, Task):
-        return replace(entry.item, images=tuple(images), group=group)
+        return replace(entry.item, images=tuple(images), group=group, id=name)
     update = {
         "images": [str(image) for image in images],
         "negative_images": [str(image) for image in spoilt],
         "group": group,
+        "id": name,
     }
-    # An id names one record: what stands twice, as in tables that were joined, names none
-    if ids[entry.item.id] > 1:
-        update["id"] = None
     return entry.item.model_copy(update=update)
 
 

@@ -147,7 +147,7 @@ class FileReader:
 
     def _read_visual_genome(self, rows: Sequence[RawRow]) -> ReadRows:
         """Krishna et al. 2017, arXiv 1602.07332; the questions about one image share a group."""
-        titles = ("image", "question", "answer", "group")
+        titles = ("image", "question", "answer", "group", "id")
         layout = match_columns(titles)
         cells = []
         for row in rows:
@@ -156,7 +156,8 @@ class FileReader:
                 for entry in row.value["qas"]:
                     image = str(entry.get("image_id", row.value.get("id")))
                     asked = [entry["question"].strip(), entry["answer"].strip()]
-                    cells.append(CellRow(place, [f"{image}.jpg", *asked, image]))
+                    name = f"vg-{entry['qa_id']}" if "qa_id" in entry else None
+                    cells.append(CellRow(place, [f"{image}.jpg", *asked, image, name]))
             except (KeyError, TypeError, AttributeError) as error:
                 self.left.add("an entry that is not Visual Genome's", f"{place} ({error!r})")
         reader = RowReader(layout, self.finder, self.left, self.truth, self.questions)

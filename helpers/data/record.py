@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -34,11 +34,19 @@ class Message(StrictModel):
     content: str = Field(min_length=1)
 
 
+def conversation_text(turns: Sequence[Message]) -> str:
+    """The only message, or a longer conversation with its roles."""
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+
 class Answer(StrictModel):
     text: str
     id: str | None = None
     model: str | None = None  # who wrote it, if a model did
     origin: str | None = None  # how it came about: "truth", "own", "edit", "other image", …
+    cut_off: bool = False  # the model was stopped before the answer came to its end
     score: FiniteNumber | None = None  # by which it was ranked
     # parts of the score, or ratings by criterion
     scores: dict[str, FiniteNumber] = Field(default_factory=dict)

@@ -12,6 +12,10 @@ from .catalogue import (
     SCORERS as SCORERS,
     get_scorer as get_scorer,
 )
+from .faults import (
+    count_faults as count_faults,
+    counts_agree as counts_agree,
+)
 from .feature_reward import (
     FEATURE_REWARD_WEIGHTS as FEATURE_REWARD_WEIGHTS,
     FeatureFit as FeatureFit,
@@ -28,20 +32,29 @@ from .heuristic import (
     absent_object as absent_object,
     content_words as content_words,
     grounding as grounding,
+    is_english as is_english,
     is_mentioned as is_mentioned,
     reasoning as reasoning,
     stated_counts as stated_counts,
     two_counts as two_counts,
+    warn_if_not_english as warn_if_not_english,
     wrong_count as wrong_count,
     yes_and_no as yes_and_no,
+)
+from .own import (
+    anchor_reward as anchor_reward,
+    is_own_reward as is_own_reward,
+    load_reward as load_reward,
 )
 from .ranking import (
     AnswerTable as AnswerTable,
     Correlation as Correlation,
     correlate as correlate,
+    distinct_answers as distinct_answers,
     draw_records as draw_records,
     flatten as flatten,
     pair_agreement as pair_agreement,
+    rank as rank,
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
@@ -89,15 +102,19 @@ from .scoring import (
     Score as Score,
     Scorer as Scorer,
     ScorerInputs as ScorerInputs,
+    Shown as Shown,
     count_exact as count_exact,
     count_graded as count_graded,
     count_per_class as count_per_class,
+    finite_number as finite_number,
     grpo_reward_function as grpo_reward_function,
     heuristic_scorer as heuristic_scorer,
+    images_of as images_of,
     make_batch_scorer as make_batch_scorer,
     make_scorer as make_scorer,
     refuse_facts as refuse_facts,
     score_all as score_all,
+    turns_of as turns_of,
     weighted_scorer as weighted_scorer,
 )
 from .similarity import (
@@ -111,6 +128,12 @@ from .similarity import (
 from .truths import (
     TRUTHS as TRUTHS,
     TruthJudge as TruthJudge,
+    are_right as are_right,
+    degree_of as degree_of,
+    degrees as degrees,
     kind_of as kind_of,
+    known_answers as known_answers,
     reward_of as reward_of,
+    right_share as right_share,
+    token_budget as token_budget,
 )

@@ -7,6 +7,7 @@ notebook 02 it is the shipped traffic, and that is said.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,10 @@ def write_tasks(path: Path, tasks: list[Task]) -> Path:
 
 
 def _name(image: Path, folder: Path) -> str:
-    inside = image.is_relative_to(folder)
-    return image.relative_to(folder).as_posix() if inside else str(image)
+    try:
+        return Path(os.path.relpath(image, os.path.abspath(folder))).as_posix()
+    except ValueError:  # on Windows there is no way from one drive to another
+        return str(image)
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -119,7 +122,7 @@ def read_tasks(path: Path) -> list[Task]:
     tasks = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        images = tuple(path.parent / name for name in row["images"])
+        images = tuple(Path(os.path.abspath(path.parent / name)) for name in row["images"])
         turns = tuple(Message.model_validate(turn) for turn in row["prompt"])
         known = row["truth"], row["truth_kind"], row["group"], row.get("id")
         tasks.append(Task(images, turns, *known))

@@ -45,12 +45,14 @@ from .own import (
 from .ranking import (
     AnswerTable as AnswerTable,
     Correlation as Correlation,
+    check_facts as check_facts,
     correlate as correlate,
     distinct_answers as distinct_answers,
     draw_records as draw_records,
     flatten as flatten,
     pair_agreement as pair_agreement,
     rank as rank,
+    rank_again as rank_again,
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
@@ -124,7 +126,6 @@ from .similarity import (
 from .truths import (
     TRUTHS as TRUTHS,
     TruthJudge as TruthJudge,
-    kind_of as kind_of,
     reward_of as reward_of,
     token_budget as token_budget,
 )

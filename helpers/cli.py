@@ -296,6 +296,79 @@ def convert_preferences(
         print(data.convert_source(file, out, to, pairs, truth))
 
 
+@app.command("rank")
+def rank_questions(
+    questions: Annotated[
+        str, Argument(help="Questions or preferences about images, in any known form.")
+    ],
+    out: Annotated[Path, Option(help="File of preference records to write.")],
+    scorer: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="A ready scorer, one of your own (FILE.py:FUNCTION), or the folder of a reward "
+            "model.",
+            show_default="people rank them, in notebook 02",
+        ),
+    ] = None,
+    model: Annotated[str, Option(help="Preset or folder; it gives the answers.")] = "tiny",
+    answers: Annotated[int, Option(min=2, help="To each question.")] = 4,
+    truth: Annotated[
+        str | None, Option(metavar="KIND", help="Of the answers in the file, for the scorer.")
+    ] = None,
+    temperature: Annotated[float, Option(min=0.01, help="Higher: answers differ more.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, Option(min=1, help="Of an answer.", show_default="by the truths")
+    ] = None,
+    seed: Annotated[int, Option(help="Another one gives other answers.")] = 0,
+) -> None:
+    """Let a model answer questions several times, and rank the answers.
+
+    The result is preference records, as training takes them.
+    """
+    from helpers import data
+
+    tasks = _read_tasks(questions, truth)
+    how = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    records = _sample_and_rank(tasks, scorer, model, answers, **how)
+    if not records:
+        raise UsageError(
+            f"{questions}: no question got two different answers, so there is nothing to rank. "
+            "Take more --answers, or a higher --temperature."
+        )
+    data.write_records(out, records)
+    pairs = sum(len(record.pairs()) for record in records)
+    ranked = f"{pairs:,} pairs" if scorer else "not ranked: rank them in notebook 02"
+    print(f"{len(records):,} of {len(tasks):,} questions, {ranked} → {out}")
+
+
+def _read_tasks(source: str, truth: str | None) -> list[Any]:
+    """The questions of a file or folder, those of preferences, too; says what was not used."""
+    from helpers import data
+
+    opened = data.open_data(source, truth=truth)
+    print(opened)
+    return opened.all_tasks()
+
+
+def _sample_and_rank(
+    tasks: list[Any], scorer: str | None, name: str, number: int, **how: Any
+) -> list[Any]:
+    """Records of `number` answers of a model to each task, ranked by a scorer of any kind."""
+    from helpers import machine, models, rewards
+
+    folder = Path(scorer) if scorer and Path(scorer).is_dir() else None
+    score = rewards.get_scorer(scorer) if scorer and not folder else None
+    plan = machine.check_machine(name)
+    model, processor = models.load_model(name, max_pixels=plan.max_pixels)
+    records = rewards.sample_and_rank(model, processor, tasks, score, number, **how)
+    if folder:
+        # only now: what a reward model has learnt is no part of the model that answers
+        reward = rewards.load_reward_model(model, processor, folder)
+        records = rewards.rank_again(records, rewards.as_scorer(reward))
+    return records
+
+
 @app.command("export")
 def export_adapter(
     adapter: Annotated[

@@ -12,29 +12,32 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.data import (
+    FORMATS,
+    SPLITS,
     PreferenceRecord,
+    PreparedData,
     Task,
     best_rule,
     blind_rules,
     convert_file,
     one_class_question,
+    open_data,
+    prepare_data,
     presence_question,
     read_records,
-    read_visual_genome,
     to_trl,
     write_records,
 )
 from helpers.doctor import DPODoctor, PPODoctor, preflight
 from helpers.evaluation import GreedyAndSampled, evaluate_greedy_and_sampled
-from helpers.files import ROOT, UsageError, open_image, read_json, write_json
-from helpers.recipes import RecipeRun, fit_recipe
+from helpers.files import UsageError, open_image, read_json, write_json
+from helpers.recipes import SHIPPED_FILES, RecipeRun, fit_recipe
 from helpers.report import figure_name
 from helpers.rewards import (
     CaptionReward,
@@ -66,8 +69,6 @@ from helpers.training import (
     save_policy,
     warm_up_critic,
 )
-
-SPLITS = ("train", "valid", "test")
 
 
 def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -101,47 +102,42 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
     return run.figures
 
 
-def prepare_data(run: RecipeRun) -> None:
-    """Read data of any format; our own is first put into the format of the recipe."""
-    settings = run.recipe.data
-    if settings.format == "visual_genome":
-        return _prepare_questions(run)
-    target = run.folder / "data"
+def prepare_recipe_data(run: RecipeRun) -> None:
+    """Open data of any kind, split it if it is not, and put it into the format of the recipe."""
+    recipe, settings = run.recipe, run.recipe.data
+    about = {"truth": settings.truth, "classes": settings.classes, "questions": settings.questions}
+    source, images = settings.sources(), settings.images or None
+    # A recipe for questions that names none is tried on the scenes
+    if settings.format == "visual_genome" and source == SHIPPED_FILES:
+        source, images = _write_scene_questions(run)
+    opened = open_data(source, images=images, **about)
+    share = settings.train_share
+    prepared = prepare_data(
+        opened,
+        run.folder / "data",
+        max_pixels=recipe.max_pixels,
+        model=recipe.model,
+        seed=recipe.seed,
+        shares=(share, 0, 1 - share) if share else None,
+        limit=settings.limit,
+    )
+    if opened.all_records():
+        if settings.format in FORMATS:
+            _through_format(prepared, settings.format)
+        run.add_figure("pairs", sum(len(record.pairs()) for record in run.records("train")))
+        return
+    for split, counts in prepared.about["splits"].items():
+        run.add_figure(f"questions_{split}", counts["questions"])
+
+
+def _through_format(prepared: PreparedData, name: str) -> None:
+    """Put the preferences into the form of the project that the recipe is after, and read them."""
     for split in SPLITS:
-        source = ROOT / getattr(settings, split)
-        # in the form of the project that the recipe is after, and read back as its own would be
-        if settings.format != "record":
-            between = target / f"{split}.{settings.format}.json"
-            print(convert_file(source, between, settings.format))
-            source = between
-        convert_file(source, target / f"{split}.jsonl")
-        write_records(target / f"{split}.jsonl", run.records(split)[: settings.limit])
-    run.add_figure("pairs", sum(len(record.pairs()) for record in run.records("train")))
-
-
-def _prepare_questions(run: RecipeRun) -> None:
-    """Split Visual Genome's questions by image; without its images, make such a file of scenes."""
-    settings = run.recipe.data
-    if settings.images:
-        asked = read_visual_genome(ROOT / settings.train, ROOT / settings.images)
-    else:
-        asked = read_visual_genome(*_write_scene_questions(run))
-    # all questions about an image stay together
-    groups = list(dict.fromkeys(item.group for item in asked))
-    order = np.random.default_rng(run.recipe.seed).permutation(len(groups))
-    train = {groups[i] for i in order[: round(settings.train_share * len(groups))]}
-    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
-    for item in asked:
-        row = {
-            "image": str(item.path.resolve()),
-            "question": item.question,
-            "answer": item.answer,
-        }
-        rows["train" if item.group in train else "test"].append(row)
-    for split, found in rows.items():
-        kept = found[: settings.limit]
-        write_json(run.folder / "data" / f"{split}-questions.json", kept)
-        run.add_figure(f"questions_{split}", len(kept))
+        path = prepared.path(split)
+        if path.exists():
+            between = path.with_name(f"{split}.{name}.json")
+            print(convert_file(path, between, name))
+            convert_file(between, path)
 
 
 def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
@@ -150,7 +146,7 @@ def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
     images, entries = run.folder / "data" / "images", []
     images.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
-        for record in read_records(ROOT / getattr(run.recipe.data, split)):
+        for record in read_records(Path(SHIPPED_FILES[split])):
             number = len(entries)
             open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
             qas = []
@@ -400,7 +396,7 @@ def _evaluate_policy(
 # These run in all processes.
 TRAINING_STAGES = ("reward", "dpo", "ppo")
 RECIPE_STAGES: dict[str, Callable[[RecipeRun], None]] = {
-    "data": prepare_data,
+    "data": prepare_recipe_data,
     "rank": rank_answers,
     "features": train_feature_reward,
     "captions": train_caption_rewards,

@@ -8,6 +8,7 @@ import torch
 
 from helpers import cli, recipe_stages as stages, recipes
 from helpers.config import ALL_LINEAR, ATTENTION
+from helpers.data import read_prepared
 from helpers.files import UsageError, read_json
 from helpers.machine import facts, fits
 from helpers.machine.duration import MachineRates
@@ -83,12 +84,11 @@ def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figur
     folder, found = figures["questions"]
     entry = read_json(folder / "data" / "question_answers.json")[0]
     assert entry["qas"][0].keys() == {"qa_id", "image_id", "question", "answer"}
-    train, test = (
-        read_json(folder / "data" / f"{split}-questions.json") for split in ("train", "test")
-    )
-    assert not {row["image"] for row in train} & {row["image"] for row in test}
+    prepared = read_prepared(folder / "data")
+    train, test = prepared.tasks("train"), prepared.tasks("test")
+    assert not {task.images for task in train} & {task.images for task in test}
     assert found["questions_train"]["value"] == len(train) == LIMIT
-    assert {"Yes.", "No."} < {row["answer"] for row in train}
+    assert {"Yes.", "No."} < {task.facts for task in train} and prepared.kind == "exact_match"
 
 
 @heavy

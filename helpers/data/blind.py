@@ -21,6 +21,9 @@ from .record import PreferenceRecord
 # kind of rejected answer → rule → share of pairs it gets right
 BlindTable = dict[str, dict[str, Proportion]]
 COUNT_RULES = ("smaller total", "larger total", "more zeros")  # they say nothing without counts
+# A rule counts if its whole interval is above this share, and not on fewer pairs.
+BLIND_LIMIT = 0.6
+BLIND_PAIRS = 20
 COLUMN_WIDTH = 34  # of a printed table: a share with its interval and n
 
 
@@ -103,6 +106,26 @@ def best_rule(table: BlindTable, kind: str = "all") -> tuple[str, Proportion]:
     shares = table[kind]
     best = max(shares, key=lambda rule: shares[rule].value)
     return best, shares[best]
+
+
+def too_good_rules(table: BlindTable) -> dict[str, Proportion]:
+    """The rules that pick the chosen answer too often, over all pairs, and how often."""
+    found = {}
+    for rule, share in table.get("all", {}).items():
+        if share.n >= BLIND_PAIRS and share.low > BLIND_LIMIT:
+            found[rule] = share
+    return found
+
+
+def blind_warnings(table: BlindTable) -> list[str]:
+    """A sentence for each rule that picks the chosen answer too often."""
+    lines = []
+    for rule, share in too_good_rules(table).items():
+        lines.append(
+            f"⚠️ {rule!r} picks the chosen answer without looking, in a share of the pairs of "
+            f"{share}. A model may learn that instead: add pairs in which it is wrong."
+        )
+    return lines
 
 
 def render_blind_table(table: BlindTable) -> str:

@@ -7,6 +7,7 @@ notebook 02 it is the shipped traffic, and that is said.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,10 @@ class PreparedData:
     @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
-        return "test" if self.path("test").exists() else "valid"
+        for name in ("test.jsonl", "test-questions.jsonl"):
+            if (self.folder / f"{self.prefix}{name}").exists():
+                return "test"
+        return "valid"
 
     def path(self, split: str) -> Path:
         """The file of records of a split."""
@@ -151,8 +155,10 @@ def write_tasks(path: Path, tasks: list[Task]) -> Path:
 
 
 def _name(image: Path, folder: Path) -> str:
-    inside = image.is_relative_to(folder)
-    return image.relative_to(folder).as_posix() if inside else str(image)
+    try:
+        return Path(os.path.relpath(image, os.path.abspath(folder))).as_posix()
+    except ValueError:  # on Windows there is no way from one drive to another
+        return str(image)
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -160,7 +166,7 @@ def read_tasks(path: Path) -> list[Task]:
     tasks = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        images = tuple(path.parent / name for name in row["images"])
+        images = tuple(Path(os.path.abspath(path.parent / name)) for name in row["images"])
         turns = tuple(Message.model_validate(turn) for turn in row["prompt"])
         known = row["truth"], row["truth_kind"], row["group"], row.get("id")
         tasks.append(Task(images, turns, *known))

@@ -29,8 +29,8 @@ SCORERS: dict[str, Scorer] = {
 def get_scorer(name: str, folder: Path | None = None) -> Scorer:
     """The ready scorer of that name, or one of your own: `my_rewards.py:brevity`.
 
-    folder: that the path of a file counts from; None is where one stands. Raises UsageError listing
-    the ready ones, or saying what is wrong with the file.
+    folder: that the path of a file counts from; None is where one stands, then the repository.
+    Raises UsageError listing the ready ones, or saying what is wrong with the file.
     """
     if is_own_reward(name):
         return load_reward(name, folder)

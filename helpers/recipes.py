@@ -35,7 +35,7 @@ from helpers.config import (
 from helpers.data import FORMATS, PreferenceRecord, StrictModel, Task, read_records, tasks_of
 from helpers.files import ROOT, UsageError, did_you_mean, read_json
 from helpers.machine import changed_fields, check_machine
-from helpers.rewards import SCORERS
+from helpers.rewards import SCORERS, anchor_reward, get_scorer, is_own_reward
 from helpers.statistics import Proportion
 from helpers.training import OBJECTIVES, check_names
 
@@ -66,7 +66,7 @@ class RecipeRank(StrictModel):
     """The model's own answers, ranked by a scorer, take the place of the answers in the data."""
 
     answers: Annotated[int, Field(ge=2)] = 4
-    scorer: str = "heuristic"
+    scorer: str = "heuristic"  # or a function of your own: "my_rewards.py:brevity"
 
 
 class SmallRewardSettings(StrictModel):
@@ -92,7 +92,7 @@ class RecipeDPO(StrictModel):
 
 class RecipePPO(StrictModel):
     preset: str = "t4"
-    # scorers and their weights
+    # scorers and their weights; own ones as {"my_rewards.py:brevity" = 1.0}, beside the recipe
     score: dict[str, FiniteFloat] = Field(default={"count_exact": 1.0}, min_length=1)
     clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -174,10 +174,12 @@ def read_recipe(
     smaller = values.pop("laptop", {})
     if laptop:
         values = deep_merge(values, smaller)
+    values = _anchor_rewards(values, path.parent)
     for name, value in changes:
         for part in reversed(name.split(".")):
             value = {part: value}
-        values = deep_merge(values, value)
+        # a path on the command line counts from where one stands
+        values = deep_merge(values, _anchor_rewards(value, Path.cwd()))
     try:
         recipe = Recipe.model_validate(_lists_to_tuples(values))
         _check_settings(recipe)
@@ -186,6 +188,18 @@ def read_recipe(
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return recipe
+
+
+def _anchor_rewards(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return `values` with the files of own rewards (`my_rewards.py:brevity`) where they are."""
+    anchored = dict(values)
+    rank, ppo = values.get("rank"), values.get("ppo")
+    if isinstance(rank, Mapping) and isinstance(rank.get("scorer"), str):
+        anchored["rank"] = {**rank, "scorer": anchor_reward(rank["scorer"], folder)}
+    if isinstance(ppo, Mapping) and isinstance(ppo.get("score"), Mapping):
+        score = {anchor_reward(str(name), folder): part for name, part in ppo["score"].items()}
+        anchored["ppo"] = {**ppo, "score": score}
+    return anchored
 
 
 def _explain(error: ValidationError) -> str:
@@ -226,7 +240,9 @@ def _check_settings(recipe: Recipe) -> None:
     )
     for problem, names, choices in tables:
         for name in names:
-            if name not in choices:
+            if "scorer" in problem and is_own_reward(name):
+                get_scorer(name)  # now rather than hours later
+            elif name not in choices:
                 choose = f"Choose from {', '.join(choices)}.{did_you_mean(name, choices)}"
                 raise UsageError(f"{problem} {name!r}. {choose}")
 
@@ -310,7 +326,7 @@ class RecipeRun:
         tasks = []
         for row in read_json(self.folder / "data" / f"{split}-questions.json"):
             question = models.user_message(row["question"])
-            tasks.append(Task((Path(row["image"]),), (question,), row["answer"]))
+            tasks.append(Task((Path(row["image"]),), (question,), row["answer"], "exact_match"))
         return tasks
 
     def add_figure(self, name: str, figure: Proportion | float) -> None:

@@ -19,11 +19,12 @@ from helpers.recipes import RECIPES, RecipeRun, deep_merge, find_recipe, fit_rec
 heavy = pytest.mark.heavy(reason="runs all recipes in a short form")
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+LIMIT = 16  # records of each split
 SHORT = {  # of each recipe, so that it takes seconds
     "captions": ["ppo.settings.iterations=1", "captions.epochs=1", "reward.settings.epochs=1"],
     "heuristic": ["ppo.settings.iterations=1", "features.epochs=2", "rank.answers=3"],
     "questions": ["ppo.settings.iterations=2", "ppo.settings.checkpoint_every=1"],
-    "reward_models": ["reward.settings.epochs=1"],
+    "reward_models": ["reward.settings.epochs=1", 'reward.objectives=["focal"]'],
     "vehicles": ["dpo.settings.steps=2"],
 }
 ROWS = {  # what a row of each project's data has
@@ -42,7 +43,8 @@ def run(name, folder, *more):
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
-    return {name: (folder / name, run(name, folder / name, "data.limit=32")) for name in NAMES}
+    limit = f"data.limit={LIMIT}"
+    return {name: (folder / name, run(name, folder / name, limit)) for name in NAMES}
 
 
 def test_there_is_one_for_each_project():
@@ -62,7 +64,7 @@ def test_a_recipe_runs_whole(figures, name):
         assert (folder / "reward" / "best" / "head.safetensors").exists()
     if "evaluate" in recipe.stages:
         share = found["base_right" if name == "questions" else "base_exact"]
-        assert share["n"] == 32 and share["low"] < share["value"] < share["high"]
+        assert share["n"] == LIMIT and share["low"] < share["value"] < share["high"]
     assert all(isinstance(row["value"], float) and row["seed"] == 0 for row in found.values())
 
 
@@ -85,7 +87,7 @@ def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figur
         read_json(folder / "data" / f"{split}-questions.json") for split in ("train", "test")
     )
     assert not {row["image"] for row in train} & {row["image"] for row in test}
-    assert found["questions_train"]["value"] == len(train) == 32
+    assert found["questions_train"]["value"] == len(train) == LIMIT
     assert {"Yes.", "No."} < {row["answer"] for row in train}
 
 
@@ -97,14 +99,16 @@ def test_ranked_answers_are_the_models_own_and_the_questions_stay_all(figures):
         for line in (folder / "data" / "test-ranked.jsonl").read_text().splitlines()
     ]
     assert {answer["origin"] for record in ranked for answer in record["answers"]} == {"own"}
-    assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == 32 >= len(ranked)
+    assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == LIMIT >= len(ranked)
 
 
 @heavy
 def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys):
     folder, before = figures["questions"]
     changes = [
-        part for setting in (*SHORT["questions"], "data.limit=32") for part in ("--set", setting)
+        part
+        for setting in (*SHORT["questions"], f"data.limit={LIMIT}")
+        for part in ("--set", setting)
     ]
     arguments = [
         "train",
@@ -333,6 +337,30 @@ def test_mistakes_are_named_with_their_file(tmp_path, text, message):
     with pytest.raises(UsageError, match=message) as error:
         read_recipe(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+BREVITY = "def brevity(image, question, answer, truth):\n    return -len(answer.split())\n"
+
+
+def test_own_rewards_are_beside_the_recipe_or_where_one_stands(tmp_path, monkeypatch):
+    there, here = tmp_path / "recipes", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+        (folder / "my_rewards.py").write_text(BREVITY)
+    path = there / "own.toml"
+    score = '{ "my_rewards.py:brevity" = 0.5, heuristic = 1.0 }'
+    path.write_text(f'{START}rank.scorer = "my_rewards.py:brevity"\nppo.score = {score}')
+    monkeypatch.chdir(here)
+    recipe = read_recipe(path)
+    assert recipe.rank.scorer == f"{there / 'my_rewards.py'}:brevity"
+    assert recipe.ppo.score == {f"{there / 'my_rewards.py'}:brevity": 0.5, "heuristic": 1.0}
+    changed = read_recipe(path, changes=[("ppo.score", {"my_rewards.py:brevity": 2.0})])
+    assert changed.ppo.score == {f"{here / 'my_rewards.py'}:brevity": 2.0}
+    assert changed.rank.scorer == recipe.rank.scorer
+    # found out before anything runs
+    (there / "my_rewards.py").write_text("def brevity(answer):\n    return 0\n")
+    with pytest.raises(UsageError, match=r"own.toml: .*my_rewards.py: brevity must take \(image"):
+        read_recipe(path)
 
 
 def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):

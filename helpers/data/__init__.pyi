@@ -97,6 +97,7 @@ from .pairs import (
     as_counted_images as as_counted_images,
     build_records as build_records,
     counting_questions as counting_questions,
+    counting_tasks as counting_tasks,
     highest_counts as highest_counts,
     make_one_sided as make_one_sided,
     one_class_question as one_class_question,
@@ -155,6 +156,7 @@ from .scenes import (
     make_scene as make_scene,
 )
 from .tasks import (
+    Question as Question,
     Task as Task,
     ask as ask,
     tasks_asking as tasks_asking,

@@ -40,7 +40,8 @@ from .counting import (
 )
 from .judgement import Ranking
 from .labels import CountedImage
-from .record import Answer, PreferenceRecord
+from .record import Answer, Message, PreferenceRecord
+from .tasks import Task
 
 # kinds of rejected answers, and of spoilt images
 NEGATIVES = ("own", "edit", "other image")
@@ -88,6 +89,21 @@ def counting_questions(items: Sequence[CountedImage]) -> CountingQuestions:
         images=[item.path for item in items],
         answers=[count_answer(item.counts) for item in items],
     )
+
+
+def counting_tasks(items: Sequence[CountedImage]) -> list[Task]:
+    """Ask the counting question about each item, as tasks whose truth is its counts."""
+    tasks = []
+    for number, item in enumerate(items):
+        turn = Message(role="user", content=question_for(item, number))
+        image = Path(os.path.abspath(item.path))
+        tasks.append(Task((image,), (turn,), item.counts, "counts", item.group, _name(item)))
+    return tasks
+
+
+def _name(item: CountedImage) -> str:
+    """Its split and its file: the id of its record."""
+    return f"{item.path.parent.parent.name}-{item.path.stem}"
 
 
 def as_counted_images(records: Sequence[PreferenceRecord]) -> list[CountedImage]:
@@ -225,7 +241,7 @@ def record_of_item(
 ) -> PreferenceRecord:
     """Make the record of the counting question about an image."""
     return PreferenceRecord(
-        id=f"{item.path.parent.parent.name}-{item.path.stem}",
+        id=_name(item),
         images=[os.path.abspath(item.path)],
         prompt=[{"role": "user", "content": question_for(item, number)}],
         answers=answers,

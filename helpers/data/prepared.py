@@ -54,6 +54,11 @@ class PreparedData:
         return self.about["model"]
 
     @property
+    def is_traffic(self) -> bool:
+        """Are these the scenes of the repository, of which the notebooks speak?"""
+        return ROOT / self.about["data"] == TRAFFIC
+
+    @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
         return "test" if self.path("test").exists() else "valid"
@@ -103,6 +108,7 @@ def write_tasks(path: Path, tasks: list[Task]) -> Path:
             "truth": task.facts,
             "truth_kind": task.kind,
             "group": task.group,
+            "id": task.id,
         }
         lines.append(json.dumps(row, ensure_ascii=False))
     return write_lines(path, lines)
@@ -120,5 +126,6 @@ def read_tasks(path: Path) -> list[Task]:
         row = json.loads(line)
         images = tuple(path.parent / name for name in row["images"])
         turns = tuple(Message.model_validate(turn) for turn in row["prompt"])
-        tasks.append(Task(images, turns, row["truth"], row["truth_kind"], row["group"]))
+        known = row["truth"], row["truth_kind"], row["group"], row.get("id")
+        tasks.append(Task(images, turns, *known))
     return tasks

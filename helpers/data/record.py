@@ -46,6 +46,7 @@ class Answer(StrictModel):
     id: str | None = None
     model: str | None = None  # who wrote it, if a model did
     origin: str | None = None  # how it came about: "truth", "own", "edit", "other image", …
+    cut_off: bool = False  # the model was stopped before the answer came to its end
     score: FiniteNumber | None = None  # by which it was ranked
     # parts of the score, or ratings by criterion
     scores: dict[str, FiniteNumber] = Field(default_factory=dict)

@@ -17,6 +17,19 @@ from .record import Message, PreferenceRecord
 from .truth import Facts, TruthKind
 
 
+class Question(str):
+    """A question as scorers get it: its text, which remembers the turns that it is the last of."""
+
+    turns: tuple[Message, ...]
+
+    @classmethod
+    def of(cls, turns: Sequence[Message]) -> "Question":
+        """The last of `turns`."""
+        question = cls(turns[-1].content)
+        question.turns = tuple(turns)
+        return question
+
+
 @dataclass(frozen=True)
 class Task:
     """A question that is answered again and again; images are opened when they are needed."""
@@ -26,6 +39,7 @@ class Task:
     facts: Facts = None  # what is true, for scorers and judges
     kind: TruthKind = "none"  # of `facts`
     group: str = ""  # equal for all questions about one photo; "" if that is not known
+    id: str | None = None  # of the record that it comes from, or is to become
 
     @property
     def question(self) -> str:
@@ -42,7 +56,7 @@ class Task:
         shown = list(images) if len(images) > 1 else None
         if len(images) == 1:
             shown = images[0]
-        return shown, self.question, answer, self.facts
+        return shown, Question.of(self.turns), answer, self.facts
 
     @property
     def photo(self) -> str:
@@ -67,7 +81,8 @@ def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
     tasks = []
     for record in records:
         images, turns = tuple(record.image_paths), tuple(record.prompt)
-        tasks.append(Task(images, turns, record.truth, record.kind, record.group or ""))
+        group = record.group or ""
+        tasks.append(Task(images, turns, record.truth, record.kind, group, record.id))
     return tasks
 
 

@@ -25,14 +25,6 @@ from .evidence import (
     Evidence as Evidence,
     gather_evidence as gather_evidence,
 )
-from .exactness import (
-    CountingResult as CountingResult,
-    GreedyAndSampled as GreedyAndSampled,
-    chance_exact as chance_exact,
-    evaluate_counting as evaluate_counting,
-    evaluate_greedy_and_sampled as evaluate_greedy_and_sampled,
-    images_for as images_for,
-)
 from .exam import (
     ExamResult as ExamResult,
     PolicyFindings as PolicyFindings,
@@ -61,6 +53,13 @@ from .judge import (
     JudgeResult as JudgeResult,
     judge_pairs as judge_pairs,
     parse_verdict as parse_verdict,
+)
+from .judges import (
+    AnswerMeasure as AnswerMeasure,
+    CountJudge as CountJudge,
+    Judge as Judge,
+    TruthfulJudge as TruthfulJudge,
+    judges as judges,
 )
 from .pair_accuracy import (
     PairResult as PairResult,
@@ -108,6 +107,14 @@ from .side_by_side import (
     read_gallery as read_gallery,
     save_gallery_item as save_gallery_item,
     texts_of as texts_of,
+)
+from .task_results import (
+    GreedyAndSampled as GreedyAndSampled,
+    TaskResult as TaskResult,
+    binary_measures as binary_measures,
+    evaluate_greedy_and_sampled as evaluate_greedy_and_sampled,
+    evaluate_tasks as evaluate_tasks,
+    task_images as task_images,
 )
 from .text_metrics import (
     TextMetrics as TextMetrics,

@@ -35,6 +35,8 @@ from .encoded_prompts import (
     prompt_inputs as prompt_inputs,
 )
 from .generation import (
+    FREE_TEXT_TOKENS as FREE_TEXT_TOKENS,
+    SampledAnswer as SampledAnswer,
     answer_budget as answer_budget,
     answer_records as answer_records,
     answer_tasks as answer_tasks,
@@ -42,9 +44,9 @@ from .generation import (
     generate_answers as generate_answers,
     generate_from_cache as generate_from_cache,
     generation_config as generation_config,
-    sample_answers as sample_answers,
     sample_counting_answers as sample_counting_answers,
     sample_ids as sample_ids,
+    sample_task_answers as sample_task_answers,
 )
 from .heads import (
     HEADS as HEADS,

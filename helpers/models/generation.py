@@ -6,6 +6,7 @@ notebooks 01 and 05.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
@@ -15,7 +16,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, DynamicCache, GenerationConfig, ProcessorMixin
 
-from helpers.data import CountedImage, PreferenceRecord, Task, counting_questions, tasks_of
+from helpers.data import (
+    CountedImage,
+    PreferenceRecord,
+    Task,
+    count_answer,
+    counting_tasks,
+    tasks_of,
+)
 from helpers.files import open_image
 
 from .adapters import VLM, autocast, base_of, evaluation_mode
@@ -24,6 +32,17 @@ from .encoded_prompts import EncodedPrompts, prompt_inputs
 from .prompts import Conversation, answer_texts, render_conversation, tokenize, user_message
 
 Pictures = Image.Image | Path | Sequence[Image.Image | Path]  # of one prompt
+
+# Tokens to allow for an answer where nothing says how long one is: some ninety words.
+FREE_TEXT_TOKENS = 128
+BATCH_SIZE = 64  # answers at once, where memory allows it
+
+
+class SampledAnswer(NamedTuple):
+    """An answer, and whether the model came to its end before its tokens were used up."""
+
+    text: str
+    ended: bool
 
 
 def banned_tokens(processor: ProcessorMixin) -> list[int]:
@@ -65,7 +84,7 @@ def generate_answers(
     temperature: float = 0.0,
     seed: int = 0,
     max_new_tokens: int = 64,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     description: str = "answers",
 ) -> list[str]:
     """Return one answer to each prompt about its image or images, as `generation_config` says.
@@ -74,11 +93,26 @@ def generate_answers(
     paths, opened when their turn comes. If a batch does not fit into memory, all
     starts anew with half of it. The caller's random numbers are left alone.
     """
+    config = generation_config(model, processor, temperature, max_new_tokens=max_new_tokens)
+    found = _generate_all(model, processor, images, prompts, config, seed, batch_size, description)
+    return [answer.text for answer in found]
+
+
+def _generate_all(
+    model: VLM,
+    processor: ProcessorMixin,
+    images: Sequence[Pictures],
+    prompts: Sequence[str | Conversation],
+    config: GenerationConfig,
+    seed: int,
+    batch_size: int,
+    description: str,
+) -> list[SampledAnswer]:
+    """Return one answer to each prompt, batch by batch."""
     if len(images) != len(prompts):
         raise ValueError(
             f"images for {len(images)} prompts, but {len(prompts)} prompts: give each its own"
         )
-    config = generation_config(model, processor, temperature, max_new_tokens=max_new_tokens)
     with evaluation_mode(model):
         while True:
             starts = tqdm(range(0, len(prompts), batch_size), desc=description, leave=False)
@@ -109,7 +143,7 @@ def _generate(
     images: Sequence[Pictures],
     prompts: Sequence[str | Conversation],
     config: GenerationConfig,
-) -> list[str]:
+) -> list[SampledAnswer]:
     """Return the answers of one batch."""
     texts = []
     opened = []
@@ -120,7 +154,14 @@ def _generate(
         texts.append(render_conversation(processor, turns, len(shown)))
     inputs = tokenize(processor, texts, opened).to(model.device)
     output = model.generate(**inputs, generation_config=config)
-    return answer_texts(processor, output[:, inputs["input_ids"].shape[1] :])
+    ids = output[:, inputs["input_ids"].shape[1] :]
+    ended = _is_end(ids, config).any(1).tolist()
+    return list(map(SampledAnswer, answer_texts(processor, ids), ended))
+
+
+def _is_end(ids: Tensor, config: GenerationConfig) -> Tensor:
+    """Mark the tokens that end an answer, of the shape of `ids`."""
+    return torch.isin(ids, torch.tensor(config.eos_token_id, device=ids.device))
 
 
 def answer_tasks(
@@ -167,31 +208,34 @@ def answer_budget(processor: ProcessorMixin, texts: Sequence[str]) -> int:
     return longest + longest // 2 + 2
 
 
-def sample_answers(
+def sample_task_answers(
     model: VLM,
     processor: ProcessorMixin,
-    images: Sequence[Image.Image | Path],
-    questions: Sequence[str],
+    tasks: Sequence[Task],
     number: int = 4,
     *,
     temperature: float = 1.0,
     seed: int = 0,
-    max_new_tokens: int = 64,
-) -> list[list[str]]:
-    """Sample `number` answers to each question about its image: (questions, number)."""
-    rounds = []  # each holds one answer to every question
+    max_new_tokens: int | None = None,
+    expected: Sequence[str] = (),
+) -> list[list[SampledAnswer]]:
+    """Sample `number` answers to each task, from all its images and turns: (tasks, number).
+
+    max_new_tokens: None allows what the longest of `expected` needs (`answer_budget`), answers of
+    the right kind; without any, `FREE_TEXT_TOKENS`.
+    """
+    if max_new_tokens is None:
+        max_new_tokens = answer_budget(processor, expected) if expected else FREE_TEXT_TOKENS
+    config = generation_config(model, processor, temperature, max_new_tokens=max_new_tokens)
+    images, prompts = [task.images for task in tasks], [task.turns for task in tasks]
+    rounds = []  # each holds one answer to every task
     for i in range(number):
-        answers = generate_answers(
-            model,
-            processor,
-            images,
-            questions,
-            temperature=temperature,
-            seed=seed + i,
-            max_new_tokens=max_new_tokens,
-            description=f"sampling answer {i + 1} of {number}",
+        description = f"sampling answer {i + 1} of {number}"
+        rounds.append(
+            _generate_all(
+                model, processor, images, prompts, config, seed + i, BATCH_SIZE, description
+            )
         )
-        rounds.append(answers)
     return [list(answers) for answers in zip(*rounds, strict=True)]
 
 
@@ -204,16 +248,11 @@ def sample_counting_answers(
     seed: int = 0,
 ) -> list[list[str]]:
     """Sample `number` answers to the counting question about each image: (images, number)."""
-    asked = counting_questions(items)
-    return sample_answers(
-        model,
-        processor,
-        asked.images,
-        asked.questions,
-        number,
-        seed=seed,
-        max_new_tokens=answer_budget(processor, asked.answers),
+    expected = [count_answer(item.counts) for item in items]
+    sampled = sample_task_answers(
+        model, processor, counting_tasks(items), number, seed=seed, expected=expected
     )
+    return [[answer.text for answer in answers] for answers in sampled]
 
 
 # --- several answers to a prompt that is read once ---
@@ -268,7 +307,7 @@ def sample_ids(
         torch.manual_seed(seed)
         output = generate_from_cache(model, cache, config, **rows)
     answers = output[:, inputs["input_ids"].shape[1] :].cpu()  # (answers, longest)
-    is_end = torch.isin(answers, torch.tensor(config.eos_token_id))
+    is_end = _is_end(answers, config)
     ended = is_end.any(1)
     # Tokens before the first end, and the end itself
     lengths = (is_end.cumsum(1) == 0).sum(1) + ended

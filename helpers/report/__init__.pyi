@@ -3,6 +3,8 @@
 from .evidence_block import add_evidence as add_evidence
 from .exam_figures import (
     add_exam_figures as add_exam_figures,
+    add_shares as add_shares,
+    figure_name as figure_name,
 )
 from .html import (
     ADDED_COLOR as ADDED_COLOR,

@@ -18,6 +18,7 @@ be fitted and saved.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_not
 from pathlib import Path
 
 import torch
@@ -29,11 +30,20 @@ from torch.nn.functional import huber_loss
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers.data import PreferenceRecord, file_of
+from helpers.data import Message, PreferenceRecord, file_of
 from helpers.files import UsageError, open_image
 
 from .reward_model import split_scores
-from .scoring import Score, Scorer, ScorerInputs, heuristic_scorer, make_batch_scorer
+from .scoring import (
+    Score,
+    Scorer,
+    ScorerInputs,
+    heuristic_scorer,
+    images_of,
+    make_batch_scorer,
+    score_all,
+    turns_of,
+)
 
 FEATURE_REWARD_WEIGHTS = "feature_reward.safetensors"
 HELD_OUT_SHARE = 0.2  # of the images: what it says of images that it has not seen
@@ -72,8 +82,8 @@ def text_feature(model: PreTrainedModel, processor: ProcessorMixin, text: str) -
     return embeddings.float().mean(1)[0].cpu()
 
 
-def _question(record: PreferenceRecord) -> str:
-    return "\n".join(message.content for message in record.prompt)
+def _question(turns: Sequence[Message]) -> str:
+    return "\n".join(message.content for message in turns)
 
 
 def target_scores(
@@ -84,13 +94,12 @@ def target_scores(
 
     scorer: the heuristic if None.
     """
-    scorer = scorer or heuristic_scorer()
-    targets = []
+    rows = []
     for record in records:
-        question = _question(record)
-        scores = [scorer(None, question, a.text, record.truth) for a in record.answers]
-        targets.append([score.total for score in scores])
-    return targets
+        question = _question(record.prompt)
+        rows += [(None, question, answer.text, record.truth) for answer in record.answers]
+    totals = iter(score.total for score in score_all(scorer or heuristic_scorer(), rows))
+    return [[next(totals) for _ in record.answers] for record in records]
 
 
 def r_squared(predicted: Tensor, true: Tensor) -> float:
@@ -129,6 +138,10 @@ class FeatureReward:
     def _text(self, text: str) -> Tensor:
         return text_feature(self.model, self.processor, text)
 
+    def _mean_feature(self, images: Sequence[Image.Image]) -> Tensor:
+        features = [image_feature(self.model, self.processor, image) for image in images]
+        return torch.stack(features).mean(0)
+
     def features(self, records: Sequence[PreferenceRecord]) -> Tensor:
         """One row an answer, (answers, size); several images of a record count as their mean.
 
@@ -143,7 +156,7 @@ class FeatureReward:
             for image in set(images) - self._images.keys():
                 self._images[image] = image_feature(self.model, self.processor, image, record.place)
             seen = torch.stack([self._images[image] for image in images]).mean(0)
-            asked = self._text(_question(record))
+            asked = self._text(_question(record.prompt))
             rows += [torch.cat([seen, asked, self._text(a.text)]) for a in record.answers]
         return torch.stack(rows)
 
@@ -197,20 +210,28 @@ class FeatureReward:
         return split_scores(self.net(self.features(records)), records)
 
     def as_scorer(self) -> Scorer:
-        """The score as a reward function (`helpers/rewards/scoring.py`).
+        """The score as a reward function (`helpers/rewards/scoring.py`), as `features` has it.
 
-        Answers to one image that follow each other share its feature.
+        Several images count as their mean; answers to one image that follow each other share its
+        feature. Raises UsageError for a question without an image.
         """
 
         @torch.no_grad()
         def batch(given: Sequence[ScorerInputs]) -> list[Score]:
             rows = []
-            known = seen = None
+            known: list[Image.Image] = []
+            seen = None
             for image, question, answer, _ in given:
-                if image is not known:
-                    seen = image_feature(self.model, self.processor, image)
-                    known = image
-                rows.append(torch.cat([seen, self._text(question), self._text(answer)]))
+                images = images_of(image)
+                if not images:
+                    raise UsageError(
+                        f"features: {question!r} has no image, and the network needs one. Give "
+                        "one, or take another scorer."
+                    )
+                if len(images) != len(known) or any(map(is_not, images, known)):
+                    seen, known = self._mean_feature(images), images
+                asked = self._text(_question(turns_of(question)))
+                rows.append(torch.cat([seen, asked, self._text(answer)]))
             values = self.net(torch.stack(rows)).tolist()
             return [Score(value, {"features": value}) for value in values]
 

@@ -173,12 +173,15 @@ def two_counts(question: str, answer: str, facts: Facts) -> float:
 
 @dataclass(frozen=True)
 class HeuristicRule:
-    """One criterion: `weight` × `value(question, answer, facts)` is its part of the score."""
+    """One criterion: `weight` × `value(question, answer, facts)` is its part of the score.
+
+    One of your own goes into `heuristic_scorer(rules=[…])`.
+    """
 
     name: str
     weight: float
     value: Callable[[str, str, Facts], float]
-    description: str
+    description: str = ""
 
 
 HEURISTIC_RULES = tuple(
@@ -198,3 +201,45 @@ HEURISTIC_RULES = tuple(
         two_counts: -1.0,
     }.items()
 )
+
+
+# --- are the answers English at all? ---
+
+# Words of an answer from which its language can be told.
+LEAST_WORDS = 4
+# Of the words of an answer. In the sentences of tests/rewards/test_heuristic.py .31 of the English
+# words are stop words that other languages do not have, and none of the others.
+LEAST_STOP_WORDS = 0.1
+_IN_OTHER_LANGUAGES = "a in is was of we had me do so no an am will all as on i my"
+_ENGLISH_WORDS = STOP_WORDS - set(_IN_OTHER_LANGUAGES.split())
+_told: set[str] = set()  # what has been said once
+
+
+def is_english(text: str) -> bool | None:
+    """Whether a text seems to be English, by its letters and small words; None: too short to tell.
+
+    Names and numbers have no language, so a short answer counts as neither.
+    """
+    letters = [letter for letter in _nfc(text) if letter.isalpha()]
+    foreign = sum(not letter.isascii() for letter in letters)
+    if foreign > len(letters) / 3:
+        return False
+    words = re.findall(r"[^\W\d_]+", _nfc(text).lower())
+    if len(words) < LEAST_WORDS:
+        return None
+    return sum(word in _ENGLISH_WORDS for word in words) >= LEAST_STOP_WORDS * len(words)
+
+
+def warn_if_not_english(answers: Sequence[str]) -> None:
+    """Print, once, that the rules are English if most of the answers are not."""
+    found = [is_english(text) for text in answers]
+    told = [english for english in found if english is not None]
+    if sum(told) * 2 >= len(told):
+        return
+    line = (
+        "⚠️  The rules of the heuristic know English words only, and most of these answers do not "
+        "seem to be English: rules of your own are heuristic_scorer(rules=[…])."
+    )
+    if line not in _told:
+        _told.add(line)
+        print(line)

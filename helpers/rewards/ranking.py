@@ -10,9 +10,11 @@ always with the same draws, so that it moves with the weights only.
 """
 
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -22,17 +24,22 @@ from transformers import ProcessorMixin
 from helpers.data import (
     Answer,
     CountedImage,
+    Facts,
     PreferenceRecord,
     Ranking,
-    question_for,
-    record_of_item,
+    Task,
+    TruthKind,
+    ask,
+    counting_tasks,
+    plain_kind,
 )
 from helpers.files import UsageError
-from helpers.models import VLM, sample_counting_answers
+from helpers.models import VLM, SampledAnswer, sample_task_answers
 from helpers.statistics import Proportion, proportion
 
 from .heuristic import HEURISTIC_RULES
-from .scoring import Scorer, count_graded, score_all
+from .scoring import Score, Scorer, count_graded, score_all
+from .truths import token_budget
 
 BOOTSTRAP_DRAWS = 1000
 # Simulated without any correlation, the interval misses 0 in 7 % of the cases; with 5 records
@@ -213,52 +220,172 @@ def _centred_ranks(levels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return ranks - total / weights.sum(axis=1, keepdims=True)
 
 
-def rank_samples(
-    items: Sequence[CountedImage],
-    own_answers: Sequence[Sequence[str]],
-    score: Scorer,
-) -> list[PreferenceRecord]:
-    """Rank the model's own answers to each image by `score`, equal scores together.
+# --- answers that were sampled --------------------------------------------------------------------
 
-    Gives one record an image: answers in the order sampled, equal texts once. An image whose
-    samples are all alike gives no record, since there is nothing to rank (the number of these is
-    printed); one whose scores are all equal gives a tie, and so no pair.
+# Tasks whose images are open at a time, so that a scorer with a model in it gets many answers.
+TASKS_AT_ONCE = 16
+
+
+def rank(
+    images: Sequence[Path] | Path,
+    question: str,
+    answers: Sequence[str | SampledAnswer],
+    score: Scorer | None,
+    facts: Facts = None,
+    kind: TruthKind | None = None,
+) -> PreferenceRecord:
+    """Rank answers to one question about an image, or about several, as `rank_samples` does.
+
+    facts: what is true, for scorers that compare with it; kind: how they do (`TruthKind`). Raises
+    UsageError if there are not two different answers.
     """
+    shown = [images] if isinstance(images, Path) else images
+    task = ask(question, shown, facts, kind or plain_kind(facts))
+    texts = distinct_answers(answers)
+    if len(texts) < 2:
+        raise UsageError(
+            f"{question!r}: {len(texts)} different answers are no ranking. Give two or more."
+        )
+    return _ranked([task], [texts], score)[0]
+
+
+def rank_samples(
+    tasks: Sequence[Task] | Sequence[CountedImage],
+    answers: Sequence[Sequence[str | SampledAnswer]],
+    score: Scorer | None,
+) -> list[PreferenceRecord]:
+    """Rank the answers to each task by `score`, which gets its images; equal scores together.
+
+    tasks: or counted images, each with the counting question. score: None leaves the ranking to
+    people (`widgets.AnswerRanker`). Gives one record a task: answers in the order sampled, equal
+    texts once. An answer that was cut off has no score and comes last, together with all others of
+    its kind: no answer is better for having been stopped. A task whose answers are all alike gives
+    no record, since there is nothing to rank (the number of these is printed); one whose scores
+    are all equal gives a tie, and so no pair.
+    """
+    asked = _as_tasks(tasks)
+    distinct = [distinct_answers(texts) for texts in answers]
+    if len(asked) != len(distinct):
+        raise UsageError(
+            f"{len(distinct)} lists of answers do not belong to {len(asked)} questions. Give one "
+            "list for each."
+        )
+    kept = [place for place, texts in enumerate(distinct) if len(texts) > 1]
     records = []
-    for number, (item, texts) in enumerate(zip(items, own_answers, strict=True)):
-        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-        if len(distinct) < 2:
-            continue
-        # scores are kept with the answers: margins of pairs come from them
-        answers = []
-        for text in distinct:
-            found = score(None, question_for(item, number), text, item.counts)
-            answers.append(Answer(text=text, origin="own", score=found.total, scores=found.parts))
-        records.append(record_of_item(item, number, answers, _tiers(answers)))
-    # nothing is left out in silence
-    left_out = len(items) - len(records)
-    if left_out:
-        print(f"{left_out} of {len(items)} images give no record: all their samples are alike.")
+    for start in range(0, len(kept), TASKS_AT_ONCE):
+        part = kept[start : start + TASKS_AT_ONCE]
+        records += _ranked([asked[i] for i in part], [distinct[i] for i in part], score)
+    _say_what_is_missing(len(asked), records)
     return records
 
 
+def _as_tasks(tasks: Sequence[Task] | Sequence[CountedImage]) -> list[Task]:
+    if tasks and isinstance(tasks[0], CountedImage):
+        return counting_tasks(tasks)
+    return list(tasks)
+
+
+def distinct_answers(answers: Sequence[str | SampledAnswer]) -> list[SampledAnswer]:
+    """The answers in their order, each text once and none without a word.
+
+    One came to its end if any of the same text did; of a text alone that is taken for granted.
+    """
+    ended: dict[str, bool] = {}
+    for answer in answers:
+        text, whole = (answer, True) if isinstance(answer, str) else answer
+        if text.strip():
+            ended[text] = ended.get(text, False) or whole
+    return [SampledAnswer(text, whole) for text, whole in ended.items()]
+
+
+def _ranked(
+    tasks: Sequence[Task], answers: Sequence[Sequence[SampledAnswer]], score: Scorer | None
+) -> list[PreferenceRecord]:
+    """One record a task, its answers scored together with those of the others."""
+    rows = []
+    for task, texts in zip(tasks, answers, strict=True):
+        images = task.open_images() if score else []
+        rows += [task.scorer_inputs(images, answer.text) for answer in texts]
+    scores = iter(score_all(score, rows) if score else [])
+    records = []
+    for task, texts in zip(tasks, answers, strict=True):
+        made = [_scored(answer, next(scores, None)) for answer in texts]
+        records.append(_record_of(task, made, _tiers(made) if score else None))
+    return records
+
+
+def _scored(answer: SampledAnswer, score: Score | None) -> Answer:
+    """The answer with its score, from which margins of pairs come, unless it was cut off."""
+    made = Answer(text=answer.text, origin="own", cut_off=not answer.ended)
+    if score is None:
+        return made
+    total = score.total if answer.ended else None
+    return made.model_copy(update={"score": total, "scores": score.parts})
+
+
 def _tiers(answers: Sequence[Answer]) -> Ranking:
-    """Places of the answers with the same score together, the best score first."""
+    """Places of the answers with the same score together, the best first, those cut off last."""
     places = defaultdict(list)
     for place, answer in enumerate(answers):
         places[answer.score].append(place)
-    return [places[score] for score in sorted(places, reverse=True)]
+    cut_off = places.pop(None, None)
+    tiers = [places[score] for score in sorted(places, reverse=True)]
+    return [*tiers, cut_off] if cut_off else tiers
+
+
+def _record_of(task: Task, answers: list[Answer], ranking: Ranking | None) -> PreferenceRecord:
+    """The record of a task. A kind that follows from the truth's form is not written down."""
+    return PreferenceRecord(
+        id=task.id,
+        images=[os.path.abspath(image) for image in task.images],
+        prompt=list(task.turns),
+        answers=answers,
+        ranking=ranking,
+        truth=task.facts,
+        truth_kind=None if task.kind == plain_kind(task.facts) else task.kind,
+        group=task.group or None,
+    )
+
+
+def _say_what_is_missing(number: int, records: Sequence[PreferenceRecord]) -> None:
+    """Nothing is left out in silence."""
+    left_out = number - len(records)
+    if left_out:
+        print(
+            f"{left_out} of {number} questions give no record: all their samples are alike, or "
+            "empty."
+        )
+    cut_off = [answer for record in records for answer in record.answers if answer.cut_off]
+    if cut_off:
+        print(
+            f"{len(cut_off)} answers were cut off before their end, and rank below those that were "
+            "not. Allow more tokens (max_new_tokens) if they are many."
+        )
 
 
 def sample_and_rank(
     model: VLM,
     processor: ProcessorMixin,
-    items: Sequence[CountedImage],
-    score: Scorer,
+    tasks: Sequence[Task] | Sequence[CountedImage],
+    score: Scorer | None,
     number: int = 4,
     *,
+    temperature: float = 1.0,
     seed: int = 0,
+    max_new_tokens: int | None = None,
 ) -> list[PreferenceRecord]:
-    """Let the model answer the counting question about each item `number` times, and rank that."""
-    answers = sample_counting_answers(model, processor, items, number, seed=seed)
-    return rank_samples(items, answers, score)
+    """Let the model answer each task `number` times, and rank that (`rank_samples`).
+
+    max_new_tokens: of an answer; None is what the truths need (`token_budget`).
+    """
+    asked = _as_tasks(tasks)
+    answers = sample_task_answers(
+        model,
+        processor,
+        asked,
+        number,
+        temperature=temperature,
+        seed=seed,
+        max_new_tokens=max_new_tokens or token_budget(processor, asked),
+    )
+    return rank_samples(asked, answers, score)

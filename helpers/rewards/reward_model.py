@@ -26,10 +26,10 @@ from helpers.config import RewardSettings
 from helpers.data import PreferenceRecord
 from helpers.files import UsageError, open_image, read_json
 from helpers.models import HEADS, VLM, PackedAnswers, Packer, fused_layers, shared_prefix
-from helpers.models.prompts import Conversation, user_message
+from helpers.models.prompts import Conversation
 from helpers.runtime import seed_everything, tensors_hash
 
-from .scoring import Score, Scorer, ScorerInputs, make_batch_scorer
+from .scoring import Score, Scorer, ScorerInputs, images_of, make_batch_scorer, turns_of
 
 REWARD_ADAPTER = "reward"  # name of the adapter
 HEAD_FILE = "head.safetensors"
@@ -182,7 +182,8 @@ def as_scorer(
 ) -> Scorer:
     """(score − mean) / scale as a reward function (`helpers/rewards/scoring.py`).
 
-    It needs no facts, and reads one image. Only differences of scores mean something, so that their
+    It needs no facts, and reads all images and turns of a question, as training did; of a question
+    that is a plain text, that turn alone. Only differences of scores mean something, so that their
     size must be set: with mean and deviation of some answers' scores, a weight of KL speaks of
     deviations.
     """
@@ -212,18 +213,20 @@ def standardised_scorer(reward: RewardModel, records: Sequence[PreferenceRecord]
 def _pack_questions(reward: RewardModel, rows: Sequence[ScorerInputs]) -> PackedAnswers:
     """Model inputs in the order of `rows`.
 
-    Answers to the same question about the same image that follow each other share a row.
+    Answers to the same question about the same images that follow each other share a row.
     """
     conversations = []
     images = []
     answers = []
     last = None
     for image, question, answer, _ in rows:
-        # another image or question: a new row
-        if (id(image), question) != last:
-            last = (id(image), question)
-            conversations.append([user_message(question)])
-            images.append([] if image is None else [image])
+        shown, turns = images_of(image), list(turns_of(question))
+        # other images or another question: a new row
+        asked = [id(one) for one in shown], turns
+        if asked != last:
+            last = asked
+            conversations.append(turns)
+            images.append(shown)
             answers.append([])
         answers[-1].append(answer)
     return reward.pack(conversations, images, answers)

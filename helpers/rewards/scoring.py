@@ -1,25 +1,27 @@
 """Reward functions for answers: the heuristic, counts, sums, and the way into TRL.
 
-All have one signature, `score(image, question, answer, facts=None) -> Score`. `facts` is the truth
-of the record: counts, a reference answer, a list of accepted (or of the annotators') answers, or
-None. Facts of a kind that a scorer cannot use raise UsageError. Scorers that compare with reference
-answers are in `helpers/rewards/references.py`, two more in `similarity.py`; `catalogue.py` names
-those that are ready.
+All have one signature, `score(image, question, answer, facts=None) -> Score`. `image` is None where
+there is none, and a list where there are several; `question` is the last turn, which remembers the
+others (`turns_of`). `facts` is the truth of the record: counts, a reference answer, a list of
+accepted (or of the annotators') answers, or None. Facts of a kind that a scorer cannot use raise
+UsageError. Scorers that compare with reference answers are in `helpers/rewards/references.py`, two
+more in `similarity.py`, those of one's own in `own.py`; `catalogue.py` names those that are ready.
 
 Simplification: texts are scored one at a time, but for scorers with a model in them (`score_all`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from PIL.Image import Image
 
-from helpers.data import Counts, Facts, counting
+from helpers.data import Counts, Facts, Message, counting
 from helpers.files import UsageError
 
-from .heuristic import HEURISTIC_RULES
+from .heuristic import HEURISTIC_RULES, HeuristicRule, warn_if_not_english
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,38 @@ class Score:
     parts: dict[str, float]
 
 
-ScorerInputs = tuple[Image | None, str, str, Facts]  # image, question, answer, facts
+Shown = Image | Sequence[Image] | None  # the image of a question, or several, or none
+ScorerInputs = tuple[Shown, str, str, Facts]  # image, question, answer, facts
 Scorer = Callable[..., Score]  # of `ScorerInputs`; the facts may be left out
+
+
+def images_of(shown: Shown) -> list[Image]:
+    """What a scorer is shown, as a list: of one image, several or none."""
+    if shown is None:
+        return []
+    return [shown] if isinstance(shown, Image) else list(shown)
+
+
+def turns_of(question: str) -> tuple[Message, ...]:
+    """The conversation that a question is the end of, where it remembers one (`data.Question`).
+
+    A plain text is a conversation of one turn.
+    """
+    alone = (Message.model_construct(role="user", content=question),)
+    return getattr(question, "turns", alone)
+
+
+def finite_number(value: object) -> float | None:
+    """The value as a float if it is one number, also of numpy or torch; None if it is not."""
+    if getattr(value, "ndim", None) == 0:  # of numpy or torch
+        value = value.item()
+    if not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond floats
+        return None
+    return number + 0.0 if math.isfinite(number) else None
 
 
 def make_scorer(name: str, parts: Callable[..., dict[str, float]]) -> Scorer:
@@ -40,7 +72,7 @@ def make_scorer(name: str, parts: Callable[..., dict[str, float]]) -> Scorer:
     name: as trainers and tables show it.
     """
 
-    def score(image: Image | None, question: str, answer: str, facts: Facts = None) -> Score:
+    def score(image: Shown, question: str, answer: str, facts: Facts = None) -> Score:
         found = parts(image, question, answer, facts)
         # + 0.0 turns −0.0 into 0.0
         values = {part: float(value) + 0.0 for part, value in found.items()}
@@ -67,19 +99,26 @@ def score_all(scorer: Scorer, rows: Sequence[ScorerInputs]) -> list[Score]:
     return [scorer(*given) for given in rows]
 
 
-def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
+def heuristic_scorer(
+    weights: Mapping[str, float] | None = None, rules: Sequence[HeuristicRule] = ()
+) -> Scorer:
     """The criteria of a student project (grounding, reasoning, contradictions) as one sum.
 
-    weights: replaces weights by rule name; UsageError for a name that is no rule. Each
-    contradiction rule counts once, however often it is broken, so that one bad sentence cannot
-    outweigh all others.
+    rules: your own, beside these. weights: replaces weights by rule name; UsageError for a name
+    that is no rule, or that two rules have. Each contradiction rule counts once, however often it
+    is broken, so that one bad sentence cannot outweigh all others.
 
     What it cannot do: it never looks at the image; it knows no truth but counts; copying the
-    question scores; any "so" gains 0.5. The project also took 1.0 off an answer about a dog that
+    question scores; any "so" gains 0.5; its words are English, and it says so where most of the
+    answers that it gets together are not. The project also took 1.0 off an answer about a dog that
     names a cat. A true "the dog chases a cat" does so, too: only known counts can decide it
     (`absent_object`).
     """
-    chosen = {rule.name: rule.weight for rule in HEURISTIC_RULES}
+    used = (*HEURISTIC_RULES, *rules)
+    chosen = {rule.name: rule.weight for rule in used}
+    if len(chosen) < len(used):
+        names = ", ".join(rule.name for rule in used)
+        raise UsageError(f"rules: two have the same name ({names}). Rename yours.")
     unknown = set(weights or ()) - set(chosen)
     if unknown:
         raise UsageError(
@@ -90,9 +129,26 @@ def heuristic_scorer(weights: Mapping[str, float] | None = None) -> Scorer:
 
     # the image is not looked at
     def parts(image, *given):
-        return {rule.name: chosen[rule.name] * rule.value(*given) for rule in HEURISTIC_RULES}
+        return {rule.name: chosen[rule.name] * _rule_value(rule, *given) for rule in used}
 
-    return make_scorer("heuristic", parts)
+    score = make_scorer("heuristic", parts)
+
+    def batch(rows: Sequence[ScorerInputs]) -> list[Score]:
+        warn_if_not_english([row[2] for row in rows])
+        return [score(*row) for row in rows]
+
+    score.batch = batch
+    return score
+
+
+def _rule_value(rule: HeuristicRule, question: str, answer: str, facts: Facts) -> float:
+    value = rule.value(question, answer, facts)
+    number = finite_number(value)
+    if number is None:
+        raise UsageError(
+            f"rule {rule.name!r}: gave {value!r} for the answer {answer!r}. Return a finite number."
+        )
+    return number
 
 
 # --- Rewards against known counts ---
@@ -192,20 +248,12 @@ def _last_message(messages: str | list[dict], role: str) -> str:
     return " ".join(block["text"] for block in content if block["type"] == "text")
 
 
-def _image(columns: Mapping[str, list], row: int) -> Image | None:
-    """The image of a row of TRL's columns `images` or `image`.
-
-    Raises UsageError if it has several.
-    """
+def _image(columns: Mapping[str, list], row: int) -> Shown:
+    """The image, or the list of several, of a row of TRL's columns `images` or `image`."""
     if "images" not in columns:
         return columns["image"][row] if "image" in columns else None
     images = columns["images"][row] or [None]
-    if len(images) > 1:
-        raise UsageError(
-            f"row {row} of the batch has {len(images)} images, a scorer reads one. "
-            "Leave such rows out."
-        )
-    return images[0]
+    return images[0] if len(images) == 1 else list(images)
 
 
 def grpo_reward_function(
@@ -216,8 +264,8 @@ def grpo_reward_function(
 
     TRL calls it with lists: `prompts` and `completions` (texts, or chat messages), and every column
     of the data set. The question is what the user said last, the answer what the assistant said
-    last; the image comes from `images` or `image`, the facts from `facts_column` (None if there is
-    no such column).
+    last; the image (of several, their list) comes from `images` or `image`, the facts from
+    `facts_column` (None if there is no such column).
     """
 
     def reward(prompts: list, completions: list, **columns: list) -> list[float]:

@@ -14,7 +14,7 @@ from helpers import runtime
 from helpers.files import UsageError
 
 from .references import require_references
-from .scoring import Scorer, make_scorer
+from .scoring import Scorer, images_of, make_scorer
 
 Embedder = Callable[[list[str]], np.ndarray]  # n texts → (n, d)
 
@@ -91,13 +91,16 @@ def clip_scorer(model: torch.nn.Module, processor: Callable) -> Scorer:
     """CLIPScore = 2.5 · max(cos(image, answer), 0), 0 … 2.5 (Hessel et al. 2021, arXiv 2104.08718).
 
     model, processor: transformers' CLIPModel and CLIPProcessor. CLIP reads 77 tokens, start and end
-    included; the rest of an answer does not count. Simplified: without the paper's prefix "A photo
-    depicts", which is meant for captions. The scorer raises UsageError if there is no image.
+    included; the rest of an answer does not count. Of several images it is the mean, as the answer
+    is about all of them: the best would be that of an answer about one alone. Simplified: without
+    the paper's prefix "A photo depicts", which is meant for captions. The scorer raises UsageError
+    if there is no image.
     """
 
     @torch.no_grad()
     def parts(image, question, answer, facts):
-        if image is None:
+        images = images_of(image)
+        if not images:
             raise UsageError(
                 "clip: there is no image to compare the answer with. "
                 "Give one, or take another scorer."
@@ -105,14 +108,15 @@ def clip_scorer(model: torch.nn.Module, processor: Callable) -> Scorer:
         # what is longer than CLIP reads is cut
         inputs = processor(
             text=[answer],
-            images=[image.convert("RGB")],
+            images=[one.convert("RGB") for one in images],
             return_tensors="pt",
             truncation=True,
             max_length=model.config.text_config.max_position_embeddings,  # 77 in CLIP
         )
         output = model(**inputs.to(model.device))
-        cosine = torch.cosine_similarity(output.text_embeds, output.image_embeds).item()
-        return {"clip": 2.5 * max(cosine, 0.0)}
+        # (images,): the one text beside each of them
+        cosines = torch.cosine_similarity(output.text_embeds, output.image_embeds)
+        return {"clip": 2.5 * cosines.clamp(min=0.0).mean().item()}
 
     return make_scorer("clip", parts)
 

@@ -5,7 +5,8 @@ function of one's own before and after a change. Of functions that come from ins
 name counts, not the code.
 
 Simplification: a function is followed through the variables it refers to, not through attributes of
-modules.
+modules. A reward from a file of one's own (`rewards.load_reward`) has the text of that file and of
+its neighbours with it.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import inspect
 import sysconfig
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -74,6 +76,8 @@ def _leaf(value: Any) -> str | None:
         return hashlib.blake2b(shape + value.tobytes(), digest_size=16).hexdigest()
     if isinstance(value, ProcessorMixin):
         return processor_settings(value)
+    if isinstance(value, Path):  # the folder may have another place on another machine
+        return value.name
     if isinstance(value, ModuleType):
         return value.__name__
     if isinstance(value, type):

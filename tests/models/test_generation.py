@@ -5,24 +5,30 @@ import pytest
 import torch
 from architectures import build
 from pictures import noise
+from shipped import pictures_of
 from torch.testing import assert_close
 
 from helpers import models
 from helpers.data.counting import count_question, is_well_formed, parse_counts
-from helpers.data.pairs import counting_questions
+from helpers.data.pairs import counting_questions, counting_tasks
 from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
-from helpers.data.tasks import Task
-from helpers.evaluation.exactness import images_for
+from helpers.data.tasks import Task, ask
 from helpers.models.encoded_prompts import encode_prompts
-from helpers.models.generation import answer_budget, answer_tasks, sample_answers, sample_ids
+from helpers.models.generation import (
+    answer_budget,
+    answer_tasks,
+    sample_counting_answers,
+    sample_ids,
+    sample_task_answers,
+)
 from helpers.models.prompts import render
 
 QUESTION = count_question(CLASSES)
 
 
 def test_greedy_answers_do_not_depend_on_the_batch(tiny, valid_items):
-    images = images_for(valid_items[:6])
+    images = pictures_of(valid_items[:6])
     prompts = [count_question(CLASSES, i) for i in range(5)] + ["Is there a car in the image?"]
     together = models.generate_answers(*tiny, images, prompts)
     alone = [
@@ -36,7 +42,7 @@ def test_greedy_answers_do_not_depend_on_the_batch(tiny, valid_items):
 
 
 def test_sampling_follows_its_seed_and_leaves_the_generator_alone(tiny, valid_items):
-    images, prompts = images_for(valid_items[:8]), [QUESTION] * 8
+    images, prompts = pictures_of(valid_items[:8]), [QUESTION] * 8
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -72,7 +78,7 @@ class Cramped:
 
 @pytest.mark.heavy(reason="generates for three seconds")
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, capsys):
-    images, prompts = images_for(valid_items[:6]), [QUESTION] * 6
+    images, prompts = pictures_of(valid_items[:6]), [QUESTION] * 6
     how = {"temperature": 1.5, "seed": 1}
     expected = models.generate_answers(*tiny, images, prompts, **how, batch_size=2)
     tiny[0].train()
@@ -88,7 +94,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, ca
 
 @pytest.mark.heavy(reason="generates for five seconds")
 def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_items):
-    images, prompts = images_for(valid_items[:2]), [QUESTION] * 2
+    images, prompts = pictures_of(valid_items[:2]), [QUESTION] * 2
     with Cramped(tiny[0], rows=0) as cramped, pytest.raises(torch.OutOfMemoryError):
         models.generate_answers(*tiny, images, prompts)
     assert cramped.sizes == [2, 2, 2, 2, 2, 2, 1]  # 64, 32, …, 1 at once, of two
@@ -102,12 +108,12 @@ def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_it
 
 def test_each_prompt_needs_its_own_images(tiny, valid_items):
     with pytest.raises(ValueError, match="images for 1 prompts, but 2 prompts"):
-        models.generate_answers(*tiny, images_for(valid_items[:1]), [QUESTION] * 2)
+        models.generate_answers(*tiny, pictures_of(valid_items[:1]), [QUESTION] * 2)
 
 
 def test_images_may_be_paths(tiny, valid_items):
     paths = [item.path for item in valid_items[:3]]
-    opened = images_for(valid_items[:3])
+    opened = pictures_of(valid_items[:3])
     assert models.generate_answers(*tiny, paths, [QUESTION] * 3) == models.generate_answers(
         *tiny, opened, [QUESTION] * 3
     )
@@ -134,15 +140,44 @@ def test_unsloths_own_generate_is_passed_by(tiny):
 
 
 def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
-    asked = counting_questions(valid_items[:5])
-    budget = answer_budget(tiny[1], asked.answers)
-    answers = sample_answers(*tiny, asked.images, asked.questions, 3, max_new_tokens=budget)
+    answers = sample_counting_answers(*tiny, valid_items[:5], 3)
     assert len(answers) == 5 and all(len(texts) == 3 for texts in answers)
     stated = [parse_counts(t, list(valid_items[0].counts)) for texts in answers for t in texts]
     near = [
         s and abs(s["cars"] - valid_items[i // 3].counts["cars"]) <= 1 for i, s in enumerate(stated)
     ]
     assert np.mean([bool(n) for n in near]) > 0.8, "answers belong to their images"
+
+
+def test_tasks_that_count_are_sampled_as_the_counting_questions_are(tiny, valid_items):
+    """Same seeds, batches and budgets: what was sampled before is sampled again."""
+    items = valid_items[:3]
+    asked = counting_questions(items)
+    budget = answer_budget(tiny[1], asked.answers)
+    sampled = sample_task_answers(*tiny, counting_tasks(items), 2, seed=3, expected=asked.answers)
+    for place, seed in enumerate((3, 4)):
+        alone = models.generate_answers(
+            *tiny,
+            asked.images,
+            asked.questions,
+            temperature=1.0,
+            seed=seed,
+            max_new_tokens=budget,
+        )
+        assert [answers[place].text for answers in sampled] == alone
+    assert all(answer.ended for answers in sampled for answer in answers)
+
+
+def test_an_answer_that_its_tokens_cut_off_is_marked(tiny, valid_items):
+    """ "Yes." and its end are three tokens; a sentence with counts is longer."""
+    paths = [valid_items[0].path]
+    tasks = [ask("Is there a car in the image?", paths), ask(QUESTION, paths)]
+    (short,), (sentence,) = sample_task_answers(*tiny, tasks, 1, max_new_tokens=6)
+    assert short.ended and short.text in ("Yes.", "No.")
+    assert not sentence.ended and sentence.text.startswith("There")
+    # nothing is known of how long an answer is
+    (short,), (sentence,) = sample_task_answers(*tiny, tasks, 1)
+    assert short.ended and sentence.ended and is_well_formed(sentence.text, CLASSES)
 
 
 def test_text_alone_is_sampled_the_same_after_images():

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_of
 from helpers.files import ROOT, UsageError
 from helpers.rewards import feature_reward
 from helpers.rewards.feature_reward import (
@@ -22,7 +23,7 @@ from helpers.rewards.feature_reward import (
     target_scores,
     text_feature,
 )
-from helpers.rewards.scoring import make_scorer
+from helpers.rewards.scoring import make_scorer, score_all
 
 TRAIN = TRAFFIC / "preferences_train.jsonl"
 
@@ -270,3 +271,22 @@ def test_a_folder_of_another_model_or_a_damaged_one_is_refused(tiny, reward, tmp
     (folder / feature_reward.FEATURE_REWARD_WEIGHTS).write_bytes(b"half")
     with pytest.raises(UsageError, match="cannot be read"):
         FeatureReward.load(folder, *tiny)
+
+
+def test_as_a_reward_function_it_sees_what_it_sees_of_records(reward, records):
+    """Several images and turns; answers to one image share its feature, others do not."""
+    reward.fit(records, target_scores(records), epochs=1)
+    first, second, third = records[:3]
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes?"}]
+    turns += [turn.model_dump() for turn in first.prompt]
+    fields = {"images": first.images + second.images, "prompt": turns}
+    several = [type(first).model_validate(first.model_dump() | fields), second, third]
+    rows = []
+    for task, record in zip(tasks_of(several), several, strict=True):
+        images = task.open_images()
+        rows += [task.scorer_inputs(images, answer.text) for answer in record.answers]
+    found = torch.tensor([score.total for score in score_all(reward.as_scorer(), rows)])
+    expected = torch.tensor([value for row in reward.score_records(several) for value in row])
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match=r"features: 'Why\?' has no image"):
+        reward.as_scorer()(None, "Why?", "So.", None)

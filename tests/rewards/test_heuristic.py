@@ -7,8 +7,16 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from helpers.data.counting import count_answer, count_question
-from helpers.rewards.heuristic import HEURISTIC_RULES, content_words, is_mentioned, stated_counts
-from helpers.rewards.scoring import heuristic_scorer
+from helpers.files import UsageError
+from helpers.rewards.heuristic import (
+    HEURISTIC_RULES,
+    HeuristicRule,
+    content_words,
+    is_english,
+    is_mentioned,
+    stated_counts,
+)
+from helpers.rewards.scoring import heuristic_scorer, score_all
 
 
 def part(name, answer, facts=None, question=""):
@@ -249,3 +257,71 @@ def test_no_text_breaks_the_heuristic(question, answer, facts):
     score = heuristic_scorer()(None, question, answer, facts)
     assert score.total == sum(score.parts.values()) and np.isfinite(score.total)
     assert set(score.parts) == {rule.name for rule in HEURISTIC_RULES}
+
+
+# --- own rules, and other languages ---
+
+
+def shouting(question, answer, facts):
+    """True if the answer is in capitals."""
+    return answer.isupper()
+
+
+def test_own_rules_stand_beside_the_others():
+    own = [HeuristicRule("shouting", -2.0, shouting), HeuristicRule("long", 0.1, lambda q, a, f: 3)]
+    found = heuristic_scorer(rules=own)(None, "", "NO BOAT, SO", None)
+    assert found.parts["shouting"] == -2 and found.parts["long"] == pytest.approx(0.3)
+    assert found.parts["reasoning"] == 0.5 and found.total == pytest.approx(-1.2)
+    other = heuristic_scorer({"shouting": 1, "reasoning": 0}, own)(None, "", "NO BOAT, SO", None)
+    assert other.total == pytest.approx(1.3)
+    with pytest.raises(UsageError, match=r"rules: two have the same name \(grounding, .*grounding"):
+        heuristic_scorer(rules=[HeuristicRule("grounding", 1, shouting)])
+    with pytest.raises(UsageError, match=r"no rule is called shout\. .*, shouting, long"):
+        heuristic_scorer({"shout": 1}, own)
+    wrong = heuristic_scorer(rules=[HeuristicRule("none", 1, lambda q, a, f: None)])
+    with pytest.raises(UsageError, match="rule 'none': gave None for the answer 'a boat'"):
+        wrong(None, "", "a boat", None)
+
+
+ENGLISH = [
+    "There are 2 cars, 0 buses in the image.",
+    "A dog is on a sofa and sleeps by the window.",
+    "The larger house stands behind two trees.",
+    "It shows a red boat, which is near the shore.",
+]
+OTHERS = [
+    "Ein Hund liegt auf dem Sofa und schläft.",
+    "Der Mann steht in der Küche und kocht so gut es geht.",
+    "El perro no está en la casa, está en el jardín.",
+    "Il y a un chien sur le canapé rouge.",
+    "Il cane è in casa con la sua palla.",
+    "De kat is in de tuin van de buren.",
+    "图中有两辆车和一条狗。",
+    "На картинке две машины и собака.",
+]
+
+
+@pytest.mark.parametrize("text", ENGLISH)
+def test_english_is_known_by_its_small_words(text):
+    assert is_english(text) is True
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_other_languages_are_not_english(text):
+    assert is_english(text) is False
+
+
+@pytest.mark.parametrize("text", ["", "2", "Zebra.", "Yes.", "Rotes Auto", "3 cars, 2 buses"])
+def test_short_answers_have_no_language(text):
+    assert is_english(text) is None
+
+
+def test_it_is_said_once_that_the_rules_are_english(capsys):
+    def heard(answers):
+        score_all(heuristic_scorer(), [(None, "?", answer, None) for answer in answers])
+        return capsys.readouterr().out
+
+    assert heard(ENGLISH) == "" == heard(["Rotes Auto"] * 5)
+    assert heard(ENGLISH + OTHERS[:4]) == ""  # as many: not most
+    assert "know English words only" in heard(ENGLISH[:2] + OTHERS)
+    assert heard(OTHERS) == ""  # said before

@@ -15,10 +15,12 @@ from torch.testing import assert_close
 from helpers import models
 from helpers.config import RewardSettings
 from helpers.data.preferences import read_records
+from helpers.data.tasks import tasks_of
 from helpers.files import ROOT, UsageError
 from helpers.models.heads import HEADS
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import head_hash, score_records
+from helpers.rewards.scoring import score_all
 from helpers.training.reward import OBJECTIVES
 
 
@@ -72,6 +74,33 @@ def test_every_head_on_every_architecture(name, head, records, tmp_path):
     folder = reward_model.save_reward_model(run.reward, tmp_path / "reward", settings)
     again = score_records(reward_model.load_reward_model(*build(name), folder), records[:3])
     assert_close(flat(again), flat(scores), rtol=1e-5, atol=1e-6)
+
+
+# --- as a reward function ---
+
+
+def test_a_reward_function_sees_all_images_and_turns_as_training_does(records):
+    """Two pictures and three turns: the same scores as of the whole record."""
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), QUICK)
+    first, second = records[:2]
+    turns = [
+        {"role": "user", "content": "How many cars are there?"},
+        {"role": "assistant", "content": "There are 2 cars."},
+        *(turn.model_dump() for turn in first.prompt),
+    ]
+    fields = {"images": first.images + second.images, "prompt": turns}
+    long = type(first).model_validate(first.model_dump() | fields)
+    rows = []
+    for task, record in zip(tasks_of([long, second]), (long, second), strict=True):
+        images = task.open_images()
+        rows += [task.scorer_inputs(images, answer.text) for answer in record.answers]
+    found = [score.total for score in score_all(reward_model.as_scorer(reward), rows)]
+    assert_close(flat([found]), flat(score_records(reward, [long, second])), rtol=1e-4, atol=1e-5)
+    # what it is given counts: one picture, or the last turn as a plain text, is another question
+    images, question, answer, facts = rows[0]
+    score = reward_model.as_scorer(reward)
+    assert abs(score(images[0], question, answer, facts).total - found[0]) > 1e-4
+    assert abs(score(images, str(question), answer, facts).total - found[0]) > 1e-4
 
 
 # --- saving ---------------------------------------------------------------------------------------

@@ -291,7 +291,8 @@ def test_grpo_images_and_empty_answers():
     assert [call[0] for call in calls] == [image, None, None, None] and all(
         call[2] == "" for call in calls
     )
-    with pytest.raises(UsageError, match="row 1 of the batch has 2 images"):
-        reward(prompts=[ask] * 2, completions=[say] * 2, images=[[image], [image, image]])
+    other = colour_noise(2)
+    reward(prompts=[ask] * 2, completions=[say] * 2, images=[[image], [image, other]])
+    assert [call[0] for call in calls[4:]] == [image, [image, other]]
     with pytest.raises(UsageError, match="name the column"):
         grpo_reward_function(count_exact)(prompts=[ask], completions=[say])

@@ -177,3 +177,12 @@ def test_clip_needs_an_image_and_a_clip(clip_folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(UsageError, match="cannot be loaded as a CLIP"):
         load_clip(tmp_path)
+
+
+def test_clip_score_of_several_images_is_their_mean(clip_folder):
+    score = load_clip(clip_folder)
+    images = [colour_noise(seed) for seed in range(4)]
+    alone = [score(image, "", "red car").total for image in images]
+    assert score(images, "", "red car").total == pytest.approx(sum(alone) / 4, abs=1e-6)
+    with pytest.raises(UsageError, match="there is no image"):
+        score([], "", "red car")

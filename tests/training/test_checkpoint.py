@@ -22,6 +22,7 @@ from helpers.machine.checkpoints import (
     is_whole,
     last_checkpoint,
 )
+from helpers.rewards.catalogue import get_scorer
 from helpers.rewards.scoring import Score, count_exact, count_graded, make_scorer, weighted_scorer
 from helpers.rewards.similarity import cosine_scorer, tfidf_embedder
 from helpers.training import checkpoint as checkpoints
@@ -246,6 +247,30 @@ def test_an_embedding_counts_with_the_texts_it_was_fitted_on():
     scorers = [cosine_scorer(tfidf_embedder(texts)) for texts in (["a b"], ["a b"], ["a b", "b"])]
     first, same, other = map(reward_identity, scorers)
     assert first == same != other
+
+
+def test_a_reward_of_ones_own_counts_with_its_file_and_its_neighbours(tmp_path):
+    """The function stays, and what it imports changes: another run. Another folder is none."""
+    source = "from words import LIKED\n\ndef liked(image, question, answer, truth):\n"
+    source += "    return sum(word in LIKED for word in answer.split())\n"
+
+    def identity(folder, words, more=""):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "my_rewards.py").write_text(source + more)
+        (tmp_path / folder / "words.py").write_text(words)
+        (tmp_path / folder / "unused.py").write_text(folder)
+        return reward_identity(get_scorer("my_rewards.py:liked", tmp_path / folder))
+
+    first = identity("a", "LIKED = {'boat'}\n")
+    assert first.startswith("liked ")
+    assert first == identity("a", "LIKED = {'boat'}\n") == identity("b", "LIKED = {'boat'}\n")
+    assert first != identity("a", "LIKED = {'boat'}\nOTHER = 1\n")
+    assert first != identity("a", "LIKED = {'boat'}\n", "# a remark\n")
+    # so does a sum that it is a part of
+    both = weighted_scorer({get_scorer("my_rewards.py:liked", tmp_path / "a"): 1, count_exact: 1})
+    identity("a", "LIKED = {'boats'}\n")
+    other = weighted_scorer({get_scorer("my_rewards.py:liked", tmp_path / "a"): 1, count_exact: 1})
+    assert reward_identity(both) != reward_identity(other)
 
 
 def test_a_reward_model_counts_with_its_weights_and_their_scale():

@@ -373,7 +373,8 @@ def item_card(row: ItemRow, picture_html: str, policy: str, truth: str | None = 
         f"aria-label='item {row.number}, {row.outcome}'>"
         f"<div>item {row.number} {badge} change {row.change}</div>"
         f"<div style='height:{THUMBNAIL[1]}px;overflow:auto'>{picture_html}</div>"
-        f"<div><small>{question}</small></div>{answers}{known}<div><small>{kinds}</small></div></div>"
+        f"<div><small>{question}</small></div>{answers}{known}"
+        f"<div><small>{kinds}</small></div></div>"
     )
 
 

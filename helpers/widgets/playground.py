@@ -298,13 +298,13 @@ def ranking_table(
     totals: np.ndarray,
     truth: np.ndarray,
 ) -> str:
-    """HTML table, best first: place (ties share one), answer, total, truth, part of each rule.
+    """HTML table, best first: place (ties share one), answer, total, worth, part of each rule.
 
     texts, totals and truth have one entry an answer; parts: (answers, rules).
     """
     # names of rules are long: they may break
     names = [rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES]
-    rows = [["", "answer", "total", "truth", *names]]
+    rows = [["", "answer", "total", "worth", *names]]
     places = rankdata(-totals, method="min").astype(int)
     for place, text, total, true, row in zip(places, texts, totals, truth, parts, strict=True):
         answer = f"<div style='min-width:220px'>{escape_text(text)}</div>"

@@ -78,8 +78,11 @@ plan = machine.check_machine(MODEL)
 
 # %%
 tasks = prepared.tasks(prepared.held_out)
-path = prepared.path(prepared.held_out)
-records = data.read_records(path) if path.exists() else []  # questions may have no pairs
+pairs = {}
+for split in ("train", prepared.held_out):
+    path = prepared.path(split)
+    pairs[split] = data.read_records(path) if path.exists() else []  # of questions alone
+records = pairs[prepared.held_out]
 saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
 model, processor = models.load_model(MODEL, max_pixels=models.image_limit(saved, plan.max_pixels))
 folder, judges = files.artifacts_dir() / "reward", {}
@@ -147,8 +150,8 @@ known = [answer.text for record in records for answer in record.answers] or ["wo
 tokens = models.answer_budget(processor, known)
 decoding = evaluation.DecodingSettings(max_new_tokens=tokens)
 evidence = evaluation.gather_evidence(
-    policies, names, records, tasks,
-    judges=judges, decoding=decoding, stopped=prepared.held_out == "valid",
+    policies, names, records, tasks, judges=judges, decoding=decoding,
+    trained_on=pairs["train"], stopped=prepared.held_out == "valid",
 )  # fmt: skip
 said = evaluation.texts_of(evidence.answers)
 explorer = widgets.Explorer(tasks, said)

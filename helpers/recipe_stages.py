@@ -21,7 +21,6 @@ from helpers import models
 from helpers.data import (
     PreferenceRecord,
     Task,
-    as_counted_images,
     best_rule,
     blind_rules,
     convert_file,

@@ -338,7 +338,7 @@ print(f"{task.question}\n  before: {before}\n  after:  {after}\n  truth:  {task.
 def save(trainer, run, seed):
     """Adapter, settings, log and validation answers → artifacts/dpo/seed-N; the right share."""
     folder = dpo_folder / f"seed-{seed}"
-    about = {"base": MODEL, "max_pixels": plan.max_pixels, "seed": seed, "data": str(source)}
+    about = prepared.policy_about(MODEL, plan.max_pixels, seed)
     training.save_policy(trainer.model, folder, settings, about, run.log)
     right = training.save_answers(trainer.model, processor, valid_records, folder)
     found = "no truth to judge by" if right is None else f"right on validation {right}"
@@ -346,7 +346,6 @@ def save(trainer, run, seed):
     return found
 
 
-source = prepared.path("train")
 right = {SEEDS[0]: save(trainer, run, SEEDS[0])}
 
 # %% [markdown]

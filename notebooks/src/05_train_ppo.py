@@ -327,12 +327,7 @@ if trainer.actor.critic:
 # %%
 def save(name, run):
     """The adapter → artifacts/ppo/NAME, with its reward: notebook 07 takes no such for a judge."""
-    about = {
-        "base": MODEL,
-        "max_pixels": plan.max_pixels,
-        "seed": SEED,
-        "data": str(prepared.path("train")),
-    }
+    about = prepared.policy_about(MODEL, plan.max_pixels, SEED)
     about["reward"] = run.sampler.score.__name__
     return training.save_policy(run.model, ppo_folder / name, run.settings, about)
 

@@ -83,8 +83,9 @@ if split == "valid":
         f"{prepared.title} has no test split: these are its validation images, on which settings "
         "may have been chosen, so read the figures with care."
     )
-saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
+saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS), shipped=prepared.is_traffic)
 saved = [policy for policy in saved if any(fnmatch(policy.name, pattern) for pattern in POLICIES)]
+saved = prepared.keep_own(saved)
 max_pixels = models.image_limit(saved, plan.max_pixels)
 policies = models.Policies(*models.load_model(MODEL, max_pixels=max_pixels), saved)
 processor, names = policies.processor, policies.names

@@ -83,6 +83,7 @@ def build_matches(
             empty += 1
         else:
             matches.append(_match(i, task, texts))
+    # nothing is left out in silence
     left_out = f"{alike} of {n} questions left out: answered alike"
     if empty:
         left_out += f"; {empty} more: one answer is empty, and the other wins without a vote"

@@ -112,7 +112,8 @@ def _worths(records: Sequence[PreferenceRecord]) -> list[float]:
     """How far each answer is right; where no truth is known, minus the place people gave it."""
     score = degree_of(tasks_of(records))
     if score:
-        return [found.total for found in score_all(score, [(None, *row) for row in _rows(records)])]
+        found = score_all(score, [(None, *row) for row in _rows(records)])
+        return [one.total for one in found]
     worths = []
     for record in records:
         tiers = tier_of_each(record.ranking)

@@ -222,6 +222,7 @@ class Explorer(Panel):
 
     def _found(self) -> tuple[list[str], list[ItemOutcome]]:
         """The kinds of answers and the outcomes that any policy has, in the order of a menu."""
+        # of all policies, so that the menus stay when another one is chosen
         kinds = set()
         outcomes = set()
         for rows in self._rows.values():

@@ -60,9 +60,10 @@ from .ranking import (
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
-    select_known as select_known,
+    select_judged as select_judged,
     spearman_resamples as spearman_resamples,
     weighted_sum as weighted_sum,
+    worth_name as worth_name,
 )
 from .references import (
     anls as anls,

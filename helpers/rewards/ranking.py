@@ -33,6 +33,7 @@ from helpers.data import (
     counting_tasks,
     plain_kind,
     tasks_of,
+    tier_of_each,
 )
 from helpers.files import UsageError
 from helpers.models import VLM, SampledAnswer, sample_task_answers
@@ -41,7 +42,7 @@ from helpers.statistics import Proportion, proportion
 from .catalogue import SCORERS
 from .heuristic import HEURISTIC_RULES
 from .scoring import Score, Scorer, score_all
-from .truths import degrees, token_budget
+from .truths import degree_of, token_budget
 
 BOOTSTRAP_DRAWS = 1000
 # Simulated without any correlation, the interval misses 0 in 7 % of the cases; with 5 records
@@ -54,7 +55,7 @@ class AnswerTable:
     """The answers of all records, one row each."""
 
     record: np.ndarray  # (answers,) int: place of its record
-    truth: np.ndarray  # (answers,): how far each is right
+    truth: np.ndarray  # (answers,): how far each is right, or minus its place in the ranking
     # (pairs, 2) int: answers of one record, the truer one first; equally true ones are no pair
     pairs: np.ndarray
 
@@ -87,38 +88,53 @@ class Correlation:
         return self.low is None or self.low <= 0 <= self.high
 
 
-def select_known(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
-    """Choose the records whose truth is known, of the kind that most of them have.
+def select_judged(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """Choose the records whose truth is known; if none is, those that people have ranked.
 
-    Raises UsageError if there are none.
+    Of truths of several kinds, the most frequent one. Raises UsageError if there is neither.
     """
     kinds = Counter(record.kind for record in records if record.truth)
-    if not kinds:
+    known = [record for record in records if kinds and record.kind == kinds.most_common(1)[0][0]]
+    if not known:
+        known = [record for record in records if any(record.tier_pairs())]
+    if not known:
         raise UsageError(
-            "The truth of none of the records is known, so that no weights can be compared with "
-            "it. Give records with counts or reference answers."
+            "None of the records has a known truth or a ranking. Build some with notebook 02."
         )
-    kind, _ = kinds.most_common(1)[0]
-    return [record for record in records if record.kind == kind]
+    return known
+
+
+def worth_name(records: Sequence[PreferenceRecord]) -> str:
+    """What the answers of `select_judged` are judged by, in words."""
+    score = degree_of(tasks_of(records))
+    return f"the truth ({score.__name__})" if score else "what people preferred"
+
+
+def _worths(records: Sequence[PreferenceRecord]) -> list[float]:
+    """How far each answer is right; where no truth is known, minus the place people gave it."""
+    score = degree_of(tasks_of(records))
+    if score:
+        found = score_all(score, [(None, *row) for row in _rows(records)])
+        return [one.total for one in found]
+    worths = []
+    for record in records:
+        tiers = tier_of_each(record.ranking)
+        worths += [-float(tiers[place]) for place in range(len(record.answers))]
+    return worths
 
 
 def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, Facts]]:
     """Question, text and truth of each answer."""
-    return [
-        (record.prompt[-1].content, answer.text, record.truth)
-        for record in records
-        for answer in record.answers
-    ]
+    rows = []
+    for record in records:
+        question = record.prompt[-1].content
+        rows += [(question, answer.text, record.truth) for answer in record.answers]
+    return rows
 
 
 def flatten(records: Sequence[PreferenceRecord]) -> AnswerTable:
-    """The table of the answers of `records`, whose truth is known (`select_known`)."""
-    tasks = []
-    texts = []
-    for task, record in zip(tasks_of(records), records, strict=True):
-        tasks += [task] * len(record.answers)
-        texts += [answer.text for answer in record.answers]
-    truth = degrees(tasks, texts)
+    """The table of the answers of `records` (`select_judged`)."""
+    truth = np.array(_worths(records))
     numbers = []
     pairs = []
     # both orders of two answers are tried, and at most one of them has the truer answer first

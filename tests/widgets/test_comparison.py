@@ -6,12 +6,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from made_up_tasks import counting_tasks, tasks_about
+from made_up_tasks import tasks_about
 from PIL import Image
 from shipped import TRAFFIC
 
 from helpers import models
-from helpers.data import Message, Task
+from helpers.data import Message, Task, counting_tasks
 from helpers.data.labels import read_yolo
 from helpers.evaluation.side_by_side import read_gallery
 from helpers.files import UsageError

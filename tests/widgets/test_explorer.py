@@ -5,10 +5,10 @@ import itertools
 import re
 
 import pytest
-from made_up_tasks import counting_tasks, tasks_about
+from made_up_tasks import tasks_about
 from PIL import Image
 
-from helpers.data import Task, ask
+from helpers.data import Task, ask, counting_tasks
 from helpers.data.counting import count_answer
 from helpers.evaluation import Rightness
 from helpers.files import UsageError

@@ -157,6 +157,7 @@ def test_samples_are_ranked_by_a_score_with_margins(capsys):
     assert tie.ranking == [[0, 1]] and tie.pairs() == []
 
 
+@pytest.mark.heavy(reason="generates for two seconds")
 def test_what_is_sampled_is_ranked(tiny, valid_items):
     items, score = valid_items[:6], SCORERS["count_graded"]
     ranked = sample_and_rank(*tiny, items, score, 3, seed=5)

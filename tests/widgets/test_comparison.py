@@ -20,6 +20,7 @@ from helpers.rewards.scoring import make_scorer
 from helpers.widgets.comparison import LIKELIER_TOKENS, Comparison, is_answer_right
 
 TRUTH = {"cars": 2, "motorcycles": 3, "buses": 0, "bicycles": 1}
+generates = pytest.mark.heavy(reason="both policies answer after each move")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,7 @@ def photo(size=(200, 100)):
     return buffer.getvalue()
 
 
+@generates
 def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, items):
     assert (
         list(comparison.state["answers"]) == ["base", "dpo/shipped"]
@@ -81,6 +83,7 @@ def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, item
     )
 
 
+@generates
 def test_switching_the_policies_asks_those(comparison):
     comparison.names.value = ["dpo/shipped"]
     assert (
@@ -91,7 +94,7 @@ def test_switching_the_policies_asks_those(comparison):
     assert list(comparison.state["answers"]) == ["base"], "without a choice the base speaks"
 
 
-@pytest.mark.heavy(reason="generates for seven seconds")
+@generates
 def test_every_decoding_control_changes_what_is_asked(comparison):
     comparison.max_new_tokens.value = 3
     assert (
@@ -111,6 +114,7 @@ def test_every_decoding_control_changes_what_is_asked(comparison):
     assert comparison.state["answers"]["base"] == narrow, "a narrow nucleus is greedy"
 
 
+@generates
 def test_figures_and_token_colours_are_those_of_the_answers(comparison):
     spoken = comparison.state["spoken"][1]
     assert (
@@ -123,12 +127,14 @@ def test_figures_and_token_colours_are_those_of_the_answers(comparison):
     )
 
 
+@generates
 def test_a_reward_is_shown_where_there_is_one(policies, items, artifacts):
     reward = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
     comparison = Comparison(policies, items, reward=reward)
     assert f"reward {len(comparison.state['answers']['base'])}.00" in comparison.answers.value
 
 
+@generates
 def test_an_upload_is_asked_about_and_has_no_known_truth(comparison):
     upload(comparison, photo())
     assert (
@@ -139,6 +145,7 @@ def test_an_upload_is_asked_about_and_has_no_known_truth(comparison):
     assert comparison.state["right"]["base"] is not None, "a held-out image again"
 
 
+@generates
 def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_question_works(
     comparison,
 ):
@@ -148,7 +155,7 @@ def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_questi
     assert "answers" in comparison.state and "Error" not in comparison.message.value
 
 
-@pytest.mark.heavy(reason="generates for six seconds")
+@generates
 def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, items):
     comparison.item.value, comparison.temperature.value, comparison.seed.value = 4, 0.8, 7
     comparison.question.value = "How many buses?"
@@ -164,6 +171,7 @@ def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, i
     assert fewer.item.value == 1, "a setting that no longer fits is brought into range"
 
 
+@generates
 def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifacts):
     comparison.keep.click()
     comparison.keep.click()
@@ -179,6 +187,7 @@ def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifact
         read_gallery(artifacts / "gallery")
 
 
+@generates
 def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(
     policies, items, artifacts, tmp_path
 ):
@@ -194,6 +203,7 @@ def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(
     assert list(comparison.state["answers"]) == ["base", "dpo/shipped"]
 
 
+@generates
 def test_adapters_of_another_folder_join(comparison, tmp_path):
     shutil.copytree(SHIPPED_POLICIES, tmp_path / "more" / "ppo" / "mine")
     before = comparison.state["answers"]

@@ -251,6 +251,7 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
     assert asked["reward"].head == "fusion"  # of linear, mlp and fusion, the one that keeps most
 
 
+@pytest.mark.heavy(reason="runs the first stage of a recipe")
 def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
     """The stage `data` loads nothing; several processes would take the recipe as it is."""
     recipe = read_recipe(find_recipe("vehicles"), laptop=True, changes=[("data.limit", 4)])
@@ -263,6 +264,7 @@ def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
     assert run.load()[1].image_processor.size["longest_edge"] == 28**2
 
 
+@pytest.mark.heavy(reason="two forecasts with the machine measured")
 def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_path):
     card(monkeypatch, 8.0)  # of RAM: 32 bits for what is not quantised
     recipe = read_recipe(find_recipe("captions"))

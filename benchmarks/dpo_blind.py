@@ -23,11 +23,12 @@ sys.path.insert(0, str(ROOT))
 from helpers import models
 from helpers.config import DPO_PRESETS
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import add_image_negatives, build_records, make_one_sided
+from helpers.data.pairs import add_image_negatives, build_records, counting_tasks, make_one_sided
 from helpers.data.preferences import read_records
 from helpers.data.trl_pairs import to_trl
-from helpers.evaluation.exactness import evaluate_counting
+from helpers.evaluation.judges import judges
 from helpers.evaluation.pair_accuracy import evaluate_pairs
+from helpers.evaluation.task_results import evaluate_tasks
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table
 from helpers.runtime import machine_summary
@@ -66,16 +67,17 @@ def train_and_measure(data, settings, seed, items, pairs) -> dict[str, Proportio
     trainer = dpo.dpo_trainer(model, processor, data, settings, seed=seed)
     dpo.train_dpo(trainer)
     policy = trainer.model
-    sampled = evaluate_counting(policy, processor, items, temperature=1.0, seed=seed)
+    judge = judges(counting_tasks(items))
+    sampled = evaluate_tasks(policy, processor, judge, temperature=1.0, seed=seed)
     return {
         "pairs": evaluate_pairs(policy, processor, pairs[0]).accuracy,
         "pairs, shuffled images": evaluate_pairs(policy, processor, pairs[1]).accuracy,
-        "exact": evaluate_counting(policy, processor, items).exact_share,
-        "exact, shuffled images": evaluate_counting(
-            policy, processor, items, images="shuffled", seed=seed
-        ).exact_share,
-        "exact, sampled": sampled.exact_share,
-        "well formed, sampled": sampled.well_formed_share,
+        "exact": evaluate_tasks(policy, processor, judge).right_share,
+        "exact, shuffled images": evaluate_tasks(
+            policy, processor, judge, images="shuffled", seed=seed
+        ).right_share,
+        "exact, sampled": sampled.right_share,
+        "well formed, sampled": sampled.share("well formed"),
     }
 
 

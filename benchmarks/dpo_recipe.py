@@ -21,9 +21,10 @@ sys.path.insert(0, str(ROOT))
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import build_records
+from helpers.data.pairs import build_records, counting_tasks
 from helpers.data.trl_pairs import to_trl
-from helpers.evaluation.exactness import evaluate_counting
+from helpers.evaluation.judges import judges
+from helpers.evaluation.task_results import evaluate_tasks
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table
 from helpers.report.plots import interval_chart
@@ -57,12 +58,13 @@ def train_and_measure(
     model, processor = models.load_model("tiny")
     trainer = dpo.dpo_trainer(model, processor, dataset, settings, seed=seed)
     seconds = dpo.train_dpo(trainer).seconds
+    judge = judges(counting_tasks(items))
     results = {
-        name: evaluate_counting(trainer.model, processor, items, seed=seed, **how)
+        name: evaluate_tasks(trainer.model, processor, judge, seed=seed, **how)
         for name, how in CONDITIONS.items()
     }
-    shares = {name: result.exact_share for name, result in results.items()}
-    return {**shares, "wellformed_sampled": results["exact_sampled"].well_formed_share}, seconds
+    shares = {name: result.right_share for name, result in results.items()}
+    return {**shares, "wellformed_sampled": results["exact_sampled"].share("well formed")}, seconds
 
 
 def pooled(shares: list[Proportion]) -> Proportion:

@@ -23,10 +23,11 @@ from data.scene_folders import write_split
 from helpers import models
 from helpers.config import PPO_PRESETS, PPOSettings
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import true_and_wrong_answers
+from helpers.data.pairs import counting_tasks, true_and_wrong_answers
 from helpers.data.preferences import read_records
 from helpers.data.tasks import Task, tasks_of
-from helpers.evaluation.exactness import evaluate_counting
+from helpers.evaluation.judges import judges
+from helpers.evaluation.task_results import evaluate_tasks
 from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
 from helpers.runtime import compute_dtype
@@ -131,7 +132,8 @@ class HeldOut(TrainerCallback):
     """
 
     def __init__(self, processor, items, settings: PPOSettings):
-        self.processor, self.items = processor, items
+        self.processor = processor
+        self.judge = judges(counting_tasks(items))
         self.settings = settings
         self.shares: dict[int, Proportion] = {}
         self.watching = 0.0
@@ -142,7 +144,7 @@ class HeldOut(TrainerCallback):
             samples = (
                 int(iteration) * self.settings.prompts_per_iteration * self.settings.group_size
             )
-            self.shares[samples] = evaluate_counting(model, self.processor, self.items).exact_share
+            self.shares[samples] = evaluate_tasks(model, self.processor, self.judge).right_share
             self.watching += now() - started
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -185,11 +187,12 @@ def learn(
         warming = now() - started
         trainer.train()
         seconds = warming + trainer.seconds
-    greedy = evaluate_counting(trainer.model, processor, sets["test"])
-    sampled = evaluate_counting(trainer.model, processor, sets["test"], temperature=1.0, seed=seed)
+    judge = judges(counting_tasks(sets["test"]))
+    greedy = evaluate_tasks(trainer.model, processor, judge)
+    sampled = evaluate_tasks(trainer.model, processor, judge, temperature=1.0, seed=seed)
     found = {f"held_out_after_{samples}": share for samples, share in held_out.shares.items()}
-    found |= {"exact": greedy.exact_share, "exact_sampled": sampled.exact_share}
-    found |= {"wellformed_sampled": sampled.well_formed_share, "seconds": seconds}
+    found |= {"exact": greedy.right_share, "exact_sampled": sampled.right_share}
+    found |= {"wellformed_sampled": sampled.share("well formed"), "seconds": seconds}
     if not by_trl and trainer.actor.critic is not None:
         late = trainer.log[-max(1, len(trainer.log) // 4) :]
         if math.isfinite(known := pooled_explained_variance(late)):

@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 from data.base_questions import careless_counts, make_question
 from data.scene_folders import write_split
 from helpers.data.labels import read_yolo
+from helpers.data.pairs import counting_tasks
 from helpers.data.scenes import (
     COLORS,
     GRID,
@@ -47,7 +48,8 @@ from helpers.data.scenes import (
     draw_scene,
     make_scene,
 )
-from helpers.evaluation.exactness import evaluate_counting
+from helpers.evaluation.judges import judges
+from helpers.evaluation.task_results import evaluate_tasks
 from helpers.files import write_text
 from helpers.models.loading import load_model
 from helpers.statistics import Proportion
@@ -268,15 +270,16 @@ def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]
         items = read_yolo(Path(data), "test")
         for precision, four_bit in (("fp32", False), ("4-bit NF4", True)):
             model, processor = load_model(folder, four_bit=four_bit)
-            greedy = evaluate_counting(model, processor, items)
-            sampled = evaluate_counting(model, processor, items, temperature=1.0)
-            shuffled = evaluate_counting(model, processor, items, images="shuffled")
+            judge = judges(counting_tasks(items))
+            greedy = evaluate_tasks(model, processor, judge)
+            sampled = evaluate_tasks(model, processor, judge, temperature=1.0)
+            shuffled = evaluate_tasks(model, processor, judge, images="shuffled")
             table[precision] = {
-                "exact, greedy": greedy.exact_share,
-                "exact, sampled at T = 1": sampled.exact_share,
-                "exact, greedy, images shuffled": shuffled.exact_share,
-                "well formed, greedy": greedy.well_formed_share,
-                "well formed, sampled at T = 1": sampled.well_formed_share,
+                "exact, greedy": greedy.right_share,
+                "exact, sampled at T = 1": sampled.right_share,
+                "exact, greedy, images shuffled": shuffled.right_share,
+                "well formed, greedy": greedy.share("well formed"),
+                "well formed, sampled at T = 1": sampled.share("well formed"),
             }
     return table
 

@@ -60,6 +60,18 @@ def _parameters_cell(cells: list) -> int:
     return tagged[0]
 
 
+def read_notebook(name: str, values: dict[str, Any] | None = None) -> Any:
+    """A notebook as nbformat reads it, with a cell of other values behind its parameters."""
+    import nbformat
+
+    notebook = nbformat.read(find_notebook(name), as_version=4)
+    if values:
+        source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+        cell = nbformat.v4.new_code_cell(source)
+        notebook.cells.insert(_parameters_cell(notebook.cells) + 1, cell)
+    return notebook
+
+
 def run_notebook(
     name: str, values: dict[str, Any] | None = None, html_folder: Path | None = None
 ) -> Path | None:
@@ -67,17 +79,12 @@ def run_notebook(
 
     Raises UsageError with the notebook, the cell and the last lines of its error if a cell fails.
     """
-    import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
     from tqdm.auto import tqdm
 
     path = find_notebook(name)
-    notebook = nbformat.read(path, as_version=4)
-    if values:
-        source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
-        cell = nbformat.v4.new_code_cell(source)
-        notebook.cells.insert(_parameters_cell(notebook.cells) + 1, cell)
+    notebook = read_notebook(name, values)
     progress = tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", mininterval=2)
     client = NotebookClient(
         notebook,

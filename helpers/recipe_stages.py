@@ -21,7 +21,6 @@ from helpers import models
 from helpers.data import (
     PreferenceRecord,
     Task,
-    as_counted_images,
     best_rule,
     blind_rules,
     convert_file,
@@ -30,26 +29,26 @@ from helpers.data import (
     read_records,
     read_visual_genome,
     to_trl,
-    true_and_wrong_answers,
     write_records,
 )
 from helpers.doctor import DPODoctor, PPODoctor, preflight
-from helpers.evaluation import evaluate_greedy_and_sampled, score_greedy_answers
+from helpers.evaluation import GreedyAndSampled, evaluate_greedy_and_sampled
 from helpers.files import ROOT, UsageError, open_image, read_json, write_json
 from helpers.recipes import RecipeRun, fit_recipe
+from helpers.report import figure_name
 from helpers.rewards import (
     CaptionReward,
     FeatureReward,
     Scorer,
     cosine_scorer,
-    count_exact,
-    exact_match,
     get_scorer,
+    known_answers,
     load_clip,
     load_text_reward,
     pair_gaps,
     pair_hits,
     reward_model,
+    reward_of,
     sample_and_rank,
     score_records,
     target_scores,
@@ -302,13 +301,12 @@ def train_dpo_policy(run: RecipeRun) -> None:
 
 
 def train_ppo_policy(run: RecipeRun) -> None:
-    """Train a policy by PPO; a critic with an adapter of its own is warmed up where counts are."""
+    """Train a policy by PPO; a critic with an adapter of its own is warmed up on known answers."""
     recipe = run.recipe
     model, processor = run.load()
     settings, tasks = recipe.ppo_settings(), run.tasks("train")
     folder = run.folder / "ppo"
     model, score = _weighted_scorer(run, model, processor, tasks)
-    counted = isinstance(tasks[0].facts, dict)
     trainer = ppo_trainer(
         model,
         processor,
@@ -317,15 +315,15 @@ def train_ppo_policy(run: RecipeRun) -> None:
         settings,
         folder,
         seed=recipe.seed,
-        # only watched, not trained on: are the counts, or is the answer, true?
-        truth=count_exact if counted else exact_match,
+        # only watched, not trained on: is the answer right?
+        truth=reward_of(tasks),
         watch=[PPODoctor()],
         cache=run.folder / "cache" / "features",
     )
     epochs = recipe.ppo.critic_warm_up_epochs
+    answers = known_answers(tasks, recipe.seed)
     # a run that goes on has a critic that was warm before
-    if counted and epochs and trainer.actor.own_adapter and not trainer.iteration:
-        answers = true_and_wrong_answers([task.facts for task in tasks], recipe.seed)
+    if answers and epochs and trainer.actor.own_adapter and not trainer.iteration:
         warm_up_critic(trainer, tasks, answers, epochs)
     log = trainer.train()
     if PartialState().is_main_process:
@@ -371,40 +369,32 @@ def _learnt_scorer(
 
 
 def evaluate_policies(run: RecipeRun) -> None:
-    """Base and policies on the test split: are the counts, or the answers, true?"""
+    """Base and policies on the test split: is the answer right, where the truth is known?"""
     model, processor = run.load()
     tasks = run.tasks("test")
-    base = _right_answers(run, "base", model, processor, tasks)
-    # each policy on a fresh base, on the same items: the tests are paired
+    base = _evaluate_policy(run, "base", model, processor, tasks)
+    # each policy on a fresh base, on the same tasks: the tests are paired
     for name in ("dpo", "ppo"):
         if (run.folder / name / "adapter_config.json").exists():
             policy = models.load_adapter(run.load()[0], run.folder / name)
-            right = _right_answers(run, name, policy, processor, tasks)
-            run.add_figure(f"{name}_mcnemar_p", float(mcnemar_p(base, right)))
+            found = _evaluate_policy(run, name, policy, processor, tasks)
+            if base.judge.measures:
+                p = mcnemar_p(base.greedy.right, found.greedy.right)
+                run.add_figure(f"{name}_mcnemar_p", float(p))
 
 
-def _right_answers(
+def _evaluate_policy(
     run: RecipeRun,
     name: str,
     model: torch.nn.Module,
     processor: ProcessorMixin,
     tasks: Sequence[Task],
-) -> list[bool]:
-    """Which greedy answers are right, (tasks,).
-
-    Counts are asked for in both wordings, and sampled ones are noted as well.
-    """
-    if isinstance(tasks[0].facts, dict):
-        items = as_counted_images(run.records("test"))
-        found = evaluate_greedy_and_sampled(model, processor, items)
-        run.add_figure(f"{name}_exact", found.greedy.exact_share)
-        run.add_figure(f"{name}_exact_sampled", found.sampled.exact_share)
-        run.add_figure(f"{name}_wellformed_sampled", found.sampled.well_formed_share)
-        return list(found.greedy.exact)
-    (totals,) = score_greedy_answers(model, processor, tasks, exact_match)
-    right = [bool(total) for total in totals]
-    run.add_figure(f"{name}_right", proportion(sum(right), len(right)))
-    return right
+) -> GreedyAndSampled:
+    """Greedy and sampled answers of one model, and their shares among the run's figures."""
+    found = evaluate_greedy_and_sampled(model, processor, tasks)
+    for measure, share in found.shares().items():
+        run.add_figure(f"{name}_{figure_name(measure)}", share)
+    return found
 
 
 # These run in all processes.

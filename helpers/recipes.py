@@ -326,7 +326,7 @@ class RecipeRun:
         tasks = []
         for row in read_json(self.folder / "data" / f"{split}-questions.json"):
             question = models.user_message(row["question"])
-            tasks.append(Task((Path(row["image"]),), (question,), row["answer"]))
+            tasks.append(Task((Path(row["image"]),), (question,), row["answer"], "exact_match"))
         return tasks
 
     def add_figure(self, name: str, figure: Proportion | float) -> None:

@@ -170,6 +170,67 @@ def cluster_bootstrap(
     return Estimate(float(gains.mean()), low, high, len(codes))
 
 
+def clustered_share(points: Sequence[float], clusters: Sequence[Hashable]) -> Estimate | None:
+    """Mean of points from 0 to 1 with an interval over whole clusters; None if there are none.
+
+    Wilson's where every cluster is a single item, else the bootstrap of `cluster_bootstrap`. Where
+    that has no width, since all points are equal, it is Wilson's of as many points as there are
+    clusters. n is the number of clusters.
+    """
+    values = _finite(points)
+    if not len(values):
+        return None
+    number = len(set(clusters))
+    if number == len(values):
+        return proportion(float(values.sum()), number)
+    found = cluster_bootstrap(np.zeros_like(values), values, clusters)
+    if found.low is None:
+        return proportion(float(values.mean()) * number, number)
+    return Proportion(found.value, found.low, found.high, number)
+
+
+def _cluster_sums(values: Sequence[float], clusters: Sequence[str]) -> np.ndarray:
+    if not len(clusters):
+        return np.zeros(0)
+    _, members = np.unique(clusters, return_inverse=True)
+    return np.bincount(members, np.asarray(values, dtype=float))
+
+
+def sign_flip_p(gains: Sequence[float], clusters: Sequence[str]) -> float:
+    """Two-sided p of the sum of gains if the sign of each cluster's were a coin (Fisher 1935).
+
+    All combinations of signs where there are few, else 9,999 draws of seed 0. 1 where no test can
+    be made: fewer than two clusters, or no gain anywhere.
+    """
+    # the gains of a cluster turn together: only its sum counts
+    sums = _cluster_sums(gains, clusters)
+    if len(sums) < 2 or not sums.any():
+        return 1.0
+    from scipy.stats import permutation_test
+
+    # exchanging a sum with 0 in `sums − 0` turns its sign
+    found = permutation_test(
+        (sums, np.zeros_like(sums)),
+        lambda a, b, axis: (a - b).sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def sign_test_p(gains: Sequence[float], clusters: Sequence[str]) -> float:
+    """Exact two-sided sign test: as many clusters with a gain as with a loss? (Arbuthnott 1710).
+
+    A cluster counts once, by the sign of its sum; one without gain or loss says nothing. 1 where
+    none is left.
+    """
+    sums = _cluster_sums(gains, clusters)
+    gained = int((sums > 0).sum())
+    changed = int((sums != 0).sum())
+    return binomial_p(gained, changed, 0.5) if changed else 1.0
+
+
 def mcnemar_p(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Exact two-sided McNemar test (McNemar 1947): did the same items get better or worse?
 

@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from helpers.data import ask
 from helpers.evaluation import arena
 
 NAMES = ("zeta-base", "alpha-policy")
@@ -15,10 +16,6 @@ def make(folder, number=3, name="records.jsonl", texts=("old", "new")):
         who: [f"{text} answer to {i}" for i in range(number)]
         for who, text in zip(NAMES, texts, strict=True)
     }
-    paths, prompts = (
-        [folder / "images" / "photo.png"] * number,
-        [f"How many in {i}?" for i in range(number)],
-    )
-    return arena.build_matches(
-        paths, prompts, answers, NAMES, ["group 0"] * number, records_path=folder / "arena" / name
-    )
+    picture = folder / "images" / "photo.png"
+    tasks = [ask(f"How many in {i}?", [picture], group="group 0") for i in range(number)]
+    return arena.build_matches(tasks, answers, NAMES, records_path=folder / "arena" / name)

@@ -7,7 +7,9 @@ import pytest
 from shipped import TRAFFIC
 
 from helpers.data.labels import read_yolo
-from helpers.evaluation.exactness import evaluate_counting
+from helpers.data.pairs import counting_tasks
+from helpers.evaluation.judges import judges
+from helpers.evaluation.task_results import evaluate_tasks
 from helpers.files import ROOT
 from helpers.models.loading import load_model
 
@@ -26,10 +28,11 @@ def test_the_rebuilt_base_behaves_alike(tmp_path):
     items = read_yolo(TRAFFIC, "test")
     for folder in (ROOT / "data" / "tiny-qwen2-vl", tmp_path / "base"):
         model, processor = load_model(folder)
-        greedy = evaluate_counting(model, processor, items)
-        sampled = evaluate_counting(model, processor, items, temperature=1.0)
-        assert greedy.well_formed.all() and sampled.well_formed_share.value >= 0.95
-        assert 0.25 <= greedy.exact_share.value <= 0.45
+        judge = judges(counting_tasks(items))
+        greedy = evaluate_tasks(model, processor, judge)
+        sampled = evaluate_tasks(model, processor, judge, temperature=1.0)
+        assert greedy.values["well formed"].all() and sampled.share("well formed").value >= 0.95
+        assert 0.25 <= greedy.right_share.value <= 0.45
         assert all(
             (errors <= 0).all()
             for cls, errors in greedy.errors().items()

@@ -7,6 +7,7 @@ import shutil
 import time
 
 import matplotlib.pyplot as plt
+import nbformat
 import pytest
 from browser import (
     CHROMIUM,
@@ -18,8 +19,10 @@ from browser import (
     open_notebook,
     screenshot,
 )
+from ci import write_scenes
 from pictures import noise
 
+from helpers import notebooks
 from helpers.files import ROOT, write_json
 from helpers.models.policies import SHIPPED_POLICIES
 from helpers.report.page import Section
@@ -32,14 +35,17 @@ pytestmark = [
 ]
 PATIENCE = 240_000  # milliseconds
 NOTEBOOK = "06_compare_before_after.ipynb"
+MATCHES = 12  # a few more than are voted on
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of the notebook (JupyterLab saves on its own) beside links to the suite, and two adapters."""
+    """The notebook with few scenes (JupyterLab saves on its own), links to the suite, two adapters."""
     folder = tmp_path_factory.mktemp("reader") / "suite"
     (folder / "notebooks").mkdir(parents=True)
-    shutil.copy(ROOT / "notebooks" / NOTEBOOK, folder / "notebooks")
+    values = {"DATA": str(write_scenes(folder / "scenes")), "MATCHES": MATCHES}
+    notebook = notebooks.read_notebook(NOTEBOOK, values)
+    nbformat.write(notebook, folder / "notebooks" / NOTEBOOK)
     for name in ("helpers", "data"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("dpo/seed-0", "ppo/mine"):

@@ -22,11 +22,12 @@ from helpers.recipes import RECIPES, RecipeRun, deep_merge, find_recipe, fit_rec
 heavy = pytest.mark.heavy(reason="runs all recipes in a short form")
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
+LIMIT = 16  # records of each split
 SHORT = {  # of each recipe, so that it takes seconds
     "captions": ["ppo.settings.iterations=1", "captions.epochs=1", "reward.settings.epochs=1"],
     "heuristic": ["ppo.settings.iterations=1", "features.epochs=2", "rank.answers=3"],
     "questions": ["ppo.settings.iterations=2", "ppo.settings.checkpoint_every=1"],
-    "reward_models": ["reward.settings.epochs=1"],
+    "reward_models": ["reward.settings.epochs=1", 'reward.objectives=["focal"]'],
     "vehicles": ["dpo.settings.steps=2"],
 }
 ROWS = {  # what a row of each project's data has
@@ -45,7 +46,8 @@ def run(name, folder, *more):
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
-    return {name: (folder / name, run(name, folder / name, "data.limit=32")) for name in NAMES}
+    limit = f"data.limit={LIMIT}"
+    return {name: (folder / name, run(name, folder / name, limit)) for name in NAMES}
 
 
 def test_there_is_one_for_each_project():
@@ -65,7 +67,7 @@ def test_a_recipe_runs_whole(figures, name):
         assert (folder / "reward" / "best" / "head.safetensors").exists()
     if "evaluate" in recipe.stages:
         share = found["base_right" if name == "questions" else "base_exact"]
-        assert share["n"] == 32 and share["low"] < share["value"] < share["high"]
+        assert share["n"] == LIMIT and share["low"] < share["value"] < share["high"]
     assert all(isinstance(row["value"], float) and row["seed"] == 0 for row in found.values())
 
 
@@ -88,7 +90,7 @@ def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figur
         read_json(folder / "data" / f"{split}-questions.json") for split in ("train", "test")
     )
     assert not {row["image"] for row in train} & {row["image"] for row in test}
-    assert found["questions_train"]["value"] == len(train) == 32
+    assert found["questions_train"]["value"] == len(train) == LIMIT
     assert {"Yes.", "No."} < {row["answer"] for row in train}
 
 
@@ -100,14 +102,16 @@ def test_ranked_answers_are_the_models_own_and_the_questions_stay_all(figures):
         for line in (folder / "data" / "test-ranked.jsonl").read_text().splitlines()
     ]
     assert {answer["origin"] for record in ranked for answer in record["answers"]} == {"own"}
-    assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == 32 >= len(ranked)
+    assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == LIMIT >= len(ranked)
 
 
 @heavy
 def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys):
     folder, before = figures["questions"]
     changes = [
-        part for setting in (*SHORT["questions"], "data.limit=32") for part in ("--set", setting)
+        part
+        for setting in (*SHORT["questions"], f"data.limit={LIMIT}")
+        for part in ("--set", setting)
     ]
     arguments = [
         "train",

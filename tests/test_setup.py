@@ -123,9 +123,13 @@ import importlib.metadata, json
 print(json.dumps({found.name.lower(): found.version for found in importlib.metadata.distributions()}))"""
 
 
-@pytest.mark.heavy(reason="Colab's packages, really installed")
+@pytest.mark.slow(reason="Colab's packages, really installed; the other tests are of its parts")
 def test_the_set_up_cell_on_colab(runtime, repository, shared_notebooks, tmp_path):
-    """Cloned, installed, nothing protected touched, model code imported; a second run has nothing to do."""
+    """Cloned, installed, nothing protected touched, model code imported; a second run has nothing to do.
+
+    In `make test`: what would be installed beside Colab's versions is asked of the index in
+    test_install.py; the clone, and the whole cell with the packages of this environment, here.
+    """
     shared_notebooks(f'repository = "{repository}"\ntag = "v1"')
     cell, content = sync.set_up_cell(), tmp_path / "content"
     before = json.loads(run_cell(runtime, LOOK, content).stdout)

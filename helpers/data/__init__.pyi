@@ -8,6 +8,7 @@ from .blind import (
     BlindRules as BlindRules,
     BlindTable as BlindTable,
     best_rule as best_rule,
+    blind_record_values as blind_record_values,
     blind_rules as blind_rules,
     blind_values as blind_values,
     blind_warnings as blind_warnings,
@@ -43,6 +44,7 @@ from .convert_rows import (
 from .counting import (
     SINGULAR as SINGULAR,
     Counts as Counts,
+    classes_of as classes_of,
     count_answer as count_answer,
     count_question as count_question,
     edited_counts as edited_counts,
@@ -189,6 +191,7 @@ from .record import (
     Origin as Origin,
     Pair as Pair,
     PreferenceRecord as PreferenceRecord,
+    conversation_text as conversation_text,
     is_first_shown_second as is_first_shown_second,
     name_images as name_images,
     record_key as record_key,

@@ -15,7 +15,7 @@ import numpy as np
 from helpers.files import open_image
 from helpers.statistics import Proportion, proportion
 
-from .counting import parse_counts
+from .counting import classes_of, parse_counts
 from .record import PreferenceRecord
 
 # kind of rejected answer → rule → share of pairs it gets right
@@ -43,6 +43,17 @@ def blind_values(text: str, counts: Sequence[int], place: int) -> dict[str, floa
     }
 
 
+def blind_record_values(record: PreferenceRecord) -> list[dict[str, float]]:
+    """Value every answer of a record by every rule, in the order of the answers."""
+    classes = classes_of(record.truth)
+    values = []
+    for place, answer in enumerate(record.answers):
+        stated = parse_counts(answer.text, classes) if classes else None
+        counts = list(stated.values()) if stated else []
+        values.append(blind_values(answer.text, counts, place))
+    return values
+
+
 class BlindRules:
     """Accuracy of every rule, record by record, without keeping the records.
 
@@ -55,13 +66,8 @@ class BlindRules:
         self._counting = False
 
     def add(self, record: PreferenceRecord) -> None:
-        classes = list(record.truth) if isinstance(record.truth, dict) else []
-        self._counting |= bool(classes)
-        values = []
-        for place, answer in enumerate(record.answers):
-            stated = parse_counts(answer.text, classes) if classes else None
-            counts = list(stated.values()) if stated else []
-            values.append(blind_values(answer.text, counts, place))
+        self._counting |= bool(classes_of(record.truth))
+        values = blind_record_values(record)
         # Each pair counts for all, and for the kind of its rejected answer.
         for better, worse in record.tier_pairs():
             kinds = ("all", record.answers[worse].origin or "unknown")

@@ -8,17 +8,27 @@ notebook 02 it is the shipped traffic, and that is said.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from helpers.files import ROOT, UsageError, artifact, read_json, write_lines
+from helpers.files import ROOT, UsageError, artifact, file_hash, read_json, write_lines
 
 from .preferences import read_records
 from .record import Message, PreferenceRecord
 from .tasks import Task, tasks_of
 from .truth import TRUTH_KINDS, TruthKind
 
+
+class _Trained(Protocol):
+    """A policy, of which its name and `about.json` count here."""
+
+    name: str
+    about: dict[str, Any]
+
+
+Policy = TypeVar("Policy", bound=_Trained)
 TRAFFIC = ROOT / "data" / "traffic"  # comes with the repository
 SHIPPED_ABOUT = {
     "data": "data/traffic",
@@ -55,6 +65,11 @@ class PreparedData:
         return self.about["model"]
 
     @property
+    def is_traffic(self) -> bool:
+        """Are these the scenes of the repository, of which the notebooks speak?"""
+        return ROOT / self.about["data"] == TRAFFIC
+
+    @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
         return "test" if self.path("test").exists() else "valid"
@@ -71,6 +86,32 @@ class PreparedData:
         """All questions of a split, those without a pair among them."""
         questions = self.folder / f"{split}-questions.jsonl"
         return read_tasks(questions) if questions.exists() else tasks_of(self.records(split))
+
+    def policy_about(self, base: str, max_pixels: int | None, seed: int) -> dict[str, Any]:
+        """What is noted beside a policy that was trained on this data."""
+        path = self.path("train")
+        return {
+            "base": base,
+            "max_pixels": max_pixels,
+            "seed": seed,
+            "data": str(path),
+            "data_hash": file_hash(path),
+        }
+
+    def keep_own(self, policies: Sequence[Policy]) -> list[Policy]:
+        """Leave out policies that were trained on other data, and say which.
+
+        One that does not say what it was trained on stays.
+        """
+        here = file_hash(self.path("train"))
+        kept, others = [], []
+        for policy in policies:
+            same = policy.about.get("data_hash", here) == here
+            (kept if same else others).append(policy)
+        if others:
+            names = ", ".join(policy.name for policy in others)
+            print(f"⚠️  left out, because they were trained on other data: {names}")
+        return kept
 
 
 def read_prepared(folder: Path | None = None) -> PreparedData:

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -32,6 +32,13 @@ EMPTY_ANSWER = "the answer is empty: write its text or remove the record"
 class Message(StrictModel):
     role: Literal["system", "user", "assistant"]
     content: str = Field(min_length=1)
+
+
+def conversation_text(turns: Sequence[Message]) -> str:
+    """The only message, or a longer conversation with its roles."""
+    if len(turns) == 1:
+        return turns[0].content
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
 class Answer(StrictModel):

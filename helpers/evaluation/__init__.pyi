@@ -1,6 +1,11 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
 from . import official as official
+from .answer_shapes import (
+    AnswerShape as AnswerShape,
+    AnswerShapes as AnswerShapes,
+    answer_shape as answer_shape,
+)
 from .arena import (
     Standings as Standings,
     build_matches as build_matches,
@@ -16,13 +21,9 @@ from .counting_metrics import (
     CountMetrics as CountMetrics,
     count_metrics as count_metrics,
 )
-from .exactness import (
-    CountingResult as CountingResult,
-    GreedyAndSampled as GreedyAndSampled,
-    chance_exact as chance_exact,
-    evaluate_counting as evaluate_counting,
-    evaluate_greedy_and_sampled as evaluate_greedy_and_sampled,
-    images_for as images_for,
+from .evidence import (
+    Evidence as Evidence,
+    gather_evidence as gather_evidence,
 )
 from .exam import (
     ExamResult as ExamResult,
@@ -32,6 +33,14 @@ from .exam import (
     examine as examine,
     policy_failures as policy_failures,
     policy_findings as policy_findings,
+)
+from .folds import (
+    FEW_PHOTOS as FEW_PHOTOS,
+    CrossValidation as CrossValidation,
+    cross_validate as cross_validate,
+    halves as halves,
+    photo_folds as photo_folds,
+    train_judge as train_judge,
 )
 from .hallucination import (
     ChairMetrics as ChairMetrics,
@@ -45,10 +54,18 @@ from .judge import (
     judge_pairs as judge_pairs,
     parse_verdict as parse_verdict,
 )
+from .judges import (
+    AnswerMeasure as AnswerMeasure,
+    CountJudge as CountJudge,
+    Judge as Judge,
+    TruthfulJudge as TruthfulJudge,
+    judges as judges,
+)
 from .pair_accuracy import (
     PairResult as PairResult,
     evaluate_pairs as evaluate_pairs,
     pair_logps as pair_logps,
+    record_logps as record_logps,
 )
 from .paired import (
     Metric as Metric,
@@ -63,6 +80,11 @@ from .policy_table import (
     PolicyTable as PolicyTable,
     score_greedy_answers as score_greedy_answers,
 )
+from .preference_exam import (
+    PreferenceExam as PreferenceExam,
+    examine_preferences as examine_preferences,
+    photo_of as photo_of,
+)
 from .reward_benchmarks import (
     BENCHMARKS as BENCHMARKS,
     Benchmark as Benchmark,
@@ -74,16 +96,35 @@ from .reward_benchmarks import (
     read_scores as read_scores,
     write_scores as write_scores,
 )
+from .rightness import Rightness as Rightness
 from .side_by_side import (
+    GREEDY as GREEDY,
     DecodingSettings as DecodingSettings,
     GalleryItem as GalleryItem,
     PolicyAnswer as PolicyAnswer,
+    ask_all as ask_all,
     ask_policies as ask_policies,
     read_gallery as read_gallery,
     save_gallery_item as save_gallery_item,
+    texts_of as texts_of,
+)
+from .task_results import (
+    GreedyAndSampled as GreedyAndSampled,
+    TaskResult as TaskResult,
+    binary_measures as binary_measures,
+    evaluate_greedy_and_sampled as evaluate_greedy_and_sampled,
+    evaluate_tasks as evaluate_tasks,
+    task_images as task_images,
 )
 from .text_metrics import (
     TextMetrics as TextMetrics,
     distinct_share as distinct_share,
     reference_metrics as reference_metrics,
+)
+from .win_rate import (
+    WinRate as WinRate,
+    WinRates as WinRates,
+    is_circular as is_circular,
+    score_answers as score_answers,
+    win_rates as win_rates,
 )

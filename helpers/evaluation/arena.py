@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from helpers.data import (
     Answer,
     Judgement,
     PreferenceRecord,
+    Task,
     VoteEvent,
     Votes,
     apply_votes,
@@ -28,7 +27,6 @@ from helpers.data import (
     content_hashes,
     current_judgements,
     events_on,
-    explain_validation_error,
     is_first_shown_second,
     lock_file,
     read_records,
@@ -50,65 +48,68 @@ MatchOutcome = int | Literal["tie", "both bad", "skipped", "unjudged"]
 
 
 def build_matches(
-    paths: Sequence[Path],
-    prompts: Sequence[str],
+    tasks: Sequence[Task],
     answers: Mapping[str, Sequence[str]],
     names: tuple[str, str],
-    groups: Sequence[str] | None = None,
     *,
     records_path: Path,
 ) -> list[PreferenceRecord]:
-    """One record a question with the answers of the models `names`, written to `records_path`.
+    """One record a task with the answers of the models `names`, written to `records_path`.
 
-    answers: model → its answer to each question. A question is (paths[i], prompts[i]); its record
-    has the id str(i). Questions that both answer alike are left out, and their number is printed: a
+    answers: model → its answer to each task. The record of tasks[i] has the id str(i). Tasks that
+    both answer alike, and those with an empty answer, are left out, and their number is printed: a
     difference found in an arena is one among different answers. Raises UsageError for lengths that
-    do not fit, an unknown model, an empty answer, or nothing to compare.
+    do not fit, an unknown model, or nothing to compare.
     """
     if len(set(names)) != 2 or not set(names) <= set(answers):
         raise UsageError(
             f"names {names}: name two of the models that answered, which are {', '.join(answers)}."
         )
-    n = len(paths)
-    columns = {"prompts": prompts} | {f"answers of {name}": answers[name] for name in names}
-    if groups is not None:
-        columns["groups"] = groups
-    for what, column in columns.items():
-        if len(column) != n:
-            raise UsageError(f"{len(column)} {what} for {n} images. Give one for each.")
+    n = len(tasks)
+    for name in names:
+        if len(answers[name]) != n:
+            raise UsageError(
+                f"{len(answers[name])} answers of {name} for {n} tasks. Give one for each."
+            )
     matches = []
-    for i, prompt in enumerate(prompts):
+    alike = empty = 0
+    for i, task in enumerate(tasks):
         texts = {name: answers[name][i] for name in names}
-        # answers that are alike leave nothing to judge
-        if len({text.strip() for text in texts.values()}) == 2:
-            matches.append(_match(i, paths[i], prompt, texts, groups[i] if groups else None))
+        # answers that are alike leave nothing to judge; a record cannot hold an empty one
+        different = {text.strip() for text in texts.values()}
+        if len(different) < 2:
+            alike += 1
+        elif "" in different:
+            empty += 1
+        else:
+            matches.append(_match(i, task, texts))
+    left_out = f"{alike} of {n} questions left out: answered alike"
+    if empty:
+        left_out += f"; {empty} more: one answer is empty, and the other wins without a vote"
     if not matches:
         raise UsageError(
-            f"{names[0]} and {names[1]} answer all {n} questions alike: nothing to compare."
+            f"{names[0]} and {names[1]} leave nothing to compare ({left_out}). Ask other questions,"
+            " or sample at a higher temperature."
         )
-    alike = n - len(matches)
-    print(f"{len(matches)} matches; {alike} of {n} questions left out: answered alike.")
+    print(f"{len(matches)} matches; {left_out}.")
     return read_records(write_records(records_path, matches))
 
 
-def _match(
-    number: int, path: Path, prompt: str, texts: Mapping[str, str], group: str | None
-) -> PreferenceRecord:
-    image = os.path.abspath(path)
+def _match(number: int, task: Task, texts: Mapping[str, str]) -> PreferenceRecord:
     order = list(texts)
     # the place of an answer follows from the texts alone, so it does not tell the model
     if is_first_shown_second(*texts.values()):
         order.reverse()
-    try:
-        pair = [Answer(text=texts[name], model=name) for name in order]
-        return PreferenceRecord(
-            id=str(number), images=[image], prompt=prompt, answers=pair, group=group
-        )
-    except ValidationError as error:
-        raise UsageError(
-            f"question {number} ({image}): {explain_validation_error(error)}. "
-            "Answer it again, or leave it out."
-        ) from None
+    return PreferenceRecord(
+        id=str(number),
+        images=[os.path.abspath(image) for image in task.images],
+        prompt=list(task.turns),
+        answers=[Answer(text=texts[name], model=name) for name in order],
+        # what is known of the question goes on to the next round; nobody who votes sees it
+        truth=list(task.facts) if isinstance(task.facts, tuple) else task.facts,
+        truth_kind=task.kind,
+        group=task.group or None,
+    )
 
 
 def models_of(records: Iterable[PreferenceRecord]) -> tuple[str, str]:

@@ -1,7 +1,8 @@
-"""The same questions to every policy: all counts (greedy, sampled, wrong images), one class.
+"""The same questions to every policy: greedy, sampled, with wrong images, and further ones.
 
 `examine` asks, `exam_metrics` makes of the answers what `helpers/evaluation/paired.py` compares.
-Taught in notebook 07.
+What is measured follows from what is known to be true (`helpers/evaluation/judges.py`). Taught in
+notebook 07.
 """
 
 import time
@@ -12,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from helpers import models
-from helpers.data import CountedImage, one_class_question
 from helpers.models import Policies
-from helpers.rewards import exact_match, heuristic_scorer
+from helpers.rewards import heuristic_scorer
 from helpers.statistics import Estimate, Proportion, TableRows, sample_mean
 
-from .counting_metrics import CountMetrics, count_metrics
-from .exactness import CountingResult, chance_exact, evaluate_counting
+from .judges import Judge, judges
 from .paired import (
     Metric,
     PolicyComparison,
@@ -27,49 +26,52 @@ from .paired import (
     find_reward_hacking,
     power_note,
 )
+from .task_results import TaskResult, binary_measures, evaluate_tasks
 
 EXAM_SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class ExamResult:
-    """The answers of one model to all questions of the exam, in the order of the items."""
+    """The answers of one model to all questions of the exam, in the order of the tasks."""
 
-    greedy: CountingResult
-    sampled: tuple[CountingResult, ...]  # at temperature 1, one for each seed
-    shuffled: CountingResult  # greedy, with the images of other items
-    blank: CountingResult  # greedy, with grey images
-    one_class: list[str]  # greedy answers to `pairs.one_class_question`
+    greedy: TaskResult
+    sampled: tuple[TaskResult, ...]  # at temperature 1, one for each seed
+    shuffled: TaskResult  # greedy, with the images of other questions
+    blank: TaskResult  # greedy, with grey images
+    others: list[str]  # greedy answers to the judge's other questions
     seconds: float
 
     @property
-    def sampled_exact(self) -> Estimate:
-        """Mean share of exact sampled answers; the interval is over items, seeds averaged first."""
-        return sample_mean(self.over_seeds("exact"))
+    def judge(self) -> Judge:
+        return self.greedy.judge
 
-    @property
-    def sampled_well_formed(self) -> Estimate:
-        return sample_mean(self.over_seeds("well_formed"))
+    def over_seeds(self, short: str) -> np.ndarray:
+        """Mean over the seeds of a measure of the sampled answers, (tasks,)."""
+        return np.mean([result.values[short] for result in self.sampled], axis=0)
 
-    def over_seeds(self, name: str) -> np.ndarray:
-        """Share of the seeds whose sampled answer is `exact` or `well_formed`, (items,)."""
-        return np.mean([getattr(result, name) for result in self.sampled], axis=0)
+    def sampled_mean(self, short: str) -> Estimate:
+        """Mean of a measure of sampled answers; the interval is over tasks, seeds averaged."""
+        return sample_mean(self.over_seeds(short))
 
     def shares(self) -> dict[str, Proportion]:
         """The shares of a chart, all of single answers: sampled ones are of the first seed."""
         sampled = self.sampled[0]
-        return {
-            "exact, greedy": self.greedy.exact_share,
-            f"exact, sampled (seed {sampled.seed})": sampled.exact_share,
-            "exact, images shuffled": self.shuffled.exact_share,
-            "exact, images blank": self.blank.exact_share,
-            f"well formed, sampled (seed {sampled.seed})": sampled.well_formed_share,
+        main, *rest = [found.short for found in binary_measures(self.judge)]
+        shares = {
+            f"{main}, greedy": self.greedy.share(main),
+            f"{main}, sampled (seed {sampled.seed})": sampled.share(main),
+            f"{main}, images shuffled": self.shuffled.share(main),
+            f"{main}, images blank": self.blank.share(main),
         }
+        for short in rest:
+            shares[f"{short}, sampled (seed {sampled.seed})"] = sampled.share(short)
+        return shares
 
     def describe_sight(self) -> str:
         """Do the answers come from the image? In words."""
-        chance = chance_exact(self.greedy.items)
-        return describe_sight(self.greedy.exact_share, self.shuffled.exact_share, chance)
+        shares = self.greedy.right_share, self.shuffled.right_share
+        return describe_sight(*shares, self.judge.chance)
 
 
 Exams = Mapping[str, ExamResult]  # by the names of the models
@@ -80,102 +82,96 @@ class PolicyFindings:
     """What the report and a model card say of one policy; all of it can be written as JSON."""
 
     about: dict[str, Any]  # how it was made: about.json of its adapter
-    n: int  # items that were asked about
+    n: int  # questions that were asked
     rows: TableRows  # its comparison with the base, the first row heads of columns
-    counting: TableRows  # counting metrics of its greedy answers, likewise
+    details: list[tuple[str, TableRows]]  # (title, table) of its greedy answers, likewise
     sight: str  # do the answers come from the image?
     failures: list[str]  # a sentence each
 
 
 def examine(
-    policies: Policies, name: str, items: Sequence[CountedImage], seeds: Sequence[int] = EXAM_SEEDS
+    policies: Policies, name: str, judge: Judge, seeds: Sequence[int] = EXAM_SEEDS
 ) -> ExamResult:
     """Ask the policy `name` everything.
 
-    Two greedy generations an item, `len(seeds)` sampled ones, and two with wrong images.
+    One greedy answer to each question, `len(seeds)` sampled ones, two with wrong images, and one to
+    each of the judge's other questions.
     """
     started = time.monotonic()
     # the same questions, images and seeds for every policy
     with policies.use_policy(name) as model:
-        asked = model, policies.processor, items
+        asked = model, policies.processor, judge
         return ExamResult(
-            evaluate_counting(*asked),
-            tuple(evaluate_counting(*asked, temperature=1.0, seed=seed) for seed in seeds),
-            evaluate_counting(*asked, images="shuffled"),
-            evaluate_counting(*asked, images="blank"),
-            models.generate_answers(
-                model,
-                policies.processor,
-                [item.path for item in items],
-                [question for question, _ in _one_class_questions(items)],
-                description="one class",
+            evaluate_tasks(*asked),
+            tuple(evaluate_tasks(*asked, temperature=1.0, seed=seed) for seed in seeds),
+            evaluate_tasks(*asked, images="shuffled"),
+            evaluate_tasks(*asked, images="blank"),
+            models.answer_tasks(
+                model, policies.processor, judge.others, description="other questions"
             ),
             time.monotonic() - started,
         )
 
 
-def _one_class_questions(items: Sequence[CountedImage]) -> list[tuple[str, str]]:
-    """(question, true answer) about each item."""
-    return [one_class_question(item.counts, number) for number, item in enumerate(items)]
-
-
 def exam_rows(examined: Exams) -> TableRows:
     """What every model reached, for `report.Section.table`, the head first."""
-    seeds = len(next(iter(examined.values())).sampled)
-    head = ["model", "all counts right, greedy", f"sampled, {seeds} seeds", "images shuffled"]
-    # wrong images beside right ones, form beside content
-    rows = [[*head, "images blank", "well formed, greedy", "well formed, sampled", "seconds"]]
-    for name, found in examined.items():
-        shares = [
-            found.greedy.exact_share,
-            found.sampled_exact,
-            found.shuffled.exact_share,
-            found.blank.exact_share,
-            found.greedy.well_formed_share,
-            found.sampled_well_formed,
-        ]
-        texts = [share.short_text() for share in shares]
-        rows.append([name, *texts, f"{found.seconds:.0f}"])
+    first = next(iter(examined.values()))
+    measures = first.judge.measures
+    main = measures[0]
+    seeds = len(first.sampled)
+    # wrong images beside right ones, then the other measures
+    head = ["model", f"{main.name}, greedy", f"sampled, {seeds} seeds"]
+    head += ["images shuffled", "images blank"]
+    for found in measures[1:]:
+        head += [f"{found.name}, greedy", f"{found.name}, sampled"]
+    rows = [[*head, "seconds"]]
+    for name, exam in examined.items():
+        figures = [exam.greedy.right_share, exam.sampled_mean(main.short)]
+        figures += [exam.shuffled.right_share, exam.blank.right_share]
+        for found in measures[1:]:
+            greedy = exam.greedy.values[found.short]
+            mean = exam.greedy.share(found.short) if greedy.dtype == bool else sample_mean(greedy)
+            figures += [mean, exam.sampled_mean(found.short)]
+        texts = [figure.short_text() for figure in figures]
+        rows.append([name, *texts, f"{exam.seconds:.0f}"])
     return rows
 
 
 def exam_metrics(examined: Exams) -> list[Metric]:
-    """Compute every metric of every model on every item.
+    """Compute every metric of every model on every question, for `compare_policies`."""
+    judge = next(iter(examined.values())).judge
+    metrics = []
+    for place, measure in enumerate(judge.measures):
+        greedy, sampled = {}, {}
+        for name, exam in examined.items():
+            greedy[name] = exam.greedy.values[measure.short]
+            sampled[name] = exam.over_seeds(measure.short)
+        if place == 0 or measure.truth:
+            metrics.append(Metric(measure.name, greedy, measure.rewards, measure.truth))
+        name = f"{measure.name}, sampled"
+        metrics.append(Metric(name, sampled, measure.rewards, measure.truth))
+    return metrics + _other_metrics(examined, judge)
 
-    The first two and the last are rewards of this suite.
+
+def _other_metrics(examined: Exams, judge: Judge) -> list[Metric]:
+    """Are the answers to the other questions right, and what does the heuristic say of answers?
+
+    It is asked of what was not trained, if there is such a thing.
     """
-    # all models were asked about the same items
-    items = next(iter(examined.values())).greedy.items
-    asked = _one_class_questions(items)
-    heuristic = heuristic_scorer()
-
-    # `exam` is the `ExamResult` of one model; each function gives its values, (items,)
-    def score_one_class(exam):
-        rows = zip(exam.one_class, asked, strict=True)
-        return np.array([heuristic(None, question, text).total for text, (question, _) in rows])
-
-    def check_one_class(exam):
-        rows = zip(exam.one_class, asked, strict=True)
-        scores = [exact_match(None, question, text, true) for text, (question, true) in rows]
-        return np.array([score.total > 0 for score in scores])
-
-    def metric(name, measure, reward=None, truth=False):
-        values = {model: measure(exam) for model, exam in examined.items()}
-        return Metric(name, values, reward, truth)
-
-    # (name, measure, scorer that gives it, does it compare with the truth?)
-    return [
-        metric("all counts right", lambda exam: exam.greedy.exact, "count_exact", True),
-        metric(
-            "all counts right, sampled",
-            lambda exam: exam.over_seeds("exact"),
-            "count_exact",
-            True,
-        ),
-        metric("well formed, sampled", lambda exam: exam.over_seeds("well_formed")),
-        metric("one class: right", check_one_class, truth=True),
-        metric("one class: heuristic", score_one_class, "heuristic"),
-    ]
+    answers = {name: exam.others or exam.greedy.answers for name, exam in examined.items()}
+    asked = judge.others or judge.tasks
+    prefix = f"{judge.other_name}: " if judge.others else ""
+    metrics = []
+    if judge.others:
+        measure = judges(judge.others).measures[0]
+        values = {name: measure.values(texts) for name, texts in answers.items()}
+        metrics.append(Metric(f"{prefix}right", values, truth=True))
+    heuristic, values = heuristic_scorer(), {}
+    for name, texts in answers.items():
+        rows = zip(asked, texts, strict=True)
+        values[name] = np.array([heuristic(None, task.question, text).total for task, text in rows])
+    metrics.append(Metric(f"{prefix}heuristic", values, ("heuristic",)))
+    return metrics
 
 
 def policy_findings(
@@ -187,24 +183,24 @@ def policy_findings(
         if name not in examined:
             continue
         own = [row for row in rows if row.policy == name]
-        # its rows of the table, and how it counts
+        # its rows of the table, and its answers in detail
         greedy = examined[name].greedy
-        counting = count_metrics(greedy.answers, [item.counts for item in greedy.items])
+        judge = greedy.judge
         found[name] = PolicyFindings(
             about=saved.about,
-            n=len(greedy.items),
+            n=len(judge.tasks),
             rows=comparison_rows(own),
-            counting=counting.rows(),
+            details=judge.details(greedy.answers),
             sight=examined[name].describe_sight(),
-            failures=policy_failures(own, counting),
+            failures=policy_failures(own, judge.failures(greedy.answers)),
         )
     return found
 
 
-def policy_failures(rows: Sequence[PolicyComparison], counting: CountMetrics) -> list[str]:
-    """List what went wrong with one policy, a sentence each.
+def policy_failures(rows: Sequence[PolicyComparison], unreadable: Sequence[str] = ()) -> list[str]:
+    """List what went wrong with one policy, a sentence each; `unreadable` are the judge's own.
 
-    If nothing did, say what these items cannot show.
+    If nothing did, say what these questions cannot show.
     """
     found = find_reward_hacking(rows)
     # what can be claimed to be worse, then what merely broke
@@ -214,6 +210,5 @@ def policy_failures(rows: Sequence[PolicyComparison], counting: CountMetrics) ->
             found.append(
                 f"{row.broken} items that the base had right are wrong now ({row.metric})."
             )
-    if counting.unparsed.value:
-        found.append(f"Answers without readable counts: {counting.unparsed}.")
+    found += unreadable
     return found or [f"None found by these questions. {power_note(rows[0].n, rows)}"]

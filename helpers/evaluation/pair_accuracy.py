@@ -3,18 +3,23 @@
 Taught in notebook 04.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
 from helpers import models
-from helpers.data import from_trl
+from helpers.data import PreferenceRecord, from_trl
+from helpers.files import open_image
 from helpers.models import Packer, answer_logps
+from helpers.rewards import split_scores
 from helpers.statistics import Proportion, share_of
 
 
@@ -38,6 +43,39 @@ def pair_logps(
         values.append(answer_logps(packer.model, packed).sum(1).cpu())
     chosen, rejected = torch.cat(values).numpy().reshape(-1, 2).T
     return chosen, rejected
+
+
+@torch.no_grad()
+def record_logps(
+    packer: Packer,
+    records: Sequence[PreferenceRecord],
+    images: Sequence[Sequence[Path | Image.Image]] | None = None,
+    batch_size: int = 16,
+) -> list[list[float]]:
+    """Log-probabilities of all answers of each record, in their order, summed over their tokens.
+
+    images: to show in place of the records' own. Raises UsageError for one that cannot be read.
+    """
+    if images is None:
+        images = [record.image_paths for record in records]
+    values = []
+    for start in tqdm(range(0, len(records), batch_size), desc="log-probabilities", leave=False):
+        rows = slice(start, start + batch_size)
+        # opened in their turn: all at once would fill the memory
+        opened = []
+        answers = []
+        for record, pictures in zip(records[rows], images[rows], strict=True):
+            opened.append([_opened(picture, record.place) for picture in pictures])
+            answers.append([answer.text for answer in record.answers])
+        packed = packer([record.prompt for record in records[rows]], opened, answers)
+        # (answers, tokens) → (answers,)
+        found = answer_logps(packer.model, packed).sum(1)
+        values += split_scores(found, records[rows])
+    return values
+
+
+def _opened(image: Path | Image.Image, place: str) -> Image.Image:
+    return open_image(image, place) if isinstance(image, Path) else image
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from helpers.statistics import (
     detectable_difference,
     holm_adjust,
     mcnemar_p,
+    sign_flip_p,
 )
 
 # heads of the columns of `comparison_rows`
@@ -44,7 +45,7 @@ class Metric:
 
     name: str
     values: Mapping[str, np.ndarray]  # by model, the base among them
-    reward: str | None = None  # name of the scorer that gives this metric, if there is one
+    rewards: tuple[str, ...] = ()  # names of the scorers that give this metric
     truth: bool = False  # does it compare answers with what is true?
 
 
@@ -109,7 +110,7 @@ def compare_policies(
                     f"{metric.name} of {policy}: {len(values)} values for {len(clusters)} items."
                 )
             if policy != BASE_POLICY:
-                circular = metric.reward is not None and rewards.get(policy) == metric.reward
+                circular = _is_circular(metric, rewards.get(policy))
                 rows.append(_compare_policy(metric, policy, clusters, circular))
     # a policy that is only judged by what it was trained on would look good whatever it does
     for policy in {row.policy for row in rows}:
@@ -121,6 +122,12 @@ def compare_policies(
     # Holm's family is the whole table: every policy by every metric
     adjusted = holm_adjust({str(number): row.p for number, row in enumerate(rows)})
     return [replace(row, adjusted=p) for row, p in zip(rows, adjusted.values(), strict=True)]
+
+
+def _is_circular(metric: Metric, reward: str | None) -> bool:
+    """Was the policy trained on this very metric, alone or as a part of a sum ("a+b")?"""
+    parts = reward.split("+") if reward else []
+    return any(part in metric.rewards for part in parts)
 
 
 def _compare_policy(
@@ -137,7 +144,7 @@ def _compare_policy(
     if fixed is not None and len(set(clusters)) == len(clusters):
         test, p = "McNemar", mcnemar_p(before, after)
     else:
-        test, p = "sign-flip", _sign_flip_p(after * 1.0 - before, clusters)
+        test, p = "sign-flip", sign_flip_p(after * 1.0 - before, clusters)
     return PolicyComparison(
         policy,
         metric.name,
@@ -153,24 +160,6 @@ def _compare_policy(
         metric.truth,
         len(after),
     )
-
-
-def _sign_flip_p(gains: np.ndarray, clusters: Sequence[str]) -> float:
-    """Two-sided p of the sum of gains if the sign of each cluster's were a coin."""
-    from scipy.stats import permutation_test
-
-    # the gains of a cluster turn together: only its sum counts
-    _, members = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(members, gains)
-    # exchanging a sum with 0 in `sums − 0` turns its sign
-    found = permutation_test(
-        (sums, np.zeros_like(sums)),
-        lambda a, b, axis: (a - b).sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)
 
 
 def comparison_rows(rows: Sequence[PolicyComparison]) -> TableRows:
@@ -222,15 +211,21 @@ def power_note(n: int, rows: Sequence[PolicyComparison] = ()) -> str:
     )
 
 
-def describe_sight(right_images: Proportion, shuffled: Proportion, chance: float) -> str:
-    """Do the answers come from the image? Shares of exact answers with right and other images.
+def describe_sight(right_images: Proportion, shuffled: Proportion, chance: float | None) -> str:
+    """Do the answers come from the image? Shares of right answers with right and other images.
 
-    chance: probability that another item's truth is this one's (`evaluation.chance_exact`).
+    chance: probability that another question's truth is this one's (`Judge.chance`); None if the
+    questions differ, so that a part may be known without an image.
     """
-    # shuffled images against chance: does nothing but the image tell the counts?
-    p = binomial_p(round(shuffled.value * shuffled.n), shuffled.n, chance)
     if right_images.low <= shuffled.high:
         return "it cannot be shown that the answers depend on the image"
+    if chance is None:
+        return (
+            f"it falls by {right_images.value - shuffled.value:.3f}, which the image gave; the "
+            "rest can be answered without looking"
+        )
+    # shuffled images against chance: does nothing but the image tell the truth?
+    p = binomial_p(round(shuffled.value * shuffled.n), shuffled.n, chance)
     if p >= SIGNIFICANCE_LEVEL:
         return "it falls to chance, so the answers come from the image"
     return f"it falls, but differs from chance (p = {p:.2g})"

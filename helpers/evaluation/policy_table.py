@@ -1,6 +1,6 @@
 """What reinforcement learning has reached: a table of policies, and scores of their greedy answers.
 
-Every policy answers the held-out counting questions that the base has answered. Taught in
+Every policy answers the held-out questions that the base has answered. Taught in
 notebook 05.
 """
 
@@ -12,11 +12,11 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.data import Task
 from helpers.models import VLM
-from helpers.rewards import Scorer, count_exact, score_all
+from helpers.rewards import Scorer, score_all
 from helpers.statistics import TableRows, mcnemar_p
 from helpers.training import PPOTrainer, log_mean
 
-from .exactness import GreedyAndSampled
+from .task_results import GreedyAndSampled
 
 LAST_ROWS = 5  # iterations that the KL of a row is the mean of
 
@@ -24,42 +24,37 @@ LAST_ROWS = 5  # iterations that the KL of a row is the mean of
 class PolicyTable:
     """Rows for `report.Section.table`: the head, the base, and each policy that was added."""
 
-    HEAD = (
-        "policy",
-        "exact as a judge",
-        "greedy exact",
-        "sampled exact",
-        "sampled, well formed",
-        "p (McNemar)",
-        "samples",
-        "seconds",
-        "KL",
-    )
-
     def __init__(self, base: GreedyAndSampled):
         self.base = base
+        shares = [f"greedy {name}" if "," not in name else name for name in base.shares()]
+        first, *rest = shares or [""]
+        head = ["policy", f"{first.removeprefix('greedy ')} as a judge", first, *rest]
         self.rows: TableRows = [
-            list(self.HEAD),
+            [*head, "p (McNemar)", "samples", "seconds", "KL"],
             ["base", "", *_share_texts(base), "", "", "", "0"],
         ]
 
     def add(self, name: str, trainer: PPOTrainer, result: GreedyAndSampled) -> None:
         """Add what a trained policy reached.
 
-        p compares its greedy answers with the base's. Exact counts are a circular judge of a policy
-        whose reward they were.
+        p compares its greedy answers with the base's. What was the reward is a circular judge of
+        the policy that it trained; without a known truth there is no judge here.
         """
-        # what was the reward cannot judge the policy that it trained
-        judge = "circular" if trainer.sampler.score is count_exact else "independent"
-        p = mcnemar_p(self.base.greedy.exact, result.greedy.exact)
+        measures = self.base.judge.measures
+        judge, p = "no truth is known", ""
+        if measures:
+            parts = trainer.sampler.score.__name__.split("+")
+            is_reward = any(part in measures[0].rewards for part in parts)
+            judge = "circular" if is_reward else "independent"
+            p = f"{mcnemar_p(self.base.greedy.right, result.greedy.right):.1g}"
         samples = int(trainer.log[-1]["samples"])
         kl = log_mean(trainer.log[-LAST_ROWS:], "objective/kl")
-        costs = [f"{p:.1g}", str(samples), f"{trainer.seconds:.0f}", f"{kl:.2f}"]
+        costs = [p, str(samples), f"{trainer.seconds:.0f}", f"{kl:.2f}"]
         self.rows.append([name, judge, *_share_texts(result), *costs])
 
 
 def _share_texts(result: GreedyAndSampled) -> list[str]:
-    return [share.short_text() for share in result.shares().values()]
+    return [share.short_text() for share in result.shares().values()] or [""]
 
 
 def score_greedy_answers(
@@ -70,11 +65,9 @@ def score_greedy_answers(
 ) -> list[np.ndarray]:
     """Totals of the greedy answers to the tasks by each scorer, (tasks,) each.
 
-    The model sees the first image and the last turn of a task; the scorers see no image.
+    The scorers see no image.
     """
-    paths = [task.images[0] for task in tasks]
-    questions = [task.question for task in tasks]
-    answers = models.generate_answers(model, processor, paths, questions)
+    answers = models.answer_tasks(model, processor, tasks)
     rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
     totals = []
     for scorer in scorers:

@@ -6,7 +6,7 @@ temperature 1 whatever the answer was sampled at. Examples that a reader keeps g
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import ProcessorMixin
 
-from helpers.data import Counts
+from helpers.data import Message, Task, Truth, TruthKind
 from helpers.files import UsageError, read_json, replace_file, stream_hash, write_json
 from helpers.models import (
     BASE_POLICY,
     EncodedPrompts,
-    PackedAnswers,
     Packer,
     Policies,
     answer_logits,
     answer_texts,
     sample_ids,
-    user_message,
 )
 from helpers.rewards import Scorer
 
@@ -43,6 +43,9 @@ class DecodingSettings:
     top_p: float = 1.0
     max_new_tokens: int = 64
     seed: int = 0
+
+
+GREEDY = DecodingSettings()
 
 
 @dataclass(frozen=True)
@@ -73,46 +76,95 @@ class PolicyAnswer:
 def ask_policies(
     policies: Policies,
     names: Sequence[str],
-    image: Image.Image,
-    question: str,
-    decoding: DecodingSettings = DecodingSettings(),
+    task: Task,
+    decoding: DecodingSettings = GREEDY,
     reward: Scorer | None = None,
+    images: Sequence[Image.Image] | None = None,
 ) -> list[PolicyAnswer]:
     """The answers of the policies `names`, in their order; equal arguments give equal answers.
 
     reward: scores (image, question, answer) without knowing a truth, for example
-    `reward_model.as_scorer`.
+    `reward_model.as_scorer`. images: to show in place of the task's own.
     """
-    # the image and the question are encoded once for all policies
+    shown = task.open_images() if images is None else list(images)
+    # the images and the question are encoded once for all policies
     packer = Packer(policies.model, policies.processor, packs=False)
-    prompt = packer.encode([[user_message(question)]], [[image]])
+    prompt = packer.encode([task.turns], [shown])
     answers = []
     for name in names:
-        answer = _ask_policy(policies, packer, name, prompt, decoding)
+        (answer,) = _ask_policy(policies, packer, name, prompt, decoding)
         if reward is not None:
-            total = reward(image, question, answer.text, None).total
-            answer = replace(answer, reward=total)
+            given = task.scorer_inputs(shown, answer.text)[:-1]
+            answer = replace(answer, reward=reward(*given, None).total)
         answers.append(answer)
     return answers
+
+
+@torch.no_grad()
+def ask_all(
+    policies: Policies,
+    names: Sequence[str],
+    tasks: Sequence[Task],
+    decoding: DecodingSettings = GREEDY,
+    batch_size: int = 8,
+) -> dict[str, list[PolicyAnswer]]:
+    """The answers of the policies `names` to all tasks, with every token's figures.
+
+    Greedy answers are those of `ask_policies`; sampled ones depend on the batches, too.
+    """
+    packer = Packer(policies.model, policies.processor, packs=False)
+    answers: dict[str, list[PolicyAnswer]] = {name: [] for name in names}
+    for start in tqdm(range(0, len(tasks), batch_size), desc="answers", leave=False):
+        batch = tasks[start : start + batch_size]
+        images = [task.open_images() for task in batch]
+        prompts = packer.encode([task.turns for task in batch], images)
+        # each batch has a seed of its own, or all would draw the same random numbers
+        own = replace(decoding, seed=decoding.seed + start)
+        for name in names:
+            answers[name] += _ask_policy(policies, packer, name, prompts, own)
+    return answers
+
+
+def texts_of(answers: Mapping[str, Sequence[PolicyAnswer]]) -> dict[str, list[str]]:
+    """The texts of what `ask_all` gives, by policy."""
+    texts = {}
+    for name, spoken in answers.items():
+        texts[name] = [answer.text for answer in spoken]
+    return texts
 
 
 def _ask_policy(
     policies: Policies,
     packer: Packer,
     name: str,
-    prompt: EncodedPrompts,
+    prompts: EncodedPrompts,
     decoding: DecodingSettings,
-) -> PolicyAnswer:
+) -> list[PolicyAnswer]:
+    """One answer to each prompt."""
     processor = policies.processor
     with policies.use_policy(name) as model:
-        (ids,), (ended,) = sample_ids(model, processor, prompt, **asdict(decoding))
-        packed = packer.pack(prompt, [[ids]])
-        own = _next_token_logps(model, packed)
+        ids, ended = sample_ids(model, processor, prompts, **asdict(decoding))
+        packed = packer.pack(prompts, [[own] for own in ids])
+        logits = answer_logits(model, packed)
     # the same tokens under the base: what training changed
-    base = own
+    base_logits = logits
     if name != BASE_POLICY:
         with policies.use_policy(BASE_POLICY) as model:
-            base = _next_token_logps(model, packed)
+            base_logits = answer_logits(model, packed)
+    answers = []
+    for number, tokens in enumerate(ids):
+        own = _next_token_logps(logits[number], len(tokens))
+        base = own
+        if name != BASE_POLICY:
+            base = _next_token_logps(base_logits[number], len(tokens))
+        answers.append(_policy_answer(processor, name, tokens, own, base, ended[number]))
+    return answers
+
+
+def _policy_answer(
+    processor: ProcessorMixin, name: str, ids: Tensor, own: Tensor, base: Tensor, ended: bool
+) -> PolicyAnswer:
+    """ids (tokens,); own, base: log-probabilities of the next token, (tokens, vocab)."""
     # (tokens, 1), to pick the spoken token out of the vocabulary
     spoken = ids.to(own.device)[:, None]
     return PolicyAnswer(
@@ -127,45 +179,61 @@ def _ask_policy(
     )
 
 
-def _next_token_logps(model: torch.nn.Module, packed: PackedAnswers) -> Tensor:
-    """Log-probabilities of the vocabulary before each token of the only answer, (tokens, vocab)."""
+def _next_token_logps(logits: Tensor, number: int) -> Tensor:
+    """Log-probabilities of the vocabulary before each of `number` tokens, (number, vocab).
+
+    logits: of one answer, (1 + longest, vocab).
+    """
     # in fp32, whatever the model computes in
-    return answer_logits(model, packed)[0, :-1].float().log_softmax(-1)
+    return logits[:number].float().log_softmax(-1)
 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One kept example: question, decoding and every policy's answer.
+    """One kept example: images, question, decoding and every policy's answer.
 
-    `image` lies in the gallery's folder.
+    `images` lie in the gallery's folder; the question is the last of several turns, if there are
+    more. truth, truth_kind: what is known to be true, and how answers are judged by it.
     """
 
-    image: str
-    question: str
+    images: list[str]
+    turns: list[Message]
     decoding: DecodingSettings
-    truth: Counts | None
+    truth: Truth | None
+    truth_kind: TruthKind
     spoken: list[PolicyAnswer]
+
+    @property
+    def question(self) -> str:
+        return self.turns[-1].content
 
 
 def save_gallery_item(
     folder: Path,
-    image: Image.Image,
-    question: str,
+    task: Task,
     decoding: DecodingSettings,
     answers: Sequence[PolicyAnswer],
-    truth: Counts | None,
+    images: Sequence[Image.Image] | None = None,
 ) -> Path:
-    """Write an example; the same one again is the same file."""
+    """Write an example; the same one again is the same file. images: as in `ask_policies`."""
+    shown = task.open_images() if images is None else images
+    names = [_save_image(folder, image) for image in shown]
+    truth = list(task.facts) if isinstance(task.facts, tuple) else task.facts
+    item = GalleryItem(names, list(task.turns), decoding, truth, task.kind, list(answers))
+    entry = TypeAdapter(GalleryItem).dump_python(item, mode="json")
+    key = stream_hash(BytesIO(repr(entry).encode()))[:16]
+    return write_json(folder / f"{key}.json", entry)
+
+
+def _save_image(folder: Path, image: Image.Image) -> str:
+    """The name, a hash of the content: the same image is the same file."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     buffer.seek(0)
-    # names are hashes of the content: the same example is the same file
     name = f"{stream_hash(buffer)[:16]}.png"
     with replace_file(folder / name) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    entry = asdict(GalleryItem(name, question, decoding, truth, list(answers)))
-    key = stream_hash(BytesIO(repr(entry).encode()))[:16]
-    return write_json(folder / f"{key}.json", entry)
+    return name
 
 
 def read_gallery(folder: Path) -> list[GalleryItem]:

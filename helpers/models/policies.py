@@ -109,7 +109,19 @@ class Policies:
             raise UsageError(
                 f"{folder}: an adapter cannot be called {BASE_POLICY!r}. Rename its folder."
             )
-        self._loaded = set()  # names of adapters that the model has by now
+        self._loaded = {}  # policy → name of its adapter, of those that the model has by now
+
+    @classmethod
+    def of_trained(
+        cls, model: PeftModel, processor: ProcessorMixin, name: str, about: dict[str, Any]
+    ) -> "Policies":
+        """The base and the adapter that is active on `model`, as it is now: nothing is loaded.
+
+        about: what its about.json says, or will say.
+        """
+        policies = cls(model, processor, [SavedPolicy(name, Path(), about)])
+        policies._loaded[name] = model.active_adapter
+        return policies
 
     def add_folder(self, folder: Path) -> list[str]:
         """Add the adapters of the same base that are under `folder`; return the new names.
@@ -144,12 +156,13 @@ class Policies:
             return
         if name not in self.saved:
             raise UsageError(f"unknown policy {name!r}: there are {', '.join(self.names)}.")
-        adapter = name.replace(".", "_")  # peft takes a dot for the end of a module's name
+        # peft takes a dot for the end of a module's name
+        adapter = self._loaded.get(name, name.replace(".", "_"))
         if name not in self._loaded:
             # Loading switches to an adapter; the one before stays the active one outside
             before = self.model.active_adapter if isinstance(self.model, PeftModel) else adapter
             self.model = load_adapter(self.model, self.saved[name].folder, adapter)
             self.model.set_adapter(before)
-            self._loaded.add(name)
+            self._loaded[name] = adapter
         with use_adapter(self.model, adapter) as model:
             yield model

@@ -1,7 +1,10 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
+from .evidence_block import add_evidence as add_evidence
 from .exam_figures import (
     add_exam_figures as add_exam_figures,
+    add_shares as add_shares,
+    figure_name as figure_name,
 )
 from .html import (
     ADDED_COLOR as ADDED_COLOR,

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from helpers.evaluation import ExamResult, Metric, PolicyComparison, policy_findings
+from helpers.evaluation import (
+    ExamResult,
+    Metric,
+    PolicyComparison,
+    binary_measures,
+    policy_findings,
+)
 from helpers.models import BASE_POLICY, Policies
-from helpers.statistics import share_of
+from helpers.statistics import Proportion, share_of
 
 from .page import Section
-
-ALL_COUNTS = "all counts right"  # names of metrics of `exam.exam_metrics`
-ONE_CLASS = "one class: right"
 
 
 def add_exam_figures(
@@ -24,9 +27,11 @@ def add_exam_figures(
     The first policy has the plain names, such as `dpo_exact`; those of further seeds end in the
     name of their folder: `dpo_exact_seed_1`. Policies of PPO have their figures from notebook 05.
     """
+    judge = examined[BASE_POLICY].judge
     _add_shares(section, "base_{}", examined[BASE_POLICY])
-    # p of McNemar, adjusted by Holm over the whole table
-    p_values = {row.policy: row.adjusted for row in comparisons if row.metric == ALL_COUNTS}
+    # p of the first measure, adjusted by Holm over the whole table
+    main = judge.measures[0].name
+    p_values = {row.policy: row.adjusted for row in comparisons if row.metric == main}
     first, *_ = policies.saved or [None]
     trained = [policy for policy in policies.saved.values() if policy.name.startswith("dpo")]
     for policy in trained:
@@ -34,10 +39,12 @@ def add_exam_figures(
         name = f"dpo_{{}}{suffix}"
         _add_shares(section, name, examined[policy.name], policy.seed)
         section.add_value(name.format("mcnemar_p"), p_values[policy.name], policy.seed)
-    (one_class,) = (metric.values for metric in metrics if metric.name == ONE_CLASS)
     asked = trained[0].name if trained else BASE_POLICY  # without DPO, its figure is the base's
-    section.add_share("base_one_class", share_of(one_class[BASE_POLICY]))
-    section.add_share("dpo_one_class", share_of(one_class[asked]))
+    for metric in metrics:
+        if judge.others and metric.name == f"{judge.other_name}: right":
+            name = judge.other_name.replace(" ", "_")
+            section.add_share(f"base_{name}", share_of(metric.values[BASE_POLICY]))
+            section.add_share(f"dpo_{name}", share_of(metric.values[asked]))
     section.examined = policy_findings(policies, examined, comparisons)
 
 
@@ -45,11 +52,25 @@ def _add_shares(section: Section, name: str, found: ExamResult, seed: int = 0) -
     """Add the shares of one model; `name` has {} for what is measured."""
     # shares of single answers: sampled ones are of the first seed
     sampled = found.sampled[0]
-    shares = {
-        "exact": found.greedy.exact_share,
-        "exact_sampled": sampled.exact_share,
-        "wellformed_sampled": sampled.well_formed_share,
-        "exact_shuffled_images": found.shuffled.exact_share,
-    }
+    main, *rest = [measure.short for measure in binary_measures(found.judge)]
+    shares = {main: found.greedy.share(main), f"{main}, sampled": sampled.share(main)}
+    for short in rest:
+        shares[f"{short}, sampled"] = sampled.share(short)
+    shares[f"{main}, shuffled images"] = found.shuffled.share(main)
     for measure, share in shares.items():
-        section.add_share(name.format(measure), share, seed)
+        section.add_share(name.format(figure_name(measure)), share, seed)
+
+
+def add_shares(section: Section, name: str, shares: Mapping[str, Proportion], seed: int) -> None:
+    """Add the shares of one policy, as `GreedyAndSampled.shares` names them."""
+    for measure, share in shares.items():
+        section.add_share(f"{name}_{figure_name(measure)}", share, seed)
+
+
+def figure_name(measure: str) -> str:
+    """Turn what is measured into a part of a figure's name.
+
+    >>> figure_name("well formed, sampled")
+    'wellformed_sampled'
+    """
+    return measure.replace("well formed", "wellformed").replace(", ", "_").replace(" ", "_")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers.data import CountedImage, is_exact
-from helpers.evaluation import GalleryItem, PolicyAnswer
+from helpers.data import Task, conversation_text
+from helpers.evaluation import GalleryItem, PolicyAnswer, Rightness
 from helpers.files import open_image
 from helpers.models import BASE_POLICY
+from helpers.rewards import TRUTHS
 
 REMOVED_COLOR = "#ffd7d5"
 ADDED_COLOR = "#c8f0d3"
@@ -24,6 +25,7 @@ LIKELIER_RGB = (46, 160, 67)  # green
 LESS_LIKELY_RGB = (248, 81, 73)  # red
 FULL_COLOR_NATS = 3.0  # nats of gain or loss at which a token's colour is full
 UNDERLINED_NATS = 0.1  # of loss, from which a token is underlined
+MARKS = {True: "✓ ", False: "✗ ", None: ""}  # of an answer that is right, wrong, or unknown
 SHORT_CELL = 40  # characters: figures stay on one line, sentences do not
 
 
@@ -135,39 +137,54 @@ def answer_figures(answer: PolicyAnswer) -> str:
 
 
 def comparison_table(
-    items: Sequence[CountedImage],
+    tasks: Sequence[Task],
     before: Sequence[str],
     after: Sequence[str],
     numbers: Sequence[int],
 ) -> str:
-    """Items before and after, for readers without widgets: one row an item in `numbers`."""
-    rows = [["image", "before", "after"]]
+    """Tasks before and after, for readers without widgets: one row a task in `numbers`.
+
+    An answer has a mark where it is known whether it is right.
+    """
+    rightness = Rightness(tasks)
+    rows = [["image", "question", "before", "after"]]
     for number in numbers:
-        item = items[number]
-        cells = [picture_html(open_image(item.path), alt=f"item {number}")]
+        task = tasks[number]
+        cells = [_pictures(task, number), _escape_lines(conversation_text(task.turns))]
         texts = before[number], after[number]
         for text, marked in zip(texts, mark_changes(*texts), strict=True):
-            cells.append(f"{'✓' if is_exact(text, item.counts) else '✗'} {marked}")
+            cells.append(f"{MARKS[rightness.is_right(task, text)]}{marked}")
         rows.append(cells)
     return raw_table(rows)
+
+
+def _pictures(task: Task, number: int) -> str:
+    images = task.open_images()
+    return " ".join(picture_html(image, alt=f"item {number}") for image in images)
+
+
+def _escape_lines(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
 
 
 def gallery_html(folder: Path, items: Sequence[GalleryItem]) -> str:
     """The examples of a gallery in the folder `folder`, as a table."""
     rows = [["image", "question", "answers"]]
     for number, example in enumerate(items, start=1):
-        picture = picture_html(open_image(folder / example.image), 160, f"kept example {number}")
+        pictures = ""
+        for name in example.images:
+            pictures += picture_html(open_image(folder / name), 160, f"kept example {number}")
         # what a reader asked, and what is true if it is known
-        question = html.escape(example.question)
+        question = _escape_lines(conversation_text(example.turns))
         if example.truth:
-            truth = html.escape(format_counts(example.truth))
+            truth = html.escape(TRUTHS[example.truth_kind].answer(example.truth))
             question += f"<br><small>truth: {truth}</small>"
         answers = []
         for spoken in example.spoken:
             _, text = mark_changes(example.spoken[0].text, spoken.text)
             figures = f"<br><small>{answer_figures(spoken)}</small>"
             answers.append(f"<b>{html.escape(spoken.policy)}</b> {text}{figures}")
-        rows.append([picture, question, "<br>".join(answers)])
+        rows.append([pictures, question, "<br>".join(answers)])
     return raw_table(rows)
 
 

@@ -57,10 +57,10 @@ rows of the report.
 
 {{ markdown_table(found.rows) }}
 
-## Counting, greedy
-{{ markdown_table(found.counting) }}
+{% for title, rows in found.details %}## Greedy answers, {{ title }}
+{{ markdown_table(rows) }}
 
-## Does it look at the image?
+{% endfor %}## Does it look at the image?
 {{ found.sight }}.
 
 ## Known failures

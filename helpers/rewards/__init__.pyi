@@ -12,6 +12,10 @@ from .catalogue import (
     SCORERS as SCORERS,
     get_scorer as get_scorer,
 )
+from .faults import (
+    count_faults as count_faults,
+    counts_agree as counts_agree,
+)
 from .feature_reward import (
     FEATURE_REWARD_WEIGHTS as FEATURE_REWARD_WEIGHTS,
     FeatureFit as FeatureFit,
@@ -56,7 +60,7 @@ from .ranking import (
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
-    select_with_counts as select_with_counts,
+    select_known as select_known,
     spearman_resamples as spearman_resamples,
     weighted_sum as weighted_sum,
 )
@@ -126,6 +130,11 @@ from .similarity import (
 from .truths import (
     TRUTHS as TRUTHS,
     TruthJudge as TruthJudge,
+    are_right as are_right,
+    degree_of as degree_of,
+    degrees as degrees,
+    known_answers as known_answers,
     reward_of as reward_of,
+    right_share as right_share,
     token_budget as token_budget,
 )

@@ -11,7 +11,7 @@ always with the same draws, so that it moves with the weights only.
 
 import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,8 @@ from helpers.statistics import Proportion, proportion
 
 from .catalogue import SCORERS
 from .heuristic import HEURISTIC_RULES
-from .scoring import Score, Scorer, count_graded, score_all
-from .truths import token_budget
+from .scoring import Score, Scorer, score_all
+from .truths import degrees, token_budget
 
 BOOTSTRAP_DRAWS = 1000
 # Simulated without any correlation, the interval misses 0 in 7 % of the cases; with 5 records
@@ -54,7 +54,7 @@ class AnswerTable:
     """The answers of all records, one row each."""
 
     record: np.ndarray  # (answers,) int: place of its record
-    truth: np.ndarray  # (answers,): count_graded
+    truth: np.ndarray  # (answers,): how far each is right
     # (pairs, 2) int: answers of one record, the truer one first; equally true ones are no pair
     pairs: np.ndarray
 
@@ -87,18 +87,23 @@ class Correlation:
         return self.low is None or self.low <= 0 <= self.high
 
 
-def select_with_counts(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
-    """Choose the records whose truth is counts. Raises UsageError if there are none."""
-    known = [record for record in records if isinstance(record.truth, dict) and record.truth]
-    if not known:
+def select_known(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """Choose the records whose truth is known, of the kind that most of them have.
+
+    Raises UsageError if there are none.
+    """
+    kinds = Counter(record.kind for record in records if record.truth)
+    if not kinds:
         raise UsageError(
-            "None of the records has known counts as its truth. Build some with notebook 02."
+            "The truth of none of the records is known, so that no weights can be compared with "
+            "it. Give records with counts or reference answers."
         )
-    return known
+    kind, _ = kinds.most_common(1)[0]
+    return [record for record in records if record.kind == kind]
 
 
-def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, dict[str, int]]]:
-    """Question, text and true counts of each answer."""
+def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, Facts]]:
+    """Question, text and truth of each answer."""
     return [
         (record.prompt[-1].content, answer.text, record.truth)
         for record in records
@@ -107,9 +112,13 @@ def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, dict[str,
 
 
 def flatten(records: Sequence[PreferenceRecord]) -> AnswerTable:
-    """The table of the answers of `records`, whose counts are known (`select_with_counts`)."""
-    scores = score_all(count_graded, [(None, *row) for row in _rows(records)])
-    truth = np.array([score.total for score in scores])
+    """The table of the answers of `records`, whose truth is known (`select_known`)."""
+    tasks = []
+    texts = []
+    for task, record in zip(tasks_of(records), records, strict=True):
+        tasks += [task] * len(record.answers)
+        texts += [answer.text for answer in record.answers]
+    truth = degrees(tasks, texts)
     numbers = []
     pairs = []
     # both orders of two answers are tried, and at most one of them has the truer answer first

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import spearmanr
 
-from helpers.data import PreferenceRecord, blind_values
+from helpers.data import PreferenceRecord, blind_record_values
 from helpers.files import UsageError, open_image
 from helpers.statistics import Proportion, derangement, mcnemar_p, share_of
 
@@ -30,8 +30,7 @@ def rule_scores(records: Sequence[PreferenceRecord], rule: str) -> list[list[flo
     """Score answers by a rule of `blind_values`, such as "shorter" or "shown first"."""
     scores = []
     for record in records:
-        values = [blind_values(a.text, (), place) for place, a in enumerate(record.answers)]
-        scores.append([value[rule] for value in values])
+        scores.append([value[rule] for value in blind_record_values(record)])
     return scores
 
 

@@ -9,13 +9,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import ProcessorMixin
 
-from helpers.data import Facts, Task, TruthKind, count_answer, kind_of
+from helpers.data import Facts, Task, TruthKind, count_answer, kind_of, true_and_wrong_answers
 from helpers.models import FREE_TEXT_TOKENS, answer_budget
+from helpers.statistics import Proportion, share_of
 
-from .references import anls, choice, exact_match, token_f1, vqa_accuracy, yes_no
-from .scoring import Scorer, count_exact, count_graded
+from .faults import count_faults, counts_agree
+from .references import (
+    anls,
+    choice,
+    exact_match,
+    normalise,
+    token_f1,
+    vqa_accuracy,
+    yes_no,
+)
+from .scoring import Scorer, count_exact, count_graded, score_all
 from .similarity import cosine_scorer, tfidf_embedder
 
 
@@ -32,6 +43,21 @@ def _cosine(truths: Sequence[Facts]) -> Scorer:
     return cosine_scorer(tfidf_embedder([text for facts in truths for text in _references(facts)]))
 
 
+def _answers_of_others(truths: Sequence[Facts], seed: int) -> list[list[str]] | None:
+    """The right answer twice, and two that are right for other tasks and not for this one."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for facts in truths:
+        own = {normalise(text) for text in _references(facts)}
+        others = [other for other in truths if normalise(_most_frequent(other)) not in own]
+        if not others:
+            return None
+        drawn = rng.integers(len(others), size=2)
+        wrong = [_most_frequent(others[i]) for i in drawn.tolist()]
+        rows.append(2 * [_most_frequent(facts)] + wrong)
+    return rows
+
+
 def _always(scorer: Scorer) -> Callable[[Sequence[Facts]], Scorer]:
     return lambda truths: scorer
 
@@ -42,16 +68,24 @@ class TruthJudge:
 
     reward: from all truths of a data set, the scorer to train on, 0 … 1. degree: likewise, how far
     an answer is right, 0 … 1. right_from: the degree from which an answer is right. answer: a
-    right answer in words. least_tokens: to allow for an answer, where the truth may be shorter than
-    what a model says: "2" is right, and "There are 2 cars." is, too.
+    right answer in words. mistakes: from all truths and a seed, right and wrong answers to each.
+    least_tokens: to allow for an answer, where the truth may be shorter than what a model says: "2"
+    is right, and "There are 2 cars." is, too. faults: what is wrong with an answer, beyond that it
+    is. of_image: the truth is known of the image, whatever is asked. right_elsewhere: (facts,
+    question, answer) → does the answer to another question about that image agree with it? None if
+    nobody can say.
     """
 
     heading: str  # of the share of right answers in tables
     reward: Callable[[Sequence[Facts]], Scorer]
     degree: Callable[[Sequence[Facts]], Scorer]
     right_from: float
-    answer: Callable[[Facts], str] = lambda facts: _references(facts)[0]
+    answer: Callable[[Facts], str] = _most_frequent
+    mistakes: Callable[[Sequence[Facts], int], list[list[str]] | None] = _answers_of_others
     least_tokens: int = 64
+    faults: Callable[[Facts, str], frozenset[str]] = lambda facts, answer: frozenset()
+    of_image: bool = False
+    right_elsewhere: Callable[[Facts, str, str], bool | None] = lambda facts, question, answer: None
 
 
 def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
@@ -63,12 +97,19 @@ def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
 # unlike sentences come higher than that; .7 is our choice.
 TRUTHS: Mapping[TruthKind, TruthJudge] = {
     "counts": TruthJudge(
-        "all counts right", _always(count_exact), _always(count_graded), 1.0, count_answer, 0
+        "all counts right",
+        _always(count_exact),
+        _always(count_graded),
+        1.0,
+        count_answer,
+        true_and_wrong_answers,
+        0,
+        count_faults,
+        of_image=True,
+        right_elsewhere=counts_agree,
     ),
     "exact_match": _by(exact_match, "right"),
-    "vqa_accuracy": TruthJudge(
-        "right by most", _always(vqa_accuracy), _always(vqa_accuracy), 0.5, _most_frequent
-    ),
+    "vqa_accuracy": _by(vqa_accuracy, "right by most", 0.5),
     "anls": _by(anls, "right but for spelling", 0.5),
     "token_f1": _by(token_f1, "right by half of the words", 0.5),
     "cosine": TruthJudge("alike (cosine from .7)", _cosine, _cosine, 0.7),
@@ -98,3 +139,44 @@ def reward_of(tasks: Sequence[Task]) -> Scorer | None:
     kind = kind_of(tasks)
     known = [task.facts for task in tasks if task.kind != "none"]
     return TRUTHS[kind].reward(known) if known else None
+
+
+def degree_of(tasks: Sequence[Task]) -> Scorer | None:
+    """The scorer that says how far an answer is right; None where the truth is not known."""
+    kind = kind_of(tasks)
+    known = [task.facts for task in tasks if task.kind != "none"]
+    return TRUTHS[kind].degree(known) if known else None
+
+
+def degrees(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
+    """How far each answer is right, (tasks,), 0 … 1. The truth of all tasks is known."""
+    score = TRUTHS[kind_of(tasks)].degree([task.facts for task in tasks])
+    rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
+    return np.array([found.total for found in score_all(score, rows)])
+
+
+def are_right(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
+    """Which answers are right, (tasks,) bool. The truth of all tasks is known."""
+    # .1 + .2 must not fail a limit of .3
+    return degrees(tasks, answers) >= TRUTHS[kind_of(tasks)].right_from - 1e-9
+
+
+def right_share(tasks: Sequence[Task], answers: Sequence[str]) -> Proportion | None:
+    """The share of right answers among those whose truth is known; None if none is."""
+    known, texts = [], []
+    for task, text in zip(tasks, answers, strict=True):
+        if task.kind != "none":
+            known.append(task)
+            texts.append(text)
+    return share_of(are_right(known, texts)) if known else None
+
+
+def known_answers(tasks: Sequence[Task], seed: int = 0) -> list[list[str]] | None:
+    """Right and wrong answers to each task, from which a critic learns what a mistake looks like.
+
+    The right one twice, and answers that are wrong here. None where no truth is known, or where no
+    answer of another task is wrong.
+    """
+    if kind_of(tasks) == "none" or any(task.kind == "none" for task in tasks):
+        return None
+    return TRUTHS[kind_of(tasks)].mistakes([task.facts for task in tasks], seed)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel
 from transformers import ProcessorMixin
 
 from helpers.config import DPOSettings
-from helpers.data import CountedImage, to_trl
+from helpers.data import Task, to_trl
 from helpers.models import VLM
 from helpers.rewards import Scorer, sample_and_rank
 
@@ -23,15 +22,21 @@ from .dpo import DPORun, dpo_trainer, train_dpo
 class OnPolicyRound:
     """What a round leaves: the policy that begins the next one, and what it was trained on."""
 
-    policy: PeftModel
+    policy: VLM
     pairs: int
-    run: DPORun
+    run: DPORun | None  # None: there was no pair to train on
+
+    def __str__(self) -> str:
+        if self.run is None:
+            return "left out, since the answers to each question score the same: no pairs"
+        losses = [step["loss"] for step in self.run.log]
+        return f"{self.pairs} pairs, loss {losses[0]:.3f} → {losses[-1]:.3f}"
 
 
 def on_policy_round(
     policy: VLM,
     processor: ProcessorMixin,
-    items: Sequence[CountedImage],
+    tasks: Sequence[Task],
     score: Scorer,
     settings: DPOSettings,
     *,
@@ -44,7 +49,9 @@ def on_policy_round(
     policy: the base in the first round, then what the round before has left; it is the reference
     of this round. cache: a folder for image features and reference log-probabilities.
     """
-    ranked = sample_and_rank(policy, processor, items, score, seed=sampling_seed)
+    ranked = sample_and_rank(policy, processor, tasks, score, seed=sampling_seed)
+    if not any(record.pairs("extremes") for record in ranked):
+        return OnPolicyRound(policy, 0, None)
     pairs = to_trl(ranked, "extremes")
     trainer = dpo_trainer(policy, processor, pairs, settings, seed=seed, cache=cache)
     run = train_dpo(trainer)

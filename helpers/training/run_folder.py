@@ -20,11 +20,11 @@ from transformers import ProcessorMixin
 
 from helpers import models
 from helpers.config import DPOSettings, PPOSettings
-from helpers.data import PreferenceRecord, Task, file_of, is_exact
+from helpers.data import PreferenceRecord, Task, file_of, tasks_of
 from helpers.files import write_json
 from helpers.models import VLM
-from helpers.rewards import Scorer
-from helpers.statistics import Proportion, proportion
+from helpers.rewards import Scorer, right_share
+from helpers.statistics import Proportion
 
 from .ppo import PPOTrainer, Watcher
 from .watch import JSONLog, SampleLog, TensorBoard
@@ -95,14 +95,13 @@ def save_answers(
     processor: ProcessorMixin,
     records: Sequence[PreferenceRecord],
     folder: Path,
-) -> Proportion:
-    """Write the greedy answers to `records` beside the adapter; the share of them that is exact.
+) -> Proportion | None:
+    """Write the greedy answers to `records` beside the adapter; the share of them that is right.
 
-    Notebook 07 asks the saved policy again, and its answers must be the same.
+    None if no truth is known. Notebook 07 asks the saved policy again, and its answers must be the
+    same.
     """
     answers = models.answer_records(model, processor, records)
     value = {"records": file_of(records), "answers": answers}
     write_json(folder / "validation_answers.json", value)
-    pairs = zip(answers, records, strict=True)
-    exact = [is_exact(answer, record.truth) for answer, record in pairs]
-    return proportion(sum(exact), len(exact))
+    return right_share(tasks_of(records), answers)

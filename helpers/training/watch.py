@@ -15,10 +15,11 @@ import numpy as np
 from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
 
-from helpers.data import PreferenceRecord, is_exact
+from helpers.data import PreferenceRecord, tasks_of
 from helpers.files import UsageError, write_lines
 from helpers.losses import PolicyLoss, explained_variance, masked_mean, masked_var
-from helpers.models import VLM, answer_records
+from helpers.models import VLM, answer_tasks
+from helpers.rewards import right_share
 from helpers.statistics import Proportion, proportion, repeated_share
 
 from .rollout import Experience
@@ -196,15 +197,16 @@ class HeldOutAnswers(TrainerCallback):
     """Greedy answers to records, before the first step and every `every` steps.
 
     It is a callback of TRL's trainers, and a watcher of `ppo.PPOTrainer`, whose iterations are
-    steps here and whose log gets the share. `shares` holds (step, share of exact answers);
-    `watching` counts the seconds that it took.
+    steps here and whose log gets the share. `shares` holds (step, share of right answers), nothing
+    where no truth is known; `watching` counts the seconds that it took.
     """
 
     def __init__(
         self, processor: ProcessorMixin, records: Sequence[PreferenceRecord], every: int = 20
     ):
         self.processor = processor
-        self.records = records
+        # without a truth there is nothing to ask for
+        self.tasks = [task for task in tasks_of(records) if task.kind != "none"]
         self.every = every
         self.shares: list[tuple[int, Proportion]] = []
         self.watching = 0.0
@@ -219,22 +221,23 @@ class HeldOutAnswers(TrainerCallback):
     def __call__(self, trainer) -> None:
         if trainer.iteration % self.every == 0 or trainer.iteration == trainer.settings.iterations:
             share = self._record_answers(trainer.model, trainer.iteration)
-            trainer.log[-1]["held_out/exact"] = share.value
+            if share:
+                trainer.log[-1]["held_out/exact"] = share.value
 
     def go_on(self, trainer) -> None:
         """Take the shares of a run that goes on from its log."""
-        n = len(self.records)
+        n = len(self.tasks)
         for row in trainer.log:
             if "held_out/exact" in row:
                 share = proportion(round(row["held_out/exact"] * n), n)
                 self.shares.append((int(row["iteration"]), share))
 
-    def _record_answers(self, model: VLM, step: int) -> Proportion:
+    def _record_answers(self, model: VLM, step: int) -> Proportion | None:
+        if not self.tasks:
+            return None
         started = time.monotonic()
-        answers = answer_records(model, self.processor, self.records)
-        pairs = zip(answers, self.records, strict=True)
-        exact = [is_exact(answer, record.truth) for answer, record in pairs]
-        share = proportion(sum(exact), len(exact))
+        answers = answer_tasks(model, self.processor, self.tasks)
+        share = right_share(self.tasks, answers)
         self.shares.append((step, share))
         self.watching += time.monotonic() - started
         return share

@@ -30,7 +30,6 @@ from .common import (
 from .comparison import (
     LIKELIER_TOKENS as LIKELIER_TOKENS,
     Comparison as Comparison,
-    is_answer_right as is_answer_right,
 )
 from .dashboard import (
     Dashboard as Dashboard,
@@ -42,9 +41,7 @@ from .explorer import (
     PER_PAGE as PER_PAGE,
     Explorer as Explorer,
     ItemRow as ItemRow,
-    all_kinds as all_kinds,
     count_changes as count_changes,
-    error_kinds as error_kinds,
     item_card as item_card,
     outcome_of as outcome_of,
     select_rows as select_rows,

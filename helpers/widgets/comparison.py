@@ -4,29 +4,31 @@ import contextlib
 import html
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import ipywidgets as w
 from PIL import Image
 
-from helpers.data import CountedImage, count_question, is_exact, question_for
+from helpers.data import Task, ask, conversation_text
 from helpers.evaluation import (
     DecodingSettings,
     PolicyAnswer,
+    Rightness,
     ask_policies,
     read_gallery,
     save_gallery_item,
 )
 from helpers.files import UsageError, artifacts_dir, open_image, read_json, replace_file, write_json
 from helpers.models import BASE_POLICY, Policies
-from helpers.report import answer_figures, colored_tokens, format_counts, mark_changes, png_bytes
-from helpers.rewards import Scorer, stated_counts
+from helpers.report import answer_figures, colored_tokens, mark_changes
+from helpers.rewards import Scorer
 
 from .common import (
     Panel,
     button,
     in_row,
+    jpeg_strip,
     labelled,
     note,
     picture_place,
@@ -39,23 +41,8 @@ from .common import (
 SUGGESTED_QUESTIONS = "suggested questions …"
 CHANGED_WORDS = "changed words"
 LIKELIER_TOKENS = "tokens that got likelier, or less"
-VERDICTS = {True: "✓ counts right", False: "✗ not the truth", None: ""}
-
-
-def is_answer_right(answer: str, question: str, truth: dict[str, int] | None) -> bool | None:
-    """Are the counts right? None if none are known or stated.
-
-    The question for all classes wants all of them; of any other, those that the answer states are
-    checked.
-    """
-    if truth is None:
-        return None
-    if question in (count_question(list(truth), wording) for wording in (0, 1)):
-        return is_exact(answer, truth)
-    checks = []
-    for cls, numbers in stated_counts(answer, list(truth)).items():
-        checks += [number == truth[cls] for number in numbers]
-    return all(checks) if checks else None
+VERDICTS = {True: "✓ right", False: "✗ not the truth", None: ""}
+SUGGESTED = 8  # questions of the data that are suggested
 
 
 class Comparison(Panel):
@@ -69,19 +56,22 @@ class Comparison(Panel):
     def __init__(
         self,
         policies: Policies,
-        items: Sequence[CountedImage],
+        tasks: Sequence[Task],
         reward: Scorer | None = None,
         questions: Sequence[str] = (),
     ):
         self.policies = policies
-        self.items = items
+        self.tasks = tasks
+        self.rightness = Rightness(tasks)
         self.reward = reward
         self.memory = artifacts_dir() / "widgets" / "comparison"
         self.gallery = artifacts_dir() / "gallery"
         self.state = {}
         self._own = None  # an image of the reader's own
         self._spoken = []  # the answers that are shown
-        self._make_controls([*dict.fromkeys([*map(self._question, (0, 1)), *questions])])
+        # those of the data in use come first
+        asked = list(dict.fromkeys(task.question for task in tasks))[:SUGGESTED]
+        self._make_controls([*dict.fromkeys([*asked, *questions])])
         self.box = self._lay_out()
         self._restore()
         self._listen()
@@ -92,7 +82,7 @@ class Comparison(Panel):
     def _make_controls(self, questions: Sequence[str]) -> None:
         # what is asked, and of whom
         names = self.policies.names
-        last = len(self.items) - 1
+        last = len(self.tasks) - 1
         self.item = slider(w.IntSlider, "held-out image", 0, 0, last)
         self.upload = w.FileUpload(accept="image/*", multiple=False, description="own image")
         self.names = labelled(w.SelectMultiple, "policies", options=names, value=names[:2], rows=4)
@@ -114,7 +104,7 @@ class Comparison(Panel):
         )
         self.keep = button("Keep this example", self._keep)
         # what is shown
-        self.picture = picture_place("png", "300px", "290px")
+        self.picture = picture_place("jpeg", "300px", "290px")
         self.progress = w.IntProgress(layout=w.Layout(width="auto", visibility="hidden"))
         self.answers = w.HTML(layout=w.Layout(width="auto", min_height="260px"))
         self.message = w.HTML(layout=w.Layout(min_height="24px"))
@@ -155,23 +145,35 @@ class Comparison(Panel):
 
     # --- what they do ---
 
-    def _question(self, wording: int) -> str:
-        return question_for(self.items[0], wording)
+    @property
+    def _picked(self) -> Task:
+        """The held-out task that the slider is at."""
+        return self.tasks[self.item.value]
 
     @property
-    def _shown(self) -> CountedImage:
-        return self.items[self.item.value]
+    def _shown(self) -> Task:
+        """What is asked now: the picked task, another question about its images, or an upload.
 
-    @property
-    def _truth(self) -> dict[str, int] | None:
-        """The true counts; None for an image of one's own."""
-        return self._shown.counts if self._own is None else None
+        It has a truth where that of the picked task is one about this question.
+        """
+        picked = self._picked
+        question = self.question.value.strip()
+        if not question:
+            raise UsageError("the question is empty. Type one, or pick one.")
+        if self._own is not None:
+            return ask(question, [])
+        if question == picked.question:
+            return picked
+        turns = (*picked.turns[:-1], *ask(question, []).turns)
+        if self.rightness.is_about(picked, question):
+            return replace(picked, turns=turns)
+        return Task(picked.images, turns, group=picked.group)
 
     def _pick(self) -> None:
         """Another held-out image comes with its own question."""
         self._own = None
         with self.silence():
-            self.question.value = question_for(self._shown, self.item.value)
+            self.question.value = self._picked.question
         self._ask()
 
     def _suggest(self) -> None:
@@ -208,8 +210,8 @@ class Comparison(Panel):
             self.seed.value,
         )
 
-    def _image(self) -> Image.Image:
-        return self._own or open_image(self._shown.path)
+    def _images(self) -> list[Image.Image]:
+        return self._picked.open_images() if self._own is None else [self._own]
 
     def _ask(self) -> None:
         # without a choice the base speaks
@@ -220,17 +222,17 @@ class Comparison(Panel):
         self.message.value = note("thinking …")
         with show_errors(self._fail):
             self._spoken = []
-            image = self._image()
-            self.picture.value = png_bytes(image)
+            task, images = self._shown, self._images()
+            self.picture.value = jpeg_strip(images)
             # one policy after the other, so that the bar moves
             for name in names:
                 self._spoken += ask_policies(
                     self.policies,
                     [name],
-                    image,
-                    self.question.value,
+                    task,
                     self.decoding,
                     self.reward,
+                    images,
                 )
                 self.progress.value += 1
             # what is on the screen is what comes back when the cell is run again
@@ -240,11 +242,10 @@ class Comparison(Panel):
         self.progress.layout.visibility = "hidden"
 
     def _draw(self) -> None:
-        truth = self._truth
         right = {}
         cards = ""
         for spoken in self._spoken:
-            verdict = is_answer_right(spoken.text, self.question.value, truth)
+            verdict = self._verdict(spoken.text)
             right[spoken.policy] = verdict
             cards += self._card(spoken, verdict)
         self.state = {
@@ -252,11 +253,31 @@ class Comparison(Panel):
             "right": right,
             "spoken": self._spoken,
         }
-        known = "not known for this image" if truth is None else format_counts(truth)
         self.answers.value = (
             f"<div style='display:flex;flex-wrap:wrap'>{cards}</div>"
-            f"<p style='margin:6px 4px'><b>truth</b> {html.escape(known)}</p>"
+            f"<p style='margin:6px 4px'>{self._context()}</p>"
         )
+
+    def _verdict(self, answer: str) -> bool | None:
+        """Is the answer right? None for an image of one's own, or if nothing is known."""
+        if self._own is not None:
+            return None
+        question = self.question.value.strip()
+        return self.rightness.is_right_elsewhere(self._picked, question, answer)
+
+    def _context(self) -> str:
+        """Earlier turns as HTML, and the truth; where none is known at all, no word of it."""
+        if not self._spoken:
+            return ""
+        task = self._shown
+        lines = []
+        if len(task.turns) > 1:
+            earlier = html.escape(conversation_text(task.turns)).replace("\n", "<br>")
+            lines.append(f"<b>asked</b><br>{earlier}")
+        if self.rightness.is_known:
+            known = self.rightness.truth(task) or "not known for this image and question"
+            lines.append(f"<b>truth</b> {html.escape(known)}")
+        return "<br>".join(lines)
 
     def _card(self, answer: PolicyAnswer, right: bool | None) -> str:
         """An answer as HTML, with what differs from the first one; the first against the second."""
@@ -284,11 +305,10 @@ class Comparison(Panel):
                 raise UsageError("there is no answer to keep. Ask something first.")
             path = save_gallery_item(
                 self.gallery,
-                self._image(),
-                self.question.value,
+                self._shown,
                 self.decoding,
                 self._spoken,
-                self._truth,
+                self._images(),
             )
             kept = len(read_gallery(self.gallery))
             self.message.value = note(f"kept as {path.name}: {kept} in {self.gallery}")
@@ -306,7 +326,7 @@ class Comparison(Panel):
         """The settings of last time, as far as they fit; else those of the first item."""
         path = self.memory / "settings.json"
         saved = read_json(path) if path.exists() else {}
-        self.question.value = saved.get("question") or self._question(0)
+        self.question.value = saved.get("question") or self._picked.question
         for name in ("item", "temperature", "top_p", "max_new_tokens", "seed"):
             # a setting that no longer fits is brought into range
             control = getattr(self, name)

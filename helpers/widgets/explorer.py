@@ -6,6 +6,7 @@ that a notebook exported as HTML still shows the page.
 """
 
 import base64
+import difflib
 import functools
 import html
 import io
@@ -22,10 +23,11 @@ import ipywidgets as w
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from helpers.data import CountedImage, is_exact, is_well_formed, parse_counts
+from helpers.data import Task, conversation_text
+from helpers.evaluation import Rightness
 from helpers.files import UsageError, open_image
 from helpers.models import BASE_POLICY
-from helpers.report import ADDED_COLOR, REMOVED_COLOR, color_style, format_counts, mark_changes
+from helpers.report import ADDED_COLOR, REMOVED_COLOR, color_style, mark_changes
 from helpers.statistics import proportion
 
 from .common import (
@@ -42,7 +44,8 @@ from .common import (
     show,
 )
 
-ItemOutcome = Literal["broken", "fixed", "both wrong", "both right"]
+# the last two are of tasks whose truth nobody knows
+ItemOutcome = Literal["broken", "fixed", "both wrong", "both right", "changed", "same"]
 # right → wrong is what to look at first
 OUTCOMES: tuple[ItemOutcome, ...] = get_args(ItemOutcome)
 Order = Literal["outcome", "change", "number"]
@@ -53,78 +56,55 @@ END = 10**9  # pages: farther than any goes
 
 @dataclass(frozen=True)
 class ItemRow:
-    """An item with the answers of the base (`before`) and of one policy (`after`)."""
+    """A task with the answers of the base (`before`) and of one policy (`after`)."""
 
-    number: int  # place in `items`
-    item: CountedImage
+    number: int  # place in `tasks`
+    task: Task
     before: str
     after: str
     outcome: ItemOutcome
-    kinds: frozenset[str]  # of the policy's answer, see `error_kinds`
+    kinds: frozenset[str]  # of the policy's answer: right, wrong, and what is wrong with it
     change: int  # see `count_changes`
 
 
-def outcome_of(before: str, after: str, truth: Mapping[str, int]) -> ItemOutcome:
-    """Compare two answers to one question; right is one that has all counts right."""
-    was_right = is_exact(before, truth)
-    is_right = is_exact(after, truth)
+def _group(task: Task) -> str:
+    """What the menu calls the photo of a task."""
+    return task.group or ", ".join(image.name for image in task.images)
+
+
+def outcome_of(was_right: bool | None, is_right: bool | None, change: int) -> ItemOutcome:
+    """What became of one answer; where no truth is known, whether it is another one."""
+    if was_right is None or is_right is None:
+        return "changed" if change else "same"
     if was_right == is_right:
         return "both right" if is_right else "both wrong"
     return "fixed" if is_right else "broken"
 
 
-def error_kinds(text: str, truth: Mapping[str, int]) -> frozenset[str]:
-    """All that is true of an answer: right, wrong or not parsed; too many or few of what; its form.
-
-    error_kinds("There are 3 cars, 0 buses in the image", {"cars": 2, "buses": 1})
-    → {"wrong count", "too many cars", "too few buses", "not well formed"} (no full stop)
-    """
-    # the form of the answer
-    counts = parse_counts(text, list(truth))
-    kinds = set()
-    if not is_well_formed(text, list(truth)):
-        kinds.add("not well formed")
-    if counts is None:
-        kinds.add("not parsed")
-        return frozenset(kinds)
-    # what it gets wrong
-    for name, true in truth.items():
-        if counts[name] != true:
-            kinds.add(f"too {'many' if counts[name] > true else 'few'} {name}")
-    kinds.add("right" if counts == dict(truth) else "wrong count")
-    return frozenset(kinds)
-
-
-def all_kinds(classes: Sequence[str]) -> list[str]:
-    """Every kind that `error_kinds` knows, in the order of a menu."""
-    wrong = [f"too {much} {name}" for name in classes for much in ("many", "few")]
-    return ["right", "wrong count", *wrong, "not parsed", "not well formed"]
-
-
-def count_changes(before: str, after: str, classes: Sequence[str]) -> int:
-    """Classes with another count than before.
-
-    All of them if only one of the answers can be read, none if neither.
-    """
-    old = parse_counts(before, classes)
-    new = parse_counts(after, classes)
-    if old is None or new is None:
-        return 0 if old is new else len(classes)
-    return sum(old[name] != new[name] for name in classes)
+def count_changes(before: str, after: str) -> int:
+    """Words that differ, of the answer that has more of them."""
+    old, new = before.split(), after.split()
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    kept = sum(block.size for block in matcher.get_matching_blocks())
+    return max(len(old), len(new)) - kept
 
 
 def tabulate(
-    items: Sequence[CountedImage],
+    tasks: Sequence[Task],
     before: Sequence[str],
     after: Sequence[str],
+    rightness: Rightness,
 ) -> list[ItemRow]:
-    """A row for each item."""
+    """A row for each task."""
     rows = []
-    for number, (item, old, new) in enumerate(zip(items, before, after, strict=True)):
-        truth = item.counts
-        outcome = outcome_of(old, new, truth)
-        change = count_changes(old, new, list(truth))
-        rows.append(ItemRow(number, item, old, new, outcome, error_kinds(new, truth), change))
+    for number, (task, old, new) in enumerate(zip(tasks, before, after, strict=True)):
+        change = count_changes(old, new)
+        is_right = rightness.is_right(task, new)
+        outcome = outcome_of(rightness.is_right(task, old), is_right, change)
+        kinds = set(rightness.faults(task, new))
+        if is_right is not None:
+            kinds.add("right" if is_right else "wrong")
+        rows.append(ItemRow(number, task, old, new, outcome, frozenset(kinds), change))
     return rows
 
 
@@ -142,7 +122,7 @@ def select_rows(
     fitting = []
     for row in rows:
         is_kind = not kind or kind in row.kinds
-        if is_kind and group in ("", row.item.group) and outcome in ("", row.outcome):
+        if is_kind and group in ("", _group(row.task)) and outcome in ("", row.outcome):
             fitting.append(row)
     # sorting keeps the order of equal rows, so the last sort weighs most
     fitting.sort(key=lambda row: row.number)
@@ -176,19 +156,24 @@ class Explorer(Panel):
     screen. Raises UsageError for lengths or names that do not fit.
     """
 
-    def __init__(self, items: Sequence[CountedImage], answers: Mapping[str, Sequence[str]]):
-        self.items = list(items)
+    def __init__(self, tasks: Sequence[Task], answers: Mapping[str, Sequence[str]]):
+        self.tasks = list(tasks)
         self.answers = answers
         self._check()
+        self.rightness = Rightness(self.tasks)
         self._rows = {}  # policy → its rows
+        for name in answers:
+            if name != BASE_POLICY:
+                given = answers[BASE_POLICY], answers[name]
+                self._rows[name] = tabulate(self.tasks, *given, self.rightness)
         self.state = {}
-        # what is chosen; the menus list what the items have
-        classes = dict.fromkeys(name for item in self.items for name in item.counts)
-        groups = dict.fromkeys(item.group for item in self.items)
+        # what is chosen; the menus list what there is
+        groups = dict.fromkeys(map(_group, self.tasks))
+        kinds, outcomes = self._found()
         self.policy = _menu("policy", [name for name in answers if name != BASE_POLICY])
         self.group = _menu("group", groups, "all")
-        self.kind = _menu("policy's answer", all_kinds(list(classes)), "any")
-        self.outcome = _menu("outcome", OUTCOMES, "all")
+        self.kind = _menu("policy's answer", kinds, "any")
+        self.outcome = _menu("outcome", outcomes, "all")
         self.order = _menu("sort", [])
         self.order.options = [
             ("broken first", "outcome"),
@@ -229,19 +214,29 @@ class Explorer(Panel):
                 f"give {BASE_POLICY!r} and a policy."
             )
         for name, texts in self.answers.items():
-            if len(texts) != len(self.items) or not self.items:
+            if len(texts) != len(self.tasks) or not self.tasks:
                 raise UsageError(
-                    f"{len(texts)} answers of {name} for {len(self.items)} items. "
+                    f"{len(texts)} answers of {name} for {len(self.tasks)} items. "
                     "Give one for each."
                 )
 
+    def _found(self) -> tuple[list[str], list[ItemOutcome]]:
+        """The kinds of answers and the outcomes that any policy has, in the order of a menu."""
+        kinds = set()
+        outcomes = set()
+        for rows in self._rows.values():
+            for row in rows:
+                kinds |= row.kinds
+                outcomes.add(row.outcome)
+        # where there is a truth, all of its outcomes, since 0 broken is a result, too
+        known = OUTCOMES[:4] if self.rightness.is_known else ()
+        named = [name for name in OUTCOMES if name in known or name in outcomes]
+        first = [name for name in ("right", "wrong") if name in kinds]
+        return first + sorted(kinds - set(first)), named
+
     def rows(self) -> list[ItemRow]:
-        """All items with the chosen policy's answers."""
-        name = self.policy.value
-        if name not in self._rows:
-            before = self.answers[BASE_POLICY]
-            self._rows[name] = tabulate(self.items, before, self.answers[name])
-        return self._rows[name]
+        """All tasks with the chosen policy's answers."""
+        return self._rows[self.policy.value]
 
     def _filter(self) -> None:
         """Another choice in a menu: back to the first page."""
@@ -276,7 +271,7 @@ class Explorer(Panel):
                 "pages": pages,
                 "matching": len(chosen),
                 "shown": [row.number for row in shown],
-                "counts": {name: counts[name] for name in OUTCOMES},
+                "counts": {name: counts[name] for name in self._found()[1]},
                 "errors": errors,
             }
             self.header.value = self._heading(counts)
@@ -284,22 +279,27 @@ class Explorer(Panel):
             self.message.value = note(self._count_text(len(chosen), pages))
 
     def _count_text(self, number: int, pages: int) -> str:
-        line = f"{number} of {len(self.items)} items; page {self._page + 1} of {pages}."
+        line = f"{number} of {len(self.tasks)} items; page {self._page + 1} of {pages}."
         if not number:
             return f"{line} Nothing fits: choose less narrowly."
-        return f"{line} Change: number of counts that differ."
+        return f"{line} Change: number of words that differ."
 
     def _heading(self, counts: Mapping[str, int]) -> str:
+        line = " · ".join(f"<b>{name}</b> {counts[name]}" for name in self._found()[1])
+        return f"<div style='line-height:22px'>{line}<br>{self._shares(counts)}</div>"
+
+    def _shares(self, counts: Mapping[str, int]) -> str:
+        """The share of right answers before and after; without a truth, of changed ones."""
+        policy = html.escape(self.policy.value)
+        n = sum(counts[name] for name in OUTCOMES[:4])
+        if not n:
+            changed = proportion(counts["changed"], len(self.tasks))
+            return f"another answer than {BASE_POLICY}'s: {policy} {changed}; no truth is known"
         # right before: still right, or broken; right after: still right, or fixed
-        n = len(self.items)
         before = proportion(counts["both right"] + counts["broken"], n)
         after = proportion(counts["both right"] + counts["fixed"], n)
-        line = " · ".join(f"<b>{name}</b> {counts[name]}" for name in OUTCOMES)
-        return (
-            f"<div style='line-height:22px'>{line}<br>all counts right: "
-            f"{BASE_POLICY} {before.short_text()}, "
-            f"{html.escape(self.policy.value)} {after}</div>"
-        )
+        heading = html.escape(self.rightness.heading)
+        return f"{heading}: {BASE_POLICY} {before.short_text()}, {policy} {after}"
 
     def _cards(self, shown: Sequence[ItemRow]) -> tuple[list[str], list[str]]:
         """The cards, and what is wrong with pictures.
@@ -314,18 +314,33 @@ class Explorer(Panel):
         for done, row in enumerate(bar):
             if time.monotonic() - started > 0.5:
                 self.message.value = note(f"reading pictures: {done} of {len(shown)} …")
-            # a picture that cannot be read leaves the rest of its card
-            try:
-                source = thumbnail(row.item.path, f"item {row.number}")
-                name = html.escape(row.item.path.name, quote=True)
-                style = "width:100%;height:100%;object-fit:contain"
-                picture = f"<img src='{source}' alt='{name}' style='{style}'>"
-            except UsageError as error:
-                errors.append(str(error))
-                style = f"color:{ERROR_COLOR};background:#fff"
-                picture = f"<div style='{style}'>{html.escape(str(error))}</div>"
-            cards.append(item_card(row, picture, self.policy.value))
+            picture, wrong = _pictures(row)
+            errors += wrong
+            truth = self.rightness.truth(row.task)
+            cards.append(item_card(row, picture, self.policy.value, truth))
         return cards, errors
+
+
+def _pictures(row: ItemRow) -> tuple[str, list[str]]:
+    """The pictures of a row as HTML, and what is wrong with them.
+
+    One that cannot be read leaves the rest of its card.
+    """
+    pictures = ""
+    errors = []
+    # all beside each other
+    width = 100 // max(1, len(row.task.images))
+    for path in row.task.images:
+        try:
+            source = thumbnail(path, f"item {row.number}")
+            name = html.escape(path.name, quote=True)
+            style = f"width:{width}%;height:100%;object-fit:contain"
+            pictures += f"<img src='{source}' alt='{name}' style='{style}'>"
+        except UsageError as error:
+            errors.append(str(error))
+            style = f"color:{ERROR_COLOR};background:#fff"
+            pictures += f"<div style='{style}'>{html.escape(str(error))}</div>"
+    return pictures, errors
 
 
 def _menu(label: str, names: Iterable[str], everything: str = "") -> w.Dropdown:
@@ -337,7 +352,7 @@ def _menu(label: str, names: Iterable[str], everything: str = "") -> w.Dropdown:
     return labelled(w.Dropdown, label, options=options, layout=layout)
 
 
-def item_card(row: ItemRow, picture_html: str, policy: str) -> str:
+def item_card(row: ItemRow, picture_html: str, policy: str, truth: str | None = None) -> str:
     """One item as HTML of a fixed height; what is longer scrolls.
 
     `picture_html` is HTML, all else is escaped.
@@ -349,16 +364,16 @@ def item_card(row: ItemRow, picture_html: str, policy: str) -> str:
     texts = mark_changes(row.before, row.after)
     for name, text in zip((BASE_POLICY, policy), texts, strict=True):
         answers += f"<div><b>{html.escape(name)}</b> {text or '(no answer)'}</div>"
-    truth = html.escape(format_counts(row.item.counts))
-    kinds = html.escape(", ".join(sorted(row.kinds)))
+    question = html.escape(conversation_text(row.task.turns)).replace("\n", "<br>")
+    known = f"<div><b>truth</b> {html.escape(truth)}</div>" if truth else ""
+    kinds = html.escape("; ".join([*sorted(row.kinds), f"group {_group(row.task)}"]))
     return (
         "<div tabindex='0' role='group' style='height:360px;overflow:auto;border:1px solid #888;"
         "padding:6px;box-sizing:border-box;line-height:20px;overflow-wrap:anywhere' "
         f"aria-label='item {row.number}, {row.outcome}'>"
         f"<div>item {row.number} {badge} change {row.change}</div>"
-        f"<div style='height:{THUMBNAIL[1]}px;overflow:auto'>{picture_html}</div>{answers}"
-        f"<div><b>truth</b> {truth}</div>"
-        f"<div><small>{kinds}; group {html.escape(row.item.group)}</small></div></div>"
+        f"<div style='height:{THUMBNAIL[1]}px;overflow:auto'>{picture_html}</div>"
+        f"<div><small>{question}</small></div>{answers}{known}<div><small>{kinds}</small></div></div>"
     )
 
 

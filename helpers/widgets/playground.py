@@ -23,7 +23,7 @@ from helpers.rewards import (
     flatten,
     pair_agreement,
     rule_values,
-    select_with_counts,
+    select_known,
     weighted_sum,
 )
 from helpers.statistics import Proportion
@@ -78,9 +78,9 @@ class ScorerPlayground(Panel):
     """Sliders for the weights of the heuristic's rules; records ranked by it, and the truth.
 
     One record is shown with its ranking, and all of them are compared with the truth. Records
-    without known counts are left out, which is said. counts_known: do the rules know the counts? (A
-    box changes it.) weights_path: a JSON file of weights, written with each change and read when
-    the cell is run again. Raises UsageError if no record has known counts.
+    without a known truth are left out, which is said. counts_known: do the rules know the counts?
+    (A box changes it.) weights_path: a JSON file of weights, written with each change and read when
+    the cell is run again. Raises UsageError if of no record a truth is known.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ScorerPlayground(Panel):
         counts_known: bool = True,
         weights_path: Path | None = None,
     ):
-        self.records = select_with_counts(records)
+        self.records = select_known(records)
         self.weights_path = weights_path
         self.left_out = len(records) - len(self.records)
         self.state = {}
@@ -239,7 +239,7 @@ class ScorerPlayground(Panel):
     def _tell(self) -> None:
         left = ""
         if self.left_out:
-            left = f"{self.left_out:,} records without known counts are left out."
+            left = f"{self.left_out:,} records without a known truth are left out."
         faults = list(self._faults.values())
         self.state["message"] = " ".join([*faults, left]).strip()
         self.message.value = "".join(note(text, error=True) for text in faults) + note(left)
@@ -280,7 +280,7 @@ def ranking_summary(
     if counts_known:
         knows = "are told the very counts that they are judged by"
     lines = [
-        f"Rank correlation (Spearman) with the truth (count_graded): {correlation}.",
+        f"Rank correlation (Spearman) with the truth: {correlation}.",
         verdict,
         f"Pairs of one record's answers that are ranked as the truth ranks them: {shared}.",
         f"The rules {knows}.",

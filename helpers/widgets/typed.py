@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 from IPython.display import display
 
-from helpers.data import ANSWER_LABELS, PreferenceRecord, Tiers, Votes, VoteVerdict, VotingItem
+from helpers.data import (
+    ANSWER_LABELS,
+    PreferenceRecord,
+    Tiers,
+    Votes,
+    VoteVerdict,
+    VotingItem,
+    conversation_text,
+)
 from helpers.files import UsageError, open_image
 
 VERDICT_KEYS: dict[str, VoteVerdict] = {"t": "tie", "x": "all bad", "s": "skip"}
@@ -32,10 +40,8 @@ def complete_tiers(tiers: Tiers, n: int, join_last: bool = False) -> Tiers | Non
 
 
 def prompt_text(record: PreferenceRecord) -> str:
-    """The only message, or a longer conversation with its roles."""
-    if len(record.prompt) == 1:
-        return record.prompt[0].content
-    return "\n".join(f"{message.role}: {message.content}" for message in record.prompt)
+    """The prompt of a record as text."""
+    return conversation_text(record.prompt)
 
 
 def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None:

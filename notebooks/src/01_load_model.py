@@ -178,10 +178,11 @@ for text in models.generate_answers(
 # wide, so this is a first look and not yet a result.
 
 # %%
-greedy = evaluation.evaluate_counting(model, processor, items)
-sampled = evaluation.evaluate_counting(model, processor, items, temperature=1.0)
-print("greedy :", "exact", greedy.exact_share, "  well formed", greedy.well_formed_share)
-print("sampled:", "exact", sampled.exact_share, "  well formed", sampled.well_formed_share)
+judge = evaluation.judges(data.counting_tasks(items))
+greedy = evaluation.evaluate_tasks(model, processor, judge)
+sampled = evaluation.evaluate_tasks(model, processor, judge, temperature=1.0)
+for name, result in (("greedy", greedy), ("sampled", sampled)):
+    print(name, "exact:", result.right_share, " well formed:", result.share("well formed"))
 
 # %% [markdown]
 # The interesting question is *how* it is wrong. Stated minus true count, class by class:
@@ -204,11 +205,10 @@ section.picture(
 # the model is guessing from the question.
 
 # %%
-shuffled = evaluation.evaluate_counting(model, processor, items, images="shuffled")
-chance = evaluation.chance_exact(items)
+shuffled = evaluation.evaluate_tasks(model, processor, judge, images="shuffled")
 section.say(
-    f"Base on {len(items)} validation images: exact {greedy.exact_share}; with shuffled images "
-    f"{shuffled.exact_share}, where chance is {chance:.3f}."
+    f"Base on {len(items)} validation images: exact {greedy.right_share}; with shuffled images "
+    f"{shuffled.right_share}, where chance is {judge.chance:.3f}."
 )
 
 # %% [markdown]
@@ -227,15 +227,15 @@ assert all("visual" not in name for name, kind in linear if kind == "Linear4bit"
     "the vision tower is not quantised"
 )
 if MODEL == "tiny" and DATA == "data/traffic":
-    assert greedy.well_formed_share.value == 1.0, (
+    assert greedy.share("well formed").value == 1.0, (
         "the embedded base always answers in the right form"
     )
-    assert shuffled.exact_share.value < 0.1 < greedy.exact_share.value, (
+    assert shuffled.right_share.value < 0.1 < greedy.right_share.value, (
         "its answers come from the image"
     )
 
 # %%
-section.add_share("base_exact_validation", greedy.exact_share)
+section.add_share("base_exact_validation", greedy.right_share)
 print("report:", section.save())
 
 # %% [markdown]

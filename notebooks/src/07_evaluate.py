@@ -33,10 +33,11 @@ ROOT = set_up(DRIVE)
 # ## Parameters
 #
 # `POLICIES` are patterns of names: those of `artifacts/` begin with their stage. `BENCHMARKS` and
-# `JUDGED` are for published benchmarks (see below): name → file.
+# `JUDGED` are for published benchmarks (see below): name → file. What is asked, and of which base,
+# is as in notebook 02; `DATA` may name another folder that it has prepared.
 
 # %% tags=["parameters"]
-MODEL = "tiny"
+MODEL = None
 DATA = None
 ADAPTERS = None
 POLICIES = ("dpo/*", "ppo/ppo", "ppo/reward-model", "ppo/heuristic-0.0")
@@ -58,6 +59,8 @@ from torch.testing import assert_close
 from helpers import data, evaluation, export, files, machine, models, report
 
 section = report.Section("07_evaluate", "Does it help? Evaluation on held-out images")
+prepared = data.read_prepared(DATA and ROOT / DATA)
+MODEL = MODEL or prepared.model
 
 # %% [markdown]
 # ## Is the machine enough?
@@ -74,18 +77,20 @@ plan = machine.check_machine(MODEL)
 # `POLICIES`.
 
 # %%
-folder, split, items = data.held_out_items(DATA)
+split, tasks = prepared.held_out, prepared.tasks(prepared.held_out)
 if split == "valid":
     section.say(
-        f"{folder.name} has no test split: these are its validation images, so read the figures "
-        "with care."
+        f"{prepared.title} has no test split: these are its validation images, on which settings "
+        "may have been chosen, so read the figures with care."
     )
-saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
+saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS), shipped=prepared.is_traffic)
 saved = [policy for policy in saved if any(fnmatch(policy.name, pattern) for pattern in POLICIES)]
+saved = prepared.keep_own(saved)
 max_pixels = models.image_limit(saved, plan.max_pixels)
 policies = models.Policies(*models.load_model(MODEL, max_pixels=max_pixels), saved)
 processor, names = policies.processor, policies.names
-print(f"{len(items)} images of {folder.name}/{split}; {', '.join(names)}")
+judge = evaluation.judges(tasks)
+print(f"{len(tasks)} questions of {prepared.title}, split {split}; {', '.join(names)}")
 assert saved, f"no adapter fits {POLICIES}"
 
 # %% [markdown]
@@ -112,19 +117,24 @@ for policy in saved:
 # %% [markdown]
 # ## Ask everyone the same questions
 #
-# All counts: greedy, sampled at temperature 1 with three seeds, with the images exchanged between
-# items, with grey images. And the count of one class, which the preferences did not train: what is
-# paid for the gain elsewhere shows here. Who asks what is in `examine` in
-# `helpers/evaluation/exam.py`.
+# Greedy, sampled at temperature 1 with three seeds, with the images exchanged between questions,
+# with grey images. Of counted images also the count of one class, which the preferences did not
+# train: what is paid for the gain elsewhere shows here. Who asks what is in `examine` in
+# `helpers/evaluation/exam.py`. All this needs a known truth.
 
 # %%
-examined = {name: evaluation.examine(policies, name, items, SEEDS) for name in names}
-section.table(evaluation.exam_rows(examined))
+examined = {}
+if judge.measures:
+    examined = {name: evaluation.examine(policies, name, judge, SEEDS) for name in names}
+    display(section.table(evaluation.exam_rows(examined)))
+else:
+    section.say("No truth is known of these questions, so nobody can say which answers are right.")
 
 # %%
 shares = {name: found.shares() for name, found in examined.items()}
-chart = report.interval_chart(shares, f"{len(items)} held-out images")
-section.picture(chart, "Shares with 95 % intervals")
+if shares:
+    chart = report.interval_chart(shares, f"{len(judge.tasks)} held-out questions")
+    display(section.picture(chart, "Shares with 95 % intervals"))
 
 # %% [markdown]
 # ## Is the difference real?
@@ -136,10 +146,11 @@ section.picture(chart, "Shares with 95 % intervals")
 
 # %%
 first = names[1]
-before, after = examined["base"].greedy.exact, examined[first].greedy.exact
-fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
-by_hand = min(1.0, 2 * binom.cdf(min(fixed, broken), fixed + broken, 0.5))
-print(f"{first}: {fixed} fixed, {broken} broken, p = {by_hand:.2g}")
+if examined:
+    before, after = examined["base"].greedy.right, examined[first].greedy.right
+    fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
+    by_hand = min(1.0, 2 * binom.cdf(min(fixed, broken), fixed + broken, 0.5))
+    print(f"{first}: {fixed} fixed, {broken} broken, p = {by_hand:.2g}")
 
 # %% [markdown]
 # Several policies and several metrics are several chances to be lucky, so p is adjusted for all of
@@ -150,61 +161,71 @@ print(f"{first}: {fixed} fixed, {broken} broken, p = {by_hand:.2g}")
 # more. It is marked, and needs one beside it that was not.
 
 # %%
-clusters = [item.group for item in items]
+clusters = [task.photo for task in judge.tasks]
 reward_columns = {policy.name: policy.about.get("reward") for policy in saved}
-metrics = evaluation.exam_metrics(examined)
-comparisons = evaluation.compare_policies(metrics, clusters, reward_columns)
-if comparisons[0].test == "McNemar":
-    assert_close(comparisons[0].p, by_hand, rtol=1e-6, atol=0)
-section.table(evaluation.comparison_rows(comparisons))
+metrics, comparisons = [], []
+if examined:
+    metrics = evaluation.exam_metrics(examined)
+    comparisons = evaluation.compare_policies(metrics, clusters, reward_columns)
+    if comparisons[0].test == "McNemar":
+        assert_close(comparisons[0].p, by_hand, rtol=1e-6, atol=0)
+    display(section.table(evaluation.comparison_rows(comparisons)))
 
 # %%
 for row in comparisons:
-    if row.metric == "all counts right" or (row.direction < 0 and not row.circular):
+    if row.metric == metrics[0].name or (row.direction < 0 and not row.circular):
         section.conclude(str(row))
 for warning in evaluation.find_reward_hacking(comparisons):
     section.conclude(warning)
-section.say(evaluation.power_note(len(set(clusters)), comparisons))
+if comparisons:
+    section.say(evaluation.power_note(len(set(clusters)), comparisons))
 
 # %% [markdown]
 # ## Does the answer come from the image?
 #
-# With shuffled images an honest model falls to chance: the share of images whose counts happen to
-# equal those of another image. A model that keeps its score has learnt something about the
+# With shuffled images an honest model falls to chance: of counts, the share of images that happen
+# to have the counts of another one. A model that keeps its score has learnt something about the
 # questions.
 
 # %%
 for name, found in examined.items():
-    chance = evaluation.chance_exact(items)
+    chance = "" if judge.chance is None else f", chance {judge.chance:.4f}"
     section.conclude(
-        f"{name} with shuffled images: {found.shuffled.exact_share}, chance {chance:.4f}: "
+        f"{name} with shuffled images: {found.shuffled.right_share}{chance}: "
         f"{found.describe_sight()}."
     )
 
 # %% [markdown]
-# ## What changed, class by class
+# ## What changed, in detail
 #
-# An answer without readable counts is a figure of its own, and never a count of 0. *Bias* is stated
-# − true.
+# Of counts, class by class: an answer without readable counts is a figure of its own, and never a
+# count of 0; *bias* is stated − true. Of texts, what BLEU and ROUGE see, and what they do not:
+# "There are 2 cars." against "There are 3 cars." shares nearly all its words, so look at BLEU
+# beside the share that is right. And CHAIR: of the objects that an answer mentions, how many are
+# not there? With *recall* beside it, for who says nothing hallucinates nothing. The official code
+# takes "0 buses" for a mention of a bus; how many mentions are denied stands beside.
 
 # %%
-for name in ("base", first):
-    answers, truths = examined[name].greedy.answers, [item.counts for item in items]
-    (corner, *columns), *rows = evaluation.count_metrics(answers, truths).rows()
-    display(section.table([[f"{corner} ({name})", *columns], *rows]))
-errors = {name: examined[name].greedy.errors() for name in ("base", first)}
-section.picture(report.error_chart(errors), f"Stated minus true count before and after ({first})")
+for name in ("base", first) if examined else ():
+    found = examined[name]
+    for title, rows in judge.details(found.greedy.answers, found.others):
+        display(section.table([[f"{title}, {name}", *rows[0][1:]], *rows[1:]]))
 
 # %%
-repaired, regressions = np.flatnonzero(~before & after), np.flatnonzero(before & ~after)
-examples = [*regressions[:2], *repaired[:4]][:4] or list(range(min(4, len(items))))
-said = {name: examined[name].greedy.answers for name in ("base", first)}
-titles = [f"before: {said['base'][i]}\nafter: {said[first][i]}" for i in examples]
-section.picture(
-    report.image_grid([files.open_image(items[i].path) for i in examples], titles),
-    "Held-out images, before and after",
-    lead=True,
-)
+errors = {name: examined[name].greedy.errors() for name in ("base", first) if examined}
+if any(errors.values()):
+    chart = report.error_chart(errors)
+    display(section.picture(chart, f"Stated minus true count before and after ({first})"))
+
+# %%
+if examined:
+    repaired, regressions = np.flatnonzero(~before & after), np.flatnonzero(before & ~after)
+    examples = [*regressions[:2], *repaired[:4]][:4] or list(range(min(4, len(judge.tasks))))
+    said = {name: examined[name].greedy.answers for name in ("base", first)}
+    titles = [f"before: {said['base'][i]}\nafter: {said[first][i]}" for i in examples]
+    pictures = [judge.tasks[i].open_images()[0] for i in examples]
+    grid = report.image_grid(pictures, titles)
+    display(section.picture(grid, "Held-out images, before and after", lead=True))
 
 # %% [markdown]
 # ## Is it there? (POPE)
@@ -213,14 +234,12 @@ section.picture(
 # most frequent ones, or those that usually stand beside what is there. The questions come from your
 # own labels, the rules are the official ones. One of these: an answer without "no" or "not" is a
 # yes. What cannot be read stands beside, and the share of *yes* among the predictions: a model that
-# always says yes has an F1 of .67.
+# always says yes has an F1 of .67. It needs labels of two classes or more.
 
 # %%
-polled = [
-    q
-    for kind in ("random", "popular", "adversarial")
-    for q in evaluation.official.pope_questions(items[:200], kind, per_image=1)
-]
+polled = []
+for kind in ("random", "popular", "adversarial"):
+    polled += judge.polls(kind, 200)
 
 
 def generate(images, prompts):
@@ -230,38 +249,11 @@ def generate(images, prompts):
     )
 
 
-for name in ("base", first):
+for name in ("base", first) if polled else ():
     with policies.use_policy(name) as model:
         answers = evaluation.official.ask_questions(polled, generate, batch=len(polled))
     grade = evaluation.official.grade_pope(polled, answers)
     display(section.table(grade.table(f"POPE, {name}")))
-
-# %% [markdown]
-# ## Texts: what BLEU and ROUGE do not see
-#
-# "There are 2 cars." against "There are 3 cars." shares nearly all its words. Look at BLEU beside
-# the share that is right.
-
-# %%
-truths = [data.one_class_question(item.counts, number)[1] for number, item in enumerate(items)]
-for name in ("base", first):
-    found = evaluation.reference_metrics(examined[name].one_class, truths)
-    display(section.table([[f"one class, {name}", "figure"], *found.rows()[1:]]))
-
-# %% [markdown]
-# ## Hallucination: CHAIR
-#
-# Of the objects that an answer mentions, how many are not there? With *recall* beside it, for who
-# says nothing hallucinates nothing. The official code takes "0 buses" for a mention of a bus; how
-# many mentions are denied stands beside.
-
-# %%
-objects = {name: [name] for name in items[0].counts}
-for name in ("base", first):
-    found = evaluation.chair_metrics(
-        examined[name].one_class, [item.counts for item in items], objects
-    )
-    display(section.table([[f"CHAIR, one class, {name}", "figure"], *found.rows()[1:]]))
 
 # %% [markdown]
 # ## Published benchmarks
@@ -295,29 +287,31 @@ for benchmark, (questions_file, reviews_file) in JUDGED.items():
 # %% [markdown]
 # ## What you should see
 #
-# With the defaults: DPO and PPO from about a third to nearly all counts right, p far below .001,
-# sampled answers twice as often right; with shuffled or blank images almost none, for the base as
-# for the policies. And a price: asked for one class only, which they were not trained on, the
-# policies are *worse* than the base, and a sampled answer is malformed more often. If notebook 05
-# trained on the heuristic, its policy's heuristic is up, circular, and its right answers down.
+# On the traffic scenes, with the defaults: DPO and PPO from about a third to nearly all counts
+# right, p far below .001, sampled answers twice as often right; with shuffled or blank images
+# almost none, for the base as for the policies. And a price: asked for one class only, which they
+# were not trained on, the policies are *worse* than the base, and a sampled answer is malformed
+# more often. If notebook 05 trained on the heuristic, its policy's heuristic is up, circular, and
+# its right answers down.
 #
 # ## Check yourself
 
 # %%
-for name in names:
-    assert examined[name].blank.exact_share.value < 0.5, (
-        "exact without an image: the answers ignore it"
-    )
-if MODEL == "tiny" and folder.name == "traffic":
-    assert 0.25 <= examined["base"].greedy.exact_share.value <= 0.45, (
-        "the base counts a third right"
-    )
+if MODEL == "tiny" and prepared.is_traffic:
+    for name in names:
+        assert examined[name].blank.right_share.value < 0.5, (
+            "exact without an image: the answers ignore it"
+        )
+    base_share = examined["base"].greedy.right_share
+    assert 0.25 <= base_share.value <= 0.45, "the base counts a third right"
     for name in [name for name in names if name.startswith("dpo")]:
-        assert examined[name].greedy.exact_share.value >= 0.90, f"{name}: alignment did not work"
-        assert examined[name].sampled_well_formed.value >= 0.90, f"{name}: sampling is broken"
+        assert examined[name].greedy.right_share.value >= 0.90, f"{name}: alignment did not work"
+        formed = examined[name].sampled_mean("well formed")
+        assert formed.value >= 0.90, f"{name}: sampling is broken"
 
 # %%
-report.add_exam_figures(section, policies, examined, metrics, comparisons)
+if examined:
+    report.add_exam_figures(section, policies, examined, metrics, comparisons)
 print("report:", section.save())
 
 # %% [markdown]

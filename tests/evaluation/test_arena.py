@@ -3,6 +3,7 @@
 import pytest
 from made_up_matches import NAMES, make
 
+from helpers.data import Message, Task, ask
 from helpers.data.judgement import Judgement
 from helpers.data.preferences import read_records
 from helpers.data.vote_log import VoteEvent, append_event, content_hash
@@ -41,19 +42,42 @@ def path(tmp_path):
 def test_equal_answers_are_left_out_and_counted(tmp_path, capsys):
     answers = {"m": ["one", "two ", "three"], "n": ["one", "two", "3"], "other": ["", "", ""]}
     target = tmp_path / "deep" / "records.jsonl"
-    paths = [tmp_path / f"{i}.png" for i in range(3)]
-    (record,) = arena.build_matches(
-        paths, ["a?", "b?", "c?"], answers, ("m", "n"), ["g", "g", "h"], records_path=target
-    )
+    tasks = [ask(f"{i}?", [tmp_path / f"{i}.png"], group="gh"[i // 2]) for i in range(3)]
+    (record,) = arena.build_matches(tasks, answers, ("m", "n"), records_path=target)
     assert "1 matches; 2 of 3 questions left out" in capsys.readouterr().out
     assert {answer.model: answer.text for answer in record.answers} == {"m": "three", "n": "3"}
     assert (record.id, record.prompt[0].content, record.group, record.ranking) == (
         "2",
-        "c?",
+        "2?",
         "h",
         None,
     )
     assert read_records(target) == [record] and record.image_paths == [tmp_path / "2.png"]
+
+
+def test_a_match_has_all_images_turns_and_the_truth(tmp_path):
+    turns = (
+        Message(role="user", content="Is there a bus?"),
+        Message(role="assistant", content="Yes."),
+        Message(role="user", content="Which?"),
+    )
+    images = (tmp_path / "0.png", tmp_path / "1.png")
+    task = Task(images, turns, ["a red one", "red"], "token_f1", "g")
+    unknown = ask("What else?", [tmp_path / "1.png"])
+    answers = {"m": ["red", "a"], "n": ["blue", "b"]}
+    first, second = arena.build_matches(
+        [task, unknown], answers, ("m", "n"), records_path=tmp_path / "r.jsonl"
+    )
+    assert tuple(first.image_paths) == images and tuple(first.prompt) == turns
+    assert (first.truth, first.kind, first.group) == (["a red one", "red"], "token_f1", "g")
+    assert (second.truth, second.kind, second.group) == (None, "none", None)
+
+
+def test_an_empty_answer_is_no_match_and_is_counted(tmp_path, capsys):
+    tasks = [ask("a?", [tmp_path / "0.png"]), ask("b?", [tmp_path / "1.png"])]
+    answers = {"m": ["x", " "], "n": ["y", "z"]}
+    (record,) = arena.build_matches(tasks, answers, ("m", "n"), records_path=tmp_path / "r.jsonl")
+    assert record.id == "0" and "1 more: one answer is empty" in capsys.readouterr().out
 
 
 def test_the_place_of_an_answer_does_not_tell_the_model(tmp_path):
@@ -67,27 +91,16 @@ def test_the_place_of_an_answer_does_not_tell_the_model(tmp_path):
     [
         ({"names": ("m", "m")}, "name two of the models"),
         ({"names": ("m", "x")}, "which are m, n"),
-        ({"prompts": ["a?"]}, "1 prompts for 2 images"),
-        ({"groups": ["g"]}, "1 groups for 2 images"),
-        ({"answers": {"m": ["x"], "n": ["y", "z"]}}, "1 answers of m for 2 images"),
-        ({"answers": {"m": ["x", "y"], "n": ["x", "y"]}}, "all 2 questions alike"),
-        (
-            {"answers": {"m": ["x", " "], "n": ["x", "y"]}},
-            r"question 1 \(.*1.png\): text: the answer is empty",
-        ),
-        ({"prompts": ["a?", ""]}, r"question 1 \(.*1.png\)"),
+        ({"answers": {"m": ["x"], "n": ["y", "z"]}}, "1 answers of m for 2 tasks"),
+        ({"answers": {"m": ["x", "y"], "n": ["x", "y"]}}, "2 of 2 questions left out"),
+        ({"answers": {"m": ["x", "y"], "n": ["x", " "]}}, "nothing to compare .*1 more"),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path, change, told):
-    given = {
-        "prompts": ["a?", "b?"],
-        "answers": {"m": ["x", "y"], "n": ["x", "z"]},
-        "names": ("m", "n"),
-    } | change
+    given = {"answers": {"m": ["x", "y"], "n": ["x", "z"]}, "names": ("m", "n")} | change
+    tasks = [ask("a?", [tmp_path / "0.png"]), ask("b?", [tmp_path / "1.png"])]
     with pytest.raises(UsageError, match=told):
-        arena.build_matches(
-            [tmp_path / "0.png", tmp_path / "1.png"], **given, records_path=tmp_path / "r.jsonl"
-        )
+        arena.build_matches(tasks, **given, records_path=tmp_path / "r.jsonl")
     assert not (tmp_path / "r.jsonl").exists()
 
 

@@ -9,17 +9,19 @@ from helpers import models
 from helpers.config import LoraSettings
 from helpers.data.counting import count_answer
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import one_class_question
+from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation import exam
-from helpers.evaluation.exactness import CountingResult
 from helpers.evaluation.exam import ExamResult
+from helpers.evaluation.judges import judges
 from helpers.evaluation.paired import compare_policies, comparison_rows, find_reward_hacking
+from helpers.evaluation.task_results import TaskResult
 from helpers.models.policies import Policies, SavedPolicy, find_policies
 from helpers.report.page import Section
 
 pytestmark = pytest.mark.heavy(reason="examines policies on whole splits")
 
 ITEMS = read_yolo(TRAFFIC, "test")[:60]
+JUDGE = judges(counting_tasks(ITEMS))
 TRUE = [count_answer(item.counts) for item in ITEMS]
 
 
@@ -27,7 +29,7 @@ def said(answers, one_class=None, shuffled=None):
     """An examination with these answers; with the images of other items `shuffled`."""
 
     def result(texts, images="right"):
-        return CountingResult(ITEMS, texts, images, 0.0, 0)
+        return TaskResult(JUDGE, texts, images, 0.0, 0)
 
     wrong = shuffled or ["There are 9 cars."] * len(ITEMS)
     one_class = one_class or [one_class_question(item.counts, n)[1] for n, item in enumerate(ITEMS)]
@@ -67,7 +69,8 @@ def test_an_untrained_adapter_is_no_difference(tmp_path, artifacts):
     saved = find_policies("tiny", tmp_path)
     policies = Policies(*models.load_model("tiny"), saved)
     examined = {
-        name: exam.examine(policies, name, ITEMS[:12], seeds=(0,)) for name in policies.names
+        name: exam.examine(policies, name, judges(JUDGE.tasks[:12]), seeds=(0,))
+        for name in policies.names
     }
     assert examined["base"].greedy.answers == examined["dpo/fresh"].greedy.answers
     base = examined["base"]
@@ -133,10 +136,11 @@ def test_sampled_shares_are_of_items_not_of_answers():
     """Two items of 60 right in one of three seeds: .0111; 60 values make the interval, not 180."""
     wrong = ["There are 9 cars."] * len(ITEMS)
     results = [
-        CountingResult(ITEMS, texts, "right", 1.0, 0)
-        for texts in (TRUE[:2] + wrong[2:], wrong, wrong)
+        TaskResult(JUDGE, texts, "right", 1.0, 0) for texts in (TRUE[:2] + wrong[2:], wrong, wrong)
     ]
-    found = ExamResult(results[0], tuple(results), results[1], results[1], wrong, 0.0).sampled_exact
+    found = ExamResult(results[0], tuple(results), results[1], results[1], wrong, 0.0).sampled_mean(
+        "exact"
+    )
     assert found.value == pytest.approx(2 / 3 / 60) and found.n == 60
 
 

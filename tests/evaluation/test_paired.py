@@ -87,7 +87,7 @@ def test_a_hacked_policy_is_marked_circular_and_called_hacked():
     rows = compare_policies(
         [
             Metric(
-                "heuristic", {"base": np.zeros(40), "bad": np.full(40, 0.6)}, reward="heuristic"
+                "heuristic", {"base": np.zeros(40), "bad": np.full(40, 0.6)}, rewards=("heuristic",)
             ),
             Metric("exact", {"base": right(*range(20)), "bad": right()}, truth=True),
         ],
@@ -116,7 +116,7 @@ def test_a_price_in_form_is_no_hacking():
             Metric(
                 "exact",
                 {"base": right(), "ppo": right(*range(40))},
-                reward="count_exact",
+                rewards=("count_exact",),
                 truth=True,
             ),
             Metric("well formed", {"base": right(*range(40)), "ppo": right(*range(20))}),
@@ -132,7 +132,7 @@ def test_a_price_in_form_is_no_hacking():
 
 
 def test_a_reward_of_another_policy_is_not_circular_and_a_lonely_one_is_refused():
-    metric = Metric("heuristic", {"base": np.zeros(40), "x": np.ones(40)}, reward="heuristic")
+    metric = Metric("heuristic", {"base": np.zeros(40), "x": np.ones(40)}, rewards=("heuristic",))
     assert not compare_policies([metric], ITEMS, {"x": "count_exact"})[0].circular
     with pytest.raises(UsageError, match="x is only judged by its own training reward, heuristic"):
         compare_policies([metric], ITEMS, {"x": "heuristic"})

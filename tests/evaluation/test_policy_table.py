@@ -6,25 +6,27 @@ import pytest
 from shipped import TRAFFIC
 
 from helpers.data.labels import CountedImage
-from helpers.data.pairs import one_class_question
+from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_asking
-from helpers.evaluation.exactness import CountingResult, GreedyAndSampled
+from helpers.evaluation.judges import judges
 from helpers.evaluation.policy_table import PolicyTable, score_greedy_answers
+from helpers.evaluation.task_results import GreedyAndSampled, TaskResult
 from helpers.rewards.references import exact_match
-from helpers.rewards.scoring import count_exact, count_graded, make_scorer
+from helpers.rewards.scoring import count_exact, make_scorer
 from helpers.statistics import mcnemar_p, proportion
 
 RIGHT, WRONG = "There are 1 cars in the image.", "There are 7 cars in the image."
 IMAGE = TRAFFIC / "valid" / "images" / "scene-100000.png"
 ITEMS = [CountedImage(IMAGE, {"cars": 1}, str(number)) for number in range(8)]
+JUDGE = judges(counting_tasks(ITEMS))
 
 
 def answers(right):
     """The first `right` greedy answers are right; sampled, one fewer."""
     first, second = ([RIGHT] * n + [WRONG] * (len(ITEMS) - n) for n in (right, right - 1))
-    greedy = CountingResult(ITEMS, first, "right", 0.0, 0)
-    return GreedyAndSampled(greedy, CountingResult(ITEMS, second, "right", 1.0, 0))
+    greedy = TaskResult(JUDGE, first, "right", 0.0, 0)
+    return GreedyAndSampled(greedy, TaskResult(JUDGE, second, "right", 1.0, 0))
 
 
 def trained(score):
@@ -35,13 +37,13 @@ def trained(score):
 def test_rows_by_hand():
     table = PolicyTable(answers(1))
     table.add("ppo", trained(count_exact), answers(8))
-    table.add("learnt", trained(count_graded), answers(1))
+    table.add("learnt", trained(make_scorer("learnt", lambda *given: {})), answers(1))
     head, base, ppo, learnt = table.rows
     assert len({len(row) for row in table.rows}) == 1 and head[0] == "policy"
     shares = [proportion(n, 8).short_text() for n in (1, 0, 8)]
     assert base == ["base", "", *shares, "", "", "", "0"]
     # 7 wrong → right, none the other way: 2 · ½⁷ = .0156; KL (3 + 4 + 5 + 6 + 7) / 5
-    assert mcnemar_p(answers(1).greedy.exact, answers(8).greedy.exact) == pytest.approx(2 / 2**7)
+    assert mcnemar_p(answers(1).greedy.right, answers(8).greedy.right) == pytest.approx(2 / 2**7)
     shares = [proportion(n, 8).short_text() for n in (8, 7, 8)]
     assert ppo == ["ppo", "circular", *shares, "0.02", "448", "12", "5.00"]
     assert learnt[1] == "independent" and learnt[5] == "1"

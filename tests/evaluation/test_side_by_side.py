@@ -5,8 +5,16 @@ import torch
 from shipped import TRAFFIC
 
 from helpers import models
+from helpers.data import Message, Task, ask
 from helpers.data.labels import read_yolo
-from helpers.evaluation.side_by_side import DecodingSettings, ask_policies
+from helpers.evaluation.side_by_side import (
+    DecodingSettings,
+    ask_all,
+    ask_policies,
+    read_gallery,
+    save_gallery_item,
+    texts_of,
+)
 from helpers.files import open_image
 from helpers.models.policies import Policies, find_policies
 from helpers.models.prompts import encode, end_of_turn
@@ -21,12 +29,17 @@ def policies():
 
 
 @pytest.fixture(scope="module")
-def image():
-    return open_image(read_yolo(TRAFFIC, "test")[3].path)
+def task():
+    return ask(QUESTION, [read_yolo(TRAFFIC, "test")[3].path])
 
 
-def test_the_answers_are_those_of_generate(policies, image):
-    spoken = ask_policies(policies, policies.names, image, QUESTION)
+@pytest.fixture
+def image(task):
+    return open_image(task.images[0])
+
+
+def test_the_answers_are_those_of_generate(policies, task, image):
+    spoken = ask_policies(policies, policies.names, task)
     for row in spoken:
         with policies.use_policy(row.policy) as model:
             assert (
@@ -39,10 +52,10 @@ def test_the_answers_are_those_of_generate(policies, image):
 
 
 @torch.no_grad()
-def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, image):
+def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, task, image):
     """Independent: one forward of prompt and answer, teacher-forced, for policy and base."""
     processor = policies.processor
-    row = ask_policies(policies, ["dpo/shipped"], image, QUESTION)[0]
+    row = ask_policies(policies, ["dpo/shipped"], task)[0]
     inputs = encode(processor, [QUESTION], [image])
     ids = processor.tokenizer(
         row.text + end_of_turn(processor), add_special_tokens=False, return_tensors="pt"
@@ -69,33 +82,29 @@ def test_log_probabilities_and_kl_are_those_of_a_plain_forward(policies, image):
     assert row.gains == pytest.approx((picked[0] - picked[1]).tolist(), abs=4e-4)
 
 
-def test_the_base_is_no_distance_from_itself(policies, image):
-    row = ask_policies(
-        policies, ["base"], image, QUESTION, DecodingSettings(temperature=1.5, seed=4)
-    )[0]
+def test_the_base_is_no_distance_from_itself(policies, task, image):
+    row = ask_policies(policies, ["base"], task, DecodingSettings(temperature=1.5, seed=4))[0]
     assert row.logps == row.base_logps and not any(row.gains) and not any(row.kl)
 
 
 @pytest.mark.heavy(reason="generates for three seconds")
-def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, image):
+def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, task, image):
     hot = DecodingSettings(temperature=1.7, seed=1)
-    first, again = (ask_policies(policies, ["base"], image, QUESTION, hot)[0] for _ in range(2))
+    first, again = (ask_policies(policies, ["base"], task, hot)[0] for _ in range(2))
     assert first == again
     texts = {
-        ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(1.7, seed=s))[0].text
+        ask_policies(policies, ["base"], task, DecodingSettings(1.7, seed=s))[0].text
         for s in range(6)
     }
     assert len(texts) > 1
     narrow = {
-        ask_policies(
-            policies, ["base"], image, QUESTION, DecodingSettings(1.7, top_p=1e-6, seed=s)
-        )[0].text
+        ask_policies(policies, ["base"], task, DecodingSettings(1.7, top_p=1e-6, seed=s))[0].text
         for s in range(3)
     }
-    assert narrow == {ask_policies(policies, ["base"], image, QUESTION)[0].text}, (
+    assert narrow == {ask_policies(policies, ["base"], task)[0].text}, (
         "the nucleus is the likeliest token alone"
     )
-    cut = ask_policies(policies, ["base"], image, QUESTION, DecodingSettings(max_new_tokens=2))[0]
+    cut = ask_policies(policies, ["base"], task, DecodingSettings(max_new_tokens=2))[0]
     assert (
         not cut.ended
         and len(cut.ids) == len(cut.tokens) == len(cut.logps) == len(cut.kl) == 2
@@ -103,9 +112,65 @@ def test_sampling_depends_on_the_seed_alone_and_a_short_budget_cuts(policies, im
     )
 
 
-def test_the_reward_is_given_what_was_seen_and_said(policies, image):
+def test_the_reward_is_given_what_was_seen_and_said(policies, task, image):
     length = make_scorer(
         "length", lambda image, question, answer, facts: {"length": len(answer) + image.width}
     )
-    row = ask_policies(policies, ["base"], image, QUESTION, reward=length)[0]
+    row = ask_policies(policies, ["base"], task, reward=length)[0]
     assert row.reward == len(row.text) + image.width
+
+
+def conversation(first, second):
+    """Two images and an earlier turn."""
+    turns = [
+        Message(role="user", content="Is there a bus?"),
+        Message(role="assistant", content="Yes."),
+        Message(role="user", content=QUESTION),
+    ]
+    return Task((first, second), tuple(turns), ["2", "two"], "exact_match", "g")
+
+
+def test_many_tasks_are_answered_as_one_by_one(policies, task):
+    """Several images and turns among them, in batches of two."""
+    paths = [item.path for item in read_yolo(TRAFFIC, "test")[:3]]
+    tasks = [task, conversation(*paths[:2]), ask("How many buses are there?", paths[2:])]
+    together = ask_all(policies, policies.names, tasks, batch_size=2)
+    for number, one in enumerate(tasks):
+        alone = ask_policies(policies, policies.names, one)
+        for answer in alone:
+            batched = together[answer.policy][number]
+            assert (batched.text, batched.ids, batched.ended) == (
+                answer.text,
+                answer.ids,
+                answer.ended,
+            )
+            torch.testing.assert_close(batched.kl, answer.kl, atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(batched.logps, answer.logps, atol=1e-3, rtol=1e-3)
+    assert texts_of(together)["base"] == [answer.text for answer in together["base"]]
+
+
+def test_the_scorer_gets_all_images_and_no_truth(policies, task):
+    seen = []
+
+    def parts(image, question, answer, facts):
+        seen.append((image, question, facts))
+        return {"one": 1}
+
+    paths = [item.path for item in read_yolo(TRAFFIC, "test")[:2]]
+    ask_policies(policies, ["base"], conversation(*paths), reward=make_scorer("one", parts))
+    ((images, question, facts),) = seen
+    assert len(images) == 2 and question == QUESTION and facts is None
+
+
+def test_a_kept_example_has_its_images_turns_and_truth(tmp_path, policies, task):
+    paths = [item.path for item in read_yolo(TRAFFIC, "test")[:2]]
+    example = conversation(*paths)
+    spoken = ask_policies(policies, ["base"], example)
+    first = save_gallery_item(tmp_path, example, DecodingSettings(), spoken)
+    assert save_gallery_item(tmp_path, example, DecodingSettings(), spoken) == first
+    (kept,) = read_gallery(tmp_path)
+    assert kept.spoken == spoken and tuple(kept.turns) == example.turns
+    assert (kept.truth, kept.truth_kind, kept.question) == (["2", "two"], "exact_match", QUESTION)
+    assert [open_image(tmp_path / name).size for name in kept.images] == [
+        open_image(path).size for path in paths
+    ]

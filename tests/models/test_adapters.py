@@ -9,13 +9,13 @@ import torch
 from architectures import build
 from pictures import noise
 from safetensors.torch import load_file
+from shipped import pictures_of
 from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import LoraSettings
 from helpers.data.counting import count_question
 from helpers.data.scenes import CLASSES
-from helpers.evaluation.exactness import images_for
 from helpers.files import ROOT, UsageError
 from helpers.models.prompts import encode, render
 from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately
@@ -42,7 +42,7 @@ def test_sampling_before_training_leaves_the_gradient_alone(tiny, valid_items):
     no gradient, and a policy that had sampled once trained on what was left of it."""
     model, processor = with_adapter()
     push_off_zero(model)
-    image = images_for(valid_items[:1])
+    image = pictures_of(valid_items[:1])
     prompt = encode_prompts(processor, [render(processor, QUESTION)], [image])
     row = pack_separately(processor, prompt, [["There are 2 cars."]])
 
@@ -80,7 +80,7 @@ def test_the_vision_tower_gets_an_adapter_only_when_asked():
 def test_adapter_off_is_the_base_bit_for_bit(tiny, valid_items):
     model, processor = with_adapter()
     push_off_zero(model)
-    inputs = encode(processor, [QUESTION], images_for(valid_items[:1]))
+    inputs = encode(processor, [QUESTION], pictures_of(valid_items[:1]))
     with torch.no_grad():
         base, on = tiny[0](**inputs).logits, model(**inputs).logits
         with models.disable_adapters(model):
@@ -94,23 +94,24 @@ def test_a_saved_adapter_answers_the_same_in_a_new_process(tmp_path, valid_items
     push_off_zero(model)
     folder = models.save_adapter(model, tmp_path / "adapter", {"base": "tiny"})
     items = valid_items[:16]
-    here = models.generate_answers(model, processor, images_for(items), [QUESTION] * 16)
+    here = models.generate_answers(model, processor, pictures_of(items), [QUESTION] * 16)
     code = f"""
 import json, pathlib
 from helpers import models
-from helpers.evaluation import images_for
 from helpers.data.labels import read_yolo
+from helpers.files import open_image
 model, processor = models.load_model("tiny")
 model = models.load_adapter(model, pathlib.Path({str(folder)!r}))
 items = read_yolo(pathlib.Path("data/traffic"), "valid")[:16]
-print(json.dumps(models.generate_answers(model, processor, images_for(items), [{QUESTION!r}] * 16)))
+pictures = [open_image(item.path) for item in items]
+print(json.dumps(models.generate_answers(model, processor, pictures, [{QUESTION!r}] * 16)))
 """
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert json.loads(run.stdout.splitlines()[-1]) == here
     base, _ = models.load_model("tiny")
-    assert models.generate_answers(base, processor, images_for(items), [QUESTION] * 16) != here
+    assert models.generate_answers(base, processor, pictures_of(items), [QUESTION] * 16) != here
 
 
 def test_adapters_that_are_missing_or_do_not_fit_are_named(tmp_path):

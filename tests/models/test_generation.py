@@ -5,6 +5,7 @@ import pytest
 import torch
 from architectures import build
 from pictures import noise
+from shipped import pictures_of
 from torch.testing import assert_close
 
 from helpers import models
@@ -13,7 +14,6 @@ from helpers.data.pairs import counting_questions, counting_tasks
 from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
 from helpers.data.tasks import Task, ask
-from helpers.evaluation.exactness import images_for
 from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.generation import (
     answer_budget,
@@ -28,7 +28,7 @@ QUESTION = count_question(CLASSES)
 
 
 def test_greedy_answers_do_not_depend_on_the_batch(tiny, valid_items):
-    images = images_for(valid_items[:6])
+    images = pictures_of(valid_items[:6])
     prompts = [count_question(CLASSES, i) for i in range(5)] + ["Is there a car in the image?"]
     together = models.generate_answers(*tiny, images, prompts)
     alone = [
@@ -42,7 +42,7 @@ def test_greedy_answers_do_not_depend_on_the_batch(tiny, valid_items):
 
 
 def test_sampling_follows_its_seed_and_leaves_the_generator_alone(tiny, valid_items):
-    images, prompts = images_for(valid_items[:8]), [QUESTION] * 8
+    images, prompts = pictures_of(valid_items[:8]), [QUESTION] * 8
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -78,7 +78,7 @@ class Cramped:
 
 @pytest.mark.heavy(reason="generates for three seconds")
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, capsys):
-    images, prompts = images_for(valid_items[:6]), [QUESTION] * 6
+    images, prompts = pictures_of(valid_items[:6]), [QUESTION] * 6
     how = {"temperature": 1.5, "seed": 1}
     expected = models.generate_answers(*tiny, images, prompts, **how, batch_size=2)
     tiny[0].train()
@@ -94,7 +94,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tiny, valid_items, ca
 
 @pytest.mark.heavy(reason="generates for five seconds")
 def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_items):
-    images, prompts = images_for(valid_items[:2]), [QUESTION] * 2
+    images, prompts = pictures_of(valid_items[:2]), [QUESTION] * 2
     with Cramped(tiny[0], rows=0) as cramped, pytest.raises(torch.OutOfMemoryError):
         models.generate_answers(*tiny, images, prompts)
     assert cramped.sizes == [2, 2, 2, 2, 2, 2, 1]  # 64, 32, …, 1 at once, of two
@@ -108,12 +108,12 @@ def test_one_answer_that_does_not_fit_and_other_faults_are_raised(tiny, valid_it
 
 def test_each_prompt_needs_its_own_images(tiny, valid_items):
     with pytest.raises(ValueError, match="images for 1 prompts, but 2 prompts"):
-        models.generate_answers(*tiny, images_for(valid_items[:1]), [QUESTION] * 2)
+        models.generate_answers(*tiny, pictures_of(valid_items[:1]), [QUESTION] * 2)
 
 
 def test_images_may_be_paths(tiny, valid_items):
     paths = [item.path for item in valid_items[:3]]
-    opened = images_for(valid_items[:3])
+    opened = pictures_of(valid_items[:3])
     assert models.generate_answers(*tiny, paths, [QUESTION] * 3) == models.generate_answers(
         *tiny, opened, [QUESTION] * 3
     )

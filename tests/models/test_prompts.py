@@ -7,14 +7,13 @@ import pytest
 import torch
 from architectures import TEMPLATES, build
 from pictures import noise
-from shipped import TRAFFIC
+from shipped import TRAFFIC, pictures_of
 
 from helpers import models
 from helpers.data.counting import count_question
 from helpers.data.preferences import read_records
 from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
-from helpers.evaluation.exactness import images_for
 from helpers.models.caches import ImageFeatures, processor_settings
 from helpers.models.prompts import (
     answer_ids,
@@ -285,14 +284,14 @@ def test_the_template_has_qwen2_vls_structure(tiny):
 
 
 def test_image_tokens_are_pixels_over_784(tiny, valid_items):
-    inputs = encode(tiny[1], [QUESTION, QUESTION], images_for(valid_items[:2]))
+    inputs = encode(tiny[1], [QUESTION, QUESTION], pictures_of(valid_items[:2]))
     assert count_image_tokens(tiny[1], inputs) == [112 * 112 // 784] * 2 == [16, 16]
-    small = [image.resize((56, 84)) for image in images_for(valid_items[:1])]
+    small = [image.resize((56, 84)) for image in pictures_of(valid_items[:1])]
     inputs = encode(tiny[1], [QUESTION], small)
     assert count_image_tokens(tiny[1], inputs) == [56 * 84 // 784]
 
 
 def test_a_limit_on_pixels_is_a_limit_on_tokens(valid_items):
     _, processor = models.load_model("tiny", max_pixels=56 * 84)
-    inputs = encode(processor, [QUESTION], [images_for(valid_items[:1])[0].resize((640, 480))])
+    inputs = encode(processor, [QUESTION], [pictures_of(valid_items[:1])[0].resize((640, 480))])
     assert count_image_tokens(processor, inputs)[0] <= 56 * 84 // 784 == 6

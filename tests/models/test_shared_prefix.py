@@ -4,11 +4,11 @@ import pytest
 import torch
 from architectures import BUILDERS, build
 from pictures import noise
+from shipped import pictures_of
 from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import LoraSettings
-from helpers.evaluation.exactness import images_for
 from helpers.models import encoded_prompts, shared_prefix
 from helpers.models.caches import ImageFeatures
 from helpers.models.prompts import render, user_message
@@ -266,7 +266,7 @@ def test_an_adapter_of_the_vision_tower_is_not_kept_even_if_it_is_not_trained(ca
 def test_answers_are_marked_and_end_the_turn(tiny, valid_items):
     prompts, images = (
         [render(tiny[1], QUESTIONS[0])] * 2,
-        [[image] for image in images_for(valid_items[:2])],
+        [[image] for image in pictures_of(valid_items[:2])],
     )
     rows = pack_separately(
         tiny[1], encode_prompts(tiny[1], prompts, images), [["Yes."], ["There are 2 cars."]]

@@ -7,15 +7,17 @@ from shipped import TRAFFIC
 
 from helpers.data.counting import count_answer
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import one_class_question
-from helpers.evaluation.exactness import CountingResult
+from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation.exam import ExamResult, exam_metrics
+from helpers.evaluation.judges import judges
 from helpers.evaluation.paired import compare_policies
+from helpers.evaluation.task_results import TaskResult
 from helpers.models.policies import SavedPolicy
 from helpers.report.exam_figures import add_exam_figures
 from helpers.report.page import Section
 
 ITEMS = read_yolo(TRAFFIC, "test")[:20]
+JUDGE = judges(counting_tasks(ITEMS))
 TRUE = [count_answer(item.counts) for item in ITEMS]
 WRONG = ["There are 9 cars."] * len(ITEMS)
 ONE_CLASS = [one_class_question(item.counts, number)[1] for number, item in enumerate(ITEMS)]
@@ -25,7 +27,7 @@ def exam(right, one_class):
     """`right` true greedy answers, one sampled seed with one fewer; the last `one_class` are right."""
 
     def result(n, images="right"):
-        return CountingResult(ITEMS, TRUE[:n] + WRONG[n:], images, 0.0, 0)
+        return TaskResult(JUDGE, TRUE[:n] + WRONG[n:], images, 0.0, 0)
 
     texts = WRONG[: len(ITEMS) - one_class] + ONE_CLASS[len(ITEMS) - one_class :]
     shuffled = result(1, "shuffled")

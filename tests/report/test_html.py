@@ -3,6 +3,7 @@
 import pytest
 from shipped import TRAFFIC
 
+from helpers.data import Task, ask, count_answer
 from helpers.data.labels import read_yolo
 from helpers.evaluation.side_by_side import PolicyAnswer
 from helpers.report.html import colored_tokens, comparison_table, mark_changes
@@ -39,11 +40,14 @@ def test_token_colours_grow_with_the_gain_and_do_not_speak_alone():
 
 
 def test_the_static_table_holds_pictures_and_both_answers(items):
-    page = comparison_table(items, ["one", "two"], ["one", "three"], [1])
-    assert (
-        "✗" in page
-        and "two" in page
-        and "three" in page
-        and page.count("<img") == 1
-        and "one" not in page
-    )
+    tasks = [ask(f"<b>{i}?", [item.path], item.counts, "counts") for i, item in enumerate(items)]
+    right = count_answer(items[1].counts)
+    page = comparison_table(tasks, ["one", "two"], ["one", right], [1])
+    assert "✗ " in page and "✓ " in page and page.count("<img") == 1
+    assert "two" in page and "one" not in page and "&lt;b&gt;1?" in page
+
+
+def test_without_a_truth_nothing_is_marked_right_or_wrong(items):
+    task = Task((items[0].path, items[1].path), ask("What?", []).turns)
+    page = comparison_table([task], ["a bus"], ["a car"], [0])
+    assert "✓" not in page and "✗" not in page and page.count("<img") == 2

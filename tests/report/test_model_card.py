@@ -12,7 +12,7 @@ from helpers.report.model_card import data_licences, render_model_card, training
 def found(**about):
     return PolicyFindings(
         about={"base": "tiny", "seed": 2, "settings": {"beta": 0.5}} | about, n=400, failures=["it lies"],
-        rows=[["policy", "p"], ["x|y", "0.01"]], counting=[["class"], ["cars"]], sight="it falls to chance",
+        rows=[["policy", "p"], ["x|y", "0.01"]], details=[("class by class", [["class"], ["cars"]])], sight="it falls to chance",
     )  # fmt: skip
 
 

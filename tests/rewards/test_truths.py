@@ -4,7 +4,18 @@ import pytest
 
 from helpers.data import TRUTH_KINDS, ask
 from helpers.files import UsageError
-from helpers.rewards import TRUTHS, chosen_letter, kind_of, reward_of
+from helpers.rewards import (
+    TRUTHS,
+    are_right,
+    chosen_letter,
+    degree_of,
+    degrees,
+    kind_of,
+    known_answers,
+    reward_of,
+    right_share,
+)
+from helpers.statistics import proportion
 
 
 def test_every_kind_that_there_is_has_its_line():
@@ -67,3 +78,30 @@ def test_one_table_judges_one_kind():
     assert reward_of([ask("Why?", []), known])(None, "", "Yes!", "yes").total == 1
     with pytest.raises(UsageError, match=r"several kinds.*'Is it\?'.*'Count'"):
         kind_of([known, ask("Count", [], {"cars": 1}, "counts")])
+
+
+def test_shares_are_of_the_questions_whose_truth_is_known():
+    tasks = [ask("1?", [], "a", "exact_match"), ask("2?", []), ask("3?", [], "b", "exact_match")]
+    assert right_share(tasks, ["a", "a", "a"]) == proportion(1, 2)
+    assert right_share(tasks[1:2], ["a"]) is None
+
+
+def test_counts_are_rewarded_for_being_right_and_graded_by_how_far():
+    tasks = [ask("How many?", [], {"cars": 2}, "counts")]
+    assert (reward_of(tasks).__name__, degree_of(tasks).__name__) == ("count_exact", "count_graded")
+    assert degrees(tasks, ["There are 3 cars in the image."]).tolist() == [0.5]
+    assert are_right(tasks, ["There are 3 cars in the image."]).tolist() == [False]
+    assert degree_of([ask("Why?", [])]) is None
+
+
+def test_a_critic_learns_from_answers_that_are_right_elsewhere():
+    truths = ["red", ["blue", "navy"], "Red."]
+    tasks = [ask(f"{n}?", [], truth, "exact_match") for n, truth in enumerate(truths)]
+    rows = known_answers(tasks, seed=1)
+    for task, (first, second, *wrong) in zip(tasks, rows, strict=True):
+        assert first == second and are_right([task], [first]).all()
+        assert len(wrong) == 2 and not are_right([task, task], wrong).any()
+    assert known_answers(tasks, seed=1) == rows
+    # nothing that is wrong is known, and nothing at all
+    assert known_answers([tasks[0], tasks[2]]) is None
+    assert known_answers([*tasks, ask("Why?", [])]) is None

@@ -330,10 +330,10 @@ def test_made_up_pairs_are_learnt_and_random_labels_are_not(tmp_path):
         (lambda i: 0, True),
         (lambda i: np.random.default_rng([7, i]).integers(2), False),
     ):
-        _, rows = made(300, choose, tmp_path)
+        _, rows = made(200, choose, tmp_path)
         reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
-        RewardTrainer(reward, rows[:200], rows[:20], settings).train()
-        found = pair_hits(pair_gaps(rows[200:], score_records(reward, rows[200:])))
+        RewardTrainer(reward, rows[:120], rows[:8], settings).train()
+        found = pair_hits(pair_gaps(rows[120:], score_records(reward, rows[120:])))
         share = proportion(found.sum(), len(found))
         assert share.value > 0.95 if learnt else share.low < 0.5 < share.high
 

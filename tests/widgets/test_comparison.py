@@ -6,20 +6,19 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from made_up_tasks import counting_tasks, tasks_about
 from PIL import Image
 from shipped import TRAFFIC
 
 from helpers import models
+from helpers.data import Message, Task
 from helpers.data.labels import read_yolo
-from helpers.data.pairs import question_for
 from helpers.evaluation.side_by_side import read_gallery
 from helpers.files import UsageError
 from helpers.models.policies import SHIPPED_POLICIES, Policies, find_policies
 from helpers.report.html import gallery_html
 from helpers.rewards.scoring import make_scorer
-from helpers.widgets.comparison import LIKELIER_TOKENS, Comparison, is_answer_right
-
-TRUTH = {"cars": 2, "motorcycles": 3, "buses": 0, "bicycles": 1}
+from helpers.widgets.comparison import LIKELIER_TOKENS, SUGGESTED_QUESTIONS, Comparison
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +27,13 @@ def policies():
 
 
 @pytest.fixture(scope="module")
-def items():
-    return read_yolo(TRAFFIC, "test")[:8]
+def tasks():
+    return counting_tasks(read_yolo(TRAFFIC, "test")[:8])
 
 
 @pytest.fixture
-def comparison(policies, items, artifacts):
-    return Comparison(policies, items, questions=["Is there a car in the image?"])
+def comparison(policies, tasks, artifacts):
+    return Comparison(policies, tasks, questions=["Is there a car in the image?"])
 
 
 def upload(comparison, content, name="a.jpg"):
@@ -57,28 +56,24 @@ def photo(size=(200, 100)):
     return buffer.getvalue()
 
 
-def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, items):
+def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, tasks):
     assert (
         list(comparison.state["answers"]) == ["base", "dpo/shipped"]
         and comparison.state["right"]["dpo/shipped"]
     )
     assert "truth</b> " in comparison.answers.value and bytes(comparison.picture.value).startswith(
-        b"\x89PNG"
+        b"\xff\xd8"
     )
     picture = comparison.picture.value
     comparison.item.value = 3
-    assert comparison.picture.value != picture and comparison.question.value == question_for(
-        items[3], 3
-    )
+    assert comparison.picture.value != picture and comparison.question.value == tasks[3].question
     comparison.suggestion.value = "Is there a car in the image?"
     assert (
         comparison.state["answers"]["base"] in ("Yes.", "No.")
         and comparison.state["right"]["base"] is None
     )
     comparison.item.value = 5
-    assert comparison.question.value == question_for(items[5], 5), (
-        "the next image brings its own question"
-    )
+    assert comparison.question.value == tasks[5].question, "the next image brings its own question"
 
 
 def test_switching_the_policies_asks_those(comparison):
@@ -123,9 +118,9 @@ def test_figures_and_token_colours_are_those_of_the_answers(comparison):
     )
 
 
-def test_a_reward_is_shown_where_there_is_one(policies, items, artifacts):
+def test_a_reward_is_shown_where_there_is_one(policies, tasks, artifacts):
     reward = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
-    comparison = Comparison(policies, items, reward=reward)
+    comparison = Comparison(policies, tasks, reward=reward)
     assert f"reward {len(comparison.state['answers']['base'])}.00" in comparison.answers.value
 
 
@@ -149,18 +144,18 @@ def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_questi
 
 
 @pytest.mark.heavy(reason="generates for six seconds")
-def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, items):
+def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, tasks):
     comparison.item.value, comparison.temperature.value, comparison.seed.value = 4, 0.8, 7
     comparison.question.value = "How many buses?"
     upload(comparison, photo((64, 64)))
-    again = Comparison(policies, items)
+    again = Comparison(policies, tasks)
     assert (again.item.value, again.temperature.value, again.seed.value) == (4, 0.8, 7)
     assert (
         again.question.value == "How many buses?"
         and again.state["answers"] == comparison.state["answers"]
     )
     assert "not known for this image" in again.answers.value
-    fewer = Comparison(policies, items[:2])
+    fewer = Comparison(policies, tasks[:2])
     assert fewer.item.value == 1, "a setting that no longer fits is brought into range"
 
 
@@ -170,7 +165,7 @@ def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifact
     comparison.item.value = 1
     comparison.keep.click()
     first, second = read_gallery(artifacts / "gallery")
-    assert second.spoken == comparison.state["spoken"] and first.truth == comparison.items[0].counts
+    assert second.spoken == comparison.state["spoken"] and first.truth == comparison.tasks[0].facts
     assert "2 in" in comparison.message.value
     page = gallery_html(artifacts / "gallery", [first, second])
     assert page.count("<img") == 2 and "dpo/shipped" in page
@@ -180,9 +175,9 @@ def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifact
 
 
 def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(
-    policies, items, artifacts, tmp_path
+    policies, tasks, artifacts, tmp_path
 ):
-    lost = [replace(items[0], path=tmp_path / "gone.png"), items[1]]
+    lost = [replace(tasks[0], images=(tmp_path / "gone.png",)), tasks[1]]
     comparison = Comparison(policies, lost)
     assert "gone.png does not exist" in comparison.state["error"]
     comparison.marks.value = LIKELIER_TOKENS
@@ -207,21 +202,49 @@ def test_adapters_of_another_folder_join(comparison, tmp_path):
     assert "no adapter" in comparison.state["error"]
 
 
-@pytest.mark.parametrize(
-    ("answer", "question", "expected"),
-    [
-        ("There are 2 cars, 3 motorcycles, 0 buses, 1 bicycles in the image.", "all", True),
-        ("There are 2 cars.", "all", False),
-        ("There are 2 cars.", "How many cars are there?", True),
-        ("There are 3 cars.", "How many cars are there?", False),
-        ("Yes.", "Is there a car?", None),
-    ],
-)
-def test_verdicts(answer, question, expected):
-    question = (
-        "Please count the cars, motorcycles, buses and bicycles you see."
-        if question == "all"
-        else question
+@pytest.fixture
+def free(policies, artifacts, tmp_path):
+    """Questions of which nobody has said what is right; one with two images and two turns."""
+    tasks = tasks_about(tmp_path, ["a", "b", "c"])
+    turns = (
+        Message(role="user", content="Is it a house?"),
+        Message(role="assistant", content="Yes."),
+        Message(role="user", content="What colour is it?"),
     )
-    assert is_answer_right(answer, question, TRUTH) is expected
-    assert is_answer_right(answer, question, None) is None
+    tasks.append(Task(tasks[0].images + tasks[1].images, turns))
+    return Comparison(policies, tasks, questions=["Is it red?"])
+
+
+def test_without_a_truth_nothing_is_said_of_it(free):
+    assert set(free.state["right"].values()) == {None} and "truth" not in free.answers.value
+    suggested = [SUGGESTED_QUESTIONS, *(task.question for task in free.tasks), "Is it red?"]
+    assert list(free.suggestion.options) == suggested
+
+
+def test_several_images_and_turns_are_shown_asked_and_kept(free, artifacts):
+    free.item.value = 2
+    alone = bytes(free.picture.value)
+    free.item.value = 3
+    assert "assistant: Yes.<br>user: What colour is it?" in free.answers.value
+    shown = Image.open(io.BytesIO(bytes(free.picture.value)))
+    assert shown.width == 2 * Image.open(io.BytesIO(alone)).width
+    free.keep.click()
+    free.question.value = "How large is it?"
+    assert "user: How large is it?" in free.answers.value, "the earlier turns stay"
+    free.question.value = " "
+    assert "question is empty" in free.state["error"]
+    (kept,) = read_gallery(artifacts / "gallery")
+    assert len(kept.images) == 2 and tuple(kept.turns) == free.tasks[3].turns
+    page = gallery_html(artifacts / "gallery", [kept])
+    assert page.count("<img") == 2 and "truth" not in page and "assistant: Yes." in page
+
+
+def test_a_text_is_the_truth_of_its_own_question_only(policies, artifacts, tmp_path):
+    comparison = Comparison(policies, tasks_about(tmp_path, ["a"], ["grey", "gray"], "exact_match"))
+    assert comparison.state["right"] == {"base": False, "dpo/shipped": False}
+    assert "<b>truth</b> grey" in comparison.answers.value
+    comparison.question.value = "Is it large?"
+    assert comparison.state["right"]["base"] is None and "not known" in comparison.answers.value
+    comparison.keep.click()
+    (kept,) = read_gallery(artifacts / "gallery")
+    assert (kept.truth, kept.truth_kind) == (None, "none")

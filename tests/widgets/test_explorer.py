@@ -5,17 +5,19 @@ import itertools
 import re
 
 import pytest
+from made_up_tasks import counting_tasks, tasks_about
 from PIL import Image
 
+from helpers.data import Task, ask
 from helpers.data.counting import count_answer
-from helpers.data.labels import CountedImage
+from helpers.evaluation import Rightness
 from helpers.files import UsageError
+from helpers.rewards import count_faults
 from helpers.statistics import proportion
 from helpers.widgets import Explorer, explorer as module
 from helpers.widgets.explorer import (
     PER_PAGE,
     count_changes,
-    error_kinds,
     outcome_of,
     select_rows,
     tabulate,
@@ -36,35 +38,35 @@ RIGHT, MORE, LESS, BOTH = says(2, 1), says(3, 1), says(2, 0), says(3, 0)
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        (RIGHT, {"right"}),
-        (RIGHT.removesuffix("."), {"right", "not well formed"}),
-        (MORE, {"wrong count", "too many cars"}),
-        (BOTH, {"wrong count", "too many cars", "too few buses"}),
+        (RIGHT, set()),
+        (RIGHT.removesuffix("."), {"not well formed"}),
+        (MORE, {"too many cars"}),
+        (BOTH, {"too many cars", "too few buses"}),
         (
             "There are 3 cars, 0 buses in the image",
-            {"wrong count", "too many cars", "too few buses", "not well formed"},
+            {"too many cars", "too few buses", "not well formed"},
         ),
         ("I see 2 cars.", {"not parsed", "not well formed"}),
         ("", {"not parsed", "not well formed"}),
     ],
 )
-def test_error_kinds(text, kinds):
-    assert error_kinds(text, TRUTH) == kinds
-    assert kinds <= set(module.all_kinds(list(TRUTH))), "each has its place in the menu"
+def test_faults_of_counts(text, kinds):
+    assert count_faults(TRUTH, text) == kinds
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "expected"),
+    ("was", "now", "change", "expected"),
     [
-        (RIGHT, MORE, "broken"),
-        (RIGHT, "?", "broken"),
-        ("?", RIGHT, "fixed"),
-        (MORE, LESS, "both wrong"),
-        (RIGHT, RIGHT[:-1], "both right"),
+        (True, False, 1, "broken"),
+        (False, True, 1, "fixed"),
+        (False, False, 2, "both wrong"),
+        (True, True, 0, "both right"),
+        (None, None, 1, "changed"),
+        (None, None, 0, "same"),
     ],
 )
-def test_outcomes(before, after, expected):
-    assert outcome_of(before, after, TRUTH) == expected
+def test_outcomes(was, now, change, expected):
+    assert outcome_of(was, now, change) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,38 +76,47 @@ def test_outcomes(before, after, expected):
         (RIGHT, MORE, 1),
         (RIGHT, BOTH, 2),
         (MORE, LESS, 2),
-        (RIGHT, "?", 2),
-        ("?", RIGHT, 2),
-        ("?", "!", 0),
+        (RIGHT, "?", 9),  # There are 2 cars, 1 buses in the image.
+        ("?", RIGHT, 9),
+        ("a red bus", "a bus", 1),
+        ("", "", 0),
     ],
 )
-def test_changed_counts(before, after, number):
-    assert count_changes(before, after, list(TRUTH)) == number
+def test_changed_words(before, after, number):
+    assert count_changes(before, after) == number
 
 
 def items(folder, number, picture=True):
     if picture:
         for i in range(number):
             Image.new("RGB", (64, 48), (i % 256, 120, 90)).save(folder / f"{i}.png")
-    return [CountedImage(folder / f"{i}.png", TRUTH, f"photo {i // 2}") for i in range(number)]
+    tasks = []
+    for i in range(number):
+        tasks.append(ask("How many?", [folder / f"{i}.png"], TRUTH, "counts", f"photo {i // 2}"))
+    return tasks
 
 
 BEFORE = [RIGHT, MORE, MORE, RIGHT, "?", RIGHT]
 AFTER = [RIGHT, RIGHT, LESS, MORE, RIGHT, "?"]
-# outcome: both right, fixed, both wrong, broken, fixed, broken; counts changed: 0 1 2 1 2 2
+# outcome: both right, fixed, both wrong, broken, fixed, broken; words changed: 0 1 2 1 9 9
 
 
 def numbers(rows):
     return [row.number for row in rows]
 
 
+def rows_of(folder):
+    tasks = items(folder, 6, picture=False)
+    return tabulate(tasks, BEFORE, AFTER, Rightness(tasks))
+
+
 def test_filters_and_orders_by_hand(tmp_path):
-    rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER)
-    assert [row.change for row in rows] == [0, 1, 2, 1, 2, 2]
+    rows = rows_of(tmp_path)
+    assert [row.change for row in rows] == [0, 1, 2, 1, 9, 9]
     assert numbers(select_rows(rows)) == [5, 3, 4, 1, 2, 0], (
         "broken, fixed, both wrong, both right; most changed first"
     )
-    assert numbers(select_rows(rows, order="change")) == [2, 4, 5, 1, 3, 0]
+    assert numbers(select_rows(rows, order="change")) == [4, 5, 2, 1, 3, 0]
     assert numbers(select_rows(rows, order="number")) == [0, 1, 2, 3, 4, 5]
     assert numbers(select_rows(rows, outcome="fixed")) == [4, 1]
     assert numbers(select_rows(rows, group="photo 1")) == [3, 2]
@@ -121,12 +132,12 @@ def test_filters_and_orders_by_hand(tmp_path):
 def test_the_biggest_change_comes_first_if_that_is_wanted(tmp_path):
     shown = Explorer(items(tmp_path, 6), {"base": BEFORE, "policy": AFTER})
     shown.order.value = "change"
-    assert shown.state["shown"] == [2, 4, 5, 1, 3, 0]
-    assert "change 2" in shown.grid.value and "counts that differ" in shown.message.value
+    assert shown.state["shown"] == [4, 5, 2, 1, 3, 0]
+    assert "change 9" in shown.grid.value and "words that differ" in shown.message.value
 
 
 def test_selecting_loses_and_doubles_nothing(tmp_path):
-    rows = tabulate(items(tmp_path, 6, picture=False), BEFORE, AFTER)
+    rows = rows_of(tmp_path)
     for order in ("outcome", "change", "number"):
         parts = [numbers(select_rows(rows, outcome=name, order=order)) for name in module.OUTCOMES]
         assert sorted(itertools.chain(*parts)) == list(range(6))
@@ -249,10 +260,10 @@ def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch
     )
     for _ in range(2):
         first = Explorer(photos, {"base": BEFORE[:5], "policy": AFTER[:5]})
-    assert sorted(opened) == sorted(item.path for item in photos)
-    Image.new("RGB", (64, 48), "white").save(photos[3].path)
+    assert sorted(opened) == sorted(task.images[0] for task in photos)
+    Image.new("RGB", (64, 48), "white").save(photos[3].images[0])
     again = Explorer(photos, {"base": BEFORE[:5], "policy": AFTER[:5]})
-    assert opened[5:] == [photos[3].path] and again.grid.value != first.grid.value
+    assert opened[5:] == [photos[3].images[0]] and again.grid.value != first.grid.value
 
 
 def test_slow_pictures_show_progress(tmp_path, monkeypatch, capsys):
@@ -275,7 +286,7 @@ def test_markup_is_shown_not_run(tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     photo = tmp_path / f"{'a'}'b.png"
     Image.new("RGB", (8, 8)).save(photo)
-    item = CountedImage(photo, {f"{evil}cars": 1}, evil)
+    item = ask(f"{evil}?", [photo], {f"{evil}cars": 1}, "counts", evil)
     shown = Explorer([item], {"base": [f"{evil} one"], f"p{evil}": [f"{evil} two"]})
     for value in (shown.grid.value, shown.header.value):
         assert "<img src=x" not in value and html.escape(evil) in value
@@ -322,10 +333,44 @@ def test_controls_have_labels_and_keys(explorer, capsys):
 
 def test_it_works_on_the_shipped_scenes(valid_items):
     answers = [count_answer(item.counts) for item in valid_items]
+    tasks = counting_tasks(valid_items)
     worse = [answers[0], *(answers[1:][::-1])]
-    shown = Explorer(valid_items, {"base": answers, "policy": worse})
+    shown = Explorer(tasks, {"base": answers, "policy": worse})
     assert (
         shown.state["counts"]["fixed"] == 0 < shown.state["counts"]["broken"]
         and not shown.state["errors"]
     )
     assert len(shown.grid.value) < 400_000
+
+
+def test_without_a_truth_changed_answers_come_first(tmp_path):
+    tasks = tasks_about(tmp_path, ["a", "b", "c", "d"])
+    before = ["a red house", "a boat", "a tree", "a dog"]
+    after = ["a red house", "a large boat", "two old trees", "a dog"]
+    shown = Explorer(tasks, {"base": before, "policy": after})
+    assert shown.state["shown"] == [2, 1, 0, 3]
+    assert shown.state["counts"] == {"changed": 2, "same": 2}
+    assert [value for _, value in shown.outcome.options] == ["", "changed", "same"]
+    assert [value for _, value in shown.kind.options] == [""]
+    page = shown.header.value + shown.grid.value
+    assert "truth</b>" not in page and "no truth is known" in page and "right" not in page
+    assert "0.500" in shown.header.value and "What is in it? (2)" in shown.grid.value
+
+
+def test_a_text_as_truth_sorts_as_counts_do(tmp_path):
+    tasks = tasks_about(tmp_path, ["a", "b", "c"], ["red", "dark red"], "exact_match")
+    answers = {"base": ["red", "blue", "Red."], "policy": ["blue", "dark red", "red"]}
+    shown = Explorer(tasks, answers)
+    assert shown.state["shown"] == [0, 1, 2]
+    assert shown.state["counts"] == {"broken": 1, "fixed": 1, "both wrong": 0, "both right": 1}
+    assert [value for _, value in shown.kind.options] == ["", "right", "wrong"]
+    assert "<b>truth</b> red" in shown.grid.value
+
+
+def test_all_images_of_a_task_are_shown_with_its_conversation(tmp_path):
+    first, second = tasks_about(tmp_path, ["a", "b"])
+    turns = (*first.turns, *ask("And then?", []).turns)
+    both = Task(first.images + second.images, turns)
+    shown = Explorer([both], {"base": ["x"], "policy": ["y"]})
+    assert shown.grid.value.count("<img") == 2 and "user: And then?" in shown.grid.value
+    assert "group a.png, b.png" in shown.grid.value

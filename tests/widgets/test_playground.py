@@ -152,7 +152,7 @@ def test_records_without_counts_are_left_out_and_told(play):
     playground = play([*others, record(9)])
     assert (
         playground.state["record"] == "id 9"
-        and "4 records without known counts" in playground.message.value
+        and "4 records without a known truth" in playground.message.value
     )
     assert "left out" not in play([record(0)]).message.value
     with pytest.raises(UsageError, match="notebook 02"):

@@ -1,0 +1,231 @@
+"""What is measured of answers, by the kind of truth that their questions have.
+
+`judges(tasks)` is the one place of the evaluation that asks for the kind; all others take what the
+judge gives: measures, tables of details, further questions, the chance of being right by accident.
+Where nothing is known, a judge has no measure, and the held-out pairs have to speak. Taught in
+notebook 07.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from helpers.data import (
+    CountedImage,
+    Task,
+    ask,
+    is_well_formed,
+    kind_of,
+    one_class_question,
+    parse_counts,
+    presence_question,
+)
+from helpers.rewards import TRUTHS, are_right, degrees
+from helpers.statistics import TableRows
+
+from .counting_metrics import count_metrics
+from .hallucination import chair_metrics
+from .official.polling import pope_questions
+from .official.questions import BenchmarkQuestion
+from .text_metrics import reference_metrics
+
+Answers = Sequence[str]
+Details = list[tuple[str, TableRows]]  # (title, table), the first row heads of columns
+
+
+@dataclass(frozen=True)
+class AnswerMeasure:
+    """One figure of every answer to the questions of a judge."""
+
+    name: str  # in tables: "all counts right"
+    short: str  # in charts and lists: "exact"
+    values: Callable[[Answers], np.ndarray]  # answers → (tasks,), bool for right or wrong
+    rewards: tuple[str, ...] = ()  # scorers that give it: a policy trained on one is circular
+    truth: bool = True  # does it compare answers with what is true?
+
+
+class Judge:
+    """What can be said of answers to `tasks`, of whose truth nothing is known."""
+
+    def __init__(self, tasks: Sequence[Task]):
+        self.tasks = list(tasks)
+
+    @property
+    def measures(self) -> tuple[AnswerMeasure, ...]:
+        """The first one says whether an answer is right; empty where no truth is known."""
+        return ()
+
+    @property
+    def expected(self) -> list[str]:
+        """Right answers in words, (tasks,): how long an answer has to be. Empty if not known."""
+        return []
+
+    @property
+    def chance(self) -> float | None:
+        """Probability that the right answer to another question is right for this one.
+
+        None where that is not what a model without eyes would say: the questions differ.
+        """
+        return None
+
+    @property
+    def others(self) -> list[Task]:
+        """Further questions about the same images, which nobody has trained on."""
+        return []
+
+    other_name = ""  # of `others`, in tables
+
+    @property
+    def short(self) -> list[Task]:
+        """Questions about the same images whose answer is a word or two."""
+        return []
+
+    def details(self, answers: Answers, other_answers: Answers = ()) -> Details:
+        """Tables of what a share alone does not say, of answers to `tasks` and to `others`."""
+        return []
+
+    def failures(self, answers: Answers) -> list[str]:
+        """Sentences on answers that cannot be judged."""
+        return []
+
+    def errors(self, answers: Answers) -> dict[str, np.ndarray]:
+        """Stated minus true number of each thing that is counted, (tasks,); NaN: not stated."""
+        return {}
+
+    def polls(self, strategy: str, most: int) -> list[BenchmarkQuestion]:
+        """POPE's questions about the first `most` images; empty where no objects are known."""
+        return []
+
+
+class TruthfulJudge(Judge):
+    """Answers to `tasks` beside their known truth."""
+
+    def __init__(self, tasks: Sequence[Task]):
+        super().__init__([task for task in tasks if task.kind != "none"])
+        self.row = TRUTHS[kind_of(self.tasks)]
+
+    def _degrees(self, answers: Answers) -> np.ndarray:
+        return degrees(self.tasks, answers)
+
+    def _are_right(self, answers: Answers) -> np.ndarray:
+        return are_right(self.tasks, answers)
+
+    @property
+    def measures(self) -> tuple[AnswerMeasure, ...]:
+        truths = [task.facts for task in self.tasks]
+        reward = self.row.reward(truths).__name__
+        right = AnswerMeasure(self.row.heading, "right", self._are_right, (reward,))
+        if self.row.right_from == 1:
+            return (right,)
+        name = self.row.degree(truths).__name__
+        return right, AnswerMeasure(name, name, self._degrees, (name,))
+
+    @cached_property
+    def expected(self) -> list[str]:
+        return [self.row.answer(task.facts) for task in self.tasks]
+
+    @property
+    def short(self) -> list[Task]:
+        longest = max(len(text.split()) for text in self.expected)
+        return self.tasks if longest <= 3 else []
+
+    def details(self, answers: Answers, other_answers: Answers = ()) -> Details:
+        references = [_listed(task) for task in self.tasks]
+        return [("texts", reference_metrics(answers, references).rows())]
+
+
+def _listed(task: Task) -> list[str]:
+    return [task.facts] if isinstance(task.facts, str) else list(task.facts)
+
+
+class CountJudge(TruthfulJudge):
+    """Answers that state how many there are of each class."""
+
+    other_name = "one class"
+
+    @property
+    def measures(self) -> tuple[AnswerMeasure, ...]:
+        rewards = ("count_exact", "count_per_class", "count_graded")
+        return (
+            AnswerMeasure(self.row.heading, "exact", self._are_right, rewards),
+            AnswerMeasure("well formed", "well formed", self._are_well_formed, truth=False),
+        )
+
+    def _are_well_formed(self, answers: Answers) -> np.ndarray:
+        """Which answers are exactly the sentence, whatever the numbers are, (tasks,)."""
+        rows = zip(self.tasks, answers, strict=True)
+        return np.array([is_well_formed(text, list(task.facts)) for task, text in rows])
+
+    @property
+    def chance(self) -> float:
+        """All ask for the same, so that a model without eyes says what is right somewhere."""
+        n = len(self.tasks)
+        same = Counter(tuple(task.facts.values()) for task in self.tasks)
+        # ordered pairs of images with the same counts, of all pairs
+        return sum(k * (k - 1) for k in same.values()) / max(1, n * (n - 1))
+
+    @cached_property
+    def others(self) -> list[Task]:
+        return self._ask_about(one_class_question)
+
+    @property
+    def short(self) -> list[Task]:
+        return self._ask_about(presence_question)
+
+    def _ask_about(self, question_of: Callable) -> list[Task]:
+        tasks = []
+        for number, task in enumerate(self.tasks):
+            question, answer = question_of(task.facts, number)
+            tasks.append(ask(question, task.images, answer, "exact_match", task.group))
+        return tasks
+
+    def details(self, answers: Answers, other_answers: Answers = ()) -> Details:
+        truths = [task.facts for task in self.tasks]
+        tables = [("class by class", count_metrics(answers, truths).rows())]
+        if other_answers:
+            known = [task.facts for task in self.others]
+            tables.append(("one class: texts", reference_metrics(other_answers, known).rows()))
+            names = {name: [name] for truth in truths for name in truth}
+            chair = chair_metrics(other_answers, truths, names)
+            tables.append(("one class: hallucination (CHAIR)", chair.rows()))
+        return tables
+
+    def failures(self, answers: Answers) -> list[str]:
+        unparsed = count_metrics(answers, [task.facts for task in self.tasks]).unparsed
+        return [f"Answers without readable counts: {unparsed}."] if unparsed.value else []
+
+    def errors(self, answers: Answers) -> dict[str, np.ndarray]:
+        errors = {name: [] for name in self.tasks[0].facts}
+        for task, text in zip(self.tasks, answers, strict=True):
+            stated = parse_counts(text, list(task.facts)) or {}
+            for name, column in errors.items():
+                # an answer without counts is off by nobody knows how much
+                column.append(stated.get(name, np.nan) - task.facts.get(name, np.nan))
+        return {name: np.array(column) for name, column in errors.items()}
+
+    def polls(self, strategy: str, most: int) -> list[BenchmarkQuestion]:
+        items = []
+        for task in self.tasks[:most]:
+            items.append(CountedImage(task.images[0], task.facts, task.group))
+        if len({name for item in items for name in item.counts}) < 2:
+            print("POPE is left out: it asks for what is there and what is not, of two classes.")
+            return []
+        return pope_questions(items, strategy, per_image=1)
+
+
+def judges(tasks: Sequence[Task]) -> Judge:
+    """The judge of answers to `tasks`; those whose truth is not known are not asked.
+
+    Raises UsageError for truths of several kinds.
+    """
+    kind = kind_of(tasks)
+    if kind == "none":
+        return Judge(tasks)
+    judge = CountJudge(tasks) if kind == "counts" else TruthfulJudge(tasks)
+    left_out = len(tasks) - len(judge.tasks)
+    if left_out:
+        print(f"{left_out} of {len(tasks)} questions have no known answer and are left out here.")
+    return judge

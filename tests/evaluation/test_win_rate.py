@@ -1,0 +1,119 @@
+"""Wins of a policy over the base by a judge: by hand, against scipy, and by a real reward model."""
+
+import warnings
+
+import numpy as np
+import pytest
+from made_up_tasks import tasks_about
+from PIL import Image
+from scipy.stats import binomtest
+from shipped import TRAFFIC
+from small_rewards import QUICK
+
+from helpers import models
+from helpers.data import Message, Task, read_records, tasks_of
+from helpers.evaluation import is_circular, score_answers, win_rates
+from helpers.rewards import as_scorer, head_hash, make_scorer, new_reward_model
+
+LENGTH = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
+
+
+def test_wins_by_hand_and_a_sign_test_over_photos(tmp_path):
+    """Photos: a a b b c c d d e e; the policy wins in both of a to c, ties in d, splits e."""
+    photos = [name for name in "abcde" for _ in range(2)]
+    tasks = tasks_about(tmp_path, photos)
+    base = ["xx"] * 10
+    policy = ["xxx"] * 6 + ["yy"] * 2 + ["x", "xxx"]
+    (row,) = win_rates(tasks, {"base": base, "dpo": policy}, {"length": LENGTH}).found
+    assert (row.wins, row.ties, row.losses) == (7, 2, 1)
+    assert row.rate.value == pytest.approx((7 + 2 / 2) / 10) and row.rate.n == 5
+    # d and e gain nothing: 3 of 3
+    assert row.p == pytest.approx(binomtest(3, 3).pvalue) == pytest.approx(0.25)
+    assert (
+        row.agreement is None
+        and "not known"
+        in win_rates(tasks, {"base": base, "dpo": policy}, {"length": LENGTH}).rows()[1]
+    )
+
+
+def test_a_clear_win_is_claimed_and_holm_counts_all_rows(tmp_path):
+    tasks = tasks_about(tmp_path, [str(i) for i in range(10)])
+    said = {"base": ["xx"] * 10, "dpo": ["xxx"] * 10, "ppo": ["x"] * 10}
+    better, worse = win_rates(tasks, said, {"length": LENGTH}).found
+    assert better.p == pytest.approx(2 / 2**10) and better.adjusted == pytest.approx(4 / 2**10)
+    assert (better.verdict, worse.verdict) == ("better", "WORSE")
+
+
+def test_the_truth_says_how_often_the_judge_is_right(tmp_path):
+    tasks = tasks_about(tmp_path, [str(i) for i in range(6)])
+    said = {"base": ["xx"] * 6, "dpo": ["xxx", "xxx", "x", "xx", "xxx", "x"]}
+    right = {"base": [0, 1, 1, 0, 0, 0], "dpo": [1, 0, 0, 1, 0, 0]}
+    found = win_rates(tasks, said, {"length": LENGTH}, right=right)
+    # decided: 0 (right), 1 (not), 2 (right), 3 (a tie of the judge, ½); 4 and 5 are alike
+    assert found.found[0].agreement.value == 2.5 / 4 and found.found[0].agreement.n == 4
+    assert "0.625" in " ".join(found.sentences())
+    alike = {"base": [1] * 6, "dpo": [1] * 6}
+    assert win_rates(tasks, said, {"length": LENGTH}, right=alike).found[0].agreement is None
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_few_questions_are_no_crash(tmp_path, number):
+    tasks = tasks_about(tmp_path, [str(i) for i in range(number)])
+    said = {"base": ["x"] * number, "dpo": ["xx"] * number}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = win_rates(
+            tasks, said, {"length": LENGTH}, right={"base": [0] * number, "dpo": [1] * number}
+        )
+        text = str(found.rows()) + " ".join(found.sentences())
+    assert "nan" not in text and "better" not in text
+    assert len(found.rows()) == (2 if number else 1)
+
+
+def test_what_trained_a_policy_is_circular(tmp_path):
+    first = new_reward_model(*models.load_model("tiny"), QUICK, seed=0)
+    second = new_reward_model(first.backbone, first.processor, QUICK, seed=1)
+    trained = {"reward": "reward_model", "reward_hash": head_hash(first)}
+    assert is_circular(trained, first) and not is_circular(trained, second)
+    assert is_circular({"reward": "heuristic+reward_model"}, second), (
+        "no hash: to be on the safe side"
+    )
+    assert is_circular({"reward": "length"}, LENGTH) and not is_circular({"reward": None}, LENGTH)
+    assert not is_circular({"reward": "count_exact"}, first) and not is_circular({}, first)
+    tasks = tasks_about(tmp_path, ["a", "b"])
+    said = {"base": ["one", "two"], "ppo": ["three", "four"]}
+    both = win_rates(tasks, said, {"the same": first, "other half": second}, {"ppo": trained})
+    assert [row.circular for row in both.found] == [True, False]
+    assert not any("only judged by" in sentence for sentence in both.sentences())
+    alone = win_rates(tasks, said, {"the same": first}, {"ppo": trained})
+    assert "circular" in alone.rows()[1][-1] and "only judged by" in alone.sentences()[-1]
+
+
+def test_a_reward_model_scores_as_its_scorer_does_and_sees_all_images_and_turns():
+    reward = new_reward_model(*models.load_model("tiny"), QUICK)
+    records = read_records(TRAFFIC / "preferences_valid.jsonl")[:3]
+    tasks = tasks_of(records)
+    said = {"base": ["There are 2 cars.", "", "Yes."], "dpo": ["No.", "", "There are 2 cars."]}
+    scores = score_answers(reward, tasks, said, batch_size=2)
+    score = as_scorer(reward)
+    plain = score_answers(score, tasks, said)
+    for name in said:
+        np.testing.assert_allclose(scores[name], plain[name], atol=1e-4)
+    assert scores["base"][1] == scores["dpo"][1], "equal answers have one score"
+    turns = (Message(role="user", content="A?"), Message(role="assistant", content="B."))
+    other = [
+        Task(tasks[0].images + tasks[1].images, tasks[0].turns),
+        Task(tasks[0].images, turns + tasks[0].turns),
+    ]
+    changed = score_answers(reward, other, {"base": said["base"][:1] * 2})["base"]
+    assert abs(changed - scores["base"][0]).min() > 1e-5
+
+
+def test_a_judge_is_given_no_truth(tmp_path):
+    def parts(image, question, answer, facts):
+        assert facts is None and isinstance(image, Image.Image)
+        return {"one": 1}
+
+    tasks = tasks_about(tmp_path, ["a"], facts="2", kind="exact_match")
+    found = win_rates(tasks, {"base": ["1"], "dpo": ["2"]}, {"one": make_scorer("one", parts)})
+    assert found.found[0].ties == 1

@@ -134,7 +134,6 @@ from .truths import (
     are_right as are_right,
     degree_of as degree_of,
     degrees as degrees,
-    kind_of as kind_of,
     known_answers as known_answers,
     reward_of as reward_of,
     right_share as right_share,

@@ -70,6 +70,23 @@ class PreparedData:
         return ROOT / self.about["data"] == TRAFFIC
 
     @property
+    def splits(self) -> list[str]:
+        """The splits that there are, train first."""
+        return list(self.about.get("splits", ("train", "valid", "test")))
+
+    @property
+    def has_preferences(self) -> bool:
+        """Did the data come with answers to choose from, before any were made for it?"""
+        counts = self.about.get("splits", {})
+        return not counts or any(split["preferences"] for split in counts.values())
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that the images of the records are in."""
+        own = self.folder / "images"
+        return self.folder if own.is_dir() else ROOT / "data"
+
+    @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
         for name in ("test.jsonl", "test-questions.jsonl"):

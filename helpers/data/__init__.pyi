@@ -143,6 +143,7 @@ from .pairs import (
     add_image_negatives as add_image_negatives,
     as_counted_images as as_counted_images,
     build_records as build_records,
+    caption_question as caption_question,
     counted_items as counted_items,
     counted_records as counted_records,
     counting_questions as counting_questions,

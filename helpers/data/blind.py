@@ -138,6 +138,8 @@ def blind_warnings(table: BlindTable) -> list[str]:
 
 def render_blind_table(table: BlindTable) -> str:
     """The table as text: one line a rule, one column a kind of rejected answer."""
+    if not table:
+        return "no pairs"
     rows = {"blind rule": list(table)}
     for rule in next(iter(table.values()), {}):
         rows[rule] = [str(shares[rule]) for shares in table.values()]

@@ -47,6 +47,9 @@ from .tasks import Task
 NEGATIVES = ("own", "edit", "other image")
 IMAGE_NEGATIVES = ("blank", "crop", "shuffled", "blurred")
 
+# What is asked of an image where nobody has said what
+DEFAULT_QUESTION = "Describe the image."
+
 # --- questions ------------------------------------------------------------------------------------
 
 
@@ -117,6 +120,12 @@ def counted_items(tasks: Sequence[Task]) -> list[CountedImage]:
             about = task.group, task.id, task.question
             items.append(CountedImage(task.images[0], task.facts, *about))
     return items
+
+
+def caption_question(tasks: Sequence[Task]) -> str:
+    """What to ask for a caption that tells what the tasks are about: counts, or all there is."""
+    items = counted_items(tasks)
+    return count_question(list(items[0].counts)) if items else DEFAULT_QUESTION
 
 
 def counted_records(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:

@@ -102,6 +102,22 @@ class PreparedData:
         """The preference records of a split. Raises UsageError if there is no such file."""
         return read_records(self.path(split))
 
+    def ranked(self, split: str) -> list[PreferenceRecord]:
+        """The records of a split that have a pair; says how many have none.
+
+        Raises UsageError if there is none at all.
+        """
+        records = self.records(split)
+        ranked = [record for record in records if record.pairs()]
+        if not ranked:
+            raise UsageError(
+                f"{self.path(split)}: no answer is ranked above another, so there is nothing to "
+                "learn. Rank them in notebook 02, or take another SCORER there."
+            )
+        if len(ranked) < len(records):
+            print(f"{split}: {len(records) - len(ranked)} records without a pair are left out")
+        return ranked
+
     def tasks(self, split: str) -> list[Task]:
         """All questions of a split, those without a pair among them."""
         questions = self.folder / f"{split}-questions.jsonl"

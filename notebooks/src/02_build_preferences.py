@@ -87,14 +87,15 @@ plan = machine.check_machine(MODEL)
 # everything that is known about one stays together: copies are known by their content and by their
 # names (Roboflow calls the augmented copies of `street.jpg` `street_jpg.rf.8a1.jpg`,
 # `street_jpg.rf.9c2.jpg`). Under 30 photos there is no test split. The images are copied beside the
-# records, no larger than the model looks at, so that the folder can be moved.
+# records, no larger than the model and people need, so that the folder can be moved.
 #
 # One box in a label file is one object, so the number of boxes of each class is the truth there. An
 # image without a label file is an error and not "zero of everything": silently wrong labels are
 # worse than none.
 
 # %%
-prepared = data.prepare_data(opened, out, max_pixels=plan.max_pixels, model=MODEL, seed=SEED)
+most = plan.max_pixels or models.default_max_pixels(MODEL)  # that the model looks at
+prepared = data.prepare_data(opened, out, max_pixels=most, model=MODEL, seed=SEED)
 for line in prepared.about["not_used"]:
     section.say(line)
 
@@ -363,7 +364,7 @@ widgets.AnswerRanker(votes).show()
 # travels in an extra column. On the command line: `python -m helpers convert FILE OUT --to trl`.
 
 # %%
-path = out / "train-llama-factory.json"
+path = out / "formats" / "train-llama-factory.json"
 with_pairs = [record for record in records if record.pairs()]
 data.write_file(path, with_pairs, "llama_factory")
 back = [data.resolve_images(line.record, path, line.number) for line in data.scan_file(path)]
@@ -372,8 +373,8 @@ assert [r.model_dump() for r in back] == [r.model_dump() for r in with_pairs]
 # %%
 foreign = {"image_path": "a.jpg", "prompt": "<|user|>\nCount the cars. <image>\n<|assistant|>\n"}
 foreign |= {"chosen": "There are 2.", "rejected": "There are 5."}
-(out / "foreign.json").write_text(json.dumps([foreign]), encoding="utf-8")
-for line in data.scan_file(out / "foreign.json"):
+path = files.write_json(out / "formats" / "foreign.json", [foreign])
+for line in data.scan_file(path):
     print(line.record.prompt[0].content, "|", line.change)
 
 # %% [markdown]

@@ -359,6 +359,7 @@ def _sample_and_rank(
 
     folder = Path(scorer) if scorer and Path(scorer).is_dir() else None
     score = rewards.get_scorer(scorer) if scorer and not folder else None
+    rewards.check_facts(score, tasks)  # before a model is loaded
     plan = machine.check_machine(name)
     model, processor = models.load_model(name, max_pixels=plan.max_pixels)
     records = rewards.sample_and_rank(model, processor, tasks, score, number, **how)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from shipped import TRAFFIC
 
-from helpers import notebooks
+from helpers import data, notebooks
+from helpers.files import write_json
 
 TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SCENES: dict[str, int] = TABLE["scenes"]
@@ -25,6 +26,15 @@ def write_scenes(folder: Path) -> Path:
             (folder / split / kind).mkdir(parents=True)
             for path in sorted((TRAFFIC / split / kind).iterdir())[:number]:
                 shutil.copy(path, folder / split / kind)
+    return folder
+
+
+def write_prepared(folder: Path) -> Path:
+    """What notebook 02 would leave of the first scenes of each split, with the shipped pairs."""
+    for split, number in SCENES.items():
+        records = data.read_records(TRAFFIC / f"preferences_{split}.jsonl")[:number]
+        data.write_records(folder / f"{split}.jsonl", records)
+    write_json(folder / "about.json", {**data.SHIPPED_ABOUT, "data": str(folder)})
     return folder
 
 

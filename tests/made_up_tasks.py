@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from helpers.data import ask, question_for
+from helpers.data import ask
 
 
 def tasks_about(folder, photos, facts=None, kind="none"):
@@ -13,13 +13,4 @@ def tasks_about(folder, photos, facts=None, kind="none"):
         if not path.exists():
             Image.new("RGB", (64, 48), (40 * (number % 6), 120, 90)).save(path)
         tasks.append(ask(f"What is in it? ({number})", [path], facts, kind, photo))
-    return tasks
-
-
-def counting_tasks(items):
-    """The question for all counts about each item."""
-    tasks = []
-    for number, item in enumerate(items):
-        question = question_for(item, number)
-        tasks.append(ask(question, [item.path], item.counts, "counts", item.group))
     return tasks

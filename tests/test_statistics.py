@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 from helpers.statistics import (
     binomial_p,
     cluster_bootstrap,
+    clustered_share,
     derangement,
     detectable_difference,
     holm_adjust,
@@ -18,6 +19,8 @@ from helpers.statistics import (
     proportion,
     repeated_share,
     sample_mean,
+    sign_flip_p,
+    sign_test_p,
     votes_needed,
     win_rate,
 )
@@ -234,3 +237,32 @@ def test_a_derangement_leaves_nothing_in_place_and_loses_nothing():
 def test_repeated_3_grams():
     assert repeated_share([1, 2, 3, 1, 2, 3, 1]) == pytest.approx(0.4)  # 123 231 312 123 231
     assert repeated_share([1, 2, 3, 4]) == 0 and repeated_share([1, 2]) == 0
+
+
+def test_a_share_over_clusters_by_hand():
+    # every cluster a single item: Wilson
+    assert clustered_share([1, 0, 1, 0.5], list("abcd")) == proportion(2.5, 4)
+    # two clusters of two, all alike: as many points as clusters, not an interval of no width
+    assert clustered_share([1, 1, 1, 1], list("aabb")) == proportion(2, 2)
+    clustered = clustered_share([1, 1, 0, 0] * 5, [i // 2 for i in range(20)])
+    alone = clustered_share([1, 1, 0, 0] * 5, range(20))
+    assert clustered.value == alone.value == 0.5 and (clustered.n, alone.n) == (10, 20)
+    assert clustered.high - clustered.low > alone.high - alone.low, "items of a cluster are alike"
+    assert clustered_share([], []) is None
+
+
+def test_signs_of_whole_clusters_are_turned():
+    # three clusters with gains 2, 1, 1: all signs alike in 2 of 8
+    assert sign_flip_p([1, 1, 1, 1], list("aabc")) == pytest.approx(2 / 8)
+    # 3, −1: |3 − 1| = 2 or |3 + 1| = 4, of which all four are at least 2
+    assert sign_flip_p([3, -1], list("ab")) == 1
+    for gains, clusters in (([], []), ([1], ["a"]), ([1, 1], ["a", "a"]), ([0, 0], ["a", "b"])):
+        assert sign_flip_p(gains, clusters) == 1
+
+
+def test_the_sign_test_counts_a_cluster_once():
+    # a gains, b loses, c is level, d to h gain: 6 of 7
+    gains = [1, 1, -1, 1, -1, 1, 1, 1, 1, 1]
+    p = sign_test_p(gains, list("aabccdefgh"))
+    assert p == pytest.approx(binomtest(6, 7).pvalue)
+    assert sign_test_p([0, 1, -1], ["a", "b", "b"]) == 1 == sign_test_p([], [])

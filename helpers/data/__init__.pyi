@@ -45,6 +45,7 @@ from .convert_rows import (
 from .counting import (
     SINGULAR as SINGULAR,
     Counts as Counts,
+    classes_of as classes_of,
     count_answer as count_answer,
     count_question as count_question,
     edited_counts as edited_counts,

@@ -15,7 +15,7 @@ import numpy as np
 from helpers.files import open_image
 from helpers.statistics import Proportion, proportion
 
-from .counting import parse_counts
+from .counting import classes_of, parse_counts
 from .record import PreferenceRecord
 
 # kind of rejected answer → rule → share of pairs it gets right
@@ -45,7 +45,7 @@ def blind_values(text: str, counts: Sequence[int], place: int) -> dict[str, floa
 
 def blind_record_values(record: PreferenceRecord) -> list[dict[str, float]]:
     """Value every answer of a record by every rule, in the order of the answers."""
-    classes = list(record.truth) if isinstance(record.truth, dict) else []
+    classes = classes_of(record.truth)
     values = []
     for place, answer in enumerate(record.answers):
         stated = parse_counts(answer.text, classes) if classes else None
@@ -66,7 +66,7 @@ class BlindRules:
         self._counting = False
 
     def add(self, record: PreferenceRecord) -> None:
-        self._counting |= isinstance(record.truth, dict)
+        self._counting |= bool(classes_of(record.truth))
         values = blind_record_values(record)
         # Each pair counts for all, and for the kind of its rejected answer.
         for better, worse in record.tier_pairs():

@@ -19,7 +19,7 @@ notebook 02.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from helpers.files import open_image
 from .counting import (
     SINGULAR,
     Counts,
+    classes_of,
     count_answer,
     count_question,
     edited_counts,
@@ -284,29 +285,51 @@ def record_of_item(
 
 
 def make_one_sided(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
-    """Give the records one worse answer each, whose counts are only ever too high.
+    """Give the records one worse answer each, which is only ever too much.
 
-    For showing what such data does: "the smaller total is right" solves every pair without looking.
-    Records whose counts cannot be raised are left out.
+    Of counted images it counts too many; else it is the better answer with a worse one behind it.
+    For showing what such data does: "the smaller total is right", or "the shorter answer", solves
+    every pair without looking. Records whose counts cannot be raised are left out.
     """
     rng = np.random.default_rng(0)
-    highest = highest_counts([record.truth for record in records], at_least=0)
+    truths = [record.truth for record in records if classes_of(record.truth)]
+    highest = highest_counts(truths, at_least=0) if truths else {}
     result = []
     for record in records:
-        # Nothing can be raised: no draw would ever end the loop below.
-        if record.truth == highest:
+        if classes_of(record.truth):
+            pair = _raised_counts(record.truth, highest, rng)
+        else:
+            pair = _with_more_behind(record)
+        if pair is None:
             continue
-        raised = record.truth
-        while raised == record.truth:
-            raised = {}
-            for cls, n in record.truth.items():
-                added = int(rng.integers(0, 3))
-                raised[cls] = min(highest[cls], n + added)
-        true = Answer(text=count_answer(record.truth))
-        wrong = Answer(text=count_answer(raised), origin="edit")
+        true, wrong = Answer(text=pair[0]), Answer(text=pair[1], origin="edit")
         update = {"answers": [true, wrong], "ranking": [[0], [1]]}
         result.append(record.model_copy(update=update))
     return result
+
+
+def _raised_counts(
+    truth: Counts, highest: Mapping[str, int], rng: np.random.Generator
+) -> tuple[str, str] | None:
+    """The true answer, and one whose counts are higher; None if none can be raised."""
+    # no draw would ever end the loop below
+    if truth == highest:
+        return None
+    raised = truth
+    while raised == truth:
+        raised = {}
+        for cls, n in truth.items():
+            added = int(rng.integers(0, 3))
+            raised[cls] = min(highest[cls], n + added)
+    return count_answer(truth), count_answer(raised)
+
+
+def _with_more_behind(record: PreferenceRecord) -> tuple[str, str] | None:
+    """The better answer of the first pair, and that answer with the worse one behind it."""
+    for better, worse in record.tier_pairs():
+        good, bad = record.answers[better].text, record.answers[worse].text
+        return good, f"{good} {bad}"
+    return None
 
 
 def swap_rankings(

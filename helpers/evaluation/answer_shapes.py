@@ -79,6 +79,7 @@ class AnswerShapes:
         """The table, the head first."""
         rows = [SHAPE_COLUMNS]
         for name, answers in self.answers.items():
+            # the base is no distance from itself
             shape = answer_shape(answers)
             cells = [shape.words, shape.tokens, shape.repeated, shape.distinct]
             cells += [shape.empty, shape.cut, shape.kl if name != BASE_POLICY else ""]
@@ -99,6 +100,7 @@ class AnswerShapes:
     def _say_length(self, name: str) -> str:
         before = _words(self.answers[BASE_POLICY])
         after = _words(self.answers[name])
+        # the same questions before and after
         photos = [task.photo for task in self.tasks]
         change = cluster_bootstrap(before, after, photos)
         # an interval without 0 in it

@@ -58,8 +58,8 @@ def build_matches(
 
     answers: model → its answer to each task. The record of tasks[i] has the id str(i). Tasks that
     both answer alike, and those with an empty answer, are left out, and their number is printed: a
-    difference found in an arena is one among different answers. Raises UsageError for lengths that
-    do not fit, an unknown model, or nothing to compare.
+    difference found in an arena is one among different answers. Without a match no file is written.
+    Raises UsageError for lengths that do not fit or an unknown model.
     """
     if len(set(names)) != 2 or not set(names) <= set(answers):
         raise UsageError(
@@ -83,15 +83,14 @@ def build_matches(
             empty += 1
         else:
             matches.append(_match(i, task, texts))
+    # nothing is left out in silence
     left_out = f"{alike} of {n} questions left out: answered alike"
     if empty:
         left_out += f"; {empty} more: one answer is empty, and the other wins without a vote"
-    if not matches:
-        raise UsageError(
-            f"{names[0]} and {names[1]} leave nothing to compare ({left_out}). Ask other questions,"
-            " or sample at a higher temperature."
-        )
     print(f"{len(matches)} matches; {left_out}.")
+    if not matches:
+        print("Nothing to compare: ask other questions, or sample at a higher temperature.")
+        return []
     return read_records(write_records(records_path, matches))
 
 

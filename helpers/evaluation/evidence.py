@@ -49,6 +49,7 @@ class Evidence:
 
     def remarks(self) -> list[str]:
         """All other sentences."""
+        # each sentence stands once
         top = self.conclusions()
         said = []
         for part in self.parts():
@@ -57,6 +58,7 @@ class Evidence:
 
     def figures(self) -> dict[str, Estimate]:
         """Figures by name, for `summary.json` and `figures.json`."""
+        # no figure of what could not be measured
         found = {}
         for name in self.pairs.policies if self.pairs.photos else ():
             found[f"{name}_pair_accuracy"] = self.pairs.accuracy(name, "DPO margin")
@@ -90,6 +92,7 @@ def gather_evidence(
         policies, names, records, trained_on=trained_on, shuffle=shuffle, stopped=stopped
     )
     answers = ask_all(policies, names, tasks, decoding)
+    # the same answers are judged and looked at
     wins = None
     if judges:
         abouts = {name: saved.about for name, saved in policies.saved.items()}

@@ -106,6 +106,7 @@ class CrossValidation:
 
     def rows(self) -> TableRows:
         """The table, the head first."""
+        # the reward models, and what needs none
         share = clustered_share(self.hits(), self.photos)
         rule, hits = self._rule()
         head = ["pairs of unseen photos", "accuracy [95 %]"]
@@ -116,6 +117,7 @@ class CrossValidation:
         """What was done, and what it allows to say."""
         share = clustered_share(self.hits(), self.photos)
         rule, hits = self._rule()
+        # a rule that sees no image must be beaten
         p = sign_flip_p(self.hits() - hits, self.photos)
         better = p < 0.05 and self.hits().mean() > hits.mean()
         found = "more than" if better else "which cannot be shown to be more than"
@@ -150,6 +152,7 @@ def cross_validate(
     parts = photo_folds(with_pairs, max(2, min(folds, photos)), seed)
     # evaluated once, at the end, so that nothing is chosen by an evaluation
     settings = dataclasses.replace(settings, evaluations=1)
+    # in the order of the folds, not of the records
     asked: list[PreferenceRecord] = []
     scores: list[list[float]] = []
     for number, part in enumerate(parts):

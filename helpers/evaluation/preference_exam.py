@@ -87,6 +87,7 @@ class PreferenceExam:
 
         shuffled: with the images of other photos.
         """
+        # the base's log-probabilities are those with the same images
         logps = self.shuffled if shuffled else self.logps
         gaps = pair_gaps(self.records, logps[name])
         if measure == "DPO margin":
@@ -107,6 +108,7 @@ class PreferenceExam:
         if not self.photos:
             return []
         before = self.hits(BASE_POLICY, "log-probability")
+        # the base has no margin of its own: it is judged by what it finds likelier
         metrics = []
         for measure in MEASURES:
             values = {BASE_POLICY: _right_or_wrong(before)}
@@ -121,6 +123,7 @@ class PreferenceExam:
         """The table, the head first; without a pair the head alone."""
         if not self.photos:
             return [PAIR_COLUMNS]
+        # the base, two rows a policy, and what needs no model
         base = self._shares(BASE_POLICY, "log-probability")
         rows = [PAIR_COLUMNS, [BASE_POLICY, "log-probability", *base, "", "", ""]]
         for row in self.comparisons:
@@ -147,6 +150,7 @@ class PreferenceExam:
         """What the table allows to say, the most important first."""
         if not self.photos:
             return ["There is no held-out pair of a better and a worse answer: none can be judged."]
+        # what each policy reached, then what takes it back
         photos = len(set(self.photos))
         said = self.conclusions()
         for name in self.policies:
@@ -179,6 +183,7 @@ class PreferenceExam:
         hits = self.hits(name, "DPO margin")
         other = self.rule_hits()
         share = format_figure(clustered_share(other, self.photos).short_text())
+        # a rule without eyes must be beaten
         p = sign_flip_p(hits - other, self.photos)
         found = "it cannot be shown that the policy is better than that"
         if p < SIGNIFICANCE_LEVEL:
@@ -192,6 +197,7 @@ class PreferenceExam:
     def _say_whether_it_looks(self, name: str) -> str:
         right = self.hits(name, "DPO margin")
         wrong = self.hits(name, "DPO margin", shuffled=True)
+        # other images must do harm
         p = sign_flip_p(right - wrong, self.photos)
         share = self.accuracy(name, "DPO margin", shuffled=True).short_text()
         found = "it cannot be shown that its preferences come from the image"
@@ -236,6 +242,7 @@ def examine_preferences(
             logps[name] = record_logps(packer, asked)
             if exchanged is not None:
                 shuffled[name] = record_logps(packer, asked, exchanged)
+    # a rule that is the best of several on the pairs it is judged by looks better than it is
     table = blind_rules(trained_on)
     rule_chosen_here = not table
     table = table or blind_rules(asked)

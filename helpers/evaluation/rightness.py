@@ -1,13 +1,13 @@
 """Is this answer right? Asked one by one, where somebody looks at answers.
 
 What "right" means comes from the kind of truth that the tasks have (`helpers/rewards/truths.py`);
-nothing here knows which kind that is.
+nothing here knows which kind that is. Whole sets of answers are judged by `judges`.
 """
 
 from collections.abc import Sequence
 
-from helpers.data import Task
-from helpers.rewards import TRUTHS, kind_of
+from helpers.data import Task, kind_of
+from helpers.rewards import TRUTHS, degree_of
 
 
 class Rightness:
@@ -19,10 +19,7 @@ class Rightness:
     def __init__(self, tasks: Sequence[Task]):
         # no entry: nobody has said what is right
         self._judge = TRUTHS.get(kind_of(tasks))
-        self._degree = None
-        if self._judge:
-            known = [task.facts for task in tasks if task.facts]
-            self._degree = self._judge.degree(known)
+        self._degree = degree_of(tasks)
 
     @property
     def is_known(self) -> bool:
@@ -42,7 +39,8 @@ class Rightness:
 
     def is_right(self, task: Task, answer: str) -> bool | None:
         degree = self.degree(task, answer)
-        return None if degree is None else degree >= self._judge.right_from
+        # .1 + .2 must not fail a limit of .3
+        return None if degree is None else degree >= self._judge.right_from - 1e-9
 
     def is_right_elsewhere(self, task: Task, question: str, answer: str) -> bool | None:
         """The same of another question about the images of `task`, as far as it can be said."""

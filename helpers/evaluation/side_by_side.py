@@ -106,7 +106,7 @@ def ask_all(
     names: Sequence[str],
     tasks: Sequence[Task],
     decoding: DecodingSettings = GREEDY,
-    batch_size: int = 8,
+    batch_size: int = 16,
 ) -> dict[str, list[PolicyAnswer]]:
     """The answers of the policies `names` to all tasks, with every token's figures.
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from helpers.data import Task
 from helpers.models import BASE_POLICY
-from helpers.rewards import RewardModel, Scorer, head_hash, score_all
+from helpers.rewards import RewardModel, Scorer, as_scorer, head_hash, score_all
 from helpers.statistics import (
     SIGNIFICANCE_LEVEL,
     Estimate,
@@ -218,27 +217,15 @@ def _score_texts(
     judge: Scorer | RewardModel, tasks: Sequence[Task], texts: Sequence[Sequence[str]]
 ) -> list[dict[str, float]]:
     """For each task the scores of its texts."""
-    images = [task.open_images() for task in tasks]
-    if isinstance(judge, RewardModel):
-        flat = _model_scores(judge, tasks, images, texts)
-    else:
-        rows = []
-        for task, shown, own in zip(tasks, images, texts, strict=True):
-            # a judge is not told the truth
-            rows += [(*task.scorer_inputs(shown, text)[:-1], None) for text in own]
-        flat = [score.total for score in score_all(judge, rows)]
+    scorer = as_scorer(judge) if isinstance(judge, RewardModel) else judge
+    rows = []
+    for task, own in zip(tasks, texts, strict=True):
+        images = task.open_images()
+        # a judge is not told the truth
+        rows += [(*task.scorer_inputs(images, text)[:-1], None) for text in own]
+    flat = [score.total for score in score_all(scorer, rows)]
     values = iter(flat)
     found = []
     for own in texts:
         found.append({text: next(values) for text in own})
     return found
-
-
-@torch.no_grad()
-def _model_scores(
-    reward: RewardModel, tasks: Sequence[Task], images: Sequence, texts: Sequence[Sequence[str]]
-) -> list[float]:
-    reward.eval()
-    # all answers to a task go through the model in one row
-    with reward.use_adapter():
-        return reward(reward.pack([task.turns for task in tasks], images, texts)).tolist()

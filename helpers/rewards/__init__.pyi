@@ -67,9 +67,10 @@ from .ranking import (
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
-    select_with_counts as select_with_counts,
+    select_judged as select_judged,
     spearman_resamples as spearman_resamples,
     weighted_sum as weighted_sum,
+    worth_name as worth_name,
 )
 from .references import (
     anls as anls,
@@ -140,7 +141,6 @@ from .truths import (
     are_right as are_right,
     degree_of as degree_of,
     degrees as degrees,
-    kind_of as kind_of,
     known_answers as known_answers,
     reward_of as reward_of,
     right_share as right_share,

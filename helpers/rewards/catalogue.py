@@ -4,18 +4,19 @@ from pathlib import Path
 
 from helpers.files import UsageError, did_you_mean
 
+from . import scoring
 from .own import is_own_reward, load_reward
 from .references import anls, choice, exact_match, token_f1, vqa_accuracy, yes_no
-from .scoring import Scorer, count_exact, count_graded, count_per_class, heuristic_scorer
+from .scoring import Scorer
 
 # those of similarity.py need an embedder or a model first
 SCORERS: dict[str, Scorer] = {
     scorer.__name__: scorer
     for scorer in (
-        heuristic_scorer(),
-        count_exact,
-        count_per_class,
-        count_graded,
+        scoring.heuristic_scorer(),
+        scoring.count_exact,
+        scoring.count_per_class,
+        scoring.count_graded,
         exact_match,
         vqa_accuracy,
         anls,

@@ -39,6 +39,7 @@ def counts_agree(truth: Counts, question: str, answer: str) -> bool | None:
     """
     if question in (count_question(list(truth), wording) for wording in (0, 1)):
         return is_exact(answer, truth)
+    # of any other question, the counts that are stated
     checks = []
     for cls, numbers in stated_counts(answer, list(truth)).items():
         checks += [number == truth[cls] for number in numbers]

@@ -11,7 +11,7 @@ always with the same draws, so that it moves with the weights only.
 
 import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from helpers.data import (
     counting_tasks,
     plain_kind,
     tasks_of,
+    tier_of_each,
 )
 from helpers.files import UsageError
 from helpers.models import VLM, SampledAnswer, sample_task_answers
@@ -40,8 +41,8 @@ from helpers.statistics import Proportion, proportion
 
 from .catalogue import SCORERS
 from .heuristic import HEURISTIC_RULES
-from .scoring import Score, Scorer, count_graded, score_all
-from .truths import token_budget
+from .scoring import Score, Scorer, score_all
+from .truths import degree_of, token_budget
 
 BOOTSTRAP_DRAWS = 1000
 # Simulated without any correlation, the interval misses 0 in 7 % of the cases; with 5 records
@@ -54,7 +55,7 @@ class AnswerTable:
     """The answers of all records, one row each."""
 
     record: np.ndarray  # (answers,) int: place of its record
-    truth: np.ndarray  # (answers,): count_graded
+    truth: np.ndarray  # (answers,): how far each is right, or minus its place in the ranking
     # (pairs, 2) int: answers of one record, the truer one first; equally true ones are no pair
     pairs: np.ndarray
 
@@ -87,29 +88,53 @@ class Correlation:
         return self.low is None or self.low <= 0 <= self.high
 
 
-def select_with_counts(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
-    """Choose the records whose truth is counts. Raises UsageError if there are none."""
-    known = [record for record in records if isinstance(record.truth, dict) and record.truth]
+def select_judged(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """Choose the records whose truth is known; if none is, those that people have ranked.
+
+    Of truths of several kinds, the most frequent one. Raises UsageError if there is neither.
+    """
+    kinds = Counter(record.kind for record in records if record.truth)
+    known = [record for record in records if kinds and record.kind == kinds.most_common(1)[0][0]]
+    if not known:
+        known = [record for record in records if any(record.tier_pairs())]
     if not known:
         raise UsageError(
-            "None of the records has known counts as its truth. Build some with notebook 02."
+            "None of the records has a known truth or a ranking. Build some with notebook 02."
         )
     return known
 
 
-def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, dict[str, int]]]:
-    """Question, text and true counts of each answer."""
-    return [
-        (record.prompt[-1].content, answer.text, record.truth)
-        for record in records
-        for answer in record.answers
-    ]
+def worth_name(records: Sequence[PreferenceRecord]) -> str:
+    """What the answers of `select_judged` are judged by, in words."""
+    score = degree_of(tasks_of(records))
+    return f"the truth ({score.__name__})" if score else "what people preferred"
+
+
+def _worths(records: Sequence[PreferenceRecord]) -> list[float]:
+    """How far each answer is right; where no truth is known, minus the place people gave it."""
+    score = degree_of(tasks_of(records))
+    if score:
+        found = score_all(score, [(None, *row) for row in _rows(records)])
+        return [one.total for one in found]
+    worths = []
+    for record in records:
+        tiers = tier_of_each(record.ranking)
+        worths += [-float(tiers[place]) for place in range(len(record.answers))]
+    return worths
+
+
+def _rows(records: Sequence[PreferenceRecord]) -> list[tuple[str, str, Facts]]:
+    """Question, text and truth of each answer."""
+    rows = []
+    for record in records:
+        question = record.prompt[-1].content
+        rows += [(question, answer.text, record.truth) for answer in record.answers]
+    return rows
 
 
 def flatten(records: Sequence[PreferenceRecord]) -> AnswerTable:
-    """The table of the answers of `records`, whose counts are known (`select_with_counts`)."""
-    scores = score_all(count_graded, [(None, *row) for row in _rows(records)])
-    truth = np.array([score.total for score in scores])
+    """The table of the answers of `records` (`select_judged`)."""
+    truth = np.array(_worths(records))
     numbers = []
     pairs = []
     # both orders of two answers are tried, and at most one of them has the truer answer first

@@ -164,6 +164,7 @@ class Comparison(Panel):
             return ask(question, [])
         if question == picked.question:
             return picked
+        # what was said before stays, the last question is replaced
         turns = (*picked.turns[:-1], *ask(question, []).turns)
         if self.rightness.is_about(picked, question):
             return replace(picked, turns=turns)
@@ -270,6 +271,7 @@ class Comparison(Panel):
         if not self._spoken:
             return ""
         task = self._shown
+        # earlier turns, which the question alone does not tell
         lines = []
         if len(task.turns) > 1:
             earlier = html.escape(conversation_text(task.turns)).replace("\n", "<br>")

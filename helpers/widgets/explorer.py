@@ -222,6 +222,7 @@ class Explorer(Panel):
 
     def _found(self) -> tuple[list[str], list[ItemOutcome]]:
         """The kinds of answers and the outcomes that any policy has, in the order of a menu."""
+        # of all policies, so that the menus stay when another one is chosen
         kinds = set()
         outcomes = set()
         for rows in self._rows.values():
@@ -373,7 +374,8 @@ def item_card(row: ItemRow, picture_html: str, policy: str, truth: str | None = 
         f"aria-label='item {row.number}, {row.outcome}'>"
         f"<div>item {row.number} {badge} change {row.change}</div>"
         f"<div style='height:{THUMBNAIL[1]}px;overflow:auto'>{picture_html}</div>"
-        f"<div><small>{question}</small></div>{answers}{known}<div><small>{kinds}</small></div></div>"
+        f"<div><small>{question}</small></div>{answers}{known}"
+        f"<div><small>{kinds}</small></div></div>"
     )
 
 

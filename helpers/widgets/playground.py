@@ -23,8 +23,9 @@ from helpers.rewards import (
     flatten,
     pair_agreement,
     rule_values,
-    select_with_counts,
+    select_judged,
     weighted_sum,
+    worth_name,
 )
 from helpers.statistics import Proportion
 
@@ -78,9 +79,10 @@ class ScorerPlayground(Panel):
     """Sliders for the weights of the heuristic's rules; records ranked by it, and the truth.
 
     One record is shown with its ranking, and all of them are compared with the truth. Records
-    without known counts are left out, which is said. counts_known: do the rules know the counts? (A
+    without a known truth are left out, which is said; if none has one, people's rankings take its
+    place. counts_known: do the rules know the counts? (A
     box changes it.) weights_path: a JSON file of weights, written with each change and read when
-    the cell is run again. Raises UsageError if no record has known counts.
+    the cell is run again. Raises UsageError if no record has a truth or a ranking.
     """
 
     def __init__(
@@ -89,12 +91,13 @@ class ScorerPlayground(Panel):
         counts_known: bool = True,
         weights_path: Path | None = None,
     ):
-        self.records = select_with_counts(records)
+        self.records = select_judged(records)
         self.weights_path = weights_path
         self.left_out = len(records) - len(self.records)
         self.state = {}
         # what does not change with the weights is worked out once
         self.answers = flatten(self.records)
+        self.standard = worth_name(self.records)
         self.drawn = draw_records(len(self.records))
         self._values = {}  # are the counts known? → value of each rule for each answer
         self._faults = {}  # what is wrong with weights and picture, by these words
@@ -199,7 +202,7 @@ class ScorerPlayground(Panel):
             "correlation": correlation,
             "agreement": agreement,
         }
-        self.summary.value = ranking_summary(correlation, agreement, told)
+        self.summary.value = ranking_summary(correlation, agreement, told, self.standard)
         self._rank()
 
     def _pick(self) -> None:
@@ -239,7 +242,7 @@ class ScorerPlayground(Panel):
     def _tell(self) -> None:
         left = ""
         if self.left_out:
-            left = f"{self.left_out:,} records without known counts are left out."
+            left = f"{self.left_out:,} records without a known truth are left out."
         faults = list(self._faults.values())
         self.state["message"] = " ".join([*faults, left]).strip()
         self.message.value = "".join(note(text, error=True) for text in faults) + note(left)
@@ -262,27 +265,28 @@ def ranking_summary(
     correlation: Correlation,
     agreement: Proportion | None,
     counts_known: bool,
+    standard: str = "the truth",
 ) -> str:
-    """HTML: how well the score ranks as the truth does, and what cannot be said."""
+    """HTML: how well the score ranks as `standard` does, and what cannot be said."""
     # no interval, one around 0, or one on either side of it
     if correlation.low is None:
         verdict = "Whether that is more than chance cannot be said."
     elif correlation.is_chance:
         verdict = "The interval includes 0: it cannot be told from chance."
     elif correlation.value > 0:
-        verdict = "It ranks with the truth."
+        verdict = f"It ranks with {standard}."
     else:
-        verdict = "It ranks against the truth."
-    shared = "there are none that are not equally true"
+        verdict = f"It ranks against {standard}."
+    shared = "there are none that are not equally good"
     if agreement:
         shared = f"{agreement}; a tie counts half, .5 is chance"
     knows = "know no counts"
     if counts_known:
-        knows = "are told the very counts that they are judged by"
+        knows = "are told the counts, where there are any: the very ones that they are judged by"
     lines = [
-        f"Rank correlation (Spearman) with the truth (count_graded): {correlation}.",
+        f"Rank correlation (Spearman) with {standard}: {correlation}.",
         verdict,
-        f"Pairs of one record's answers that are ranked as the truth ranks them: {shared}.",
+        f"Pairs of one record's answers that are ranked in the same order: {shared}.",
         f"The rules {knows}.",
     ]
     return "".join(map(note, lines))
@@ -294,13 +298,13 @@ def ranking_table(
     totals: np.ndarray,
     truth: np.ndarray,
 ) -> str:
-    """HTML table, best first: place (ties share one), answer, total, truth, part of each rule.
+    """HTML table, best first: place (ties share one), answer, total, worth, part of each rule.
 
     texts, totals and truth have one entry an answer; parts: (answers, rules).
     """
     # names of rules are long: they may break
     names = [rule.name.replace("_", "<wbr>_") for rule in HEURISTIC_RULES]
-    rows = [["", "answer", "total", "truth", *names]]
+    rows = [["", "answer", "total", "worth", *names]]
     places = rankdata(-totals, method="min").astype(int)
     for place, text, total, true, row in zip(places, texts, totals, truth, parts, strict=True):
         answer = f"<div style='min-width:220px'>{escape_text(text)}</div>"

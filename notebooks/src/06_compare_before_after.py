@@ -5,7 +5,8 @@
 # photo of yours, blind, one answer after another. Whether the difference is real is for notebook 07
 # to say; here you see *what* it is.
 #
-# **Needs** nothing: without adapters of yours, one that comes with the repository is compared.
+# **Needs** nothing: without data and adapters of yours, those that come with the repository are
+# compared.
 # **Makes** kept examples, votes, and from these votes new preference pairs. **Takes** half a minute
 # on a laptop CPU until everything can be moved.
 
@@ -32,12 +33,13 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `DATA = None` takes the folder that notebook 02 used. `ADAPTERS` is a folder with adapters, `None`
-# your artifacts. `OWN_IMAGE` is the path of any picture of yours, for those who read this without
-# widgets.
+# `MODEL = None` and `DATA = None` take what notebook 02 prepared, and without it the shipped
+# traffic scenes; `DATA` can be another folder that notebook 02 has made. `ADAPTERS` is a folder
+# with adapters, `None` your artifacts. `OWN_IMAGE` is the path of any picture of yours, for those
+# who read this without widgets.
 
 # %% tags=["parameters"]
-MODEL = "tiny"
+MODEL = None
 DATA = None
 ADAPTERS = None
 OWN_IMAGE = None
@@ -47,14 +49,16 @@ MATCHES = 60  # pairs of answers in the arena
 # %%
 from pathlib import Path
 
-import numpy as np
 import torch
 from IPython.display import HTML
 from torch.testing import assert_close
 
 from helpers import data, evaluation, files, machine, models, report, rewards, widgets
 
-section = report.Section("06_compare_before_after", "Before and after, on held-out images")
+prepared = data.read_prepared(DATA and ROOT / DATA)
+MODEL = MODEL or prepared.model
+title = f"Before and after, on held-out images: {prepared.title}"
+section = report.Section("06_compare_before_after", title)
 
 # %% [markdown]
 # ## Is the machine enough?
@@ -67,22 +71,30 @@ plan = machine.check_machine(MODEL)
 # %% [markdown]
 # ## Held-out images, one base, several policies
 #
-# These images were in neither training nor validation. The base is loaded once; each adapter is
+# These images were not trained on. Policies of other data are left out, unless `ADAPTERS` names
+# their folder. The base is loaded once; each adapter is
 # added to it when it is first asked, and switched on when its turn comes. With all of them off, the
 # base answers. If you trained a reward model (notebook 03), it is one more adapter, and scores
 # every answer.
 
 # %%
-folder, split, items = data.held_out_items(DATA)
-saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS))
+tasks = prepared.tasks(prepared.held_out)
+pairs = {}
+for split in ("train", prepared.held_out):
+    path = prepared.path(split)
+    pairs[split] = data.read_records(path) if path.exists() else []  # of questions alone
+records = pairs[prepared.held_out]
+saved = models.find_policies(MODEL, ADAPTERS and Path(ADAPTERS), shipped=prepared.is_traffic)
+saved = saved if ADAPTERS else prepared.keep_own(saved)
+assert saved, "no adapter was trained on this data: run notebook 04, or name some in ADAPTERS"
 model, processor = models.load_model(MODEL, max_pixels=models.image_limit(saved, plan.max_pixels))
-judge, reward = files.artifacts_dir() / "reward", None
-if (judge / "about.json").exists() and files.read_json(judge / "about.json").get("base") == MODEL:
-    loaded = rewards.load_reward_model(model, processor, judge)
-    model, reward = loaded.backbone, rewards.as_scorer(loaded)
+folder, judges = files.artifacts_dir() / "reward", {}
+if (folder / "about.json").exists() and files.read_json(folder / "about.json").get("base") == MODEL:
+    judges["reward model"] = rewards.load_reward_model(model, processor, folder)
+    model = judges["reward model"].backbone
 policies = models.Policies(model, processor, saved)
 first = policies.names[1]
-print(f"{len(items)} images of {folder.name}/{split}, classes {list(items[0].counts)}")
+print(f"{len(tasks)} questions of {prepared.title}, {prepared.held_out} split")
 print("policies:", ", ".join(policies.names))
 
 # %% [markdown]
@@ -94,13 +106,12 @@ print("policies:", ", ".join(policies.names))
 # its answer. **Keep** puts an example into the report.
 #
 # The tiny model has only ever seen drawings of streets: of a photo it will talk nonsense, before
-# and after.
+# and after. Where the right answer is known, ✓ and ✗ say who has it.
 
 # %%
-kinds = list(items[0].counts)
-questions = [f"How many {kind} are there?" for kind in kinds[:2]]
-questions += ["What color is the bus?", "Is there a bus in the image?", "Why is the road busy?"]
-comparison = widgets.Comparison(policies, items, reward, questions)
+questions = ["What is in the image?", "What color is it?", "Describe the image."]
+reward = rewards.as_scorer(judges["reward model"]) if judges else None
+comparison = widgets.Comparison(policies, tasks, reward, questions)
 comparison.show()
 
 # %% [markdown]
@@ -111,9 +122,11 @@ comparison.show()
 # log (p / p_base), not only of the one that was said. From the logits:
 
 # %%
-image, question = files.open_image(items[0].path), data.question_for(items[0], 0)
-(spoken,) = evaluation.ask_policies(policies, [first], image, question)
-encoded = models.encode_prompts(processor, [models.render(processor, question)], [[image]])
+task = tasks[0]
+(spoken,) = evaluation.ask_policies(policies, [first], task)
+images = task.open_images()
+prompt = models.render_conversation(processor, task.turns, len(images))
+encoded = models.encode_prompts(processor, [prompt], [images])
 packed = models.pack_separately(processor, encoded, [[torch.tensor(spoken.ids)]])
 packed = packed.to(policies.model.device)
 log_p = {}
@@ -130,30 +143,55 @@ print(f"KL to the base: {kl.sum():.3f} nats over {len(kl)} tokens")
 # %% [markdown]
 # ## What changed, and what got worse
 #
-# Greedy answers of the base and of one policy to all held-out images. Regressions come first,
-# because an average hides them: items that the base had right and the policy has wrong.
+# Greedy answers of the base and of one policy to all held-out questions. Where the right answer is
+# known, regressions come first, because an average hides them: questions that the base had right
+# and the policy has wrong. Where it is not, the answers that changed most.
 
 # %%
-found = {}
-for name in ("base", first):
-    with policies.use_policy(name) as model:
-        found[name] = evaluation.evaluate_counting(model, processor, items)
-before, after = found["base"], found[first]
-broken = np.flatnonzero(before.exact & ~after.exact)
-fixed = np.flatnonzero(~before.exact & after.exact)
-section.say(
-    f"{first} on {len(items)} held-out images, greedy: "
-    f"{len(broken)} right → wrong, {len(fixed)} wrong → right."
-)
-explorer = widgets.Explorer(items, {name: result.answers for name, result in found.items()})
+names = ["base", first]
+known = [answer.text for record in records for answer in record.answers] or ["word " * 40]
+tokens = models.answer_budget(processor, known)
+decoding = evaluation.DecodingSettings(max_new_tokens=tokens)
+evidence = evaluation.gather_evidence(
+    policies, names, records, tasks, judges=judges, decoding=decoding,
+    trained_on=pairs["train"], stopped=prepared.held_out == "valid",
+)  # fmt: skip
+said = evaluation.texts_of(evidence.answers)
+explorer = widgets.Explorer(tasks, said)
 explorer.show()
 
 # %% [markdown]
-# The same for readers without widgets: regressions, then repairs.
+# The same for readers without widgets: regressions, then repairs, or what changed most.
 
 # %%
-shown = [*broken[:3], *fixed[:4]] or [0]
-HTML(report.comparison_table(items, before.answers, after.answers, shown))
+sorted_rows = widgets.select_rows(explorer.rows())
+outcomes = explorer.state["counts"]
+fixed, broken = outcomes.get("fixed", 0), outcomes.get("broken", 0)
+if explorer.rightness.is_known:
+    section.say(
+        f"{first} on {len(tasks)} held-out questions, greedy: "
+        f"{broken} right → wrong, {fixed} wrong → right."
+    )
+else:
+    section.say(
+        f"{first} on {len(tasks)} held-out questions, greedy: {outcomes.get('changed', 0)} answers "
+        "are not the base's. Nobody has said which answer is right."
+    )
+of_each = [[row.number for row in sorted_rows if row.outcome == name] for name in outcomes]
+shown = [number for numbers in of_each for number in numbers[:4]][:8]
+HTML(report.comparison_table(tasks, said["base"], said[first], shown))
+
+# %% [markdown]
+# ## What can be said without a truth
+#
+# Mostly nobody knows the right answer; people only prefer one. Then three things can be said, and
+# none of them is the whole: whether a policy prefers what people preferred, in pairs that it has
+# not seen; whether a reward model prefers its answers to the base's (**circular** if it was trained
+# against that very model); and what became of the shape of the answers. The first is worth nothing
+# where a rule that sees no image does as well, or the images of other photos do.
+
+# %%
+report.add_evidence(section, evidence)
 
 # %% [markdown]
 # ## Blind arena
@@ -164,41 +202,35 @@ HTML(report.comparison_table(items, before.answers, after.answers, shown))
 # votes a difference would still need. Answers are sampled, as people would meet them.
 
 # %%
-names = ("base", first)
-asked = items[-3 * MATCHES :]  # more than wanted, since equal answers are no match
-said_by = {}
+asked, sampled = tasks[-3 * MATCHES :], {}  # more than wanted, since equal answers are no match
 for name in names:
     with policies.use_policy(name) as model:
-        said = evaluation.evaluate_counting(model, processor, asked, temperature=1.0, seed=1)
-    said_by[name] = said.answers
-prompts = [data.question_for(item, number) for number, item in enumerate(asked)]
+        sampled[name] = models.answer_tasks(
+            model, processor, asked, temperature=1.0, seed=1, max_new_tokens=tokens
+        )
 # votes belong to these answers: others get another file
-seen = data.stable_hash(list(said_by.values()))[:8]
+seen = data.stable_hash(list(sampled.values()))[:8]
 arena, stem = files.artifacts_dir() / "arena", f"{first.replace('/', '-')}-{seen}"
-records, voted = arena / f"{stem}.jsonl", arena / f"{stem}.votes.jsonl"
-paths, groups = [item.path for item in asked], [item.group for item in asked]
-matches = evaluation.build_matches(paths, prompts, said_by, names, groups, records_path=records)
-blind = widgets.Arena(data.Votes(voted, matches[:MATCHES], ANNOTATOR))
-blind.show()
+path, voted = arena / f"{stem}.jsonl", arena / f"{stem}.votes.jsonl"
+matches = evaluation.build_matches(asked, sampled, ("base", first), records_path=path)
+if matches:
+    blind = widgets.Arena(data.Votes(voted, matches[:MATCHES], ANNOTATOR))
+    blind.show()
 
 # %% [markdown]
-# **Export** writes the votes as preference records: the data of a next round, for notebook 04
-# (`DATA` stays, the pairs come from your votes). Drawings are easy to judge: count.
+# **Export** writes the votes as preference records: the data of a next round. Give that file to
+# notebook 02 as `DATA`. Drawings are easy to judge: count.
 #
 # ## A judge made of rules
 #
 # The heuristic of notebook 02 never sees the image. Move its weights: can any of them rank answers
-# as the truth does?
+# as the truth does, or, where there is none, as people did?
 
 # %%
-source = files.artifact(
-    "preferences/valid.jsonl",
-    "notebook 02",
-    lambda: ROOT / "data" / "traffic" / "preferences_valid.jsonl",
-)
 weights = files.artifacts_dir() / "widgets" / "playground.json"
-playground = widgets.ScorerPlayground(data.read_records(source), weights_path=weights)
-playground.show()
+if records:
+    playground = widgets.ScorerPlayground(prepared.records("valid"), weights_path=weights)
+    playground.show()
 
 # %% [markdown]
 # ## What the runs looked like
@@ -213,16 +245,18 @@ dashboard.show()
 # %% [markdown]
 # ## An image of your own, without widgets
 #
-# Set `OWN_IMAGE` to a file; without one, a scene is drawn that no notebook has used.
+# Set `OWN_IMAGE` to a file; without one, the last held-out image is taken. The question is the last
+# one of your data.
 
 # %%
-scene = data.make_scene(data.SPLIT_SEEDS["test"][-1])
-own = files.open_image(Path(OWN_IMAGE)) if OWN_IMAGE else data.draw_scene(scene)
-for answer in evaluation.ask_policies(policies, ["base", first], own, data.count_question(kinds)):
+task = data.ask(tasks[-1].question, [Path(OWN_IMAGE)]) if OWN_IMAGE else tasks[-1]
+print(data.conversation_text(task.turns))
+for answer in evaluation.ask_policies(policies, names, task, decoding):
     print(
         f"{answer.policy:>12}: {answer.text}   (log p {answer.logp:.2f}, KL {sum(answer.kl):.2f})"
     )
-print("       truth:", "unknown" if OWN_IMAGE else report.format_counts(scene.counts))
+print("       truth:", explorer.rightness.truth(task) or "unknown")
+own = task.open_images()[0]
 own.resize((224, round(224 * own.height / own.width)))
 
 # %% [markdown]
@@ -232,12 +266,19 @@ own.resize((224, round(224 * own.height / own.width)))
 # no held-out image gets worse. Marked by tokens, only the digits are coloured: everything else was
 # right before. Most of the KL is spent on them.
 #
+# With your own data: answers that changed where your preferences ask for it and are as long as
+# before; held-out pairs above the best rule that sees no image. If the answers only grew longer or
+# shorter, that is what the pairs have taught.
+#
 # ## Check yourself
 
 # %%
 assert list(comparison.state["answers"]) and not comparison.state.get("error")
-if MODEL == "tiny" and folder.name == "traffic" and first.startswith("dpo"):
-    assert len(fixed) > 200 and len(broken) < 20, f"{len(fixed)} fixed, {len(broken)} broken"
+assert [len(texts) for texts in said.values()] == [len(tasks)] * 2
+if MODEL == "tiny" and prepared.is_traffic and first.startswith("dpo"):
+    assert fixed > 0.5 * len(tasks) and broken < 0.05 * len(tasks), (
+        f"{fixed} fixed, {broken} broken"
+    )
 print("report:", section.save())
 
 # %% [markdown]

@@ -11,8 +11,9 @@ from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks
 from helpers.evaluation.judges import judges
 from helpers.evaluation.task_results import evaluate_tasks
-from helpers.files import UsageError
+from helpers.files import UsageError, open_image
 from helpers.models.policies import SHIPPED_POLICIES, Policies, find_policies, image_limit
+from helpers.models.prompts import encode
 
 
 def copy(folder, base="tiny", **more):
@@ -76,6 +77,7 @@ def test_the_shipped_adapter_names_no_path_of_a_machine():
     )
 
 
+@pytest.mark.heavy(reason="generates for two seconds")
 def test_the_shipped_adapter_counts_what_the_base_miscounts(shipped):
     """Of 400 held-out scenes the base has a third right, this nearly all; 60 of them are enough to see that."""
     items = read_yolo(TRAFFIC, "test")[:60]
@@ -155,3 +157,26 @@ def test_unknown_and_reserved_names_are_refused(tmp_path, tiny):
         Policies(*tiny).use_policy("dpo"),
     ):
         pass
+
+
+def test_a_policy_that_was_just_trained_is_asked_as_it_is():
+    """No file is read: the adapter on the model is the policy, the base is the model without it."""
+    model, processor = models.load_model("tiny")
+    trained = models.add_adapter(model, LoraSettings(r=2), 0)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if "lora_B" in name:
+                weight.add_(0.05)
+    policies = Policies.of_trained(trained, processor, "dpo/now", {"reward": "x"})
+    assert (
+        policies.names == ["base", "dpo/now"] and policies.saved["dpo/now"].about["reward"] == "x"
+    )
+    image = open_image(read_yolo(TRAFFIC, "valid")[0].path)
+    inputs = encode(processor, ["Where?"], [image])
+    found = {}
+    for name in policies.names:
+        with policies.use_policy(name) as model, torch.no_grad():
+            found[name] = model(**inputs).logits
+    with torch.no_grad():
+        assert torch.equal(found["dpo/now"], trained(**inputs).logits)
+    assert not torch.allclose(found["dpo/now"], found["base"])

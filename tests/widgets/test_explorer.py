@@ -5,10 +5,10 @@ import itertools
 import re
 
 import pytest
-from made_up_tasks import counting_tasks, tasks_about
+from made_up_tasks import tasks_about
 from PIL import Image
 
-from helpers.data import Task, ask
+from helpers.data import Task, ask, counting_tasks
 from helpers.data.counting import count_answer
 from helpers.evaluation import Rightness
 from helpers.files import UsageError
@@ -266,6 +266,7 @@ def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch
     assert opened[5:] == [photos[3].images[0]] and again.grid.value != first.grid.value
 
 
+@pytest.mark.heavy(reason="waits")
 def test_slow_pictures_show_progress(tmp_path, monkeypatch, capsys):
     original = module.open_image
     monkeypatch.setattr(

@@ -11,7 +11,7 @@ import pytest
 from made_up import record
 from PIL import Image
 
-from helpers.data.record import resolve_images
+from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
 from helpers.rewards import ranking as rule_ranking
 from helpers.rewards.heuristic import HEURISTIC_RULES
@@ -56,7 +56,7 @@ def test_what_cannot_be_told_from_chance_is_said():
         text = widgets.ranking_summary(correlation, share, counts_known=False)
         assert words in text and "0.500 [" in text and "(n = 10)" in text
         assert sum(other in text for other in list(found)[:3]) == (words in list(found)[:3])
-    assert "not equally true" in widgets.ranking_summary(found["not defined"], None, True)
+    assert "not equally good" in widgets.ranking_summary(found["not defined"], None, True)
 
 
 def test_it_ranks_at_once_and_after_each_move(play):
@@ -86,7 +86,7 @@ def test_it_ranks_at_once_and_after_each_move(play):
     playground.counts_known.value = True
     assert (
         playground.state["totals"] == pytest.approx([-0.8, 0.2, -1.3])
-        and "very counts" in playground.summary.value
+        and "the very ones" in playground.summary.value
     )
     assert bytes(playground.picture.value).startswith(
         b"\xff\xd8"
@@ -147,16 +147,21 @@ def test_another_record(play, folder):
     assert "&lt;b&gt;2 cars" in playground.table.value and "<b>2" not in playground.table.value
 
 
-def test_records_without_counts_are_left_out_and_told(play):
-    others = [record(n, truth=truth) for n, truth in enumerate((None, "two", ["two"], {}))]
+def test_records_without_a_truth_are_left_out_and_told(play):
+    others = [record(n, truth=truth) for n, truth in enumerate((None, {}, None, {}))]
     playground = play([*others, record(9)])
     assert (
         playground.state["record"] == "id 9"
-        and "4 records without known counts" in playground.message.value
+        and "4 records without a known truth" in playground.message.value
     )
     assert "left out" not in play([record(0)]).message.value
-    with pytest.raises(UsageError, match="notebook 02"):
-        play(others)
+    with pytest.raises(UsageError, match="truth of none of the records is known"):
+        play([others[0], others[2]])
+
+
+def test_answers_are_compared_with_a_reference_answer(play):
+    playground = play([record(n, truth="2 cars") for n in range(3)])
+    assert "left out" not in playground.message.value and len(playground.state["totals"]) >= 2
 
 
 def test_a_missing_picture_is_told_and_the_rest_goes_on(play):
@@ -250,3 +255,24 @@ def texts_of(playground):
         ]
 
     return " ".join(str(getattr(part, "value", "")) for part in inside(playground.box))
+
+
+def test_where_nobody_knows_a_truth_people_s_rankings_take_its_place(tmp_path):
+    """The rule that counts "because" ranks as people did in the first, and is level in the second."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    records = []
+    for better, worse in (("It is red, because of the roof.", "A boat."), ("A house.", "A tree.")):
+        fields = {
+            "images": [str(tmp_path / "photo.png")],
+            "prompt": "Why is it red?",
+            "answers": [{"text": worse}, {"text": better}],
+            "ranking": [[1], [0]],
+        }
+        records.append(PreferenceRecord.model_validate(fields))
+    unjudged = records[0].model_copy(update={"ranking": None})
+    playground = ScorerPlayground([*records, unjudged])
+    assert "what people preferred" in playground.summary.value
+    assert playground.state["agreement"].n == 2 and playground.left_out == 1
+    assert playground.state["truth"] == [-1.0, 0.0]
+    with pytest.raises(UsageError, match="known truth or a ranking"):
+        ScorerPlayground([unjudged])

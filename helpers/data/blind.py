@@ -108,6 +108,14 @@ def best_rule(table: BlindTable, kind: str = "all") -> tuple[str, Proportion]:
     return best, shares[best]
 
 
+def name_best_rule(table: BlindTable, kind: str = "all") -> str:
+    """The best rule in words, or that there is none without pairs."""
+    if kind not in table:
+        return "no pairs of this kind"
+    rule, share = best_rule(table, kind)
+    return f"{rule!r} is right in {share} of the pairs"
+
+
 def too_good_rules(table: BlindTable) -> dict[str, Proportion]:
     """The rules that pick the chosen answer too often, over all pairs, and how often."""
     found = {}
@@ -130,6 +138,8 @@ def blind_warnings(table: BlindTable) -> list[str]:
 
 def render_blind_table(table: BlindTable) -> str:
     """The table as text: one line a rule, one column a kind of rejected answer."""
+    if not table:
+        return "no pairs"
     rows = {"blind rule": list(table)}
     for rule in next(iter(table.values()), {}):
         rows[rule] = [str(shares[rule]) for shares in table.values()]

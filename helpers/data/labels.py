@@ -38,6 +38,9 @@ class CountedImage:
     path: Path
     counts: Counts
     group: str  # equal for all augmented copies of one photo
+    # What it was called and asked before; None: see `pairs.py`
+    name: str | None = None
+    question: str | None = None
 
 
 @dataclass(frozen=True)

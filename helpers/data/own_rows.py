@@ -22,11 +22,11 @@ from .columns import Column, Layout, as_questions, plain_title
 from .image_names import ImageFinder
 from .judgement import Ranking, explain_validation_error, rank_by_score
 from .leftovers import Leftovers
+from .pairs import DEFAULT_QUESTION
 from .record import Message, PreferenceRecord
 from .tasks import Task
 from .truth import LEAST_PEOPLE, TRUTH_KINDS, Facts, TruthKind, check_kind, plain_kind
 
-DEFAULT_QUESTION = "Describe the image."
 _TIES = {"tie", "both", "equal", "same", "draw", "neither", "gleich", "unentschieden", "bothbad"}
 _UNJUDGED = {"", "none", "skip", "skipped", "unjudged", "null", "na"}
 _SIDES = {"left": 0, "first": 0, "links": 0, "right": 1, "second": 1, "rechts": 1}

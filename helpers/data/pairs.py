@@ -48,12 +48,18 @@ from .tasks import Task
 NEGATIVES = ("own", "edit", "other image")
 IMAGE_NEGATIVES = ("blank", "crop", "shuffled", "blurred")
 
+# What is asked of an image where nobody has said what
+DEFAULT_QUESTION = "Describe the image."
+
 # --- questions ------------------------------------------------------------------------------------
 
 
 def question_for(item: CountedImage, number: int) -> str:
-    """Ask for the counts of the `number`-th image of a split: the two wordings take turns."""
-    return count_question(list(item.counts), number)
+    """Ask for the counts of the `number`-th image of a split: the two wordings take turns.
+
+    An image that has been asked about before keeps its question.
+    """
+    return item.question or count_question(list(item.counts), number)
 
 
 def one_class_question(counts: Counts, number: int) -> tuple[str, str]:
@@ -103,8 +109,29 @@ def counting_tasks(items: Sequence[CountedImage]) -> list[Task]:
 
 
 def _name(item: CountedImage) -> str:
-    """Its split and its file: the id of its record."""
-    return f"{item.path.parent.parent.name}-{item.path.stem}"
+    """Its split and its file, unless it has a name: the id of its record."""
+    return item.name or f"{item.path.parent.parent.name}-{item.path.stem}"
+
+
+def counted_items(tasks: Sequence[Task]) -> list[CountedImage]:
+    """The tasks whose truth is counts, as counted images; none of other data."""
+    items = []
+    for task in tasks:
+        if task.kind == "counts" and len(task.images) == 1:
+            about = task.group, task.id, task.question
+            items.append(CountedImage(task.images[0], task.facts, *about))
+    return items
+
+
+def caption_question(tasks: Sequence[Task]) -> str:
+    """What to ask for a caption that tells what the tasks are about: counts, or all there is."""
+    items = counted_items(tasks)
+    return count_question(list(items[0].counts)) if items else DEFAULT_QUESTION
+
+
+def counted_records(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """The records whose truth is counts; none of other data."""
+    return [record for record in records if record.kind == "counts"]
 
 
 def as_counted_images(records: Sequence[PreferenceRecord]) -> list[CountedImage]:
@@ -180,6 +207,8 @@ def build_records(
     unknown = set(negatives) - set(NEGATIVES)
     if unknown:
         raise ValueError(f"unknown kinds of negatives {sorted(unknown)}: choose from {NEGATIVES}")
+    if not items:
+        return []
     rng = np.random.default_rng(seed)
     wrong = _WrongCounts([item.counts for item in items], rng)
     records = []
@@ -387,6 +416,10 @@ def _other_image(
 ) -> str:
     # A random order, so that the first one that differs is a fair draw.
     for place in rng.permutation(len(records)):
-        if records[place].truth != record.truth:
-            return records[place].images[0]
+        other = records[place]
+        # Where nobody knows what is true, another photo has to do.
+        known = record.truth is not None
+        differs = other.truth != record.truth if known else other.images != record.images
+        if differs:
+            return other.images[0]
     raise ValueError("all records have the same truth, so no other image makes the answer wrong")

@@ -70,6 +70,23 @@ class PreparedData:
         return ROOT / self.about["data"] == TRAFFIC
 
     @property
+    def splits(self) -> list[str]:
+        """The splits that there are, train first."""
+        return list(self.about.get("splits", ("train", "valid", "test")))
+
+    @property
+    def has_preferences(self) -> bool:
+        """Did the data come with answers to choose from, before any were made for it?"""
+        counts = self.about.get("splits", {})
+        return not counts or any(split["preferences"] for split in counts.values())
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that the images of the records are in."""
+        own = self.folder / "images"
+        return self.folder if own.is_dir() else ROOT / "data"
+
+    @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
         for name in ("test.jsonl", "test-questions.jsonl"):
@@ -84,6 +101,22 @@ class PreparedData:
     def records(self, split: str) -> list[PreferenceRecord]:
         """The preference records of a split. Raises UsageError if there is no such file."""
         return read_records(self.path(split))
+
+    def ranked(self, split: str) -> list[PreferenceRecord]:
+        """The records of a split that have a pair; says how many have none.
+
+        Raises UsageError if there is none at all.
+        """
+        records = self.records(split)
+        ranked = [record for record in records if record.pairs()]
+        if not ranked:
+            raise UsageError(
+                f"{self.path(split)}: no answer is ranked above another, so there is nothing to "
+                "learn. Rank them in notebook 02, or take another SCORER there."
+            )
+        if len(ranked) < len(records):
+            print(f"{split}: {len(records) - len(ranked)} records without a pair are left out")
+        return ranked
 
     def tasks(self, split: str) -> list[Task]:
         """All questions of a split, those without a pair among them."""

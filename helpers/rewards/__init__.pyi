@@ -46,6 +46,13 @@ from .own import (
     is_own_reward as is_own_reward,
     load_reward as load_reward,
 )
+from .preference_makers import (
+    compare_heuristic as compare_heuristic,
+    default_scorer as default_scorer,
+    describe_samples as describe_samples,
+    make_preferences as make_preferences,
+    mark_answers as mark_answers,
+)
 from .ranking import (
     AnswerTable as AnswerTable,
     Correlation as Correlation,

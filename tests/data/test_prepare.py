@@ -91,24 +91,27 @@ def test_images_are_reduced_with_their_proportions_and_small_ones_stay_as_they_a
     folder = tmp_path / "in"
     draw_photos(folder, ["small.png", "copy.png"])
     shutil.copy(folder / "small.png", folder / "copy.png")
-    Image.new("RGB", (400, 100), "red").save(folder / "wide.jpg")
-    tall = Image.new("RGB", (400, 300), "blue")
+    Image.new("RGB", (2000, 500), "red").save(folder / "wide.jpg")
+    tall = Image.new("RGB", (1200, 900), "blue")
     exif = tall.getexif()
     exif[0x0112] = 6  # the camera was held upright
     tall.save(folder / "tall.jpg", exif=exif)
     (folder / "sub").mkdir()
-    Image.new("RGB", (300, 300), "green").save(folder / "sub" / "wide.bmp")
+    Image.new("RGB", (900, 900), "green").save(folder / "sub" / "wide.bmp")
     prepared = prepare_data(
-        open_data(folder, questions=["What?"]), tmp_path / "out", max_pixels=10_000
+        open_data(folder, questions=["What?"]), tmp_path / "out", max_pixels=600 * 600
     )
     tasks = [*prepared.tasks("train"), *prepared.tasks("valid")]
     sizes = {task.images[0].name: task.open_images()[0].size for task in tasks}
     assert sizes == {
         "copy.png": (50, 40),  # equal files once, and one photo
-        "wide.jpg": (200, 50),
-        "wide.png": (100, 100),  # a drawing stays without loss
-        "tall.jpg": (86, 115),
+        "wide.jpg": (1200, 300),
+        "wide.png": (600, 600),  # a drawing stays without loss
+        "tall.jpg": (519, 692),
     }
+    # people still have to see what a tiny model looks at
+    prepare_data(open_data(folder, questions=["?"]), tmp_path / "tiny", max_pixels=112 * 112)
+    assert Image.open(tmp_path / "tiny" / "images" / "wide.png").size == (448, 448)
     original = (folder / "small.png").read_bytes()
     assert (prepared.folder / "images" / "copy.png").read_bytes() == original
 

@@ -26,6 +26,16 @@ DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "07": {"POLICIES": ("dpo/*", "ppo/ppo")},
 }
 
+TruthOption = Annotated[
+    str | None,
+    Option(
+        metavar="KIND",
+        help="How answers are compared with the true ones: exact_match, vqa_accuracy, anls, "
+        "token_f1, cosine, choice, yes_no, or none to leave them out.",
+        show_default="as the data says",
+    ),
+]
+
 app = Typer(
     help="The stages as commands.",
     add_completion=False,
@@ -205,10 +215,12 @@ def check_files(
         ),
     ] = None,
     json: Annotated[Path | None, Option(metavar="OUT", help="Write findings as JSON too.")] = None,
+    truth: TruthOption = None,
 ) -> None:
-    """Say what is wrong with files of preference records (JSONL).
+    """Say what is wrong with data, before training with it.
 
-    Before training with them. Exit code 1 if one has errors.
+    Preferences and questions in any known format, tables, folders, zips. Exit code 1 if something
+    has errors.
     """
     from helpers import data
 
@@ -219,16 +231,26 @@ def check_files(
     found = [data.find_photos(path, images=images) for path in benchmark or ()]
     # of each file its own
     new_lengths = _lengths_of(model) if model else lambda: None
-    reports = []
+    reports, unused = [], 0
     for path in file:
-        given = {"lengths": new_lengths(), "against": [*found, *reports]}
-        reports.append(data.check_file(path, root=root, images=images, **given))
-        print(reports[-1], end="\n\n")
+        if truth is None and data.is_preference_file(path):
+            given = {"lengths": new_lengths(), "against": [*found, *reports]}
+            reports.append(data.check_file(path, root=root, images=images, **given))
+            print(reports[-1], end="\n\n")
+            continue
+        opened, of_splits = data.check_source(
+            path, truth=truth, images=images, new_lengths=new_lengths
+        )
+        print(opened, *of_splits, sep="\n\n", end="\n\n")
+        reports += of_splits
+        unused += len(opened.left)
     if json:
         write_json(json, [report.to_json() for report in reports])
     if salvage:
+        if not data.is_preference_file(file[0]):
+            raise UsageError("--salvage sorts the lines of preferences; what is not used is above.")
         _print_salvaged(file[0], salvage, *data.salvage(file[0], reports[0], salvage))
-    if errors := sum(len(report.errors) for report in reports):
+    if errors := unused + sum(len(report.errors) for report in reports):
         raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
 
 
@@ -263,11 +285,89 @@ def convert_preferences(
     pairs: Annotated[
         Literal["all", "extremes"], Option(help="All pairs, or best against worst.")
     ] = "all",
+    truth: TruthOption = None,
 ) -> None:
-    """Convert a preference file of any known format."""
-    from helpers.data import convert_file
+    """Convert preferences or questions of any known format, also tables, folders and zips."""
+    from helpers import data
 
-    print(convert_file(file, out, to, pairs))
+    if truth is None and data.is_preference_file(file):
+        print(data.convert_file(file, out, to, pairs))
+    else:
+        print(data.convert_source(file, out, to, pairs, truth))
+
+
+@app.command("rank")
+def rank_questions(
+    questions: Annotated[
+        str, Argument(help="Questions or preferences about images, in any known form.")
+    ],
+    out: Annotated[Path, Option(help="File of preference records to write.")],
+    scorer: Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="A ready scorer, one of your own (FILE.py:FUNCTION), or the folder of a reward "
+            "model.",
+            show_default="people rank them, in notebook 02",
+        ),
+    ] = None,
+    model: Annotated[str, Option(help="Preset or folder; it gives the answers.")] = "tiny",
+    answers: Annotated[int, Option(min=2, help="To each question.")] = 4,
+    truth: Annotated[
+        str | None, Option(metavar="KIND", help="Of the answers in the file, for the scorer.")
+    ] = None,
+    temperature: Annotated[float, Option(min=0.01, help="Higher: answers differ more.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, Option(min=1, help="Of an answer.", show_default="by the truths")
+    ] = None,
+    seed: Annotated[int, Option(help="Another one gives other answers.")] = 0,
+) -> None:
+    """Let a model answer questions several times, and rank the answers.
+
+    The result is preference records, as training takes them.
+    """
+    from helpers import data
+
+    tasks = _read_tasks(questions, truth)
+    how = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    records = _sample_and_rank(tasks, scorer, model, answers, **how)
+    if not records:
+        raise UsageError(
+            f"{questions}: no question got two different answers, so there is nothing to rank. "
+            "Take more --answers, or a higher --temperature."
+        )
+    data.write_records(out, records)
+    pairs = sum(len(record.pairs()) for record in records)
+    ranked = f"{pairs:,} pairs" if scorer else "not ranked: rank them in notebook 02"
+    print(f"{len(records):,} of {len(tasks):,} questions, {ranked} → {out}")
+
+
+def _read_tasks(source: str, truth: str | None) -> list[Any]:
+    """The questions of a file or folder, those of preferences, too; says what was not used."""
+    from helpers import data
+
+    opened = data.open_data(source, truth=truth)
+    print(opened)
+    return opened.all_tasks()
+
+
+def _sample_and_rank(
+    tasks: list[Any], scorer: str | None, name: str, number: int, **how: Any
+) -> list[Any]:
+    """Records of `number` answers of a model to each task, ranked by a scorer of any kind."""
+    from helpers import machine, models, rewards
+
+    folder = Path(scorer) if scorer and Path(scorer).is_dir() else None
+    score = rewards.get_scorer(scorer) if scorer and not folder else None
+    rewards.check_facts(score, tasks)  # before a model is loaded
+    plan = machine.check_machine(name)
+    model, processor = models.load_model(name, max_pixels=plan.max_pixels)
+    records = rewards.sample_and_rank(model, processor, tasks, score, number, **how)
+    if folder:
+        # only now: what a reward model has learnt is no part of the model that answers
+        reward = rewards.load_reward_model(model, processor, folder)
+        records = rewards.rank_again(records, rewards.as_scorer(reward))
+    return records
 
 
 @app.command("export")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ROOT = Path(__file__).resolve().parent.parent
+HEIF_SUFFIXES = {".heic", ".heif"}
 
 
 class UsageError(ValueError):
@@ -43,6 +44,15 @@ def artifacts_dir() -> Path:
     folder = Path(os.environ.get("VLM_ARTIFACTS", ROOT / "artifacts"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def starting_folders() -> list[Path]:
+    """Folders that a path given by a person counts from: where they stand, then the repository.
+
+    A notebook stands in its own folder; one that is run by a command, where the command was given.
+    """
+    places = [Path(os.environ.get("VLM_STARTED_IN", ".")), Path.cwd(), ROOT]
+    return list(dict.fromkeys(Path(os.path.abspath(place)) for place in places))
 
 
 def artifact(name: str, made_by: str, fallback: Callable[[], Path]) -> Path:
@@ -201,12 +211,26 @@ def stream_hash(stream: BinaryIO) -> str:
     return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def read_heif(where: str) -> None:
+    """Teach Pillow the photos of iPhones (HEIC). Raises UsageError if the package is missing."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise UsageError(
+            f"{where}: a HEIC photo, as iPhones make them, needs one more package: "
+            "pip install pillow-heif. Or save the photos as JPEG."
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
 def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
     """The image at `path` as RGB, turned the way its camera was held.
 
     Raises UsageError with `where` (a file and record) if it is missing or cannot be read.
     """
     where = where or str(path)
+    if isinstance(path, Path) and path.suffix.lower() in HEIF_SUFFIXES:
+        read_heif(where)
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")

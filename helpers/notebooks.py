@@ -97,7 +97,9 @@ def run_notebook(
     )
     python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     try:
-        client.execute(env={**os.environ, "PYTHONPATH": python_path})
+        # relative paths among the values count from here, not from the notebook's folder
+        env = {**os.environ, "PYTHONPATH": python_path, "VLM_STARTED_IN": str(Path.cwd())}
+        client.execute(env=env)
     except CellExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without terminal colours
         last = [line.strip() for line in plain.splitlines() if line.strip()][-3:]

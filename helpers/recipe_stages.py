@@ -12,29 +12,38 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers import models
 from helpers.data import (
+    FORMATS,
+    SPLITS,
     PreferenceRecord,
+    PreparedData,
     Task,
     best_rule,
     blind_rules,
     convert_file,
     one_class_question,
+    open_data,
+    prepare_data,
     presence_question,
     read_records,
-    read_visual_genome,
     to_trl,
     write_records,
 )
 from helpers.doctor import DPODoctor, PPODoctor, preflight
-from helpers.evaluation import GreedyAndSampled, evaluate_greedy_and_sampled
-from helpers.files import ROOT, UsageError, open_image, read_json, write_json
-from helpers.recipes import RecipeRun, fit_recipe
+from helpers.evaluation import (
+    GreedyAndSampled,
+    evaluate_greedy_and_sampled,
+    gather_evidence,
+    judges,
+)
+from helpers.files import UsageError, open_image, read_json, write_json
+from helpers.models import Policies, SavedPolicy
+from helpers.recipes import RUN_SCORERS, SHIPPED_FILES, RecipeRun, fit_recipe
 from helpers.report import figure_name
 from helpers.rewards import (
     CaptionReward,
@@ -50,6 +59,7 @@ from helpers.rewards import (
     reward_model,
     reward_of,
     sample_and_rank,
+    score_all,
     score_records,
     target_scores,
     text_embedder,
@@ -67,7 +77,7 @@ from helpers.training import (
     warm_up_critic,
 )
 
-SPLITS = ("train", "valid", "test")
+EVIDENCE = 100  # held-out questions and records that are asked of without a truth
 
 
 def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -101,47 +111,42 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
     return run.figures
 
 
-def prepare_data(run: RecipeRun) -> None:
-    """Read data of any format; our own is first put into the format of the recipe."""
-    settings = run.recipe.data
-    if settings.format == "visual_genome":
-        return _prepare_questions(run)
-    target = run.folder / "data"
+def prepare_recipe_data(run: RecipeRun) -> None:
+    """Open data of any kind, split it if it is not, and put it into the format of the recipe."""
+    recipe, settings = run.recipe, run.recipe.data
+    about = {"truth": settings.truth, "classes": settings.classes, "questions": settings.questions}
+    source, images = settings.sources(), settings.images or None
+    # A recipe for questions that names none is tried on the scenes
+    if settings.format == "visual_genome" and source == SHIPPED_FILES:
+        source, images = _write_scene_questions(run)
+    opened = open_data(source, images=images, **about)
+    share = settings.train_share
+    prepared = prepare_data(
+        opened,
+        run.folder / "data",
+        max_pixels=recipe.max_pixels,
+        model=recipe.model,
+        seed=recipe.seed,
+        shares=(share, 0, 1 - share) if share else None,
+        limit=settings.limit,
+    )
+    if opened.all_records():
+        if settings.format in FORMATS:
+            _through_format(prepared, settings.format)
+        run.add_figure("pairs", sum(len(record.pairs()) for record in run.records("train")))
+        return
+    for split, counts in prepared.about["splits"].items():
+        run.add_figure(f"questions_{split}", counts["questions"])
+
+
+def _through_format(prepared: PreparedData, name: str) -> None:
+    """Put the preferences into the form of the project that the recipe is after, and read them."""
     for split in SPLITS:
-        source = ROOT / getattr(settings, split)
-        # in the form of the project that the recipe is after, and read back as its own would be
-        if settings.format != "record":
-            between = target / f"{split}.{settings.format}.json"
-            print(convert_file(source, between, settings.format))
-            source = between
-        convert_file(source, target / f"{split}.jsonl")
-        write_records(target / f"{split}.jsonl", run.records(split)[: settings.limit])
-    run.add_figure("pairs", sum(len(record.pairs()) for record in run.records("train")))
-
-
-def _prepare_questions(run: RecipeRun) -> None:
-    """Split Visual Genome's questions by image; without its images, make such a file of scenes."""
-    settings = run.recipe.data
-    if settings.images:
-        asked = read_visual_genome(ROOT / settings.train, ROOT / settings.images)
-    else:
-        asked = read_visual_genome(*_write_scene_questions(run))
-    # all questions about an image stay together
-    groups = list(dict.fromkeys(item.group for item in asked))
-    order = np.random.default_rng(run.recipe.seed).permutation(len(groups))
-    train = {groups[i] for i in order[: round(settings.train_share * len(groups))]}
-    rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
-    for item in asked:
-        row = {
-            "image": str(item.path.resolve()),
-            "question": item.question,
-            "answer": item.answer,
-        }
-        rows["train" if item.group in train else "test"].append(row)
-    for split, found in rows.items():
-        kept = found[: settings.limit]
-        write_json(run.folder / "data" / f"{split}-questions.json", kept)
-        run.add_figure(f"questions_{split}", len(kept))
+        path = prepared.path(split)
+        if path.exists():
+            between = path.with_name(f"{split}.{name}.json")
+            print(convert_file(path, between, name))
+            convert_file(between, path)
 
 
 def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
@@ -150,7 +155,7 @@ def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
     images, entries = run.folder / "data" / "images", []
     images.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
-        for record in read_records(ROOT / getattr(run.recipe.data, split)):
+        for record in read_records(Path(SHIPPED_FILES[split])):
             number = len(entries)
             open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
             qas = []
@@ -329,7 +334,8 @@ def train_ppo_policy(run: RecipeRun) -> None:
     if PartialState().is_main_process:
         save_policy(trainer.model, folder, settings, run.about(reward=score.__name__))
         # of three iterations, since one alone says little
-        for name in ("scores", "truth", "kl"):
+        figures = [name for name in ("scores", "truth", "kl") if f"objective/{name}" in log[0]]
+        for name in figures:
             for when, rows in (("first", log[:3]), ("last", log[-3:])):
                 run.add_figure(f"ppo_{name}_{when}", log_mean(rows, f"objective/{name}"))
 
@@ -339,7 +345,7 @@ def _weighted_scorer(
 ) -> tuple[torch.nn.Module, Scorer]:
     """The recipe's scorers with their weights, and the model, which a reward model shares."""
     rows = []
-    for name, weight in run.recipe.ppo.score.items():
+    for name, weight in _scores_of(run, tasks).items():
         match name:  # of RUN_SCORERS: helpers/recipes.py
             case "reward_model":
                 model, scorer = _learnt_scorer(run, model, processor)
@@ -358,6 +364,29 @@ def _weighted_scorer(
     return model, weighted_scorer(rows)
 
 
+def _scores_of(run: RecipeRun, tasks: Sequence[Task]) -> dict[str, float]:
+    """The scorers of PPO with their weights; where the recipe names none, those that the data has.
+
+    Raises UsageError if a scorer needs another truth than the questions have.
+    """
+    named = run.recipe.ppo.score
+    truth = reward_of(tasks)
+    if not named:
+        return {"reward_model" if truth is None else truth.__name__: 1.0}
+    for name in named:
+        if name in RUN_SCORERS:
+            continue
+        try:
+            # any answer shows whether the scorer can use such a truth
+            score_all(get_scorer(name), [tasks[0].scorer_inputs(tasks[0].open_images(), "1")])
+        except UsageError as error:
+            raise UsageError(
+                f"ppo.score: {error} Leave `score` out, and being right is the reward where the "
+                "truth is known, else the reward model."
+            ) from None
+    return named
+
+
 def _learnt_scorer(
     run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin
 ) -> tuple[torch.nn.Module, Scorer]:
@@ -369,18 +398,50 @@ def _learnt_scorer(
 
 
 def evaluate_policies(run: RecipeRun) -> None:
-    """Base and policies on the test split: is the answer right, where the truth is known?"""
+    """Base and policies on the test split: held-out pairs, wins, and who is right, if known."""
     model, processor = run.load()
     tasks = run.tasks("test")
+    _show_evidence(run, tasks)
+    if not judges(tasks).measures:
+        print("No truth is known of these questions, so nobody can say which answers are right.")
+        return
     base = _evaluate_policy(run, "base", model, processor, tasks)
     # each policy on a fresh base, on the same tasks: the tests are paired
     for name in ("dpo", "ppo"):
         if (run.folder / name / "adapter_config.json").exists():
             policy = models.load_adapter(run.load()[0], run.folder / name)
             found = _evaluate_policy(run, name, policy, processor, tasks)
-            if base.judge.measures:
-                p = mcnemar_p(base.greedy.right, found.greedy.right)
-                run.add_figure(f"{name}_mcnemar_p", float(p))
+            p = mcnemar_p(base.greedy.right, found.greedy.right)
+            run.add_figure(f"{name}_mcnemar_p", float(p))
+
+
+def _show_evidence(run: RecipeRun, tasks: Sequence[Task]) -> None:
+    """Print what can be said without a truth, and add its figures; nothing without pairs."""
+    saved = []
+    for name in ("dpo", "ppo"):
+        folder = run.folder / name
+        if (folder / "adapter_config.json").exists():
+            saved.append(SavedPolicy(name, folder, read_json(folder / "about.json")))
+    if not saved or not run.prepared().path("train").exists():
+        return
+    policies = Policies(*run.load(), saved)
+    best = run.folder / "reward" / "best"
+    judging = {}
+    if best.exists():
+        judging["reward_model"] = reward_model.load_reward_model(*run.load(), best)
+    evidence = gather_evidence(
+        policies,
+        policies.names,
+        run.records("test")[:EVIDENCE],
+        tasks[:EVIDENCE],
+        judges=judging,
+        trained_on=run.records("train"),
+        stopped=run.prepared().held_out == "valid",
+    )
+    for sentence in [*evidence.conclusions(), *evidence.remarks()]:
+        print(sentence)
+    for name, figure in evidence.figures().items():
+        run.add_figure(name, figure)
 
 
 def _evaluate_policy(
@@ -400,7 +461,7 @@ def _evaluate_policy(
 # These run in all processes.
 TRAINING_STAGES = ("reward", "dpo", "ppo")
 RECIPE_STAGES: dict[str, Callable[[RecipeRun], None]] = {
-    "data": prepare_data,
+    "data": prepare_recipe_data,
     "rank": rank_answers,
     "features": train_feature_reward,
     "captions": train_caption_rewards,

@@ -6,6 +6,7 @@ without a GPU; it is laid over the rest, and `--set` over that. What the stages 
 `helpers/recipe_stages.py`. Documented in docs/recipes.md.
 """
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,11 +33,21 @@ from helpers.config import (
     ppo_preset,
     reward_preset,
 )
-from helpers.data import FORMATS, PreferenceRecord, StrictModel, Task, read_records, tasks_of
-from helpers.files import ROOT, UsageError, did_you_mean, read_json
+from helpers.data import (
+    FORMATS,
+    SPLITS,
+    PreferenceRecord,
+    PreparedData,
+    StrictModel,
+    Task,
+    TruthKind,
+    read_prepared,
+    read_records,
+)
+from helpers.files import ROOT, UsageError, did_you_mean, starting_folders
 from helpers.machine import changed_fields, check_machine
 from helpers.rewards import SCORERS, anchor_reward, get_scorer, is_own_reward
-from helpers.statistics import Proportion
+from helpers.statistics import Estimate
 from helpers.training import OBJECTIVES, check_names
 
 RECIPES = ROOT / "recipes"
@@ -45,21 +56,47 @@ OWN_FORMATS = ("record", "visual_genome")
 # Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.py.
 RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
 StageName = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
+# Where a recipe names no data
+SHIPPED_FILES = {
+    split: str(ROOT / "data" / "traffic" / f"preferences_{split}.jsonl") for split in SPLITS
+}
+# Settings of [data] that are paths
+DATA_PATHS = ("source", *SPLITS, "images", "questions")
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class RecipeData(StrictModel):
-    """Files in any known format, or Visual Genome's questions with their folder of images."""
+    """What is trained on: anything that `data.open_data` reads, relative to the recipe.
 
-    train: str = "data/traffic/preferences_train.jsonl"
-    valid: str = "data/traffic/preferences_valid.jsonl"
-    test: str = "data/traffic/preferences_test.jsonl"
+    Either `source`, or a file for each split; without `valid` and `test` the data is split by
+    photo. Nothing at all is the shipped traffic.
+    """
+
+    source: str | None = None  # a file, a folder or a zip
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
     # of the project that the recipe is after; our own files are put into it and read back
     format: str = "record"
-    images: str | None = None  # Visual Genome only: its files are the same for all splits
-    # Visual Genome only: of its images
-    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    limit: PositiveInt | None = None  # of each file, from its start
+    images: str | None = None  # their folder, if they are not beside the data
+    truth: TruthKind | None = None  # how answers are compared with the true ones
+    classes: tuple[str, ...] | None = None  # of labels: count only these
+    questions: str | tuple[str, ...] | None = None  # asked of every image: a file, or a list
+    # of the photos; the others are all for test
+    train_share: Annotated[float | None, Field(gt=0, lt=1)] = None
+    limit: PositiveInt | None = None  # of each split, from its start
+
+    def sources(self) -> str | dict[str, str]:
+        """What is to be opened: one source, or a file for each split that is named."""
+        files = {}
+        for split in SPLITS:
+            if getattr(self, split):
+                files[split] = getattr(self, split)
+        if self.source and files:
+            raise UsageError("data: name either source, or train, valid and test.")
+        if self.source or set(files) == {"train"}:
+            return self.source or files["train"]
+        return files or dict(SHIPPED_FILES)
 
 
 class RecipeRank(StrictModel):
@@ -92,8 +129,9 @@ class RecipeDPO(StrictModel):
 
 class RecipePPO(StrictModel):
     preset: str = "t4"
-    # scorers and their weights; own ones as {"my_rewards.py:brevity" = 1.0}, beside the recipe
-    score: dict[str, FiniteFloat] = Field(default={"count_exact": 1.0}, min_length=1)
+    # scorers and their weights; own ones as {"my_rewards.py:brevity" = 1.0}, beside the recipe.
+    # None: being right, where the truth is known, else the reward model of the stage `reward`.
+    score: dict[str, FiniteFloat] = Field(default_factory=dict)
     clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
     settings: dict[str, Any] = Field(default_factory=dict)
     # epochs of a critic that has an adapter of its own
@@ -174,8 +212,13 @@ def read_recipe(
     smaller = values.pop("laptop", {})
     if laptop:
         values = deep_merge(values, smaller)
+    _find_data_paths(values.get("data"), (path.parent, ROOT))
+    data_paths = {f"data.{name}" for name in DATA_PATHS}
     values = _anchor_rewards(values, path.parent)
     for name, value in changes:
+        if name in data_paths:
+            # these count from where one stands
+            value = _existing_path(value, starting_folders())
         for part in reversed(name.split(".")):
             value = {part: value}
         # a path on the command line counts from where one stands
@@ -188,6 +231,26 @@ def read_recipe(
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     return recipe
+
+
+def _find_data_paths(data: Any, bases: Sequence[Path]) -> None:
+    """Make the paths in [data] absolute: they count from the recipe, or from the repository."""
+    if isinstance(data, dict):
+        for name in DATA_PATHS:
+            if name in data:
+                data[name] = _existing_path(data[name], bases)
+
+
+def _existing_path(value: Any, bases: Sequence[Path]) -> Any:
+    """The value as an absolute path, if there is such a file; else as it is.
+
+    What is not there is named when the data is opened.
+    """
+    if isinstance(value, str) and value:
+        for base in bases:
+            if (base / value).exists():
+                return os.path.abspath(base / value)
+    return value
 
 
 def _anchor_rewards(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -224,6 +287,7 @@ def _check_settings(recipe: Recipe) -> None:
     for one in ("head", "objective"):  # would be taken from reward.heads and reward.objectives
         if one in recipe.reward.settings:
             raise UsageError(f"reward.settings.{one}: write reward.{one}s in its place.")
+    recipe.data.sources()
     for stage in ("reward", "dpo", "ppo"):
         try:
             settings = getattr(recipe, f"{stage}_settings")()
@@ -311,27 +375,29 @@ class RecipeRun:
             recipe.model, four_bit=recipe.four_bit, max_pixels=recipe.max_pixels
         )
 
+    def prepared(self) -> PreparedData:
+        """What the stage `data` has made. Raises UsageError if it has not been run."""
+        return read_prepared(self.folder / "data")
+
+    def _split(self, name: str) -> str:
+        """The split itself; in place of a test split that is not there, the held-out one."""
+        return self.prepared().held_out if name == "test" else name
+
     def records(self, split: str) -> list[PreferenceRecord]:
-        return read_records(self.folder / "data" / f"{split}.jsonl")
+        return self.prepared().records(self._split(split))
 
     def pairs(self, split: str) -> list[PreferenceRecord]:
         """Pairs for reward models and DPO: the model's own ranked answers if there are any."""
-        ranked = self.folder / "data" / f"{split}-ranked.jsonl"
+        ranked = self.folder / "data" / f"{self._split(split)}-ranked.jsonl"
         return read_records(ranked) if ranked.exists() else self.records(split)
 
     def tasks(self, split: str) -> list[Task]:
-        """The questions of a split, with what is true: all counts, or an answer."""
-        if self.recipe.data.format != "visual_genome":
-            return tasks_of(self.records(split))
-        tasks = []
-        for row in read_json(self.folder / "data" / f"{split}-questions.json"):
-            question = models.user_message(row["question"])
-            tasks.append(Task((Path(row["image"]),), (question,), row["answer"], "exact_match"))
-        return tasks
+        """The questions of a split, with what is true, if that is known."""
+        return self.prepared().tasks(self._split(split))
 
-    def add_figure(self, name: str, figure: Proportion | float) -> None:
+    def add_figure(self, name: str, figure: Estimate | float) -> None:
         """Keep a figure and print it with its interval."""
-        whole = isinstance(figure, Proportion)
+        whole = isinstance(figure, Estimate)
         row = {"value": float(figure.value if whole else figure), "seed": self.recipe.seed}
         if whole:
             row |= {"low": figure.low, "high": figure.high, "n": figure.n}

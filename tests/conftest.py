@@ -11,20 +11,29 @@ from shipped import TRAFFIC
 
 # The longest files, by their names: they start first, so that workers share the rest.
 FIRST = (
-    "test_notebooks_defaults",  # half an hour; this and the next three are for make test-slow
+    # for make test-slow: half an hour each, then a quarter of an hour and less
+    "test_notebooks_defaults",
     "test_recipes_whole",
     "test_mutations",
     "test_base_rebuild",
-    "test_notebooks_run",  # five minutes
-    "test_benchmark_rl",  # and one to two minutes each from here on
+    # five minutes
+    "test_notebooks_run",
+    # one to two minutes each from here on
     "test_dpo_doctor",
-    "test_distributed",
     "test_ppo",
     "test_dpo",
     "test_browser",
+    "test_architectures",
     "test_checks",
-    "test_benchmark_gpu",
+    "test_reward",
     "test_recipes",
+    "test_distributed",
+    "test_colab_widgets",
+    "test_ppo_doctor",
+    "test_benchmark_rl",
+    "test_benchmark_gpu",
+    "test_comparison",
+    "test_export",
     "test_setup",
     "test_install",
 )

@@ -197,6 +197,15 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
     assert greedy[0] == greedy[1] and all(greedy[0])
 
 
+IN_TRLS_LAYOUT = ("qwen2_vl", "llava_next", "smolvlm")  # in make test: a family each
+rest = pytest.mark.slow(reason="the other families; each of them is trained by test_dpo")
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [name if name in IN_TRLS_LAYOUT else pytest.param(name, marks=rest) for name in BUILDERS],
+    indirect=True,
+)
 def test_dpo_in_trls_layout_learns_the_same(checkpoint, pairs):
     """The fallback, with a template that TRL splits into the tokens that the suite trains on."""
     name, folder = checkpoint

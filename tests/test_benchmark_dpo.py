@@ -6,7 +6,9 @@ import pytest
 
 from benchmarks import dpo
 
-pytestmark = pytest.mark.heavy(reason="a toy run of the benchmark trains")
+TOY = pytest.mark.slow(
+    reason="a toy run of the benchmark; that ours learns what TRL does is in training/test_dpo.py"
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,7 @@ def figures(tmp_path_factory):
     return json.loads(out.read_text())["figures"]
 
 
+@TOY
 @pytest.mark.parametrize("case", ["proxy", "proxy_checkpointing", "embedded", "gpu_256"])
 def test_ours_learns_the_same_and_computes_less(figures, case):
     others = f"{case}_checkpointing_"
@@ -61,11 +64,13 @@ def test_ours_learns_the_same_and_computes_less(figures, case):
     assert value["ours_later_limit"] > value["ours_first_limit"] > 1
 
 
+@TOY
 def test_a_product_with_a_4_bit_matrix_is_counted(figures):
     """Of the same shape, in 4 bits and with checkpointing: more is computed. PyTorch's counter saw less."""
     assert figures["gpu_256_stock_flops"]["value"] > 1.2 * figures["proxy_stock_flops"]["value"]
 
 
+@pytest.mark.heavy(reason="writes 70 million weights")
 def test_the_proxy_has_the_proportions_of_the_original(tmp_path):
     """A third of width and depth: 70 million weights, and 8.4 million for 16,384 tokens."""
     assert dpo.write_model(dpo.THIRD, tmp_path) == pytest.approx(78.7e6, rel=0.01)

@@ -1,15 +1,19 @@
 """The commands: what they say to mistakes, what they import, and what the report does."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 from shipped import TRAFFIC
 
-from helpers import notebooks
+from helpers import models, notebooks
 from helpers.cli import main, parse_setting
+from helpers.config import reward_preset
+from helpers.data.preferences import read_records
 from helpers.files import ROOT, UsageError, artifact, open_image, read_json
 from helpers.report.page import Section
+from helpers.rewards import reward_model
 
 RECORDS = str(TRAFFIC / "preferences_valid.jsonl")
 # Each takes more than a second to import, or is for notebooks only.
@@ -84,7 +88,8 @@ def test_a_command_that_is_written_wrong_exits_with_2(arguments, message, capsys
 
 def test_parameters_are_read_from_the_tagged_cell():
     assert notebooks.parameters("02_build") == [
-        "MODEL", "DATA", "CLASSES", "ANSWERS", "PAIRS", "NEGATIVES", "SCORER", "SEED",
+        "MODEL", "DATA", "QUESTIONS", "TRUTH", "CLASSES", "ANSWERS", "PAIRS", "NEGATIVES",
+        "SCORER", "SEED",
     ]  # fmt: skip
 
 
@@ -131,3 +136,67 @@ def test_report_uses_what_is_there_unless_asked_again(artifacts, monkeypatch):
     Section("07_evaluate", "Evaluation").save()
     assert main(["report"]) == 0 and not asked
     assert main(["report", "--again"]) == 0 and len(asked) == 1
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Three questions that the tiny model answers in several ways."""
+    images = sorted((TRAFFIC / "valid" / "images").glob("*.png"))
+    rows = [
+        {"image": str(image), "question": "What is in the image?", "answer": "Red"}
+        for image in images[:3]
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.heavy(reason="samples and ranks three times")
+def test_questions_are_ranked_by_an_own_reward_a_reward_model_or_people(
+    questions, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "ranked.jsonl"
+
+    def rank(*options):
+        assert main(["rank", str(questions), "--out", str(out), "--answers", "3", *options]) == 0
+        assert "3 of 3 questions" in capsys.readouterr().out
+        return read_records(out)
+
+    unranked = rank()
+    assert [record.ranking for record in unranked] == [None] * 3
+    # the same answers, by a function in the folder where one stands
+    source = (
+        "def long(image, question, answer, truth):\n    return len(answer) + image.width / 1e4\n"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    for before, record in zip(unranked, rank("--scorer", "mine.py:long"), strict=True):
+        assert [a.text for a in record.answers] == [a.text for a in before.answers]
+        scores = [answer.scores["long"] for answer in record.answers]
+        best = [place for place, score in enumerate(scores) if score == max(scores)]
+        assert record.ranking[0] == best
+        assert record.truth == "Red" and record.kind == "exact_match"
+    # and by a reward model, which looks at the image
+    model, processor = models.load_model("tiny")
+    settings = reward_preset("tiny")
+    reward = reward_model.new_reward_model(model, processor, settings)
+    reward_model.save_reward_model(reward, tmp_path / "reward", settings)
+    ranked = rank("--scorer", str(tmp_path / "reward"))
+    expected = [value for row in reward_model.score_records(reward, ranked) for value in row]
+    found = [answer.score for record in ranked for answer in record.answers]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert [a.text for r in ranked for a in r.answers] == [
+        a.text for r in unranked for a in r.answers
+    ]
+
+
+def test_a_scorer_that_cannot_use_the_truth_is_refused_before_anything_is_sampled(
+    questions, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(models, "load_model", None)
+    options = ["--out", str(tmp_path / "ranked.jsonl"), "--scorer"]
+    assert main(["rank", str(questions), *options, "count_exact"]) == 1
+    said = capsys.readouterr().err
+    assert "question 'What is in the image?': count_exact: facts must be true counts" in said
+    assert main(["rank", str(questions), *options, "mine.py:long"]) == 1
+    assert "mine.py: no such file, for the reward 'mine.py:long'" in capsys.readouterr().err

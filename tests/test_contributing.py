@@ -86,7 +86,7 @@ def copy(tmp_path_factory):
     for file in ("pyproject.toml", *CONVERT_TESTS):
         shutil.copy(ROOT / file, folder / file)
     (reward,), (functions, row) = examples("A reward"), examples("A format")
-    replace_line(folder / "helpers/rewards/scoring.py", "        vqa_accuracy,", reward)
+    replace_line(folder / "helpers/rewards/catalogue.py", "        yes_no,", reward)
     replace_line(folder / "helpers/data/formats.py", "FORMATS = {", functions)
     replace_line(folder / "tests/format_rows.py", "ROWS = {", row)
     Image.new("RGB", (64, 64)).save(folder / "1.png")
@@ -103,7 +103,7 @@ def test_a_reward_is_one_line(used):
     assert used["names"][-1] == "brief"
     assert used["alone"] == -4  # "There are 2 cars." has four words
     assert used["in a sum"] == {"brief": -2.0, "count_exact": 1.0}  # 0.5 · −4, 1 · 1
-    assert used["message"].endswith("vqa_accuracy, brief.")
+    assert "yes_no, brief. One of your own is" in used["message"]
 
 
 def test_a_format_is_one_edit(used, copy):

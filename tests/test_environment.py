@@ -50,7 +50,7 @@ def test_its_python_is_one_that_the_suite_supports():
     assert low <= Version(split()[0]) < high
 
 
-@pytest.mark.heavy(reason="asks the package index")
+@pytest.mark.slow(reason="asks the package index; what the file lists is compared above")
 def test_what_pip_is_to_install_resolves_on_every_system(tmp_path):
     """For the Python of the file; what is for Linux, or not for macOS, is asked for there only."""
     python, lines = split()

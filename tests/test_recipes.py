@@ -5,9 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from shipped import TRAFFIC
 
 from helpers import cli, recipe_stages as stages, recipes
 from helpers.config import ALL_LINEAR, ATTENTION
+from helpers.data import read_prepared
+from helpers.data.preferences import write_records
+from helpers.data.record import PreferenceRecord
 from helpers.files import UsageError, read_json
 from helpers.machine import facts, fits
 from helpers.machine.duration import MachineRates
@@ -83,12 +87,11 @@ def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figur
     folder, found = figures["questions"]
     entry = read_json(folder / "data" / "question_answers.json")[0]
     assert entry["qas"][0].keys() == {"qa_id", "image_id", "question", "answer"}
-    train, test = (
-        read_json(folder / "data" / f"{split}-questions.json") for split in ("train", "test")
-    )
-    assert not {row["image"] for row in train} & {row["image"] for row in test}
+    prepared = read_prepared(folder / "data")
+    train, test = prepared.tasks("train"), prepared.tasks("test")
+    assert not {task.images for task in train} & {task.images for task in test}
     assert found["questions_train"]["value"] == len(train) == LIMIT
-    assert {"Yes.", "No."} < {row["answer"] for row in train}
+    assert {"Yes.", "No."} < {task.facts for task in train} and prepared.kind == "exact_match"
 
 
 @heavy
@@ -251,6 +254,7 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
     assert asked["reward"].head == "fusion"  # of linear, mlp and fusion, the one that keeps most
 
 
+@pytest.mark.heavy(reason="runs the first stage of a recipe")
 def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
     """The stage `data` loads nothing; several processes would take the recipe as it is."""
     recipe = read_recipe(find_recipe("vehicles"), laptop=True, changes=[("data.limit", 4)])
@@ -263,6 +267,7 @@ def test_a_run_is_trained_with_what_fits_and_says_so(monkeypatch, tmp_path):
     assert run.load()[1].image_processor.size["longest_edge"] == 28**2
 
 
+@pytest.mark.heavy(reason="two forecasts with the machine measured")
 def test_a_recipe_with_a_stage_that_fits_nowhere_stops_at_once(monkeypatch, tmp_path):
     card(monkeypatch, 8.0)  # of RAM: 32 bits for what is not quantised
     recipe = read_recipe(find_recipe("captions"))
@@ -361,6 +366,32 @@ def test_own_rewards_are_beside_the_recipe_or_where_one_stands(tmp_path, monkeyp
     (there / "my_rewards.py").write_text("def brevity(answer):\n    return 0\n")
     with pytest.raises(UsageError, match=r"own.toml: .*my_rewards.py: brevity must take \(image"):
         read_recipe(path)
+
+
+@heavy
+def test_own_questions_are_ranked_by_an_own_reward(tmp_path):
+    """Free questions about two images, in two turns; a reward that looks at both."""
+    source = "def widths(image, question, answer, truth):\n"
+    source += "    assert len(image) == 2 and len(question.turns) == 3\n    return len(answer)\n"
+    (tmp_path / "my_rewards.py").write_text(source)
+    text = START.replace('"data"', '"rank"') + 'rank.scorer = "my_rewards.py:widths"\n'
+    (tmp_path / "own.toml").write_text(text)
+    images = [str(path) for path in sorted((TRAFFIC / "valid" / "images").glob("*.png"))[:2]]
+    turns = ["What is in the image?", "Red.", "What is in the image?"]
+    prompt = []
+    for turn, role in zip(turns, ("user", "assistant", "user"), strict=True):
+        prompt.append({"role": role, "content": turn})
+    row = {"images": images, "prompt": prompt, "chosen": "A bus.", "rejected": "A car."}
+    records = [PreferenceRecord.model_validate(row)]
+    run = RecipeRun(read_recipe(tmp_path / "own.toml"), tmp_path / "run")
+    for split in stages.SPLITS:
+        write_records(run.folder / "data" / f"{split}.jsonl", records)
+    run_stages(run)
+    (ranked,) = run.pairs("train")
+    assert ranked.prompt == records[0].prompt and ranked.images == images
+    scores = [answer.score for answer in ranked.answers]
+    assert scores == [len(answer.text) for answer in ranked.answers]
+    assert ranked.answers[ranked.ranking[0][0]].score == max(scores)
 
 
 def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):

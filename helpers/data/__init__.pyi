@@ -1,5 +1,9 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
+from .archives import (
+    is_system_file as is_system_file,
+    unpack_archive as unpack_archive,
+)
 from .blind import (
     BlindRules as BlindRules,
     BlindTable as BlindTable,
@@ -7,8 +11,22 @@ from .blind import (
     blind_record_values as blind_record_values,
     blind_rules as blind_rules,
     blind_values as blind_values,
+    blind_warnings as blind_warnings,
+    name_best_rule as name_best_rule,
     render_blind_table as render_blind_table,
+    too_good_rules as too_good_rules,
     true_image_detail_shares as true_image_detail_shares,
+)
+from .columns import (
+    ROLES as ROLES,
+    SHAPES as SHAPES,
+    Column as Column,
+    Layout as Layout,
+    as_questions as as_questions,
+    find_header as find_header,
+    header_fit as header_fit,
+    match_columns as match_columns,
+    plain_title as plain_title,
 )
 from .convert_files import (
     convert_file as convert_file,
@@ -27,6 +45,7 @@ from .convert_rows import (
 from .counting import (
     SINGULAR as SINGULAR,
     Counts as Counts,
+    classes_of as classes_of,
     count_answer as count_answer,
     count_question as count_question,
     edited_counts as edited_counts,
@@ -38,6 +57,14 @@ from .data_doctor import (
     TokenLengths as TokenLengths,
     check_file as check_file,
     find_photos as find_photos,
+)
+from .door import (
+    KNOWN as KNOWN,
+    OpenedData as OpenedData,
+    OpenedPart as OpenedPart,
+    find_source as find_source,
+    open_data as open_data,
+    split_of_file as split_of_file,
 )
 from .findings import (
     FINDING_KINDS as FINDING_KINDS,
@@ -61,6 +88,15 @@ from .hub import (
     load_rows as load_rows,
     store_images as store_images,
 )
+from .image_copies import (
+    copy_images as copy_images,
+    reduce_image as reduce_image,
+    same_place as same_place,
+)
+from .image_names import (
+    ImageFinder as ImageFinder,
+    list_folder_images as list_folder_images,
+)
 from .judgement import (
     Judgement as Judgement,
     Ranking as Ranking,
@@ -78,6 +114,7 @@ from .labels import (
     assert_no_photo_in_both as assert_no_photo_in_both,
     evaluation_split as evaluation_split,
     held_out_items as held_out_items,
+    label_splits as label_splits,
     list_images as list_images,
     one_photo_groups as one_photo_groups,
     photo_group as photo_group,
@@ -89,6 +126,17 @@ from .labels import (
     read_yolo as read_yolo,
     split_photos as split_photos,
 )
+from .leftovers import (
+    Leftovers as Leftovers,
+)
+from .own_rows import (
+    CellRow as CellRow,
+    ReadRows as ReadRows,
+    RowReader as RowReader,
+    read_number as read_number,
+    reference_texts as reference_texts,
+    split_name as split_name,
+)
 from .pairs import (
     IMAGE_NEGATIVES as IMAGE_NEGATIVES,
     NEGATIVES as NEGATIVES,
@@ -96,6 +144,9 @@ from .pairs import (
     add_image_negatives as add_image_negatives,
     as_counted_images as as_counted_images,
     build_records as build_records,
+    caption_question as caption_question,
+    counted_items as counted_items,
+    counted_records as counted_records,
     counting_questions as counting_questions,
     counting_tasks as counting_tasks,
     highest_counts as highest_counts,
@@ -120,6 +171,11 @@ from .preferences import (
     scan_records as scan_records,
     write_records as write_records,
 )
+from .prepare import (
+    Entry as Entry,
+    describe as describe,
+    prepare_data as prepare_data,
+)
 from .prepared import (
     SHIPPED_ABOUT as SHIPPED_ABOUT,
     TRAFFIC as TRAFFIC,
@@ -127,6 +183,11 @@ from .prepared import (
     read_prepared as read_prepared,
     read_tasks as read_tasks,
     write_tasks as write_tasks,
+)
+from .question_files import (
+    FileReader as FileReader,
+    is_preference as is_preference,
+    read_question_list as read_question_list,
 )
 from .record import (
     Answer as Answer,
@@ -155,10 +216,31 @@ from .scenes import (
     draw_scene as draw_scene,
     make_scene as make_scene,
 )
+from .sources import (
+    check_source as check_source,
+    convert_source as convert_source,
+    is_preference_file as is_preference_file,
+)
+from .splitting import (
+    SHARES as SHARES,
+    SPLITS as SPLITS,
+    photos_of as photos_of,
+    refuse_shared_photos as refuse_shared_photos,
+    split_by_photo as split_by_photo,
+)
+from .tables import (
+    Sheet as Sheet,
+    TableRow as TableRow,
+    cell_text as cell_text,
+    decode_text as decode_text,
+    read_sheets as read_sheets,
+)
 from .tasks import (
     Question as Question,
     Task as Task,
     ask as ask,
+    distinct_tasks as distinct_tasks,
+    kind_of as kind_of,
     tasks_asking as tasks_asking,
     tasks_of as tasks_of,
 )

@@ -15,12 +15,15 @@ import numpy as np
 from helpers.files import open_image
 from helpers.statistics import Proportion, proportion
 
-from .counting import parse_counts
+from .counting import classes_of, parse_counts
 from .record import PreferenceRecord
 
 # kind of rejected answer → rule → share of pairs it gets right
 BlindTable = dict[str, dict[str, Proportion]]
 COUNT_RULES = ("smaller total", "larger total", "more zeros")  # they say nothing without counts
+# A rule counts if its whole interval is above this share, and not on fewer pairs.
+BLIND_LIMIT = 0.6
+BLIND_PAIRS = 20
 COLUMN_WIDTH = 34  # of a printed table: a share with its interval and n
 
 
@@ -42,7 +45,7 @@ def blind_values(text: str, counts: Sequence[int], place: int) -> dict[str, floa
 
 def blind_record_values(record: PreferenceRecord) -> list[dict[str, float]]:
     """Value every answer of a record by every rule, in the order of the answers."""
-    classes = list(record.truth) if isinstance(record.truth, dict) else []
+    classes = classes_of(record.truth)
     values = []
     for place, answer in enumerate(record.answers):
         stated = parse_counts(answer.text, classes) if classes else None
@@ -63,7 +66,7 @@ class BlindRules:
         self._counting = False
 
     def add(self, record: PreferenceRecord) -> None:
-        self._counting |= isinstance(record.truth, dict)
+        self._counting |= bool(classes_of(record.truth))
         values = blind_record_values(record)
         # Each pair counts for all, and for the kind of its rejected answer.
         for better, worse in record.tier_pairs():
@@ -105,8 +108,38 @@ def best_rule(table: BlindTable, kind: str = "all") -> tuple[str, Proportion]:
     return best, shares[best]
 
 
+def name_best_rule(table: BlindTable, kind: str = "all") -> str:
+    """The best rule in words, or that there is none without pairs."""
+    if kind not in table:
+        return "no pairs of this kind"
+    rule, share = best_rule(table, kind)
+    return f"{rule!r} is right in {share} of the pairs"
+
+
+def too_good_rules(table: BlindTable) -> dict[str, Proportion]:
+    """The rules that pick the chosen answer too often, over all pairs, and how often."""
+    found = {}
+    for rule, share in table.get("all", {}).items():
+        if share.n >= BLIND_PAIRS and share.low > BLIND_LIMIT:
+            found[rule] = share
+    return found
+
+
+def blind_warnings(table: BlindTable) -> list[str]:
+    """A sentence for each rule that picks the chosen answer too often."""
+    lines = []
+    for rule, share in too_good_rules(table).items():
+        lines.append(
+            f"⚠️ {rule!r} picks the chosen answer without looking, in a share of the pairs of "
+            f"{share}. A model may learn that instead: add pairs in which it is wrong."
+        )
+    return lines
+
+
 def render_blind_table(table: BlindTable) -> str:
     """The table as text: one line a rule, one column a kind of rejected answer."""
+    if not table:
+        return "no pairs"
     rows = {"blind rule": list(table)}
     for rule in next(iter(table.values()), {}):
         rows[rule] = [str(shares[rule]) for shares in table.values()]

@@ -46,6 +46,11 @@ def count_answer(counts: Mapping[str, int]) -> str:
     return f"There are {stated} in the image."
 
 
+def classes_of(truth: object) -> list[str]:
+    """The classes that a truth counts; none if it is of another kind, or not known."""
+    return list(truth) if isinstance(truth, Mapping) else []
+
+
 def _spelled_class(name: str, classes: Sequence[str]) -> str | None:
     """Find the class that `name` spells, whatever its case and plural; None if there is none."""
     name = name.lower()

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from helpers.files import file_hash, stream_hash
 from helpers.statistics import Proportion
 
-from .blind import BlindRules
+from .blind import BlindRules, too_good_rules
 from .convert_files import scan_file
 from .findings import FINDING_KINDS, SAME_PHOTO, DataReport, Finding, Place, Problems
 from .judgement import tier_of_each
@@ -32,10 +32,6 @@ from .templates import CHAT_MARK, END_MARK, count_placeholders
 # Models look at less than 1 megapixel; 20 take 60 MB once decoded.
 HUGE_MEGAPIXELS = 20
 HUGE_MEGABYTES = 20
-# A rule counts if its whole interval is above this share, …
-BLIND_LIMIT = 0.6
-# … and not on fewer pairs.
-BLIND_PAIRS = 20
 WHOLE_FILE = Place("")
 ABSOLUTE_PATH = re.compile(r"[/\\]|[A-Za-z]:[/\\]")  # on Windows too
 
@@ -347,9 +343,8 @@ class _DataDoctor:
         report.blind = self.rules.table()
         if not report.counts["lines"]:
             self._add("no records", "the file is empty")
-        for rule, share in report.blind.get("all", {}).items():
-            if share.n >= BLIND_PAIRS and share.low > BLIND_LIMIT:
-                self._add_blind_rule(rule, share)
+        for rule, share in too_good_rules(report.blind).items():
+            self._add_blind_rule(rule, share)
         if self.lengths:
             report.lengths = self.lengths.summary()
         report.findings.sort(key=lambda finding: finding.line or 0)

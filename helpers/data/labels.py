@@ -28,7 +28,7 @@ from helpers.files import ROOT, UsageError, artifact, file_hash, read_json
 
 from .counting import Counts
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".heic", ".heif"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class CountedImage:
     path: Path
     counts: Counts
     group: str  # equal for all augmented copies of one photo
+    # What it was called and asked before; None: see `pairs.py`
+    name: str | None = None
+    question: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,16 @@ def read_counts(
             "see helpers/data/labels.py."
         )
     return [_keep_classes(item, classes, folder) for item in items] if classes else items
+
+
+def label_splits(folder: Path) -> list[str]:
+    """The splits of a folder for which there are labels in one of the three layouts."""
+    splits = []
+    for split in ("train", "valid", "test"):
+        yolo = (folder / split / "labels").is_dir()
+        if yolo or _coco_files(folder, split) or _voc_files(folder, split):
+            splits.append(split)
+    return splits
 
 
 def _keep_classes(item: CountedImage, classes: Sequence[str], folder: Path) -> CountedImage:

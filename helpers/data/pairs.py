@@ -19,7 +19,7 @@ notebook 02.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from helpers.files import open_image
 from .counting import (
     SINGULAR,
     Counts,
+    classes_of,
     count_answer,
     count_question,
     edited_counts,
@@ -47,12 +48,18 @@ from .tasks import Task
 NEGATIVES = ("own", "edit", "other image")
 IMAGE_NEGATIVES = ("blank", "crop", "shuffled", "blurred")
 
+# What is asked of an image where nobody has said what
+DEFAULT_QUESTION = "Describe the image."
+
 # --- questions ------------------------------------------------------------------------------------
 
 
 def question_for(item: CountedImage, number: int) -> str:
-    """Ask for the counts of the `number`-th image of a split: the two wordings take turns."""
-    return count_question(list(item.counts), number)
+    """Ask for the counts of the `number`-th image of a split: the two wordings take turns.
+
+    An image that has been asked about before keeps its question.
+    """
+    return item.question or count_question(list(item.counts), number)
 
 
 def one_class_question(counts: Counts, number: int) -> tuple[str, str]:
@@ -102,8 +109,29 @@ def counting_tasks(items: Sequence[CountedImage]) -> list[Task]:
 
 
 def _name(item: CountedImage) -> str:
-    """Its split and its file: the id of its record."""
-    return f"{item.path.parent.parent.name}-{item.path.stem}"
+    """Its split and its file, unless it has a name: the id of its record."""
+    return item.name or f"{item.path.parent.parent.name}-{item.path.stem}"
+
+
+def counted_items(tasks: Sequence[Task]) -> list[CountedImage]:
+    """The tasks whose truth is counts, as counted images; none of other data."""
+    items = []
+    for task in tasks:
+        if task.kind == "counts" and len(task.images) == 1:
+            about = task.group, task.id, task.question
+            items.append(CountedImage(task.images[0], task.facts, *about))
+    return items
+
+
+def caption_question(tasks: Sequence[Task]) -> str:
+    """What to ask for a caption that tells what the tasks are about: counts, or all there is."""
+    items = counted_items(tasks)
+    return count_question(list(items[0].counts)) if items else DEFAULT_QUESTION
+
+
+def counted_records(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
+    """The records whose truth is counts; none of other data."""
+    return [record for record in records if record.kind == "counts"]
 
 
 def as_counted_images(records: Sequence[PreferenceRecord]) -> list[CountedImage]:
@@ -179,6 +207,8 @@ def build_records(
     unknown = set(negatives) - set(NEGATIVES)
     if unknown:
         raise ValueError(f"unknown kinds of negatives {sorted(unknown)}: choose from {NEGATIVES}")
+    if not items:
+        return []
     rng = np.random.default_rng(seed)
     wrong = _WrongCounts([item.counts for item in items], rng)
     records = []
@@ -255,29 +285,51 @@ def record_of_item(
 
 
 def make_one_sided(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
-    """Give the records one worse answer each, whose counts are only ever too high.
+    """Give the records one worse answer each, which is only ever too much.
 
-    For showing what such data does: "the smaller total is right" solves every pair without looking.
-    Records whose counts cannot be raised are left out.
+    Of counted images it counts too many; else it is the better answer with a worse one behind it.
+    For showing what such data does: "the smaller total is right", or "the shorter answer", solves
+    every pair without looking. Records whose counts cannot be raised are left out.
     """
     rng = np.random.default_rng(0)
-    highest = highest_counts([record.truth for record in records], at_least=0)
+    truths = [record.truth for record in records if classes_of(record.truth)]
+    highest = highest_counts(truths, at_least=0) if truths else {}
     result = []
     for record in records:
-        # Nothing can be raised: no draw would ever end the loop below.
-        if record.truth == highest:
+        if classes_of(record.truth):
+            pair = _raised_counts(record.truth, highest, rng)
+        else:
+            pair = _with_more_behind(record)
+        if pair is None:
             continue
-        raised = record.truth
-        while raised == record.truth:
-            raised = {}
-            for cls, n in record.truth.items():
-                added = int(rng.integers(0, 3))
-                raised[cls] = min(highest[cls], n + added)
-        true = Answer(text=count_answer(record.truth))
-        wrong = Answer(text=count_answer(raised), origin="edit")
+        true, wrong = Answer(text=pair[0]), Answer(text=pair[1], origin="edit")
         update = {"answers": [true, wrong], "ranking": [[0], [1]]}
         result.append(record.model_copy(update=update))
     return result
+
+
+def _raised_counts(
+    truth: Counts, highest: Mapping[str, int], rng: np.random.Generator
+) -> tuple[str, str] | None:
+    """The true answer, and one whose counts are higher; None if none can be raised."""
+    # no draw would ever end the loop below
+    if truth == highest:
+        return None
+    raised = truth
+    while raised == truth:
+        raised = {}
+        for cls, n in truth.items():
+            added = int(rng.integers(0, 3))
+            raised[cls] = min(highest[cls], n + added)
+    return count_answer(truth), count_answer(raised)
+
+
+def _with_more_behind(record: PreferenceRecord) -> tuple[str, str] | None:
+    """The better answer of the first pair, and that answer with the worse one behind it."""
+    for better, worse in record.tier_pairs():
+        good, bad = record.answers[better].text, record.answers[worse].text
+        return good, f"{good} {bad}"
+    return None
 
 
 def swap_rankings(
@@ -364,6 +416,10 @@ def _other_image(
 ) -> str:
     # A random order, so that the first one that differs is a fair draw.
     for place in rng.permutation(len(records)):
-        if records[place].truth != record.truth:
-            return records[place].images[0]
+        other = records[place]
+        # Where nobody knows what is true, another photo has to do.
+        known = record.truth is not None
+        differs = other.truth != record.truth if known else other.images != record.images
+        if differs:
+            return other.images[0]
     raise ValueError("all records have the same truth, so no other image makes the answer wrong")

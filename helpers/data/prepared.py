@@ -7,6 +7,7 @@ notebook 02 it is the shipped traffic, and that is said.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,29 @@ class PreparedData:
         return ROOT / self.about["data"] == TRAFFIC
 
     @property
+    def splits(self) -> list[str]:
+        """The splits that there are, train first."""
+        return list(self.about.get("splits", ("train", "valid", "test")))
+
+    @property
+    def has_preferences(self) -> bool:
+        """Did the data come with answers to choose from, before any were made for it?"""
+        counts = self.about.get("splits", {})
+        return not counts or any(split["preferences"] for split in counts.values())
+
+    @property
+    def image_root(self) -> Path:
+        """The folder that the images of the records are in."""
+        own = self.folder / "images"
+        return self.folder if own.is_dir() else ROOT / "data"
+
+    @property
     def held_out(self) -> str:
         """The split that no setting is chosen on: "test", else "valid"."""
-        return "test" if self.path("test").exists() else "valid"
+        for name in ("test.jsonl", "test-questions.jsonl"):
+            if (self.folder / f"{self.prefix}{name}").exists():
+                return "test"
+        return "valid"
 
     def path(self, split: str) -> Path:
         """The file of records of a split."""
@@ -80,6 +101,22 @@ class PreparedData:
     def records(self, split: str) -> list[PreferenceRecord]:
         """The preference records of a split. Raises UsageError if there is no such file."""
         return read_records(self.path(split))
+
+    def ranked(self, split: str) -> list[PreferenceRecord]:
+        """The records of a split that have a pair; says how many have none.
+
+        Raises UsageError if there is none at all.
+        """
+        records = self.records(split)
+        ranked = [record for record in records if record.pairs()]
+        if not ranked:
+            raise UsageError(
+                f"{self.path(split)}: no answer is ranked above another, so there is nothing to "
+                "learn. Rank them in notebook 02, or take another SCORER there."
+            )
+        if len(ranked) < len(records):
+            print(f"{split}: {len(records) - len(ranked)} records without a pair are left out")
+        return ranked
 
     def tasks(self, split: str) -> list[Task]:
         """All questions of a split, those without a pair among them."""
@@ -102,15 +139,23 @@ class PreparedData:
 
         One that does not say what it was trained on stays.
         """
-        here = file_hash(self.path("train"))
         kept, others = [], []
         for policy in policies:
-            same = policy.about.get("data_hash", here) == here
-            (kept if same else others).append(policy)
+            (kept if self._is_own(policy.about) else others).append(policy)
         if others:
             names = ", ".join(policy.name for policy in others)
             print(f"⚠️  left out, because they were trained on other data: {names}")
         return kept
+
+    def has_made(self, folder: Path, base: str) -> bool:
+        """Is there something of this base in `folder` that was trained on this data?"""
+        path = folder / "about.json"
+        about = read_json(path) if path.exists() else {}
+        return about.get("base") == base and self._is_own(about)
+
+    def _is_own(self, about: dict[str, Any]) -> bool:
+        here = file_hash(self.path("train"))
+        return about.get("data_hash", here) == here
 
 
 def read_prepared(folder: Path | None = None) -> PreparedData:
@@ -151,8 +196,10 @@ def write_tasks(path: Path, tasks: list[Task]) -> Path:
 
 
 def _name(image: Path, folder: Path) -> str:
-    inside = image.is_relative_to(folder)
-    return image.relative_to(folder).as_posix() if inside else str(image)
+    try:
+        return Path(os.path.relpath(image, os.path.abspath(folder))).as_posix()
+    except ValueError:  # on Windows there is no way from one drive to another
+        return str(image)
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -160,7 +207,7 @@ def read_tasks(path: Path) -> list[Task]:
     tasks = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        images = tuple(path.parent / name for name in row["images"])
+        images = tuple(Path(os.path.abspath(path.parent / name)) for name in row["images"])
         turns = tuple(Message.model_validate(turn) for turn in row["prompt"])
         known = row["truth"], row["truth_kind"], row["group"], row.get("id")
         tasks.append(Task(images, turns, *known))

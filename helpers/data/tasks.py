@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from helpers.files import open_image
+from helpers.files import UsageError, open_image
 
 from .counting import Counts
 from .record import Message, PreferenceRecord
@@ -101,3 +101,31 @@ def tasks_asking(
         group = record.group or ""
         tasks.append(ask(question, record.image_paths, answer, "exact_match", group))
     return tasks
+
+
+def distinct_tasks(tasks: Sequence[Task]) -> list[Task]:
+    """Each question about the same images once: the first of equal ones that knows the truth."""
+    found: dict[tuple, Task] = {}
+    for task in tasks:
+        key = (task.images, tuple(turn.content for turn in task.turns))
+        if key not in found or (task.facts and not found[key].facts):
+            found[key] = task
+    return list(found.values())
+
+
+def kind_of(tasks: Sequence[Task]) -> TruthKind:
+    """The kind of truth that tasks have, "none" if none has one.
+
+    Raises UsageError for tasks of several kinds, which one table cannot judge.
+    """
+    kinds: dict[TruthKind, str] = {}
+    for task in tasks:
+        if task.facts:
+            kinds.setdefault(task.kind, task.question)
+    if len(kinds) > 1:
+        found = "; ".join(f"{kind}: {question!r}" for kind, question in kinds.items())
+        raise UsageError(
+            f"the questions have truths of several kinds ({found}). Split the file, or name one "
+            "kind for all with --truth."
+        )
+    return next(iter(kinds), "none")

@@ -18,11 +18,12 @@ from helpers.data import (
     Task,
     ask,
     is_well_formed,
+    kind_of,
     one_class_question,
     parse_counts,
     presence_question,
 )
-from helpers.rewards import TRUTHS, are_right, degrees, kind_of
+from helpers.rewards import TRUTHS, are_right, degrees
 from helpers.statistics import TableRows
 
 from .counting_metrics import count_metrics

@@ -6,8 +6,8 @@ nothing here knows which kind that is. Whole sets of answers are judged by `judg
 
 from collections.abc import Sequence
 
-from helpers.data import Task
-from helpers.rewards import TRUTHS, degree_of, kind_of
+from helpers.data import Task, kind_of
+from helpers.rewards import TRUTHS, degree_of
 
 
 class Rightness:

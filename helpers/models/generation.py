@@ -35,7 +35,7 @@ Pictures = Image.Image | Path | Sequence[Image.Image | Path]  # of one prompt
 
 # Tokens to allow for an answer where nothing says how long one is: some ninety words.
 FREE_TEXT_TOKENS = 128
-BATCH_SIZE = 64  # answers at once, where memory allows it
+ANSWERS_AT_ONCE = 64  # where memory allows it
 
 
 class SampledAnswer(NamedTuple):
@@ -84,7 +84,7 @@ def generate_answers(
     temperature: float = 0.0,
     seed: int = 0,
     max_new_tokens: int = 64,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = ANSWERS_AT_ONCE,
     description: str = "answers",
 ) -> list[str]:
     """Return one answer to each prompt about its image or images, as `generation_config` says.
@@ -233,7 +233,7 @@ def sample_task_answers(
         description = f"sampling answer {i + 1} of {number}"
         rounds.append(
             _generate_all(
-                model, processor, images, prompts, config, seed + i, BATCH_SIZE, description
+                model, processor, images, prompts, config, seed + i, ANSWERS_AT_ONCE, description
             )
         )
     return [list(answers) for answers in zip(*rounds, strict=True)]
@@ -252,7 +252,10 @@ def sample_counting_answers(
     sampled = sample_task_answers(
         model, processor, counting_tasks(items), number, seed=seed, expected=expected
     )
-    return [[answer.text for answer in answers] for answers in sampled]
+    texts = []
+    for answers in sampled:
+        texts.append([answer.text for answer in answers])
+    return texts
 
 
 # --- several answers to a prompt that is read once ---

@@ -46,15 +46,24 @@ from .own import (
     is_own_reward as is_own_reward,
     load_reward as load_reward,
 )
+from .preference_makers import (
+    compare_heuristic as compare_heuristic,
+    default_scorer as default_scorer,
+    describe_samples as describe_samples,
+    make_preferences as make_preferences,
+    mark_answers as mark_answers,
+)
 from .ranking import (
     AnswerTable as AnswerTable,
     Correlation as Correlation,
+    check_facts as check_facts,
     correlate as correlate,
     distinct_answers as distinct_answers,
     draw_records as draw_records,
     flatten as flatten,
     pair_agreement as pair_agreement,
     rank as rank,
+    rank_again as rank_again,
     rank_samples as rank_samples,
     rule_values as rule_values,
     sample_and_rank as sample_and_rank,
@@ -132,7 +141,6 @@ from .truths import (
     are_right as are_right,
     degree_of as degree_of,
     degrees as degrees,
-    kind_of as kind_of,
     known_answers as known_answers,
     reward_of as reward_of,
     right_share as right_share,

@@ -4,18 +4,19 @@ from pathlib import Path
 
 from helpers.files import UsageError, did_you_mean
 
+from . import scoring
 from .own import is_own_reward, load_reward
 from .references import anls, choice, exact_match, token_f1, vqa_accuracy, yes_no
-from .scoring import Scorer, count_exact, count_graded, count_per_class, heuristic_scorer
+from .scoring import Scorer
 
 # those of similarity.py need an embedder or a model first
 SCORERS: dict[str, Scorer] = {
     scorer.__name__: scorer
     for scorer in (
-        heuristic_scorer(),
-        count_exact,
-        count_per_class,
-        count_graded,
+        scoring.heuristic_scorer(),
+        scoring.count_exact,
+        scoring.count_per_class,
+        scoring.count_graded,
         exact_match,
         vqa_accuracy,
         anls,
@@ -29,8 +30,8 @@ SCORERS: dict[str, Scorer] = {
 def get_scorer(name: str, folder: Path | None = None) -> Scorer:
     """The ready scorer of that name, or one of your own: `my_rewards.py:brevity`.
 
-    folder: that the path of a file counts from; None is where one stands. Raises UsageError listing
-    the ready ones, or saying what is wrong with the file.
+    folder: that the path of a file counts from; None is where one stands, then the repository.
+    Raises UsageError listing the ready ones, or saying what is wrong with the file.
     """
     if is_own_reward(name):
         return load_reward(name, folder)

@@ -98,8 +98,12 @@ def target_scores(
     for record in records:
         question = _question(record.prompt)
         rows += [(None, question, answer.text, record.truth) for answer in record.answers]
-    totals = iter(score.total for score in score_all(scorer or heuristic_scorer(), rows))
-    return [[next(totals) for _ in record.answers] for record in records]
+    # together, so that a scorer with a model in it gets many answers at once
+    scores = iter(score_all(scorer or heuristic_scorer(), rows))
+    targets = []
+    for record in records:
+        targets.append([next(scores).total for _ in record.answers])
+    return targets
 
 
 def r_squared(predicted: Tensor, true: Tensor) -> float:

@@ -20,6 +20,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from helpers.files import ROOT, UsageError, did_you_mean, file_hash
+from helpers.files import ROOT, UsageError, did_you_mean, file_hash, starting_folders
 
 from .scoring import Score, Scorer, ScorerInputs, finite_number, score_all
 
@@ -49,30 +50,35 @@ def anchor_reward(name: str, folder: Path) -> str:
     """The name of a reward of one's own with its path counted from `folder`; others stay."""
     if not is_own_reward(name):
         return name
-    path, colon, function = _split_name(name)
-    return f"{folder.absolute() / Path(path).expanduser()}{colon}{function}"
+    file, function = _split_name(name)
+    path = folder.absolute() / Path(file).expanduser()
+    return f"{path}:{function}" if function else str(path)
 
 
-def _split_name(name: str) -> tuple[str, str, str]:
-    """Path, colon and function. The colon of a Windows drive is no such one."""
-    path, colon, function = name.rpartition(":")
-    if not colon or not function.isidentifier():
-        return name, "", ""
-    return path, colon, function
+def _split_name(name: str) -> tuple[str, str]:
+    """The file and the function; "" if none is named."""
+    # the last colon: the one of a Windows drive comes before
+    found = re.fullmatch(r"(.+):(\w+)", name, flags=re.DOTALL)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def load_reward(name: str, folder: Path | None = None) -> Scorer:
-    """The reward `FILE.py:FUNCTION`, its path counted from `folder` (default: where one stands).
+    """The reward `FILE.py:FUNCTION`, its path counted from `folder`.
+
+    Without a folder it counts from where one stands, then from the repository.
 
     Raises UsageError for a file or function that is not there or cannot be used, and, when an
     answer is scored, for an error in the function or a value that is no finite number, naming the
     answer.
     """
-    path, _, function = _split_name(name)
-    path = (folder or Path.cwd()) / Path(path).expanduser()
-    if not path.is_file():
+    file, function = _split_name(name)
+    # the first place that has it; an absolute path stays as it is
+    places = [folder] if folder else starting_folders()
+    paths = [place / Path(file).expanduser() for place in places]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         raise UsageError(
-            f"{path}: no such file, for the reward {name!r}. Write FILE.py:FUNCTION; relative "
+            f"{paths[0]}: no such file, for the reward {name!r}. Write FILE.py:FUNCTION; relative "
             "paths count from the recipe, else from where you stand."
         )
     module, sources = _load_file(path)

@@ -11,7 +11,7 @@ always with the same draws, so that it moves with the weights only.
 
 import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from helpers.files import UsageError
 from helpers.models import VLM, SampledAnswer, sample_task_answers
 from helpers.statistics import Proportion, proportion
 
+from .catalogue import SCORERS
 from .heuristic import HEURISTIC_RULES
 from .scoring import Score, Scorer, score_all
 from .truths import degree_of, token_budget
@@ -90,9 +91,10 @@ class Correlation:
 def select_judged(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
     """Choose the records whose truth is known; if none is, those that people have ranked.
 
-    Raises UsageError if there is neither.
+    Of truths of several kinds, the most frequent one. Raises UsageError if there is neither.
     """
-    known = [record for record in records if record.truth]
+    kinds = Counter(record.kind for record in records if record.truth)
+    known = [record for record in records if kinds and record.kind == kinds.most_common(1)[0][0]]
     if not known:
         known = [record for record in records if any(record.tier_pairs())]
     if not known:
@@ -304,6 +306,24 @@ def rank_samples(
     return records
 
 
+def rank_again(records: Sequence[PreferenceRecord], score: Scorer | None) -> list[PreferenceRecord]:
+    """Rank the answers of records by another score, in place of the ranking that they have."""
+    ranked = []
+    for start in range(0, len(records), TASKS_AT_ONCE):
+        part = records[start : start + TASKS_AT_ONCE]
+        answers = []
+        for record in part:
+            answers.append([SampledAnswer(one.text, not one.cut_off) for one in record.answers])
+        for record, new in zip(part, _ranked(tasks_of(part), answers, score), strict=True):
+            # what was known of an answer stays, but for its score
+            known = [
+                old.model_copy(update={"score": one.score, "scores": one.scores})
+                for old, one in zip(record.answers, new.answers, strict=True)
+            ]
+            ranked.append(record.model_copy(update={"answers": known, "ranking": new.ranking}))
+    return ranked
+
+
 def _as_tasks(tasks: Sequence[Task] | Sequence[CountedImage]) -> list[Task]:
     if tasks and isinstance(tasks[0], CountedImage):
         return counting_tasks(tasks)
@@ -388,6 +408,20 @@ def _say_what_is_missing(number: int, records: Sequence[PreferenceRecord]) -> No
         )
 
 
+def check_facts(score: Scorer | None, tasks: Sequence[Task]) -> None:
+    """Try a ready scorer on the truth of each task: rather now than after hours of sampling.
+
+    Raises UsageError naming the first question whose truth it cannot use.
+    """
+    if score not in SCORERS.values():
+        return
+    for task in tasks:
+        try:
+            score(None, task.question, "?", task.facts)
+        except UsageError as error:
+            raise UsageError(f"question {task.question!r}: {error}") from None
+
+
 def sample_and_rank(
     model: VLM,
     processor: ProcessorMixin,
@@ -401,9 +435,11 @@ def sample_and_rank(
 ) -> list[PreferenceRecord]:
     """Let the model answer each task `number` times, and rank that (`rank_samples`).
 
-    max_new_tokens: of an answer; None is what the truths need (`token_budget`).
+    max_new_tokens: of an answer; None is what the truths need (`token_budget`). Raises UsageError
+    before the first answer if a ready scorer cannot use the truth of a task.
     """
     asked = _as_tasks(tasks)
+    check_facts(score, asked)
     answers = sample_task_answers(
         model,
         processor,

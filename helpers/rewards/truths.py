@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import ProcessorMixin
 
-from helpers.data import Facts, Task, TruthKind, count_answer, true_and_wrong_answers
-from helpers.files import UsageError
+from helpers.data import Facts, Task, TruthKind, count_answer, kind_of, true_and_wrong_answers
 from helpers.models import FREE_TEXT_TOKENS, answer_budget
 from helpers.statistics import Proportion, share_of
 
@@ -117,24 +116,6 @@ TRUTHS: Mapping[TruthKind, TruthJudge] = {
     "choice": _by(choice, "right choice"),
     "yes_no": _by(yes_no, "right"),
 }
-
-
-def kind_of(tasks: Sequence[Task]) -> TruthKind:
-    """The kind of truth that tasks have, "none" if none has one.
-
-    Raises UsageError for tasks of several kinds, which one table cannot judge.
-    """
-    kinds: dict[TruthKind, str] = {}
-    for task in tasks:
-        if task.kind != "none":
-            kinds.setdefault(task.kind, task.question)
-    if len(kinds) > 1:
-        found = "; ".join(f"{kind}: {question!r}" for kind, question in kinds.items())
-        raise UsageError(
-            f"the questions have truths of several kinds ({found}). Split the file, or name one "
-            "kind for all with --truth."
-        )
-    return next(iter(kinds), "none")
 
 
 def token_budget(processor: ProcessorMixin, tasks: Sequence[Task]) -> int:

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 02 · Build preference pairs that need the image
 #
-# **Goal.** Turn labelled images into preference data: for every image the true answer and answers
-# that are worse, or the model's own answers ranked by a score, or by you. Then find out whether the
+# **Goal.** Turn what you have, labelled images, preferences, or questions about images, into
+# preference data: for every image answers that are better and worse. Then find out whether the
 # pairs can be told apart *without* looking, because if they can, that is what a model will learn.
 #
-# **Needs** a folder of images with labels in YOLO, COCO or Pascal VOC format (the traffic scenes
-# are here). **Makes** `artifacts/preferences/train.jsonl`, `valid.jsonl` and `test.jsonl`.
-# **Takes** about 1 minute on a laptop CPU.
+# **Needs** data of your own, or nothing: the traffic scenes are here. **Makes**
+# `artifacts/preferences/`, with the images, which all later notebooks read. **Takes** about 1
+# minute on a laptop CPU.
 
 # %% [markdown]
 # ## Set-up
@@ -32,33 +32,44 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# For photos of your own, set `DATA` to a folder with `train`, `valid` and, if there is one, `test`,
-# as Roboflow exports it, with any class names. The later notebooks then use the same folder.
+# `DATA` is any of these, relative to where you stand:
+#
+# * a folder of images with labels (YOLO, COCO, Pascal VOC), as Roboflow exports it;
+# * a file of preferences in any format that `python -m helpers convert` knows, or of questions,
+#   `{"image": …, "question": …, "answer": …}`, with or without the answer;
+# * a table (CSV, TSV, XLSX) of preferences, votes, rankings or questions: columns are matched by
+#   their titles;
+# * a folder of images, with `QUESTIONS` to ask about every one;
+# * a folder that holds such files beside its images, or a zip of any of these.
+#
+# The later notebooks use what this one makes of it, and its `MODEL`.
 
 # %% tags=["parameters"]
 MODEL = "tiny"
 DATA = "data/traffic"
+QUESTIONS = None  # asked of every image: a list, or a file with one a line
+TRUTH = None  # how answers are judged, such as "vqa_accuracy" or "yes_no"; None: as the data says
 CLASSES = None  # count only these, for example ("car", "bus"); None: all that the labels name
-ANSWERS = 4  # sampled from the model for each image
-PAIRS = "built"  # true answer against worse ones; "ranked": the model's answers, ranked by SCORER
-# where the worse answers of built pairs come from; there is also "edit"
+ANSWERS = 4  # sampled from the model for each question
+# "built": the data's own preferences, or true counts against worse ones; else, and always with
+# "ranked", the model's answers, ranked by SCORER
+PAIRS = "built"
+# where the worse answers of counts come from; there is also "edit"
 NEGATIVES = ("own", "other image")
-# or count_per_class, count_exact, heuristic: see helpers/rewards/scoring.py
-SCORER = "count_graded"
+SCORER = None  # None: the truth, or rules where there is none; see helpers/rewards/catalogue.py
 SEED = 0
 
 # %%
 import json
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from helpers import data, files, machine, models, report, rewards, statistics, widgets
 
-folder = ROOT / DATA  # an absolute DATA stays as it is
 out = files.artifacts_dir() / "preferences"
-
 section = report.Section("02_build_preferences", "The preference data")
+opened = data.open_data(DATA, truth=TRUTH, classes=CLASSES, questions=QUESTIONS)
+opened
 
 # %% [markdown]
 # ## Is the machine enough?
@@ -69,80 +80,85 @@ section = report.Section("02_build_preferences", "The preference data")
 plan = machine.check_machine(MODEL)
 
 # %% [markdown]
-# ## Labels become counts
+# ## Photos are split, images copied
 #
-# One box in a label file is one object, so the number of boxes of each class is the truth. An image
-# without a label file is an error and not "zero of everything": silently wrong labels are worse
-# than none.
+# Data that names its splits keeps them; other data is split by *photo*, 70 % to train on, 15 % that
+# say when to stop, 15 % that are looked at once, at the end. No photo may be on both sides, and
+# everything that is known about one stays together: copies are known by their content and by their
+# names (Roboflow calls the augmented copies of `street.jpg` `street_jpg.rf.8a1.jpg`,
+# `street_jpg.rf.9c2.jpg`). Under 30 photos there is no test split. The images are copied beside the
+# records, no larger than the model and people need, so that the folder can be moved.
+#
+# One box in a label file is one object, so the number of boxes of each class is the truth there. An
+# image without a label file is an error and not "zero of everything": silently wrong labels are
+# worse than none.
 
 # %%
-train = data.read_counts(folder, "train", CLASSES)
-valid = data.read_counts(folder, "valid", CLASSES)
-print(f"{len(train)} training and {len(valid)} validation images")
-print(train[4].path.name, train[4].counts)
-
-# %% [markdown]
-# No photo may be on both sides. Copies are known by their content and by their names: Roboflow
-# calls the augmented copies of `street.jpg` `street_jpg.rf.8a1.jpg`, `street_jpg.rf.9c2.jpg`.
+most = plan.max_pixels or models.default_max_pixels(MODEL)  # that the model looks at
+prepared = data.prepare_data(opened, out, max_pixels=most, model=MODEL, seed=SEED)
+for line in prepared.about["not_used"]:
+    section.say(line)
 
 # %%
-data.assert_no_photo_in_both(train, valid)
+train = prepared.tasks("train")
+number = 1
+print(f"{len(train)} questions to train on, such as {train[number].question!r}")
+print(train[number].images[0].name, "truth:", train[number].facts)
 
 # %% [markdown]
 # ## Let the model answer
 #
-# Four answers to every training image, sampled at temperature 1. Where the model is sure it says
+# Four answers to every training question, sampled at temperature 1. Where the model is sure it says
 # the same thing four times; where it is torn, one of its own answers may well be right.
 
 # %%
 model, processor = models.load_model(MODEL, max_pixels=plan.max_pixels)
 
-# several answers to the counting question about each image
-own_answers = models.sample_counting_answers(model, processor, train, ANSWERS, seed=SEED)
+
+def sample(tasks, seed):
+    """Several answers to each question, (tasks, answers)."""
+    longest = rewards.token_budget(processor, tasks)
+    return models.sample_task_answers(
+        model, processor, tasks, ANSWERS, seed=seed, max_new_tokens=longest
+    )
+
+
+own_answers = sample(train, SEED)
 
 # %%
-number = 1
-print(data.question_for(train[number], number), "\ntruth:", data.count_answer(train[number].counts))
-for text in own_answers[number]:
-    print("  ✓" if data.is_exact(text, train[number].counts) else "  ✗", text)
-
-# %%
-flat = [(text, item) for texts, item in zip(own_answers, train, strict=True) for text in texts]
-hits = sum(data.is_exact(text, item.counts) for text, item in flat)
-right = statistics.proportion(hits, len(flat))
-well_formed = [data.is_well_formed(text, list(item.counts)) for text, item in flat]
-formed = statistics.proportion(sum(well_formed), len(flat))
-print("sampled answers that are exact:      ", right)
-print("sampled answers that are well formed:", formed)
-hopeful = {item.path for text, item in flat if data.is_exact(text, item.counts)}
-print(f"images with at least one exact answer among {ANSWERS}: {len(hopeful)} of {len(train)}")
+print(train[number].question)
+print(*rewards.mark_answers(train[number], own_answers[number]), sep="\n")
+print()
+print(*rewards.describe_samples(train, own_answers), sep="\n")
 
 # %% [markdown]
 # ## Score them and rank them
 #
 # A score makes preferences out of the model's own answers: rank the four, and every answer is
 # preferred to those below it. The *margin* of a pair is the difference of the two scores. Two
-# scores to choose from:
+# kinds of scores:
 #
-# * **graded**: for each class 1 / (1 + error), averaged. It knows the true counts.
+# * **what is known to be true**: how far an answer is right. Of counts: for each class
+#   1 / (1 + error), averaged.
 # * **heuristic**: a table of rules about words, as a student project had it. No rule sees the
-#   image.
+#   image. It is all there is where nobody has said what is true, but for people: see below.
 
 # %%
 for rule in rewards.HEURISTIC_RULES:
     print(f"{rule.weight:+.1f} × {rule.name:<14} {rule.description}")
 
 # %%
-score = rewards.SCORERS[SCORER]
-question = data.question_for(train[number], number)
-for text in own_answers[number]:
-    print(f"{score(None, question, text, train[number].counts).total:.3f}  {text}")
+score = rewards.default_scorer(train, SCORER)
+picture = train[number].open_images()
+for answer in own_answers[number]:
+    total = score(*train[number].scorer_inputs(picture, answer.text)).total
+    print(f"{total:.3f}  {answer.text}")
 
 # %%
 ranked = rewards.rank_samples(train, own_answers, score)
 ranked_pairs = [pair for record in ranked for pair in record.pairs()]
 extremes = [pair for record in ranked for pair in record.pairs("extremes")]
-print(f"{len(ranked)} images give {len(ranked_pairs)} pairs,")
+print(f"{len(ranked)} questions give {len(ranked_pairs)} pairs,")
 print(f"{len(extremes)} of them best against worst")
 for name, members in (("all pairs", ranked_pairs), ("best against worst", extremes)):
     margin = sum(pair.margin for pair in members) / max(1, len(members))
@@ -151,46 +167,36 @@ for name, members in (("all pairs", ranked_pairs), ("best against worst", extrem
 # %% [markdown]
 # Does the heuristic rank as the truth does? If it knows the counts, one of its rules can tell a
 # wrong count; without them, it has nothing but words to go by. Its rank correlation with "is the
-# answer exactly right?" says what it is worth as a teacher:
+# answer right?" says what it is worth as a teacher:
 
 # %%
-exact = [float(data.is_exact(text, item.counts)) for text, item in flat]
-questions = [data.question_for(item, n) for n, item in enumerate(train) for _ in range(ANSWERS)]
-for name in ("counts known", "counts unknown"):
-    totals = []
-    for question, (text, item) in zip(questions, flat, strict=True):
-        facts = item.counts if name == "counts known" else None
-        totals.append(rewards.SCORERS["heuristic"](None, question, text, facts).total)
-    if len(set(totals)) > 1:
-        print(f"{name}: {spearmanr(totals, exact).statistic:+.2f}")
-    else:
-        print(f"{name}: every answer scores the same, and a constant correlates with nothing")
+print(*rewards.compare_heuristic(train, own_answers), sep="\n")
 
 # %% [markdown]
 # ## Three kinds of worse answers
 #
-# A model whose samples are all wrong never shows itself the right answer. Where the truth is known,
-# put it in, and take as worse answers:
+# A model whose samples are all wrong never shows itself the right answer. Where the counts are
+# known, put them in, and take as worse answers:
 #
 # * **own**: a wrong answer of the model itself. It shows the model the mistakes it really makes.
 # * **other image**: the true counts of some other image. Well formed, plausible, wrong *here*.
 # * **edit**: the truth with one count moved by one, up as often as down.
 #
 # The true answer is preferred to each of them; the worse ones are tied among themselves.
+# Preferences that came with the data stay as they are, and for other questions the model's own
+# answers are ranked.
 
 
 # %%
-def make_records(items, answers, seed):
-    """Built from the truth, or the model's own answers in their order: as `PAIRS` says."""
-    if PAIRS == "built":
-        return data.build_records(items, answers, NEGATIVES, seed)
-    return rewards.rank_samples(items, answers, score)
+def make_records(split, sample, seed):
+    """The preferences of a split, as `PAIRS` says."""
+    return rewards.make_preferences(prepared, split, sample, PAIRS, NEGATIVES, score, seed)
 
 
-records = make_records(train, own_answers, SEED)
+records = make_records("train", lambda tasks: own_answers, SEED)
 pairs = [pair for record in records for pair in record.pairs()]
 print(f"{len(records)} records, {len(pairs)} pairs")
-print(json.dumps(records[number].model_dump(exclude_defaults=True), indent=1))
+print(json.dumps(records[0].model_dump(exclude_defaults=True), indent=1))
 
 # %% [markdown]
 # Look at them. Is the preferred answer really the better one? Thirty seconds here have saved many a
@@ -200,9 +206,12 @@ print(json.dumps(records[number].model_dump(exclude_defaults=True), indent=1))
 # %%
 def title(record):
     """The answers of a record, one a line; those that nothing is better than have a tick."""
-    marks = ["✓" if place in record.ranking[0] else "✗" for place in range(len(record.answers))]
-    pairs = zip(marks, record.answers, strict=True)
-    return "\n".join(f"{mark} {answer.text} ({answer.origin})" for mark, answer in pairs)
+    best = record.ranking[0] if record.ranking else []
+    lines = []
+    for place, answer in enumerate(record.answers):
+        origin = f" ({answer.origin})" if answer.origin else ""
+        lines.append(f"{'✓' if place in best else '✗'} {answer.text}{origin}")
+    return "\n".join(lines)
 
 
 pictures = [files.open_image(record.image_paths[0]) for record in records[:4]]
@@ -221,25 +230,28 @@ rules = data.blind_rules(records)
 print(data.render_blind_table(rules))
 
 # %% [markdown]
-# `own` leaks: a model that under-counts is wrong downwards, so "the larger total is right" wins.
-# From such pairs alone it would learn to say more, not to look. `other image` cannot leak: over the
-# whole set its counts are distributed like the true ones. Mixing the two teaches both what the
-# model gets wrong and that the picture decides. For comparison, all three kinds:
+# Of counts, `own` leaks: a model that under-counts is wrong downwards, so "the larger total is
+# right" wins. From such pairs alone it would learn to say more, not to look. `other image` cannot
+# leak: over the whole set its counts are distributed like the true ones. Mixing the two teaches
+# both what the model gets wrong and that the picture decides. For comparison, all three kinds:
 
 # %%
-all_kinds = data.build_records(train, own_answers, data.NEGATIVES, SEED)
+items = data.counted_items(train)
+texts = [[answer.text for answer in several] for several in own_answers]
+all_kinds = data.build_records(items, texts, data.NEGATIVES, SEED)
 print(data.render_blind_table(data.blind_rules(all_kinds)))
 
 # %% [markdown]
 # ### How a published data set leaked
 #
 # One student project drew the rejected counts at random from 0 to 9 for scenes of at most a few
-# vehicles, so the rejected totals were nearly always larger. Rebuild that on our images (0 to three
-# times the largest count) and ask the blind rule:
+# vehicles, so the rejected totals were nearly always larger. Rebuild that on counted images (0 to
+# three times the largest count) and ask the blind rule:
 
 # %%
 rng = np.random.default_rng(SEED)
-most = 3 * max(data.highest_counts([item.counts for item in train]).values())
+counted = data.counted_records(records)
+most = 3 * max([n for record in counted for n in record.truth.values()], default=0)
 
 
 def with_random_counts(record):
@@ -255,20 +267,15 @@ def with_random_counts(record):
     return data.PreferenceRecord.model_validate({**same, **answers})
 
 
-leaky = data.blind_rules([with_random_counts(record) for record in records])
-rule, share = data.best_rule(leaky)
-print(f"rejected counts drawn from 0 … {most}: {rule!r} is right in {share}")
+leaky = data.blind_rules([with_random_counts(record) for record in counted])
+print(f"rejected counts drawn from 0 … {most}: {data.name_best_rule(leaky)}")
 
 # %%
-worst, worst_share = data.best_rule(rules)
-section.say(
-    f"{len(pairs)} training pairs from {len(records)} images. The best blind rule ({worst!r}) "
-    f"picks the chosen answer in {worst_share} of them."
-)
+section.say(f"{len(pairs)} training pairs from {len(records)} questions.")
+section.say(f"The best blind rule: {data.name_best_rule(rules)}.")
 if "other image" in rules:
-    fair, fair_share = data.best_rule(rules, "other image")
     section.say(
-        f"On pairs with another image's counts the best blind rule ({fair!r}) gets {fair_share}: "
+        f"On pairs with another image's counts: {data.name_best_rule(rules, 'other image')}; "
         "no leak is .5."
     )
 
@@ -281,7 +288,7 @@ if "other image" in rules:
 
 # %%
 spoilt = data.add_image_negatives(records[:64], out / "negatives", data.IMAGE_NEGATIVES, SEED)
-paths = [*spoilt[number].image_paths, *spoilt[number].negative_image_paths]
+paths = [*spoilt[0].image_paths[:1], *spoilt[0].negative_image_paths]
 grid = report.image_grid(
     [files.open_image(path) for path in paths], ["true", *data.IMAGE_NEGATIVES]
 )
@@ -295,29 +302,20 @@ for kind, share in data.true_image_detail_shares(spoilt, data.IMAGE_NEGATIVES).i
 # ## Write the files
 #
 # One JSON object a line, image paths relative to the file. The validation pairs, which say when to
-# stop a training, and the test pairs (if the data has a test split), which say how good it was, are
-# built in the same way from images that training never sees.
+# stop a training, and the test pairs (if there are photos enough), which say how good it was, are
+# made in the same way from images that training never sees.
 
 # %%
 data.write_records(out / "train.jsonl", records)
-held_out = {"valid": valid}
-if (folder / "test").is_dir():
-    held_out["test"] = data.read_counts(folder, "test", CLASSES)
-for place, (split, items) in enumerate(held_out.items(), start=1):
+held_out = prepared.splits[1:]
+for place, split in enumerate(held_out, start=1):
     seed = SEED + 1000 * place
-    answers = models.sample_counting_answers(model, processor, items, ANSWERS, seed=seed)
-    data.write_records(out / f"{split}.jsonl", make_records(items, answers, SEED + place))
+    made = make_records(split, lambda tasks, seed=seed: sample(tasks, seed), SEED + place)
+    data.write_records(out / f"{split}.jsonl", made)
 
 # %%
-about = {
-    "data": str(folder),
-    "classes": CLASSES,
-    "model": MODEL,
-    "pairs": PAIRS,
-    "negatives": NEGATIVES,
-    "seed": SEED,
-}
-files.write_json(out / "about.json", about)
+made = {"pairs": PAIRS, "negatives": NEGATIVES, "scorer": SCORER}
+files.write_json(out / "about.json", prepared.about | made)
 print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 
 # %% [markdown]
@@ -329,8 +327,7 @@ print((out / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
 # understood.
 
 # %%
-# the images stay where they are, outside artifacts/
-train_check = data.check_file(out / "train.jsonl", root=folder)
+train_check = data.check_file(out / "train.jsonl", root=prepared.image_root)
 train_check
 
 # %% [markdown]
@@ -339,7 +336,8 @@ train_check
 # %%
 leaks, errors = [], train_check.errors
 for split in held_out:
-    check = data.check_file(out / f"{split}.jsonl", root=folder, against=[train_check])
+    path = out / f"{split}.jsonl"
+    check = data.check_file(path, root=prepared.image_root, against=[train_check])
     leaks += [finding.message for finding in check.findings if finding.kind == "leak"]
     errors = errors + check.errors
 print(leaks or f"no photo of train is in {' or '.join(held_out)}")
@@ -366,20 +364,24 @@ widgets.AnswerRanker(votes).show()
 # travels in an extra column. On the command line: `python -m helpers convert FILE OUT --to trl`.
 
 # %%
-path = out / "train-llama-factory.json"
-data.write_file(path, records, "llama_factory")
+path = out / "formats" / "train-llama-factory.json"
+with_pairs = [record for record in records if record.pairs()]
+data.write_file(path, with_pairs, "llama_factory")
 back = [data.resolve_images(line.record, path, line.number) for line in data.scan_file(path)]
-assert [r.model_dump() for r in back] == [r.model_dump() for r in records]
+assert [r.model_dump() for r in back] == [r.model_dump() for r in with_pairs]
 
 # %%
 foreign = {"image_path": "a.jpg", "prompt": "<|user|>\nCount the cars. <image>\n<|assistant|>\n"}
 foreign |= {"chosen": "There are 2.", "rejected": "There are 5."}
-(out / "foreign.json").write_text(json.dumps([foreign]), encoding="utf-8")
-for line in data.scan_file(out / "foreign.json"):
+path = files.write_json(out / "formats" / "foreign.json", [foreign])
+for line in data.scan_file(path):
     print(line.record.prompt[0].content, "|", line.change)
 
 # %% [markdown]
 # ## What you should see
+#
+# With your own data: what was read and what was not, under `DATA`; how many pairs it takes to see
+# anything; and no blind rule far above .5, or a warning that names it.
 #
 # With the defaults: about 930 pairs from 512 images; under half of the sampled answers exact; the
 # rule "larger total" far above .5 on `own` pairs and within its interval of .5 on `other image`
@@ -392,17 +394,22 @@ again = data.read_records(out / "train.jsonl")
 assert [r.model_dump() for r in again] == [r.model_dump() for r in records], (
     "reading gives back what was written"
 )
-if PAIRS == "built":
-    for record in again:
-        best = record.answers[record.ranking[0][0]]
-        assert best.origin == "truth", f"{record.id}: chosen is not the truth"
-        assert best.text == data.count_answer(record.truth), f"{record.id}: chosen is not true"
-first = statistics.proportion(sum(r.ranking[0] == [0] for r in again), len(again))
-assert first.low < 0.9, "the position of an answer must not give the label away"
+# what was built here is true, and its place gives nothing away; your own votes are yours
+built = data.counted_records(again) if PAIRS == "built" and not prepared.has_preferences else []
+for record in built:
+    best = record.answers[record.ranking[0][0]]
+    assert best.origin == "truth", f"{record.id}: chosen is not the truth"
+    assert best.text == data.count_answer(record.truth), f"{record.id}: chosen is not true"
+if built:
+    first = statistics.proportion(sum(r.ranking[0] == [0] for r in built), len(built))
+    assert first.low < 0.9, "the position of an answer must not give the label away"
 
 # %%
-assert not errors, "the doctor found errors: see above"
-section.add_share("blind_rule_best", worst_share)
+if errors:
+    section.say(f"⚠️ The doctor found {len(errors)} errors in the preferences: see above.")
+assert not (errors and built), "the doctor found errors in what was built: see above"
+if rules:
+    section.add_share("blind_rule_best", data.best_rule(rules)[1])
 section.add_value("preference_pairs", len(pairs))
 print("report:", section.save())
 

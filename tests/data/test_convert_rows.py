@@ -21,7 +21,7 @@ def through(name: str, record: PreferenceRecord) -> str:
     return from_row(name, rows[0])[0].model_dump_json()
 
 
-@cases(100, 1000)
+@cases(40, 1000)
 def test_records_of_the_plainest_shape_survive_every_two_way_format(number):
     """The shape that every format holds: one image, one question, two answers, one better."""
 
@@ -34,7 +34,7 @@ def test_records_of_the_plainest_shape_survive_every_two_way_format(number):
     survives()
 
 
-@cases(50, 500)
+@cases(25, 500)
 def test_records_of_any_shape_survive_or_are_refused(number):
     @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
     @given(records())

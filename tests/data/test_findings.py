@@ -138,7 +138,7 @@ def lines_of_salvage(folder):
     }
 
 
-@cases(1000, 10_000)
+@cases(400, 10_000)
 def test_no_damage_loses_a_good_line_or_stops_the_check(tmp_path, number):
     seen = Counter()
     for seed in range(number):

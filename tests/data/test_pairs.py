@@ -156,3 +156,14 @@ def test_swapped_rankings_are_upside_down_and_the_others_as_they_were():
     kept, swapped = swap_rankings(records, [False, True])
     assert kept.ranking == [[1], [0, 2]] and swapped.ranking == [[0, 2], [1]]
     assert kept.answers == swapped.answers
+
+
+def test_free_text_is_made_one_sided_by_saying_more():
+    plain = {"image": "a.png", "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}
+    record = PreferenceRecord.model_validate(plain)
+    unjudged = record.model_copy(update={"ranking": None})
+    made = make_one_sided([record, unjudged])
+    assert len(made) == 1
+    one_sided = made[0]
+    assert [answer.text for answer in one_sided.answers] == ["A cat.", "A cat. A dog."]
+    assert one_sided.ranking == [[0], [1]] and one_sided.prompt == record.prompt

@@ -23,7 +23,7 @@ def write_lines(path, *lines):
     return path
 
 
-@cases(100, 1000)
+@cases(50, 1000)
 def test_any_record_survives_its_file_form(number):
     @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
     @given(any_records())

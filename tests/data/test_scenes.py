@@ -2,6 +2,7 @@ import hashlib
 import itertools
 
 import numpy as np
+import pytest
 from shipped import TRAFFIC
 
 from data.scene_folders import write_split
@@ -59,6 +60,7 @@ def test_splits_do_not_share_a_seed():
         assert max(a.start, b.start) >= min(a.stop, b.stop)
 
 
+@pytest.mark.heavy(reason="reads all shipped pictures")
 def test_no_shipped_picture_is_in_two_splits_or_was_seen_by_the_base():
     hashes = {
         split: {image_hash(open_image(i.path)) for i in read_yolo(TRAFFIC, split)}

@@ -107,7 +107,7 @@ def watch(pairs, held_out):
 
 @pytest.fixture(scope="module")
 def healthy(watch):
-    return watch(steps=40, every=20)
+    return watch(steps=24, every=12)  # the rules need twenty steps
 
 
 def kinds(watched):
@@ -123,8 +123,8 @@ def blank(image):
 
 def test_a_healthy_run_has_no_finding(healthy):
     assert healthy.doctor.verdicts == [] and healthy.printed == ""
-    assert healthy.doctor.state().startswith("Step 40 of 40, healthy so far: loss 0.")
-    assert [sample.step for sample in healthy.doctor.run.samples] == [0, 20, 40]
+    assert healthy.doctor.state().startswith("Step 24 of 24, healthy so far: loss 0.")
+    assert [sample.step for sample in healthy.doctor.run.samples] == [0, 12, 24]
 
 
 def test_a_doctor_that_has_seen_nothing_says_so(tiny):
@@ -134,7 +134,7 @@ def test_a_doctor_that_has_seen_nothing_says_so(tiny):
 def test_a_healthy_run_gives_a_gradient_to_every_tensor_of_the_language_model_only(healthy):
     census = healthy.doctor.run.census
     assert healthy.doctor.run.pairs == 8 and healthy.doctor.run.beta == 1.0
-    assert census.step == 40 and [*census.towers] == ["language"]
+    assert census.step == 24 and [*census.towers] == ["language"]
     tower = census.towers["language"]  # 3 layers × 7 linear layers × A and B
     assert (tower.tensors, tower.reached, tower.types) == (42, 42, ["float32"])
 
@@ -150,6 +150,7 @@ def test_the_doctor_disturbs_neither_the_random_numbers_nor_the_weights(watch):
     assert often.model.training is once.model.training
 
 
+@SLOW
 def test_random_labels(watch):
     coin = random.Random(0)
 
@@ -165,6 +166,7 @@ def test_random_labels(watch):
     assert watched.doctor.verdicts[0].causes[0].startswith("chosen and rejected are swapped")
 
 
+@SLOW
 def test_blank_images(watch, held_out):
     watched = watch(
         change=lambda row: row | {"images": [blank(image) for image in row["images"]]},
@@ -177,6 +179,7 @@ def test_blank_images(watch, held_out):
     )  # by the end of the run: the rule needs twenty steps
 
 
+@SLOW
 def test_a_learning_rate_that_is_too_low(watch):
     """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the
     healthy run).

@@ -342,6 +342,7 @@ def test_activations_in_16_bits_are_what_autograd_keeps(folder, half, lora, four
     assert found == pytest.approx(kept_bytes(model, packed, True), rel=0.05)
 
 
+@pytest.mark.heavy(reason="passes of models of two seconds")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_the_peak_of_forward_and_backward(folder, checkpointing):
     model, packed = packed_rows(folder, LoraSettings(), True)

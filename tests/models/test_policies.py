@@ -77,6 +77,7 @@ def test_the_shipped_adapter_names_no_path_of_a_machine():
     )
 
 
+@pytest.mark.heavy(reason="generates for two seconds")
 def test_the_shipped_adapter_counts_what_the_base_miscounts(shipped):
     """Of 400 held-out scenes the base has a third right, this nearly all; 60 of them are enough to see that."""
     items = read_yolo(TRAFFIC, "test")[:60]

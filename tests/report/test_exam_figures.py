@@ -49,6 +49,7 @@ def figures(*saved_exams):
     return section, comparisons
 
 
+@pytest.mark.heavy(reason="examines policies")
 def test_names_values_and_seeds_by_hand():
     first, second, other = policy("dpo/seed-0", 0), policy("dpo/seed-1", 1), policy("ppo/ppo", 0)
     exams = [(first, exam(20, 10)), (second, exam(15, 0)), (other, exam(20, 20))]
@@ -69,6 +70,7 @@ def test_names_values_and_seeds_by_hand():
     assert list(section.examined) == ["dpo/seed-0", "dpo/seed-1", "ppo/ppo"]
 
 
+@pytest.mark.heavy(reason="examines policies")
 def test_without_dpo_its_one_class_is_the_bases():
     section, _ = figures((policy("ppo/ppo", 0), exam(20, 7)))
     assert "dpo_exact" not in section.headlines

@@ -1,5 +1,6 @@
 """Rewards from files of one's own: what may stand in them, and what is said when it may not."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -234,3 +235,15 @@ def test_paths_count_from_a_folder(tmp_path):
     assert anchor_reward("my.py:f", tmp_path) == f"{tmp_path / 'my.py'}:f"
     assert anchor_reward(f"{ROOT / 'my.py'}:f", tmp_path) == f"{ROOT / 'my.py'}:f"
     assert anchor_reward("~/my.py:f", tmp_path) == f"{Path.home() / 'my.py'}:f"
+
+
+def test_what_the_page_shows_works(tmp_path):
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    pieces = re.findall(r"```python\n# my_rewards\.py\n(.*?)```", page, flags=re.DOTALL)
+    write(tmp_path, "\n\n".join(reversed(pieces)))
+    brevity = load_reward("my_rewards.py:brevity", tmp_path)
+    assert brevity(None, "?", "one two", None).total == -2
+    strict = load_reward("my_rewards.py:strict", tmp_path)
+    found = strict(None, "?", "Maybe, so what", None)
+    assert found.parts["hedges"] == -0.5 and found.parts["reasoning"] == 0
+    assert len(pieces) == 2

@@ -272,6 +272,7 @@ def test_people_rank_what_no_score_has(tmp_path):
     assert [record.ranking for record in ranked] == [[[0], [1], [2]], [[0], [1]]]
 
 
+@pytest.mark.heavy(reason="generates for two seconds")
 def test_what_is_sampled_is_ranked(tiny, valid_items):
     items, score = valid_items[:6], SCORERS["count_graded"]
     ranked = sample_and_rank(*tiny, items, score, 3, seed=5)

@@ -39,6 +39,7 @@ def test_a_head_that_is_not_there():
         )
 
 
+@pytest.mark.heavy(reason="trains")
 def test_the_image_changes_the_score_and_the_text_only_twin_has_none(records):
     run = trainer(models.load_model("tiny"), records)
     run.train()
@@ -117,19 +118,34 @@ print(json.dumps(reward_model.score_records(reward, read_records(path)[:6])))
 """
 
 
-@pytest.mark.heavy(reason="starts a process that imports torch and transformers")
-def test_a_new_process_gives_the_same_scores(records, tmp_path):
-    """A source project evaluated a fresh random head: its trained one was never saved."""
+@pytest.fixture(scope="module")
+def saved(records, tmp_path_factory):
+    """A trained reward model, its scores, and the folder that it was saved in."""
     run = trainer(models.load_model("tiny"), records)
     run.train()
-    scores = score_records(run.reward, records[:6])
-    folder = reward_model.save_reward_model(
-        run.reward, tmp_path / "reward", QUICK, {"accuracy": 0.9}
-    )
+    folder = tmp_path_factory.mktemp("saved") / "reward"
+    reward_model.save_reward_model(run.reward, folder, QUICK, {"accuracy": 0.9})
+    return run.reward, score_records(run.reward, records[:6]), folder
+
+
+@pytest.mark.heavy(reason="trains")
+def test_a_saved_model_gives_the_same_scores(records, saved):
+    """A source project evaluated a fresh random head: its trained one was never saved."""
+    reward, scores, folder = saved
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
     about = json.loads((folder / "about.json").read_text())
-    assert about["head_hash"] == head_hash(run.reward) and about["accuracy"] == 0.9
+    assert about["head_hash"] == head_hash(reward) and about["accuracy"] == 0.9
     assert {"head.score.0.weight", "head.score.3.weight"} <= set(about["trained"])
+    loaded = reward_model.load_reward_model(*models.load_model("tiny"), folder)
+    again = score_records(loaded, records[:6])
+    assert_close(flat(again), flat(scores), rtol=1e-5, atol=1e-5)
+    other = reward_model.new_reward_model(*models.load_model("tiny"), QUICK, seed=1)
+    assert head_hash(other) != about["head_hash"]
+
+
+@pytest.mark.slow(reason="starts a process; the test above loads the model in this one")
+def test_a_new_process_gives_the_same_scores(saved):
+    _, scores, folder = saved
     out = subprocess.run(
         [sys.executable, "-c", SCORE, str(folder), str(PATH)],
         cwd=ROOT,
@@ -144,8 +160,6 @@ def test_a_new_process_gives_the_same_scores(records, tmp_path):
         rtol=1e-5,
         atol=1e-5,
     )
-    other = reward_model.new_reward_model(*models.load_model("tiny"), QUICK, seed=1)
-    assert head_hash(other) != about["head_hash"]
 
 
 def test_a_folder_that_does_not_fit_is_an_error(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.data import TRUTH_KINDS, ask
+from helpers.data import TRUTH_KINDS, ask, kind_of
 from helpers.files import UsageError
 from helpers.rewards import (
     TRUTHS,
@@ -10,7 +10,6 @@ from helpers.rewards import (
     chosen_letter,
     degree_of,
     degrees,
-    kind_of,
     known_answers,
     reward_of,
     right_share,

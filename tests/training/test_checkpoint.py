@@ -175,6 +175,7 @@ def test_seed_processes_and_what_a_stage_adds_count(tiny, records, monkeypatch):
     assert changed(before, after) == {"number of processes"}
 
 
+@pytest.mark.heavy(reason="reads and writes models")
 def test_base_and_processor_count_by_their_content(records):
     model, processor = models.load_model("tiny")
     before = identity((model, processor), records)

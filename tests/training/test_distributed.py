@@ -21,19 +21,19 @@ title = "One process or two"
 model = "tiny"
 stages = ["data", "reward", "dpo", "ppo"]
 [data]
-limit = 24
+limit = 16
 [reward]
 preset = "tiny"
 heads = ["linear"]  # the others have dropout, which each process draws for itself
-settings = { epochs = 2, batch_size = 4, evaluations = 2, lora = { r = 4 } }
+settings = { epochs = 1, batch_size = 4, evaluations = 1, lora = { r = 4 } }
 [dpo]
 preset = "tiny"
-settings = { steps = 3, batch_size = 4, sft_weight = 0.0, warmup_share = 0.0, checkpoint_steps = 2 }
+settings = { steps = 2, batch_size = 4, sft_weight = 0.0, warmup_share = 0.0, checkpoint_steps = 2 }
 [ppo]
 preset = "tiny"
 critic_warm_up_epochs = 1
 score = { count_graded = 1.0 }
-settings = { iterations = 2, prompts_per_iteration = 8, group_size = 2, mini_batch = 4, shards = 2, checkpoint_every = 2, max_new_tokens = 24 }
+settings = { iterations = 2, prompts_per_iteration = 4, group_size = 2, mini_batch = 2, shards = 2, checkpoint_every = 2, max_new_tokens = 24 }
 """
 REPORT = 'import torch.distributed as d; print("processes", d.get_world_size() if d.is_initialized() else 1)'
 

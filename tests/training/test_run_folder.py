@@ -52,6 +52,7 @@ def test_answers_are_kept_with_the_file_of_their_questions(tiny, tmp_path):
     assert share.value == sum(right) / 6 and share.n == 6
 
 
+@pytest.mark.heavy(reason="trains for two seconds")
 def test_a_run_of_ppo_writes_its_logs_and_is_not_done_twice(tmp_path):
     processor = models.load_processor("tiny")
     tasks = tasks_of(read_records(TRAFFIC / "preferences_train.jsonl")[:4])

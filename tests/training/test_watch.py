@@ -118,6 +118,7 @@ def test_tensorboard_gets_every_figure_or_is_named(tmp_path, monkeypatch):
         ppo_figures.TensorBoard(tmp_path)
 
 
+@pytest.mark.heavy(reason="draws for two seconds")
 def test_the_panel_is_drawn_with_and_without_critic_truth_and_held_out_questions(tmp_path):
     row = ppo_figures.experience_figures(experience()) | ROW
     bare = {name: value for name, value in row.items() if name != "objective/truth"} | {

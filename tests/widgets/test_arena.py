@@ -231,6 +231,7 @@ def one_life(folder, votes):
     return told.decode().split(), os.WIFSIGNALED(status)
 
 
+@pytest.mark.heavy(reason="starts processes that are killed")
 def test_60_votes_with_kills_between_lose_none(tmp_path, path):
     records = make(tmp_path, 60)
     draw = random.Random(0)

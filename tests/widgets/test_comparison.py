@@ -20,6 +20,8 @@ from helpers.report.html import gallery_html
 from helpers.rewards.scoring import make_scorer
 from helpers.widgets.comparison import LIKELIER_TOKENS, SUGGESTED_QUESTIONS, Comparison
 
+generates = pytest.mark.heavy(reason="both policies answer after each move")
+
 
 @pytest.fixture(scope="module")
 def policies():
@@ -56,6 +58,7 @@ def photo(size=(200, 100)):
     return buffer.getvalue()
 
 
+@generates
 def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, tasks):
     assert (
         list(comparison.state["answers"]) == ["base", "dpo/shipped"]
@@ -76,6 +79,7 @@ def test_it_shows_all_answers_at_once_and_again_after_each_move(comparison, task
     assert comparison.question.value == tasks[5].question, "the next image brings its own question"
 
 
+@generates
 def test_switching_the_policies_asks_those(comparison):
     comparison.names.value = ["dpo/shipped"]
     assert (
@@ -86,7 +90,7 @@ def test_switching_the_policies_asks_those(comparison):
     assert list(comparison.state["answers"]) == ["base"], "without a choice the base speaks"
 
 
-@pytest.mark.heavy(reason="generates for seven seconds")
+@generates
 def test_every_decoding_control_changes_what_is_asked(comparison):
     comparison.max_new_tokens.value = 3
     assert (
@@ -106,6 +110,7 @@ def test_every_decoding_control_changes_what_is_asked(comparison):
     assert comparison.state["answers"]["base"] == narrow, "a narrow nucleus is greedy"
 
 
+@generates
 def test_figures_and_token_colours_are_those_of_the_answers(comparison):
     spoken = comparison.state["spoken"][1]
     assert (
@@ -118,12 +123,14 @@ def test_figures_and_token_colours_are_those_of_the_answers(comparison):
     )
 
 
+@generates
 def test_a_reward_is_shown_where_there_is_one(policies, tasks, artifacts):
     reward = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
     comparison = Comparison(policies, tasks, reward=reward)
     assert f"reward {len(comparison.state['answers']['base'])}.00" in comparison.answers.value
 
 
+@generates
 def test_an_upload_is_asked_about_and_has_no_known_truth(comparison):
     upload(comparison, photo())
     assert (
@@ -134,6 +141,7 @@ def test_an_upload_is_asked_about_and_has_no_known_truth(comparison):
     assert comparison.state["right"]["base"] is not None, "a held-out image again"
 
 
+@generates
 def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_question_works(
     comparison,
 ):
@@ -143,7 +151,7 @@ def test_a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_questi
     assert "answers" in comparison.state and "Error" not in comparison.message.value
 
 
-@pytest.mark.heavy(reason="generates for six seconds")
+@generates
 def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, tasks):
     comparison.item.value, comparison.temperature.value, comparison.seed.value = 4, 0.8, 7
     comparison.question.value = "How many buses?"
@@ -159,6 +167,7 @@ def test_running_the_cell_again_brings_back_what_was_set(comparison, policies, t
     assert fewer.item.value == 1, "a setting that no longer fits is brought into range"
 
 
+@generates
 def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifacts):
     comparison.keep.click()
     comparison.keep.click()
@@ -174,6 +183,7 @@ def test_kept_examples_are_files_that_can_be_read_and_shown(comparison, artifact
         read_gallery(artifacts / "gallery")
 
 
+@generates
 def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(
     policies, tasks, artifacts, tmp_path
 ):
@@ -189,6 +199,7 @@ def test_a_missing_picture_is_an_error_in_the_widget_and_is_not_kept(
     assert list(comparison.state["answers"]) == ["base", "dpo/shipped"]
 
 
+@generates
 def test_adapters_of_another_folder_join(comparison, tmp_path):
     shutil.copytree(SHIPPED_POLICIES, tmp_path / "more" / "ppo" / "mine")
     before = comparison.state["answers"]

@@ -201,6 +201,7 @@ def test_names_are_shown_not_run(quick, folder):
     )
 
 
+@pytest.mark.heavy(reason="draws for three seconds")
 @pytest.mark.parametrize("values", [[1e300, -1e300], [1e308, 1e308], [0.0, 5e-324]])
 def test_numbers_at_the_limits_are_drawn(folder, values):
     write(

@@ -266,6 +266,7 @@ def test_pictures_are_read_once_and_again_when_they_change(tmp_path, monkeypatch
     assert opened[5:] == [photos[3].images[0]] and again.grid.value != first.grid.value
 
 
+@pytest.mark.heavy(reason="waits")
 def test_slow_pictures_show_progress(tmp_path, monkeypatch, capsys):
     original = module.open_image
     monkeypatch.setattr(

@@ -1,0 +1,141 @@
+"""From questions and a model's answers to preferences, whatever the data is; taught in notebook 02.
+
+Data that comes with preferences keeps them. Of true counts, worse answers can be written
+(`data.build_records`); of any other questions the model's own answers are ranked, by what is known
+to be true, or by rules that know nothing but words.
+"""
+
+from collections.abc import Callable, Sequence
+
+from scipy.stats import spearmanr
+
+from helpers.data import (
+    PreferenceRecord,
+    PreparedData,
+    Task,
+    build_records,
+    counted_items,
+)
+from helpers.files import UsageError
+from helpers.models import SampledAnswer
+from helpers.statistics import proportion, share_of
+
+from .catalogue import SCORERS, get_scorer
+from .ranking import rank_samples
+from .scoring import Scorer
+from .truths import are_right, degree_of
+
+PAIR_KINDS = ("built", "ranked")
+Answers = Sequence[Sequence[SampledAnswer]]  # (tasks, answers)
+
+
+def default_scorer(tasks: Sequence[Task], name: str | None = None) -> Scorer:
+    """The scorer of that name; of None, how far an answer is right, or where nobody knows, rules.
+
+    Says so where it has to be the rules.
+    """
+    if name:
+        return get_scorer(name)
+    score = degree_of(tasks)
+    if score is None:
+        print("⚠️  no truth is known: answers are ranked by rules about words, or by you, below")
+    return score or SCORERS["heuristic"]
+
+
+def make_preferences(
+    prepared: PreparedData,
+    split: str,
+    sample: Callable[[list[Task]], Answers],
+    pairs: str = "built",
+    negatives: Sequence[str] = ("own", "other image"),
+    score: Scorer | None = None,
+    seed: int = 0,
+) -> list[PreferenceRecord]:
+    """The preferences of a split: those of the data, or made of the answers that `sample` gives.
+
+    pairs: "built" keeps the data's own preferences and writes worse answers where the counts are
+    known; what is neither, and everything with "ranked", is the model's answers ranked by `score`.
+    Raises UsageError if there is nothing to prefer in train.
+    """
+    if pairs not in PAIR_KINDS:
+        raise UsageError(f"PAIRS = {pairs!r}: choose from {', '.join(PAIR_KINDS)}.")
+    if prepared.has_preferences and pairs == "built":
+        return prepared.records(split)
+    tasks = prepared.tasks(split)
+    answers = sample(tasks)
+    items = counted_items(tasks) if pairs == "built" else []
+    if items:
+        texts = []
+        for several in answers:
+            texts.append([answer.text for answer in several])
+        return build_records(items, texts, negatives, seed)
+    records = rank_samples(tasks, answers, score)
+    if split == "train" and not records:
+        raise UsageError(
+            "no question got two different answers, so there is nothing to prefer. Take more "
+            "ANSWERS, or another MODEL."
+        )
+    return records
+
+
+def mark_answers(task: Task, answers: Sequence[SampledAnswer]) -> list[str]:
+    """The answers to a task, one a line: ✓ right, ✗ wrong, · nobody knows; … cut off."""
+    known = task.facts is not None
+    lines = []
+    for answer in answers:
+        mark = "·"
+        if known:
+            mark = "✓" if are_right([task], [answer.text])[0] else "✗"
+        lines.append(f"  {mark} {answer.text}{'' if answer.ended else ' …'}")
+    return lines
+
+
+def describe_samples(tasks: Sequence[Task], answers: Answers) -> list[str]:
+    """How many sampled answers are right, came to their end, and leave something to choose."""
+    asked, texts, ended = _flat(tasks, answers)
+    lines = [f"answers that came to their end: {share_of(ended)}"]
+    differ = sum(len({answer.text for answer in several}) > 1 for several in answers)
+    lines.append(f"questions with different answers: {proportion(differ, len(tasks))}")
+    known = [place for place, task in enumerate(asked) if task.facts is not None]
+    if not known:
+        return [*lines, "which of them are right: nobody has said what is"]
+    right = are_right([asked[place] for place in known], [texts[place] for place in known])
+    hopeful = {id(asked[place]) for place, hit in zip(known, right, strict=True) if hit}
+    lines.insert(0, f"sampled answers that are right:  {share_of(right)}")
+    lines.append(f"questions with at least one right answer: {len(hopeful)} of {len(tasks)}")
+    return lines
+
+
+def compare_heuristic(tasks: Sequence[Task], answers: Answers) -> list[str]:
+    """How the heuristic's scores go with "is the answer right?", with and without the truth.
+
+    Spearman's ρ over all answers; a line of words where there is nothing to compare.
+    """
+    asked, texts, _ = _flat(tasks, answers)
+    if any(task.facts is None for task in asked):
+        return ["nobody has said what is right, so the heuristic cannot be compared with it"]
+    right = are_right(asked, texts).astype(float)
+    lines = []
+    for name in ("truth known", "truth unknown"):
+        totals = []
+        for task, text in zip(asked, texts, strict=True):
+            facts = task.facts if name == "truth known" else None
+            totals.append(SCORERS["heuristic"](None, task.question, text, facts).total)
+        if len(set(totals)) > 1 and len(set(right)) > 1:
+            lines.append(f"{name}: {spearmanr(totals, right).statistic:+.2f}")
+        else:
+            lines.append(f"{name}: all scores or all answers are alike, so nothing correlates")
+    return lines
+
+
+def _flat(tasks: Sequence[Task], answers: Answers) -> tuple[list[Task], list[str], list[bool]]:
+    """Of every answer its task, its text, and whether it came to its end."""
+    asked: list[Task] = []
+    texts: list[str] = []
+    ended: list[bool] = []
+    for task, several in zip(tasks, answers, strict=True):
+        for answer in several:
+            asked.append(task)
+            texts.append(answer.text)
+            ended.append(answer.ended)
+    return asked, texts, ended

@@ -39,7 +39,7 @@ from helpers.models import VLM, SampledAnswer, sample_task_answers
 from helpers.statistics import Proportion, proportion
 
 from .catalogue import SCORERS
-from .heuristic import HEURISTIC_RULES
+from .heuristic import HEURISTIC_RULES, warn_if_not_english
 from .scoring import Score, Scorer, score_all
 from .truths import degrees, token_budget
 
@@ -138,8 +138,10 @@ def rule_values(records: Sequence[PreferenceRecord], counts_known: bool) -> np.n
 
     Without counts, rules see words only.
     """
+    rows = _rows(records)
+    warn_if_not_english([text for _, text, _ in rows])
     values = []
-    for question, text, truth in _rows(records):
+    for question, text, truth in rows:
         facts = truth if counts_known else None
         values.append([rule.value(question, text, facts) for rule in HEURISTIC_RULES])
     return np.array(values)

@@ -49,6 +49,7 @@ from helpers.rewards import (
     CaptionReward,
     FeatureReward,
     Scorer,
+    about_reward,
     cosine_scorer,
     get_scorer,
     known_answers,
@@ -332,7 +333,7 @@ def train_ppo_policy(run: RecipeRun) -> None:
         warm_up_critic(trainer, tasks, answers, epochs)
     log = trainer.train()
     if PartialState().is_main_process:
-        save_policy(trainer.model, folder, settings, run.about(reward=score.__name__))
+        save_policy(trainer.model, folder, settings, run.about(**about_reward(score)))
         # of three iterations, since one alone says little
         figures = [name for name in ("scores", "truth", "kl") if f"objective/{name}" in log[0]]
         for name in figures:

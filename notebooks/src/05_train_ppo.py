@@ -224,6 +224,7 @@ def find_reward_models():
     return [train_reward_model(part, f"reward-{n}") for n, part in enumerate(parts)]
 
 
+# %%
 needs_judge = REWARD_MODEL or not (REWARD or rewards.reward_of(tasks))
 reward_folders = find_reward_models() if needs_judge else []
 
@@ -344,7 +345,7 @@ if trainer.actor.critic:
 def save(name, run):
     """The adapter → artifacts/ppo/NAME, with its reward: notebook 07 takes no such for a judge."""
     about = prepared.policy_about(MODEL, plan.max_pixels, SEED)
-    about["reward"] = run.sampler.score.__name__
+    about |= rewards.about_reward(run.sampler.score)
     return training.save_policy(run.model, ppo_folder / name, run.settings, about)
 
 

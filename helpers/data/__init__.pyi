@@ -21,6 +21,7 @@ from .columns import (
     ROLES as ROLES,
     SHAPES as SHAPES,
     Column as Column,
+    Header as Header,
     Layout as Layout,
     as_questions as as_questions,
     find_header as find_header,

@@ -174,7 +174,7 @@ section.picture(
 
 # %%
 train, valid = prepared.ranked("train"), prepared.ranked("valid")
-test = prepared.ranked(prepared.held_out)
+test = prepared.ranked(prepared.held_out, least=2)
 print(f"{prepared.title}, held out: {prepared.held_out}")
 for name, records in (("train", train), ("valid", valid), (prepared.held_out, test)):
     print(f"{name}: {sum(len(record.pairs()) for record in records)} pairs")

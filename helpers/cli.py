@@ -231,34 +231,58 @@ def check_files(
     """
     from helpers import data
 
+    if salvage and not data.is_preference_file(file[0]):
+        raise UsageError(f"{file[0]}: --salvage sorts the lines of a file of preferences only.")
     if salvage and len(file) > 1:
         raise UsageError("--salvage takes one file at a time: check the others by themselves.")
     # what must not be in the files: photos of benchmarks, and of the files before
     images = not no_images
-    found = [data.find_photos(path, images=images) for path in benchmark or ()]
-    # of each file its own
-    new_lengths = _lengths_of(model) if model else lambda: None
-    reports, unused = [], 0
-    for path in file:
-        if truth is None and data.is_preference_file(path):
-            given = {"lengths": new_lengths(), "against": [*found, *reports]}
-            reports.append(data.check_file(path, root=root, images=images, **given))
-            print(reports[-1], end="\n\n")
-            continue
-        opened, of_splits = data.check_source(
-            path, truth=truth, images=images, new_lengths=new_lengths
-        )
-        print(opened, *of_splits, sep="\n\n", end="\n\n")
-        reports += of_splits
-        unused += len(opened.left)
+    against = [data.find_photos(path, images=images) for path in benchmark or ()]
+    about = {"root": root, "images": images, "model": model, "truth": truth}
+    reports, unused = _check_each(file, against, **about)
     if json:
         write_json(json, [report.to_json() for report in reports])
     if salvage:
-        if not data.is_preference_file(file[0]):
-            raise UsageError("--salvage sorts the lines of preferences; what is not used is above.")
         _print_salvaged(file[0], salvage, *data.salvage(file[0], reports[0], salvage))
     if errors := unused + sum(len(report.errors) for report in reports):
         raise UsageError(f"errors found: {errors:,}, see above. Correct them before training.")
+
+
+def _check_each(
+    files: list[Path],
+    against: list[Any],
+    root: Path | None,
+    images: bool,
+    model: str | None,
+    truth: str | None,
+) -> tuple[list[Any], int]:
+    """Check one file after the other: their reports, and how much of others is not used."""
+    from helpers import data
+
+    # of each file its own
+    new_lengths = _lengths_of(model) if model else lambda: None
+    reports, unused = [], 0
+    for path in files:
+        if truth is None and data.is_preference_file(path):
+            given = {"lengths": new_lengths(), "against": [*against, *reports]}
+            reports.append(data.check_file(path, root=root, images=images, **given))
+            print(reports[-1], end="\n\n")
+        else:
+            of_splits, left_out = _check_opened(path, truth, images, new_lengths)
+            reports += of_splits
+            unused += left_out
+    return reports, unused
+
+
+def _check_opened(
+    path: Path, truth: str | None, images: bool, new_lengths: Callable[[], Any]
+) -> tuple[list[Any], int]:
+    """Check data of any kind and print what is in it: its reports, and how much is not used."""
+    from helpers import data
+
+    opened, reports = data.check_source(path, truth=truth, images=images, new_lengths=new_lengths)
+    print(opened, *reports, sep="\n\n", end="\n\n")
+    return reports, len(opened.left)
 
 
 def _print_salvaged(source: Path, out: Path, good: int, bad: int) -> None:

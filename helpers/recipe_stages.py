@@ -272,6 +272,9 @@ def _judge_with_shuffled_images(
     run: RecipeRun, name: str, scored: reward_model.RewardModel
 ) -> None:
     records = run.pairs("test")
+    if len(records) < 2:
+        print(f"{name}: {len(records)} held-out record cannot be shown another one's image")
+        return
     images = [record.image_paths for record in records]
     # each record with the image of another one: what is right now was not seen
     others = [images[i] for i in derangement(len(images), run.recipe.seed)]

@@ -206,29 +206,47 @@ def _same_title(columns: Sequence[Column]) -> list[Column]:
 # --- where the titles stand -----------------------------------------------------------------------
 
 
+class Header(NamedTuple):
+    """What the titles of a table say, and what stands below them."""
+
+    layout: Layout
+    rows: list[TableRow]
+    repeated: int  # rows that repeat the titles
+
+
+class _Candidate(NamedTuple):
+    fit: int  # number of columns that are understood
+    place: int  # of the row of titles
+    layout: Layout | None
+
+
 def header_fit(sheet: Sheet) -> int:
     """How many columns of the best row of titles are understood; 0: there is no such row."""
-    return _best_header(sheet)[0]
+    return _best_header(sheet).fit
 
 
-def find_header(sheet: Sheet) -> tuple[Layout, list[TableRow], int] | None:
-    """The layout of a table, its rows below the titles, and how often these were repeated."""
-    fit, place, layout = _best_header(sheet)
-    if not fit or layout is None:
+def find_header(sheet: Sheet) -> Header | None:
+    """The titles of a table; None if it has none that are known."""
+    best = _best_header(sheet)
+    if best.layout is None:
         return None
-    titles = sheet.rows[place].cells
-    below = sheet.rows[place + 1 :]
+    titles = sheet.rows[best.place].cells
+    below = sheet.rows[best.place + 1 :]
+    # Tables that were joined, or printed on pages, repeat their titles
     rows = [row for row in below if row.cells[: len(titles)] != titles]
-    return layout, rows, len(below) - len(rows)
+    return Header(best.layout, rows, len(below) - len(rows))
 
 
-def _best_header(sheet: Sheet) -> tuple[int, int, Layout | None]:
-    """Columns that are understood, place of the row, and its layout: of the best row of titles."""
-    best = (0, 0, None)
+def _best_header(sheet: Sheet) -> _Candidate:
+    """The row of titles of which most are understood: above it may stand a heading or a date."""
+    best = _Candidate(0, 0, None)
     for place, row in enumerate(sheet.rows[:HEADER_ROWS]):
         layout = match_columns(row.cells)
-        if layout:
-            fit = len({column.place for part in layout.columns.values() for column in part})
-            if fit > best[0]:
-                best = (fit, place, layout)
+        if layout is None:
+            continue
+        understood = set()
+        for columns in layout.columns.values():
+            understood |= {column.place for column in columns}
+        if len(understood) > best.fit:
+            best = _Candidate(len(understood), place, layout)
     return best

@@ -290,13 +290,13 @@ class _Door:
                 self.left.add("a table whose columns are not known", f"{sheet.name} ({titles})")
                 continue
             understood += 1
-            layout, rows, repeated = header
+            layout, rows = header.layout, header.rows
             how = f" as {sheet.how}" if sheet.how else ""
             self.left.say(f"{sheet.name}: read{how}: {layout}")
             if layout.unused:
                 self.left.say(f"{sheet.name}: columns not used: {', '.join(layout.unused)}")
-            if repeated:
-                self.left.say(f"{sheet.name}: {repeated} rows repeat the titles")
+            if header.repeated:
+                self.left.say(f"{sheet.name}: {header.repeated} rows repeat the titles")
             cells = [CellRow(f"{sheet.name}:{row.number}", row.cells) for row in rows]
             if "image" not in layout.columns:
                 self._note_questions(layout.values, cells, sheet.name)

@@ -19,7 +19,7 @@ from .leftovers import Leftovers
 
 JPEG_QUALITY = 95
 # A model may look at less, but people rank answers by these images and see them in the report.
-LEAST_PIXELS = 448 * 448
+LEAST_SEEN = 448 * 448
 DRAWN_SUFFIXES = {".png", ".bmp"}  # without loss: reduced, they stay so
 SHIPPED = ROOT / "data"
 
@@ -29,12 +29,12 @@ def copy_images(
 ) -> dict[Path, Path]:
     """Copy images to `folder/images` and return where each one is now, equal files once.
 
-    max_pixels: larger ones are reduced to it (or to LEAST_PIXELS), their proportions kept. One that
+    max_pixels: larger ones are reduced to it (or to LEAST_SEEN), their proportions kept. One that
     cannot be read is among the leftovers and not in the result. The folder of an earlier call is
     replaced at the end, so that images may come from it.
     """
     if max_pixels is not None:
-        max_pixels = max(max_pixels, LEAST_PIXELS)
+        max_pixels = max(max_pixels, LEAST_SEEN)
     target, half = folder / "images", folder / "images.part"
     shutil.rmtree(half, ignore_errors=True)
     places: dict[Path, Path] = {}

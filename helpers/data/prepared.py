@@ -102,10 +102,10 @@ class PreparedData:
         """The preference records of a split. Raises UsageError if there is no such file."""
         return read_records(self.path(split))
 
-    def ranked(self, split: str) -> list[PreferenceRecord]:
+    def ranked(self, split: str, least: int = 1) -> list[PreferenceRecord]:
         """The records of a split that have a pair; says how many have none.
 
-        Raises UsageError if there is none at all.
+        Raises UsageError if there are fewer than `least`.
         """
         records = self.records(split)
         ranked = [record for record in records if record.pairs()]
@@ -113,6 +113,11 @@ class PreparedData:
             raise UsageError(
                 f"{self.path(split)}: no answer is ranked above another, so there is nothing to "
                 "learn. Rank them in notebook 02, or take another SCORER there."
+            )
+        if len(ranked) < least:
+            raise UsageError(
+                f"{self.path(split)}: {len(ranked)} record with a pair is too few to say anything. "
+                "Collect more preferences, about more photos."
             )
         if len(ranked) < len(records):
             print(f"{split}: {len(records) - len(ranked)} records without a pair are left out")

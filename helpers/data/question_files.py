@@ -209,8 +209,9 @@ def read_question_list(path: Path) -> tuple[str, ...]:
     if suffix in TABLE_SUFFIXES:
         for sheet in read_sheets(path, header_fit):
             header = find_header(sheet)
-            for row in header[1] if header else sheet.rows:
-                texts += header[0].values("question", row.cells) if header else row.cells[:1]
+            # A list needs no title: then it is the first column
+            for row in header.rows if header else sheet.rows:
+                texts += header.layout.values("question", row.cells) if header else row.cells[:1]
     elif suffix in JSON_SUFFIXES:
         for row in raw_rows(path):
             value = row.value

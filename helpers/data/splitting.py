@@ -28,8 +28,9 @@ def photos_of(entries: Sequence[tuple[Sequence[Path], str]]) -> list[int]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    first, here, there = {}, [], []
-    hashes = {}
+    first: dict[tuple[str, str], int] = {}  # what photos are known by → the first entry with it
+    here, there = [], []  # pairs of entries that are of one photo
+    hashes: dict[Path, str] = {}  # many rows ask about one file
     for number, (images, group) in enumerate(entries):
         keys = [("group", group)] if group else []
         for image in images:

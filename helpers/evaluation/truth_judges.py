@@ -19,7 +19,7 @@ from helpers.data import (
     ask,
     is_well_formed,
     kind_of,
-    one_class_question,
+    one_class_answers,
     parse_counts,
     presence_question,
 )
@@ -169,7 +169,7 @@ class CountJudge(TruthfulJudge):
 
     @cached_property
     def others(self) -> list[Task]:
-        return self._ask_about(one_class_question)
+        return self._ask_about(one_class_answers)
 
     @property
     def short(self) -> list[Task]:

@@ -26,7 +26,7 @@ from .scoring import Scorer
 from .truths import are_right, degree_of
 
 PAIR_KINDS = ("built", "ranked")
-Answers = Sequence[Sequence[SampledAnswer]]  # (tasks, answers)
+SampledAnswers = Sequence[Sequence[SampledAnswer]]  # (tasks, answers)
 
 
 def default_scorer(tasks: Sequence[Task], name: str | None = None) -> Scorer:
@@ -45,7 +45,7 @@ def default_scorer(tasks: Sequence[Task], name: str | None = None) -> Scorer:
 def make_preferences(
     prepared: PreparedData,
     split: str,
-    sample: Callable[[list[Task]], Answers],
+    sample: Callable[[list[Task]], SampledAnswers],
     pairs: str = "built",
     negatives: Sequence[str] = ("own", "other image"),
     score: Scorer | None = None,
@@ -90,52 +90,53 @@ def mark_answers(task: Task, answers: Sequence[SampledAnswer]) -> list[str]:
     return lines
 
 
-def describe_samples(tasks: Sequence[Task], answers: Answers) -> list[str]:
+def describe_samples(tasks: Sequence[Task], answers: SampledAnswers) -> list[str]:
     """How many sampled answers are right, came to their end, and leave something to choose."""
-    asked, texts, ended = _flat(tasks, answers)
-    lines = [f"answers that came to their end: {share_of(ended)}"]
-    differ = sum(len({answer.text for answer in several}) > 1 for several in answers)
+    flat = _flatten(tasks, answers)
+    lines = [f"answers that came to their end: {share_of(answer.ended for _, answer in flat)}"]
+    differ = 0
+    for several in answers:
+        texts = {answer.text for answer in several}
+        differ += len(texts) > 1
     lines.append(f"questions with different answers: {proportion(differ, len(tasks))}")
-    known = [place for place, task in enumerate(asked) if task.facts is not None]
+    # The rest can only be said where somebody knows what is right
+    known = [(task, answer) for task, answer in flat if task.facts is not None]
     if not known:
         return [*lines, "which of them are right: nobody has said what is"]
-    right = are_right([asked[place] for place in known], [texts[place] for place in known])
-    hopeful = {id(asked[place]) for place, hit in zip(known, right, strict=True) if hit}
+    right = are_right([task for task, _ in known], [answer.text for _, answer in known])
+    hopeful = {id(task) for (task, _), hit in zip(known, right, strict=True) if hit}
     lines.insert(0, f"sampled answers that are right:  {share_of(right)}")
     lines.append(f"questions with at least one right answer: {len(hopeful)} of {len(tasks)}")
     return lines
 
 
-def compare_heuristic(tasks: Sequence[Task], answers: Answers) -> list[str]:
+def compare_heuristic(tasks: Sequence[Task], answers: SampledAnswers) -> list[str]:
     """How the heuristic's scores go with "is the answer right?", with and without the truth.
 
     Spearman's ρ over all answers; a line of words where there is nothing to compare.
     """
-    asked, texts, _ = _flat(tasks, answers)
-    if any(task.facts is None for task in asked):
+    if any(task.facts is None for task in tasks):
         return ["nobody has said what is right, so the heuristic cannot be compared with it"]
-    right = are_right(asked, texts).astype(float)
+    flat = _flatten(tasks, answers)
+    right = are_right([task for task, _ in flat], [answer.text for _, answer in flat])
     lines = []
+    # What it is worth as a teacher is what it is worth without the truth
     for name in ("truth known", "truth unknown"):
         totals = []
-        for task, text in zip(asked, texts, strict=True):
+        for task, answer in flat:
             facts = task.facts if name == "truth known" else None
-            totals.append(SCORERS["heuristic"](None, task.question, text, facts).total)
-        if len(set(totals)) > 1 and len(set(right)) > 1:
-            lines.append(f"{name}: {spearmanr(totals, right).statistic:+.2f}")
+            totals.append(SCORERS["heuristic"](None, task.question, answer.text, facts).total)
+        if len(set(totals)) > 1 and len(set(right.tolist())) > 1:
+            found = spearmanr(totals, right.astype(float)).statistic
+            lines.append(f"{name}: {found:+.2f}")
         else:
             lines.append(f"{name}: all scores or all answers are alike, so nothing correlates")
     return lines
 
 
-def _flat(tasks: Sequence[Task], answers: Answers) -> tuple[list[Task], list[str], list[bool]]:
-    """Of every answer its task, its text, and whether it came to its end."""
-    asked: list[Task] = []
-    texts: list[str] = []
-    ended: list[bool] = []
+def _flatten(tasks: Sequence[Task], answers: SampledAnswers) -> list[tuple[Task, SampledAnswer]]:
+    """Every answer with its task."""
+    flat = []
     for task, several in zip(tasks, answers, strict=True):
-        for answer in several:
-            asked.append(task)
-            texts.append(answer.text)
-            ended.append(answer.ended)
-    return asked, texts, ended
+        flat += [(task, answer) for answer in several]
+    return flat

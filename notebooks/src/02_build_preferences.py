@@ -161,8 +161,8 @@ extremes = [pair for record in ranked for pair in record.pairs("extremes")]
 print(f"{len(ranked)} questions give {len(ranked_pairs)} pairs,")
 print(f"{len(extremes)} of them best against worst")
 for name, members in (("all pairs", ranked_pairs), ("best against worst", extremes)):
-    margin = sum(pair.margin for pair in members) / max(1, len(members))
-    print(f"mean margin of {name}: {margin:.3f}")
+    margins = [pair.margin for pair in members if pair.margin is not None]  # of whole answers
+    print(f"mean margin of {name}: {sum(margins) / max(1, len(margins)):.3f}")
 
 # %% [markdown]
 # Does the heuristic rank as the truth does? If it knows the counts, one of its rules can tell a
@@ -272,6 +272,8 @@ print(f"rejected counts drawn from 0 … {most}: {data.name_best_rule(leaky)}")
 
 # %%
 section.say(f"{len(pairs)} training pairs from {len(records)} questions.")
+if not pairs:
+    section.say("⚠️ Nothing is preferred to anything: rank the answers yourself, or change SCORER.")
 section.say(f"The best blind rule: {data.name_best_rule(rules)}.")
 if "other image" in rules:
     section.say(
@@ -350,7 +352,8 @@ print(leaks or f"no photo of train is in {' or '.join(held_out)}")
 # run the cell again and it goes on. Give another name for a second annotator and compare.
 
 # %%
-votes = data.Votes(out / f"votes-{MODEL}-{SEED}.jsonl", ranked[:20], annotator="me")
+shown = (ranked or records)[:20]  # where all samples are alike, what the data has
+votes = data.Votes(out / f"votes-{MODEL}-{SEED}.jsonl", shown, annotator="me")
 widgets.AnswerRanker(votes).show()
 
 # %% [markdown]
@@ -366,9 +369,10 @@ widgets.AnswerRanker(votes).show()
 # %%
 path = out / "formats" / "train-llama-factory.json"
 with_pairs = [record for record in records if record.pairs()]
-data.write_file(path, with_pairs, "llama_factory")
-back = [data.resolve_images(line.record, path, line.number) for line in data.scan_file(path)]
-assert [r.model_dump() for r in back] == [r.model_dump() for r in with_pairs]
+if with_pairs:
+    data.write_file(path, with_pairs, "llama_factory")
+    back = [data.resolve_images(line.record, path, line.number) for line in data.scan_file(path)]
+    assert [r.model_dump() for r in back] == [r.model_dump() for r in with_pairs]
 
 # %%
 foreign = {"image_path": "a.jpg", "prompt": "<|user|>\nCount the cars. <image>\n<|assistant|>\n"}

@@ -186,6 +186,32 @@ def four_fields(folder, number=5):
     return write_lines(folder / "five.jsonl", rows)
 
 
+def several_images_and_turns(folder, number=36):
+    """Questions about two pictures, asked in a second turn, with the right answer."""
+    drawn = scenes(folder, 2 * number)
+    rows = []
+    # each picture is in one question only, else all would be about one photo
+    for (name, _, _, shown), (other, _, _, more) in zip(drawn[::2], drawn[1::2], strict=True):
+        answers = ["The first.", "The second."]
+        right, wrong = answers if shown > more else answers[::-1]
+        turns = [
+            {"role": "user", "content": "Here are two pictures."},
+            {"role": "assistant", "content": "I see them."},
+            {"role": "user", "content": "Which of them shows more?"},
+        ]
+        rows.append(
+            {
+                "images": [name, other],
+                "prompt": turns,
+                "answers": [{"text": right}, {"text": wrong}],
+                "ranking": [[0], [1]],
+                "truth": right,
+                "group": name,
+            }
+        )
+    return write_lines(folder / "records.jsonl", rows)
+
+
 SETS = {
     made.__name__: made
     for made in (
@@ -197,5 +223,6 @@ SETS = {
         mmpr,
         csv_of_rankings,
         four_fields,
+        several_images_and_turns,
     )
 }

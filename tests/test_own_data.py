@@ -34,9 +34,6 @@ critic_warm_up_epochs = 0
 iterations = 1
 prompts_per_iteration = 4
 mini_batch = 2
-[rank]
-answers = 3
-scorer = "token_f1"
 """
 PREFERENCES = ("rlhf_v", "rlaif_v", "vlfeedback", "mmpr", "csv_of_rankings", "free_text")
 
@@ -102,6 +99,15 @@ def test_questions_with_answers_go_through_a_recipe(tmp_path):
     figures = run_recipe(tmp_path, source, ("ppo",))
     assert figures["base_right"]["n"] == figures["ppo_right"]["n"] > 0
     assert "ppo_truth_last" in figures
+
+
+@pytest.mark.heavy(reason="trains by a recipe at toy steps")
+def test_several_images_and_turns_go_through_every_stage(tmp_path):
+    source = own_sets.several_images_and_turns(tmp_path / "set")
+    figures = run_recipe(tmp_path, source, ("reward", "dpo", "ppo"))
+    assert {"dpo_right", "ppo_right", "dpo_pair_accuracy"} <= figures.keys()
+    record = data.read_prepared(tmp_path / "run" / "data").records("train")[0]
+    assert len(record.images) == 2 and len(record.prompt) == 3 and record.kind == "exact_match"
 
 
 def test_five_lines_are_said_to_be_too_few(tmp_path, capsys):

@@ -237,7 +237,10 @@ def describe(prepared: PreparedData, left: Leftovers) -> list[str]:
     counts = prepared.about["splits"]
     lines = [f"{prepared.title} → {prepared.folder}"]
     for split, numbers in counts.items():
-        stated = [f"{n:,} {name}" for name, n in numbers.items() if n]
+        stated = []
+        for name, n in numbers.items():
+            if n:
+                stated.append(f"{n:,} {name.removesuffix('s') if n == 1 else name}")
         lines.append(f"  {split}: {', '.join(stated)}")
     lines += [f"  {line}" for line in [*left.notes, *left.lines()]]
     if "test" not in counts:

@@ -26,9 +26,9 @@ from helpers.data.labels import read_yolo
 from helpers.data.pairs import add_image_negatives, build_records, counting_tasks, make_one_sided
 from helpers.data.preferences import read_records
 from helpers.data.trl_pairs import to_trl
-from helpers.evaluation.judges import judges
 from helpers.evaluation.pair_accuracy import evaluate_pairs
 from helpers.evaluation.task_results import evaluate_tasks
+from helpers.evaluation.truth_judges import judges
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table
 from helpers.runtime import machine_summary

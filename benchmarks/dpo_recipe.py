@@ -23,8 +23,8 @@ from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import build_records, counting_tasks
 from helpers.data.trl_pairs import to_trl
-from helpers.evaluation.judges import judges
 from helpers.evaluation.task_results import evaluate_tasks
+from helpers.evaluation.truth_judges import judges
 from helpers.files import write_json, write_text
 from helpers.report import markdown_table
 from helpers.report.plots import interval_chart

@@ -26,8 +26,8 @@ from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks, true_and_wrong_answers
 from helpers.data.preferences import read_records
 from helpers.data.tasks import Task, tasks_of
-from helpers.evaluation.judges import judges
 from helpers.evaluation.task_results import evaluate_tasks
+from helpers.evaluation.truth_judges import judges
 from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
 from helpers.runtime import compute_dtype

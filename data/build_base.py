@@ -48,8 +48,8 @@ from helpers.data.scenes import (
     draw_scene,
     make_scene,
 )
-from helpers.evaluation.judges import judges
 from helpers.evaluation.task_results import evaluate_tasks
+from helpers.evaluation.truth_judges import judges
 from helpers.files import write_text
 from helpers.models.loading import load_model
 from helpers.statistics import Proportion

@@ -120,14 +120,17 @@ def run_notebooks(
 
     A setting goes to those that have a parameter of that name.
     """
-    values = dict(parse_setting(text) for text in changes or ())
-    known = {name: notebooks.parameters(name) for name in notebook}
+    # of `--set A=1 B=2` only the first is the option's own
+    named = [name for name in notebook if "=" not in name]
+    given = [*(changes or ()), *(text for text in notebook if "=" in text)]
+    values = dict(parse_setting(text) for text in given)
+    known = {name: notebooks.parameters(name) for name in named}
     # before anything runs: a notebook may take an hour
     for setting in values:
         if not any(setting in names for names in known.values()):
             choices = ", ".join(sorted(set().union(*known.values())))
             raise UsageError(f"unknown parameter {setting!r}: these notebooks have {choices}")
-    for name in notebook:
+    for name in named:
         started = time.perf_counter()
         own = {setting: value for setting, value in values.items() if setting in known[name]}
         page = notebooks.run_notebook(name, own, artifacts_dir() / "report" / "notebooks")
@@ -136,6 +139,10 @@ def run_notebooks(
 
 @app.command("train")
 def run_recipe(
+    more: Annotated[
+        list[str] | None, Argument(metavar="[NAME=VALUE]...", help="Further settings of --set.")
+    ] = None,
+    *,
     config: Annotated[
         str, Option(help="A recipe's name (see recipes/) or the path of a TOML file.")
     ],
@@ -165,7 +172,7 @@ def run_recipe(
     from helpers.recipes import RecipeRun, find_recipe, read_recipe
 
     path = find_recipe(config)
-    settings = [parse_setting(text) for text in changes or ()]
+    settings = [parse_setting(text) for text in (*(changes or ()), *(more or ()))]
     recipe = read_recipe(path, laptop=laptop, changes=settings)
     folder = out or artifacts_dir() / "recipes" / path.stem
     run_stages(RecipeRun(recipe, folder, replace_other=replace), stage or ())

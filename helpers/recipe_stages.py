@@ -35,14 +35,21 @@ from helpers.data import (
     write_records,
 )
 from helpers.doctor import DPODoctor, PPODoctor, preflight
-from helpers.evaluation import GreedyAndSampled, evaluate_greedy_and_sampled
+from helpers.evaluation import (
+    GreedyAndSampled,
+    evaluate_greedy_and_sampled,
+    gather_evidence,
+    judges,
+)
 from helpers.files import UsageError, open_image, read_json, write_json
-from helpers.recipes import SHIPPED_FILES, RecipeRun, fit_recipe
+from helpers.models import Policies, SavedPolicy
+from helpers.recipes import RUN_SCORERS, SHIPPED_FILES, RecipeRun, fit_recipe
 from helpers.report import figure_name
 from helpers.rewards import (
     CaptionReward,
     FeatureReward,
     Scorer,
+    about_reward,
     cosine_scorer,
     get_scorer,
     known_answers,
@@ -53,6 +60,7 @@ from helpers.rewards import (
     reward_model,
     reward_of,
     sample_and_rank,
+    score_all,
     score_records,
     target_scores,
     text_embedder,
@@ -69,6 +77,8 @@ from helpers.training import (
     save_policy,
     warm_up_critic,
 )
+
+EVIDENCE = 100  # held-out questions and records that are asked of without a truth
 
 
 def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
@@ -326,9 +336,10 @@ def train_ppo_policy(run: RecipeRun) -> None:
         warm_up_critic(trainer, tasks, answers, epochs)
     log = trainer.train()
     if PartialState().is_main_process:
-        save_policy(trainer.model, folder, settings, run.about(reward=score.__name__))
+        save_policy(trainer.model, folder, settings, run.about(**about_reward(score)))
         # of three iterations, since one alone says little
-        for name in ("scores", "truth", "kl"):
+        figures = [name for name in ("scores", "truth", "kl") if f"objective/{name}" in log[0]]
+        for name in figures:
             for when, rows in (("first", log[:3]), ("last", log[-3:])):
                 run.add_figure(f"ppo_{name}_{when}", log_mean(rows, f"objective/{name}"))
 
@@ -338,7 +349,7 @@ def _weighted_scorer(
 ) -> tuple[torch.nn.Module, Scorer]:
     """The recipe's scorers with their weights, and the model, which a reward model shares."""
     rows = []
-    for name, weight in run.recipe.ppo.score.items():
+    for name, weight in _scores_of(run, tasks).items():
         match name:  # of RUN_SCORERS: helpers/recipes.py
             case "reward_model":
                 model, scorer = _learnt_scorer(run, model, processor)
@@ -357,6 +368,29 @@ def _weighted_scorer(
     return model, weighted_scorer(rows)
 
 
+def _scores_of(run: RecipeRun, tasks: Sequence[Task]) -> dict[str, float]:
+    """The scorers of PPO with their weights; where the recipe names none, those that the data has.
+
+    Raises UsageError if a scorer needs another truth than the questions have.
+    """
+    named = run.recipe.ppo.score
+    truth = reward_of(tasks)
+    if not named:
+        return {"reward_model" if truth is None else truth.__name__: 1.0}
+    for name in named:
+        if name in RUN_SCORERS:
+            continue
+        try:
+            # any answer shows whether the scorer can use such a truth
+            score_all(get_scorer(name), [tasks[0].scorer_inputs(tasks[0].open_images(), "1")])
+        except UsageError as error:
+            raise UsageError(
+                f"ppo.score: {error} Leave `score` out, and being right is the reward where the "
+                "truth is known, else the reward model."
+            ) from None
+    return named
+
+
 def _learnt_scorer(
     run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin
 ) -> tuple[torch.nn.Module, Scorer]:
@@ -368,18 +402,50 @@ def _learnt_scorer(
 
 
 def evaluate_policies(run: RecipeRun) -> None:
-    """Base and policies on the test split: is the answer right, where the truth is known?"""
+    """Base and policies on the test split: held-out pairs, wins, and who is right, if known."""
     model, processor = run.load()
     tasks = run.tasks("test")
+    _show_evidence(run, tasks)
+    if not judges(tasks).measures:
+        print("No truth is known of these questions, so nobody can say which answers are right.")
+        return
     base = _evaluate_policy(run, "base", model, processor, tasks)
     # each policy on a fresh base, on the same tasks: the tests are paired
     for name in ("dpo", "ppo"):
         if (run.folder / name / "adapter_config.json").exists():
             policy = models.load_adapter(run.load()[0], run.folder / name)
             found = _evaluate_policy(run, name, policy, processor, tasks)
-            if base.judge.measures:
-                p = mcnemar_p(base.greedy.right, found.greedy.right)
-                run.add_figure(f"{name}_mcnemar_p", float(p))
+            p = mcnemar_p(base.greedy.right, found.greedy.right)
+            run.add_figure(f"{name}_mcnemar_p", float(p))
+
+
+def _show_evidence(run: RecipeRun, tasks: Sequence[Task]) -> None:
+    """Print what can be said without a truth, and add its figures; nothing without pairs."""
+    saved = []
+    for name in ("dpo", "ppo"):
+        folder = run.folder / name
+        if (folder / "adapter_config.json").exists():
+            saved.append(SavedPolicy(name, folder, read_json(folder / "about.json")))
+    if not saved or not run.prepared().path("train").exists():
+        return
+    policies = Policies(*run.load(), saved)
+    best = run.folder / "reward" / "best"
+    judging = {}
+    if best.exists():
+        judging["reward_model"] = reward_model.load_reward_model(*run.load(), best)
+    evidence = gather_evidence(
+        policies,
+        policies.names,
+        run.records("test")[:EVIDENCE],
+        tasks[:EVIDENCE],
+        judges=judging,
+        trained_on=run.records("train"),
+        stopped=run.prepared().held_out == "valid",
+    )
+    for sentence in [*evidence.conclusions(), *evidence.remarks()]:
+        print(sentence)
+    for name, figure in evidence.figures().items():
+        run.add_figure(name, figure)
 
 
 def _evaluate_policy(

@@ -47,7 +47,7 @@ from helpers.data import (
 from helpers.files import ROOT, UsageError, did_you_mean, starting_folders
 from helpers.machine import changed_fields, check_machine
 from helpers.rewards import SCORERS, anchor_reward, get_scorer, is_own_reward
-from helpers.statistics import Proportion
+from helpers.statistics import Estimate
 from helpers.training import OBJECTIVES, check_names
 
 RECIPES = ROOT / "recipes"
@@ -129,8 +129,9 @@ class RecipeDPO(StrictModel):
 
 class RecipePPO(StrictModel):
     preset: str = "t4"
-    # scorers and their weights; own ones as {"my_rewards.py:brevity" = 1.0}, beside the recipe
-    score: dict[str, FiniteFloat] = Field(default={"count_exact": 1.0}, min_length=1)
+    # scorers and their weights; own ones as {"my_rewards.py:brevity" = 1.0}, beside the recipe.
+    # None: being right, where the truth is known, else the reward model of the stage `reward`.
+    score: dict[str, FiniteFloat] = Field(default_factory=dict)
     clip: str = "openai/clip-vit-base-patch32"  # of the scorer `clip`
     settings: dict[str, Any] = Field(default_factory=dict)
     # epochs of a critic that has an adapter of its own
@@ -394,9 +395,9 @@ class RecipeRun:
         """The questions of a split, with what is true, if that is known."""
         return self.prepared().tasks(self._split(split))
 
-    def add_figure(self, name: str, figure: Proportion | float) -> None:
+    def add_figure(self, name: str, figure: Estimate | float) -> None:
         """Keep a figure and print it with its interval."""
-        whole = isinstance(figure, Proportion)
+        whole = isinstance(figure, Estimate)
         row = {"value": float(figure.value if whole else figure), "seed": self.recipe.seed}
         if whole:
             row |= {"low": figure.low, "high": figure.high, "n": figure.n}

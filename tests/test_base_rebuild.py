@@ -8,8 +8,8 @@ from shipped import TRAFFIC
 
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks
-from helpers.evaluation.judges import judges
 from helpers.evaluation.task_results import evaluate_tasks
+from helpers.evaluation.truth_judges import judges
 from helpers.files import ROOT
 from helpers.models.loading import load_model
 

@@ -200,3 +200,12 @@ def test_a_scorer_that_cannot_use_the_truth_is_refused_before_anything_is_sample
     assert "question 'What is in the image?': count_exact: facts must be true counts" in said
     assert main(["rank", str(questions), *options, "mine.py:long"]) == 1
     assert "mine.py: no such file, for the reward 'mine.py:long'" in capsys.readouterr().err
+
+
+def test_several_settings_may_follow_one_option(monkeypatch, artifacts):
+    ran = []
+    monkeypatch.setattr(
+        notebooks, "run_notebook", lambda name, values, folder: ran.append((name, values))
+    )
+    assert main(["run", "02", "04", "--set", "DATA=my photos", "STEPS=7", "ANSWERS=2"]) == 0
+    assert ran == [("02", {"DATA": "my photos", "ANSWERS": 2}), ("04", {"STEPS": 7})]

@@ -149,6 +149,7 @@ from .pairs import (
     counting_tasks as counting_tasks,
     highest_counts as highest_counts,
     make_one_sided as make_one_sided,
+    one_class_answers as one_class_answers,
     one_class_question as one_class_question,
     presence_question as presence_question,
     question_for as question_for,

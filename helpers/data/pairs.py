@@ -71,6 +71,15 @@ def one_class_question(counts: Counts, number: int) -> tuple[str, str]:
     return f"How many {name} are there?", f"There are {counts[name]} {name}."
 
 
+def one_class_answers(counts: Counts, number: int) -> tuple[str, str | list[str]]:
+    """The same question, with all answers that are right: of one, "There is 1 car.", too."""
+    question, answer = one_class_question(counts, number)
+    name = list(counts)[number % len(counts)]
+    if counts[name] != 1:
+        return question, answer
+    return question, [f"There is 1 {SINGULAR.get(name, name)}.", answer]
+
+
 def presence_question(counts: Counts, number: int) -> tuple[str, str]:
     """Ask whether there is one of a class, and give the true answer, one word.
 

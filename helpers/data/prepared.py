@@ -144,15 +144,23 @@ class PreparedData:
 
         One that does not say what it was trained on stays.
         """
-        here = file_hash(self.path("train"))
         kept, others = [], []
         for policy in policies:
-            same = policy.about.get("data_hash", here) == here
-            (kept if same else others).append(policy)
+            (kept if self._is_own(policy.about) else others).append(policy)
         if others:
             names = ", ".join(policy.name for policy in others)
             print(f"⚠️  left out, because they were trained on other data: {names}")
         return kept
+
+    def has_made(self, folder: Path, base: str) -> bool:
+        """Is there something of this base in `folder` that was trained on this data?"""
+        path = folder / "about.json"
+        about = read_json(path) if path.exists() else {}
+        return about.get("base") == base and self._is_own(about)
+
+    def _is_own(self, about: dict[str, Any]) -> bool:
+        here = file_hash(self.path("train"))
+        return about.get("data_hash", here) == here
 
 
 def read_prepared(folder: Path | None = None) -> PreparedData:

@@ -54,13 +54,6 @@ from .judge import (
     judge_pairs as judge_pairs,
     parse_verdict as parse_verdict,
 )
-from .judges import (
-    AnswerMeasure as AnswerMeasure,
-    CountJudge as CountJudge,
-    Judge as Judge,
-    TruthfulJudge as TruthfulJudge,
-    judges as judges,
-)
 from .pair_accuracy import (
     PairResult as PairResult,
     evaluate_pairs as evaluate_pairs,
@@ -120,6 +113,13 @@ from .text_metrics import (
     TextMetrics as TextMetrics,
     distinct_share as distinct_share,
     reference_metrics as reference_metrics,
+)
+from .truth_judges import (
+    AnswerMeasure as AnswerMeasure,
+    CountJudge as CountJudge,
+    Judge as Judge,
+    TruthfulJudge as TruthfulJudge,
+    judges as judges,
 )
 from .win_rate import (
     WinRate as WinRate,

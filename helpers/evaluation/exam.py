@@ -1,7 +1,7 @@
 """The same questions to every policy: greedy, sampled, with wrong images, and further ones.
 
 `examine` asks, `exam_metrics` makes of the answers what `helpers/evaluation/paired.py` compares.
-What is measured follows from what is known to be true (`helpers/evaluation/judges.py`). Taught in
+What is measured follows from what is known to be true (`truth_judges.py`). Taught in
 notebook 07.
 """
 
@@ -17,7 +17,6 @@ from helpers.models import Policies
 from helpers.rewards import heuristic_scorer
 from helpers.statistics import Estimate, Proportion, TableRows, sample_mean
 
-from .judges import Judge, judges
 from .paired import (
     Metric,
     PolicyComparison,
@@ -27,6 +26,7 @@ from .paired import (
     power_note,
 )
 from .task_results import TaskResult, binary_measures, evaluate_tasks
+from .truth_judges import Judge, judges
 
 EXAM_SEEDS = (0, 1, 2)
 

@@ -171,7 +171,7 @@ class PreferenceExam:
         margin = self.accuracy(row.policy, "DPO margin")
         plain = self.accuracy(row.policy, "log-probability")
         base = self.accuracy(BASE_POLICY, "log-probability")
-        pairs = f"{len(self.photos)} held-out pairs of {len(set(self.photos))} photos"
+        pairs = f"{len(self.photos)} held-out pairs ({len(set(self.photos))} photos)"
         return (
             f"{row.policy} prefers the chosen answer more than the base does in "
             f"{margin.short_text()} of {pairs}, and finds it the likelier one in "

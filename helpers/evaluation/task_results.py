@@ -2,7 +2,7 @@
 
 The same questions are asked with the right images, with the images of other questions ("shuffled")
 and with grey ones ("blank"). A model that reads the image falls to chance on the latter two; one
-that does not never needed them. What is right is said by `helpers/evaluation/judges.py`. Taught in
+that does not never needed them. What is right is said by `truth_judges.py`. Taught in
 notebook 07.
 """
 
@@ -20,7 +20,7 @@ from helpers.models import VLM
 from helpers.rewards import token_budget
 from helpers.statistics import Proportion, derangement, share_of
 
-from .judges import AnswerMeasure, Judge, judges
+from .truth_judges import AnswerMeasure, Judge, judges
 
 # which images are shown with the questions
 CONDITIONS = ("right", "shuffled", "blank")
@@ -71,8 +71,12 @@ def task_images(
     if condition == "shuffled":
         return [images[i] for i in derangement(len(images), seed)]
     if condition == "blank":
-        return [[Image.new("RGB", one.size, GREY) for one in row] for row in images]
+        return [_greyed(row) for row in images]
     raise ValueError(f"unknown condition {condition!r}: choose from {CONDITIONS}")
+
+
+def _greyed(images: Sequence[Image.Image]) -> list[Image.Image]:
+    return [Image.new("RGB", image.size, GREY) for image in images]
 
 
 def evaluate_tasks(

@@ -88,6 +88,7 @@ from .reward_model import (
     REWARD_ADAPTER as REWARD_ADAPTER,
     RecordScores as RecordScores,
     RewardModel as RewardModel,
+    about_reward as about_reward,
     as_scorer as as_scorer,
     head_hash as head_hash,
     load_reward_model as load_reward_model,

@@ -81,6 +81,7 @@ def load_reward(name: str, folder: Path | None = None) -> Scorer:
             f"{paths[0]}: no such file, for the reward {name!r}. Write FILE.py:FUNCTION; relative "
             "paths count from the recipe, else from where you stand."
         )
+    # anew each time, so that what was changed since counts
     module, sources = _load_file(path)
     found = _find_function(module, function, path)
     return _make_scorer(_OwnReward(found, function, path), sources)
@@ -105,6 +106,7 @@ def _load_file(path: Path) -> tuple[ModuleType, dict[str, str]]:
                 f"{path}: cannot be loaded{_line_of(error, folder)} ({_reason(error)}). Correct it."
                 f"{_names_of_python(path)}"
             ) from error
+        # while they are still known: the file itself is among them
         sources = {}
         for part in loaded():
             if file := getattr(part, "__file__", None):
@@ -123,6 +125,7 @@ def _neighbours_first(path: Path) -> Iterator[Callable[[], list[ModuleType]]]:
     folder = path.parent
     before = dict(sys.modules)
     keep_bytecode = sys.dont_write_bytecode
+    # what a neighbour takes the name of, and what was imported from this folder before
     tops = {name.split(".")[0] for name in before}
     hidden = {top for top in tops if top != path.stem and _is_hidden_by(top, folder)}
     for name, module in before.items():
@@ -138,6 +141,7 @@ def _neighbours_first(path: Path) -> Iterator[Callable[[], list[ModuleType]]]:
     finally:
         sys.dont_write_bytecode = keep_bytecode
         sys.path.remove(str(folder))
+        # the functions keep their modules; nobody else is to find them
         for name in _own_modules(folder, before):
             del sys.modules[name]
         sys.modules.update(before)
@@ -181,6 +185,7 @@ def _own_modules(folder: Path, before: Mapping[str, ModuleType]) -> dict[str, Mo
 
 def _names_of_python(path: Path) -> str:
     """Name neighbours that Python's own modules come before, for the end of a message."""
+    # they were loaded before any file of one's own
     others = [file for file in sorted(path.parent.glob("*.py")) if file.name != path.name]
     names = [file.name for file in others if file.stem in sys.stdlib_module_names]
     if not names:
@@ -267,6 +272,7 @@ def _make_scorer(reward: _OwnReward, sources: dict[str, str]) -> Scorer:
     def score(image: Any, question: str, answer: str, facts: Any = None) -> Score:
         return reward.score_all([(image, question, answer, facts)])[0]
 
+    # trainers log it by its name, and batches come from `score_all`
     score.__name__ = reward.name
     score.batch = reward.score_all
     score.sources = sources

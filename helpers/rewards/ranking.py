@@ -40,7 +40,7 @@ from helpers.models import VLM, SampledAnswer, sample_task_answers
 from helpers.statistics import Proportion, proportion
 
 from .catalogue import SCORERS
-from .heuristic import HEURISTIC_RULES
+from .heuristic import HEURISTIC_RULES, warn_if_not_english
 from .scoring import Score, Scorer, score_all
 from .truths import degree_of, token_budget
 
@@ -154,8 +154,10 @@ def rule_values(records: Sequence[PreferenceRecord], counts_known: bool) -> np.n
 
     Without counts, rules see words only.
     """
+    rows = _rows(records)
+    warn_if_not_english([text for _, text, _ in rows])
     values = []
-    for question, text, truth in _rows(records):
+    for question, text, truth in rows:
         facts = truth if counts_known else None
         values.append([rule.value(question, text, facts) for rule in HEURISTIC_RULES])
     return np.array(values)
@@ -254,7 +256,7 @@ TASKS_AT_ONCE = 16
 
 
 def rank(
-    images: Sequence[Path] | Path,
+    images: Path | str | Sequence[Path | str],
     question: str,
     answers: Sequence[str | SampledAnswer],
     score: Scorer | None,
@@ -266,8 +268,8 @@ def rank(
     facts: what is true, for scorers that compare with it; kind: how they do (`TruthKind`). Raises
     UsageError if there are not two different answers.
     """
-    shown = [images] if isinstance(images, Path) else images
-    task = ask(question, shown, facts, kind or plain_kind(facts))
+    shown = [images] if isinstance(images, Path | str) else images
+    task = ask(question, list(map(Path, shown)), facts, kind or plain_kind(facts))
     texts = distinct_answers(answers)
     if len(texts) < 2:
         raise UsageError(
@@ -291,6 +293,7 @@ def rank_samples(
     are all equal gives a tie, and so no pair.
     """
     asked = _as_tasks(tasks)
+    # an answer that came twice is no preference over itself
     distinct = [distinct_answers(texts) for texts in answers]
     if len(asked) != len(distinct):
         raise UsageError(
@@ -347,6 +350,7 @@ def _ranked(
     tasks: Sequence[Task], answers: Sequence[Sequence[SampledAnswer]], score: Scorer | None
 ) -> list[PreferenceRecord]:
     """One record a task, its answers scored together with those of the others."""
+    # answers to one question follow each other: a reward model reads its images once
     rows = []
     for task, texts in zip(tasks, answers, strict=True):
         images = task.open_images() if score else []
@@ -373,6 +377,7 @@ def _tiers(answers: Sequence[Answer]) -> Ranking:
     places = defaultdict(list)
     for place, answer in enumerate(answers):
         places[answer.score].append(place)
+    # they have no score
     cut_off = places.pop(None, None)
     tiers = [places[score] for score in sorted(places, reverse=True)]
     return [*tiers, cut_off] if cut_off else tiers
@@ -439,6 +444,7 @@ def sample_and_rank(
     before the first answer if a ready scorer cannot use the truth of a task.
     """
     asked = _as_tasks(tasks)
+    # before hours of sampling
     check_facts(score, asked)
     answers = sample_task_answers(
         model,

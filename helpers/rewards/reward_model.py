@@ -200,7 +200,17 @@ def as_scorer(
         scaled = [(value - mean) / scale for value in values]
         return [Score(value, {"reward_model": value}) for value in scaled]
 
-    return make_batch_scorer("reward_model", batch)
+    scorer = make_batch_scorer("reward_model", batch)
+    scorer.reward_hash = head_hash(reward)
+    return scorer
+
+
+def about_reward(scorer: Scorer) -> dict[str, str]:
+    """What a policy's about.json notes of its reward, so that nobody takes it for a judge."""
+    about = {"reward": scorer.__name__}
+    if hasattr(scorer, "reward_hash"):
+        about["reward_hash"] = scorer.reward_hash
+    return about
 
 
 def standardised_scorer(reward: RewardModel, records: Sequence[PreferenceRecord]) -> Scorer:

@@ -2,7 +2,7 @@
 
 The kind is a field of a record or task (`helpers/data/truth.py`). Another kind enters by its name
 there and its line in `TRUTHS` here; what judges and tables make of it is in
-`helpers/evaluation/judges.py`.
+`helpers/evaluation/truth_judges.py`.
 """
 
 from collections import Counter
@@ -46,15 +46,17 @@ def _cosine(truths: Sequence[Facts]) -> Scorer:
 def _answers_of_others(truths: Sequence[Facts], seed: int) -> list[list[str]] | None:
     """The right answer twice, and two that are right for other tasks and not for this one."""
     rng = np.random.default_rng(seed)
+    answers = [_most_frequent(facts) for facts in truths]
     rows = []
-    for facts in truths:
+    for right, facts in zip(answers, truths, strict=True):
         own = {normalise(text) for text in _references(facts)}
-        others = [other for other in truths if normalise(_most_frequent(other)) not in own]
+        # what is right elsewhere and not accepted here
+        others = [text for text in answers if normalise(text) not in own]
         if not others:
             return None
         drawn = rng.integers(len(others), size=2)
-        wrong = [_most_frequent(others[i]) for i in drawn.tolist()]
-        rows.append(2 * [_most_frequent(facts)] + wrong)
+        wrong = [others[i] for i in drawn.tolist()]
+        rows.append([right, right, *wrong])
     return rows
 
 

@@ -349,6 +349,27 @@ def save(trainer, run, seed):
 right = {SEEDS[0]: save(trainer, run, SEEDS[0])}
 
 # %% [markdown]
+# ## What can be said without a truth
+#
+# Often nobody knows which answer is right, only which of two is preferred. Then three things can be
+# measured: held-out pairs, beside a rule without eyes and beside the images of other photos; wins
+# in the eyes of a judge (notebook 07); and what the answers look like, for a policy that begins to
+# repeat itself, or says ever more, has not become better. `gather_evidence` is in
+# `helpers/evaluation/evidence.py`.
+
+# %%
+policies = models.Policies(
+    models.load_model(MODEL, max_pixels=plan.max_pixels)[0],
+    processor,
+    models.find_policies(MODEL, dpo_folder),
+)
+evidence = evaluation.gather_evidence(
+    policies, [f"seed-{SEEDS[0]}"], valid_records[:64], valid_tasks[:64],
+    trained_on=records, stopped=prepared.held_out == "valid",
+)  # fmt: skip
+report.add_evidence(section, evidence)
+
+# %% [markdown]
 # ## Does it hold with other seeds?
 #
 # The seed decides the adapter's first values and the order of the pairs. A result that one seed

@@ -53,6 +53,8 @@ COMPARE = ("rloo", "grpo", "constant")
 REWARD_MODEL = True  # a run against it, too
 HACKING = 22  # iterations against the heuristic
 VQA = 256  # answers, one at a time as a project trained
+PAIRS = 64  # held-out questions and pairs of the block that needs no truth
+SECOND_JUDGE = False  # True: the learnt reward gets one half of the pairs, a judge the other
 REPLACE = False  # True: a run of other settings is set aside, not refused
 TENSORBOARD = False  # a log for it, too, if the package is installed
 
@@ -204,17 +206,32 @@ def new_trainer(name, score, changes=None, questions=tasks, watch=(), truth=None
 
 
 # %%
-def train_reward_model():
-    """What notebook 03 makes, with its preset."""
+def train_reward_model(pairs=records, name="reward"):
+    """What notebook 03 makes, with its preset; it has not been run for this data."""
+    print(f"training a reward model on {len(pairs)} records …")
     own = config.reward_preset(PRESET)
     reward = rewards.new_reward_model(models.load_model(MODEL)[0], processor, own, SEED)
-    training.RewardTrainer(reward, records, valid_records, own, SEED).train()
-    return rewards.save_reward_model(reward, ppo_folder / "reward", own)
+    training.RewardTrainer(reward, pairs, valid_records, own, SEED).train()
+    return rewards.save_reward_model(reward, ppo_folder / name, own)
+
+
+def find_reward_models():
+    """Folders of the model that is trained against, and of one that only judges, if wanted."""
+    if not SECOND_JUDGE:
+        made = files.artifacts_dir() / "reward"
+        return [made if prepared.has_made(made, MODEL) else train_reward_model()]
+    parts = evaluation.halves(records, SEED)
+    return [train_reward_model(part, f"reward-{n}") for n, part in enumerate(parts)]
+
+
+# %%
+needs_judge = REWARD_MODEL or not (REWARD or rewards.reward_of(tasks))
+reward_folders = find_reward_models() if needs_judge else []
 
 
 def learnt_reward():
     """A policy with a fresh adapter, the reward model beside it, and its standardised score."""
-    folder = files.artifact("reward", "notebook 03", train_reward_model)
+    folder = reward_folders[0]
     policy = models.add_adapter(models.load_model(MODEL)[0], settings.lora, SEED)
     reward = rewards.load_reward_model(policy, processor, folder)
     return reward.backbone, rewards.standardised_scorer(reward, valid_records)
@@ -328,7 +345,7 @@ if trainer.actor.critic:
 def save(name, run):
     """The adapter → artifacts/ppo/NAME, with its reward: notebook 07 takes no such for a judge."""
     about = prepared.policy_about(MODEL, plan.max_pixels, SEED)
-    about["reward"] = run.sampler.score.__name__
+    about |= rewards.about_reward(run.sampler.score)
     return training.save_policy(run.model, ppo_folder / name, run.settings, about)
 
 
@@ -399,6 +416,29 @@ if REWARD_MODEL and score is not None:
     display(section.table([table.rows[0], table.rows[-1]]))
     curves = report.policy_curves(learnt.log)
     display(section.picture(curves, "PPO against the reward model; the truth is only watched"))
+
+# %% [markdown]
+# ## What can be said without a truth
+#
+# Held-out pairs, wins in the eyes of the reward model, and what the answers look like (notebook 04
+# says more). A policy that was trained against that very reward model wins in its eyes by
+# necessity: such a row is marked *circular*. `SECOND_JUDGE = True` gives the learnt reward only one
+# half of the pairs, and trains a judge on the other.
+
+# %%
+saved = models.find_policies(MODEL, ppo_folder)
+policies = models.Policies(models.load_model(MODEL)[0], processor, saved)
+judges_of_pairs = {}
+for name, folder in zip(("reward model", "second judge"), reward_folders, strict=False):
+    judges_of_pairs[name] = rewards.load_reward_model(
+        models.load_model(MODEL)[0], processor, folder
+    )
+held_out_records = prepared.records(prepared.held_out)
+evidence = evaluation.gather_evidence(
+    policies, list(results), held_out_records[:PAIRS], held_out_tasks[:PAIRS],
+    judges=judges_of_pairs, trained_on=records, stopped=prepared.held_out == "valid",
+)  # fmt: skip
+report.add_evidence(section, evidence)
 
 # %% [markdown]
 # ## Reward hacking

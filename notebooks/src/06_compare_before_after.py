@@ -89,7 +89,7 @@ saved = saved if ADAPTERS else prepared.keep_own(saved)
 assert saved, "no adapter was trained on this data: run notebook 04, or name some in ADAPTERS"
 model, processor = models.load_model(MODEL, max_pixels=models.image_limit(saved, plan.max_pixels))
 folder, judges = files.artifacts_dir() / "reward", {}
-if (folder / "about.json").exists() and files.read_json(folder / "about.json").get("base") == MODEL:
+if prepared.has_made(folder, MODEL):
     judges["reward model"] = rewards.load_reward_model(model, processor, folder)
     model = judges["reward model"].backbone
 policies = models.Policies(model, processor, saved)

@@ -42,6 +42,7 @@ DATA = None
 ADAPTERS = None
 POLICIES = ("dpo/*", "ppo/ppo", "ppo/reward-model", "ppo/heuristic-0.0")
 SEEDS = (0, 1, 2)  # of the sampled answers
+PAIRS = 100  # held-out questions and pairs of the block that needs no truth
 BENCHMARKS = {}  # for example {"pope": "data/pope.parquet", "mme": None}: None downloads it
 JUDGED = {}  # for example {"llava_bench": ("questions.jsonl", "reviews.jsonl")}
 EXPORT = ""  # folder for the first policy merged into its base, for example "merged"
@@ -56,7 +57,7 @@ from IPython.display import display
 from scipy.stats import binom
 from torch.testing import assert_close
 
-from helpers import data, evaluation, export, files, machine, models, report
+from helpers import data, evaluation, export, files, machine, models, report, rewards
 
 section = report.Section("07_evaluate", "Does it help? Evaluation on held-out images")
 prepared = data.read_prepared(DATA and ROOT / DATA)
@@ -113,6 +114,24 @@ for policy in saved:
         )
         identical = f"{same} of {len(answers)} greedy answers are identical"
         section.say(f"{policy.name}: reloaded in a new process, {identical}.")
+
+# %% [markdown]
+# ## What can be said without a truth
+#
+# Held-out pairs, beside a rule without eyes and beside the images of other photos; wins in the eyes
+# of the reward model of notebook 03, *circular* for a policy that was trained against it; and what
+# the answers look like. Notebook 04 says more.
+
+# %%
+reward_folder, judges_of_pairs = files.artifacts_dir() / "reward", {}
+if prepared.has_made(reward_folder, MODEL):
+    base = models.load_model(MODEL, max_pixels=max_pixels)[0]
+    judges_of_pairs["reward model"] = rewards.load_reward_model(base, processor, reward_folder)
+evidence = evaluation.gather_evidence(
+    policies, names, prepared.records(split)[:PAIRS], tasks[:PAIRS],
+    judges=judges_of_pairs, trained_on=prepared.records("train"), stopped=split == "valid",
+)  # fmt: skip
+report.add_evidence(section, evidence)
 
 # %% [markdown]
 # ## Ask everyone the same questions

@@ -12,6 +12,7 @@ from helpers.data.pairs import (
     add_image_negatives,
     build_records,
     make_one_sided,
+    one_class_answers,
     presence_question,
     question_for,
     spoil_image,
@@ -167,3 +168,12 @@ def test_free_text_is_made_one_sided_by_saying_more():
     one_sided = made[0]
     assert [answer.text for answer in one_sided.answers] == ["A cat.", "A cat. A dog."]
     assert one_sided.ranking == [[0], [1]] and one_sided.prompt == record.prompt
+
+
+def test_one_is_said_in_the_singular_or_as_the_base_says_it():
+    counts = {"buses": 1, "cars": 2, "dogs": 1}
+    question, answers = one_class_answers(counts, 0)
+    assert question == "How many buses are there?"
+    assert answers == ["There is 1 bus.", "There are 1 buses."]
+    assert one_class_answers(counts, 1)[1] == "There are 2 cars."
+    assert one_class_answers(counts, 2)[1][0] == "There is 1 dogs."  # no singular is known

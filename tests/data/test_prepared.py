@@ -87,3 +87,14 @@ def test_a_policy_of_other_data_is_left_out_and_named(tmp_path, capsys):
     kept = [policy.name for policy in here.keep_own(policies)]
     assert kept == ["dpo/mine", "dpo/old"]
     assert "trained on other data: dpo/other" in capsys.readouterr().out
+
+
+def test_a_reward_model_of_other_data_or_another_base_is_not_taken(tmp_path):
+    prepared = read_prepared(prepare(tmp_path / "mine"))
+    folder = tmp_path / "reward"
+    assert not prepared.has_made(folder, "tiny")
+    write_json(folder / "about.json", prepared.policy_about("tiny", None, 0))
+    assert prepared.has_made(folder, "tiny") and not prepared.has_made(folder, "qwen2-vl-2b")
+    other = {**prepared.policy_about("tiny", None, 0), "data_hash": "of another file"}
+    write_json(folder / "about.json", other)
+    assert not prepared.has_made(folder, "tiny")

@@ -150,6 +150,7 @@ def test_the_doctor_disturbs_neither_the_random_numbers_nor_the_weights(watch):
     assert often.model.training is once.model.training
 
 
+@SLOW
 def test_random_labels(watch):
     coin = random.Random(0)
 
@@ -165,6 +166,7 @@ def test_random_labels(watch):
     assert watched.doctor.verdicts[0].causes[0].startswith("chosen and rejected are swapped")
 
 
+@SLOW
 def test_blank_images(watch, held_out):
     watched = watch(
         change=lambda row: row | {"images": [blank(image) for image in row["images"]]},
@@ -177,6 +179,7 @@ def test_blank_images(watch, held_out):
     )  # by the end of the run: the rule needs twenty steps
 
 
+@SLOW
 def test_a_learning_rate_that_is_too_low(watch):
     """The advice is tried: with the preset's 3e-4, of the same order, margins do reach 1 (the
     healthy run).

@@ -12,9 +12,9 @@ from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation import exam
 from helpers.evaluation.exam import ExamResult
-from helpers.evaluation.judges import judges
 from helpers.evaluation.paired import compare_policies, comparison_rows, find_reward_hacking
 from helpers.evaluation.task_results import TaskResult
+from helpers.evaluation.truth_judges import judges
 from helpers.models.policies import Policies, SavedPolicy, find_policies
 from helpers.report.page import Section
 

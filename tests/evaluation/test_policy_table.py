@@ -9,9 +9,9 @@ from helpers.data.labels import CountedImage
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_asking
-from helpers.evaluation.judges import judges
 from helpers.evaluation.policy_table import PolicyTable, score_greedy_answers
 from helpers.evaluation.task_results import GreedyAndSampled, TaskResult
+from helpers.evaluation.truth_judges import judges
 from helpers.rewards.references import exact_match
 from helpers.rewards.scoring import count_exact, make_scorer
 from helpers.statistics import mcnemar_p, proportion

@@ -75,7 +75,7 @@ def test_pairs_of_one_photo_count_as_one():
     # 4 photos: all signs alike by chance in 2 of 16
     assert [row.p for row in found.comparisons] == [0.125, 0.125]
     assert found.accuracy("dpo", "DPO margin") == proportion(4, 4)
-    assert "20 held-out pairs of 4 photos" in found.sentences()[0]
+    assert "20 held-out pairs (4 photos)" in found.sentences()[0]
     assert "fewer than 6" in found.sentences()[-1]
 
 

@@ -4,7 +4,6 @@ from shipped import TRAFFIC
 
 from helpers.data.labels import CountedImage, read_yolo
 from helpers.data.pairs import counting_tasks
-from helpers.evaluation.judges import judges
 from helpers.evaluation.task_results import (
     GreedyAndSampled,
     TaskResult,
@@ -12,6 +11,7 @@ from helpers.evaluation.task_results import (
     evaluate_tasks,
     task_images,
 )
+from helpers.evaluation.truth_judges import judges
 from helpers.statistics import derangement
 
 

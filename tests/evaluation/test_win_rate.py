@@ -47,11 +47,11 @@ def test_a_clear_win_is_claimed_and_holm_counts_all_rows(tmp_path):
 def test_the_truth_says_how_often_the_judge_is_right(tmp_path):
     tasks = tasks_about(tmp_path, [str(i) for i in range(6)])
     said = {"base": ["xx"] * 6, "dpo": ["xxx", "xxx", "x", "xx", "xxx", "x"]}
-    right = {"base": [0, 1, 1, 0, 0, 0], "dpo": [1, 0, 0, 1, 0, 0]}
+    right = {"base": [0, 0, 1, 0, 0, 0], "dpo": [1, 0.5, 0, 1, 0, 0]}
     found = win_rates(tasks, said, {"length": LENGTH}, right=right)
-    # decided: 0 (right), 1 (not), 2 (right), 3 (a tie of the judge, ½); 4 and 5 are alike
-    assert found.found[0].agreement.value == 2.5 / 4 and found.found[0].agreement.n == 4
-    assert "0.625" in " ".join(found.sentences())
+    # decided: 0, 1 and 2 as the truth has it, 3 a tie of the judge, ½; 4 and 5 are equally right
+    assert found.found[0].agreement.value == 3.5 / 4 and found.found[0].agreement.n == 4
+    assert "0.875" in " ".join(found.sentences())
     alike = {"base": [1] * 6, "dpo": [1] * 6}
     assert win_rates(tasks, said, {"length": LENGTH}, right=alike).found[0].agreement is None
 

@@ -9,8 +9,8 @@ from helpers import models
 from helpers.config import LoraSettings
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks
-from helpers.evaluation.judges import judges
 from helpers.evaluation.task_results import evaluate_tasks
+from helpers.evaluation.truth_judges import judges
 from helpers.files import UsageError, open_image
 from helpers.models.policies import SHIPPED_POLICIES, Policies, find_policies, image_limit
 from helpers.models.prompts import encode

@@ -9,9 +9,9 @@ from helpers.data.counting import count_answer
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation.exam import ExamResult, exam_metrics
-from helpers.evaluation.judges import judges
 from helpers.evaluation.paired import compare_policies
 from helpers.evaluation.task_results import TaskResult
+from helpers.evaluation.truth_judges import judges
 from helpers.models.policies import SavedPolicy
 from helpers.report.exam_figures import add_exam_figures
 from helpers.report.page import Section

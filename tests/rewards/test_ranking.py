@@ -20,6 +20,7 @@ from helpers.rewards.ranking import (
     AnswerTable,
     distinct_answers,
     rank,
+    rank_again,
     rank_samples,
     sample_and_rank,
 )
@@ -251,10 +252,29 @@ def test_answers_to_one_question_are_ranked(tmp_path):
     # normalised: 2 of 2 words; 1 of 2 with 1 of 1: F1 2/3; none
     assert [answer.score for answer in record.answers] == pytest.approx([1, 2 / 3, 0])
     assert record.images == [str(path)]
+    assert rank(str(path), "What is red?", texts, SCORERS["token_f1"], facts="red boat") == record
     with pytest.raises(UsageError, match=r"'What is red\?': 1 different answers are no ranking"):
         rank(path, "What is red?", ["a boat", "a boat"], SCORERS["heuristic"])
     with pytest.raises(UsageError, match="2 lists of answers do not belong to 1 questions"):
         rank_samples([ask("?", [path])], [["a"], ["b"]], None)
+
+
+def test_records_are_ranked_again_by_another_score(tmp_path):
+    """What is known of the answers stays; one that was cut off stays last."""
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (9, 9)).save(path)
+    texts = ["a red boat", "boat", SampledAnswer("a red boat which is", False)]
+    first = rank(path, "What is red?", texts, SCORERS["token_f1"], facts="boat")
+    first.answers[0].model = "somebody"
+    assert first.ranking == [[1], [0], [2]]
+    (again,) = rank_again([first], widths)
+    # 9 pixels less the letters: the longer one of the two is worse here, too
+    assert [answer.score for answer in again.answers] == [-1.0, 5.0, None]
+    assert again.answers[0].model == "somebody" and again.answers[2].cut_off
+    assert again.ranking == [[1], [0], [2]] and again.truth == "boat"
+    longer = make_scorer("longer", lambda image, question, answer, facts: {"n": len(answer)})
+    assert rank_again([first], longer)[0].ranking == [[0], [1], [2]]
+    assert rank_again([first], None)[0].ranking is None
 
 
 def test_people_rank_what_no_score_has(tmp_path):

@@ -15,11 +15,13 @@ from torch.testing import assert_close
 
 from helpers import losses, models
 from helpers.config import PPO_PRESETS, RewardSettings
-from helpers.data.tasks import tasks_of
+from helpers.data.record import Message
+from helpers.data.tasks import Task, tasks_of
 from helpers.files import ROOT, UsageError
 from helpers.models import encoded_prompts
 from helpers.models.shared_prefix import answer_logits, answer_logps
 from helpers.rewards import reward_model
+from helpers.rewards.catalogue import get_scorer
 from helpers.rewards.scoring import count_exact, make_scorer, weighted_scorer
 from helpers.training import rollout as rollouts
 from helpers.training.actor_critic import CRITIC_ADAPTER, TokenFigures
@@ -559,6 +561,39 @@ def test_a_reward_model_scores_as_it_does_on_records(tiny):
     both = weighted_scorer({score: 0.5, count_exact: 1.0}).batch(rows)
     assert both[0].total == pytest.approx(0.5 * scaled[0] + count_exact(*rows[0]).total, abs=1e-4)
     assert both[0].parts.keys() == {"reward_model", "count_exact"}
+
+
+@pytest.mark.heavy(reason="trains for some seconds")
+def test_questions_about_two_images_in_two_turns_with_an_own_reward(tmp_path):
+    """The reward sees both images and all turns; a run with another one is another run."""
+    source = (
+        "from pathlib import Path\n\n"
+        "def long(image, question, answer, truth):\n"
+        "    with Path(__file__).with_name('seen.txt').open('a') as file:\n"
+        "        print(len(image), len(question.turns), truth, question, file=file)\n"
+        "    return len(answer.split())\n"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    turns = [Message(role="user", content="How many?"), Message(role="assistant", content="Two.")]
+    tasks = []
+    for first, second in zip(RECORDS[:4], RECORDS[4:8], strict=True):
+        images = (*first.image_paths, *second.image_paths)
+        tasks.append(Task(images, (*turns, *first.prompt), None, "none"))
+    settings = dataclasses.replace(SMALL, iterations=2, max_new_tokens=8)
+
+    def start():
+        score = get_scorer("mine.py:long", tmp_path)
+        model = models.load_model("tiny")
+        return PPOTrainer(*model, tasks, score, settings, folder=tmp_path / "run")
+
+    log = start().train()
+    assert len(log) == 2 and all(row["objective/scores"] > 0 for row in log)
+    seen = set((tmp_path / "seen.txt").read_text().splitlines())
+    assert seen and seen <= {f"2 3 None {task.question}" for task in tasks}
+    assert start().iteration == 2  # it is finished
+    (tmp_path / "mine.py").write_text(source.replace("split()", "split('.')"))
+    with pytest.raises(UsageError, match="of a run with other reward"):
+        start()
 
 
 def page_of_ppo():

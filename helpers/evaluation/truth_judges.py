@@ -19,7 +19,7 @@ from helpers.data import (
     ask,
     is_well_formed,
     kind_of,
-    one_class_question,
+    one_class_answers,
     parse_counts,
     presence_question,
 )
@@ -32,7 +32,7 @@ from .official.polling import pope_questions
 from .official.questions import BenchmarkQuestion
 from .text_metrics import reference_metrics
 
-Answers = Sequence[str]
+AnswerTexts = Sequence[str]
 Details = list[tuple[str, TableRows]]  # (title, table), the first row heads of columns
 
 
@@ -42,7 +42,7 @@ class AnswerMeasure:
 
     name: str  # in tables: "all counts right"
     short: str  # in charts and lists: "exact"
-    values: Callable[[Answers], np.ndarray]  # answers → (tasks,), bool for right or wrong
+    values: Callable[[AnswerTexts], np.ndarray]  # answers → (tasks,), bool for right or wrong
     rewards: tuple[str, ...] = ()  # scorers that give it: a policy trained on one is circular
     truth: bool = True  # does it compare answers with what is true?
 
@@ -83,15 +83,15 @@ class Judge:
         """Questions about the same images whose answer is a word or two."""
         return []
 
-    def details(self, answers: Answers, other_answers: Answers = ()) -> Details:
+    def details(self, answers: AnswerTexts, other_answers: AnswerTexts = ()) -> Details:
         """Tables of what a share alone does not say, of answers to `tasks` and to `others`."""
         return []
 
-    def failures(self, answers: Answers) -> list[str]:
+    def failures(self, answers: AnswerTexts) -> list[str]:
         """Sentences on answers that cannot be judged."""
         return []
 
-    def errors(self, answers: Answers) -> dict[str, np.ndarray]:
+    def errors(self, answers: AnswerTexts) -> dict[str, np.ndarray]:
         """Stated minus true number of each thing that is counted, (tasks,); NaN: not stated."""
         return {}
 
@@ -101,16 +101,16 @@ class Judge:
 
 
 class TruthfulJudge(Judge):
-    """Answers to `tasks` beside their known truth."""
+    """AnswerTexts to `tasks` beside their known truth."""
 
     def __init__(self, tasks: Sequence[Task]):
         super().__init__([task for task in tasks if task.kind != "none"])
         self.row = TRUTHS[kind_of(self.tasks)]
 
-    def _degrees(self, answers: Answers) -> np.ndarray:
+    def _degrees(self, answers: AnswerTexts) -> np.ndarray:
         return degrees(self.tasks, answers)
 
-    def _are_right(self, answers: Answers) -> np.ndarray:
+    def _are_right(self, answers: AnswerTexts) -> np.ndarray:
         return are_right(self.tasks, answers)
 
     @property
@@ -132,7 +132,7 @@ class TruthfulJudge(Judge):
         longest = max(len(text.split()) for text in self.expected)
         return self.tasks if longest <= 3 else []
 
-    def details(self, answers: Answers, other_answers: Answers = ()) -> Details:
+    def details(self, answers: AnswerTexts, other_answers: AnswerTexts = ()) -> Details:
         references = [_listed(task) for task in self.tasks]
         return [("texts", reference_metrics(answers, references).rows())]
 
@@ -142,7 +142,7 @@ def _listed(task: Task) -> list[str]:
 
 
 class CountJudge(TruthfulJudge):
-    """Answers that state how many there are of each class."""
+    """AnswerTexts that state how many there are of each class."""
 
     other_name = "one class"
 
@@ -154,7 +154,7 @@ class CountJudge(TruthfulJudge):
             AnswerMeasure("well formed", "well formed", self._are_well_formed, truth=False),
         )
 
-    def _are_well_formed(self, answers: Answers) -> np.ndarray:
+    def _are_well_formed(self, answers: AnswerTexts) -> np.ndarray:
         """Which answers are exactly the sentence, whatever the numbers are, (tasks,)."""
         rows = zip(self.tasks, answers, strict=True)
         return np.array([is_well_formed(text, list(task.facts)) for task, text in rows])
@@ -169,7 +169,7 @@ class CountJudge(TruthfulJudge):
 
     @cached_property
     def others(self) -> list[Task]:
-        return self._ask_about(one_class_question)
+        return self._ask_about(one_class_answers)
 
     @property
     def short(self) -> list[Task]:
@@ -182,7 +182,7 @@ class CountJudge(TruthfulJudge):
             tasks.append(ask(question, task.images, answer, "exact_match", task.group))
         return tasks
 
-    def details(self, answers: Answers, other_answers: Answers = ()) -> Details:
+    def details(self, answers: AnswerTexts, other_answers: AnswerTexts = ()) -> Details:
         truths = [task.facts for task in self.tasks]
         tables = [("class by class", count_metrics(answers, truths).rows())]
         if other_answers:
@@ -193,11 +193,11 @@ class CountJudge(TruthfulJudge):
             tables.append(("one class: hallucination (CHAIR)", chair.rows()))
         return tables
 
-    def failures(self, answers: Answers) -> list[str]:
+    def failures(self, answers: AnswerTexts) -> list[str]:
         unparsed = count_metrics(answers, [task.facts for task in self.tasks]).unparsed
-        return [f"Answers without readable counts: {unparsed}."] if unparsed.value else []
+        return [f"AnswerTexts without readable counts: {unparsed}."] if unparsed.value else []
 
-    def errors(self, answers: Answers) -> dict[str, np.ndarray]:
+    def errors(self, answers: AnswerTexts) -> dict[str, np.ndarray]:
         errors = {name: [] for name in self.tasks[0].facts}
         for task, text in zip(self.tasks, answers, strict=True):
             stated = parse_counts(text, list(task.facts)) or {}

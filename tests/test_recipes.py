@@ -12,7 +12,7 @@ from helpers.config import ALL_LINEAR, ATTENTION
 from helpers.data import read_prepared
 from helpers.data.preferences import write_records
 from helpers.data.record import PreferenceRecord
-from helpers.files import UsageError, read_json
+from helpers.files import UsageError, read_json, write_json
 from helpers.machine import facts, fits
 from helpers.machine.duration import MachineRates
 from helpers.machine.workload import GenerationSettings, Workload
@@ -386,6 +386,8 @@ def test_own_questions_are_ranked_by_an_own_reward(tmp_path):
     run = RecipeRun(read_recipe(tmp_path / "own.toml"), tmp_path / "run")
     for split in stages.SPLITS:
         write_records(run.folder / "data" / f"{split}.jsonl", records)
+    about = {"data": "own", "title": "own", "model": "tiny", "kind": "none"}
+    write_json(run.folder / "data" / "about.json", about)
     run_stages(run)
     (ranked,) = run.pairs("train")
     assert ranked.prompt == records[0].prompt and ranked.images == images

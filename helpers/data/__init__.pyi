@@ -110,7 +110,6 @@ from .judgement import (
 )
 from .labels import (
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
-    AnsweredQuestion as AnsweredQuestion,
     CountedImage as CountedImage,
     assert_no_photo_in_both as assert_no_photo_in_both,
     evaluation_split as evaluation_split,
@@ -122,10 +121,8 @@ from .labels import (
     read_classes as read_classes,
     read_coco as read_coco,
     read_counts as read_counts,
-    read_visual_genome as read_visual_genome,
     read_voc as read_voc,
     read_yolo as read_yolo,
-    split_photos as split_photos,
 )
 from .leftovers import (
     Leftovers as Leftovers,

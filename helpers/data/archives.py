@@ -52,6 +52,7 @@ def unpack_archive(path: Path, folder: Path | None = None) -> Path:
     except UsageError:
         shutil.rmtree(half, ignore_errors=True)
         raise
+    # Only a whole folder has its name
     half.rename(target)
     return target
 
@@ -66,6 +67,7 @@ def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
         name = _entry_name(entry, path)
         if is_system_file(name):
             continue
+        # On Windows and macOS the second would overwrite the first
         names[str(name).casefold()] += 1
         if names[str(name).casefold()] > 1:
             raise UsageError(

@@ -110,6 +110,7 @@ def match_columns(titles: Sequence[str]) -> Layout | None:
         for role, mark in _marked_roles(name):
             roles[role].append(Column(place, title, mark))
     _take_bare_letters(titles, roles)
+    # A title may have several roles: the shape decides which one counts
     shape = _shape_of(roles)
     if shape is None:
         return None

@@ -114,6 +114,7 @@ def open_data(
     reader.questions = _read_questions(questions, bases)
     if images:
         reader.images = [find_source(images, bases)]
+    # One source has no split of its own
     named = source if isinstance(source, Mapping) else {"": source}
     for split, place in named.items():
         reader.open(find_source(place, bases), split)
@@ -161,6 +162,7 @@ class _Door:
 
     def open(self, path: Path, split: str = "") -> None:
         """Read a source; `split` is that of everything in it that names none itself."""
+        # An archive is the folder that was packed
         if path.suffix.lower() == ".zip" and path.is_file():
             path = unpack_archive(path)
         if path.is_dir():
@@ -190,7 +192,8 @@ class _Door:
         order = [split for split in ("", *SPLITS) if split in parts]
         opened = OpenedData(source, {split: parts[split] for split in order}, self.left)
         opened.classes = self.classes
-        opened.kind  # noqa: B018  raises if questions have truths of several kinds
+        # Rather now than after an hour: several kinds of truth cannot be judged by one table
+        kind_of(opened.all_tasks())
         return opened
 
     def _move_unsplit(self, parts: dict[str, OpenedPart]) -> None:
@@ -210,6 +213,7 @@ class _Door:
         if label_splits(folder):
             self._read_labels(folder, split)
             return
+        # Questions in a text are asked of every image, so they are no data by themselves
         files = _data_files(folder)
         lists = [file for file in files if file.suffix.lower() == ".txt"]
         if not self.questions and len(lists) == 1:
@@ -223,6 +227,7 @@ class _Door:
                 self._read_file(file, own, [file.parent, folder])
                 read += 1
             except UsageError as error:
+                # A folder may hold a README.json; a single file must be the data
                 if len(files) == 1 and not self.questions:
                     raise
                 self.left.add("a file that is no data of a known form", f"{error}")
@@ -235,7 +240,7 @@ class _Door:
         for name in found:
             items = read_counts(folder, name, self.classes)
             # Without other splits these are photos to be split
-            part = self._part("" if found == ["train"] else name)
+            part = self._part("" if found == ["train"] and not split else name)
             part.tasks += counting_tasks(items)
 
     def _ask_about_images(self, folder: Path) -> ReadRows:
@@ -304,6 +309,7 @@ class _Door:
             else:
                 found = RowReader(layout, finder, self.left, self.truth, self.questions).read(cells)
             both.add(found)
+        # The titles that were found are the best explanation
         if not understood:
             *_, reason = self.left.reasons.popitem()
             raise UsageError(
@@ -325,6 +331,7 @@ class _Door:
         if split or not split_of_file(path, path.parent):
             return
         beside = []
+        # Only files of the same kind: a table beside lines is other data
         for file in sorted(path.parent.iterdir()):
             other = file.suffix == path.suffix and file != path
             if other and split_of_file(file, path.parent):

@@ -49,6 +49,7 @@ class ImageFinder:
 
     def _look_up(self, name: str) -> list[Path]:
         """The files that fit a name best: by as many of its last parts as any file has."""
+        # The longest end of the path that any file has: "x/1.png" before "1.png"
         tails = [_key(tail) for tail in _tails(name)]
         for tail in tails:
             if tail in self._by_tail:
@@ -89,6 +90,7 @@ def list_folder_images(folder: Path) -> list[Path]:
 
 def _image_files(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
+        # In place: os.walk does not enter what is not there
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = Path(root, name)

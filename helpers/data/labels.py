@@ -1,4 +1,4 @@
-"""Labelled images: boxes become counts, question-answer lists become questions with their answer.
+"""Labelled images: boxes become counts.
 
 YOLO, as Roboflow exports it (the traffic scenes are kept in this layout too):
 
@@ -10,12 +10,10 @@ COCO: one JSON with `images`, `annotations`, `categories`; `train/_annotations.c
 images (Roboflow), or `annotations/instances_train.json` and `train/`.
 Pascal VOC: one XML an image; beside the images (Roboflow), or `Annotations/`, `JPEGImages/` and
 `ImageSets/Main/train.txt`.
-Visual Genome: `question_answers.json` and a folder of `<image id>.jpg`.
 
 Only counts are read from boxes: where a box is and how large is not kept.
 """
 
-import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -41,17 +39,6 @@ class CountedImage:
     # What it was called and asked before; None: see `pairs.py`
     name: str | None = None
     question: str | None = None
-
-
-@dataclass(frozen=True)
-class AnsweredQuestion:
-    """A question about an image and its true answer."""
-
-    path: Path
-    question: str
-    answer: str
-    group: str
-    id: str
 
 
 def read_counts(
@@ -276,43 +263,6 @@ def read_voc(annotations: Sequence[Path], images: Path) -> list[CountedImage]:
     return items
 
 
-# --- Visual Genome --------------------------------------------------------------------------------
-
-
-def read_visual_genome(path: Path, images: Path) -> list[AnsweredQuestion]:
-    """Read Visual Genome's `question_answers.json`; the questions about one image share a group.
-
-    Krishna et al. 2017, arXiv 1602.07332. Raises UsageError naming file and entry, and the first
-    image that is missing.
-    """
-    items = []
-    for number, entry in enumerate(read_json(path)):
-        try:
-            items += [_genome_question(question, images) for question in entry["qas"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"{path}: entry {number} is not Visual Genome's ({error!r}). Download it again."
-            ) from None
-    # Once here, rather than in the middle of a long run.
-    for item in items:
-        if not item.path.exists():
-            raise UsageError(
-                f"{item.path}: no such image. "
-                "Put Visual Genome's images into one folder and name it."
-            )
-    return items
-
-
-def _genome_question(entry: dict, images: Path) -> AnsweredQuestion:
-    return AnsweredQuestion(
-        path=images / f"{entry['image_id']}.jpg",
-        question=entry["question"].strip(),
-        answer=entry["answer"].strip(),
-        group=str(entry["image_id"]),
-        id=f"vg-{entry['qa_id']}",
-    )
-
-
 # --- splits ---------------------------------------------------------------------------------------
 
 
@@ -363,28 +313,6 @@ def one_photo_groups(paths: Sequence[Path], groups: Sequence[str]) -> list[str]:
         other = first.setdefault(file_hash(path), group)
         same[representative(group)] = representative(other)
     return [representative(group) for group in groups]
-
-
-def split_photos(
-    items: Sequence[CountedImage | AnsweredQuestion],
-    share: float,
-    seed: int = 0,
-) -> tuple[list, list]:
-    """Split into two parts, of which the second has about `share` of the photos.
-
-    All copies of a photo stay together; they are known by Roboflow's file names and by equal
-    content.
-    """
-    groups = one_photo_groups([item.path for item in items], [item.group for item in items])
-    # Sorted, since the order of a set differs from run to run.
-    photos = sorted(set(groups))
-    drawn = set(random.Random(seed).sample(photos, round(share * len(photos))))
-    first, second = [], []
-    for item, group in zip(items, groups, strict=True):
-        part = second if group in drawn else first
-        part.append(item)
-    assert_no_photo_in_both(first, second)
-    return first, second
 
 
 def assert_no_photo_in_both(*splits: Iterable[CountedImage]) -> None:

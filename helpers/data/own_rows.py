@@ -94,6 +94,7 @@ class RowReader:
         rows = list(rows)
         if self.layout.shape == "ranked rows":
             rows = self._join_ranked_rows(rows)
+        # One answer alone never says of which kind it is: the whole file does
         people = self.layout.shape == "questions" and _several_people(self._all_answers(rows))
         for row in rows:
             try:
@@ -106,13 +107,11 @@ class RowReader:
 
     def _read_row(self, row: CellRow, people: bool) -> None:
         split = split_name("".join(map(str, self._values("split", row))))
-        facts = self._facts(row)
-        kind = self._kind(row, facts, people)
-        # "none" was named: what the data says is right does not count
-        facts = None if kind == "none" else facts
+        facts, kind = self._truth(row, people)
         group = "".join(map(str, self._values("group", row)[:1]))
         name = "".join(map(str, self._values("id", row)[:1])) or None
         for turns in self._turns(row):
+            # A row whose image is missing is left out whole
             images = self._images(row)
             if self.layout.shape == "questions":
                 task = Task(tuple(images), turns, facts, kind, group, name)
@@ -140,6 +139,7 @@ class RowReader:
             raise UsageError("no image is named.")
         images = []
         for name in names:
+            # The hub writes {"path": …}, COCO {"file_name": …}
             name = name.get("path", name.get("file_name", "")) if isinstance(name, dict) else name
             images += self._find_images(str(name))
         return images
@@ -148,7 +148,7 @@ class RowReader:
         try:
             return [self.finder.find(name)]
         except UsageError:
-            # Several names in one cell
+            # Several names in one cell, unless a file is really called so
             parts = [part for part in re.split(r"[;|\n]", name) if part.strip()]
             if len(parts) < 2:
                 raise
@@ -157,6 +157,7 @@ class RowReader:
     def _turns(self, row: CellRow) -> list[tuple[Message, ...]]:
         """The conversation that is asked; several where every image gets several questions."""
         asked = self._values("question", row)
+        # A list is a conversation, of which the last turn is the question
         if asked and isinstance(asked[0], list):
             return [_messages(asked[0])]
         texts = [str(value) for value in asked[:1]] or list(self.questions)
@@ -169,8 +170,26 @@ class RowReader:
 
     # --- truth ---
 
+    def _truth(self, row: CellRow, people: bool) -> tuple[Facts, TruthKind]:
+        """What is right, and how answers are compared with it."""
+        named = self.truth or "".join(map(str, self._values("truth_kind", row)[:1]))
+        if named and named not in TRUTH_KINDS:
+            kinds = ", ".join(TRUTH_KINDS)
+            raise UsageError(f"unknown kind of truth {named!r}: choose from {kinds}.")
+        facts = self._facts(row)
+        # Whoever names "none" does not want what the data says is right
+        if named == "none" or facts is None:
+            return None, "none"
+        kind = named or ("vqa_accuracy" if people else plain_kind(facts))
+        try:
+            check_kind(kind, facts)
+        except ValueError as error:
+            raise UsageError(f"{error}") from None
+        return facts, kind
+
     def _facts(self, row: CellRow) -> Facts:
         values = self._values("answer", row) + self._values("references", row)
+        # {"cars": 2, "buses": 0}
         if len(values) == 1 and _is_counts(values[0]):
             return {str(name): int(n) for name, n in values[0].items()}
         texts = []
@@ -180,20 +199,6 @@ class RowReader:
         if not texts:
             return None
         return texts[0] if len(texts) == 1 else texts
-
-    def _kind(self, row: CellRow, facts: Facts, people: bool) -> TruthKind:
-        named = self.truth or "".join(map(str, self._values("truth_kind", row)[:1]))
-        if named and named not in TRUTH_KINDS:
-            kinds = ", ".join(TRUTH_KINDS)
-            raise UsageError(f"unknown kind of truth {named!r}: choose from {kinds}.")
-        if named == "none" or not facts:
-            return "none"
-        kind = named or ("vqa_accuracy" if people else plain_kind(facts))
-        try:
-            check_kind(kind, facts)
-        except ValueError as error:
-            raise UsageError(f"{error}") from None
-        return kind
 
     def _all_answers(self, rows: Sequence[CellRow]) -> list[tuple[list[Any], list[str]]]:
         """Of each row with answers, these as they are and as texts."""
@@ -213,6 +218,7 @@ class RowReader:
 
     def _answers(self, row: CellRow) -> dict[str, Any]:
         """`chosen` and `rejected`, or `answers` and `ranking`, of a record."""
+        # The short form: a record decides by the texts which of them was shown first
         if self.layout.shape == "pairs":
             sides = {}
             for role in ("chosen", "rejected"):
@@ -224,7 +230,11 @@ class RowReader:
         if self.layout.shape == "ranked rows":
             return dict(row.cells[-1])  # put there by _join_ranked_rows
         columns = self.layout.columns["answers"]
-        shown = [(column, str(_cell(column, row))) for column in columns if _cell(column, row)]
+        # Rows may have fewer answers than the table has columns; 0 is an answer
+        shown = []
+        for column in columns:
+            if _cell(column, row) != "":
+                shown.append((column, str(_cell(column, row))))
         if len(shown) < 2:
             raise UsageError("fewer than two answers are given.")
         answers = [{"text": text} for _, text in shown]
@@ -251,6 +261,7 @@ class RowReader:
             number = read_number(of_mark.get(column.mark))
             if number is None:
                 raise UsageError(f"{column.title!r} has no {role.removesuffix('s')}.")
+            # Rank 1 is the best, and so is the highest score
             numbers.append(-number if role == "ranks" else number)
         return rank_by_score(numbers)
 
@@ -259,6 +270,7 @@ class RowReader:
 
         Where each question has one row only, its answer is what is right, and these are questions.
         """
+        # They may stand anywhere in the table
         alike = defaultdict(list)
         for row in rows:
             asked = [self._values(role, row) for role in ("image", "question", "group", "split")]
@@ -353,6 +365,7 @@ def _several_people(answers: Sequence[tuple[list[Any], list[str]]]) -> bool:
     They are if the file says so (VQA's lists of objects), or if some answers are equal: nobody
     lists one spelling twice.
     """
+    # VQA accuracy is not defined for fewer
     if not answers or min(len(texts) for _, texts in answers) < LEAST_PEOPLE:
         return False
     objects = all(isinstance(value, dict) for values, _ in answers for value in values)
@@ -377,6 +390,7 @@ def _read_vote(stated: str, shown: Sequence[tuple[Column, str]]) -> Ranking | No
     name = plain_title(stated)
     if name in _UNJUDGED:
         return None
+    # The places of all answers
     everyone = list(range(len(shown)))
     if name in _TIES or stated == "=":
         return [everyone]
@@ -409,6 +423,7 @@ def _read_ranking(stated: str, shown: Sequence[tuple[Column, str]]) -> Ranking |
         return None
     plain = re.sub(r"\s*=\s*", "=", stated.strip("[]() "))
     parts = re.split(r"[>,;\s]+", plain)
+    # "213", "BAC"
     if len(parts) == 1 and len(plain) == len(shown):
         parts = list(plain)
     ranking = []

@@ -67,6 +67,7 @@ def prepare_data(
     # Before anything of an earlier call is removed
     _refuse_shared_photos(entries)
     _remove_older_files(out)
+    # Split only what can be read, so that the shares are right
     entries = _assign(_copy(entries, out, max_pixels, opened.left), shares, seed, opened.left)
     counts = {}
     for split in SPLITS:
@@ -126,6 +127,7 @@ def _assign(
         # What says when to stop is drawn from train, never from test
         loose, shares = "train", FROM_TRAIN
         left.say("there is no valid split: 15 % of the photos of train are taken for it")
+    # Everything is drawn, or only what was taken from train, or nothing
     drawn = [entry.photo for entry in entries if entry.split == loose]
     if not drawn:
         return list(entries)
@@ -164,10 +166,12 @@ def _copy(
         reasons = "\n".join(left.lines())
         raise UsageError(f"none of the images can be read, so nothing was written.\n{reasons}")
     names: dict[int, str] = {}  # of photos whose data gives them no group
+    # A preference and its question have one id, and may
     ids = Counter((type(entry.item), entry.item.id) for entry in whole)
     moved = []
     for entry in whole:
         images = [places[image] for image in entry.images]
+        # All that is about one photo stays one cluster of a test
         group = names.setdefault(entry.photo, entry.group or images[0].stem)
         group = entry.group or group
         item = _moved_item(entry, images, [places[image] for image in entry.spoilt], group, ids)
@@ -233,7 +237,10 @@ def describe(prepared: PreparedData, left: Leftovers) -> list[str]:
     counts = prepared.about["splits"]
     lines = [f"{prepared.title} → {prepared.folder}"]
     for split, numbers in counts.items():
-        stated = [f"{n:,} {name}" for name, n in numbers.items() if n]
+        stated = []
+        for name, n in numbers.items():
+            if n:
+                stated.append(f"{n:,} {name.removesuffix('s') if n == 1 else name}")
         lines.append(f"  {split}: {', '.join(stated)}")
     lines += [f"  {line}" for line in [*left.notes, *left.lines()]]
     if "test" not in counts:
@@ -243,6 +250,7 @@ def describe(prepared: PreparedData, left: Leftovers) -> list[str]:
             f"{why if photos < LEAST_FOR_TEST else 'There'} is no test split: figures are "
             "cross-validated, or of the photos that also say when to stop."
         )
+    # What pairs are worth can only be said of pairs
     train = prepared.path("train")
     records = prepared.records("train") if train.exists() else []
     if any(record.pairs() for record in records):
@@ -253,6 +261,7 @@ def describe(prepared: PreparedData, left: Leftovers) -> list[str]:
 
 def _describe_pairs(counts: Mapping[str, Mapping[str, int]], held_out: str) -> list[str]:
     """What so many pairs can show at best, said before anybody ranks or trains."""
+    # As many as there are, and as many as it takes
     trained, held = counts["train"]["pairs"], counts[held_out]["pairs"]
     needed = items_needed(VISIBLE)
     lines = []

@@ -53,12 +53,14 @@ class FileReader:
     def read(self) -> ReadRows:
         """Read all rows. Raises UsageError if the file is none of a known form."""
         with ExitStack() as stack:
+            # A copy lives until the rows are read
             file = self._plain_copy(stack)
             rows = list(raw_rows(file))
             values = [row.value for row in rows if isinstance(row.value, dict)]
             if not values:
                 reason = rows[0].error if rows else None
                 raise UsageError(f"{self.path}: {reason or 'holds no objects with named fields.'}")
+            # By any of the rows: the first may be damaged
             if any("qas" in value for value in values):
                 return self._read_visual_genome(rows)
             if any(is_preference(value) for value in values):
@@ -122,6 +124,7 @@ class FileReader:
     # --- questions ---
 
     def _read_questions(self, rows: Sequence[RawRow]) -> ReadRows:
+        # Rows may lack fields, so the titles are those of all rows, in their order
         titles: dict[str, None] = {}
         for row in rows:
             titles |= dict.fromkeys(row.value if isinstance(row.value, dict) else ())
@@ -170,6 +173,7 @@ def is_preference(row: dict[str, Any]) -> bool:
         name = detect_format(row)
     except UsageError:
         return False
+    # Our own questions have the fields of a record, but for the answers
     if name != "record":
         return True
     if {"chosen", "rejected", "ranking"} & row.keys():

@@ -32,6 +32,7 @@ def photos_of(entries: Sequence[tuple[Sequence[Path], str]]) -> list[int]:
     here, there = [], []  # pairs of entries that are of one photo
     hashes: dict[Path, str] = {}  # many rows ask about one file
     for number, (images, group) in enumerate(entries):
+        # Every way to know a photo again
         keys = [("group", group)] if group else []
         for image in images:
             if image not in hashes:
@@ -70,6 +71,7 @@ def split_by_photo(
     train, valid = (round(float(end) * len(known)) for end in np.cumsum(shares)[:2])
     if shares[1] and valid == train:  # at least one
         train -= 1
+    # Photos are drawn, not rows, so that a photo with many rows counts once
     order = np.random.default_rng(seed).permutation(len(known)).tolist()
     split_of = dict.fromkeys(known, "test")
     for place in order[:train]:

@@ -103,6 +103,7 @@ def _cut_cells(path: Path, text: str, separator: str) -> list[TableRow]:
     limit = csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     rows = []
+    # The reader names the last line of a row, people look at its first
     try:
         start = 1
         for cells in reader:
@@ -136,6 +137,7 @@ def _read_workbook(path: Path) -> list[Sheet]:
     for sheet in workbook.worksheets:
         values = _sheet_texts(sheet)
         rows = []
+        # Empty rows count, so that the numbers are those on the screen
         for number, cells in enumerate(values, start=1):
             if any(cells):
                 rows.append(TableRow(number, cells))
@@ -162,6 +164,7 @@ def cell_text(cell: Any) -> str:
     value, shown = cell.value, str(cell.number_format or "")
     if value is None or cell.data_type == "e":  # "#N/A" and the like
         return ""
+    # Before numbers: True is one for Python
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, datetime.datetime):

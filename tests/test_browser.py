@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
     """The notebook with few scenes (JupyterLab saves on its own), links to the suite, two adapters."""
     folder = tmp_path_factory.mktemp("reader") / "suite"
     (folder / "notebooks").mkdir(parents=True)
-    values = {"DATA": str(write_prepared(folder / "prepared")), "MATCHES": MATCHES}
+    values = {"PREPARED": str(write_prepared(folder / "prepared")), "MATCHES": MATCHES}
     notebook = notebooks.read_notebook(NOTEBOOK, values)
     nbformat.write(notebook, folder / "notebooks" / NOTEBOOK)
     for name in ("helpers", "data"):

@@ -33,14 +33,14 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `MODEL = None` and `DATA = None` take what notebook 02 prepared, and without it the shipped
-# traffic scenes; `DATA` can be another folder that notebook 02 has made. `ADAPTERS` is a folder
+# `MODEL = None` and `PREPARED = None` take what notebook 02 prepared, and without it the shipped
+# traffic scenes; `PREPARED` can be another folder that notebook 02 has made. `ADAPTERS` is a folder
 # with adapters, `None` your artifacts. `OWN_IMAGE` is the path of any picture of yours, for those
 # who read this without widgets.
 
 # %% tags=["parameters"]
 MODEL = None
-DATA = None
+PREPARED = None
 ADAPTERS = None
 OWN_IMAGE = None
 ANNOTATOR = "me"  # your votes in the arena are kept under this name
@@ -55,7 +55,7 @@ from torch.testing import assert_close
 
 from helpers import data, evaluation, files, machine, models, report, rewards, widgets
 
-prepared = data.read_prepared(DATA and ROOT / DATA)
+prepared = data.read_prepared(PREPARED and ROOT / PREPARED)
 MODEL = MODEL or prepared.model
 title = f"Before and after, on held-out images: {prepared.title}"
 section = report.Section("06_compare_before_after", title)

@@ -34,11 +34,11 @@ ROOT = set_up(DRIVE)
 #
 # `POLICIES` are patterns of names: those of `artifacts/` begin with their stage. `BENCHMARKS` and
 # `JUDGED` are for published benchmarks (see below): name → file. What is asked, and of which base,
-# is as in notebook 02; `DATA` may name another folder that it has prepared.
+# is as in notebook 02; `PREPARED` may name another folder that it has made.
 
 # %% tags=["parameters"]
 MODEL = None
-DATA = None
+PREPARED = None
 ADAPTERS = None
 POLICIES = ("dpo/*", "ppo/ppo", "ppo/reward-model", "ppo/heuristic-0.0")
 SEEDS = (0, 1, 2)  # of the sampled answers
@@ -60,7 +60,7 @@ from torch.testing import assert_close
 from helpers import data, evaluation, export, files, machine, models, report, rewards
 
 section = report.Section("07_evaluate", "Does it help? Evaluation on held-out images")
-prepared = data.read_prepared(DATA and ROOT / DATA)
+prepared = data.read_prepared(PREPARED and ROOT / PREPARED)
 MODEL = MODEL or prepared.model
 
 # %% [markdown]

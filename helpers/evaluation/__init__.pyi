@@ -119,6 +119,7 @@ from .truth_judges import (
     CountJudge as CountJudge,
     Judge as Judge,
     TruthfulJudge as TruthfulJudge,
+    describe_unreadable as describe_unreadable,
     judges as judges,
 )
 from .win_rate import (

@@ -24,7 +24,7 @@ from helpers.data import (
     presence_question,
 )
 from helpers.rewards import TRUTHS, are_right, degrees
-from helpers.statistics import TableRows
+from helpers.statistics import Proportion, TableRows
 
 from .counting_metrics import count_metrics
 from .hallucination import chair_metrics
@@ -33,6 +33,8 @@ from .official.questions import BenchmarkQuestion
 from .text_metrics import reference_metrics
 
 AnswerTexts = Sequence[str]
+# share of unreadable answers from which a base is said to be unable to read
+UNREADABLE = 0.9
 Details = list[tuple[str, TableRows]]  # (title, table), the first row heads of columns
 
 
@@ -87,6 +89,10 @@ class Judge:
         """Tables of what a share alone does not say, of answers to `tasks` and to `others`."""
         return []
 
+    def unreadable(self, answers: AnswerTexts) -> Proportion | None:
+        """Share of answers from which nothing can be read; None where any text is an answer."""
+        return None
+
     def failures(self, answers: AnswerTexts) -> list[str]:
         """Sentences on answers that cannot be judged."""
         return []
@@ -101,7 +107,7 @@ class Judge:
 
 
 class TruthfulJudge(Judge):
-    """AnswerTexts to `tasks` beside their known truth."""
+    """Answers to `tasks` beside their known truth."""
 
     def __init__(self, tasks: Sequence[Task]):
         super().__init__([task for task in tasks if task.kind != "none"])
@@ -142,7 +148,7 @@ def _listed(task: Task) -> list[str]:
 
 
 class CountJudge(TruthfulJudge):
-    """AnswerTexts that state how many there are of each class."""
+    """Answers that state how many there are of each class."""
 
     other_name = "one class"
 
@@ -194,8 +200,11 @@ class CountJudge(TruthfulJudge):
         return tables
 
     def failures(self, answers: AnswerTexts) -> list[str]:
-        unparsed = count_metrics(answers, [task.facts for task in self.tasks]).unparsed
-        return [f"AnswerTexts without readable counts: {unparsed}."] if unparsed.value else []
+        unparsed = self.unreadable(answers)
+        return [f"Answers without readable counts: {unparsed}."] if unparsed.value else []
+
+    def unreadable(self, answers: AnswerTexts) -> Proportion:
+        return count_metrics(answers, [task.facts for task in self.tasks]).unparsed
 
     def errors(self, answers: AnswerTexts) -> dict[str, np.ndarray]:
         errors = {name: [] for name in self.tasks[0].facts}
@@ -229,3 +238,16 @@ def judges(tasks: Sequence[Task]) -> Judge:
     if left_out:
         print(f"{left_out} of {len(tasks)} questions have no known answer and are left out here.")
     return judge
+
+
+def describe_unreadable(tasks: Sequence[Task], answers: AnswerTexts, base: str) -> list[str]:
+    """One sentence if next to none of a base's answers can be read, and what to take; else none."""
+    share = judges(tasks).unreadable(answers)
+    if share is None or share.value < UNREADABLE:
+        return []
+    return [
+        f"The base {base!r} cannot read these images: {share} of its answers state nothing that "
+        "can be compared with the truth, so that no training of it can be seen to help. Set MODEL "
+        "in notebook 02 to one that was trained on photos: 'smolvlm-256m' runs without a GPU, "
+        "'qwen2-vl-2b' needs one."
+    ]

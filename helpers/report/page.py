@@ -194,7 +194,7 @@ figure img { max-width: 100%; height: auto; }
 <h1>Preference alignment of a small vision-language model</h1>
 <p class='note'>{{ machine }}. Intervals are 95 % (Wilson) unless n = 1.</p>
 
-{% set conclusions = sections|sum("conclusions", []) %}
+{% set conclusions = sections|sum("conclusions", [])|unique(true)|list %}
 {% if conclusions %}
 <h2>In short</h2>
 <ul>

@@ -64,7 +64,17 @@ import json
 
 import numpy as np
 
-from helpers import data, files, machine, models, report, rewards, statistics, widgets
+from helpers import (
+    data,
+    evaluation,
+    files,
+    machine,
+    models,
+    report,
+    rewards,
+    statistics,
+    widgets,
+)
 
 out = files.artifacts_dir() / "preferences"
 section = report.Section("02_build_preferences", "The preference data")
@@ -130,6 +140,9 @@ print(train[number].question)
 print(*rewards.mark_answers(train[number], own_answers[number]), sep="\n")
 print()
 print(*rewards.describe_samples(train, own_answers), sep="\n")
+first_answers = [several[0].text for several in own_answers]
+for sentence in evaluation.describe_unreadable(train, first_answers, MODEL):
+    section.conclude(sentence)
 
 # %% [markdown]
 # ## Score them and rank them

@@ -361,10 +361,10 @@ right = {SEEDS[0]: save(trainer, run, SEEDS[0])}
 policies = models.Policies(
     models.load_model(MODEL, max_pixels=plan.max_pixels)[0],
     processor,
-    models.find_policies(MODEL, dpo_folder),
+    models.find_policies(MODEL),
 )
 evidence = evaluation.gather_evidence(
-    policies, [f"seed-{SEEDS[0]}"], valid_records[:64], valid_tasks[:64],
+    policies, [f"dpo/seed-{SEEDS[0]}"], valid_records[:64], valid_tasks[:64],
     trained_on=records, stopped=prepared.held_out == "valid",
 )  # fmt: skip
 report.add_evidence(section, evidence)

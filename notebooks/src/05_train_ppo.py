@@ -426,7 +426,7 @@ if REWARD_MODEL and score is not None:
 # half of the pairs, and trains a judge on the other.
 
 # %%
-saved = models.find_policies(MODEL, ppo_folder)
+saved = models.find_policies(MODEL)
 policies = models.Policies(models.load_model(MODEL)[0], processor, saved)
 judges_of_pairs = {}
 for name, folder in zip(("reward model", "second judge"), reward_folders, strict=False):
@@ -435,7 +435,7 @@ for name, folder in zip(("reward model", "second judge"), reward_folders, strict
     )
 held_out_records = prepared.records(prepared.held_out)
 evidence = evaluation.gather_evidence(
-    policies, list(results), held_out_records[:PAIRS], held_out_tasks[:PAIRS],
+    policies, [f"ppo/{name}" for name in results], held_out_records[:PAIRS], held_out_tasks[:PAIRS],
     judges=judges_of_pairs, trained_on=records, stopped=prepared.held_out == "valid",
 )  # fmt: skip
 report.add_evidence(section, evidence)

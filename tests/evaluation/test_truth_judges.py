@@ -11,6 +11,7 @@ from helpers.evaluation import (
     TaskResult,
     binary_measures,
     describe_sight,
+    describe_unreadable,
     judges,
 )
 from helpers.evaluation.exam import ExamResult, exam_metrics, exam_rows
@@ -129,3 +130,13 @@ def test_stated_minus_true_is_nan_where_nothing_is_stated():
     errors = judges(tasks).errors(["There are 3 cars, 0 buses in the image.", "many"])
     assert errors["cars"][0] == 2 and errors["buses"][0] == 0
     assert np.isnan(errors["cars"][1]) and np.isnan(errors["buses"][1])
+
+
+def test_a_base_that_cannot_read_is_named_with_one_that_can():
+    tasks = [ask("How many?", [IMAGE], {"cars": 1}, "counts") for _ in range(10)]
+    (said,) = describe_unreadable(tasks, ["blue blue"] * 9 + ["There are 1 cars."], "tiny")
+    assert "'tiny' cannot read these images: 0.900" in said and "smolvlm-256m" in said
+    # wrong counts are counts
+    assert describe_unreadable(tasks, ["There are 7 cars in the image."] * 10, "tiny") == []
+    assert describe_unreadable(asked("red"), ["?"], "tiny") == []
+    assert describe_unreadable(asked(None, kind="none"), ["?"], "tiny") == []

@@ -131,7 +131,7 @@ evidence = evaluation.gather_evidence(
     policies, names, prepared.records(split)[:PAIRS], tasks[:PAIRS],
     judges=judges_of_pairs, trained_on=prepared.records("train"), stopped=split == "valid",
 )  # fmt: skip
-report.add_evidence(section, evidence)
+report.add_evidence(section, evidence, lead=True)
 
 # %% [markdown]
 # ## Ask everyone the same questions

@@ -31,12 +31,15 @@ def test_the_block_with_a_truth_and_a_judge(policies, artifacts):
         "dpo/shipped_win_rate_rules",
     }
     section = Section("x", "X")
-    page = add_evidence(section, found).data
+    page = add_evidence(section, found, lead=True).data
     assert page.count("<table") == 3 == len(section.tables)
     assert len(section.conclusions) == 2 and "dpo/shipped prefers" in section.conclusions[0]
     said = " ".join(section.sentences)
     assert "also stopped the training" in said and "which sees no image" in said
     assert not set(section.conclusions) & set(section.sentences)
+    beside = Section("04_train_dpo", "not the one that speaks")
+    add_evidence(beside, found)
+    assert not beside.conclusions and set(section.conclusions) <= set(beside.sentences)
     assert list(found.answers) == ["base", "dpo/shipped"]
 
 

@@ -115,7 +115,11 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
 def prepare_recipe_data(run: RecipeRun) -> None:
     """Open data of any kind, split it if it is not, and put it into the format of the recipe."""
     recipe, settings = run.recipe, run.recipe.data
-    about = {"truth": settings.truth, "classes": settings.classes, "questions": settings.questions}
+    about = {
+        "truth": settings.truth,
+        "classes": settings.classes,
+        "questions": settings.questions,
+    }
     source, images = settings.sources(), settings.images or None
     # A recipe for questions that names none is tried on the scenes
     if settings.format == "visual_genome" and source == SHIPPED_FILES:
@@ -227,7 +231,9 @@ def train_caption_rewards(run: RecipeRun) -> None:
 
 
 def _judge(
-    run: RecipeRun, name: str, score: Callable[[Sequence[PreferenceRecord]], list[list[float]]]
+    run: RecipeRun,
+    name: str,
+    score: Callable[[Sequence[PreferenceRecord]], list[list[float]]],
 ) -> None:
     """Accuracy on the pairs of the test split, beside the best rule that never sees the image."""
     records = [record for record in run.pairs("test") if record.pairs()]
@@ -345,7 +351,10 @@ def train_ppo_policy(run: RecipeRun) -> None:
 
 
 def _weighted_scorer(
-    run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin, tasks: Sequence[Task]
+    run: RecipeRun,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    tasks: Sequence[Task],
 ) -> tuple[torch.nn.Module, Scorer]:
     """The recipe's scorers with their weights, and the model, which a reward model shares."""
     rows = []
@@ -392,7 +401,9 @@ def _scores_of(run: RecipeRun, tasks: Sequence[Task]) -> dict[str, float]:
 
 
 def _learnt_scorer(
-    run: RecipeRun, model: PreTrainedModel, processor: ProcessorMixin
+    run: RecipeRun,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
 ) -> tuple[torch.nn.Module, Scorer]:
     """The stage `reward`'s model on the policy's base, with scores standardised on `valid`."""
     # the policy's adapter comes first, so that the reward's is the second on one base

@@ -173,7 +173,10 @@ _SHAPE_ROLES = {
 
 def _roles_of_shape(shape: str, roles: Mapping[str, list[Column]]) -> dict[str, list[Column]]:
     """The columns that count in a shape; of two with one title the first, save for answers."""
-    kept = {"image": [*roles["image"][:1], *roles["images"]], "question": roles["question"][:1]}
+    kept = {
+        "image": [*roles["image"][:1], *roles["images"]],
+        "question": roles["question"][:1],
+    }
     for role in (*_SHAPE_ROLES[shape], "id", "group", "split", "truth_kind"):
         many = role in ("answers", "references", "ranks", "scores")
         kept[role] = roles[role] if many else roles[role][:1]
@@ -201,7 +204,11 @@ def as_questions(layout: Layout) -> Layout:
 
 def _same_title(columns: Sequence[Column]) -> list[Column]:
     """The first column, and others that are called the same: several answers of one kind."""
-    return [each for each in columns if plain_title(each.title) == plain_title(columns[0].title)]
+    found = []
+    for column in columns:
+        if plain_title(column.title) == plain_title(columns[0].title):
+            found.append(column)
+    return found
 
 
 # --- where the titles stand -----------------------------------------------------------------------
@@ -248,6 +255,7 @@ def _best_header(sheet: Sheet) -> _Candidate:
         understood = set()
         for columns in layout.columns.values():
             understood |= {column.place for column in columns}
+        # Of equal ones the first: data below may look like titles, too
         if len(understood) > best.fit:
             best = _Candidate(len(understood), place, layout)
     return best

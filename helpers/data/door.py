@@ -116,15 +116,19 @@ def open_data(
         reader.images = [find_source(images, bases)]
     # One source has no split of its own
     named = source if isinstance(source, Mapping) else {"": source}
+    found = []
     for split, place in named.items():
-        reader.open(find_source(place, bases), split)
-    found = [find_source(place, bases) for place in named.values()]
+        path = find_source(place, bases)
+        reader.open(path, split)
+        found.append(path)
     # Of several files the folder they share says what they are
-    return reader.finish(found[0] if len(found) == 1 else Path(os.path.commonpath(found)))
+    shared = found[0] if len(found) == 1 else Path(os.path.commonpath(found))
+    return reader.finish(shared)
 
 
 def find_source(source: str | Path, bases: Sequence[Path]) -> Path:
     """The file or folder that is meant. Raises UsageError naming where it was looked for."""
+    # Paths that were copied from a file manager may stand in quotes
     path = Path(str(source).strip().strip("\"'")).expanduser()
     for base in bases:
         if (base / path).exists():  # an absolute path stays as it is
@@ -134,12 +138,14 @@ def find_source(source: str | Path, bases: Sequence[Path]) -> Path:
 
 
 def _read_questions(
-    questions: str | Path | Sequence[str] | None, bases: Sequence[Path]
+    questions: str | Path | Sequence[str] | None,
+    bases: Sequence[Path],
 ) -> tuple[str, ...]:
     if questions is None:
         return ()
     if not isinstance(questions, str | Path):
         return tuple(questions)
+    # One text is a file if its ending says so, else a question
     suffix = Path(questions).suffix.lower()
     if isinstance(questions, Path) or suffix in DATA_SUFFIXES | {".txt", ".md"}:
         return read_question_list(find_source(questions, bases))
@@ -150,7 +156,10 @@ class _Door:
     """Reads one source after the other into parts."""
 
     def __init__(
-        self, bases: Sequence[Path], truth: TruthKind | None, classes: Sequence[str] | None
+        self,
+        bases: Sequence[Path],
+        truth: TruthKind | None,
+        classes: Sequence[str] | None,
     ) -> None:
         self.bases = bases
         self.truth = truth
@@ -190,13 +199,18 @@ class _Door:
                 "or give one file without splits, which is then split by photo."
             )
         order = [split for split in ("", *SPLITS) if split in parts]
-        opened = OpenedData(source, {split: parts[split] for split in order}, self.left)
-        opened.classes = self.classes
+        opened = OpenedData(
+            source,
+            parts={split: parts[split] for split in order},
+            left=self.left,
+            classes=self.classes,
+        )
         # Rather now than after an hour: several kinds of truth cannot be judged by one table
         kind_of(opened.all_tasks())
         return opened
 
     def _move_unsplit(self, parts: dict[str, OpenedPart]) -> None:
+        # In train they do no harm: what is measured comes from the others
         loose = parts.pop("")
         train = parts.setdefault("train", OpenedPart())
         train.records += loose.records
@@ -269,11 +283,18 @@ class _Door:
         finder = ImageFinder([*self.images, *folders])
         before = len(self.left)
         if path.suffix.lower() in JSON_SUFFIXES:
-            reader = FileReader(path, finder, self.left, self.truth, self.questions)
+            reader = FileReader(
+                path,
+                finder,
+                self.left,
+                self.truth,
+                self.questions,
+            )
             found = reader.read()
         else:
             found = self._read_table(path, finder)
         asked = [*found.records.values(), *found.tasks.values()]
+        # Where rows were left out, the leftovers say why there are none
         if not any(asked) and len(self.left) == before:
             raise UsageError(f"{path}: holds no rows.")
         self._add(found, split)
@@ -307,7 +328,14 @@ class _Door:
                 self._note_questions(layout.values, cells, sheet.name)
                 found = self._ask_about_images(path.parent)
             else:
-                found = RowReader(layout, finder, self.left, self.truth, self.questions).read(cells)
+                reader = RowReader(
+                    layout,
+                    finder,
+                    self.left,
+                    self.truth,
+                    self.questions,
+                )
+                found = reader.read(cells)
             both.add(found)
         # The titles that were found are the best explanation
         if not understood:
@@ -343,6 +371,7 @@ class _Door:
 
 def split_of_file(file: Path, folder: Path) -> str:
     """The split that the name of a file or its folder says: `votes_train.csv`, `val/rows.csv`."""
+    # The file's own name says more than that of a folder, and a near folder more than a far one
     parts = [file.stem, *file.relative_to(folder).parts[:-1][::-1]]
     for part in parts:
         for word in re.split(r"[^A-Za-z]+", part):
@@ -370,6 +399,7 @@ def _data_files(folder: Path) -> list[Path]:
         for file in sorted(folder.glob(pattern)):
             known = file.suffix.lower() in DATA_SUFFIXES | OTHER_TABLES
             known = known or (file.suffix.lower() == ".txt" and bool(LISTS.match(file.stem)))
+            # "~$" begins the file that Office keeps beside one that is open
             hidden = is_system_file(file) or file.name.startswith((".", "~$"))
             if known and not hidden and file.is_file():
                 files.append(file)

@@ -27,6 +27,7 @@ from .record import Message, PreferenceRecord
 from .tasks import Task
 from .truth import LEAST_PEOPLE, TRUTH_KINDS, Facts, TruthKind, check_kind, plain_kind
 
+# As people write them, in several languages and tools, by their plain titles
 _TIES = {"tie", "both", "equal", "same", "draw", "neither", "gleich", "unentschieden", "bothbad"}
 _UNJUDGED = {"", "none", "skip", "skipped", "unjudged", "null", "na"}
 _SIDES = {"left": 0, "first": 0, "links": 0, "right": 1, "second": 1, "rechts": 1}
@@ -106,6 +107,7 @@ class RowReader:
     # --- one row ---
 
     def _read_row(self, row: CellRow, people: bool) -> None:
+        # An empty cell gives no value, which is "" here
         split = split_name("".join(map(str, self._values("split", row))))
         facts, kind = self._truth(row, people)
         group = "".join(map(str, self._values("group", row)[:1]))
@@ -114,7 +116,14 @@ class RowReader:
             # A row whose image is missing is left out whole
             images = self._images(row)
             if self.layout.shape == "questions":
-                task = Task(tuple(images), turns, facts, kind, group, name)
+                task = Task(
+                    tuple(images),
+                    turns,
+                    facts,
+                    kind,
+                    group,
+                    name,
+                )
                 self.found.tasks[split].append(task)
                 continue
             fields = {
@@ -125,6 +134,7 @@ class RowReader:
                 "group": group or None,
                 "id": name,
             }
+            # A row with fewer than two answers stops here: nobody can prefer one of them
             record = _validate(fields | self._answers(row))
             self.found.records[split].append(record)
 
@@ -164,6 +174,7 @@ class RowReader:
         if not texts and "question" in self.layout.columns:
             raise UsageError("the question is empty.")
         if not texts:
+            # Captions are often ranked without any question, and a model needs one
             texts = [DEFAULT_QUESTION]
             self.left.say(f"there is no column of questions: {DEFAULT_QUESTION!r} is asked")
         return [(Message(role="user", content=text),) for text in texts]
@@ -181,6 +192,7 @@ class RowReader:
         if named == "none" or facts is None:
             return None, "none"
         kind = named or ("vqa_accuracy" if people else plain_kind(facts))
+        # A named kind may not fit what is in the cells
         try:
             check_kind(kind, facts)
         except ValueError as error:
@@ -198,6 +210,7 @@ class RowReader:
         texts = [text for text in texts if text.strip()]
         if not texts:
             return None
+        # A list means that there are several right answers
         return texts[0] if len(texts) == 1 else texts
 
     def _all_answers(self, rows: Sequence[CellRow]) -> list[tuple[list[Any], list[str]]]:
@@ -205,6 +218,7 @@ class RowReader:
         found = []
         for row in rows:
             values = self._values("answer", row) + self._values("references", row)
+            # JSON has one list where a table has several columns
             if len(values) == 1 and isinstance(values[0], list):
                 values = values[0]
             texts = []
@@ -237,8 +251,10 @@ class RowReader:
                 shown.append((column, str(_cell(column, row))))
         if len(shown) < 2:
             raise UsageError("fewer than two answers are given.")
-        answers = [{"text": text} for _, text in shown]
-        return {"answers": answers, "ranking": self._ranking(row, shown)}
+        return {
+            "answers": [{"text": text} for _, text in shown],
+            "ranking": self._ranking(row, shown),
+        }
 
     def _ranking(self, row: CellRow, shown: Sequence[tuple[Column, str]]) -> Ranking | None:
         if self.layout.shape == "unjudged":
@@ -253,7 +269,10 @@ class RowReader:
         return _read_ranking(stated, shown)
 
     def _ranking_by_numbers(
-        self, row: CellRow, shown: Sequence[tuple[Column, str]], role: str
+        self,
+        row: CellRow,
+        shown: Sequence[tuple[Column, str]],
+        role: str,
     ) -> Ranking:
         of_mark = {column.mark: _cell(column, row) for column in self.layout.columns[role]}
         numbers = []
@@ -273,8 +292,12 @@ class RowReader:
         # They may stand anywhere in the table
         alike = defaultdict(list)
         for row in rows:
-            asked = [self._values(role, row) for role in ("image", "question", "group", "split")]
-            alike[json.dumps(asked, default=str)].append(row)
+            asked = []
+            for role in ("image", "question", "group", "split"):
+                asked.append(self._values(role, row))
+            # Lists cannot be keys, their JSON can
+            key = json.dumps(asked, default=str)
+            alike[key].append(row)
         if all(len(members) == 1 for members in alike.values()):
             self.layout = as_questions(self.layout)
             self.left.say(f"each question has one answer, so these are no rankings: {self.layout}")
@@ -283,13 +306,16 @@ class RowReader:
         for members in alike.values():
             answers = self._ranked_answers(members)
             if answers:
-                joined.append(CellRow(members[0].place, [*members[0].cells, answers]))
+                # The first row stands for all of them; the answers ride behind its cells
+                first = members[0]
+                joined.append(CellRow(first.place, [*first.cells, answers]))
         return joined
 
     def _ranked_answers(self, members: Sequence[CellRow]) -> dict[str, Any] | None:
         """The answers of some rows and their ranking; None if there are fewer than two."""
         role = "rank" if "rank" in self.layout.columns else "score"
-        answers, numbers = [], []
+        answers = []
+        numbers = []
         for row in members:
             number = read_number("".join(map(str, self._values(role, row)[:1])))
             texts = [str(value) for value in self._values("response", row)]
@@ -301,7 +327,10 @@ class RowReader:
         if len(answers) < 2:
             self.left.add("fewer than two ranked answers to a question", members[0].place)
             return None
-        return {"answers": answers, "ranking": rank_by_score(numbers)}
+        return {
+            "answers": answers,
+            "ranking": rank_by_score(numbers),
+        }
 
 
 def _reason(error: UsageError) -> str:
@@ -313,7 +342,10 @@ def _reason(error: UsageError) -> str:
 
 
 def _cell(column: Column, row: CellRow) -> Any:
-    value = row.cells[column.place] if column.place < len(row.cells) else None
+    # A row may end before the last column
+    if column.place >= len(row.cells):
+        return ""
+    value = row.cells[column.place]
     return "" if value is None else value
 
 
@@ -356,6 +388,7 @@ def reference_texts(value: Any) -> list[str]:
 def _is_counts(value: Any) -> bool:
     if not isinstance(value, dict) or not value or {"answer", "text"} & value.keys():
         return False
+    # Not isinstance, for which True is a number, too
     return all(type(n) is int and n >= 0 for n in value.values())
 
 
@@ -395,7 +428,9 @@ def _read_vote(stated: str, shown: Sequence[tuple[Column, str]]) -> Ranking | No
     if name in _TIES or stated == "=":
         return [everyone]
     best = _place_of(stated, shown)
-    return [[best], [place for place in everyone if place != best]]
+    # Nothing is known of the others among themselves
+    others = [place for place in everyone if place != best]
+    return [[best], others]
 
 
 def _place_of(stated: str, shown: Sequence[tuple[Column, str]]) -> int:
@@ -411,6 +446,7 @@ def _place_of(stated: str, shown: Sequence[tuple[Column, str]]) -> int:
         letter = "abcdefgh"[place] if place < 8 else ""
         if mark in (column.mark, number) or (column.mark.isdigit() and mark == letter):
             return place
+    # Of three answers none is on "the right"
     if name in _SIDES and len(shown) == 2:
         return _SIDES[name]
     marks = ", ".join(column.title for column, _ in shown)
@@ -421,6 +457,7 @@ def _read_ranking(stated: str, shown: Sequence[tuple[Column, str]]) -> Ranking |
     """ "B > A = C", "2, 1, 3" or "BAC", the best first; None where nobody ranked."""
     if plain_title(stated) in _UNJUDGED:
         return None
+    # "A = C" would fall apart at its blanks
     plain = re.sub(r"\s*=\s*", "=", stated.strip("[]() "))
     parts = re.split(r"[>,;\s]+", plain)
     # "213", "BAC"
@@ -428,7 +465,9 @@ def _read_ranking(stated: str, shown: Sequence[tuple[Column, str]]) -> Ranking |
         parts = list(plain)
     ranking = []
     for part in parts:
-        ranking.append([_place_of(name, shown) for name in part.split("=")])
-    if sorted(itertools.chain(*ranking)) != list(range(len(shown))):
+        names = part.split("=")
+        ranking.append([_place_of(name, shown) for name in names])
+    ranked = sorted(itertools.chain(*ranking))
+    if ranked != list(range(len(shown))):
         raise UsageError(f"the ranking {stated!r} must name each of {len(shown)} answers once.")
     return ranking

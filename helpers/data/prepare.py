@@ -68,7 +68,8 @@ def prepare_data(
     _refuse_shared_photos(entries)
     _remove_older_files(out)
     # Split only what can be read, so that the shares are right
-    entries = _assign(_copy(entries, out, max_pixels, opened.left), shares, seed, opened.left)
+    entries = _copy(entries, out, max_pixels, opened.left)
+    entries = _assign(entries, shares, seed, opened.left)
     counts = {}
     for split in SPLITS:
         chosen = [entry.item for entry in entries if entry.split == split]
@@ -102,13 +103,17 @@ def _entries(opened: OpenedData) -> list[Entry]:
             images = tuple(map(same_place, task.images))
             entries.append(Entry(task, images, task.group, split))
     photos = photos_of([(entry.images, entry.group) for entry in entries])
-    return [replace(entry, photo=photo) for entry, photo in zip(entries, photos, strict=True)]
+    numbered = []
+    for entry, photo in zip(entries, photos, strict=True):
+        numbered.append(replace(entry, photo=photo))
+    return numbered
 
 
 # --- splits ---------------------------------------------------------------------------------------
 
 
 def _refuse_shared_photos(entries: Sequence[Entry]) -> None:
+    # What has no split yet is drawn by photo, and so cannot be on two sides
     named = [entry for entry in entries if entry.split]
     refuse_shared_photos(
         [entry.photo for entry in named],
@@ -118,7 +123,10 @@ def _refuse_shared_photos(entries: Sequence[Entry]) -> None:
 
 
 def _assign(
-    entries: Sequence[Entry], shares: Sequence[float] | None, seed: int, left: Leftovers
+    entries: Sequence[Entry],
+    shares: Sequence[float] | None,
+    seed: int,
+    left: Leftovers,
 ) -> list[Entry]:
     """Give each entry its split: the one the data names, or one that is drawn by photo."""
     named = {entry.split for entry in entries}
@@ -151,7 +159,10 @@ def _remove_older_files(out: Path) -> None:
 
 
 def _copy(
-    entries: Sequence[Entry], out: Path, max_pixels: int | None, left: Leftovers
+    entries: Sequence[Entry],
+    out: Path,
+    max_pixels: int | None,
+    left: Leftovers,
 ) -> list[Entry]:
     """Copy the images, and let entries name the copies; those that cannot be read are left."""
     needed = []
@@ -174,7 +185,8 @@ def _copy(
         # All that is about one photo stays one cluster of a test
         group = names.setdefault(entry.photo, entry.group or images[0].stem)
         group = entry.group or group
-        item = _moved_item(entry, images, [places[image] for image in entry.spoilt], group, ids)
+        spoilt = [places[image] for image in entry.spoilt]
+        item = _moved_item(entry, images, spoilt, group, ids)
         moved.append(replace(entry, item=item))
     return moved
 
@@ -201,7 +213,10 @@ def _moved_item(
 
 
 def _write_split(
-    out: Path, split: str, items: Sequence[PreferenceRecord | Task], limit: int | None
+    out: Path,
+    split: str,
+    items: Sequence[PreferenceRecord | Task],
+    limit: int | None,
 ) -> dict[str, int]:
     """Write the files of a split; how many photos, preferences, pairs and questions these hold."""
     records = [item for item in items if isinstance(item, PreferenceRecord)][:limit]
@@ -262,7 +277,8 @@ def describe(prepared: PreparedData, left: Leftovers) -> list[str]:
 def _describe_pairs(counts: Mapping[str, Mapping[str, int]], held_out: str) -> list[str]:
     """What so many pairs can show at best, said before anybody ranks or trains."""
     # As many as there are, and as many as it takes
-    trained, held = counts["train"]["pairs"], counts[held_out]["pairs"]
+    trained = counts["train"]["pairs"]
+    held = counts[held_out]["pairs"]
     needed = items_needed(VISIBLE)
     lines = []
     total = sum(numbers["pairs"] for numbers in counts.values())
@@ -271,6 +287,7 @@ def _describe_pairs(counts: Mapping[str, Mapping[str, int]], held_out: str) -> l
             f"⚠️ {total} pairs are too few: a model learns them by heart, and nothing can be said "
             f"about others. Collect {LEAST_PAIRS} at the very least, better hundreds."
         )
+    # With very few pairs not even the largest difference could be seen
     try:
         seen = f"can show a difference of {detectable_difference(held):.2f} or more"
     except ValueError:

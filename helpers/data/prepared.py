@@ -144,7 +144,8 @@ class PreparedData:
 
         One that does not say what it was trained on stays.
         """
-        kept, others = [], []
+        kept = []
+        others = []
         for policy in policies:
             (kept if self._is_own(policy.about) else others).append(policy)
         if others:
@@ -214,6 +215,13 @@ def read_tasks(path: Path) -> list[Task]:
         row = json.loads(line)
         images = tuple(Path(os.path.abspath(path.parent / name)) for name in row["images"])
         turns = tuple(Message.model_validate(turn) for turn in row["prompt"])
-        known = row["truth"], row["truth_kind"], row["group"], row.get("id")
-        tasks.append(Task(images, turns, *known))
+        task = Task(
+            images,
+            turns,
+            row["truth"],
+            row["truth_kind"],
+            row["group"],
+            row.get("id"),
+        )
+        tasks.append(task)
     return tasks

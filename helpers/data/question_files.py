@@ -145,7 +145,13 @@ class FileReader:
                 self.left.add("the line cannot be read", f"{place} {reason}")
                 continue
             cells.append(CellRow(place, [row.value.get(title) for title in titles]))
-        reader = RowReader(layout, self.finder, self.left, self.truth, self.questions)
+        reader = RowReader(
+            layout,
+            self.finder,
+            self.left,
+            self.truth,
+            self.questions,
+        )
         return reader.read(cells)
 
     def _read_visual_genome(self, rows: Sequence[RawRow]) -> ReadRows:
@@ -163,7 +169,13 @@ class FileReader:
                     cells.append(CellRow(place, [f"{image}.jpg", *asked, image, name]))
             except (KeyError, TypeError, AttributeError) as error:
                 self.left.add("an entry that is not Visual Genome's", f"{place} ({error!r})")
-        reader = RowReader(layout, self.finder, self.left, self.truth, self.questions)
+        reader = RowReader(
+            layout,
+            self.finder,
+            self.left,
+            self.truth,
+            self.questions,
+        )
         return reader.read(cells)
 
 
@@ -199,6 +211,7 @@ def _wrapped_rows(text: str) -> tuple[str, list] | None:
     # A row of a preference or a conversation holds lists of objects, too
     if not lists or is_preference(value) or match_columns(list(value)) or "qas" in value:
         return None
+    # Beside the rows there may be short lists: of licences, of authors
     name = max(lists, key=lambda key: len(lists[key]))
     return name, lists[name]
 

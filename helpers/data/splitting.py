@@ -29,7 +29,8 @@ def photos_of(entries: Sequence[tuple[Sequence[Path], str]]) -> list[int]:
     from scipy.sparse.csgraph import connected_components
 
     first: dict[tuple[str, str], int] = {}  # what photos are known by → the first entry with it
-    here, there = [], []  # pairs of entries that are of one photo
+    here = []  # with `there`: pairs of entries that are of one photo
+    there = []
     hashes: dict[Path, str] = {}  # many rows ask about one file
     for number, (images, group) in enumerate(entries):
         # Every way to know a photo again
@@ -38,12 +39,15 @@ def photos_of(entries: Sequence[tuple[Sequence[Path], str]]) -> list[int]:
             if image not in hashes:
                 hashes[image] = file_hash(image)
             keys.append(("content", hashes[image]))
+            # Names like 1.jpg come twice in many data sets: alone they say nothing
             if photo_group(image) != image.stem:
                 keys.append(("name", photo_group(image)))
         for key in keys:
             here.append(number)
             there.append(first.setdefault(key, number))
-    links = coo_array((np.ones(len(here)), (here, there)), (len(entries), len(entries)))
+    # Entries are nodes of a graph, so that those joined through others are found, too
+    size = len(entries)
+    links = coo_array((np.ones(len(here)), (here, there)), (size, size))
     _, labels = connected_components(links, directed=False)
     # As dict.fromkeys keeps the order in which photos are met
     order = {label: place for place, label in enumerate(dict.fromkeys(labels.tolist()))}
@@ -51,7 +55,9 @@ def photos_of(entries: Sequence[tuple[Sequence[Path], str]]) -> list[int]:
 
 
 def split_by_photo(
-    photos: Sequence[int], shares: Sequence[float] | None = None, seed: int = 0
+    photos: Sequence[int],
+    shares: Sequence[float] | None = None,
+    seed: int = 0,
 ) -> list[str]:
     """Name the split of each entry, given its photo; the photos are drawn at random.
 
@@ -66,9 +72,12 @@ def split_by_photo(
             "afterwards. Add others."
         )
     if shares is None:
+        # What would have been the test goes to train: what says when to stop stays
         few = (SHARES[0] + SHARES[2], SHARES[1], 0)
         shares = SHARES if len(known) >= LEAST_FOR_TEST else few
-    train, valid = (round(float(end) * len(known)) for end in np.cumsum(shares)[:2])
+    # Ends are rounded, not lengths, so that no photo is lost between two splits
+    ends = np.cumsum(shares)[:2]
+    train, valid = (round(float(end) * len(known)) for end in ends)
     if shares[1] and valid == train:  # at least one
         train -= 1
     # Photos are drawn, not rows, so that a photo with many rows counts once
@@ -82,7 +91,9 @@ def split_by_photo(
 
 
 def refuse_shared_photos(
-    photos: Sequence[int], splits: Sequence[str], names: Sequence[str]
+    photos: Sequence[int],
+    splits: Sequence[str],
+    names: Sequence[str],
 ) -> None:
     """Raise UsageError naming two entries (names) if one photo is in more than one split."""
     first = {}

@@ -59,6 +59,11 @@ class Task:
         return shown, Question.of(self.turns), answer, self.facts
 
     @property
+    def is_known(self) -> bool:
+        """Has somebody said what is true?"""
+        return self.kind != "none"
+
+    @property
     def photo(self) -> str:
         """What this task shares with others about the same photo: the clusters of a test."""
         return self.group or "|".join(map(str, self.images))

@@ -90,7 +90,10 @@ class PolicyFindings:
 
 
 def examine(
-    policies: Policies, name: str, judge: Judge, seeds: Sequence[int] = EXAM_SEEDS
+    policies: Policies,
+    name: str,
+    judge: Judge,
+    seeds: Sequence[int] = EXAM_SEEDS,
 ) -> ExamResult:
     """Ask the policy `name` everything.
 
@@ -169,7 +172,8 @@ def _other_metrics(examined: Exams, judge: Judge) -> list[Metric]:
     heuristic, values = heuristic_scorer(), {}
     for name, texts in answers.items():
         rows = zip(asked, texts, strict=True)
-        values[name] = np.array([heuristic(None, task.question, text).total for task, text in rows])
+        totals = [heuristic(None, task.question, text).total for task, text in rows]
+        values[name] = np.array(totals)
     metrics.append(Metric(f"{prefix}heuristic", values, ("heuristic",)))
     return metrics
 

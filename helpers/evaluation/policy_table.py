@@ -26,12 +26,21 @@ class PolicyTable:
 
     def __init__(self, base: GreedyAndSampled):
         self.base = base
+        # Names with a comma say already how the answers were made
         shares = [f"greedy {name}" if "," not in name else name for name in base.shares()]
         first, *rest = shares or [""]
         head = ["policy", f"{first.removeprefix('greedy ')} as a judge", first, *rest]
         self.rows: TableRows = [
             [*head, "p (McNemar)", "samples", "seconds", "KL"],
-            ["base", "", *_share_texts(base), "", "", "", "0"],
+            [
+                "base",
+                "",
+                *_share_texts(base),
+                "",
+                "",
+                "",
+                "0",  # it is where the KL is measured from
+            ],
         ]
 
     def add(self, name: str, trainer: PPOTrainer, result: GreedyAndSampled) -> None:
@@ -43,13 +52,19 @@ class PolicyTable:
         measures = self.base.judge.measures
         judge, p = "no truth is known", ""
         if measures:
+            # a sum of scorers has all their names
             parts = trainer.sampler.score.__name__.split("+")
             is_reward = any(part in measures[0].rewards for part in parts)
             judge = "circular" if is_reward else "independent"
             p = f"{mcnemar_p(self.base.greedy.right, result.greedy.right):.1g}"
         samples = int(trainer.log[-1]["samples"])
         kl = log_mean(trainer.log[-LAST_ROWS:], "objective/kl")
-        costs = [p, str(samples), f"{trainer.seconds:.0f}", f"{kl:.2f}"]
+        costs = [
+            p,
+            str(samples),
+            f"{trainer.seconds:.0f}",
+            f"{kl:.2f}",
+        ]
         self.rows.append([name, judge, *_share_texts(result), *costs])
 
 
@@ -68,8 +83,11 @@ def score_greedy_answers(
     The scorers see no image.
     """
     answers = models.answer_tasks(model, processor, tasks)
-    rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
+    rows = []
+    for task, text in zip(tasks, answers, strict=True):
+        rows.append(task.scorer_inputs([], text))
     totals = []
     for scorer in scorers:
-        totals.append(np.array([score.total for score in score_all(scorer, rows)], dtype=float))
+        scores = score_all(scorer, rows)
+        totals.append(np.array([score.total for score in scores], dtype=float))
     return totals

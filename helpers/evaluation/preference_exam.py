@@ -131,20 +131,29 @@ class PreferenceExam:
             found = [row.difference.short_text(), f"{row.adjusted:.2g}", row.verdict]
             rows.append([row.policy, row.metric, *shares, *found])
         share = clustered_share(self.rule_hits(), self.photos)
-        rows.append(["no model", f"rule {self.rule!r}", share.short_text(), "", "", "", ""])
+        # a rule sees no image, so there is none to exchange, and it is no policy to compare
+        rule = ["no model", f"rule {self.rule!r}", share.short_text()]
+        rows.append([*rule, "", "", "", ""])
         return rows
 
     def _shares(self, name: str, measure: Measure) -> list[str]:
         """Accuracy with the right images and with those of others, as texts."""
         texts = [self.accuracy(name, measure).short_text()]
-        other = self.accuracy(name, measure, shuffled=True).short_text() if self.shuffled else ""
-        return [*texts, other]
+        if not self.shuffled:
+            return [*texts, ""]
+        other = self.accuracy(name, measure, shuffled=True)
+        return [*texts, other.short_text()]
 
     # --- the words ---
 
     def conclusions(self) -> list[str]:
         """One sentence a policy."""
-        return [self._say_accuracy(row) for row in self.comparisons if row.metric == "DPO margin"]
+        # the margin is what DPO trains; the sentence has the log-probability, too
+        said = []
+        for row in self.comparisons:
+            if row.metric == "DPO margin":
+                said.append(self._say_accuracy(row))
+        return said
 
     def sentences(self) -> list[str]:
         """What the table allows to say, the most important first."""

@@ -29,20 +29,36 @@ class Rightness:
     @property
     def heading(self) -> str:
         """What the share of right answers is called."""
-        return self._judge.heading if self._judge else ""
+        if self._judge is None:
+            return ""
+        return self._judge.heading
 
     def degree(self, task: Task, answer: str) -> float | None:
         """How far the answer is right, 0 … 1."""
         if self._judge is None or not task.facts:
             return None
-        return self._degree(None, task.question, answer, task.facts).total
+        # no image: words are compared with words
+        found = self._degree(
+            None,
+            task.question,
+            answer,
+            task.facts,
+        )
+        return found.total
 
     def is_right(self, task: Task, answer: str) -> bool | None:
         degree = self.degree(task, answer)
+        if degree is None:
+            return None
         # .1 + .2 must not fail a limit of .3
-        return None if degree is None else degree >= self._judge.right_from - 1e-9
+        return degree >= self._judge.right_from - 1e-9
 
-    def is_right_elsewhere(self, task: Task, question: str, answer: str) -> bool | None:
+    def is_right_elsewhere(
+        self,
+        task: Task,
+        question: str,
+        answer: str,
+    ) -> bool | None:
         """The same of another question about the images of `task`, as far as it can be said."""
         if question == task.question:
             return self.is_right(task, answer)
@@ -54,6 +70,7 @@ class Rightness:
         """Is the truth of `task` a truth about this question, too?"""
         if self._judge is None or not task.facts:
             return False
+        # counts stay true, whatever is asked about the image
         return self._judge.of_image or question == task.question
 
     def truth(self, task: Task) -> str | None:

@@ -123,11 +123,18 @@ class TruthfulJudge(Judge):
     def measures(self) -> tuple[AnswerMeasure, ...]:
         truths = [task.facts for task in self.tasks]
         reward = self.row.reward(truths).__name__
-        right = AnswerMeasure(self.row.heading, "right", self._are_right, (reward,))
+        right = AnswerMeasure(
+            self.row.heading,
+            "right",
+            self._are_right,
+            (reward,),
+        )
+        # where right is all or nothing, the degree says the same again
         if self.row.right_from == 1:
             return (right,)
         name = self.row.degree(truths).__name__
-        return right, AnswerMeasure(name, name, self._degrees, (name,))
+        degree = AnswerMeasure(name, name, self._degrees, (name,))
+        return right, degree
 
     @cached_property
     def expected(self) -> list[str]:
@@ -156,8 +163,19 @@ class CountJudge(TruthfulJudge):
     def measures(self) -> tuple[AnswerMeasure, ...]:
         rewards = ("count_exact", "count_per_class", "count_graded")
         return (
-            AnswerMeasure(self.row.heading, "exact", self._are_right, rewards),
-            AnswerMeasure("well formed", "well formed", self._are_well_formed, truth=False),
+            AnswerMeasure(
+                self.row.heading,
+                "exact",
+                self._are_right,
+                rewards,
+            ),
+            # a sentence of the right form may state wrong numbers
+            AnswerMeasure(
+                "well formed",
+                "well formed",
+                self._are_well_formed,
+                truth=False,
+            ),
         )
 
     def _are_well_formed(self, answers: AnswerTexts) -> np.ndarray:
@@ -185,7 +203,15 @@ class CountJudge(TruthfulJudge):
         tasks = []
         for number, task in enumerate(self.tasks):
             question, answer = question_of(task.facts, number)
-            tasks.append(ask(question, task.images, answer, "exact_match", task.group))
+            # the group stays: these questions are about the same photo
+            asked = ask(
+                question,
+                task.images,
+                answer,
+                "exact_match",
+                task.group,
+            )
+            tasks.append(asked)
         return tasks
 
     def details(self, answers: AnswerTexts, other_answers: AnswerTexts = ()) -> Details:
@@ -194,6 +220,7 @@ class CountJudge(TruthfulJudge):
         if other_answers:
             known = [task.facts for task in self.others]
             tables.append(("one class: texts", reference_metrics(other_answers, known).rows()))
+            # CHAIR knows classes by their synonyms; here each has its own name only
             names = {name: [name] for truth in truths for name in truth}
             chair = chair_metrics(other_answers, truths, names)
             tables.append(("one class: hallucination (CHAIR)", chair.rows()))
@@ -219,6 +246,7 @@ class CountJudge(TruthfulJudge):
         items = []
         for task in self.tasks[:most]:
             items.append(CountedImage(task.images[0], task.facts, task.group))
+        # with one class an image cannot have both what is there and what is not
         if len({name for item in items for name in item.counts}) < 2:
             print("POPE is left out: it asks for what is there and what is not, of two classes.")
             return []
@@ -234,6 +262,7 @@ def judges(tasks: Sequence[Task]) -> Judge:
     if kind == "none":
         return Judge(tasks)
     judge = CountJudge(tasks) if kind == "counts" else TruthfulJudge(tasks)
+    # nothing is left out in silence
     left_out = len(tasks) - len(judge.tasks)
     if left_out:
         print(f"{left_out} of {len(tasks)} questions have no known answer and are left out here.")

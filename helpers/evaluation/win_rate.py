@@ -83,8 +83,16 @@ class WinRates:
         for row in self.found:
             counts = f"{row.wins} / {row.ties} / {row.losses}"
             truth = row.agreement.short_text() if row.agreement else "not known"
-            figures = [counts, row.rate.short_text(), f"{row.adjusted:.2g}", truth]
-            rows.append([row.policy, row.judge, *figures, row.verdict])
+            cells = [
+                row.policy,
+                row.judge,
+                counts,
+                row.rate.short_text(),
+                f"{row.adjusted:.2g}",
+                truth,
+                row.verdict,
+            ]
+            rows.append(cells)
         return rows
 
     def sentences(self) -> list[str]:
@@ -188,6 +196,7 @@ def _win_rate(
 def _agreement(gains: np.ndarray, better: np.ndarray, photos: Sequence[str]) -> Proportion | None:
     """The share of decided tasks in which the judge prefers the one that is more right; ties ½."""
     decided = better != 0
+    # the product is 1 where judge and truth agree, −1 where they do not, 0 for a tie
     points = (gains[decided] * better[decided] + 1) / 2
     return clustered_share(points, list(np.array(photos)[decided]))
 
@@ -214,7 +223,9 @@ def score_answers(
 
 
 def _score_texts(
-    judge: Scorer | RewardModel, tasks: Sequence[Task], texts: Sequence[Sequence[str]]
+    judge: Scorer | RewardModel,
+    tasks: Sequence[Task],
+    texts: Sequence[Sequence[str]],
 ) -> list[dict[str, float]]:
     """For each task the scores of its texts."""
     scorer = as_scorer(judge) if isinstance(judge, RewardModel) else judge
@@ -223,6 +234,7 @@ def _score_texts(
         images = task.open_images()
         # a judge is not told the truth
         rows += [(*task.scorer_inputs(images, text)[:-1], None) for text in own]
+    # in one go, so that a reward model fills its batches
     flat = [score.total for score in score_all(scorer, rows)]
     values = iter(flat)
     found = []

@@ -197,7 +197,10 @@ def _names_of_python(path: Path) -> str:
 
 def _find_function(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
     """The function of that name, which takes what scorers take."""
-    own = [key for key, value in vars(module).items() if _is_public_function(key, value, module)]
+    own = []
+    for key, value in vars(module).items():
+        if _is_public_function(key, value, module):
+            own.append(key)
     listed = f"It has {', '.join(own)}." if own else "It defines no function."
     if not name:
         raise UsageError(f"{path}: which reward? Write {path.name}:FUNCTION. {listed}")
@@ -205,6 +208,7 @@ def _find_function(module: ModuleType, name: str, path: Path) -> Callable[..., A
     if not callable(found):
         hint = did_you_mean(name, own)
         raise UsageError(f"{path}: there is no function {name!r}. {listed}{hint}")
+    # rather now than after hours of sampling
     try:
         inspect.signature(found).bind(None, "", "", None)
     except TypeError as error:
@@ -217,6 +221,7 @@ def _find_function(module: ModuleType, name: str, path: Path) -> Callable[..., A
 
 
 def _is_public_function(name: str, value: Any, module: ModuleType) -> bool:
+    # what the file imports is not offered as its own
     made_here = getattr(value, "__module__", None) == module.__name__
     return callable(value) and made_here and not name.startswith("_")
 
@@ -238,7 +243,10 @@ class _OwnReward:
             given = self._run(lambda: score_all(self.function, rows), answers)
         else:
             given = [self._run(partial(self.function, *row), row[2]) for row in rows]
-        return [self._check(value, row[2]) for value, row in zip(given, rows, strict=True)]
+        scores = []
+        for value, row in zip(given, rows, strict=True):
+            scores.append(self._check(value, row[2]))
+        return scores
 
     def _run(self, call: Callable[[], Any], answer: str) -> Any:
         try:
@@ -256,6 +264,7 @@ class _OwnReward:
 
     def _check(self, value: Any, answer: str) -> Score:
         parts = value.parts if isinstance(value, Score) else {self.name: value}
+        # the total of a Score need not be the sum of its parts, so both are looked at
         total = finite_number(value.total if isinstance(value, Score) else value)
         numbers = {part: finite_number(one) for part, one in parts.items()}
         if total is None or None in numbers.values():
@@ -269,7 +278,12 @@ class _OwnReward:
 def _make_scorer(reward: _OwnReward, sources: dict[str, str]) -> Scorer:
     """The reward as a scorer, whose attribute `sources` is a part of its fingerprint."""
 
-    def score(image: Any, question: str, answer: str, facts: Any = None) -> Score:
+    def score(
+        image: Any,
+        question: str,
+        answer: str,
+        facts: Any = None,
+    ) -> Score:
         return reward.score_all([(image, question, answer, facts)])[0]
 
     # trainers log it by its name, and batches come from `score_all`
@@ -281,6 +295,7 @@ def _make_scorer(reward: _OwnReward, sources: dict[str, str]) -> Scorer:
 
 def _reason(error: BaseException) -> str:
     said = str(error).strip().splitlines()
+    # it is a sentence already
     if isinstance(error, UsageError):
         return said[0]
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
@@ -291,6 +306,7 @@ def _line_of(error: BaseException, folder: Path) -> str:
     place = ""
     if isinstance(error, SyntaxError) and error.filename:
         return f" in line {error.lineno} of {Path(error.filename).name}"
+    # from the outermost call inwards, so that the last place found is the nearest to the error
     trace = error.__traceback__
     while trace:
         file = Path(trace.tb_frame.f_code.co_filename)

@@ -104,6 +104,7 @@ def describe_samples(tasks: Sequence[Task], answers: SampledAnswers) -> list[str
     if not known:
         return [*lines, "which of them are right: nobody has said what is"]
     right = are_right([task for task, _ in known], [answer.text for _, answer in known])
+    # By identity: two tasks may ask the same of one image
     hopeful = {id(task) for (task, _), hit in zip(known, right, strict=True) if hit}
     lines.insert(0, f"sampled answers that are right:  {share_of(right)}")
     lines.append(f"questions with at least one right answer: {len(hopeful)} of {len(tasks)}")
@@ -125,7 +126,14 @@ def compare_heuristic(tasks: Sequence[Task], answers: SampledAnswers) -> list[st
         totals = []
         for task, answer in flat:
             facts = task.facts if name == "truth known" else None
-            totals.append(SCORERS["heuristic"](None, task.question, answer.text, facts).total)
+            score = SCORERS["heuristic"](
+                None,
+                task.question,
+                answer.text,
+                facts,
+            )
+            totals.append(score.total)
+        # ρ is not defined where one of the two never changes
         if len(set(totals)) > 1 and len(set(right.tolist())) > 1:
             found = spearmanr(totals, right.astype(float)).statistic
             lines.append(f"{name}: {found:+.2f}")

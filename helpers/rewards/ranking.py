@@ -94,7 +94,11 @@ def select_judged(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]
     Of truths of several kinds, the most frequent one. Raises UsageError if there is neither.
     """
     kinds = Counter(record.kind for record in records if record.truth)
-    known = [record for record in records if kinds and record.kind == kinds.most_common(1)[0][0]]
+    known = []
+    if kinds:
+        # one scorer judges all, and it knows one kind
+        kind = kinds.most_common(1)[0][0]
+        known = [record for record in records if record.kind == kind]
     if not known:
         known = [record for record in records if any(record.tier_pairs())]
     if not known:
@@ -141,7 +145,9 @@ def flatten(records: Sequence[PreferenceRecord]) -> AnswerTable:
     for number, record in enumerate(records):
         members = range(len(numbers), len(numbers) + len(record.answers))
         numbers += [number] * len(members)
-        pairs += [(i, j) for i, j in itertools.permutations(members, 2) if truth[i] > truth[j]]
+        for i, j in itertools.permutations(members, 2):
+            if truth[i] > truth[j]:
+                pairs.append((i, j))
     return AnswerTable(
         np.array(numbers),
         truth,
@@ -228,8 +234,9 @@ def spearman_resamples(
     first = _centred_ranks(total, weights)
     second = _centred_ranks(truth, weights)
     covariance = (weights * first * second).sum(1)
-    variances = (weights * first * first).sum(1) * (weights * second * second).sum(1)
-    product = np.sqrt(variances)
+    first_variance = (weights * first * first).sum(1)
+    second_variance = (weights * second * second).sum(1)
+    product = np.sqrt(first_variance * second_variance)
     return np.divide(covariance, product, out=np.zeros(len(resamples)), where=product > 0)
 
 
@@ -304,7 +311,9 @@ def rank_samples(
     records = []
     for start in range(0, len(kept), TASKS_AT_ONCE):
         part = kept[start : start + TASKS_AT_ONCE]
-        records += _ranked([asked[i] for i in part], [distinct[i] for i in part], score)
+        some = [asked[i] for i in part]
+        texts = [distinct[i] for i in part]
+        records += _ranked(some, texts, score)
     _say_what_is_missing(len(asked), records)
     return records
 
@@ -347,7 +356,9 @@ def distinct_answers(answers: Sequence[str | SampledAnswer]) -> list[SampledAnsw
 
 
 def _ranked(
-    tasks: Sequence[Task], answers: Sequence[Sequence[SampledAnswer]], score: Scorer | None
+    tasks: Sequence[Task],
+    answers: Sequence[Sequence[SampledAnswer]],
+    score: Scorer | None,
 ) -> list[PreferenceRecord]:
     """One record a task, its answers scored together with those of the others."""
     # answers to one question follow each other: a reward model reads its images once
@@ -368,6 +379,7 @@ def _scored(answer: SampledAnswer, score: Score | None) -> Answer:
     made = Answer(text=answer.text, origin="own", cut_off=not answer.ended)
     if score is None:
         return made
+    # its parts are kept to look at, but nothing is ranked by them
     total = score.total if answer.ended else None
     return made.model_copy(update={"score": total, "scores": score.parts})
 

@@ -62,7 +62,10 @@ def normalise(text: str) -> str:
     # full stops but for decimal points
     bare = re.sub(r"\.(?!\d)", "", bare)
     words = [_DIGITS.get(word, word) for word in bare.lower().split()]
-    kept = [CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the")]
+    kept = []
+    for word in words:
+        if word not in ("a", "an", "the"):
+            kept.append(CONTRACTIONS.get(word, word))
     return " ".join(kept) or text.lower()
 
 
@@ -74,8 +77,10 @@ def _make_reference_scorer(name: str, combine: Callable[[list[bool]], float]) ->
 
     def parts(image, question, answer, facts):
         given = normalise(answer)
-        references = require_references(facts, name)
-        return {name: combine([given != "" and normalise(text) == given for text in references])}
+        matches = []
+        for text in require_references(facts, name):
+            matches.append(given != "" and normalise(text) == given)
+        return {name: combine(matches)}
 
     return make_scorer(name, parts)
 
@@ -104,7 +109,10 @@ def _anls(given: str, references: Sequence[str]) -> float:
     best = 0.0
     for reference in references:
         known = " ".join(reference.lower().split())
-        distance = edit_distance(given, known) / max(len(given), len(known), 1)
+        # two empty texts have the length 0
+        longest = max(len(given), len(known), 1)
+        distance = edit_distance(given, known) / longest
+        # texts that are further apart are other answers, not misspelt ones
         if distance < 0.5:
             best = max(best, 1 - distance)
     return best
@@ -115,6 +123,7 @@ def _token_f1(given: str, references: Sequence[str]) -> float:
     best = 0.0
     for reference in references:
         known = Counter(normalise(reference).split())
+        # a word that one of them repeats is shared as often as both have it
         shared = (words & known).total()
         both = words.total() + known.total()
         best = max(best, 2 * shared / both if both else 0.0)
@@ -140,9 +149,15 @@ def chosen_letter(answer: str) -> str | None:
     """
     text = answer.strip()
     named = r"\b(?:answer|option|choice)\b\W*(?:is\W*)?\(?([A-Za-z])\b(?!\s+[a-z])"
-    patterns = (r"^\(?([A-Za-z])\)?[.:)]?$", r"^\(?([A-Z])[.:)](?:\s|$)", named)
+    patterns = (
+        r"^\(?([A-Za-z])\)?[.:)]?$",
+        r"^\(?([A-Z])[.:)](?:\s|$)",
+        named,
+    )
     for pattern in patterns:
-        found = {letter.upper() for letter in re.findall(pattern, text, re.IGNORECASE)}
+        letters = re.findall(pattern, text, re.IGNORECASE)
+        found = {letter.upper() for letter in letters}
+        # the first pattern that fits decides, even if it names several
         if found:
             return found.pop() if len(found) == 1 else None
     return None

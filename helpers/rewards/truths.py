@@ -40,10 +40,17 @@ def _most_frequent(facts: Facts) -> str:
 
 def _cosine(truths: Sequence[Facts]) -> Scorer:
     """Cosine of TF-IDF vectors whose words are those of the reference answers."""
-    return cosine_scorer(tfidf_embedder([text for facts in truths for text in _references(facts)]))
+    # rare words weigh more, and which words are rare depends on the whole data set
+    texts = []
+    for facts in truths:
+        texts += _references(facts)
+    return cosine_scorer(tfidf_embedder(texts))
 
 
-def _answers_of_others(truths: Sequence[Facts], seed: int) -> list[list[str]] | None:
+def _answers_of_others(
+    truths: Sequence[Facts],
+    seed: int,
+) -> list[list[str]] | None:
     """The right answer twice, and two that are right for other tasks and not for this one."""
     rng = np.random.default_rng(seed)
     answers = [_most_frequent(facts) for facts in truths]
@@ -54,6 +61,7 @@ def _answers_of_others(truths: Sequence[Facts], seed: int) -> list[list[str]] | 
         others = [text for text in answers if normalise(text) not in own]
         if not others:
             return None
+        # the right one stands twice, so that a critic sees as much right as wrong
         drawn = rng.integers(len(others), size=2)
         wrong = [others[i] for i in drawn.tolist()]
         rows.append([right, right, *wrong])
@@ -91,7 +99,14 @@ class TruthJudge:
 
 
 def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
-    return TruthJudge(heading, _always(scorer), _always(scorer), right_from)
+    # these scores are 0 … 1 already, so that one scorer is both the reward and the degree
+    made = _always(scorer)
+    return TruthJudge(
+        heading,
+        reward=made,
+        degree=made,
+        right_from=right_from,
+    )
 
 
 # Where a degree is no yes or no, an answer is right from one half on: of the people who agree
@@ -114,7 +129,12 @@ TRUTHS: Mapping[TruthKind, TruthJudge] = {
     "vqa_accuracy": _by(vqa_accuracy, "right by most", 0.5),
     "anls": _by(anls, "right but for spelling", 0.5),
     "token_f1": _by(token_f1, "right by half of the words", 0.5),
-    "cosine": TruthJudge("alike (cosine from .7)", _cosine, _cosine, 0.7),
+    "cosine": TruthJudge(
+        "alike (cosine from .7)",
+        reward=_cosine,
+        degree=_cosine,
+        right_from=0.7,
+    ),
     "choice": _by(choice, "right choice"),
     "yes_no": _by(yes_no, "right"),
 }
@@ -125,42 +145,58 @@ def token_budget(processor: ProcessorMixin, tasks: Sequence[Task]) -> int:
 
     Where one has no truth, at least `FREE_TEXT_TOKENS`.
     """
-    least, texts = 0, []
+    least = 0
+    texts = []
     for task in tasks:
+        # how long a good answer is, nobody has said
         if task.kind == "none":
             least = max(least, FREE_TEXT_TOKENS)
             continue
         truth = TRUTHS[task.kind]
         least = max(least, truth.least_tokens)
         texts.append(truth.answer(task.facts))
-    return max(least, answer_budget(processor, texts) if texts else 0)
+    # without any truth there is no text to measure
+    if texts:
+        least = max(least, answer_budget(processor, texts))
+    return least
 
 
 def reward_of(tasks: Sequence[Task]) -> Scorer | None:
     """The scorer to train on where the truth is known; None where it is not."""
     kind = kind_of(tasks)
     known = [task.facts for task in tasks if task.kind != "none"]
-    return TRUTHS[kind].reward(known) if known else None
+    if not known:
+        return None
+    return TRUTHS[kind].reward(known)
 
 
 def degree_of(tasks: Sequence[Task]) -> Scorer | None:
     """The scorer that says how far an answer is right; None where the truth is not known."""
     kind = kind_of(tasks)
     known = [task.facts for task in tasks if task.kind != "none"]
-    return TRUTHS[kind].degree(known) if known else None
+    if not known:
+        return None
+    return TRUTHS[kind].degree(known)
 
 
 def degrees(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
     """How far each answer is right, (tasks,), 0 … 1. The truth of all tasks is known."""
-    score = TRUTHS[kind_of(tasks)].degree([task.facts for task in tasks])
-    rows = [task.scorer_inputs([], text) for task, text in zip(tasks, answers, strict=True)]
-    return np.array([found.total for found in score_all(score, rows)])
+    judge = TRUTHS[kind_of(tasks)]
+    score = judge.degree([task.facts for task in tasks])
+    # words are compared with words, so that no image has to be opened
+    rows = []
+    for task, text in zip(tasks, answers, strict=True):
+        rows.append(task.scorer_inputs([], text))
+    scores = score_all(score, rows)
+    return np.array([found.total for found in scores])
 
 
 def are_right(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
     """Which answers are right, (tasks,) bool. The truth of all tasks is known."""
+    found = degrees(tasks, answers)
+    limit = TRUTHS[kind_of(tasks)].right_from
     # .1 + .2 must not fail a limit of .3
-    return degrees(tasks, answers) >= TRUTHS[kind_of(tasks)].right_from - 1e-9
+    return found >= limit - 1e-9
 
 
 def right_share(tasks: Sequence[Task], answers: Sequence[str]) -> Proportion | None:
@@ -170,7 +206,9 @@ def right_share(tasks: Sequence[Task], answers: Sequence[str]) -> Proportion | N
         if task.kind != "none":
             known.append(task)
             texts.append(text)
-    return share_of(are_right(known, texts)) if known else None
+    if not known:
+        return None
+    return share_of(are_right(known, texts))
 
 
 def known_answers(tasks: Sequence[Task], seed: int = 0) -> list[list[str]] | None:
@@ -179,6 +217,9 @@ def known_answers(tasks: Sequence[Task], seed: int = 0) -> list[list[str]] | Non
     The right one twice, and answers that are wrong here. None where no truth is known, or where no
     answer of another task is wrong.
     """
-    if kind_of(tasks) == "none" or any(task.kind == "none" for task in tasks):
+    kind = kind_of(tasks)
+    # a critic needs all answers of all tasks: one unknown truth would leave a hole
+    if kind == "none" or any(task.kind == "none" for task in tasks):
         return None
-    return TRUTHS[kind_of(tasks)].mistakes([task.facts for task in tasks], seed)
+    facts = [task.facts for task in tasks]
+    return TRUTHS[kind].mistakes(facts, seed)

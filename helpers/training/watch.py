@@ -206,7 +206,7 @@ class HeldOutAnswers(TrainerCallback):
     ):
         self.processor = processor
         # without a truth there is nothing to ask for
-        self.tasks = [task for task in tasks_of(records) if task.kind != "none"]
+        self.tasks = [task for task in tasks_of(records) if task.is_known]
         self.every = every
         self.shares: list[tuple[int, Proportion]] = []
         self.watching = 0.0

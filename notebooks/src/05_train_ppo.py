@@ -231,9 +231,8 @@ reward_folders = find_reward_models() if needs_judge else []
 
 def learnt_reward():
     """A policy with a fresh adapter, the reward model beside it, and its standardised score."""
-    folder = reward_folders[0]
     policy = models.add_adapter(models.load_model(MODEL)[0], settings.lora, SEED)
-    reward = rewards.load_reward_model(policy, processor, folder)
+    reward = rewards.load_reward_model(policy, processor, reward_folders[0])
     return reward.backbone, rewards.standardised_scorer(reward, valid_records)
 
 

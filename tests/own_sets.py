@@ -7,6 +7,8 @@ import random
 
 from PIL import Image, ImageDraw
 
+from helpers import data, evaluation
+
 COLOURS = {"red": "#c03028", "blue": "#2850b0", "green": "#38803c", "yellow": "#e0c030"}
 KINDS = ("house", "boat")
 
@@ -212,6 +214,26 @@ def several_images_and_turns(folder, number=36):
     return write_lines(folder / "records.jsonl", rows)
 
 
+def arena_export(folder, number=36):
+    """What a reader's votes in the blind arena of notebook 06 leave: the pairs of a next round."""
+    tasks, answers = [], {"base": [], "dpo/seed-0": []}
+    for name, *scene in scenes(folder, number):
+        good, bad = told(*scene)
+        tasks.append(data.ask("What is shown?", [folder / name], group=name))
+        answers["base"].append(bad)
+        answers["dpo/seed-0"].append(good)
+    names = ("base", "dpo/seed-0")
+    path = folder / "arena" / "records.jsonl"
+    matches = evaluation.build_matches(tasks, answers, names, records_path=path)
+    votes = data.Votes(folder / "arena" / "votes.jsonl", matches, annotator="me")
+    while item := votes.next():
+        # the true sentence says how many there are
+        best = next(k for k, text in enumerate(item.texts) if text.startswith("There are"))
+        votes.vote(item, "ranked", [[best], [1 - best]])
+    evaluation.export_records(matches, votes.path, folder / "next_round.jsonl")
+    return folder / "next_round.jsonl"
+
+
 SETS = {
     made.__name__: made
     for made in (
@@ -224,5 +246,6 @@ SETS = {
         csv_of_rankings,
         four_fields,
         several_images_and_turns,
+        arena_export,
     )
 }

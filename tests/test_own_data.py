@@ -35,7 +35,15 @@ iterations = 1
 prompts_per_iteration = 4
 mini_batch = 2
 """
-PREFERENCES = ("rlhf_v", "rlaif_v", "vlfeedback", "mmpr", "csv_of_rankings", "free_text")
+PREFERENCES = (
+    "rlhf_v",
+    "rlaif_v",
+    "vlfeedback",
+    "mmpr",
+    "csv_of_rankings",
+    "free_text",
+    "arena_export",
+)
 
 
 def run_recipe(folder, source, stages):

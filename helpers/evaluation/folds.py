@@ -4,7 +4,7 @@ Two parts (`halves`) give a reward model to train against and a second one to ju
 parts give a cross-validation, for data of so few photos that none can be set aside for good: every
 pair is judged by a reward model that has not seen its photo. What is judged so is the data and the
 reward model: is there something in these pairs that carries over to other photos? A policy is not,
-since training it once for each part takes that many times as long. Taught in notebook 05.
+since training it once for each part takes that many times as long. Taught in notebooks 03 and 05.
 """
 
 import dataclasses

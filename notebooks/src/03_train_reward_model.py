@@ -71,6 +71,7 @@ from helpers import (
     training,
 )
 
+# %%
 section = report.Section("03_train_reward_model", "The reward model")
 prepared = data.read_prepared()
 MODEL = MODEL or prepared.model

@@ -18,6 +18,7 @@ FIRST = (
     "test_base_rebuild",
     # five minutes
     "test_notebooks_run",
+    "test_own_notebooks",
     # one to two minutes each from here on
     "test_dpo_doctor",
     "test_ppo",
@@ -27,6 +28,7 @@ FIRST = (
     "test_checks",
     "test_reward",
     "test_recipes",
+    "test_own_data",
     "test_distributed",
     "test_colab_widgets",
     "test_ppo_doctor",

@@ -1,10 +1,9 @@
-"""What students bring goes the whole way: sets as their tools write them, by recipe and notebooks."""
+"""What students bring goes the whole way: sets as their tools write them, by recipes."""
 
 import json
 
 import own_sets
 import pytest
-from ci import run_own
 
 from helpers import data
 from helpers.files import read_json
@@ -122,21 +121,3 @@ def test_five_lines_are_said_to_be_too_few(tmp_path, capsys):
     opened = data.open_data(own_sets.four_fields(tmp_path / "set"))
     data.prepare_data(opened, tmp_path / "out", max_pixels=None, model="tiny")
     assert "too few" in capsys.readouterr().out
-
-
-@pytest.mark.heavy(reason="runs notebooks 02 to 07 in short")
-def test_free_text_goes_through_all_notebooks(tmp_path):
-    artifacts = run_own(tmp_path, own_sets.free_text(tmp_path / "set"))
-    page = (artifacts / "report" / "index.html").read_text(encoding="utf-8")
-    assert "No truth is known of these questions" in page and "circular" in page
-    assert "traffic" not in page and "+nan" not in page
-    figures = read_json(artifacts / "report" / "summary.json")
-    assert not any(name.startswith("base_exact") for name in figures.get("figures", figures))
-
-
-@pytest.mark.slow(reason="runs notebooks 02 to 07 in short on every set")
-@pytest.mark.parametrize("name", [name for name in own_sets.SETS if name != "free_text"])
-def test_every_set_goes_through_all_notebooks(tmp_path, name):
-    artifacts = run_own(tmp_path, own_sets.SETS[name](tmp_path / "set"))
-    page = (artifacts / "report" / "index.html").read_text(encoding="utf-8")
-    assert "traffic" not in page and "+nan" not in page

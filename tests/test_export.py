@@ -204,7 +204,7 @@ def test_the_card_of_a_preset_links_to_it_and_brings_the_figures(artifacts):
         about=about,
         n=400,
         rows=[["p"], ["0.01"]],
-        counting=[["c"], ["d"]],
+        details=[("class by class", [["c"], ["d"]])],
         sight="s",
         failures=["it lies"],
     )

@@ -539,7 +539,7 @@ def test_help_says_what_every_option_does(capsys):
     assert main(["check", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
-        "Exit code 1 if one has errors",
+        "Exit code 1 if something has errors",
         "open no image",
         "may be repeated",
         ".bad.jsonl",

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from helpers import losses, models
 from helpers.config import PPO_PRESETS, RewardSettings
+from helpers.data import tasks as task_module
 from helpers.data.record import Message
 from helpers.data.tasks import Task, tasks_of
 from helpers.files import ROOT, UsageError
@@ -23,7 +24,6 @@ from helpers.models.shared_prefix import answer_logits, answer_logps
 from helpers.rewards import reward_model
 from helpers.rewards.catalogue import get_scorer
 from helpers.rewards.scoring import count_exact, make_scorer, weighted_scorer
-from helpers.training import rollout as rollouts
 from helpers.training.actor_critic import CRITIC_ADAPTER, TokenFigures
 from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer, critic_loss, policy_loss, set_learning_rates
@@ -182,7 +182,7 @@ def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
     call, hash_of, open_file = (
         type(run.sampler.packer.processor).__call__,
         encoded_prompts.images_hash,
-        rollouts.open_image,
+        task_module.open_image,
     )
 
     def count_texts(self, **given):
@@ -193,7 +193,9 @@ def test_an_iteration_reads_each_prompt_and_image_once(packs, monkeypatch):
     monkeypatch.setattr(
         encoded_prompts, "images_hash", lambda images: hashed.append(images) or hash_of(images)
     )
-    monkeypatch.setattr(rollouts, "open_image", lambda path: opened.append(path) or open_file(path))
+    monkeypatch.setattr(
+        task_module, "open_image", lambda path: opened.append(path) or open_file(path)
+    )
     run.train(1)
     asked = run.last.rollout.prompts
     assert len(set(zip(asked.texts, asked.image_hashes, strict=True))) == 4 and sorted(

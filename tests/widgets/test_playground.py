@@ -155,7 +155,7 @@ def test_records_without_a_truth_are_left_out_and_told(play):
         and "4 records without a known truth" in playground.message.value
     )
     assert "left out" not in play([record(0)]).message.value
-    with pytest.raises(UsageError, match="truth of none of the records is known"):
+    with pytest.raises(UsageError, match="None of the records has a known truth or a ranking"):
         play([others[0], others[2]])
 
 

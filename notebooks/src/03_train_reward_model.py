@@ -275,18 +275,14 @@ random_head = rewards.new_reward_model(*load(), settings, seed=SEED + 1)
 baselines = {"random head": rewards.score_records(random_head, test)}
 twin, _ = train_reward(HEADS[0], OBJECTIVES[0], sees_images=False)
 baselines["text-only twin"] = rewards.score_records(twin, test)
-
-# %%
 scores = {"right": rewards.score_records(reward, test)}
 for condition in ("shuffled", "blank"):
     images = rewards.other_images(test, condition, SEED)
     scores[condition] = rewards.score_records(reward, test, images)
 reward_report = rewards.RewardReport("reward model", test, scores, baselines)
-section.table(reward_report.rows())
-
-# %%
 for sentence in reward_report.sentences():
     section.say(sentence)
+section.table(reward_report.rows())
 
 # %% [markdown]
 # A pair that is told apart with the wrong picture was told apart by the text. On the pairs with
@@ -394,8 +390,6 @@ captioner = rewards.vlm_captioner(model, processor, CAPTION_PROMPT)
 tokenizer = processor.tokenizer
 bridge = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokenizer, captioner)
 print(bridge.texts(train[:1])[0][0])
-
-# %%
 bridge.fit(train, epochs=CAPTION_EPOCHS, seed=SEED)
 others["caption bridge"] = bridge.score_records(test)
 blind = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokenizer, None)

@@ -47,6 +47,7 @@ from .own import (
     load_reward as load_reward,
 )
 from .preference_makers import (
+    add_true_answers as add_true_answers,
     compare_heuristic as compare_heuristic,
     default_scorer as default_scorer,
     describe_samples as describe_samples,

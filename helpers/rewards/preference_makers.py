@@ -7,6 +7,7 @@ to be true, or by rules that know nothing but words.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from helpers.data import (
@@ -23,7 +24,7 @@ from helpers.statistics import proportion, share_of
 from .catalogue import SCORERS, get_scorer
 from .ranking import rank_samples
 from .scoring import Scorer
-from .truths import are_right, degree_of
+from .truths import are_right, degree_of, known_answers
 
 PAIR_KINDS = ("built", "ranked")
 SampledAnswers = Sequence[Sequence[SampledAnswer]]  # (tasks, answers)
@@ -53,8 +54,9 @@ def make_preferences(
 ) -> list[PreferenceRecord]:
     """The preferences of a split: those of the data, or made of the answers that `sample` gives.
 
-    pairs: "built" keeps the data's own preferences and writes worse answers where the counts are
-    known; what is neither, and everything with "ranked", is the model's answers ranked by `score`.
+    pairs: "built" keeps the data's own preferences, writes worse answers where the counts are
+    known, and adds other true answers to the model's own (`add_true_answers`). The model's answers
+    are ranked by `score`; with "ranked", nothing but them is.
     Raises UsageError if there is nothing to prefer in train.
     """
     if pairs not in PAIR_KINDS:
@@ -69,6 +71,8 @@ def make_preferences(
         for several in answers:
             texts.append([answer.text for answer in several])
         return build_records(items, texts, negatives, seed)
+    if pairs == "built":
+        answers = add_true_answers(tasks, answers, seed)
     records = rank_samples(tasks, answers, score)
     if split == "train" and not records:
         raise UsageError(
@@ -76,6 +80,30 @@ def make_preferences(
             "ANSWERS, or another MODEL."
         )
     return records
+
+
+def add_true_answers(
+    tasks: Sequence[Task], answers: SampledAnswers, seed: int = 0
+) -> SampledAnswers:
+    """Put beside the sampled answers the true one, and one that is right for another question.
+
+    A model whose samples are all wrong would leave nothing to prefer. They stand in random places.
+    Answers to questions without a known truth stay as they are.
+    """
+    rng = np.random.default_rng(seed)
+    known = [task for task in tasks if task.is_known]
+    rows = iter(known_answers(known, seed) or [])
+    whole = []
+    for task, several in zip(tasks, answers, strict=True):
+        row = next(rows, None) if task.is_known else None
+        if row is None:
+            whole.append(several)
+            continue
+        # the right answer stands twice in such a row, then come wrong ones
+        true, elsewhere = row[0], row[2]
+        more = [*several, SampledAnswer(true, True), SampledAnswer(elsewhere, True)]
+        whole.append([more[place] for place in rng.permutation(len(more))])
+    return whole
 
 
 def mark_answers(task: Task, answers: Sequence[SampledAnswer]) -> list[str]:

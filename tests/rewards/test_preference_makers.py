@@ -7,6 +7,7 @@ from helpers.data import ask, open_data, prepare_data
 from helpers.files import UsageError
 from helpers.models import SampledAnswer
 from helpers.rewards import (
+    add_true_answers,
     compare_heuristic,
     default_scorer,
     describe_samples,
@@ -82,3 +83,19 @@ def test_samples_in_words_with_a_truth_and_without(capsys):
     assert "cannot be compared" in compare_heuristic([unknown], [[right]])[0]
     default_scorer([unknown])
     assert "no truth is known" in capsys.readouterr().out
+
+
+def test_a_model_that_is_always_wrong_is_shown_the_true_answer():
+    tasks = [ask(f"{n}?", [], text, "exact_match") for n, text in enumerate(("red", "blue"))]
+    tasks.append(ask("Why?", []))
+    wrong = [[SampledAnswer("green", True)]] * 3
+    whole = add_true_answers(tasks, wrong, seed=0)
+    texts = [sorted(answer.text for answer in several) for several in whole]
+    # its own, the true one, and the one that is true of the other question
+    assert texts == [["blue", "green", "red"], ["blue", "green", "red"], ["green"]]
+    assert add_true_answers(tasks, wrong, seed=0) == whole
+    places = set()
+    for seed in range(20):
+        several = add_true_answers(tasks, wrong, seed)[0]
+        places.add([answer.text for answer in several].index("red"))
+    assert places == {0, 1, 2}

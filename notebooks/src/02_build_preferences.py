@@ -197,7 +197,8 @@ print(*rewards.compare_heuristic(train, own_answers), sep="\n")
 #
 # The true answer is preferred to each of them; the worse ones are tied among themselves.
 # Preferences that came with the data stay as they are. To other questions the model's own answers
-# are ranked; where the truth is known, together with the true answer and one that is true elsewhere.
+# are ranked; where the truth is known, together with the true answer and one that is true of
+# another question.
 
 
 # %%

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 import yaml
 
-from helpers.files import ROOT, UsageError, artifact, file_hash, read_json
+from helpers.files import UsageError, read_json
 
 from .counting import Counts
 
@@ -266,66 +266,9 @@ def read_voc(annotations: Sequence[Path], images: Path) -> list[CountedImage]:
 # --- splits ---------------------------------------------------------------------------------------
 
 
-def evaluation_split(folder: Path) -> str:
-    """Name the split to evaluate on: "test", or "valid", on which then nothing may be chosen."""
-    return "test" if (folder / "test").is_dir() else "valid"
-
-
-def held_out_items(data: str | None) -> tuple[Path, str, list[CountedImage]]:
-    """Return folder, split and images to evaluate on, none of which is in training.
-
-    data: the folder; None for that of notebook 02. Raises UsageError if a photo is in both.
-    """
-    classes = None
-    if data is None:
-        data = artifact("preferences/about.json", "notebook 02", lambda: ROOT / "data/traffic")
-        # Notebook 02 notes which folder and classes it used; without it, the traffic scenes.
-        if data.is_file():
-            about = read_json(data)
-            data, classes = about["data"], about["classes"]
-    folder = ROOT / data
-    split = evaluation_split(folder)
-    items = read_counts(folder, split, classes)
-    assert_no_photo_in_both(read_counts(folder, "train", classes), items)
-    return folder, split, items
-
-
 def photo_group(path: Path) -> str:
     """Return what the copies of one photo share: `street_jpg.rf.60d1.jpg` → `street_jpg`.
 
     Roboflow names its augmented copies so.
     """
     return re.sub(r"\.rf\.[0-9a-f]+$", "", path.stem)
-
-
-def one_photo_groups(paths: Sequence[Path], groups: Sequence[str]) -> list[str]:
-    """Join groups that share a file: equal files are one photo too."""
-    first = {}  # hash of a file → the group in which it was first
-    same = {group: group for group in groups}  # group → another one of its photo, or itself
-
-    # Follows the links to the one group that stands for the photo.
-    def representative(group: str) -> str:
-        while same[group] != group:
-            group = same[group]
-        return group
-
-    for path, group in zip(paths, groups, strict=True):
-        other = first.setdefault(file_hash(path), group)
-        same[representative(group)] = representative(other)
-    return [representative(group) for group in groups]
-
-
-def assert_no_photo_in_both(*splits: Iterable[CountedImage]) -> None:
-    """Raise UsageError naming two files if a photo, or a copy of it, is in more than one split."""
-    # group, or hash of a file → (number of the split, file) where it was first
-    seen = {}
-    for number, items in enumerate(splits):
-        for item in items:
-            for key in (item.group, file_hash(item.path)):
-                split, path = seen.setdefault(key, (number, item.path))
-                if split != number:
-                    raise UsageError(
-                        f"{item.path} and {path} are copies of one photo (equal content, or names "
-                        "that differ only by Roboflow's suffix) in two splits. "
-                        "Move them to one side, or rename different photos."
-                    )

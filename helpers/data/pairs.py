@@ -21,7 +21,6 @@ notebook 02.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -90,23 +89,6 @@ def presence_question(counts: Counts, number: int) -> tuple[str, str]:
     return question, "Yes." if counts[name] else "No."
 
 
-class CountingQuestions(NamedTuple):
-    """The counting question about each of some images; all lists are in the order of the images."""
-
-    questions: list[str]
-    images: list[Path]
-    answers: list[str]  # the true ones
-
-
-def counting_questions(items: Sequence[CountedImage]) -> CountingQuestions:
-    """Ask the counting question about each item."""
-    return CountingQuestions(
-        questions=[question_for(item, number) for number, item in enumerate(items)],
-        images=[item.path for item in items],
-        answers=[count_answer(item.counts) for item in items],
-    )
-
-
 def counting_tasks(items: Sequence[CountedImage]) -> list[Task]:
     """Ask the counting question about each item, as tasks whose truth is its counts."""
     tasks = []
@@ -141,14 +123,6 @@ def caption_question(tasks: Sequence[Task]) -> str:
 def counted_records(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord]:
     """The records whose truth is counts; none of other data."""
     return [record for record in records if record.kind == "counts"]
-
-
-def as_counted_images(records: Sequence[PreferenceRecord]) -> list[CountedImage]:
-    """Return the first images of records, with their true counts."""
-    items = []
-    for record in records:
-        items.append(CountedImage(record.image_paths[0], record.truth, record.group))
-    return items
 
 
 # --- wrong answers --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any
 
 from helpers.files import UsageError, parse_json, write_text
 
-from .columns import find_header, header_fit, match_columns
+from .columns import Layout, find_header, header_fit, match_columns
 from .convert_files import detect_format, is_array, raw_rows, scan_file
 from .image_names import ImageFinder
 from .leftovers import Leftovers
@@ -145,14 +145,7 @@ class FileReader:
                 self.left.add("the line cannot be read", f"{place} {reason}")
                 continue
             cells.append(CellRow(place, [row.value.get(title) for title in titles]))
-        reader = RowReader(
-            layout,
-            self.finder,
-            self.left,
-            self.truth,
-            self.questions,
-        )
-        return reader.read(cells)
+        return self._read_cells(layout, cells)
 
     def _read_visual_genome(self, rows: Sequence[RawRow]) -> ReadRows:
         """Krishna et al. 2017, arXiv 1602.07332; the questions about one image share a group."""
@@ -169,6 +162,9 @@ class FileReader:
                     cells.append(CellRow(place, [f"{image}.jpg", *asked, image, name]))
             except (KeyError, TypeError, AttributeError) as error:
                 self.left.add("an entry that is not Visual Genome's", f"{place} ({error!r})")
+        return self._read_cells(layout, cells)
+
+    def _read_cells(self, layout: Layout, cells: list[CellRow]) -> ReadRows:
         reader = RowReader(
             layout,
             self.finder,

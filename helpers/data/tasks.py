@@ -92,20 +92,20 @@ def tasks_of(records: Sequence[PreferenceRecord]) -> list[Task]:
 
 
 def tasks_asking(
-    records: Sequence[PreferenceRecord],
-    ask_about: Callable[[Counts, int], tuple[str, str]],
+    tasks: Sequence[Task],
+    ask_about: Callable[[Counts, int], tuple[str, str | list[str]]],
 ) -> list[Task]:
-    """Other questions about the images of counted records, with their true answers.
+    """Other questions about the images of counted tasks, with their true answers.
 
-    ask_about: the true counts and the number of a record → question and answer, such as
+    ask_about: the true counts and the number of a task → question and right answers, such as
     `data.presence_question`.
     """
-    tasks = []
-    for number, record in enumerate(records):
-        question, answer = ask_about(record.truth, number)
-        group = record.group or ""
-        tasks.append(ask(question, record.image_paths, answer, "exact_match", group))
-    return tasks
+    others = []
+    for number, task in enumerate(tasks):
+        question, answer = ask_about(task.facts, number)
+        # the group stays: these questions are about the same photo
+        others.append(ask(question, task.images, answer, "exact_match", task.group))
+    return others
 
 
 def distinct_tasks(tasks: Sequence[Task]) -> list[Task]:

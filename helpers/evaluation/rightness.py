@@ -50,8 +50,7 @@ class Rightness:
         degree = self.degree(task, answer)
         if degree is None:
             return None
-        # .1 + .2 must not fail a limit of .3
-        return degree >= self._judge.right_from - 1e-9
+        return self._judge.accepts(degree)
 
     def is_right_elsewhere(
         self,

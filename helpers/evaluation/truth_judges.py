@@ -16,12 +16,12 @@ import numpy as np
 from helpers.data import (
     CountedImage,
     Task,
-    ask,
     is_well_formed,
     kind_of,
     one_class_answers,
     parse_counts,
     presence_question,
+    tasks_asking,
 )
 from helpers.rewards import TRUTHS, are_right, degrees
 from helpers.statistics import Proportion, TableRows
@@ -110,7 +110,7 @@ class TruthfulJudge(Judge):
     """Answers to `tasks` beside their known truth."""
 
     def __init__(self, tasks: Sequence[Task]):
-        super().__init__([task for task in tasks if task.kind != "none"])
+        super().__init__([task for task in tasks if task.is_known])
         self.row = TRUTHS[kind_of(self.tasks)]
 
     def _degrees(self, answers: AnswerTexts) -> np.ndarray:
@@ -193,26 +193,11 @@ class CountJudge(TruthfulJudge):
 
     @cached_property
     def others(self) -> list[Task]:
-        return self._ask_about(one_class_answers)
+        return tasks_asking(self.tasks, one_class_answers)
 
     @property
     def short(self) -> list[Task]:
-        return self._ask_about(presence_question)
-
-    def _ask_about(self, question_of: Callable) -> list[Task]:
-        tasks = []
-        for number, task in enumerate(self.tasks):
-            question, answer = question_of(task.facts, number)
-            # the group stays: these questions are about the same photo
-            asked = ask(
-                question,
-                task.images,
-                answer,
-                "exact_match",
-                task.group,
-            )
-            tasks.append(asked)
-        return tasks
+        return tasks_asking(self.tasks, presence_question)
 
     def details(self, answers: AnswerTexts, other_answers: AnswerTexts = ()) -> Details:
         truths = [task.facts for task in self.tasks]

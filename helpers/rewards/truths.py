@@ -97,6 +97,11 @@ class TruthJudge:
     of_image: bool = False
     right_elsewhere: Callable[[Facts, str, str], bool | None] = lambda facts, question, answer: None
 
+    def accepts(self, degree: float | np.ndarray) -> bool | np.ndarray:
+        """Is an answer of this degree right?"""
+        # .1 + .2 must not fail a limit of .3
+        return degree >= self.right_from - 1e-9
+
 
 def _by(scorer: Scorer, heading: str, right_from: float = 1.0) -> TruthJudge:
     # these scores are 0 … 1 already, so that one scorer is both the reward and the degree
@@ -149,7 +154,7 @@ def token_budget(processor: ProcessorMixin, tasks: Sequence[Task]) -> int:
     texts = []
     for task in tasks:
         # how long a good answer is, nobody has said
-        if task.kind == "none":
+        if not task.is_known:
             least = max(least, FREE_TEXT_TOKENS)
             continue
         truth = TRUTHS[task.kind]
@@ -161,22 +166,20 @@ def token_budget(processor: ProcessorMixin, tasks: Sequence[Task]) -> int:
     return least
 
 
+def _known_facts(tasks: Sequence[Task]) -> list[Facts]:
+    return [task.facts for task in tasks if task.is_known]
+
+
 def reward_of(tasks: Sequence[Task]) -> Scorer | None:
     """The scorer to train on where the truth is known; None where it is not."""
-    kind = kind_of(tasks)
-    known = [task.facts for task in tasks if task.kind != "none"]
-    if not known:
-        return None
-    return TRUTHS[kind].reward(known)
+    known = _known_facts(tasks)
+    return TRUTHS[kind_of(tasks)].reward(known) if known else None
 
 
 def degree_of(tasks: Sequence[Task]) -> Scorer | None:
     """The scorer that says how far an answer is right; None where the truth is not known."""
-    kind = kind_of(tasks)
-    known = [task.facts for task in tasks if task.kind != "none"]
-    if not known:
-        return None
-    return TRUTHS[kind].degree(known)
+    known = _known_facts(tasks)
+    return TRUTHS[kind_of(tasks)].degree(known) if known else None
 
 
 def degrees(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
@@ -193,17 +196,14 @@ def degrees(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
 
 def are_right(tasks: Sequence[Task], answers: Sequence[str]) -> np.ndarray:
     """Which answers are right, (tasks,) bool. The truth of all tasks is known."""
-    found = degrees(tasks, answers)
-    limit = TRUTHS[kind_of(tasks)].right_from
-    # .1 + .2 must not fail a limit of .3
-    return found >= limit - 1e-9
+    return TRUTHS[kind_of(tasks)].accepts(degrees(tasks, answers))
 
 
 def right_share(tasks: Sequence[Task], answers: Sequence[str]) -> Proportion | None:
     """The share of right answers among those whose truth is known; None if none is."""
     known, texts = [], []
     for task, text in zip(tasks, answers, strict=True):
-        if task.kind != "none":
+        if task.is_known:
             known.append(task)
             texts.append(text)
     if not known:
@@ -217,9 +217,8 @@ def known_answers(tasks: Sequence[Task], seed: int = 0) -> list[list[str]] | Non
     The right one twice, and answers that are wrong here. None where no truth is known, or where no
     answer of another task is wrong.
     """
-    kind = kind_of(tasks)
+    facts = _known_facts(tasks)
     # a critic needs all answers of all tasks: one unknown truth would leave a hole
-    if kind == "none" or any(task.kind == "none" for task in tasks):
+    if not facts or len(facts) < len(tasks):
         return None
-    facts = [task.facts for task in tasks]
-    return TRUTHS[kind].mistakes(facts, seed)
+    return TRUTHS[kind_of(tasks)].mistakes(facts, seed)

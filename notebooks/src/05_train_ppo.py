@@ -210,8 +210,8 @@ def train_reward_model(pairs=records, name="reward"):
     """What notebook 03 makes, with its preset; it has not been run for this data."""
     print(f"training a reward model on {len(pairs)} records …")
     own = config.reward_preset(PRESET)
-    reward = rewards.new_reward_model(models.load_model(MODEL)[0], processor, own, SEED)
-    training.RewardTrainer(reward, pairs, valid_records, own, SEED).train()
+    base = models.load_model(MODEL)[0]
+    reward = evaluation.train_judge(base, processor, pairs, valid_records, own, SEED)
     return rewards.save_reward_model(reward, ppo_folder / name, own)
 
 

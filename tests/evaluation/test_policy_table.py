@@ -8,7 +8,7 @@ from shipped import TRAFFIC
 from helpers.data.labels import CountedImage
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.data.preferences import read_records
-from helpers.data.tasks import tasks_asking
+from helpers.data.tasks import tasks_asking, tasks_of
 from helpers.evaluation.policy_table import PolicyTable, score_greedy_answers
 from helpers.evaluation.task_results import GreedyAndSampled, TaskResult
 from helpers.evaluation.truth_judges import judges
@@ -51,7 +51,7 @@ def test_rows_by_hand():
 
 def test_greedy_answers_are_scored_by_every_scorer(tiny):
     records = read_records(TRAFFIC / "preferences_valid.jsonl")[:4]
-    tasks, seen = tasks_asking(records, one_class_question), []
+    tasks, seen = tasks_asking(tasks_of(records), one_class_question), []
 
     def measure(image, question, answer, facts):
         seen.append(answer)

@@ -9,8 +9,8 @@ from shipped import pictures_of
 from torch.testing import assert_close
 
 from helpers import models
-from helpers.data.counting import count_question, is_well_formed, parse_counts
-from helpers.data.pairs import counting_questions, counting_tasks
+from helpers.data.counting import count_answer, count_question, is_well_formed, parse_counts
+from helpers.data.pairs import counting_tasks, question_for
 from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
 from helpers.data.tasks import Task, ask
@@ -152,14 +152,14 @@ def test_sampled_answers_are_grouped_by_image(tiny, valid_items):
 def test_tasks_that_count_are_sampled_as_the_counting_questions_are(tiny, valid_items):
     """Same seeds, batches and budgets: what was sampled before is sampled again."""
     items = valid_items[:3]
-    asked = counting_questions(items)
-    budget = answer_budget(tiny[1], asked.answers)
-    sampled = sample_task_answers(*tiny, counting_tasks(items), 2, seed=3, expected=asked.answers)
+    expected = [count_answer(item.counts) for item in items]
+    budget = answer_budget(tiny[1], expected)
+    sampled = sample_task_answers(*tiny, counting_tasks(items), 2, seed=3, expected=expected)
     for place, seed in enumerate((3, 4)):
         alone = models.generate_answers(
             *tiny,
-            asked.images,
-            asked.questions,
+            [item.path for item in items],
+            [question_for(item, number) for number, item in enumerate(items)],
             temperature=1.0,
             seed=seed,
             max_new_tokens=budget,

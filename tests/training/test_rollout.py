@@ -167,7 +167,7 @@ def test_other_questions_about_the_images_of_records():
     def ask(counts, number):
         return f"Question {number}?", f"{sum(counts.values())}"
 
-    tasks = tasks_asking(records, ask)
+    tasks = tasks_asking(tasks_of(records), ask)
     assert [task.images for task in tasks] == [tuple(record.image_paths) for record in records]
     assert [[(turn.role, turn.content) for turn in task.turns] for task in tasks] == [
         [("user", "Question 0?")],

@@ -22,8 +22,8 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	$(BIN)/python -m compileall -q -j 0 helpers
 	touch $@
 
-demo: $(STAMP)  ## run notebooks 01 to 07 on the embedded model → artifacts/report/index.html
-	$(BIN)/python -m helpers demo --started $(STARTED)
+demo: $(STAMP)  ## run notebooks 01 to 07 on an embedded model → artifacts/report/index.html; TASK=reasons
+	$(BIN)/python -m helpers demo --started $(STARTED) $(if $(TASK),--task $(TASK))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -101,7 +101,7 @@ def make_example(seed: int):
     return scene, make_question(scene, str(rng.choice(families)), rng, counts)
 
 
-def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
+def build_tokenizer(vocab_size: int = 420, make_example=make_example) -> Qwen2Tokenizer:
     """Byte-level BPE with Qwen2-VL's special tokens, its merges learnt from the questions and
     answers.
     """
@@ -134,11 +134,11 @@ def build_tokenizer(vocab_size: int = 420) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def build_processor() -> Qwen2VLProcessor:
+def build_processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
     sizes = {"shortest_edge": 56 * 56, "longest_edge": IMAGE_SIZE * IMAGE_SIZE}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=sizes),
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=sizes),
         chat_template=CHAT_TEMPLATE,
     )
@@ -185,15 +185,21 @@ def build_model(processor: Qwen2VLProcessor) -> Qwen2VLForConditionalGeneration:
 
 
 class BaseBatches(IterableDataset):
-    """Batches of fresh scenes: model inputs, labels and what stands in each cell."""
+    """Batches of fresh scenes: model inputs, labels and what stands in each cell.
 
-    def __init__(self, processor: Qwen2VLProcessor, steps: int, batch_size: int):
+    make_example: seed → a scene, and something with a prompt and an answer.
+    """
+
+    def __init__(
+        self, processor: Qwen2VLProcessor, steps: int, batch_size: int, make_example=make_example
+    ):
         self.processor, self.steps, self.batch_size = processor, steps, batch_size
+        self.make_example = make_example
 
     def __iter__(self):
         for step in range(self.steps):
             first = SPLIT_SEEDS["base"][0] + step * self.batch_size
-            yield self.collate([make_example(first + i) for i in range(self.batch_size)])
+            yield self.collate([self.make_example(first + i) for i in range(self.batch_size)])
 
     def collate(self, examples) -> dict[str, torch.Tensor]:
         prompts, answers = [], []
@@ -221,10 +227,9 @@ class BaseBatches(IterableDataset):
         return {**batch, "labels": labels, "kinds": kinds.flatten(), "colors": colors.flatten()}
 
 
-def train(
-    model, processor, steps: int, batch_size: int, learning_rate: float, workers: int = 1
-) -> float:
+def train(model, batches: BaseBatches, learning_rate: float, workers: int = 1) -> float:
     """Train in place; returns seconds taken."""
+    steps = batches.steps
     seen = {}
     hook = model.model.visual.merger.register_forward_hook(
         lambda _m, _i, out: seen.update(cells=out)
@@ -241,9 +246,7 @@ def train(
         optimizer, lambda i: min((i + 1) / warmup, (steps - i) / max(1, steps - warmup))
     )
     cross_entropy = torch.nn.functional.cross_entropy
-    loader = DataLoader(
-        BaseBatches(processor, steps, batch_size), batch_size=None, num_workers=workers
-    )
+    loader = DataLoader(batches, batch_size=None, num_workers=workers)
     started = time.perf_counter()
     for step, batch in enumerate(progress := tqdm(loader, total=steps, desc="base", mininterval=5)):
         kinds, colors = batch.pop("kinds"), batch.pop("colors")
@@ -337,9 +340,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    processor = build_processor()
+    processor = build_processor(build_tokenizer())
     model = build_model(processor)
-    seconds = train(model, processor, args.steps, args.batch_size, args.learning_rate)
+    batches = BaseBatches(processor, args.steps, args.batch_size)
+    seconds = train(model, batches, args.learning_rate)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     parameters = sum(p.numel() for p in model.parameters())

@@ -208,6 +208,11 @@ from .scenes import (
     draw_scene as draw_scene,
     make_scene as make_scene,
 )
+from .shipped import (
+    SHIPPED_TASKS as SHIPPED_TASKS,
+    ShippedTask as ShippedTask,
+    choose_task as choose_task,
+)
 from .sources import (
     check_source as check_source,
     convert_source as convert_source,

@@ -32,7 +32,15 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `DATA` is any of these, relative to where you stand:
+# `TASK` is one of the five that come with the repository, each after a student project:
+#
+# * `"counting"`: how many vehicles of each kind?
+# * `"instructions"`: requests that say how to answer, and which of two answers people prefer;
+# * `"reasons"`: "Why is the road busy?", with answers ranked by rules or by people;
+# * `"questions"`: questions with an answer of a few words;
+# * `"reasoning"`: calculate, then choose a letter.
+#
+# `DATA` is your own, in place of a task; any of these, relative to where you stand:
 #
 # * a folder of images with labels (YOLO, COCO, Pascal VOC), as Roboflow exports it;
 # * a file of preferences in any format that `python -m helpers convert` knows, or of questions,
@@ -45,8 +53,9 @@ ROOT = set_up(DRIVE)
 # The later notebooks use what this one makes of it, and its `MODEL`.
 
 # %% tags=["parameters"]
-MODEL = "tiny"
-DATA = "data/traffic"
+TASK = "counting"
+DATA = None  # None: the task's
+MODEL = None  # None: the task's, and "tiny" for your own data
 QUESTIONS = None  # asked of every image: a list, or a file with one a line
 TRUTH = None  # how answers are judged, such as "vqa_accuracy" or "yes_no"; None: as the data says
 CLASSES = None  # count only these, for example ("car", "bus"); None: all that the labels name
@@ -78,7 +87,9 @@ from helpers import (
 
 out = files.artifacts_dir() / "preferences"
 section = report.Section("02_build_preferences", "The preference data")
-opened = data.open_data(DATA, truth=TRUTH, classes=CLASSES, questions=QUESTIONS)
+task = data.choose_task(TASK, data=DATA, model=MODEL, truth=TRUTH)
+MODEL = task.model
+opened = data.open_data(task.data, truth=task.truth, classes=CLASSES, questions=QUESTIONS)
 opened
 
 # %% [markdown]

@@ -93,9 +93,8 @@ def check_machine(
     once (default: `generate_answers`'s). examples: records trained on. Raises UsageError naming the
     presets that fit if the smallest batch of a stage does not.
     """
-    name = str(model)
+    name, on_gpu = str(model), torch.cuda.is_available()
     known = is_known(name)
-    on_gpu = torch.cuda.is_available()
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
     # What the machine is, and what is to run on it
     facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
@@ -103,11 +102,11 @@ def check_machine(
     workload = Workload(
         name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number
     )
-    load = load or GenerationSettings()
     warnings = machine_warnings(facts)
     if not known:
         warnings += (f"no forecast for {name}: only presets and checkpoints in a folder have one.",)
-    plan = MachinePlan(workload, facts.free_gb, load, sft, dpo, reward, ppo, warnings=warnings)
+    stages = (load or GenerationSettings(), sft, dpo, reward, ppo)
+    plan = MachinePlan(workload, facts.free_gb, *stages, warnings=warnings)
     if known:
         plan = plan_images(plan)
     # First what the machine is: a stage that does not fit raises

@@ -1,4 +1,4 @@
-"""SFT against arithmetic, TRL's own layout, and the SFT term of DPO; its rows, resume and errors."""
+"""SFT against arithmetic, TRL's own layout, and the SFT term of DPO; rows, resume and errors."""
 
 import dataclasses
 

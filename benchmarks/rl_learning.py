@@ -32,8 +32,8 @@ from helpers.report import markdown_table
 from helpers.rewards.scoring import Scorer, count_exact, grpo_reward_function
 from helpers.runtime import compute_dtype
 from helpers.statistics import Proportion
-from helpers.training.dpo import REFERENCE_ADAPTER, undo_casts
 from helpers.training.ppo import PPOTrainer
+from helpers.training.trl_runs import REFERENCE_ADAPTER, undo_casts
 from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import pooled_explained_variance
 

@@ -172,6 +172,39 @@ def _preset(presets: dict, name: str, stage: str):
 
 
 @_settings
+class SFTSettings:
+    """Settings of supervised fine-tuning; what DPO has too is called the same."""
+
+    learning_rate: PositiveFloat = 1e-4  # ten times that of all weights, as usual for LoRA
+    steps: PositiveInt = 400
+    batch_size: PositiveInt = 2  # answers in one forward, each with its image and prompt
+    accumulation: PositiveInt = 8  # answers a step = 2 × 8 = 16
+    warmup_share: Share = 0.1
+    gradient_checkpointing: bool = True
+    checkpoint_steps: NonNegativeInt = 0  # a checkpoint every so many steps; 0: at the end only
+    lora: LoraSettings = LoraSettings()
+
+
+SFT_PRESETS = {
+    # as many steps and answers a step as DPO's preset of that name has pairs: 120 × 16 = 1,920
+    "tiny": SFTSettings(
+        learning_rate=3e-4,
+        steps=120,
+        batch_size=16,
+        accumulation=1,
+        gradient_checkpointing=False,
+    ),
+    # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + ~20 answer tokens) a forward
+    "t4": SFTSettings(checkpoint_steps=50),
+}
+
+
+def sft_preset(name: str) -> SFTSettings:
+    """The settings called `name`. Raises UsageError listing the presets."""
+    return _preset(SFT_PRESETS, name, "SFT")
+
+
+@_settings
 class RewardSettings:
     head: str = "mlp"  # a name in HEADS: helpers/models/heads.py
     objective: str = "bradley_terry"  # a name in OBJECTIVES: helpers/training/reward.py

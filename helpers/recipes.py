@@ -3,7 +3,7 @@
 A recipe names a model, data, the order of stages, and for each stage a preset of
 `helpers/config.py` with what is changed in it. `[laptop]` holds what is different on a machine
 without a GPU; it is laid over the rest, and `--set` over that. What the stages do is in
-`helpers/recipe_stages.py`. Documented in docs/recipes.md.
+`helpers/recipe_stages`. Documented in docs/recipes.md.
 """
 
 import os
@@ -28,10 +28,12 @@ from helpers.config import (
     DPOSettings,
     PPOSettings,
     RewardSettings,
+    SFTSettings,
     dpo_preset,
     explain_values,
     ppo_preset,
     reward_preset,
+    sft_preset,
 )
 from helpers.data import (
     FORMATS,
@@ -48,14 +50,18 @@ from helpers.files import ROOT, UsageError, did_you_mean, starting_folders
 from helpers.machine import changed_fields, check_machine
 from helpers.rewards import SCORERS, anchor_reward, get_scorer, is_own_reward
 from helpers.statistics import Estimate
-from helpers.training import OBJECTIVES, check_names
+from helpers.training import OBJECTIVES, AnswerSource, check_names
 
 RECIPES = ROOT / "recipes"
 # Formats that only the stage `data` reads, beside those of other projects.
 OWN_FORMATS = ("record", "visual_genome")
-# Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.py.
+# Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.
 RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
-StageName = Literal["data", "rank", "features", "captions", "reward", "dpo", "ppo", "evaluate"]
+StageName = Literal[
+    "data", "rank", "features", "captions", "reward", "sft", "dpo", "ppo", "evaluate"
+]
+# Stages that leave a policy, in the order in which tables have them
+POLICY_STAGES = ("sft", "dpo", "ppo")
 # Where a recipe names no data
 SHIPPED_FILES = {
     split: str(ROOT / "data" / "traffic" / f"preferences_{split}.jsonl") for split in SPLITS
@@ -121,14 +127,26 @@ class RecipeReward(StrictModel):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class RecipeSFT(StrictModel):
+    """Fine-tuning on answers: the baseline that DPO and PPO have to beat, or their beginning."""
+
+    preset: str = "t4"
+    # those that were preferred, of the pairs that DPO gets; or the right ones, of known truths
+    answers: AnswerSource = "chosen"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 class RecipeDPO(StrictModel):
     preset: str = "t4"
+    # the policy and the reference that it begins with: the base, or what the stage `sft` has made
+    start: Literal["base", "sft"] = "base"
     settings: dict[str, Any] = Field(default_factory=dict)
     preflight: bool = True
 
 
 class RecipePPO(StrictModel):
     preset: str = "t4"
+    start: Literal["base", "sft", "dpo"] = "base"  # as of DPO
     # scorers and their weights; own ones as {"my_rewards.py:brevity" = 1.0}, beside the recipe.
     # None: being right, where the truth is known, else the reward model of the stage `reward`.
     score: dict[str, FiniteFloat] = Field(default_factory=dict)
@@ -152,12 +170,17 @@ class Recipe(StrictModel):
     features: SmallRewardSettings = SmallRewardSettings()
     captions: SmallRewardSettings = SmallRewardSettings(epochs=10, learning_rate=5e-4)
     reward: RecipeReward = RecipeReward()
+    sft: RecipeSFT = RecipeSFT()
     dpo: RecipeDPO = RecipeDPO()
     ppo: RecipePPO = RecipePPO()
 
     def reward_settings(self) -> RewardSettings:
         preset = reward_preset(self.reward.preset)
         return replace(preset, **_with_whole_lora(preset, self.reward.settings))
+
+    def sft_settings(self) -> SFTSettings:
+        preset = sft_preset(self.sft.preset)
+        return replace(preset, **_with_whole_lora(preset, self.sft.settings))
 
     def dpo_settings(self) -> DPOSettings:
         preset = dpo_preset(self.dpo.preset)
@@ -169,7 +192,7 @@ class Recipe(StrictModel):
 
 
 def _with_whole_lora(
-    settings: RewardSettings | DPOSettings | PPOSettings, changes: Mapping[str, Any]
+    settings: RewardSettings | SFTSettings | DPOSettings | PPOSettings, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return `changes`; its LoRA settings replace only those of the preset that they name."""
     lora = changes.get("lora")
@@ -288,13 +311,14 @@ def _check_settings(recipe: Recipe) -> None:
         if one in recipe.reward.settings:
             raise UsageError(f"reward.settings.{one}: write reward.{one}s in its place.")
     recipe.data.sources()
-    for stage in ("reward", "dpo", "ppo"):
+    for stage in ("reward", *POLICY_STAGES):
         try:
             settings = getattr(recipe, f"{stage}_settings")()
             if stage == "ppo":
                 check_names(settings)
         except UsageError as error:
             raise UsageError(f"{stage}: {error}") from None
+    _check_starts(recipe)
     tables = (
         ("data.format: unknown format", [recipe.data.format], (*OWN_FORMATS, *FORMATS)),
         ("rank.scorer: unknown scorer", [recipe.rank.scorer], SCORERS),
@@ -311,6 +335,27 @@ def _check_settings(recipe: Recipe) -> None:
                 raise UsageError(f"{problem} {name!r}. {choose}")
 
 
+def _check_starts(recipe: Recipe) -> None:
+    """Raise UsageError for a stage that cannot begin where the recipe lets it begin."""
+    for stage in ("dpo", "ppo"):
+        start = getattr(recipe, stage).start
+        if start == "base" or stage not in recipe.stages:
+            continue
+        before = recipe.stages[: recipe.stages.index(stage)]
+        if start not in before:
+            raise UsageError(
+                f"{stage}.start: {stage} is to begin with the adapter of the stage {start}, which "
+                "does not come before it. Put it into `stages`."
+            )
+        own = getattr(recipe, f"{stage}_settings")().lora
+        first = getattr(recipe, f"{start}_settings")().lora
+        if own != first:
+            raise UsageError(
+                f"{stage}.start: {stage} goes on with the adapter of {start}, so both must have "
+                f"the same one. {stage}.settings.lora is {own}, {start}.settings.lora {first}."
+            )
+
+
 def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     """Change what has to be, so that the stages (default: its own) fit this machine; say what.
 
@@ -320,6 +365,7 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     if set(stages) == {"data"}:  # needs no model
         return recipe
     given = {
+        "sft": recipe.sft_settings(),
         "dpo": recipe.dpo_settings(),
         "ppo": recipe.ppo_settings(),
         "reward": recipe.reward_settings(),

@@ -12,17 +12,22 @@ from helpers.config import (
     DPO_PRESETS,
     PPO_PRESETS,
     REWARD_PRESETS,
+    SFT_PRESETS,
     DPOSettings,
     LoraSettings,
     PPOSettings,
     RewardSettings,
+    SFTSettings,
     dpo_preset,
     ppo_preset,
+    sft_preset,
 )
 from helpers.files import UsageError
 
-KINDS = (LoraSettings, DPOSettings, RewardSettings, PPOSettings)
-PRESETS = [*DPO_PRESETS.values(), *REWARD_PRESETS.values(), *PPO_PRESETS.values()]
+KINDS = (LoraSettings, DPOSettings, SFTSettings, RewardSettings, PPOSettings)
+PRESETS = []
+for presets in (DPO_PRESETS, SFT_PRESETS, REWARD_PRESETS, PPO_PRESETS):
+    PRESETS += presets.values()
 NAN, INFINITE = float("nan"), float("inf")
 OVER_0 = "must be greater than 0"
 FROM_0 = "must be greater than or equal to 0"
@@ -67,6 +72,9 @@ WRONG_VALUES = [  # settings, field, value, what it must be
     (DPOSettings, "gradient_checkpointing", 1, YES_OR_NO),
     (DPOSettings, "checkpoint_steps", -1, FROM_0),
     (DPOSettings, "lora", {"r": 8}, "must be an instance of LoraSettings"),
+    (SFTSettings, "learning_rate", 0, OVER_0),
+    (SFTSettings, "steps", 1.0, WHOLE),
+    (SFTSettings, "accumulation", 0, OVER_0),
     (RewardSettings, "head", 3, TEXT),
     (RewardSettings, "objective", None, TEXT),
     (RewardSettings, "learning_rate", 0, OVER_0),
@@ -236,3 +244,14 @@ def test_an_unknown_preset_is_a_one_line_error():
         dpo_preset("tyni")
     with pytest.raises(UsageError, match=r"Did you mean 'vehicles'\?"):
         dpo_preset("vehicle")
+
+
+def test_sft_has_as_many_steps_and_examples_a_step_as_dpo():
+    """So that its baseline beside DPO differs in what is learnt, not in how much of it."""
+    for name, settings in SFT_PRESETS.items():
+        other = DPO_PRESETS[name]
+        a_step = settings.batch_size * settings.accumulation
+        assert (settings.steps, a_step) == (other.steps, other.batch_size * other.accumulation)
+        assert settings.lora == other.lora and settings == sft_preset(name)
+    with pytest.raises(UsageError, match="unknown SFT preset 'tinny': choose tiny or t4"):
+        sft_preset("tinny")

@@ -1,15 +1,18 @@
 """The five recipes: what they set, and each run whole, in a short form, on the embedded model."""
 
 import json
+import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from shipped import TRAFFIC
 
 from helpers import cli, recipe_stages as stages, recipes
 from helpers.config import ALL_LINEAR, ATTENTION
-from helpers.data import read_prepared
+from helpers.data import SPLITS, read_prepared
 from helpers.data.preferences import write_records
 from helpers.data.record import PreferenceRecord
 from helpers.files import UsageError, read_json, write_json
@@ -18,7 +21,15 @@ from helpers.machine.duration import MachineRates
 from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models import presets
 from helpers.recipe_stages import run_stages
-from helpers.recipes import RECIPES, RecipeRun, deep_merge, find_recipe, fit_recipe, read_recipe
+from helpers.recipes import (
+    POLICY_STAGES,
+    RECIPES,
+    RecipeRun,
+    deep_merge,
+    find_recipe,
+    fit_recipe,
+    read_recipe,
+)
 
 heavy = pytest.mark.heavy(reason="runs all recipes in a short form")
 
@@ -29,7 +40,7 @@ SHORT = {  # of each recipe, so that it takes seconds
     "heuristic": ["ppo.settings.iterations=1", "features.epochs=2", "rank.answers=3"],
     "questions": ["ppo.settings.iterations=2", "ppo.settings.checkpoint_every=1"],
     "reward_models": ["reward.settings.epochs=1", 'reward.objectives=["focal"]'],
-    "vehicles": ["dpo.settings.steps=2"],
+    "vehicles": ["sft.settings.steps=2", "dpo.settings.steps=2"],
 }
 ROWS = {  # what a row of each project's data has
     "captions": {"image_path", "instruction", "response_a", "response_b", "preference"},
@@ -60,7 +71,7 @@ def test_there_is_one_for_each_project():
 def test_a_recipe_runs_whole(figures, name):
     folder, found = figures[name]
     recipe = read_recipe(find_recipe(name), laptop=True)
-    for stage in {"dpo", "ppo"} & set(recipe.stages):
+    for stage in set(POLICY_STAGES) & set(recipe.stages):
         assert (folder / stage / "adapter_model.safetensors").exists()
         about = read_json(folder / stage / "about.json")
         assert about["base"] == "tiny" and about["recipe"] == recipe.title
@@ -320,6 +331,18 @@ MISTAKES = [  # text of a recipe, what is said beside its path
     (f"{START}dpo.settings.lora.r = 0", "dpo: lora: r = 0: must be greater than 0"),
     (f"{START}dpo.settings.lora = 3", "dpo: lora = 3: must be an instance of LoraSettings"),
     (f'{START}dpo.settings.losses = ["igo"]', r"dpo: losses\.0 = 'igo': .*Did you mean 'ipo'"),
+    (f'{START}sft.preset = "tinny"', "sft: unknown SFT preset 'tinny'.*Did you mean 'tiny'"),
+    (f"{START}sft.settings.beta = 1.0", "sft: no SFT setting is called beta"),
+    (f'{START}sft.answers = "best"', r"sft\.answers = 'best': must be 'chosen' or 'reference'"),
+    (f'{START}dpo.start = "ppo"', r"dpo\.start = 'ppo': must be 'base' or 'sft'"),
+    (
+        START.replace('"data"', '"dpo", "sft"') + 'dpo.start = "sft"',
+        r"dpo\.start: dpo is to begin with the adapter of the stage sft, which does not come",
+    ),
+    (
+        START.replace('"data"', '"sft", "ppo"') + 'ppo.start = "sft"\nppo.settings.lora.r = 8',
+        r"ppo\.start: ppo goes on with the adapter of sft, .*r=8.*, sft\.settings\.lora .*r=16",
+    ),
     (f'{START}ppo.preset = "huge"', "ppo: unknown PPO preset 'huge'"),
     (f"{START}ppo.settings.mini_batch = 0", "ppo: mini_batch = 0: must be greater than 0"),
     (f'{START}ppo.settings.name = "x"', "ppo: no PPO setting is called name"),
@@ -367,6 +390,73 @@ def test_own_rewards_are_beside_the_recipe_or_where_one_stands(tmp_path, monkeyp
         read_recipe(path)
 
 
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """SFT on true answers, and after it DPO and PPO, both of which begin with its adapter."""
+    folder = tmp_path_factory.mktemp("chain")
+    settings = {
+        "data.limit": 8,
+        "sft.preset": "tiny",
+        "sft.answers": "reference",
+        "sft.settings": {"steps": 8, "batch_size": 4, "learning_rate": 2e-3},
+        "dpo.preset": "tiny",
+        "dpo.preflight": False,
+        "dpo.settings": {"steps": 2, "batch_size": 4, "sft_weight": 0.0},
+        "ppo.preset": "tiny-rloo",
+        "ppo.settings": {"iterations": 1, "prompts_per_iteration": 4, "mini_batch": 4},
+    }
+    text = START.replace('"data"', '"data", "sft", "dpo", "ppo", "evaluate"')
+    path = folder / "chain.toml"
+    path.write_text(f'{text}dpo.start = "sft"\nppo.start = "sft"\n')
+    run = RecipeRun(read_recipe(path, changes=[*settings.items()]), folder / "run")
+    run_stages(run)
+    return run
+
+
+@heavy
+def test_dpo_and_ppo_begin_with_what_sft_has_made_and_are_measured_against_it(chain):
+    adapters = {}
+    for stage in POLICY_STAGES:
+        adapters[stage] = load_file(chain.folder / stage / "adapter_model.safetensors")
+        assert read_json(chain.folder / stage / "about.json").get("start", "base") == (
+            "base" if stage == "sft" else "sft"
+        )
+    sizes = {name: float(weight.norm()) for name, weight in adapters["sft"].items()}
+    for stage in ("dpo", "ppo"):
+        # the same weights, a little further on: nothing was merged, and no base was left behind
+        assert adapters[stage].keys() == adapters["sft"].keys()
+        moved = 0.0
+        for name, weight in adapters["sft"].items():
+            step = float((adapters[stage][name] - weight).norm())
+            assert step < 0.5 * sizes[name], (stage, name)
+            moved += step
+        assert moved > 0, stage
+    # policy = reference = SFT's policy: a margin of 0, and no distance of the first samples
+    first, *_ = read_json(chain.folder / "dpo" / "log.json")
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(chain.figures["ppo_kl_first"]["value"]) < 1e-3
+
+
+@heavy
+def test_every_policy_is_compared_with_the_base_and_with_sft(chain):
+    figures = chain.figures
+    for policy in POLICY_STAGES:
+        assert figures[f"{policy}_exact"]["n"] == 8 and figures[f"{policy}_mcnemar_p"]["value"] >= 0
+        assert f"{policy}_pair_accuracy" in figures
+    assert figures.keys() >= {"dpo_vs_sft_p", "ppo_vs_sft_p", "sft_answers", "sft_loss_last_10"}
+    assert "sft_vs_sft_p" not in figures and figures["sft_answers"]["value"] == 8
+
+
+@heavy
+def test_a_start_that_was_not_trained_is_named(chain, tmp_path):
+    run = RecipeRun(chain.recipe, tmp_path)
+    shutil.copytree(chain.folder / "data", tmp_path / "data")
+    with pytest.raises(
+        UsageError, match=r"sft: holds no adapter.*\(dpo\.start\)\. Run the stage sft"
+    ):
+        run_stages(run, ["dpo"])
+
+
 @heavy
 def test_own_questions_are_ranked_by_an_own_reward(tmp_path):
     """Free questions about two images, in two turns; a reward that looks at both."""
@@ -383,7 +473,7 @@ def test_own_questions_are_ranked_by_an_own_reward(tmp_path):
     row = {"images": images, "prompt": prompt, "chosen": "A bus.", "rejected": "A car."}
     records = [PreferenceRecord.model_validate(row)]
     run = RecipeRun(read_recipe(tmp_path / "own.toml"), tmp_path / "run")
-    for split in stages.SPLITS:
+    for split in SPLITS:
         write_records(run.folder / "data" / f"{split}.jsonl", records)
     about = {"data": "own", "title": "own", "model": "tiny", "kind": "none"}
     write_json(run.folder / "data" / "about.json", about)
@@ -401,4 +491,4 @@ def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):
     assert (
         cli.main(["train", "--config", "vehicles", "--stage", "ppo", "--out", str(tmp_path)]) == 1
     )
-    assert "the recipe has no stage ppo: it has data, dpo, evaluate" in capsys.readouterr().err
+    assert "the recipe has no stage ppo: it has data, sft, dpo, evaluate" in capsys.readouterr().err

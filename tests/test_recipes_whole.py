@@ -17,7 +17,7 @@ REACHED = {
     "heuristic": {"features_pair_accuracy": 0.85, "ppo_exact": 0.9},
     "questions": {"ppo_right": 0.65},
     "reward_models": {"reward_linear_bradley_terry_pair_accuracy": 0.9},
-    "vehicles": {"dpo_exact": 0.9, "dpo_wellformed_sampled": 0.9},
+    "vehicles": {"sft_exact": 0.9, "dpo_exact": 0.9, "dpo_wellformed_sampled": 0.9},
 }
 
 

@@ -77,6 +77,7 @@ from .memory import (
     least_memory as least_memory,
     memory_table as memory_table,
     phases as phases,
+    sft_logit_bytes as sft_logit_bytes,
 )
 from .workload import (
     STAGES as STAGES,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from helpers.config import DPOSettings, PPOSettings, RewardSettings
+from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.models import NF4_BYTES, ModelShapes
 from helpers.runtime import compute_dtype, device
 
@@ -165,6 +165,13 @@ class StageSeconds:
     def load(self, settings: GenerationSettings) -> float:
         """One batch of answers."""
         return self.images(settings.batch_size) + self.sampling(settings.batch_size, 1)
+
+    def sft(self, settings: SFTSettings) -> float:
+        """Forwards and backwards of all steps; the vision tower runs once for each example."""
+        batches = settings.steps * settings.accumulation
+        passes = batches * (2 + settings.gradient_checkpointing)
+        seen = min(self.workload.examples, batches * settings.batch_size)
+        return passes * self.packed(settings.batch_size, 1) + self.images(seen)
 
     def dpo(self, settings: DPOSettings) -> float:
         """Forwards and backwards of all steps.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from helpers.config import DPOSettings, PPOSettings, RewardSettings
+from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.files import ROOT
 from helpers.models import default_max_pixels, is_known, visual_tokens
 
@@ -53,6 +53,7 @@ class MachinePlan:
     workload: Workload
     free_gb: float  # that a run can have
     load: GenerationSettings
+    sft: SFTSettings | None = None
     dpo: DPOSettings | None = None
     reward: RewardSettings | None = None
     ppo: PPOSettings | None = None
@@ -68,7 +69,7 @@ class MachinePlan:
     @property
     def stages(self) -> list[StageSettings]:
         """The settings of all stages that are planned."""
-        given = [self.load, self.dpo, self.reward, self.ppo]
+        given = [self.load, self.sft, self.dpo, self.reward, self.ppo]
         return [settings for settings in given if settings is not None]
 
 
@@ -78,6 +79,7 @@ def check_machine(
     image: tuple[int, int] = (1024, 1024),
     max_pixels: int | None = None,
     load: GenerationSettings | None = None,
+    sft: SFTSettings | None = None,
     dpo: DPOSettings | None = None,
     reward: RewardSettings | None = None,
     ppo: PPOSettings | None = None,
@@ -91,9 +93,8 @@ def check_machine(
     once (default: `generate_answers`'s). examples: records trained on. Raises UsageError naming the
     presets that fit if the smallest batch of a stage does not.
     """
-    name = str(model)
+    name, on_gpu = str(model), torch.cuda.is_available()
     known = is_known(name)
-    on_gpu = torch.cuda.is_available()
     four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
     # What the machine is, and what is to run on it
     facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
@@ -101,11 +102,11 @@ def check_machine(
     workload = Workload(
         name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number
     )
-    load = load or GenerationSettings()
     warnings = machine_warnings(facts)
     if not known:
         warnings += (f"no forecast for {name}: only presets and checkpoints in a folder have one.",)
-    plan = MachinePlan(workload, facts.free_gb, load, dpo, reward, ppo, warnings=warnings)
+    stages = (load or GenerationSettings(), sft, dpo, reward, ppo)
+    plan = MachinePlan(workload, facts.free_gb, *stages, warnings=warnings)
     if known:
         plan = plan_images(plan)
     # First what the machine is: a stage that does not fit raises

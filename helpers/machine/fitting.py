@@ -81,8 +81,8 @@ def fit_settings(
     """Return the settings, changed only if they do not fit, and the largest batch that does.
 
     What is to fit into is the usable share of `gigabytes`. Gradient checkpointing comes before a
-    smaller batch. That of DPO or reward training is accumulated more often, so that a step has as
-    many pairs; PPO also samples in slices. Raises UsageError if nothing fits.
+    smaller batch. That of SFT, DPO or reward training is accumulated more often, so that a step has
+    as many pairs; PPO also samples in slices. Raises UsageError if nothing fits.
     """
     if isinstance(settings, PPOSettings):
         settings = _fit_sampling_batch(workload, settings, gigabytes)

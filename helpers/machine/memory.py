@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-from helpers.config import DPOSettings, LoraSettings, PPOSettings, RewardSettings
+from helpers.config import DPOSettings, LoraSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.models import ModelShapes, lora_weights, weight_bytes
 
 from .workload import (
@@ -48,7 +48,7 @@ TABLE_CARDS = (6, 8, 15, 24, 40)
 # Bytes a trained weight: it, its gradient and two averages in fp32
 ADAMW_BYTES = 16
 
-# Bytes a logit at the peak, counted with an allocation profiler. DPO's: `dpo_logit_bytes`
+# Bytes a logit at the peak, counted with an allocation profiler; of others: `dpo_logit_bytes` …
 LOGIT_BYTES = {
     "ppo": 25,  # log-probability and entropy: 5 fp32 copies, and their gradient 1¼
     "look": 20,  # the same without gradients: 5
@@ -123,6 +123,16 @@ def dpo_logit_bytes(tokens: int) -> float:
     return max(first, 3 * 4)
 
 
+def sft_logit_bytes(tokens: int) -> float:
+    """Return the bytes a logit in SFT, all in fp32.
+
+    First logits, their log-softmax, and for the entropy that TRL logs a copy without the last
+    column and three more of 128 tokens at a time; later logits, log-softmax and two gradients.
+    """
+    first = 3 * 4 + 3 * 4 * 128 / max(tokens, 128)
+    return max(first, 4 * 4)
+
+
 # --- the phases of a stage ---
 
 
@@ -168,7 +178,7 @@ class _StageMemory:
         adapter = lora_weights(self.model, settings.lora)
         if isinstance(settings, RewardSettings):
             return adapter + (hidden if settings.head == "linear" else hidden * (hidden // 2))
-        if isinstance(settings, DPOSettings):
+        if isinstance(settings, DPOSettings | SFTSettings):
             return adapter
         if settings.advantages != "gae" or not settings.critic_layers:
             return adapter
@@ -261,6 +271,11 @@ class _StageMemory:
     def load(self, settings: GenerationSettings) -> list[PhaseMemory]:
         return [self.encoding(settings.batch_size), self.sampling(settings.batch_size, 1)]
 
+    def sft(self, settings: SFTSettings) -> list[PhaseMemory]:
+        tokens = settings.batch_size * self.workload.answer_tokens
+        logits = sft_logit_bytes(tokens) * tokens * self.model.vocab
+        return [self.encoding(settings.batch_size), self.training(settings.batch_size, 1, logits)]
+
     def dpo(self, settings: DPOSettings) -> list[PhaseMemory]:
         # The chosen answer is shown once more, to a spoilt image
         spoilt = bool(settings.image_weight or settings.anchor_weight)
@@ -318,8 +333,8 @@ def least_memory(workload: Workload, settings: StageSettings) -> PhaseMemory:
 def largest_batch(workload: Workload, settings: StageSettings, gigabytes: float) -> int | None:
     """Return the largest batch that fits into the usable share of `gigabytes`; None if not even 1.
 
-    It is of pairs in a forward (records, for the reward model; prompts, for PPO; answers, for
-    generation), and at most `LARGEST_BATCH`.
+    It is of pairs in a forward (records, for the reward model; prompts, for PPO; answers, for SFT
+    and generation), and at most `LARGEST_BATCH`.
     """
     most = LARGEST_BATCH
     if isinstance(settings, PPOSettings):

@@ -14,9 +14,11 @@ from helpers.config import (
     DPOSettings,
     PPOSettings,
     RewardSettings,
+    SFTSettings,
     dpo_preset,
     ppo_preset,
     reward_preset,
+    sft_preset,
 )
 from helpers.files import UsageError
 from helpers.models import ModelShapes, shapes_of, tokens_and_patches
@@ -34,9 +36,10 @@ class GenerationSettings:
 
 
 # The stages, in the order of the notebooks, and what each is set by
-StageSettings = GenerationSettings | DPOSettings | RewardSettings | PPOSettings
+StageSettings = GenerationSettings | SFTSettings | DPOSettings | RewardSettings | PPOSettings
 STAGES = {
     "load": GenerationSettings,
+    "sft": SFTSettings,
     "dpo": DPOSettings,
     "reward": RewardSettings,
     "ppo": PPOSettings,
@@ -89,14 +92,19 @@ def default_settings(stage: str) -> StageSettings:
     if stage not in STAGES:
         raise UsageError(f"unknown stage {stage!r}: choose from {', '.join(STAGES)}.")
     # There are no presets of answers without training
-    presets = {"dpo": dpo_preset, "reward": reward_preset, "ppo": ppo_preset}
+    presets = {
+        "sft": sft_preset,
+        "dpo": dpo_preset,
+        "reward": reward_preset,
+        "ppo": ppo_preset,
+    }
     return presets[stage]("t4") if stage in presets else GenerationSettings()
 
 
 def batch_of(settings: StageSettings) -> int:
     """Return how many pairs a forward takes.
 
-    Reward training counts records instead, PPO prompts, and load answers.
+    Reward training counts records instead, PPO prompts, SFT and load answers.
     """
     return settings.mini_batch if isinstance(settings, PPOSettings) else settings.batch_size
 

@@ -35,16 +35,13 @@ from .distributed import (
 )
 from .dpo import (
     DPO_LOSSES as DPO_LOSSES,
-    REFERENCE_ADAPTER as REFERENCE_ADAPTER,
     DPORun as DPORun,
     ImageTerms as ImageTerms,
-    ProgressBar as ProgressBar,
     VLMDPOTrainer as VLMDPOTrainer,
     dpo_config as dpo_config,
     dpo_trainer as dpo_trainer,
     image_terms as image_terms,
     train_dpo as train_dpo,
-    undo_casts as undo_casts,
 )
 from .on_policy import (
     OnPolicyRound as OnPolicyRound,
@@ -83,6 +80,30 @@ from .run_folder import (
 from .sampler import (
     Sampler as Sampler,
     pieces as pieces,
+)
+from .sft import (
+    AnswerCollator as AnswerCollator,
+    AnswerSource as AnswerSource,
+    BrokenNumbers as BrokenNumbers,
+    SFTRun as SFTRun,
+    VLMSFTTrainer as VLMSFTTrainer,
+    answer_loss as answer_loss,
+    chosen_answers as chosen_answers,
+    reference_answers as reference_answers,
+    sft_config as sft_config,
+    sft_trainer as sft_trainer,
+    train_sft as train_sft,
+)
+from .trl_runs import (
+    REFERENCE_ADAPTER as REFERENCE_ADAPTER,
+    ProgressBar as ProgressBar,
+    TRLRun as TRLRun,
+    adapter_hash as adapter_hash,
+    common_options as common_options,
+    is_fresh as is_fresh,
+    trained_weights as trained_weights,
+    undo_casts as undo_casts,
+    with_one_adapter as with_one_adapter,
 )
 from .warm_up import (
     KnownAnswers as KnownAnswers,

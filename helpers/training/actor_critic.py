@@ -1,9 +1,10 @@
 """Policy, reference and critic on one base: what PPO asks of a model about the tokens of an answer.
 
-The policy is base + adapter, the reference the base with the adapter off. The critic says before
-each token how the answer will end. It is a head on the policy's hidden states, or has an adapter of
-its own on the same base: the states of a policy that writes a wrong number do not say that it is
-wrong. Used by `helpers/training/ppo.py`, taught in notebook 05.
+The policy is base + adapter, the reference the base with the adapter off, or with a frozen one that
+was trained before. The critic says before each token how the answer will end. It is a head on the
+policy's hidden states, or has an adapter of its own on the same base: the states of a policy that
+writes a wrong number do not say that it is wrong. Used by `helpers/training/ppo.py`, taught in
+notebook 05.
 """
 
 from collections.abc import Callable, Iterable
@@ -47,7 +48,8 @@ class ActorCritic(nn.Module):
     """`forward(packed)` is a pass of the policy, `forward(packed, critic=True)` one of the critic.
 
     The second is for a critic with its own adapter, within `as_critic()`, and gives values only.
-    autocast: makes the context of mixed precision in which both run.
+    autocast: makes the context of mixed precision in which both run. reference: the adapter that is
+    the reference; None: the base alone.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class ActorCritic(nn.Module):
         settings: PPOSettings,
         seed: int = 0,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
+        reference: str | None = None,
     ):
         super().__init__()
         self.policy = policy
         self.settings = settings
         self.autocast = autocast
+        self.reference = reference
         self.banned = models.banned_tokens(processor)
         self.adapter = [weight for weight in policy.parameters() if weight.requires_grad]
         self.critic: ValueHead | None = None
@@ -96,6 +100,12 @@ class ActorCritic(nn.Module):
     def as_critic(self) -> AbstractContextManager:
         """The critic's adapter in place of the policy's, also for the backward pass."""
         return models.use_adapter(self.policy, CRITIC_ADAPTER)
+
+    def as_reference(self) -> AbstractContextManager:
+        """The reference in the place of the policy."""
+        if self.reference is None:
+            return models.disable_adapters(self.policy)
+        return models.use_adapter(self.policy, self.reference)
 
     def forward(self, packed: PackedAnswers, critic: bool = False) -> TokenFigures | Tensor:
         with self.autocast():
@@ -134,7 +144,7 @@ class ActorCritic(nn.Module):
             if self.own_adapter:
                 with self.as_critic():
                     values = self(packed, critic=True)
-            with models.disable_adapters(self.policy):
+            with self.as_reference():
                 reference = self(packed)
             mask = packed.mask[:, 1:]
             parts.append(TokenLook(mask, old.logps, reference.logps, old.entropy, values))

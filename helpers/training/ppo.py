@@ -2,9 +2,9 @@
 
 `PPOTrainer.train` is the algorithm, from top to bottom; docs/ppo.md walks through it, with the
 formula beside each step. Three log-probabilities are kept apart, since mixing them up is how such
-loops go wrong: `old` is of the policy that sampled, `reference` of the base with the adapter off,
-which KL is measured against, `new` of the policy that is being updated. One base serves all roles:
-the policy is base + adapter, the reference the base, the critic a head
+loops go wrong: `old` is of the policy that sampled, `reference` of what KL is measured against, the
+base with the adapter off or one that was trained before, `new` of the policy that is being updated.
+One base serves all roles: the policy is base + adapter, the critic a head
 (`helpers/training/actor_critic.py`), and the reward any scorer. Formulas are in
 `helpers/losses.py`. Taught in notebook 05.
 
@@ -63,8 +63,8 @@ class PPOTrainer:
 
     tasks: what is asked; score: what an answer is worth (`helpers/rewards/scoring.py`,
     `reward_model.as_scorer`, sums of them); truth: another scorer of the same answers that nothing
-    is learnt from. `model` gets a fresh adapter unless it has one to go on with; the reference is
-    the base with the adapter off.
+    is learnt from. `model` gets a fresh adapter unless it has one to go on with. reference: the
+    name of a frozen adapter on it that KL is measured against; None: the base with adapters off.
 
     watch: called after each iteration with the trainer; its `stopped` ends the run. folder: of this
     run alone, gets the whole state after every `checkpoint_every` iterations; a trainer that finds
@@ -82,6 +82,7 @@ class PPOTrainer:
         settings: PPOSettings,
         *,
         seed: int = 0,
+        reference: str | None = None,
         truth: Scorer | None = None,
         watch: Sequence[Watcher] = (),
         folder: Path | None = None,
@@ -95,7 +96,8 @@ class PPOTrainer:
         check_names(settings)
         settings.check(len(tasks), shards, accelerator.num_processes)
         # what run it is depends on the model as it comes in
-        identity = ppo_identity(model, processor, tasks, score, settings, seed) if folder else {}
+        made_of = (model, processor, tasks, score, settings, seed, reference)
+        identity = ppo_identity(*made_of) if folder else {}
         self.checkpoints = Checkpoints(folder, identity, replace_other=replace_other)
         # a model that has an adapter goes on with it, as a second round does
         if not isinstance(model, PeftModel):
@@ -103,11 +105,10 @@ class PPOTrainer:
         seed_everything(seed)
         # image features are kept, and answers to one task share its prompt
         packer = Packer(model, processor, cache=cache, packs=packs, device=accelerator.device)
-        self.settings = settings
-        self.accelerator = accelerator
+        self.settings, self.accelerator = settings, accelerator
         # who asks and scores, who answers and predicts, and what one backward pass goes through
         self.sampler = Sampler(packer, tasks, score, truth, settings, accelerator, seed, shards)
-        self.actor = ActorCritic(model, processor, settings, seed, accelerator.autocast)
+        self.actor = ActorCritic(model, processor, settings, seed, accelerator.autocast, reference)
         self.forward = wrap_for_processes(accelerator, self.actor)
         self.optimizer = new_optimizer(accelerator, self.actor)
         self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target, settings.kl_horizon)

@@ -30,12 +30,15 @@ def ppo_identity(
     score: Scorer,
     settings: PPOSettings,
     seed: int,
+    reference: str | None = None,
 ) -> Identity:
     """What a run must share with a checkpoint to go on from it; `model` as the trainer gets it."""
     start = {}
     if isinstance(model, PeftModel):
         # it goes on from what its adapter has learnt before
         start["adapter at the start"] = weights_hash(model, model.active_adapter)
+    if reference:
+        start["reference"] = weights_hash(model, reference)
     reward = reward_identity(score)
     return run_identity("ppo", model, processor, tasks, settings, seed=seed, reward=reward, **start)
 

@@ -3,7 +3,7 @@
     log.jsonl, samples.jsonl    figures of each iteration of PPO, and some of its sampled answers
     checkpoint-STEP             the whole state of PPO; a run that was cut off goes on from it
     adapter_model.safetensors   the trained adapter, with `about.json` on how it was made
-    log.json                    the log of DPO
+    log.json                    the log of SFT or DPO
     validation_answers.json     greedy answers before saving: a policy that is loaded gives the same
 
 Taught in notebooks 04 and 05; the recipes use it, too.
@@ -19,7 +19,7 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from helpers import models
-from helpers.config import DPOSettings, PPOSettings
+from helpers.config import DPOSettings, PPOSettings, SFTSettings
 from helpers.data import PreferenceRecord, Task, file_of, tasks_of
 from helpers.files import write_json
 from helpers.models import VLM
@@ -39,6 +39,7 @@ def ppo_trainer(
     folder: Path,
     *,
     seed: int = 0,
+    reference: str | None = None,
     truth: Scorer | None = None,
     watch: Sequence[Watcher] = (),
     cache: Path | None = None,
@@ -48,8 +49,9 @@ def ppo_trainer(
     """A `PPOTrainer` with logs and checkpoints in `folder`; only the first process writes logs.
 
     A run that was cut off goes on. A folder that holds another run is refused, or with
-    `replace_other` set aside under another name. cache: a folder for image features, which several
-    runs may share. Raises UsageError if `tensorboard` is wanted and not installed.
+    `replace_other` set aside under another name. reference: as `PPOTrainer` has it. cache: a folder
+    for image features, which several runs may share. Raises UsageError if `tensorboard` is wanted
+    and not installed.
     """
     watchers = list(watch)
     if PartialState().is_main_process:
@@ -64,6 +66,7 @@ def ppo_trainer(
         score,
         settings,
         seed=seed,
+        reference=reference,
         truth=truth,
         watch=watchers,
         folder=folder,
@@ -75,7 +78,7 @@ def ppo_trainer(
 def save_policy(
     model: PeftModel,
     folder: Path,
-    settings: DPOSettings | PPOSettings,
+    settings: SFTSettings | DPOSettings | PPOSettings,
     about: Mapping[str, Any],
     log: Sequence[Mapping[str, float]] = (),
 ) -> Path:

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from helpers.config import dpo_preset, ppo_preset, reward_preset
+from helpers.config import dpo_preset, ppo_preset, reward_preset, sft_preset
 from helpers.files import ROOT, UsageError
 from helpers.machine import duration, facts, fits, memory
 from helpers.machine.duration import (
@@ -94,10 +94,11 @@ def cpu(monkeypatch, available):
 
 def test_a_t4_computes_in_fp16_and_what_fits_stays_as_it_is(monkeypatch, capsys):
     gpu(monkeypatch, T4)
-    given = {"dpo": dpo_preset("t4"), "reward": reward_preset("t4"), "ppo": ppo_preset("t4")}
+    given = {"sft": sft_preset("t4"), "dpo": dpo_preset("t4")}
+    given |= {"reward": reward_preset("t4"), "ppo": ppo_preset("t4")}
     plan = check_machine("qwen2-vl-2b", **given)
     out = capsys.readouterr().out
-    assert plan.dpo is given["dpo"] and plan.reward is given["reward"] and plan.ppo is given["ppo"]
+    assert all(getattr(plan, stage) is settings for stage, settings in given.items())
     assert (
         "Tesla T4, compute capability 7.5" in out
         and "15.8 GB of 15.8 GB GPU memory are free" in out
@@ -105,10 +106,8 @@ def test_a_t4_computes_in_fp16_and_what_fits_stays_as_it_is(monkeypatch, capsys)
     assert "float16: this GPU only emulates bfloat16 (its compute capability is below 8.0)" in out
     assert "versions    as tested, Python" in out and plan.warnings == () and "⚠️" not in out
     # 0.9 × 15.8 = 14.2 GB; all stages have a row, and none a change
-    rows = [line.split() for line in out.split("GB of 14.2")[1].splitlines()[1:5]]
-    assert [row[0] for row in rows] == ["load", "dpo", "reward", "ppo"] and all(
-        row[-1] == "–" for row in rows
-    )
+    rows = [line.split() for line in out.split("GB of 14.2")[1].splitlines()[1:6]]
+    assert [row[0] for row in rows] == ["load", *given] and all(row[-1] == "–" for row in rows)
     assert [float(row[1]) for row in rows] == [
         round(plan.forecasts[row[0]].memory.total, 1) for row in rows
     ]
@@ -402,6 +401,9 @@ def test_seconds_of_calls_by_hand():
     # with checkpointing one more; 20 examples are seen twice, and computed once
     again = replace(dpo, gradient_checkpointing=True)
     assert seconds(again, 20) == pytest.approx((3 * 20 + 20 / 4) * forward + 20 * tower)
+    # without reference: 20 forwards and backwards
+    sft = replace(sft_preset("tiny"), steps=10, batch_size=4, accumulation=2)
+    assert seconds(sft, 40) == pytest.approx(2 * 20 * forward + 40 * tower)
     # 2 epochs of 64 / 16 batches, 6 evaluations of an eighth
     reward = replace(reward_preset("tiny"), epochs=2, batch_size=16, evaluations=6)
     assert seconds(reward, 64) == pytest.approx((2 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)

@@ -18,11 +18,12 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
+from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import (
     Qwen2VLImageProcessor,
     smart_resize,
 )
-from trl.trainer.utils import selective_log_softmax_and_entropy
+from trl.trainer.utils import entropy_from_logits, selective_log_softmax_and_entropy
 
 from helpers import losses, models
 from helpers.cli import main
@@ -33,6 +34,7 @@ from helpers.config import (
     dpo_preset,
     ppo_preset,
     reward_preset,
+    sft_preset,
 )
 from helpers.files import UsageError
 from helpers.machine import memory
@@ -45,6 +47,7 @@ from helpers.machine.memory import (
     largest_batch,
     layer_activation_bytes,
     phases,
+    sft_logit_bytes,
 )
 from helpers.machine.workload import (
     STAGES,
@@ -68,6 +71,7 @@ from helpers.models.shapes import (
     weight_bytes,
 )
 from helpers.models.shared_prefix import answer_states, encode_prompts, pack
+from helpers.training.sft import answer_loss
 
 SIZES = [
     (448, 448),
@@ -155,8 +159,10 @@ def test_a_size_that_is_none_and_shapes_that_are_on_the_hub_are_one_line():
         visual_tokens("qwen2-vl-2b", 9000, 20)
     with pytest.raises(UsageError, match="nobody/model: its shapes are on the hub"):
         forecast_memory(Workload("nobody/model"), dpo_preset("t4"))
-    with pytest.raises(UsageError, match="unknown stage 'sft': choose from load, dpo, reward, ppo"):
-        forecast_memory(Workload("tiny"), default_settings("sft"))
+    with pytest.raises(
+        UsageError, match="unknown stage 'grpo': choose from load, sft, dpo, reward, ppo"
+    ):
+        forecast_memory(Workload("tiny"), default_settings("grpo"))
 
 
 def test_weights_in_4_bits_are_those_of_the_loaded_model(tiny):
@@ -381,6 +387,10 @@ def test_logits_by_hand():
     many = forecast_memory(QWEN, replace(dpo_preset("t4"), batch_size=16))
     assert many.logits == pytest.approx(640 * 151936 * 12 / 1e9)
     assert phases(QWEN, reward_preset("t4"))[1].logits == 0
+    # SFT: 2 answers × 20 tokens, with 6 copies of each logit; and one answer less in a row
+    alone = forecast_memory(QWEN, sft_preset("t4"))
+    assert alone.logits == pytest.approx(2 * 20 * 151936 * 24 / 1e9)
+    assert alone.activations < found.activations and alone.adapter == found.adapter
     # mDPO shows the chosen answer to a spoilt image once more: 3 answers, and twice the rows
     spoilt = forecast_memory(QWEN, dpo_preset("mdpo"))
     assert spoilt.logits == pytest.approx(1.5 * found.logits) and spoilt.features == pytest.approx(
@@ -400,6 +410,17 @@ def logits_like_dpo(states, head, ids):
     )  # fmt: skip
 
 
+def logits_like_sft(states, head, ids):
+    """Of `training.answer_loss`, and the figures that TRL logs beside it."""
+    logits = linear(states, head).flatten(0, 1).index_select(0, torch.arange(ids.numel()))
+    logits = logits.unflatten(0, ids.shape)
+    loss = answer_loss(CausalLMOutput(logits=logits), ids)
+    with torch.no_grad():
+        entropy_from_logits(logits[..., :-1, :])
+        logits[..., :-1, :].argmax(-1)
+    return [loss]
+
+
 def logits_like_ppo(states, head, ids):
     logits = linear(states, head).float() / 1.0
     logits[..., [0]] = -torch.inf
@@ -412,6 +433,8 @@ def logits_like_ppo(states, head, ids):
     [
         (logits_like_dpo, True, 2, dpo_logit_bytes(2 * 41)),
         (logits_like_dpo, True, 8, dpo_logit_bytes(8 * 41)),
+        (logits_like_sft, True, 2, sft_logit_bytes(2 * 41)),
+        (logits_like_sft, True, 8, sft_logit_bytes(8 * 41)),
         (logits_like_ppo, True, 4, LOGIT_BYTES["ppo"]),
         (logits_like_ppo, False, 4, LOGIT_BYTES["look"]),
     ],
@@ -592,7 +615,7 @@ def test_the_table_on_the_command_line(capsys):
         "40",
         "GB",
     ]
-    assert Counter(row.split()[0] for row in rows) == {"llava-1.5-7b": 4, "tiny": 4}
+    assert Counter(row.split()[0] for row in rows) == {"llava-1.5-7b": 5, "tiny": 5}
     cells = next(row.split() for row in rows if "reward" in row)
     saving = replace(reward_preset("t4"), gradient_checkpointing=True)
     assert cells[3:5] == ["–", "5"] and cells[5] == str(

@@ -1,0 +1,69 @@
+"""What the stages of a recipe (`helpers/recipes.py`) do.
+
+    answers.py          the data, and the model's own answers ranked in place of those in it
+    reward_models.py    three kinds of reward models, and the scorers of PPO
+    policies.py         SFT, DPO and PPO
+    verdicts.py         base and policies on the test split
+
+Each stage reads what the one before has left in the run's folder. Reward models and policies run in
+one process or in several (torchrun, accelerate launch). What is not training runs in the first
+process while the others wait. A stage that was cut off goes on from its last checkpoint.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from accelerate import PartialState
+
+from helpers.files import UsageError, read_json, write_json
+from helpers.recipes import RecipeRun, fit_recipe
+
+from .answers import prepare_recipe_data, rank_answers
+from .policies import train_dpo_policy, train_ppo_policy, train_sft_policy
+from .reward_models import train_caption_rewards, train_feature_reward, train_reward_models
+from .verdicts import evaluate_policies
+
+# These run in all processes.
+TRAINING_STAGES = ("reward", "sft", "dpo", "ppo")
+RECIPE_STAGES: dict[str, Callable[[RecipeRun], None]] = {
+    "data": prepare_recipe_data,
+    "rank": rank_answers,
+    "features": train_feature_reward,
+    "captions": train_caption_rewards,
+    "reward": train_reward_models,
+    "sft": train_sft_policy,
+    "dpo": train_dpo_policy,
+    "ppo": train_ppo_policy,
+    "evaluate": evaluate_policies,
+}
+
+
+def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Run the recipe's stages in its order, or only those in `names`.
+
+    Their figures go to `figures.json` in the folder. One process first changes what does not fit
+    this machine, as the notebooks do; several take the recipe as it is.
+    """
+    stages = run.recipe.stages
+    unknown = sorted(set(names) - set(stages))
+    if unknown:
+        raise UsageError(
+            f"the recipe has no stage {', '.join(unknown)}: it has {', '.join(stages)}."
+        )
+    state = PartialState(cpu=not torch.cuda.is_available())
+    path = run.folder / "figures.json"
+    if path.exists():
+        run.figures = read_json(path)
+    if state.num_processes == 1:
+        run.recipe = fit_recipe(run.recipe, names)
+    for name in stages:
+        if names and name not in names:
+            continue
+        state.wait_for_everyone()
+        if name in TRAINING_STAGES or state.is_main_process:
+            state.print(f"── {name} ──", flush=True)
+            RECIPE_STAGES[name](run)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            write_json(path, run.figures)
+    return run.figures

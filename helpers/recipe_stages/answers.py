@@ -1,0 +1,102 @@
+"""The stages `data` and `rank`: what is asked, and the answers that are compared."""
+
+from pathlib import Path
+
+from helpers.data import (
+    FORMATS,
+    SPLITS,
+    PreparedData,
+    convert_file,
+    one_class_question,
+    open_data,
+    prepare_data,
+    presence_question,
+    read_records,
+    write_records,
+)
+from helpers.files import UsageError, open_image, write_json
+from helpers.recipes import SHIPPED_FILES, RecipeRun
+from helpers.rewards import get_scorer, sample_and_rank
+
+
+def prepare_recipe_data(run: RecipeRun) -> None:
+    """Open data of any kind, split it if it is not, and put it into the format of the recipe."""
+    recipe, settings = run.recipe, run.recipe.data
+    about = {
+        "truth": settings.truth,
+        "classes": settings.classes,
+        "questions": settings.questions,
+    }
+    source, images = settings.sources(), settings.images or None
+    # A recipe for questions that names none is tried on the scenes
+    if settings.format == "visual_genome" and source == SHIPPED_FILES:
+        source, images = _write_scene_questions(run)
+    opened = open_data(source, images=images, **about)
+    share = settings.train_share
+    prepared = prepare_data(
+        opened,
+        run.folder / "data",
+        max_pixels=recipe.max_pixels,
+        model=recipe.model,
+        seed=recipe.seed,
+        shares=(share, 0, 1 - share) if share else None,
+        limit=settings.limit,
+    )
+    if opened.all_records():
+        if settings.format in FORMATS:
+            _through_format(prepared, settings.format)
+        run.add_figure("pairs", sum(len(record.pairs()) for record in run.records("train")))
+        return
+    for split, counts in prepared.about["splits"].items():
+        run.add_figure(f"questions_{split}", counts["questions"])
+
+
+def _through_format(prepared: PreparedData, name: str) -> None:
+    """Put the preferences into the form of the project that the recipe is after, and read them."""
+    for split in SPLITS:
+        path = prepared.path(split)
+        if path.exists():
+            between = path.with_name(f"{split}.{name}.json")
+            print(convert_file(path, between, name))
+            convert_file(between, path)
+
+
+def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
+    """Two questions with short answers about each of the shipped scenes, as Visual Genome's."""
+    # an entry for each scene, with questions that have numbers of their own
+    images, entries = run.folder / "data" / "images", []
+    images.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        for record in read_records(Path(SHIPPED_FILES[split])):
+            number = len(entries)
+            open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
+            qas = []
+            for place, ask in enumerate((presence_question, one_class_question)):
+                question, answer = ask(record.truth, number)
+                asked = {"question": question, "answer": answer}
+                qas.append({"qa_id": 2 * number + place, "image_id": number, **asked})
+            entries.append({"id": number, "qas": qas})
+    return write_json(images.parent / "question_answers.json", entries), images
+
+
+def rank_answers(run: RecipeRun) -> None:
+    """Put the model's own answers, ranked by a scorer, in place of those in the data, as pairs.
+
+    The questions of PPO and of the evaluation stay all of them, also those whose sampled answers
+    are all alike.
+    """
+    settings = run.recipe.rank
+    model, processor = run.load()
+    score = get_scorer(settings.scorer)
+    for place, split in enumerate(SPLITS):
+        tasks = run.tasks(split)
+        seed = run.recipe.seed + 1000 * place  # so that no split repeats the draws of another
+        ranked = sample_and_rank(model, processor, tasks, score, settings.answers, seed=seed)
+        if not ranked:
+            raise UsageError(
+                f"{split}: to none of the {len(tasks)} questions has the model given two different "
+                f"answers, so there is nothing to rank. Ask for more than {settings.answers} "
+                "(rank.answers), or take answers that are written (without the stage rank)."
+            )
+        write_records(run.folder / "data" / f"{split}-ranked.jsonl", ranked)
+    run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))

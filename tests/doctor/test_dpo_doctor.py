@@ -27,8 +27,8 @@ from helpers.data.preferences import read_records
 from helpers.data.trl_pairs import to_trl
 from helpers.doctor import dpo_doctor as run_doctor
 from helpers.doctor.dpo_doctor import DPODoctor
-from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo
-from helpers.doctor.verdicts import Verdict
+from helpers.doctor.dpo_rules import DPOHistory, look_dpo
+from helpers.doctor.verdicts import Reading
 from helpers.files import open_image
 from helpers.training import dpo
 
@@ -355,7 +355,7 @@ def test_the_panel_escapes_what_the_model_says(tiny):
     doctor.run = DPOHistory(
         log(5), 8, 1.0, steps=20, samples=[sample(), sample(5, answers=["<b>No</b>"] * 8)]
     )
-    doctor.verdicts = diagnose_dpo(doctor.run)
+    doctor.tell(look_dpo(doctor.run), 5, aloud=False)
     panel = doctor._repr_html_()
     assert "Step 5 of 20, one answer: loss 0.300, accuracy 100%, margin 1.00." in panel
     assert "&lt;b&gt;No&lt;/b&gt;" in panel and "<b>No</b>" not in panel
@@ -369,14 +369,18 @@ def luminance(color):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("kind", ["diverging", "one answer"])
-def test_the_panel_can_be_read(tiny, kind):
+@pytest.mark.parametrize(
+    "kind, ends", [("diverging", False), ("one answer", False), ("one answer", True)]
+)
+def test_the_panel_can_be_read(tiny, kind, ends):
     doctor = DPODoctor(tiny[1], [], [])
     doctor.run = DPOHistory(log(5), 8, 1.0)
-    doctor.verdicts = [Verdict(kind, 5, "found", *DPO_KINDS[kind])]
-    ground, *texts = re.search(
-        r"background:(#\w+); color:(#\w+).*color:(#\w+)", doctor._repr_html_()
-    ).groups()
+    doctor.tell({kind: Reading("found")}, 5, aloud=False)
+    if ends:
+        doctor.tell({kind: Reading(None, seen=1)}, 6, aloud=False)
+    panel = doctor._repr_html_()
+    assert ("withdrawn at step 6" in panel) == ends
+    ground, *texts = re.search(r"background:(#\w+); color:(#\w+).*color:(#\w+)", panel).groups()
     for text in texts:
         assert (luminance(ground) + 0.05) / (luminance(text) + 0.05) > 4.5
 

@@ -77,6 +77,7 @@ def watch(pairs, held_out):
         data=pairs,
         every=10,
         callbacks=(),
+        folder=None,
         **settings,
     ):
         if change:
@@ -92,6 +93,7 @@ def watch(pairs, held_out):
             data,
             settings,
             callbacks=[*callbacks, doctor],
+            folder=folder,
         )
         if fault:
             fault(trainer.model)
@@ -334,6 +336,54 @@ def test_a_copy_of_broken_weights_is_never_put_back(watch):
     watched = watch(steps=10, callbacks=[BreakAtCopy()])
     assert kinds(watched)["not finite"] == 6 and "its weights of step 0 again" in watched.printed
     assert all(p.isfinite().all() for n, p in watched.model.named_parameters() if "lora_" in n)
+
+
+# A run that goes on
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise InterruptedError
+
+
+def test_a_run_that_goes_on_has_the_verdicts_of_one_that_was_not_interrupted(
+    watch, held_out, tmp_path
+):
+    """Of its samples, which a log does not hold, as of the rest."""
+    settings = {"steps": 4, "checkpoint_steps": 2, "every": 2}
+    settings["images"] = [blank(image) for image in held_out[0]]
+    whole = watch(**settings)
+    with pytest.raises(InterruptedError):
+        watch(callbacks=[KillAt(3)], folder=tmp_path, **settings)
+    again = watch(folder=tmp_path, **settings)
+    assert "Going on after step 2" in again.printed
+    # it was said before
+    assert kinds(whole)["blind"] == 0 and "at step 0" not in again.printed
+    loaded = watch(folder=tmp_path, **settings)
+    assert "Finished after step 4" in loaded.printed
+    for other in (again.doctor, loaded.doctor):
+        assert other.course.state() == whole.doctor.course.state()
+        assert other.state() == whole.doctor.state() and other.reached == whole.doctor.reached
+        assert [s.answers for s in other.run.samples] == [
+            s.answers for s in whole.doctor.run.samples
+        ]
+
+
+@pytest.mark.slow(reason="rare; the test above has the way of a run that was watched")
+def test_a_run_that_was_not_watched_before_is_known_by_its_log(watch, tmp_path, monkeypatch):
+    settings = {"folder": tmp_path, "steps": 4, "checkpoint_steps": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(DPODoctor, "keep", lambda doctor, checkpoint: None)
+        with pytest.raises(InterruptedError):
+            watch(callbacks=[KillAt(3)], **settings)
+    again = watch(**settings)
+    assert [row["step"] for row in again.doctor.run.rows] == [1, 2, 3, 4]
+    # its first sample is of the policy as it was found
+    assert again.doctor.run.samples[0].step == 2 and again.doctor.verdicts == []
 
 
 # The panel

@@ -15,8 +15,10 @@ from .dpo_rules import (
     DPOHistory as DPOHistory,
     Tower as Tower,
     diagnose_dpo as diagnose_dpo,
+    look_dpo as look_dpo,
     mean_of as mean_of,
     non_finite_value as non_finite_value,
+    replay_dpo as replay_dpo,
 )
 from .dry_run import (
     LOSS_SCALE as LOSS_SCALE,
@@ -57,13 +59,18 @@ from .ppo_rules import (
     SCORE_TOLERANCE as SCORE_TOLERANCE,
     PPOHistory as PPOHistory,
     diagnose_ppo as diagnose_ppo,
-    ppo_verdicts as ppo_verdicts,
+    follow_ppo as follow_ppo,
+    look_ppo as look_ppo,
     replay_ppo as replay_ppo,
 )
 from .verdicts import (
+    Course as Course,
+    Reading as Reading,
+    Rule as Rule,
     RunDoctor as RunDoctor,
     Verdict as Verdict,
-    apply_rules as apply_rules,
+    ask_rules as ask_rules,
+    faults_of as faults_of,
     panel_html as panel_html,
     read_kinds as read_kinds,
     verdict_kinds as verdict_kinds,

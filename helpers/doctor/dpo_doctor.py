@@ -1,30 +1,42 @@
-"""Watches a DPO run while it trains, says once what is wrong, and stops it when its numbers break.
+"""Watches a DPO run while it trains, says what is wrong, and stops it when its numbers break.
 
 The callback collects the log, samples answers and takes a census of the gradients; what is wrong
 with them is decided in `helpers/doctor/dpo_rules.py`. Taught in notebook 04.
 """
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
 
 from helpers.data import PreferenceRecord
-from helpers.files import open_image
+from helpers.files import open_image, write_text
+from helpers.machine import TRAINER_STATE
 from helpers.models import Packer, answer_logps, generate_answers, user_message
 from helpers.statistics import repeated_share
 
-from .dpo_rules import AnswerSample, Census, DPOHistory, Tower, diagnose_dpo, non_finite_value
-from .verdicts import RunDoctor, verdict_kinds
+from .dpo_rules import (
+    DPO_KINDS,
+    LEARNING_CHAIN,
+    AnswerSample,
+    Census,
+    DPOHistory,
+    Tower,
+    look_dpo,
+    non_finite_value,
+)
+from .verdicts import Course, RunDoctor, verdict_kinds
 
 KEEP_EVERY = 5  # steps between two copies of the weights
 MAX_NEW_TOKENS = 64  # well over the longest good answer
+DOCTOR_FILE = "doctor.json"  # in a checkpoint: what the doctor has seen beside the log
 
 
 class DPODoctor(RunDoctor, TrainerCallback):
@@ -41,26 +53,53 @@ class DPODoctor(RunDoctor, TrainerCallback):
         prompts: Sequence[str],
         every: int = 20,
     ) -> None:
-        super().__init__()
+        super().__init__(DPO_KINDS, LEARNING_CHAIN)
         self.processor = processor
         self.prompts = prompts
         self.every = every
         self.images = [open_image(image) if isinstance(image, Path) else image for image in images]
         self.run = DPOHistory([], pairs=0, beta=1.0)
+        self.reached = set()
         self.watching = 0.0
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        pairs = batch * int(state.logging_steps)
-        self.run = DPOHistory([], pairs, args.beta, state.max_steps)
-        self.verdicts = []
-        self.reached = set()
         # (step, weights): not yet tried, and known to give finite numbers
         self.copy = None
         self.good = None
+        if state.global_step and self.run.step == state.global_step:
+            # the run goes on, and `go_on_from` has read what was seen of it
+            return
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        pairs = batch * int(state.logging_steps)
+        # of a run that goes on without what `keep` wrote, the log alone is known
+        self.run = DPOHistory([*state.log_history], pairs, args.beta, state.max_steps)
+        self.course = Course(DPO_KINDS, LEARNING_CHAIN)
+        self.reached = set()
         # the answers of the untrained policy, to compare with
-        self._sample(model, 0)
-        self.tell(diagnose_dpo(self.run))
+        self._sample(model, state.global_step)
+        self.tell(look_dpo(self.run), state.global_step)
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write into a checkpoint what the log does not hold."""
+        run = self.run
+        kept = {"pairs": run.pairs, "beta": run.beta, "steps": run.steps}
+        kept["samples"] = [asdict(sample) for sample in run.samples]
+        kept["reached"] = sorted(self.reached)
+        kept["course"] = self.course.state()
+        # JSON of Python's own, since a figure of a sample may be no number
+        write_text(checkpoint / DOCTOR_FILE, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Take up what `keep` wrote; a checkpoint of a run without a doctor has nothing."""
+        file = checkpoint / DOCTOR_FILE
+        if not file.exists():
+            return
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        log = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE)).log_history
+        samples = [AnswerSample(**fields) for fields in kept["samples"]]
+        self.run = DPOHistory(log, kept["pairs"], kept["beta"], kept["steps"], samples)
+        self.reached = set(kept["reached"])
+        self.course.restore(kept["course"])
 
     def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if state.global_step % KEEP_EVERY == 0:
@@ -85,7 +124,7 @@ class DPODoctor(RunDoctor, TrainerCallback):
                 self.copy = None
             if state.global_step >= self.run.samples[-1].step + self.every:
                 self._sample(model, state.global_step)
-        self.tell(diagnose_dpo(self.run))
+        self.tell(look_dpo(self.run), self.run.step)
         if broken:
             control.should_training_stop = True
             self._put_back(model)

@@ -1,8 +1,9 @@
 """What can be wrong with a DPO run, and the rules that say so.
 
 `diagnose_dpo(run)` is a pure function of what a run leaves: TRL's log, sampled answers and a census
-of the gradients. `helpers/doctor/dpo_doctor.py` collects the three while a run goes on. What can be
-seen before the first step, `preflight` finds. Taught in notebook 04.
+of the gradients. `helpers/doctor/dpo_doctor.py` collects the three while a run goes on, and
+`replay_dpo` reads a saved log from its start and says when each verdict began and ended. What can
+be seen before the first step, `preflight` finds. Taught in notebook 04.
 
 A finding needs a difference that is large, not only one that is sure; most limits are multiples of
 the run's own start. Simplifications: steps count as independent, intervals are of 95 % at every
@@ -12,7 +13,7 @@ blame.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,18 @@ import numpy as np
 from helpers.statistics import Mean, Proportion, mean_interval, proportion
 from helpers.training.reward import MAX_OVERFLOWS
 
-from .verdicts import Rules, Verdict, apply_rules, read_kinds, verdicts_of
+from .verdicts import (
+    Course,
+    Look,
+    Reading,
+    Rule,
+    Rules,
+    Verdict,
+    ask_rules,
+    faults_of,
+    read_kinds,
+    verdicts_of,
+)
 
 START_ROWS = 2  # rows of the log before the first step can tell
 RECENT_ROWS = 5  # rows of a quick look
@@ -138,6 +150,16 @@ class DPOHistory:
         rows = [row for row in self.rows if {"entropy", "mean_token_accuracy"} <= row.keys()]
         return _at_least(RECENT_ROWS, rows)
 
+    def extent(self, part: str) -> tuple[int, int]:
+        """Samples or rows so far, and how many of them the rules of a part look back."""
+        if part == "samples":
+            return len(self.samples), 1
+        n = len(self.rows)
+        if part != "late":
+            return n, RECENT_ROWS
+        # after the last step there is no further look to wait for
+        return n, len(self.late) if self.step < self.planned else 0
+
 
 def _at_least(number: int, rows: Sequence[LogRow]) -> Sequence[LogRow]:
     return rows if len(rows) >= number else ()
@@ -153,12 +175,35 @@ def _start_value(rows: Sequence[LogRow], key: str) -> float:
     return max((row[key] for row in rows[:START_ROWS] if math.isfinite(row[key])), default=math.inf)
 
 
+def look_dpo(run: DPOHistory) -> Look:
+    """What the rules say of the run now."""
+    broken = non_finite_value(run)
+    if broken:
+        return {"not finite": Reading(broken)}
+    with np.errstate(all="ignore"):
+        return ask_rules(run, DPO_RULES)
+
+
 def diagnose_dpo(run: DPOHistory) -> list[Verdict]:
     """Find what is wrong with the run now, the worst first."""
-    broken = non_finite_value(run)
-    with np.errstate(all="ignore"):
-        found = {"not finite": broken} if broken else apply_rules(run, DPO_RULES)
-    return verdicts_of(found, DPO_KINDS, LEARNING_CHAIN, run.step)
+    return verdicts_of(faults_of(look_dpo(run)), DPO_KINDS, LEARNING_CHAIN, run.step)
+
+
+def replay_dpo(run: DPOHistory) -> list[Verdict]:
+    """Find what was wrong at any time: when each verdict began, and when it ended.
+
+    A census is of one step, so that its rules are not asked.
+    """
+    course = Course(DPO_KINDS, LEARNING_CHAIN)
+    steps = {0: 0}  # step → rows of the log up to it
+    for place, row in enumerate(run.log, 1):
+        if "rewards/margins" in row:
+            steps[int(row.get("step", place))] = place
+    for step, place in steps.items():
+        samples = [sample for sample in run.samples if sample.step <= step]
+        so_far = replace(run, log=run.log[:place], steps=run.planned, samples=samples, census=None)
+        course.follow(look_dpo(so_far), step)
+    return course.verdicts
 
 
 def non_finite_value(run: DPOHistory) -> str | None:
@@ -177,7 +222,7 @@ def non_finite_value(run: DPOHistory) -> str | None:
 
 
 # A rule gets the run and the part of it that DPO_RULES names. It returns what it measured if that
-# is a fault, else None.
+# is a fault, else None. A function `…_now` says how it is when the fault is gone.
 
 # --- does the margin go anywhere, and does it come out on the right side? ---
 
@@ -229,6 +274,11 @@ def _accuracy_is_chance(run, late):
         return (
             f"pairs preferred the right way: {right}, not above one half; the margin is {margin}."
         )
+
+
+def _margin_now(run, late):
+    margin = mean_of(late, "rewards/margins")
+    return f"the margin is {margin}; pairs preferred the right way: {_right_share(run, late)}."
 
 
 # --- does it go wrong? ---
@@ -292,6 +342,30 @@ def _chosen_sinks(run, recent):
         )
 
 
+def _loss_now(run, recent):
+    return (
+        f"the loss is {mean_of(recent, 'loss')}, the margin {mean_of(recent, 'rewards/margins')}."
+    )
+
+
+def _norm_now(run, rows):
+    right = _right_share(run, rows[-WINDOW_ROWS:])
+    return (
+        f"its norm is {_median_norm(rows[-RECENT_ROWS:]):.3g}, "
+        f"and was {_start_value(rows, 'grad_norm'):.3g} at the start; "
+        f"pairs preferred the right way: {right}."
+    )
+
+
+def _chosen_now(run, recent):
+    chosen = mean_of(recent, "rewards/chosen").value / run.beta
+    rejected = mean_of(recent, "rewards/rejected").value / run.beta
+    return (
+        f"against the reference, chosen answers changed by {chosen:.1f} nats, "
+        f"rejected ones by {rejected:.1f}."
+    )
+
+
 # --- entropy and accuracy of the next token, on the answers of the data ---
 
 
@@ -303,13 +377,27 @@ def _entropy_changes(run, rows):
 
 
 def _is_sure_and_wrong(run, rows):
-    right = mean_of(rows[:RECENT_ROWS], "mean_token_accuracy")
-    least = math.exp(-mean_of(rows[:RECENT_ROWS], "entropy").value)
-    if right.high + ACCURACY_GAP < least:
-        return (
-            f"at first the model was {least:.0%} sure of a next token, "
-            f"and {right.value:.0%} were right."
-        )
+    """At first, and still: a model gets used to what was new to it."""
+    for some in (rows[:RECENT_ROWS], rows[-RECENT_ROWS:]):
+        right = mean_of(some, "mean_token_accuracy")
+        least = _least_accuracy(some)
+        if right.high + ACCURACY_GAP >= least:
+            return None
+    right = mean_of(rows[:RECENT_ROWS], "mean_token_accuracy").value
+    least = _least_accuracy(rows[:RECENT_ROWS])
+    return f"at first the model was {least:.0%} sure of a next token, and {right:.0%} were right."
+
+
+def _least_accuracy(rows):
+    return math.exp(-mean_of(rows, "entropy").value)
+
+
+def _tokens_now(run, rows):
+    recent = rows[-RECENT_ROWS:]
+    return (
+        f"it is {mean_of(recent, 'entropy')} nats a token, {_least_accuracy(recent):.0%} sure; "
+        f"{mean_of(recent, 'mean_token_accuracy').value:.0%} of the next tokens are right."
+    )
 
 
 # --- the last sample against the first, which is of the base if it was taken at step 0 ---
@@ -354,6 +442,16 @@ def _answers_repeat(run, samples):
         return f"{repeats:.0%} of their 3-grams are repeats, and {usual:.0%} were at first."
 
 
+def _sample_now(run, samples):
+    last = samples[-1]
+    return (
+        f"of the {len(last.answers)} answers of step {last.step} {len(set(last.answers))} differ; "
+        f"they have {np.mean(last.tokens):.0f} tokens, {np.mean(last.repeated):.0%} of their "
+        f"3-grams are repeats, {last.cut_share.value:.0%} are cut off, and its own image makes one "
+        f"{np.mean(last.sight):.2g} nats likelier than another."
+    )
+
+
 # --- the census of the gradients ---
 
 
@@ -370,21 +468,30 @@ def _precision_is_low(run, census):
             return f"weights of the {name} part are trained in {', '.join(tower.types)}."
 
 
-# What a kind is found by: the part of a run to look at, and the rules, of which the first counts
+def _census_now(run, census):
+    parts = []
+    for name, tower in census.towers.items():
+        types = ", ".join(tower.types)
+        parts.append(f"{tower.reached} of {tower.tensors} tensors of the {name} part ({types})")
+    return f"a gradient has reached {', '.join(parts)}."
+
+
+# What a kind is found by: the part of a run to look at, how it is now, and the rules, of which the
+# first counts
 DPO_RULES: Rules = {
-    "too slow": ("late", _margin_is_too_slow),
-    "nothing learnt": ("late", _margin_is_zero, _margin_may_be_zero),
-    "chance accuracy": ("late", _accuracy_is_chance),
-    "diverging": ("recent", _rejected_is_preferred, _loss_grows),
-    "chosen sinks": ("recent", _chosen_sinks),
-    "gradient explodes": ("with_norms", _gradient_explodes),
-    "saturated": ("with_norms", _gradient_is_gone),
-    "entropy": ("with_tokens", _entropy_changes),
-    "foreign text": ("with_tokens", _is_sure_and_wrong),
-    "answers do not end": ("samples", _answers_are_cut),
-    "blind": ("samples", _image_does_not_matter),
-    "one answer": ("samples", _one_answer_to_all),
-    "answers fall apart": ("samples", _length_changes, _answers_repeat),
-    "no gradient": ("census", _gradient_is_missing),
-    "low precision": ("census", _precision_is_low),
+    "too slow": Rule("late", _margin_now, (_margin_is_too_slow,)),
+    "nothing learnt": Rule("late", _margin_now, (_margin_is_zero, _margin_may_be_zero)),
+    "chance accuracy": Rule("late", _margin_now, (_accuracy_is_chance,)),
+    "diverging": Rule("recent", _loss_now, (_rejected_is_preferred, _loss_grows)),
+    "chosen sinks": Rule("recent", _chosen_now, (_chosen_sinks,)),
+    "gradient explodes": Rule("with_norms", _norm_now, (_gradient_explodes,)),
+    "saturated": Rule("with_norms", _norm_now, (_gradient_is_gone,)),
+    "entropy": Rule("with_tokens", _tokens_now, (_entropy_changes,)),
+    "foreign text": Rule("with_tokens", _tokens_now, (_is_sure_and_wrong,)),
+    "answers do not end": Rule("samples", _sample_now, (_answers_are_cut,)),
+    "blind": Rule("samples", _sample_now, (_image_does_not_matter,)),
+    "one answer": Rule("samples", _sample_now, (_one_answer_to_all,)),
+    "answers fall apart": Rule("samples", _sample_now, (_length_changes, _answers_repeat)),
+    "no gradient": Rule("census", _census_now, (_gradient_is_missing,)),
+    "low precision": Rule("census", _census_now, (_precision_is_low,)),
 }

@@ -1,4 +1,4 @@
-"""Watches a run of `helpers/training/ppo.py`, says once what is wrong, and stops it if need be.
+"""Watches a run of `helpers/training/ppo.py`, says what is wrong, and stops it if need be.
 
 `PPODoctor` examines the log after each iteration (the rules are in `helpers/doctor/ppo_rules.py`)
 and now and then the samples: tokens that are trained are decoded and scored again, and each score
@@ -20,8 +20,8 @@ from helpers.models import answer_texts
 from helpers.rewards import score_all
 from helpers.training import ADVANTAGES, PPOTrainer
 
-from .ppo_rules import SCORE_TOLERANCE, diagnose_ppo, ppo_verdicts, replay_ppo
-from .verdicts import RunDoctor, verdict_kinds
+from .ppo_rules import PPO_CONSEQUENCES, PPO_KINDS, SCORE_TOLERANCE, follow_ppo, look_ppo
+from .verdicts import Reading, RunDoctor, verdict_kinds
 
 # what is 0 outside of the tokens that are trained
 TOKEN_FIGURES = (
@@ -124,7 +124,7 @@ class PPODoctor(RunDoctor):
     """
 
     def __init__(self, every: int = 10) -> None:
-        super().__init__()
+        super().__init__(PPO_KINDS, PPO_CONSEQUENCES)
         self.every = every
         self.settings = PPOSettings()
         self.row = {}
@@ -134,29 +134,31 @@ class PPODoctor(RunDoctor):
         looks = not self.row or trainer.iteration % self.every == 0
         self.row = trainer.log[-1]
         self.settings = trainer.settings
-        found = {}
+        look = look_ppo(trainer.log, trainer.settings)
         broken = []
         for name, weights in trainer.actor.trainable_parameters().items():
             if not all(bool(weight.isfinite().all()) for weight in weights):
                 broken.append(name)
         if broken:
-            found["not finite"] = f"the last update broke weights of: {', '.join(broken)}."
+            fault = f"the last update broke weights of: {', '.join(broken)}."
+            look.setdefault("not finite", Reading(fault))
         elif looks:
             # every process looks at its own samples
             wrong = "".join(gather_object([find_misplaced_rewards(trainer)]))
             if wrong:
-                found["scores misplaced"] = wrong
-        verdicts = ppo_verdicts(found, trainer.iteration)
-        verdicts += diagnose_ppo(trainer.log, trainer.settings)
-        new = self.tell(verdicts, aloud=trainer.accelerator.is_main_process)
-        trainer.stopped |= any(verdict.severity == "stop" for verdict in new)
+                look["scores misplaced"] = Reading(wrong)
+        self.tell(look, trainer.iteration, aloud=trainer.accelerator.is_main_process)
+        trainer.stopped |= self._stops()
+
+    def _stops(self) -> bool:
+        return any(verdict.severity == "stop" for verdict in self.course.open)
 
     def go_on(self, trainer: PPOTrainer) -> None:
         """Read from its log what a run that goes on has shown before; a stopped one stays so."""
         self.row = trainer.log[-1]
         self.settings = trainer.settings
-        self.verdicts = replay_ppo(trainer.log, trainer.settings)
-        trainer.stopped |= any(verdict.severity == "stop" for verdict in self.verdicts)
+        self.course = follow_ppo(trainer.log, trainer.settings)
+        trainer.stopped |= self._stops()
 
     def state(self) -> str:
         """One line: how far the run is and how it does."""

@@ -1,8 +1,8 @@
 """What can be wrong with a run of PPO, RLOO or GRPO, and the rules that say so.
 
-`diagnose_ppo(log, settings)` is a pure function of what a run logs, and `replay_ppo` does the same
-to a saved log. `helpers/doctor/ppo_doctor.py` calls them while a run goes on. Taught in notebook
-05.
+`diagnose_ppo(log, settings)` is a pure function of what a run logs: what is wrong now. `replay_ppo`
+reads a saved log from its start and says when each verdict began and ended.
+`helpers/doctor/ppo_doctor.py` calls them while a run goes on. Taught in notebook 05.
 
 Most limits are against the run's own start, since rewards have no scale. The `step` of a finding is
 an iteration. Simplifications: answers and iterations count as independent, and intervals are of
@@ -20,7 +20,18 @@ from helpers.statistics import Mean, proportion
 from helpers.training import IterationRow
 
 from .dpo_rules import ENTROPY_LEFT, REPETITION_GROWTH, mean_of
-from .verdicts import Rules, Verdict, apply_rules, read_kinds, verdicts_of
+from .verdicts import (
+    Course,
+    Look,
+    Reading,
+    Rule,
+    Rules,
+    Verdict,
+    ask_rules,
+    faults_of,
+    read_kinds,
+    verdicts_of,
+)
 
 # Iterations, and answers in them, at least
 START_SPAN = (1, 16)  # before any update
@@ -60,7 +71,30 @@ class PPOHistory(NamedTuple):
     # two long looks that do not overlap, half of the log each if that is shorter
     first: Sequence[IterationRow]
     last: Sequence[IterationRow]
-    whole: bool  # are both as long as they should be?
+    span: int  # of a quick look
+    whole: bool  # are both long looks as long as they should be?
+
+    @property
+    def log_in_time(self) -> Sequence[IterationRow]:
+        """The log, once a quarter of the run is over and the long looks are whole."""
+        early = len(self.log) < self.settings.iterations / 4
+        return () if early or not self.whole else self.log
+
+    @property
+    def critic_rows(self) -> Sequence[IterationRow]:
+        """The last long look at a critic; where all returns are equal nothing is explained."""
+        if not self.whole or self.settings.advantages != "gae" or not self.log[-1]["critic"]:
+            return ()
+        known = [row for row in self.last if math.isfinite(row["ppo/explained_variance"])]
+        return known if len(known) > 1 else ()
+
+    def extent(self, part: str) -> tuple[int, int]:
+        """Iterations so far, and how many of them the rules of a part look back."""
+        n = len(self.log)
+        if part not in ("critic_rows", "log_in_time", "first"):
+            return n, self.span
+        # after the last iteration there is no further look to wait for
+        return n, len(self.last) if n < self.settings.iterations else 0
 
     def start_and_recent(self, key: str) -> tuple[float, float]:
         return _mean(self.start, key), _mean(self.recent, key)
@@ -93,38 +127,47 @@ def _history(log: Sequence[IterationRow], settings: PPOSettings) -> PPOHistory:
         log[-recent:] if n >= recent else (),
         log[:half],
         log[n - half :],
+        recent,
         half == window,
     )
 
 
-def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
-    """Find what is wrong with the run now, the worst first.
+def look_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> Look:
+    """What the rules say of the run now.
 
     `log` comes from the trainer, or from its JSON file, where what is no number is None.
     """
     if not log:
-        return []
+        return {}
     rows = []
     for row in log:
         rows.append({name: math.nan if n is None else n for name, n in row.items()})
     run = _history(rows, settings)
     broken = _non_finite_value(run)
-    found = {"not finite": broken} if broken else apply_rules(run, PPO_RULES)
-    return ppo_verdicts(found, int(rows[-1].get("iteration", len(log))))
+    return {"not finite": Reading(broken)} if broken else ask_rules(run, PPO_RULES)
 
 
-def ppo_verdicts(found: dict[str, str], step: int) -> list[Verdict]:
-    """Verdicts on what was found in a run of PPO."""
-    return verdicts_of(found, PPO_KINDS, PPO_CONSEQUENCES, step)
+def diagnose_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
+    """Find what is wrong with the run now, the worst first."""
+    faults = faults_of(look_ppo(log, settings))
+    return verdicts_of(faults, PPO_KINDS, PPO_CONSEQUENCES, _step(log))
+
+
+def _step(log: Sequence[IterationRow]) -> int:
+    return int(log[-1].get("iteration", len(log))) if log else 0
+
+
+def follow_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> Course:
+    """Look at a log after each of its iterations, as a doctor does while the run goes on."""
+    course = Course(PPO_KINDS, PPO_CONSEQUENCES)
+    for end in range(1, len(log) + 1):
+        course.follow(look_ppo(log[:end], settings), _step(log[:end]))
+    return course
 
 
 def replay_ppo(log: Sequence[IterationRow], settings: PPOSettings) -> list[Verdict]:
-    """Find what was wrong at any time: each kind at the iteration at which it was first seen."""
-    first = {}
-    for end in range(1, len(log) + 1):
-        for verdict in diagnose_ppo(log[:end], settings):
-            first.setdefault(verdict.kind, verdict)
-    return list(first.values())
+    """Find what was wrong at any time: when each verdict began, and when it ended."""
+    return follow_ppo(log, settings).verdicts
 
 
 def _non_finite_value(run: PPOHistory) -> str | None:
@@ -140,7 +183,7 @@ def _non_finite_value(run: PPOHistory) -> str | None:
 
 
 # A rule gets the run and the part of it that PPO_RULES names. It returns what it measured if that
-# is a fault, else None.
+# is a fault, else None. A function `…_now` says how it is when the fault is gone.
 
 # --- a collapse ---
 
@@ -177,6 +220,17 @@ def _entropy_is_gone(run, recent):
         )
 
 
+def _policy_now(run, recent):
+    start, score = run.start_and_recent("objective/scores")
+    distinct = _mean(recent, "answers/distinct") * run.answers
+    return (
+        f"the score is {score:.3g}, and was {start:.3g} at the start; "
+        f"{_mean(recent, 'answers/repeated'):.0%} of the answers' 3-grams are repeats, "
+        f"{distinct:.0f} of {run.answers} answers differ, "
+        f"the entropy is {_mean(recent, 'objective/entropy'):.2g} nats a token."
+    )
+
+
 # --- the end of answers, and the way from the reference ---
 
 
@@ -191,6 +245,10 @@ def _answers_are_cut(run, start):
     now = _cut_share(run, run.recent or start)
     if now.low > min(0.5, max(first.high, CUT_SHARE)):
         return f"share that is cut off: {now}; at the start {first.value:.0%}."
+
+
+def _cut_now(run, start):
+    return f"share that is cut off: {_cut_share(run, run.recent or start)}."
 
 
 def _kl_runs_away(run, recent):
@@ -209,6 +267,10 @@ def _policy_stands_still(run, recent):
         kl = _mean(recent, "objective/kl")
         norm = _mean(recent, "grad_norm/adapter")
         return f"{kl:.1g} nats an answer; the gradient is {norm:.2g}."
+
+
+def _kl_now(run, recent):
+    return f"it is {_mean(recent, 'objective/kl'):.3g} nats an answer."
 
 
 # --- advantages ---
@@ -247,32 +309,71 @@ def _groups_are_equal(run, recent):
         return f"at {equal:.0%} of the prompts all {settings.group_size} answers score the same."
 
 
+def _advantages_now(run, recent):
+    size = _mean(recent, "ppo/advantages/size")
+    equal = _mean(recent, "groups/zero_variance")
+    return (
+        f"their mean size is {size:.2g}; at {equal:.0%} of the prompts all answers score the same; "
+        f"the mean score is {_mean(recent, 'objective/scores'):.3g}."
+    )
+
+
 # --- long looks, because a critic starts as a constant and single iterations are noisy ---
 
 
-def _critic_learns_nothing(run, log):
-    key = "ppo/explained_variance"
-    known = [row for row in run.last if math.isfinite(row[key])]
-    has_critic = run.settings.advantages == "gae" and log[-1]["critic"]
-    if not run.whole or not has_critic or len(known) < 2:
-        return None
-    explained = mean_of(known, key)
+def _critic_learns_nothing(run, known):
+    explained = mean_of(known, "ppo/explained_variance")
     if explained.high < EXPLAINED_FLOOR:
         return f"it explains {explained} of the returns' variance; a constant explains 0."
 
 
+def _critic_now(run, known):
+    return f"it explains {mean_of(known, 'ppo/explained_variance')} of the returns' variance."
+
+
+def _rise(run):
+    """How the score changed over the whole run, by the comparison that shows most.
+
+    The last long look with the start and with the first long look, which sees a late rise; and
+    in a long run its last quarter with its first, which sees a slow one.
+    """
+    changes = [_change(run.start, run.last), _change(run.first, run.last)]
+    quarter = len(run.log) // 4
+    if quarter > len(run.last):
+        changes.append(_change(run.log[:quarter], run.log[-quarter:]))
+    return max(changes, key=lambda change: change.low)
+
+
 def _score_does_not_rise(run, log):
-    if not run.whole or len(log) < run.settings.iterations / 4:
-        return None
-    since = _change(run.first, run.last)
+    since = _rise(run)
     score = _mean(run.last, "objective/scores")
     best = max(row["objective/scores"] for row in log)
     # the share of an answer's likeliest score
     alike = _mean(run.last, "groups/zero_variance") ** (1 / run.settings.group_size)
     is_at_top = alike >= NEAR_TOP and score >= NEAR_TOP * best > 0
-    has_risen = max(_change(run.start, run.last).low, since.low) > 0
-    if not has_risen and not is_at_top:
-        return f"the score is {score:.3g}; it rose by {since}, which may be 0."
+    if since.low <= 0 and not is_at_top:
+        return f"the score is {score:.3g}; it rose by {since}, which may be 0{_best_stretch(run)}."
+
+
+def _best_stretch(run):
+    """Where between start and end the score was best: what was learnt may be lost again."""
+    length = len(run.last)
+    scores = [row["objective/scores"] for row in run.log]
+    means = np.convolve(scores, np.ones(length) / length, "valid")
+    place = int(means.argmax())
+    if not length <= place < len(means) - length:
+        return ""
+    return (
+        f"; at its best, in iterations {place + 1} to {place + length}, it was {means[place]:.3g}"
+    )
+
+
+def _score_now(run, log):
+    score = _mean(run.last, "objective/scores")
+    since = _rise(run)
+    if since.low > 0:
+        return f"the score has risen by {since}, to {score:.3g}."
+    return f"the score is {score:.3g}, and nearly all answers get the best one."
 
 
 def _reward_is_hacked(run, first):
@@ -282,6 +383,12 @@ def _reward_is_hacked(run, first):
     truth = _change(first, run.last, "objective/truth")
     if score.low > 0 and truth.high < 0:
         return f"the score rose by {score}, while the one only watched changed by {truth}."
+
+
+def _truth_now(run, first):
+    score = _change(first, run.last)
+    truth = _change(first, run.last, "objective/truth")
+    return f"the score changed by {score}, the one only watched by {truth}."
 
 
 def _change(
@@ -304,15 +411,20 @@ def _change(
     return Mean(change, change - half, change + half)
 
 
-# What a kind is found by: the part of a run to look at, and the rules, of which the first counts
+# What a kind is found by: the part of a run to look at, how it is now, and the rules, of which the
+# first counts
 PPO_RULES: Rules = {
-    "collapse": ("recent", _score_falls, _answers_repeat, _one_answer_to_all, _entropy_is_gone),
-    "answers do not end": ("start", _answers_are_cut),
-    "KL runaway": ("recent", _kl_runs_away),
-    "KL flat zero": ("recent", _policy_stands_still),
-    "fixed advantages": ("log", _one_answer_is_whitened),
-    "advantages zero": ("recent", _advantages_are_zero, _groups_are_equal),
-    "value head not learning": ("log", _critic_learns_nothing),
-    "nothing learnt": ("log", _score_does_not_rise),
-    "reward hacking": ("first", _reward_is_hacked),
+    "collapse": Rule(
+        "recent",
+        _policy_now,
+        (_score_falls, _answers_repeat, _one_answer_to_all, _entropy_is_gone),
+    ),
+    "answers do not end": Rule("start", _cut_now, (_answers_are_cut,)),
+    "KL runaway": Rule("recent", _kl_now, (_kl_runs_away,)),
+    "KL flat zero": Rule("recent", _kl_now, (_policy_stands_still,)),
+    "fixed advantages": Rule("log", _advantages_now, (_one_answer_is_whitened,)),
+    "advantages zero": Rule("recent", _advantages_now, (_advantages_are_zero, _groups_are_equal)),
+    "value head not learning": Rule("critic_rows", _critic_now, (_critic_learns_nothing,)),
+    "nothing learnt": Rule("log_in_time", _score_now, (_score_does_not_rise,)),
+    "reward hacking": Rule("first", _truth_now, (_reward_is_hacked,)),
 }

@@ -105,6 +105,8 @@ class TRLRun:
         if self.accelerator.is_main_process:
             checkpoint = self.checkpoints.folder / f"checkpoint-{self.state.global_step}"
             write_json(checkpoint / TIME_FILE, {"seconds": self.seconds()})
+            for callback in self._callbacks_with("keep"):
+                callback.keep(checkpoint)
             seal_checkpoint(checkpoint, self.checkpoints.identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -120,6 +122,12 @@ class TRLRun:
         # TRL logs a running sum, and would begin it anew
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         self._total_train_tokens = state.log_history[-1]["num_tokens"]
+        for callback in self._callbacks_with("go_on_from"):
+            callback.go_on_from(checkpoint)
+
+    def _callbacks_with(self, method: str) -> list[TrainerCallback]:
+        """Those that keep something in checkpoints, by `keep` and `go_on_from` of a folder."""
+        return [c for c in self.callback_handler.callbacks if hasattr(c, method)]
 
     def create_model_card(self, *args, **kwargs):
         """Write none: TRL would put its own into the run's folder at every checkpoint."""

@@ -258,7 +258,8 @@ checks = doctor.preflight(trainer)
 # chosen answer.
 #
 # A doctor watches the run as well: the log, the gradients of every part of the model, and answers
-# sampled on the way. It says in one sentence what is wrong, why that is likely, and what to change.
+# sampled on the way. It says in one sentence what is wrong, why that is likely, and what to change,
+# and it says so when that is over.
 # The loop itself is TRL's; what a step computes is in `VLMDPOTrainer` in `helpers/training/dpo.py`.
 #
 # What is that term worth? [docs/results.md](../docs/results.md) has the measured answer: without

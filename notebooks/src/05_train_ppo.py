@@ -250,7 +250,8 @@ def new_run(name, changes=None, watch=(), model=None):
 
 # %% [markdown]
 # Three watchers look on after each iteration: greedy answers to 64 validation questions, if their
-# truth is known, a doctor, and curves.
+# truth is known, a doctor, and curves. The doctor says when something begins to be wrong, and takes
+# it back when that is over.
 
 # %%
 held_out = training.HeldOutAnswers(processor, valid_records[:64], every=2)

@@ -27,8 +27,8 @@ from helpers.data.preferences import read_records
 from helpers.data.trl_pairs import to_trl
 from helpers.doctor import dpo_doctor as run_doctor
 from helpers.doctor.dpo_doctor import DPODoctor
-from helpers.doctor.dpo_rules import DPO_KINDS, DPOHistory, diagnose_dpo
-from helpers.doctor.verdicts import Verdict
+from helpers.doctor.dpo_rules import DPOHistory, look_dpo
+from helpers.doctor.verdicts import Reading
 from helpers.files import open_image
 from helpers.training import dpo
 
@@ -77,6 +77,7 @@ def watch(pairs, held_out):
         data=pairs,
         every=10,
         callbacks=(),
+        folder=None,
         **settings,
     ):
         if change:
@@ -92,6 +93,7 @@ def watch(pairs, held_out):
             data,
             settings,
             callbacks=[*callbacks, doctor],
+            folder=folder,
         )
         if fault:
             fault(trainer.model)
@@ -336,6 +338,54 @@ def test_a_copy_of_broken_weights_is_never_put_back(watch):
     assert all(p.isfinite().all() for n, p in watched.model.named_parameters() if "lora_" in n)
 
 
+# A run that goes on
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise InterruptedError
+
+
+def test_a_run_that_goes_on_has_the_verdicts_of_one_that_was_not_interrupted(
+    watch, held_out, tmp_path
+):
+    """Of its samples, which a log does not hold, as of the rest."""
+    settings = {"steps": 4, "checkpoint_steps": 2, "every": 2}
+    settings["images"] = [blank(image) for image in held_out[0]]
+    whole = watch(**settings)
+    with pytest.raises(InterruptedError):
+        watch(callbacks=[KillAt(3)], folder=tmp_path, **settings)
+    again = watch(folder=tmp_path, **settings)
+    assert "Going on after step 2" in again.printed
+    # it was said before
+    assert kinds(whole)["blind"] == 0 and "at step 0" not in again.printed
+    loaded = watch(folder=tmp_path, **settings)
+    assert "Finished after step 4" in loaded.printed
+    for other in (again.doctor, loaded.doctor):
+        assert other.course.state() == whole.doctor.course.state()
+        assert other.state() == whole.doctor.state() and other.reached == whole.doctor.reached
+        assert [s.answers for s in other.run.samples] == [
+            s.answers for s in whole.doctor.run.samples
+        ]
+
+
+@pytest.mark.slow(reason="rare; the test above has the way of a run that was watched")
+def test_a_run_that_was_not_watched_before_is_known_by_its_log(watch, tmp_path, monkeypatch):
+    settings = {"folder": tmp_path, "steps": 4, "checkpoint_steps": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(DPODoctor, "keep", lambda doctor, checkpoint: None)
+        with pytest.raises(InterruptedError):
+            watch(callbacks=[KillAt(3)], **settings)
+    again = watch(**settings)
+    assert [row["step"] for row in again.doctor.run.rows] == [1, 2, 3, 4]
+    # its first sample is of the policy as it was found
+    assert again.doctor.run.samples[0].step == 2 and again.doctor.verdicts == []
+
+
 # The panel
 
 
@@ -355,7 +405,7 @@ def test_the_panel_escapes_what_the_model_says(tiny):
     doctor.run = DPOHistory(
         log(5), 8, 1.0, steps=20, samples=[sample(), sample(5, answers=["<b>No</b>"] * 8)]
     )
-    doctor.verdicts = diagnose_dpo(doctor.run)
+    doctor.tell(look_dpo(doctor.run), 5, aloud=False)
     panel = doctor._repr_html_()
     assert "Step 5 of 20, one answer: loss 0.300, accuracy 100%, margin 1.00." in panel
     assert "&lt;b&gt;No&lt;/b&gt;" in panel and "<b>No</b>" not in panel
@@ -369,14 +419,18 @@ def luminance(color):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("kind", ["diverging", "one answer"])
-def test_the_panel_can_be_read(tiny, kind):
+@pytest.mark.parametrize(
+    "kind, ends", [("diverging", False), ("one answer", False), ("one answer", True)]
+)
+def test_the_panel_can_be_read(tiny, kind, ends):
     doctor = DPODoctor(tiny[1], [], [])
     doctor.run = DPOHistory(log(5), 8, 1.0)
-    doctor.verdicts = [Verdict(kind, 5, "found", *DPO_KINDS[kind])]
-    ground, *texts = re.search(
-        r"background:(#\w+); color:(#\w+).*color:(#\w+)", doctor._repr_html_()
-    ).groups()
+    doctor.tell({kind: Reading("found")}, 5, aloud=False)
+    if ends:
+        doctor.tell({kind: Reading(None, seen=1)}, 6, aloud=False)
+    panel = doctor._repr_html_()
+    assert ("withdrawn at step 6" in panel) == ends
+    ground, *texts = re.search(r"background:(#\w+); color:(#\w+).*color:(#\w+)", panel).groups()
     for text in texts:
         assert (luminance(ground) + 0.05) / (luminance(text) + 0.05) > 4.5
 

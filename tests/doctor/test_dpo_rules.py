@@ -2,9 +2,20 @@
 
 import math
 
+import pytest
 from dpo_logs import log, sample
 
-from helpers.doctor.dpo_rules import DPO_KINDS, Census, DPOHistory, Tower, diagnose_dpo
+from helpers.doctor.dpo_rules import (
+    DPO_KINDS,
+    LEARNING_CHAIN,
+    Census,
+    DPOHistory,
+    Tower,
+    diagnose_dpo,
+    look_dpo,
+    replay_dpo,
+)
+from helpers.doctor.verdicts import Course, verdict_kinds
 
 
 def found(rows=(), **about):
@@ -209,3 +220,95 @@ def test_every_kind_names_its_causes_and_a_cell():
         assert any(place in change for place in ("`settings`", "`new_trainer`", "notebook 02")), (
             kind
         )
+
+
+# When a verdict begins and ends
+
+
+def replayed(rows, **about):
+    return replay_dpo(DPOHistory(**({"log": rows, "pairs": 8, "beta": 1.0} | about)))
+
+
+def stretches(rows, **about):
+    return [(v.kind, v.step, v.ended) for v in replayed(rows, **about)]
+
+
+def test_a_run_without_a_fault_has_no_verdict_at_any_time():
+    assert replayed([]) == [] and replayed(log(60)) == []
+
+
+def test_a_run_that_learns_late_is_not_condemned_for_ever():
+    late = log(
+        80,
+        margins=lambda step: wave(0.5, 1.0 * (step > 40))(step),
+        accuracies=lambda step: 1.0 if step > 40 else 0.5,
+    )
+    (verdict,) = replayed(late)
+    # A quarter of 80 is 20. Of a look of 20 rows at ±0.5 the half width is 0.24: six risen rows
+    # are 0.3 more or less sure, and then come more than 20 looks that find nothing.
+    assert (verdict.kind, verdict.step) == ("nothing learnt", 20)
+    assert 40 + 20 < verdict.ended < 40 + 20 + 14
+    assert verdict.now == (
+        "the margin is 1 [0.76, 1.24]; "
+        "pairs preferred the right way: 1.000 [0.977, 1.000] (n = 160)."
+    )
+    never = log(80, margins=wave(0.5), accuracies=0.5)
+    assert stretches(never) == [("nothing learnt", 20, None)]
+    assert verdict_kinds(replayed(never)) == "nothing learnt"
+
+
+def test_after_the_last_step_a_long_look_counts_at_once():
+    rows = log(60, margins=lambda step: wave(0.5, 1.0 * (step > 48))(step))
+    assert stretches(rows) == [("nothing learnt", 20, 60)]
+    # of a run that has still to go on
+    assert stretches(rows, steps=80) == [("nothing learnt", 20, None)]
+
+
+def test_a_loss_that_rose_and_fell_again():
+    rows = log(30, loss=lambda step: 0.8 if 8 <= step <= 14 else 0.3)
+    # five rows at 0.8 are surely over 2 · 0.3; four of them and one of 0.3 are not
+    (verdict,) = replayed(rows)
+    assert (verdict.kind, verdict.step, verdict.severity) == ("diverging", 12, "stop")
+    # found up to step 14; rows 15 to 20 are more than the five that the rule looks back
+    assert verdict.ended == 20
+    assert verdict.now == "the loss is 0.3 [0.3, 0.3], the margin 1 [1, 1]."
+
+
+@pytest.mark.parametrize(
+    "kind, values",
+    [
+        ("too slow", {"margins": lambda step: 0.01 if step <= 25 else 1.0}),
+        ("chosen sinks", {"chosen": lambda step: -4.0 if 9 < step < 20 else 0.5}),
+        ("gradient explodes", {"grad_norm": lambda step: 30.0 if 9 < step < 20 else 2.0}),
+        ("saturated", {"grad_norm": lambda step: 0.01 if 4 < step < 40 else 2.0}),
+        ("entropy", {"entropy": lambda step: 2.0 if 9 < step < 20 else 1.0}),
+        # a template that is new to it at first
+        ("foreign text", {"entropy": lambda step: 0.1 if step < 20 else 1.0}),
+    ],
+)
+def test_other_kinds_end_too_and_say_how_it_is_now(kind, values):
+    verdicts = [verdict for verdict in replayed(log(80, **values)) if verdict.kind == kind]
+    assert verdicts and verdicts[0].ended is not None and verdicts[0].now.endswith(".")
+
+
+def test_numbers_that_broke_are_not_mended_by_later_ones():
+    rows = log(20, margins=lambda step: math.nan if step == 8 else 1.0)
+    assert stretches(rows) == [("not finite", 8, None)]
+
+
+def test_a_fault_of_the_answers_ends_with_the_second_sample_that_does_not_show_it():
+    samples = [sample(), sample(10, answers=["No."] * 8), sample(20), sample(30), sample(40)]
+    (verdict,) = replayed(log(50), samples=samples)
+    assert (verdict.kind, verdict.step, verdict.ended) == ("one answer", 10, 30)
+    assert verdict.now.startswith("of the 8 answers of step 30 8 differ; they have 20 tokens")
+    assert stretches(log(29), samples=samples[:3]) == [("one answer", 10, None)]
+
+
+def test_a_tower_that_is_reached_late():
+    course = Course(DPO_KINDS, LEARNING_CHAIN)
+    for step in range(1, 21):
+        seen = census(step, reached=4 if step > 8 else 2)
+        course.follow(look_dpo(DPOHistory(log(step), 8, 1.0, 20, census=seen)), step)
+    (verdict,) = course.verdicts
+    assert (verdict.kind, verdict.step, verdict.ended) == ("no gradient", 5, 14)
+    assert "4 of 4 tensors of the vision part (float32)" in verdict.now

@@ -22,7 +22,7 @@ from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
 from helpers.doctor import ppo_doctor
 from helpers.doctor.ppo_doctor import PPODoctor, find_misplaced_rewards
-from helpers.doctor.ppo_rules import diagnose_ppo, replay_ppo
+from helpers.doctor.ppo_rules import diagnose_ppo, look_ppo, replay_ppo
 from helpers.rewards.scoring import count_exact, make_scorer
 from helpers.training import sampler
 from helpers.training.ppo import PPOTrainer
@@ -317,7 +317,8 @@ def test_where_a_score_should_lie():
 def test_the_panel_shows_state_and_findings():
     doctor = PPODoctor()
     rows = log(5, scores=later(0.5, -1.0))
-    doctor.row, doctor.settings, doctor.verdicts = rows[-1], MADE, diagnose_ppo(rows, MADE)
+    doctor.row, doctor.settings = rows[-1], MADE
+    doctor.tell(look_ppo(rows, MADE), 5, aloud=False)
     panel = doctor._repr_html_()
     assert "Iteration 5 of 40, collapse: score -1, KL 0.5 nats an answer." in panel
     assert "stop at step 5: collapse" in panel and "<li>the learning rate is too high</li>" in panel

@@ -8,6 +8,7 @@ from ppo_logs import MADE, later, log
 
 from helpers.doctor import ppo_rules
 from helpers.doctor.ppo_rules import PPO_KINDS, diagnose_ppo, replay_ppo
+from helpers.doctor.verdicts import verdict_kinds
 
 
 def found(rows, **changes):
@@ -263,15 +264,127 @@ def test_looks_are_longer_where_iterations_are_small():
     assert found(log(79, scores=wave(0.1, 0.5)), **small) == {}
 
 
-def test_a_replay_tells_when_each_finding_would_have_come():
+def stretches(rows, **changes):
+    settings = dataclasses.replace(MADE, **changes)
+    return [(v.kind, v.step, v.ended) for v in replay_ppo(rows, settings)]
+
+
+def test_a_replay_tells_when_each_verdict_began_and_ended():
     """At the end the KL is small again, so that `diagnose_ppo` alone would not know."""
     rows = log(20, kl=lambda n: 70.0 if 5 <= n <= 9 else 0.5, repeated=later(0.05, 0.5, last=14))
     assert found(rows).keys() == {"collapse"}
-    # of iterations 14 to 16 two repeat: (0.05 + 2 · 0.5) / 3 = 0.35, more than 0.05 + 0.25
-    assert [(v.kind, v.step) for v in replay_ppo(rows, MADE)] == [
-        ("KL runaway", 7),
-        ("collapse", 16),
+    # Three iterations in a row over 50 are 5 to 7. The rule looks back three, holds up to 9, and
+    # finds nothing at 10, 11, 12 and 13. Of iterations 14 to 16 two repeat: (0.05 + 2 · 0.5) / 3 =
+    # 0.35, more than 0.05 + 0.25.
+    assert stretches(rows) == [("KL runaway", 7, 13), ("collapse", 16, None)]
+    (runaway, _) = replay_ppo(rows, MADE)
+    assert runaway.now == "it is 0.5 nats an answer."
+
+
+def test_one_odd_iteration_ends_no_verdict():
+    assert stretches(log(20, kl=lambda n: 49.0 if n in (12, 16) else 70.0 * (n > 1))) == [
+        ("KL runaway", 4, None)
     ]
+    assert stretches(log(20, kl=lambda n: 49.0 if n in (12, 13) else 70.0 * (n > 1))) == [
+        ("KL runaway", 4, 15),
+        ("KL runaway", 16, None),
+    ]
+
+
+def test_a_score_that_fell_and_came_back():
+    rows = log(12, scores=lambda n: 0.1 if 3 <= n <= 6 else 0.5)
+    # The limit is half of 0.5. Of iterations 2 to 4 the mean is 0.233, of 5 to 7 as well, which is
+    # the last look to find it.
+    assert stretches(rows) == [("collapse", 4, 11)]
+    (collapse,) = replay_ppo(rows, MADE)
+    assert collapse.now.startswith("the score is 0.5, and was 0.5 at the start; 5% of the answers'")
+
+
+def test_a_run_that_rises_late_is_not_condemned_for_ever():
+    flat = log(60, scores=wave(0.1, 0.5))
+    assert stretches(flat, iterations=60) == [("nothing learnt", 20, None)]
+    assert verdict_kinds(replay_ppo(flat, MADE)) == "nothing learnt"
+    late = log(60, scores=lambda n: wave(0.1, 0.5 + 0.3 * (n > 30))(n))
+    (verdict,) = replay_ppo(late, dataclasses.replace(MADE, iterations=60))
+    # Long looks of 10. At 36 six of the last ten have risen, which is sure; 36 to 46 are eleven
+    # looks.
+    assert (verdict.step, verdict.ended) == (20, 46)
+    assert verdict.now.startswith("the score has risen by 0.3 [0.193, 0.407], to 0.8")
+    assert verdict_kinds([verdict]) == "nothing; in between: nothing learnt (20 to 46)"
+
+
+def test_after_the_last_iteration_a_long_look_counts_at_once():
+    """There is no further look to wait for: what rose just before the end has risen."""
+    rows = log(36, scores=lambda n: wave(0.05, 0.5 + 0.4 * (n > 28))(n))
+    assert stretches(rows, iterations=36) == [("nothing learnt", 20, 36)]
+    assert stretches(rows, iterations=80) == [("nothing learnt", 20, None)]
+
+
+def test_a_slow_rise_is_seen_over_the_whole_run():
+    """Two looks of 10 of 120 cannot tell ±0.1 from a rise of 0.08; two quarters of 30 can."""
+    slow = log(120, scores=lambda n: wave(0.1, 0.5 + 0.08 * n / 120)(n))
+    settings = dataclasses.replace(MADE, iterations=120)
+    run = ppo_rules._history(slow, settings)
+    assert ppo_rules._change(run.first, run.last).low < 0 and found(slow, iterations=120) == {}
+    (verdict,) = replay_ppo(slow, settings)
+    assert verdict.ended is not None and verdict.now.startswith("the score has risen by 0.0")
+
+
+def test_what_was_learnt_and_lost_is_named():
+    lost = log(60, scores=lambda n: wave(0.1, 0.8 if 21 <= n <= 40 else 0.5)(n))
+    said = found(lost, iterations=60)["nothing learnt"]
+    assert "which may be 0; at its best, in iterations 21 to 30, it was 0.8." in said
+    assert "at its best" not in found(log(60, scores=wave(0.1, 0.5)))["nothing learnt"]
+    # found, withdrawn in the middle, and found again
+    assert [kind for kind, *_ in stretches(lost, iterations=60)] == ["nothing learnt"] * 2
+
+
+def test_a_run_that_goes_on_reads_the_same_from_its_log():
+    """As a checkpoint has it: the log up to any iteration, and then one iteration after another."""
+    rows = log(
+        50,
+        scores=lambda n: wave(0.1, 0.5 + 0.3 * (n > 30))(n),
+        kl=lambda n: 70.0 if 5 <= n <= 9 or n > 40 else 0.5,
+        explained_variance=later(0.0, 0.4, last=25),
+    )
+    settings = dataclasses.replace(MADE, iterations=50)
+    whole = ppo_rules.follow_ppo(rows, settings)
+    assert {v.kind for v in whole.verdicts} == {
+        "KL runaway",
+        "nothing learnt",
+        "value head not learning",
+    }
+    for cut in (1, 8, 12, 21, 33, 43):
+        course = ppo_rules.follow_ppo(rows[:cut], settings)
+        for end in range(cut + 1, 51):
+            course.follow(ppo_rules.look_ppo(rows[:end], settings), end)
+        assert course.verdicts == whole.verdicts, cut
+
+
+@pytest.mark.parametrize(
+    "kind, values, changes",
+    [
+        ("answers do not end", {"not_ended": lambda n: 0.5 * (3 < n < 20)}, {}),
+        ("KL flat zero", {"kl": later(0.0, 1.0, last=9), "approxkl": later(0.0, 1.0, last=9)}, {}),
+        ("advantages zero", {"size": later(0.0, 0.8, last=9)}, {}),
+        (
+            "advantages zero",
+            {"zero_variance": later(1.0, 0.2, last=9), "scores": 0.5},
+            {"advantages": "rloo"},
+        ),
+        ("value head not learning", {"explained_variance": later(0.0, 0.5, last=25)}, {}),
+        ("reward hacking", {"truth": lambda n: 0.5 - 0.02 * min(n, 60 - n)}, {}),
+    ],
+)
+def test_other_kinds_end_too_and_say_how_it_is_now(kind, values, changes):
+    verdicts = replay_ppo(log(60, **values), dataclasses.replace(MADE, iterations=60, **changes))
+    (verdict,) = [verdict for verdict in verdicts if verdict.kind == kind]
+    assert verdict.ended is not None and verdict.now.endswith(".")
+
+
+def test_numbers_that_broke_are_not_mended_by_later_ones():
+    rows = log(20, kl=lambda n: math.nan if n == 8 else 0.5)
+    assert found(rows) == {} and stretches(rows) == [("not finite", 8, None)]
 
 
 def test_every_kind_names_its_causes_and_a_place():

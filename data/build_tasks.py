@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import task_language
-from data.task_language import LETTERS, Request
+from data.task_language import Request
 from helpers import models
 from helpers.data.pairs import one_class_question, presence_question
 from helpers.data.scenes import SPLIT_SEEDS, make_scene
@@ -154,7 +154,7 @@ def main() -> None:
     for task in task_language.TASKS:
         write_preferences(args.out / task, task, model, processor)
         write_answers(args.out / task, task, known.get(task, ("train", "valid", "test")))
-    print(f"{len(LETTERS)} letters, {len(task_language.TASKS) + 1} tasks → {args.out}")
+    print(f"{len(task_language.TASKS) + 1} tasks → {args.out}")
 
 
 if __name__ == "__main__":

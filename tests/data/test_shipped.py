@@ -36,7 +36,8 @@ def test_every_row_is_used_and_every_split_is_there(opened):
     for part in data.parts.values():
         photos.update({task.images[0] for task in part.all_tasks()})
     assert set(photos.values()) == {1}, "no scene is in two splits"
-    assert len(photos) == 512 + 64 + 400
+    # of requests, those to which all sampled answers were equally good have no pair
+    assert len(photos) == 976 if name != "instructions" else 960 < len(photos) < 976
     assert all(image.is_file() for image in photos)
 
 
@@ -58,7 +59,7 @@ def test_one_in_ten_preferences_is_wrong(name):
     wrong = []
     for record in data.parts["train"].records:
         request = asked[record.image_paths[0].stem, record.prompt[-1].content]
-        for better, worse in [(pair.chosen, pair.rejected) for pair in record.pairs()]:
+        for better, worse in [(pair.chosen.text, pair.rejected.text) for pair in record.pairs()]:
             wrong.append(task_language.rate(request, better) < task_language.rate(request, worse))
     assert len(wrong) > 400
     assert 0.06 < np.mean(wrong) < 0.14
@@ -69,7 +70,7 @@ def test_own_data_takes_the_place_of_a_task():
     assert (own.data, own.model, own.truth) == ("my photos", "tiny", "anls")
     other = choose_task("reasoning", model="qwen2-vl-2b")
     assert (other.model, other.truth) == ("qwen2-vl-2b", "choice")
-    with pytest.raises(UsageError, match="did you mean 'reasons'"):
+    with pytest.raises(UsageError, match="Did you mean 'reasons'"):
         choose_task("reason")
 
 

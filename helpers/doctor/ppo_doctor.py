@@ -120,7 +120,8 @@ def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
 class PPODoctor(RunDoctor):
     """For `PPOTrainer(watch=[doctor])`.
 
-    The samples are examined at its first iteration and at every `every`-th.
+    The samples are examined at the first iteration, of a run that goes on as well, and at every
+    `every`-th.
     """
 
     def __init__(self, every: int = 10) -> None:
@@ -128,10 +129,11 @@ class PPODoctor(RunDoctor):
         self.every = every
         self.settings = PPOSettings()
         self.row = {}
+        self.has_looked = False  # at samples
 
     @torch.no_grad()
     def __call__(self, trainer: PPOTrainer) -> None:
-        looks = not self.row or trainer.iteration % self.every == 0
+        looks = not self.has_looked or trainer.iteration % self.every == 0
         self.row = trainer.log[-1]
         self.settings = trainer.settings
         look = look_ppo(trainer.log, trainer.settings)
@@ -145,6 +147,7 @@ class PPODoctor(RunDoctor):
         elif looks:
             # every process looks at its own samples
             wrong = "".join(gather_object([find_misplaced_rewards(trainer)]))
+            self.has_looked = True
             if wrong:
                 look["scores misplaced"] = Reading(wrong)
         self.tell(look, trainer.iteration, aloud=trainer.accelerator.is_main_process)

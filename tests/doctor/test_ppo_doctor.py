@@ -246,6 +246,7 @@ def trainer(healthy):
     last, score = trainer.last, trainer.sampler.score
     yield trainer
     trainer.last, trainer.sampler.score = last, score
+    trainer.stopped = False
 
 
 def spoil(trainer, **changes):
@@ -284,6 +285,19 @@ def test_numbers_outside_the_answers(trainer):
 def test_a_penalty_that_is_not_that_of_the_settings(trainer):
     last = trainer.last
     assert "and should to" in spoil(trainer, rewards=last.rewards - 0.01 * last.mask)
+
+
+def test_a_run_that_goes_on_with_wrong_rewards_is_stopped_at_once(trainer):
+    """A log does not show them, and the next look at samples would be far away."""
+    doctor = PPODoctor(every=1000)
+    doctor.go_on(trainer)
+    assert doctor.verdicts == [] and not trainer.stopped
+    trainer.last = dataclasses.replace(
+        trainer.last, rewards=trainer.last.rewards - 0.01 * trainer.last.mask
+    )
+    doctor(trainer)
+    assert [verdict.kind for verdict in doctor.verdicts] == ["scores misplaced"]
+    assert trainer.stopped
 
 
 def test_a_scorer_that_never_says_the_same_proves_nothing(trainer):

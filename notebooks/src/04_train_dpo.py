@@ -359,6 +359,10 @@ right = {SEEDS[0]: save(trainer, run, SEEDS[0])}
 # answers is the better one. `sft_trainer` is in `helpers/training/sft.py`.
 
 # %%
+token_logps = torch.tensor([[-0.1, -0.2, -0.3], [-0.4, -0.6, 0.0]])  # answers of 3 tokens and of 2
+mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+by_hand = -token_logps.sum() / 5  # a mean over tokens, in which a longer answer counts more
+assert_close(losses.sft_loss(token_logps, mask), by_hand)
 sft_seconds, sft_right = {}, {}
 for seed in SEEDS:
     tuning = training.sft_trainer(

@@ -62,6 +62,11 @@ def test_training_goes_the_right_way(folder, figures):
     assert mean(dpo[-5:], "loss") < mean(dpo[:5], "loss") - 0.2
     assert mean(dpo[-5:], "rewards/margins") > mean(dpo[:5], "rewards/margins") + 0.5
     assert figures["dpo_exact"]["low"] > figures["base_exact"]["value"]
+    # the baseline: as many steps on the same pairs, and a test of DPO against it
+    sft = read_log(folder / "sft" / "seed-0" / "log.json")
+    assert len(sft) == len(dpo) and mean(sft[-5:], "loss") < 0.7 * mean(sft[:5], "loss")
+    assert figures["sft_exact"]["low"] > figures["base_exact"]["value"]
+    assert 0 <= figures["dpo_vs_sft_p"]["value"] <= 1
     judged = read_log(folder / "reward" / "log.json")["evaluations"]
     # eight steps: it has only begun to fall; that it learns is in tests/training/test_reward.py
     assert judged[-1]["loss"] < judged[0]["loss"] - 5e-5
@@ -111,6 +116,7 @@ def test_pages_of_notebooks_show_widgets_without_scripts_from_elsewhere(folder):
         "truth</b>" in page
         and "Rank correlation (Spearman)" in page
         and "<b>dpo/seed-0</b>" in page
+        and "sft/seed-0" in page
     )
     assert "unpkg" not in page and "html-manager" not in page and "require.min.js" not in page
 

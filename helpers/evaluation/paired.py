@@ -1,4 +1,4 @@
-"""Policies against the base on the same items: what can be claimed, and what cannot.
+"""Policies against the base, or against SFT, on the same items: what can be claimed, what not.
 
 A metric that was a policy's training reward is *circular* for it: that it rose says that training
 ran, not that answers became better. It is marked, and a table needs a metric beside it that is not.
@@ -51,7 +51,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class PolicyComparison:
-    """One policy against the base by one metric."""
+    """One policy by one metric against a baseline, whose figure is `before`."""
 
     policy: str
     metric: str
@@ -66,6 +66,7 @@ class PolicyComparison:
     circular: bool
     truth: bool
     n: int
+    baseline: str = BASE_POLICY
 
     @property
     def direction(self) -> int:
@@ -81,8 +82,11 @@ class PolicyComparison:
 
     def __str__(self) -> str:
         items = "" if self.fixed is None else f"; {self.fixed} fixed, {self.broken} broken"
+        who = self.policy
+        if self.baseline != BASE_POLICY:
+            who = f"{self.policy} against {self.baseline}"
         return (
-            f"{self.policy}, {self.metric}: {self.before:.3f} before → {self.after:.3f} after, "
+            f"{who}, {self.metric}: {self.before:.3f} before → {self.after:.3f} after, "
             f"difference {self.difference.short_text()} (n = {self.n}){items}, "
             f"{self.test} p = {self.adjusted:.2g}: {self.verdict}."
         )
@@ -92,9 +96,12 @@ def compare_policies(
     metrics: Sequence[Metric],
     clusters: Sequence[str],
     rewards: Mapping[str, str | None] | None = None,
+    baseline: str = BASE_POLICY,
 ) -> list[PolicyComparison]:
-    """Every policy against the base by every metric, the p-values adjusted for all (Holm 1979).
+    """Every policy against a baseline by every metric, the p-values adjusted for all (Holm 1979).
 
+    baseline: the base, or another of the models, such as "sft/seed-0"; then the base and what is of
+    the same stage, its other seeds, are no rows.
     clusters: of each item, what it shares with others (its photo). rewards: the scorer that each
     policy was trained with, as `about.json` says. Right or wrong is tested by exact McNemar where
     all clusters are single items; everything else by turning the signs of whole clusters at random
@@ -109,9 +116,9 @@ def compare_policies(
                 raise UsageError(
                     f"{metric.name} of {policy}: {len(values)} values for {len(clusters)} items."
                 )
-            if policy != BASE_POLICY:
+            if policy != BASE_POLICY and _stage(policy) != _stage(baseline):
                 circular = _is_circular(metric, rewards.get(policy))
-                rows.append(_compare_policy(metric, policy, clusters, circular))
+                rows.append(_compare_policy(metric, policy, baseline, clusters, circular))
     # a policy that is only judged by what it was trained on would look good whatever it does
     for policy in {row.policy for row in rows}:
         if all(row.circular for row in rows if row.policy == policy):
@@ -124,6 +131,11 @@ def compare_policies(
     return [replace(row, adjusted=p) for row, p in zip(rows, adjusted.values(), strict=True)]
 
 
+def _stage(policy: str) -> str:
+    """ "dpo" of "dpo/seed-0"."""
+    return policy.split("/")[0]
+
+
 def _is_circular(metric: Metric, reward: str | None) -> bool:
     """Was the policy trained on this very metric, alone or as a part of a sum ("a+b")?"""
     parts = reward.split("+") if reward else []
@@ -131,10 +143,10 @@ def _is_circular(metric: Metric, reward: str | None) -> bool:
 
 
 def _compare_policy(
-    metric: Metric, policy: str, clusters: Sequence[str], circular: bool
+    metric: Metric, policy: str, baseline: str, clusters: Sequence[str], circular: bool
 ) -> PolicyComparison:
     # (items,) each
-    before = metric.values[BASE_POLICY]
+    before = metric.values[baseline]
     after = metric.values[policy]
     fixed = broken = None
     if before.dtype == after.dtype == bool:
@@ -159,6 +171,7 @@ def _compare_policy(
         circular,
         metric.truth,
         len(after),
+        baseline,
     )
 
 

@@ -62,7 +62,7 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
         found = _shipped_policies(base, folder)
     if not found:
         raise UsageError(
-            f"no adapter of {base!r} in {folder}. Run notebook 04 (DPO) or 05 (PPO) first."
+            f"no adapter of {base!r} in {folder}. Run notebook 04 (SFT, DPO) or 05 (PPO) first."
         )
     return found
 

@@ -21,25 +21,32 @@ def add_exam_figures(
     examined: Mapping[str, ExamResult],
     metrics: Sequence[Metric],
     comparisons: Sequence[PolicyComparison],
+    against_sft: Sequence[PolicyComparison] = (),
 ) -> None:
-    """Put into a section the headline figures of the base and of DPO, and what model cards need.
+    """Put into a section the headline figures of base, SFT and DPO, and what model cards need.
 
-    The first policy has the plain names, such as `dpo_exact`; those of further seeds end in the
-    name of their folder: `dpo_exact_seed_1`. Policies of PPO have their figures from notebook 05.
+    The first policy of a stage has the plain names, such as `dpo_exact`; those of further seeds end
+    in the name of their folder: `dpo_exact_seed_1`. Policies of PPO have their figures from
+    notebook 05. against_sft: comparisons with the policy of SFT, such as `dpo_vs_sft_p`.
     """
     judge = examined[BASE_POLICY].judge
     _add_shares(section, "base_{}", examined[BASE_POLICY])
     # p of the first measure, adjusted by Holm over the whole table
     main = judge.measures[0].name
     p_values = {row.policy: row.adjusted for row in comparisons if row.metric == main}
-    first, *_ = policies.saved or [None]
-    trained = [policy for policy in policies.saved.values() if policy.name.startswith("dpo")]
-    for policy in trained:
-        suffix = "" if policy.name == first else f"_{policy.folder.name.replace('-', '_')}"
-        name = f"dpo_{{}}{suffix}"
-        _add_shares(section, name, examined[policy.name], policy.seed)
-        section.add_value(name.format("mcnemar_p"), p_values[policy.name], policy.seed)
-    asked = trained[0].name if trained else BASE_POLICY  # without DPO, its figure is the base's
+    p_against_sft = {row.policy: row.adjusted for row in against_sft if row.metric == main}
+    asked = BASE_POLICY  # without DPO, its figure is the base's
+    for stage in ("sft", "dpo"):
+        trained = [policy for policy in policies.saved.values() if policy.name.startswith(stage)]
+        for number, policy in enumerate(trained):
+            suffix = f"_{policy.folder.name.replace('-', '_')}" if number else ""
+            name = f"{stage}_{{}}{suffix}"
+            _add_shares(section, name, examined[policy.name], policy.seed)
+            section.add_value(name.format("mcnemar_p"), p_values[policy.name], policy.seed)
+            if policy.name in p_against_sft:
+                section.add_value(name.format("vs_sft_p"), p_against_sft[policy.name], policy.seed)
+        if stage == "dpo" and trained:
+            asked = trained[0].name
     for metric in metrics:
         if judge.others and metric.name == f"{judge.other_name}: right":
             name = judge.other_name.replace(" ", "_")

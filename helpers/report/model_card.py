@@ -22,7 +22,7 @@ from helpers.models import PRESETS
 from .html import markdown_table
 
 CARD_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
-STAGE_NOTEBOOKS = {"dpo": "04", "ppo": "05"}
+STAGE_NOTEBOOKS = {"sft": "04", "dpo": "04", "ppo": "05"}
 UNKNOWN_LICENCE = "not stated in the data: say it before you publish"
 CARD = """\
 ---
@@ -32,7 +32,8 @@ CARD = """\
 # {{ name }}
 
 A LoRA adapter of `{{ about.base }}`, trained with {{ method.upper() }} on \
-{% if about.reward %}the reward `{{ about.reward }}`{% else %}preference pairs{% endif %}, \
+{% if about.reward %}the reward `{{ about.reward }}`{% elif method == 'sft' %}\
+{{ about.answers or 'chosen' }} answers{% else %}preference pairs{% endif %}, \
 seed {{ about.seed or 0 }}.
 
 ## Data

@@ -1,11 +1,11 @@
-"""Logs of DPO, reward-model and PPO runs as arrays, also while another process writes them.
+"""Logs of SFT, DPO, reward-model and PPO runs as arrays, also while another process writes them.
 
 What is read under a folder, and who writes it:
 
-    log.json                           DPO: a list of TRL's rows
+    log.json                           SFT and DPO: a list of TRL's rows, those of DPO with margins
                                        reward model: {"steps": […], "evaluations": […]}
     log.jsonl                          PPO, RLOO, GRPO: one row a line (`watch.JSONLog`)
-    checkpoint-N/trainer_state.json    DPO under way, at its last checkpoint: TRL's rows in
+    checkpoint-N/trainer_state.json    SFT or DPO under way, at its last checkpoint: TRL's rows in
                                        "log_history"
 
 Python's own JSON reader is used on purpose, unlike for data: a log may say NaN, and that is what
@@ -49,6 +49,11 @@ LOGGED_STAGES = {
         "DPO",
         ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"),
         "While DPO trains",
+    ),
+    "sft": LoggedStage(
+        "SFT",
+        ("loss", "mean_token_accuracy", "entropy", "grad_norm"),
+        "While SFT trains",
     ),
     "reward": LoggedStage(
         "reward model",
@@ -161,7 +166,11 @@ def _read_rows(path: Path, notes: list[str]) -> tuple[str, list[_Row]]:
         content = {}
     history = content.get("log_history")
     if isinstance(history, list):
-        return "dpo", _rows(history, path)
+        rows = _rows(history, path)
+        logged = set().union(*rows)
+        # both log the accuracy of tokens; SFT has nothing to compare
+        compares = "rewards/margins" in logged or "mean_token_accuracy" not in logged
+        return "dpo" if compares else "sft", rows
     steps = content.get("steps")
     asked = content.get("evaluations")
     if isinstance(steps, list) and isinstance(asked, list):

@@ -1,6 +1,6 @@
-"""DPO, PPO, RLOO, GRPO and the reward model's loop.
+"""SFT, DPO, PPO, RLOO, GRPO and the reward model's loop.
 
-Here: the three trainers, their batches, checkpoints, and what they write down. Not here: formulas
+Here: the trainers, their batches, checkpoints, and what they write down. Not here: formulas
 (`losses`), and what is wrong with a run (`doctor`). Taught in notebooks 03, 04 and 05.
 """
 

@@ -2,11 +2,13 @@
 # # 04 · Align the model with DPO
 #
 # **Goal.** Train a LoRA adapter with direct preference optimization so that the model prefers the
-# better answers, and know at every moment whether it is learning.
+# better answers, and know at every moment whether it is learning; beside it the baseline, plain
+# fine-tuning (SFT) on the better answers alone.
 #
 # **Needs** `artifacts/preferences/` from notebook 02 (else the shipped traffic preferences).
-# **Makes** one adapter a seed in `artifacts/dpo/`. **Takes** about 1 minute a seed on a laptop CPU,
-# and 6 minutes more for the failures, the sweep and the on-policy rounds.
+# **Makes** one adapter a seed in `artifacts/dpo/` and in `artifacts/sft/`. **Takes** about 1½
+# minutes a seed on a laptop CPU, and 6 minutes more for the failures, the sweep and the on-policy
+# rounds.
 
 # %% [markdown]
 # ## Set-up
@@ -78,6 +80,8 @@ prepared = data.read_prepared()
 MODEL = MODEL or prepared.model
 settings = config.dpo_preset(PRESET)
 settings = dataclasses.replace(settings, steps=STEPS or settings.steps)
+sft_settings = config.sft_preset(PRESET if PRESET in config.SFT_PRESETS else "t4")
+sft_settings = dataclasses.replace(sft_settings, steps=settings.steps, lora=settings.lora)
 settings
 
 # %% [markdown]
@@ -86,7 +90,7 @@ settings
 # [Notebook 01](01_load_model.ipynb) says how to read this table.
 
 # %%
-plan = machine.check_machine(MODEL, dpo=settings)
+plan = machine.check_machine(MODEL, sft=sft_settings, dpo=settings)
 settings = plan.dpo
 
 # %% [markdown]
@@ -109,8 +113,6 @@ beta = 0.1
 margin = (chosen - reference_chosen) - (rejected - reference_rejected)
 by_hand = -torch.log(torch.sigmoid(beta * margin)).mean()
 print(f"margins {margin.tolist()}, loss {by_hand:.4f}")
-
-# %%
 loss, helper_margin = losses.dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta)
 assert_close(loss, by_hand)
 assert_close(helper_margin, margin)
@@ -263,10 +265,8 @@ checks = doctor.preflight(trainer)
 # The loop itself is TRL's; what a step computes is in `VLMDPOTrainer` in `helpers/training/dpo.py`.
 #
 # What is that term worth? [docs/results.md](../docs/results.md) has the measured answer: without
-# it, a quarter of the sampled answers fall apart. With *only* it (plain fine-tuning on the true
-# answers) this task is learnt at least as well. Our preferences are made from exact labels, so the
-# right answer is known; DPO is for the case in which one only knows which of two answers is the
-# better one.
+# it, a quarter of the sampled answers fall apart. With *only* it this task is learnt at least as
+# well: that is the baseline below.
 
 # %%
 run = training.train_dpo(trainer)
@@ -336,18 +336,43 @@ print(f"{task.question}\n  before: {before}\n  after:  {after}\n  truth:  {task.
 
 
 # %%
-def save(trainer, run, seed):
-    """Adapter, settings, log and validation answers → artifacts/dpo/seed-N; the right share."""
-    folder = dpo_folder / f"seed-{seed}"
+def save(trainer, run, seed, stage="dpo"):
+    """Adapter, settings, log and validation answers → artifacts/STAGE/seed-N; the right share."""
+    folder = files.artifacts_dir() / stage / f"seed-{seed}"
     about = prepared.policy_about(MODEL, plan.max_pixels, seed)
-    training.save_policy(trainer.model, folder, settings, about, run.log)
+    training.save_policy(trainer.model, folder, getattr(plan, stage), about, run.log)
     right = training.save_answers(trainer.model, processor, valid_records, folder)
     found = "no truth to judge by" if right is None else f"right on validation {right}"
-    print(f"seed {seed}: {run.seconds:.0f} s, greedy answers: {found} → {folder}")
+    print(f"{stage}, seed {seed}: {run.seconds:.0f} s, greedy answers: {found} → {folder}")
     return found
 
 
 right = {SEEDS[0]: save(trainer, run, SEEDS[0])}
+
+# %% [markdown]
+# ## The baseline: the chosen answers alone
+#
+# What does comparing give that good answers alone do not? Supervised fine-tuning (SFT) makes the
+# chosen answers of the same pairs likelier, in as many steps, and never sees a rejected one. Its
+# loss is the SFT term by itself, the mean of −log p over the tokens of the answers. Every table
+# below has it beside DPO. Our preferences are made from exact labels, so that the chosen answer is
+# *the* right one, and SFT is hard to beat. DPO is for the case in which one only knows which of two
+# answers is the better one. `sft_trainer` is in `helpers/training/sft.py`.
+
+# %%
+token_logps = torch.tensor([[-0.1, -0.2, -0.3], [-0.4, -0.6, 0.0]])  # answers of 3 tokens and of 2
+mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+by_hand = -token_logps.sum() / 5  # a mean over tokens, in which a longer answer counts more
+assert_close(losses.sft_loss(token_logps, mask), by_hand)
+sft_seconds, sft_right = {}, {}
+for seed in SEEDS:
+    tuning = training.sft_trainer(
+        models.load_model(MODEL, max_pixels=plan.max_pixels)[0], processor,
+        training.chosen_answers(records), plan.sft, seed=seed, cache=cache,
+        folder=files.artifacts_dir() / "sft" / f"seed-{seed}", replace_other=REPLACE,
+    )  # fmt: skip
+    tuned = training.train_sft(tuning)
+    sft_seconds[seed], sft_right[seed] = tuned.seconds, save(tuning, tuned, seed, "sft")
 
 # %% [markdown]
 # ## What can be said without a truth
@@ -365,8 +390,8 @@ policies = models.Policies(
     models.find_policies(MODEL),
 )
 evidence = evaluation.gather_evidence(
-    policies, [f"dpo/seed-{SEEDS[0]}"], valid_records[:64], valid_tasks[:64],
-    trained_on=records, stopped=prepared.held_out == "valid",
+    policies, [f"{stage}/seed-{SEEDS[0]}" for stage in ("dpo", "sft")],
+    valid_records[:64], valid_tasks[:64], trained_on=records, stopped=prepared.held_out == "valid",
 )  # fmt: skip
 report.add_evidence(section, evidence)
 
@@ -384,10 +409,9 @@ for seed in SEEDS[1:]:
     doctor.preflight(trainer)
     repeat = training.train_dpo(trainer)
     seconds[seed], right[seed] = repeat.seconds, save(trainer, repeat, seed)
-
-# %%
-rows = [[str(seed), f"{seconds[seed]:.0f}", right[seed]] for seed in SEEDS]
-section.table([["seed", "seconds", "greedy answers"], *rows])
+rows = [["DPO", str(seed), f"{seconds[seed]:.0f}", right[seed]] for seed in SEEDS]
+rows += [["SFT", str(seed), f"{sft_seconds[seed]:.0f}", sft_right[seed]] for seed in SEEDS]
+section.table([["method", "seed", "seconds", "greedy answers"], *rows])
 
 # %% [markdown]
 # ## A gallery of failures
@@ -518,8 +542,8 @@ elif ROUNDS:
 # On the traffic scenes, with the defaults: all checks pass and the doctor finds nothing; the loss
 # starts a little over 0.69 (ln 2 plus the SFT term) and falls below 0.3; accuracy rises to over .9
 # and the margin keeps growing; the chosen log-probability rises while the rejected one falls; over
-# 90 % of the greedy answers on validation images are exact. The doctor finds the first failures of
-# the gallery, and each on-policy round raises the exact answers.
+# 90 % of the greedy answers on validation images are exact, and so are SFT's. The doctor finds the
+# first failures of the gallery, and each on-policy round raises the exact answers.
 #
 # **If the loss stays at ln 2**, nothing is learnt: is the adapter trained at all, is the learning
 # rate far too low, are chosen and rejected swapped in half of the data? **If the accuracy is 1 and
@@ -542,6 +566,7 @@ if MODEL == "tiny" and prepared.is_traffic:
 for seed in SEEDS:
     suffix = "" if seed == SEEDS[0] else f"_seed_{seed}"
     section.add_value(f"dpo_train_seconds{suffix}", seconds[seed], seed)
+    section.add_value(f"sft_train_seconds{suffix}", sft_seconds[seed], seed)
 section.add_share("dpo_pair_accuracy_validation", held_out, SEEDS[0])
 print("report:", section.save())
 

@@ -143,17 +143,20 @@ print(f"KL to the base: {kl.sum():.3f} nats over {len(kl)} tokens")
 # %% [markdown]
 # ## What changed, and what got worse
 #
-# Greedy answers of the base and of one policy to all held-out questions. Where the right answer is
+# Greedy answers of the base, of one policy and of the baseline, SFT, if there is one, to all
+# held-out questions; the menu of the explorer changes the policy. Where the right answer is
 # known, regressions come first, because an average hides them: questions that the base had right
 # and the policy has wrong. Where it is not, the answers that changed most.
 
 # %%
 names = ["base", first]
+baselines = [name for name in policies.names if name.startswith("sft") and name != first]
+compared = names + baselines[:1]
 known = [answer.text for record in records for answer in record.answers] or ["word " * 40]
 tokens = models.answer_budget(processor, known)
 decoding = evaluation.DecodingSettings(max_new_tokens=tokens)
 evidence = evaluation.gather_evidence(
-    policies, names, records, tasks, judges=judges, decoding=decoding,
+    policies, compared, records, tasks, judges=judges, decoding=decoding,
     trained_on=pairs["train"], stopped=prepared.held_out == "valid",
 )  # fmt: skip
 said = evaluation.texts_of(evidence.answers)
@@ -251,7 +254,7 @@ dashboard.show()
 # %%
 task = data.ask(tasks[-1].question, [Path(OWN_IMAGE)]) if OWN_IMAGE else tasks[-1]
 print(data.conversation_text(task.turns))
-for answer in evaluation.ask_policies(policies, names, task, decoding):
+for answer in evaluation.ask_policies(policies, compared, task, decoding):
     print(
         f"{answer.policy:>12}: {answer.text}   (log p {answer.logp:.2f}, KL {sum(answer.kl):.2f})"
     )
@@ -274,7 +277,7 @@ own.resize((224, round(224 * own.height / own.width)))
 
 # %%
 assert list(comparison.state["answers"]) and not comparison.state.get("error")
-assert [len(texts) for texts in said.values()] == [len(tasks)] * 2
+assert [len(texts) for texts in said.values()] == [len(tasks)] * len(compared)
 if MODEL == "tiny" and prepared.is_traffic and first.startswith("dpo"):
     assert fixed > 0.5 * len(tasks) and broken < 0.05 * len(tasks), (
         f"{fixed} fixed, {broken} broken"

@@ -40,7 +40,7 @@ ROOT = set_up(DRIVE)
 MODEL = None
 PREPARED = None
 ADAPTERS = None
-POLICIES = ("dpo/*", "ppo/ppo", "ppo/reward-model", "ppo/heuristic-0.0")
+POLICIES = ("dpo/*", "sft/*", "ppo/ppo", "ppo/reward-model", "ppo/heuristic-0.0")
 SEEDS = (0, 1, 2)  # of the sampled answers
 PAIRS = 100  # held-out questions and pairs of the block that needs no truth
 BENCHMARKS = {}  # for example {"pope": "data/pope.parquet", "mme": None}: None downloads it
@@ -182,7 +182,7 @@ if examined:
 # %%
 clusters = [task.photo for task in judge.tasks]
 reward_columns = {policy.name: policy.about.get("reward") for policy in saved}
-metrics, comparisons = [], []
+metrics, comparisons, against_sft = [], [], []
 if examined:
     metrics = evaluation.exam_metrics(examined)
     comparisons = evaluation.compare_policies(metrics, clusters, reward_columns)
@@ -198,6 +198,24 @@ for warning in evaluation.find_reward_hacking(comparisons):
     section.conclude(warning)
 if comparisons:
     section.say(evaluation.power_note(len(set(clusters)), comparisons))
+
+# %% [markdown]
+# ### Does it beat plain fine-tuning?
+#
+# SFT (notebook 04) has seen the chosen answers of the same pairs and compared nothing. What a
+# policy gains over it is the gain of comparing answers (DPO) or of a reward (PPO); more than that
+# over the base is owed to the good answers alone. Where nothing beats SFT, say so.
+
+# %%
+baselines = [name for name in examined if name.startswith("sft")]
+if baselines:
+    against_sft = evaluation.compare_policies(metrics, clusters, reward_columns, baselines[0])
+    display(section.table(evaluation.comparison_rows(against_sft)))
+for row in against_sft:
+    if row.metric == metrics[0].name:
+        section.conclude(str(row))
+if against_sft and not any(row.direction > 0 and not row.circular for row in against_sft):
+    section.conclude(f"By no metric can a policy be said to be better than {baselines[0]}.")
 
 # %% [markdown]
 # ## Does the answer come from the image?
@@ -306,9 +324,10 @@ for benchmark, (questions_file, reviews_file) in JUDGED.items():
 # %% [markdown]
 # ## What you should see
 #
-# On the traffic scenes, with the defaults: DPO and PPO from about a third to nearly all counts
+# On the traffic scenes, with the defaults: SFT, DPO and PPO from about a third to nearly all counts
 # right, p far below .001, sampled answers twice as often right; with shuffled or blank images
-# almost none, for the base as for the policies. And a price: asked for one class only, which they
+# almost none, for the base as for the policies. SFT is as good as any of them: where the right
+# answers are known, learning them is enough. And a price: asked for one class only, which they
 # were not trained on, the policies are *worse* than the base, and a sampled answer is malformed
 # more often. If notebook 05 trained on the heuristic, its policy's heuristic is up, circular, and
 # its right answers down.
@@ -323,14 +342,14 @@ if MODEL == "tiny" and prepared.is_traffic:
         )
     base_share = examined["base"].greedy.right_share
     assert 0.25 <= base_share.value <= 0.45, "the base counts a third right"
-    for name in [name for name in names if name.startswith("dpo")]:
+    for name in [name for name in names if name.startswith(("dpo", "sft"))]:
         assert examined[name].greedy.right_share.value >= 0.90, f"{name}: alignment did not work"
         formed = examined[name].sampled_mean("well formed")
         assert formed.value >= 0.90, f"{name}: sampling is broken"
 
 # %%
 if examined:
-    report.add_exam_figures(section, policies, examined, metrics, comparisons)
+    report.add_exam_figures(section, policies, examined, metrics, comparisons, against_sft)
 print("report:", section.save())
 
 # %% [markdown]

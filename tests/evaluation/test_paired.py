@@ -40,6 +40,19 @@ def test_the_test_is_mcnemar_by_hand():
     assert row.difference.low > 0 and row.verdict == "better" and "15 fixed, 5 broken" in str(row)
 
 
+def test_another_baseline_than_the_base_by_hand():
+    """SFT right on 0–9, DPO on 5–24, as above; the base and SFT's other seed are no rows."""
+    values = {"base": right(), "dpo/a": right(*range(5, 25)), "sft/a": right(*range(10))}
+    values["sft/b"] = right(*range(30))
+    (row,) = compare_policies([Metric("exact", values)], ITEMS, baseline="sft/a")
+    assert (row.policy, row.baseline, row.before, row.after) == ("dpo/a", "sft/a", 0.25, 0.5)
+    assert (row.fixed, row.broken) == (15, 5) and row.p == pytest.approx(0.0414, abs=1e-4)
+    assert str(row).startswith("dpo/a against sft/a, exact: 0.250 before")
+    against_base = compare_policies([Metric("exact", values)], ITEMS)
+    assert [one.policy for one in against_base] == ["dpo/a", "sft/a", "sft/b"]
+    assert str(against_base[0]).startswith("dpo/a, exact: 0.000 before")
+
+
 def test_holm_takes_it_back_when_two_are_tried():
     """.0414 of two tests becomes .0828."""
     same = right(*range(10))

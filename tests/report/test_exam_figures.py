@@ -71,6 +71,26 @@ def test_names_values_and_seeds_by_hand():
 
 
 @pytest.mark.heavy(reason="examines policies")
+def test_sft_has_its_figures_and_dpo_a_test_against_it():
+    saved = [policy("dpo/seed-0", 0), policy("sft/seed-0", 0), policy("sft/seed-1", 1)]
+    results = (exam(20, 10), exam(15, 0), exam(14, 0))
+    exams = {one.name: found for one, found in zip(saved, results, strict=True)}
+    examined = {"base": exam(5, 20)} | exams
+    metrics, clusters = exam_metrics(examined), [item.group for item in ITEMS]
+    against_sft = compare_policies(metrics, clusters, baseline="sft/seed-0")
+    section = Section("07_evaluate", "Evaluation")
+    policies = SimpleNamespace(saved={one.name: one for one in saved})
+    comparisons = compare_policies(metrics, clusters)
+    add_exam_figures(section, policies, examined, metrics, comparisons, against_sft)
+    found = {name: headline.value for name, headline in section.headlines.items()}
+    assert (found["sft_exact"], found["sft_exact_seed_1"]) == (15 / 20, 14 / 20)
+    assert {"sft_mcnemar_p", "sft_mcnemar_p_seed_1", "dpo_mcnemar_p"} <= found.keys()
+    (row,) = [row for row in against_sft if row.metric == "all counts right"]
+    assert found["dpo_vs_sft_p"] == row.adjusted and row.policy == "dpo/seed-0"
+    assert not [name for name in found if name.startswith("sft_vs")]
+
+
+@pytest.mark.heavy(reason="examines policies")
 def test_without_dpo_its_one_class_is_the_bases():
     section, _ = figures((policy("ppo/ppo", 0), exam(20, 7)))
     assert "dpo_exact" not in section.headlines

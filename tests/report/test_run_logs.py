@@ -31,6 +31,16 @@ def test_every_stage_is_read(folder):
     ]
 
 
+def test_a_log_without_margins_is_one_of_sft(folder):
+    rows = [{"step": n, "loss": 1 / n, "mean_token_accuracy": 0.9} for n in (1, 2)]
+    write(folder / "sft" / "a" / "log.json", rows)
+    assert [(run.name, run.stage) for run in find_runs(folder) if run.stage in ("dpo", "sft")] == [
+        ("dpo/one", "dpo"),
+        ("dpo/two", "dpo"),
+        ("sft/a", "sft"),
+    ]
+
+
 def test_held_out_pairs_of_a_reward_model_stand_at_their_steps(folder):
     run = one(folder, "reward")
     assert run.steps.tolist() == [1, 2, 2, 3, 4, 4]
@@ -218,6 +228,7 @@ def test_definitions_come_from_the_tables(tmp_path):
     found = run_logs.definitions(write(tmp_path / "metrics.md", page))
     assert found == {
         "dpo": {"loss": "this", "c": "third", "d": "late"},
+        "sft": {},
         "reward": {},
         "ppo": {"loss": "that"},
     }
@@ -225,7 +236,7 @@ def test_definitions_come_from_the_tables(tmp_path):
 
 
 def test_what_is_shown_first_is_defined_in_the_docs():
-    for stage in ("dpo", "ppo"):
+    for stage in ("dpo", "sft", "ppo"):
         assert all(
             run_logs.definition(stage, metric) for metric in LOGGED_STAGES[stage].main_figures
         )

@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) train DPO, reward model and PPO as one does at the same number of pairs or answers a step."""
+"""Two processes (gloo, CPU) train reward model, SFT, DPO and PPO as one does at as many pairs or answers a step."""
 
 import os
 import subprocess
@@ -19,13 +19,16 @@ pytestmark = pytest.mark.heavy(reason="trains in processes of their own")
 RECIPE = """
 title = "One process or two"
 model = "tiny"
-stages = ["data", "reward", "dpo", "ppo"]
+stages = ["data", "reward", "sft", "dpo", "ppo"]
 [data]
 limit = 16
 [reward]
 preset = "tiny"
 heads = ["linear"]  # the others have dropout, which each process draws for itself
 settings = { epochs = 1, batch_size = 4, evaluations = 1, lora = { r = 4 } }
+[sft]
+preset = "tiny"
+settings = { steps = 2, batch_size = 4, warmup_share = 0.0 }
 [dpo]
 preset = "tiny"
 settings = { steps = 2, batch_size = 4, sft_weight = 0.0, warmup_share = 0.0, checkpoint_steps = 2 }
@@ -71,7 +74,11 @@ def train_in_two(folder):
 def both(tmp_path_factory):
     """Folders of one process (this one), with batches twice as large, and of two."""
     folder = tmp_path_factory.mktemp("processes")
-    larger = ("dpo.settings.batch_size=8", "reward.settings.accumulation=2")
+    larger = (
+        "dpo.settings.batch_size=8",
+        "sft.settings.batch_size=8",
+        "reward.settings.accumulation=2",
+    )
     assert cli.main(arguments(folder / "one", *larger)) == 0
     printed = train_in_two(folder / "two")
     assert printed.count("processes 2") == 2  # a launcher may start one, without a word
@@ -81,7 +88,7 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize(
     "file",
     ["reward/linear-bradley_terry/adapter_model.safetensors", "reward/linear-bradley_terry/head.safetensors",
-     "dpo/adapter_model.safetensors", "ppo/adapter_model.safetensors"],
+     "sft/adapter_model.safetensors", "dpo/adapter_model.safetensors", "ppo/adapter_model.safetensors"],
 )  # fmt: skip
 def test_two_processes_get_the_weights_of_one(both, file):
     one, two = (load_file(folder / file) for folder in both)
@@ -110,6 +117,10 @@ def test_their_logs_agree(both):
     dpo = [read_json(folder / "dpo" / "log.json") for folder in both]
     for key in ("loss", "rewards/margins", "logps/chosen"):
         assert [row[key] for row in dpo[1]] == pytest.approx([row[key] for row in dpo[0]], abs=1e-4)
+    # of answers of different lengths: the tokens of both processes count alike
+    sft = [read_json(folder / "sft" / "log.json") for folder in both]
+    for key in ("loss", "mean_token_accuracy"):
+        assert [row[key] for row in sft[1]] == pytest.approx([row[key] for row in sft[0]], abs=1e-5)
     one, two = (read_json(folder / "figures.json") for folder in both)
     assert one.keys() == two.keys() and "reward_linear_bradley_terry_pair_accuracy" in one
     for name in one:

@@ -14,7 +14,7 @@ from helpers import models
 from helpers.config import SFT_PRESETS, LoraSettings, dpo_preset
 from helpers.data import Message, PreferenceRecord, Task, read_records, tasks_of
 from helpers.files import UsageError
-from helpers.training import dpo, sft
+from helpers.training import HeldOutAnswers, dpo, sft
 
 heavy = pytest.mark.heavy(reason="trains the tiny model")
 
@@ -209,14 +209,19 @@ def test_several_images_and_turns_are_in_the_prompt(make, tmp_path):
 
 @heavy
 def test_training_moves_the_adapter_alone_and_learns_answers_by_heart(make, answers):
-    trainer = make(dataset=answers.select(range(4)), steps=20, batch_size=4, learning_rate=2e-3)
+    held_out = HeldOutAnswers(models.load_processor("tiny"), read_records(TRAIN)[12:14], every=10)
+    trainer = make(
+        dataset=answers.select(range(4)), steps=10, batch_size=4, learning_rate=4e-3,
+        callbacks=[held_out],
+    )  # fmt: skip
     before = weights(trainer.model)
     run = sft.train_sft(trainer)
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
         assert not parameter.requires_grad or parameter.dtype == torch.float32
     assert run.log[-1]["loss"] < 0.2 * run.log[0]["loss"]
-    assert run.trained_answers == 80 and run.seconds > 0 and not trainer.model.training
+    assert [step for step, _ in held_out.shares] == [0, 10] and held_out.watching > 0
+    assert run.trained_answers == 40 and run.seconds > 0 and not trainer.model.training
 
 
 @heavy
@@ -242,20 +247,21 @@ class KillAt(sft.TrainerCallback):
 
 @heavy
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(make, tmp_path, capsys):
-    changes = {"steps": 5, "checkpoint_steps": 2, "lora": LoraSettings(dropout=0.2)}
+    # 12 answers: an epoch has three steps, and step 2 is in the middle of it
+    changes = {"steps": 4, "checkpoint_steps": 2, "lora": LoraSettings(dropout=0.2)}
     whole = make(**changes)
     log = sft.train_sft(whole).log
     with pytest.raises(KeyboardInterrupt):
         sft.train_sft(make(folder=tmp_path, callbacks=[KillAt(3)], **changes))
     resumed = make(folder=tmp_path, **changes)
     assert sft.train_sft(resumed).log == log
-    assert f"Going on after step 2 of 5 ({tmp_path / 'checkpoint-2'})." in capsys.readouterr().out
+    assert f"Going on after step 2 of 4 ({tmp_path / 'checkpoint-2'})." in capsys.readouterr().out
     assert_close(weights(resumed.model), weights(whole.model), atol=0, rtol=0)
     # what is finished is loaded
     again = make(folder=tmp_path, **changes)
     assert sft.train_sft(again).log == log
     assert_close(weights(again.model), weights(whole.model), atol=0, rtol=0)
-    assert "Finished after step 5" in capsys.readouterr().out
+    assert "Finished after step 4" in capsys.readouterr().out
 
 
 @heavy

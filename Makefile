@@ -48,10 +48,12 @@ fmt: $(STAMP)  ## format code and notebooks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP)  ## rebuild the embedded base and the traffic data from nothing (about 7 minutes)
+base: $(STAMP)  ## rebuild the embedded bases and their data from nothing (about 25 minutes)
 	$(BIN)/python data/build_base.py
 	$(BIN)/python data/build_traffic.py
 	$(BIN)/python data/build_policy.py
+	$(BIN)/python data/build_tasks_base.py
+	$(BIN)/python data/build_tasks.py
 
 readme: $(STAMP)  ## figures and pictures of the last demo → README.md and docs/
 	$(BIN)/python tools/publish.py

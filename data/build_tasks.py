@@ -3,8 +3,10 @@
 The data of four tasks, each in the form in which its project had it, about the images of
 `data/traffic`: questions with short answers; requests with A/B preferences; reasons with A/B
 preferences and the true reasons; and calculations with a chosen and a rejected answer, as in MMPR.
-All answers to choose from are the base's own. One in ten preferences is the wrong way round, as
-people's are.
+All answers to choose from are the base's own: two of its samples, or one of them and one of a
+worse model, which is the base while it is shown another image. Mostly the two are written alike, so
+that it takes a look at the image to tell them apart. One in ten preferences is the wrong way round,
+as people's are.
 """
 
 import argparse
@@ -25,17 +27,23 @@ from helpers.data.pairs import one_class_question, presence_question
 from helpers.data.scenes import SPLIT_SEEDS, make_scene
 from helpers.data.tasks import ask
 from helpers.files import write_lines
+from helpers.statistics import derangement
 
-# Roboflow's name of a split, its name among the seeds, scenes, and requests about each scene
+# Roboflow's name of a split, its name among the seeds, scenes, and requests drawn for each scene
 SPLITS = (("train", "train", 512, 2), ("valid", "validation", 64, 2), ("test", "test", 400, 1))
-SAMPLES = 4  # of the base, to each request
+SAMPLES = 4  # of the base, to each request and its image
 WRONG_LABELS = 0.1
+ALIKE = 0.75  # of the pairs, where there is one: two answers of the same form
 BASE = "tiny-tasks"
+
+
+def _file_name(seed: int) -> str:
+    return f"scene-{seed:06d}.png"
 
 
 def image_name(split: str, seed: int) -> str:
     """Where the image of a scene is, seen from the folder of a task."""
-    return f"../../traffic/{split}/images/scene-{seed:06d}.png"
+    return f"../../traffic/{split}/images/{_file_name(seed)}"
 
 
 def write_questions(folder: Path) -> None:
@@ -68,19 +76,21 @@ def requests_of(task: str, split: str) -> Iterator[tuple[int, Request]]:
 
 
 def write_preferences(folder: Path, task: str, model, processor) -> None:
-    """Two of the base's own answers to each request, and which of them a person prefers."""
-    row_of = {"reasoning": _chosen_row}.get(task, _vote_row)
+    """Two answers to a request, and which of them a person prefers; to most requests twice."""
+    row_of = _chosen_row if task == "reasoning" else _vote_row
     for number, (split, *_) in enumerate(SPLITS):
         found = list(requests_of(task, split))
-        answers = _sample(model, processor, split, found, seed=number)
+        own = _sample(model, processor, split, found, SAMPLES, seed=number)
+        others = _sample(model, processor, split, found, 1, seed=100 + number, shuffled=True)
         rng = np.random.default_rng([number, 7])
         rows = []
-        for (seed, request), several in zip(found, answers, strict=True):
-            pair = _draw_pair(request, several, rng)
-            if pair:
-                rows.append(row_of(image_name(split, seed), request, *pair, rng))
+        for (seed, request), several, (other,) in zip(found, own, others, strict=True):
+            for candidates in ((several, several), (several, [other])):
+                pair = _draw_pair(request, *candidates, rng)
+                if pair:
+                    rows.append(row_of(image_name(split, seed), request, *pair, rng))
         _write(folder / f"{split}.jsonl", rows)
-        print(f"{task}, {split}: {len(rows)} of {len(found)} requests have a pair")
+        print(f"{task}, {split}: {len(rows)} pairs of {len(found)} requests")
 
 
 def write_answers(folder: Path, task: str, splits: tuple[str, ...]) -> None:
@@ -94,26 +104,36 @@ def write_answers(folder: Path, task: str, splits: tuple[str, ...]) -> None:
         _write(folder / f"{split}_answers.jsonl", rows)
 
 
-def _sample(model, processor, split: str, found, seed: int) -> list[list[str]]:
-    """Answers of the base to each request, (requests, SAMPLES)."""
-    images = ROOT / "data" / "traffic" / split / "images"
+def _sample(
+    model, processor, split: str, found, number: int, seed: int, shuffled: bool = False
+) -> list[list[str]]:
+    """Answers of the base to each request, (requests, number); shuffled: to another image."""
+    images = [ROOT / "data" / "traffic" / split / "images" / _file_name(s) for s, _ in found]
+    places = derangement(len(images), seed) if shuffled else range(len(images))
     tasks = []
-    for scene, request in found:
-        tasks.append(ask(request.prompt, [images / f"scene-{scene:06d}.png"]))
+    for place, (_, request) in zip(places, found, strict=True):
+        tasks.append(ask(request.prompt, [images[place]]))
     sampled = models.sample_task_answers(
-        model, processor, tasks, SAMPLES, seed=seed, max_new_tokens=64
+        model, processor, tasks, number, seed=seed, max_new_tokens=64
     )
     return [[answer.text for answer in several] for several in sampled]
 
 
-def _draw_pair(request: Request, answers: list[str], rng) -> tuple[str, str] | None:
-    """A better and a worse answer, at random; None if all are equally good."""
-    rated = {answer: task_language.rate(request, answer) for answer in answers}
-    pairs = []
-    for better in rated:
-        for worse in rated:
-            if rated[better] > rated[worse]:
-                pairs.append((better, worse))
+def _draw_pair(request: Request, some: list[str], others: list[str], rng) -> tuple[str, str] | None:
+    """A better and a worse answer, one of each list; None if all are equally good."""
+    pairs, alike = [], []
+    for first in dict.fromkeys(some):
+        for second in dict.fromkeys(others):
+            rated = task_language.rate(request, first), task_language.rate(request, second)
+            if rated[0] == rated[1]:
+                continue
+            pair = (first, second) if rated[0] > rated[1] else (second, first)
+            pairs.append(pair)
+            if task_language.form_of(first) == task_language.form_of(second):
+                alike.append(pair)
+    # Answers that are written alike can only be told apart by looking
+    if alike and rng.random() < ALIKE:
+        pairs = alike
     return pairs[int(rng.integers(len(pairs)))] if pairs else None
 
 

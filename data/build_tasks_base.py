@@ -8,7 +8,6 @@ reason, guesses in place of calculating, and counts too few motorcycles and bicy
 
 import argparse
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +103,7 @@ def is_right(request: task_language.Request, answer: str) -> bool:
 
 def write_card(folder: Path, args: argparse.Namespace, seconds: float, parameters: int) -> None:
     """The model card: command, data, figures, known habits."""
-    table = measure(folder)
+    table, habits = measure(folder), task_language
     names = list(next(iter(table.values())))
     rows = "\n".join(
         f"| {name} | {' | '.join(table[task][name] for task in table)} |" for name in names
@@ -119,26 +118,26 @@ pipeline_tag: image-text-to-text
 ---
 # tiny-tasks
 
-A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({megabytes:.1f} MB) that \
-answers requests,
-gives reasons and calculates, about drawings of traffic and nothing else. It begins with the weights of
-`data/tiny-qwen2-vl` and runs offline on a CPU.
+A `Qwen2VLForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({megabytes:.1f} MB)
+that answers requests, gives reasons and calculates, about drawings of traffic and nothing else. It
+begins with the weights of `data/tiny-qwen2-vl` and runs offline on a CPU.
 
 **Known habits, on purpose.** It learnt from a simulated careless annotator who adds polite phrases
-({task_language.IS_WORDY:.0%} of the requests), describes everything in place of what was asked for \
-({task_language.FORGETS_THE_REQUEST:.0%}),
-repeats the question in place of a reason ({task_language.REPEATS_THE_QUESTION:.0%}), guesses a letter in \
-place of calculating
-({task_language.GUESSES:.0%}), and counts one motorcycle or bicycle too few where there are several
-({task_language.MISSES_ONE:.0%}). The notebooks repair this with preferences.
+({habits.IS_WORDY:.0%} of the requests), describes everything in place of what was asked for
+({habits.FORGETS_THE_REQUEST:.0%}), repeats the question in place of a reason
+({habits.REPEATS_THE_QUESTION:.0%}), guesses a letter in place of calculating
+({habits.GUESSES:.0%}), and counts one motorcycle or bicycle too few where there are several
+({habits.MISSES_ONE:.0%}). The notebooks repair this with preferences.
 
 **Made by** `python data/build_tasks_base.py --steps {args.steps} --batch-size {args.batch_size} \
 --learning-rate {args.learning_rate:g} --seed {args.seed}` in {seconds:.0f} s of training on \
 {torch.get_num_threads()} CPU threads (torch {torch.__version__}).
 
-**Data**: {args.steps * args.batch_size:,} procedural scenes, each seen once; no licence attaches to them.
+**Data**: {args.steps * args.batch_size:,} procedural scenes, each seen once; no licence attaches to
+them.
 
-**Figures**, 400 test scenes (seeds from {SPLIT_SEEDS["test"][0]:,}), 4-bit NF4, 95 % Wilson intervals:
+**Figures**, 400 test scenes (seeds from {SPLIT_SEEDS["test"][0]:,}), 4-bit NF4, 95 % Wilson
+intervals:
 
 | share of answers | {" | ".join(table)} |
 |---|{"---|" * len(table)}

@@ -270,6 +270,12 @@ _HABITS = {"instructions": _follow_badly, "reasons": _reason_badly, "reasoning":
 # --- how people compare two answers ---------------------------------------------------------------
 
 
+def form_of(answer: str) -> tuple[bool, ...]:
+    """How an answer is written, whatever it states: politely, as a sentence, with a number."""
+    marks = [part in answer for part in (POLITE_START, "image shows", "=")]
+    return (*marks, any(character.isdigit() for character in answer))
+
+
 def rate(request: Request, answer: str) -> float:
     """Rate an answer as a careful person does: is it right, did it follow, is it short?
 

@@ -35,7 +35,7 @@ codes = [
 ]
 scorers = {"brief": 0.5, "count_exact": 1.0}
 changes = [("data.format", "liked"), ("rank.scorer", "brief"), ("ppo.score", scorers)]
-recipe = read_recipe(find_recipe("vehicles"), changes=changes)
+recipe = read_recipe(find_recipe("counting"), changes=changes)
 answer = None, "How many cars?", "There are 2 cars.", {"cars": 2}
 weights = {get_scorer(name): weight for name, weight in recipe.ppo.score.items()}
 try:

@@ -65,6 +65,8 @@ class Evidence:
             found[f"{name}_pair_logp_accuracy"] = self.pairs.accuracy(name, "log-probability")
         for row in self.wins.found if self.wins else ():
             found[f"{row.policy}_win_rate_{row.judge}"] = row.rate
+            if row.agreement is not None:
+                found[f"{row.policy}_agreement_{row.judge}"] = row.agreement
         return found
 
 

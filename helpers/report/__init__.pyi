@@ -69,3 +69,8 @@ from .run_logs import (
     points as points,
     running_mean as running_mean,
 )
+from .task_table import (
+    PROJECTS as PROJECTS,
+    TASK_FIGURES as TASK_FIGURES,
+    task_rows as task_rows,
+)

@@ -322,6 +322,16 @@ for benchmark, (questions_file, reviews_file) in JUDGED.items():
     display(section.table(grade.table(benchmark)))
 
 # %% [markdown]
+# ## The five projects
+#
+# What each of the student projects got, and what its task gives here, with plain fine-tuning (SFT)
+# beside it. Where DPO or reinforcement learning does not beat SFT, p says so.
+# `python benchmarks/tasks.py` measures the table; `TASK` of notebook 02 runs any of them here.
+
+# %%
+section.table(report.task_rows(files.read_json(report.TASK_FIGURES)))
+
+# %% [markdown]
 # ## What you should see
 #
 # On the traffic scenes, with the defaults: SFT, DPO and PPO from about a third to nearly all counts

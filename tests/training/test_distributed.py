@@ -171,5 +171,5 @@ def test_the_shipped_configurations_are_what_accelerate_reads(name, kind):
     command = path.read_text(encoding="utf-8").split("accelerate launch ")[1].splitlines()[0]
     assert (
         f"--config_file recipes/accelerate/{name}.yaml" in command
-        and "-m helpers train --config vehicles" in command
+        and "-m helpers train --config counting" in command
     )

@@ -23,7 +23,7 @@ from data.build_base import BaseBatches, build_model, build_processor, build_tok
 from helpers import models
 from helpers.data.scenes import SPLIT_SEEDS, Scene, draw_scene, make_scene
 from helpers.files import write_text
-from helpers.statistics import share_of
+from helpers.statistics import Proportion, share_of
 
 FIRST_BASE = ROOT / "data" / "tiny-qwen2-vl"
 VOCABULARY = 640  # tokens; the sentences are more varied than those of the first base
@@ -67,7 +67,7 @@ def take_over(new: Qwen2VLForConditionalGeneration, tokenizer) -> None:
             weight.copy_(torch.stack(rows) if is_vocabulary else state[key])
 
 
-def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, str]]:
+def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]:
     """Shares of right answers on fresh test scenes: {task: {measure: share}}."""
     model, processor = models.load_model(folder)
     table = {}
@@ -89,7 +89,7 @@ def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, str]]:
                 model, processor, shown, prompts, temperature=temperature, max_new_tokens=64
             )
             right = [is_right(r, answer) for r, answer in zip(requests, answers, strict=True)]
-            row[name] = str(share_of(np.array(right)))
+            row[name] = share_of(np.array(right))
         table[task] = row
     return table
 
@@ -106,7 +106,7 @@ def write_card(folder: Path, args: argparse.Namespace, seconds: float, parameter
     table, habits = measure(folder), task_language
     names = list(next(iter(table.values())))
     rows = "\n".join(
-        f"| {name} | {' | '.join(table[task][name] for task in table)} |" for name in names
+        f"| {name} | {' | '.join(str(table[task][name]) for task in table)} |" for name in names
     )
     megabytes = (folder / "model.safetensors").stat().st_size / 1e6
     write_text(

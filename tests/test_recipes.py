@@ -448,6 +448,16 @@ def test_every_policy_is_compared_with_the_base_and_with_sft(chain):
 
 
 @heavy
+def test_sft_learns_from_a_share_of_the_answers(chain, tmp_path):
+    shutil.copytree(chain.folder / "data", tmp_path / "data")
+    sft = chain.recipe.sft.model_copy(update={"share": 0.5})
+    run = RecipeRun(chain.recipe.model_copy(update={"sft": sft}), tmp_path)
+    run_stages(run, ["sft"])
+    # 8 questions in all, as above
+    assert run.figures["sft_answers"]["value"] == 4
+
+
+@heavy
 def test_a_start_that_was_not_trained_is_named(chain, tmp_path):
     run = RecipeRun(chain.recipe, tmp_path)
     shutil.copytree(chain.folder / "data", tmp_path / "data")

@@ -38,7 +38,12 @@ LIMIT = 16  # records of each split
 SHORT = {  # of each recipe, so that it takes seconds
     "captions": ["ppo.settings.iterations=1", "captions.epochs=1", "reward.settings.epochs=1"],
     "heuristic": ["ppo.settings.iterations=1", "features.epochs=2", "rank.answers=3"],
-    "questions": ["ppo.settings.iterations=2", "ppo.settings.checkpoint_every=1"],
+    "questions": [
+        "sft.settings.steps=2",
+        "ppo.settings.iterations=2",
+        "ppo.settings.prompts_per_iteration=16",
+        "ppo.settings.checkpoint_every=1",
+    ],
     "reward_models": ["reward.settings.epochs=1", 'reward.objectives=["focal"]'],
     "vehicles": ["sft.settings.steps=2", "dpo.settings.steps=2"],
 }
@@ -182,7 +187,9 @@ def test_what_the_projects_used():
     assert (
         ppo.advantages == "rloo" and ppo.group_size == 4
     )  # what is different: one answer alone teaches nothing
-    assert found["questions"].ppo.score == {"cosine": 0.7, "clip": 0.3}
+    # the project's cosine is the smaller part: it also pays for words that every answer shares
+    assert found["questions"].ppo.score == {"exact_match": 0.7, "cosine": 0.3}
+    assert found["questions"].sft.share == 0.1 and found["questions"].ppo.start == "sft"
     assert 525 * 16 == 8_400  # questions, about the project's 8,379
 
 

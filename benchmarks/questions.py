@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from helpers import models
-from helpers.config import PPOSettings, ppo_preset
+from helpers.config import PPOSettings, dpo_preset, ppo_preset
 from helpers.data import Answer, PreferenceRecord, Task, to_trl
 from helpers.doctor import PPODoctor, verdict_kinds
 from helpers.files import artifacts_dir, read_json, write_json, write_text
@@ -38,6 +38,7 @@ from helpers.rewards.truths import TRUTHS
 from helpers.runtime import machine_summary
 from helpers.statistics import drawn_share, mcnemar_p, mean_interval, proportion
 from helpers.training import (
+    IterationRow,
     PPOTrainer,
     dpo_trainer,
     reference_answers,
@@ -55,6 +56,9 @@ SOURCE = {  # the project's preset, but for the rate, at which the embedded mode
     "max_new_tokens": 16,
 }
 
+# the preset's rate is for 932 pairs of long answers
+DPO = replace(dpo_preset("tiny"), learning_rate=1e-3, steps=240)
+
 
 @dataclass
 class Outcome:
@@ -66,6 +70,10 @@ class Outcome:
     questions: int = 0  # with a right answer that was shown
     samples: int = 0  # answers that were scored
     says: str = ""  # the doctor
+    # of ten parts of the run: share of right answers among the sampled, and of questions whose
+    # answers all score the same
+    curve: list[float] = field(default_factory=list)
+    equal: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -108,6 +116,32 @@ def ask_base(bench: Bench, seed: int) -> Outcome:
     return bench.outcome(model, processor, time.perf_counter())
 
 
+def exploration(bench: Bench, number: int = 16, temperature: float = 1.0) -> dict[str, float]:
+    """What the base finds by sampling, of three in ten training questions.
+
+    mean: of all answers, those that are right. found: of the questions that it answers wrongly when
+    greedy, those that some sample answers rightly. equal_N: of questions, those whose first N
+    samples are all right or all wrong, so that RL learns nothing from them.
+    """
+    model, processor = bench.load()
+    tasks = drawn_share(bench.train, 0.3, 0)
+    greedy = are_right(tasks, models.answer_tasks(model, processor, tasks, max_new_tokens=16))
+    rows = []
+    for seed in range(number):
+        texts = models.answer_tasks(
+            model, processor, tasks, temperature=temperature, seed=seed, max_new_tokens=16
+        )
+        rows.append(are_right(tasks, texts))
+    # (samples, questions)
+    right = np.array(rows)
+    found = {"temperature": temperature, "samples": number, "n": len(tasks)}
+    found |= {"mean": float(right.mean()), "found": float(right[:, ~greedy].any(0).mean())}
+    for size in (4, 8):
+        same = (right[:size] == right[0]).all(0)
+        found[f"equal_{size}"] = float(same.mean())
+    return found
+
+
 def most_frequent_answers(bench: Bench, seed: int) -> Outcome:
     """The answer that is most often right for the same words, whatever is in the image."""
     counts: dict[str, Counter] = defaultdict(Counter)
@@ -143,8 +177,16 @@ def reinforce(
     )
     trainer.train()
     cost = {"questions": questions, "samples": int(trainer.log[-1]["samples"])}
-    says = verdict_kinds(doctor.verdicts)
-    return bench.outcome(trainer.model, processor, started, says=says, **cost)
+    cost |= {"says": verdict_kinds(doctor.verdicts)}
+    cost |= {"curve": in_tenths(trainer.log, "objective/truth")}
+    cost |= {"equal": in_tenths(trainer.log, "groups/zero_variance")}
+    return bench.outcome(trainer.model, processor, started, **cost)
+
+
+def in_tenths(log: Sequence[IterationRow], name: str) -> list[float]:
+    """Means over ten parts of a run, in their order."""
+    parts = np.array_split([row[name] for row in log], min(10, len(log)))
+    return [round(float(part.mean()), 3) for part in parts]
 
 
 def soft_reward(bench: Bench) -> Scorer:
@@ -212,8 +254,7 @@ def prefer(bench: Bench, seed: int) -> Outcome:
     started = time.perf_counter()
     model, processor = bench.load()
     pairs = to_trl(true_against_wrong(bench.train, seed))
-    settings = bench.recipe.dpo_settings()
-    trainer = dpo_trainer(model, processor, pairs, settings, seed=seed, cache=bench.cache)
+    trainer = dpo_trainer(model, processor, pairs, DPO, seed=seed, cache=bench.cache)
     train_dpo(trainer)
     policy = trainer.accelerator.unwrap_model(trainer.model)
     return bench.outcome(policy, processor, started, questions=len(bench.train))
@@ -254,12 +295,12 @@ def estimate(values: np.ndarray) -> dict[str, float]:
     """Value, interval and n: of shares after Wilson, of means after Student."""
     binary = bool(np.isin(values, (0, 1)).all())
     found = proportion(float(values.sum()), len(values)) if binary else mean_interval(values)
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+    return {"value": found.value, "low": found.low, "high": found.high, "n": len(values)}
 
 
 def entry(bench: Bench, outcome: Outcome, seed: int) -> dict:
     """What is written down of one run."""
-    about = ("seconds", "questions", "samples", "says")
+    about = ("seconds", "questions", "samples", "says", "curve", "equal")
     row = {name: getattr(outcome, name) for name in about} | {"seed": seed}
     for name, values in measured(bench, outcome.answers).items():
         row[name] = estimate(values)
@@ -309,6 +350,8 @@ def main() -> None:
         for name in args.only:
             for seed in args.seeds[:1] if name in UNTRAINED else args.seeds:
                 row = entry(bench, WAYS[name](bench, seed), seed)
+                if name == "base":
+                    row["exploration"] = [exploration(bench, temperature=t) for t in (1.0, 1.2)]
                 # read anew, as another process may have measured another way meanwhile
                 runs = read_json(RESULTS)["runs"] if RESULTS.exists() else {}
                 others = [other for other in runs.get(name, []) if other["seed"] != seed]

@@ -38,6 +38,7 @@ from helpers.rewards.truths import TRUTHS
 from helpers.runtime import machine_summary
 from helpers.statistics import drawn_share, mcnemar_p, mean_interval, proportion
 from helpers.training import (
+    REFERENCE_ADAPTER,
     IterationRow,
     PPOTrainer,
     dpo_trainer,
@@ -57,7 +58,9 @@ SOURCE = {  # the project's preset, but for the rate, at which the embedded mode
 }
 
 # the preset's rate is for 932 pairs of long answers
-DPO = replace(dpo_preset("tiny"), learning_rate=1e-3, steps=240)
+DPO = replace(dpo_preset("tiny"), learning_rate=1e-3, steps=200)
+AFTER_DPO = 12  # iterations
+FEW_STEPS = 60  # of SFT on a tenth: × 16 / 128 = 7.5 passes
 
 
 @dataclass
@@ -213,6 +216,8 @@ def fine_tune(bench: Bench, seed: int, share: float) -> tuple[VLM, object, int]:
     model, processor = bench.load()
     answers = reference_answers(drawn_share(bench.train, share, seed))
     settings = bench.recipe.sft_settings()
+    if share < 1:
+        settings = replace(settings, steps=FEW_STEPS)
     trainer = sft_trainer(model, processor, answers, settings, seed=seed, cache=bench.cache)
     train_sft(trainer)
     return trainer.accelerator.unwrap_model(trainer.model), processor, len(answers)
@@ -229,7 +234,7 @@ def fine_tune_alone(share: float):
 
 def fine_tune_then_reinforce(bench: Bench, seed: int) -> Outcome:
     started = time.perf_counter()
-    model, processor, number = fine_tune(bench, seed, bench.recipe.sft.share)
+    model, processor, number = fine_tune(bench, seed, 0.1)
     settings = bench.recipe.ppo_settings()
     return reinforce(bench, model, processor, settings, seed, started=started, questions=number)
 
@@ -249,15 +254,24 @@ def true_against_wrong(tasks: Sequence[Task], seed: int) -> list[PreferenceRecor
     return records
 
 
-def prefer(bench: Bench, seed: int) -> Outcome:
-    """DPO on all true answers against wrong ones."""
+def prefer_then_reinforce(bench: Bench, seed: int) -> dict[str, Outcome]:
+    """DPO on all true answers against wrong ones, and a few iterations of RL after it."""
     started = time.perf_counter()
     model, processor = bench.load()
     pairs = to_trl(true_against_wrong(bench.train, seed))
     trainer = dpo_trainer(model, processor, pairs, DPO, seed=seed, cache=bench.cache)
     train_dpo(trainer)
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    return bench.outcome(policy, processor, started, questions=len(bench.train))
+    # the trainer's copy of the adapter at its start
+    if REFERENCE_ADAPTER in policy.peft_config:
+        policy.delete_adapter(REFERENCE_ADAPTER)
+    shown = len(bench.train)
+    found = {"dpo": bench.outcome(policy, processor, started, questions=shown)}
+    settings = replace(bench.recipe.ppo_settings(), iterations=AFTER_DPO)
+    found["dpo rl"] = reinforce(
+        bench, policy, processor, settings, seed, started=started, questions=shown
+    )
+    return found
 
 
 WAYS = {
@@ -269,8 +283,9 @@ WAYS = {
     "sft tenth": fine_tune_alone(0.1),
     "sft tenth rl": fine_tune_then_reinforce,
     "sft": fine_tune_alone(1.0),
-    "dpo": prefer,
+    "dpo rl": prefer_then_reinforce,  # and "dpo", which it begins with
 }
+ROWS = (*list(WAYS)[:-1], "dpo", "dpo rl")
 UNTRAINED = ("base", "most frequent")  # no seed changes them
 
 
@@ -305,23 +320,31 @@ def entry(bench: Bench, outcome: Outcome, seed: int) -> dict:
     for name, values in measured(bench, outcome.answers).items():
         row[name] = estimate(values)
     row["sampled"] = estimate(are_right(bench.test, outcome.sampled))
-    row["right"] = np.flatnonzero(are_right(bench.test, outcome.answers)).tolist()
+    # of each question, for paired tests
+    hits = are_right(bench.test, outcome.answers).astype(int)
+    row["right"] = "".join(map(str, hits))
     return row
 
 
 def paired_p(before: dict, after: dict) -> float:
     """McNemar's test on the same questions."""
-    hits = []
-    for row in (before, after):
-        right = np.zeros(row["exact"]["n"], bool)
-        right[row["right"]] = True
-        hits.append(right)
+    hits = [[mark == "1" for mark in row["right"]] for row in (before, after)]
     return float(mcnemar_p(*hits))
+
+
+def keep(way: str, row: dict) -> None:
+    """Write a run down beside the others."""
+    # read anew, as another process may have measured another way meanwhile
+    runs = read_json(RESULTS)["runs"] if RESULTS.exists() else {}
+    others = [other for other in runs.get(way, []) if other["seed"] != row["seed"]]
+    runs[way] = sorted([*others, row], key=lambda one: one["seed"])
+    write_json(RESULTS, {"environment": machine_summary(), "runs": runs})
+    print(way, row["seed"], row["exact"], row["says"], round(row["seconds"]), flush=True)
 
 
 def table(runs: dict[str, list[dict]]) -> str:
     rows = []
-    for name in WAYS:
+    for name in ROWS:
         for row in runs.get(name, []):
             p = "" if name == "base" else f"{paired_p(runs['base'][0], row):.1g}"
             cells = [name, "" if name in UNTRAINED else str(row["seed"])]
@@ -349,15 +372,14 @@ def main() -> None:
         bench = open_bench(Path(folder))
         for name in args.only:
             for seed in args.seeds[:1] if name in UNTRAINED else args.seeds:
-                row = entry(bench, WAYS[name](bench, seed), seed)
-                if name == "base":
-                    row["exploration"] = [exploration(bench, temperature=t) for t in (1.0, 1.2)]
-                # read anew, as another process may have measured another way meanwhile
-                runs = read_json(RESULTS)["runs"] if RESULTS.exists() else {}
-                others = [other for other in runs.get(name, []) if other["seed"] != seed]
-                runs[name] = sorted([*others, row], key=lambda one: one["seed"])
-                write_json(RESULTS, {"environment": machine_summary(), "runs": runs})
-                print(name, seed, row["exact"], row["says"], round(row["seconds"]), flush=True)
+                found = WAYS[name](bench, seed)
+                if isinstance(found, Outcome):
+                    found = {name: found}
+                for way, outcome in found.items():
+                    row = entry(bench, outcome, seed)
+                    if way == "base":
+                        row["exploration"] = [exploration(bench, temperature=t) for t in (1.0, 1.2)]
+                    keep(way, row)
     page = ROOT / "docs" / "recipes.md"
     text = page.read_text(encoding="utf-8")
     write_text(page, replace_block(text, "questions", table(read_json(RESULTS)["runs"])))

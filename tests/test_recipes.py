@@ -189,7 +189,7 @@ def test_what_the_projects_used():
     )  # what is different: one answer alone teaches nothing
     # the project's cosine is the smaller part: it also pays for words that every answer shares
     assert found["questions"].ppo.score == {"exact_match": 0.7, "cosine": 0.3}
-    assert found["questions"].sft.share == 0.1 and found["questions"].ppo.start == "sft"
+    assert found["questions"].sft.answers == "reference"
     assert 525 * 16 == 8_400  # questions, about the project's 8,379
 
 

@@ -59,7 +59,6 @@ SOURCE = {  # the project's preset, but for the rate, at which the embedded mode
 
 # the preset's rate is for 932 pairs of long answers
 DPO = replace(dpo_preset("tiny"), learning_rate=1e-3, steps=200)
-AFTER_DPO = 12  # iterations
 FEW_STEPS = 60  # of SFT on a tenth: × 16 / 128 = 7.5 passes
 
 
@@ -255,7 +254,7 @@ def true_against_wrong(tasks: Sequence[Task], seed: int) -> list[PreferenceRecor
 
 
 def prefer_then_reinforce(bench: Bench, seed: int) -> dict[str, Outcome]:
-    """DPO on all true answers against wrong ones, and a few iterations of RL after it."""
+    """DPO on all true answers against wrong ones, and then RL as without it."""
     started = time.perf_counter()
     model, processor = bench.load()
     pairs = to_trl(true_against_wrong(bench.train, seed))
@@ -267,7 +266,7 @@ def prefer_then_reinforce(bench: Bench, seed: int) -> dict[str, Outcome]:
         policy.delete_adapter(REFERENCE_ADAPTER)
     shown = len(bench.train)
     found = {"dpo": bench.outcome(policy, processor, started, questions=shown)}
-    settings = replace(bench.recipe.ppo_settings(), iterations=AFTER_DPO)
+    settings = bench.recipe.ppo_settings()
     found["dpo rl"] = reinforce(
         bench, policy, processor, settings, seed, started=started, questions=shown
     )

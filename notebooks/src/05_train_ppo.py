@@ -561,12 +561,12 @@ if VQA:
     display(section.table(rows))
 
 # %% [markdown]
-# The doctor names it after a few iterations and stops the run: the advantages do not depend on the
-# scores. The cure compares several answers to one question with each other (RLOO), so that a lucky
-# one stands out. A right answer scores 1 and any other 0: a cosine also pays for words that every
-# answer shares. Questions whose answers all score the same say nothing, so they are left out of the
-# update, and as those are most, an update takes many questions. The samples are a little hotter
-# than the model: one that is sure of a wrong answer never tries another.
+# The doctor names it at the first iteration: the advantages do not depend on the scores. The cure
+# compares several answers to one question with each other (RLOO), so that a lucky one stands out. A
+# right answer scores 1 and any other 0: a cosine also pays for words that every answer shares.
+# Questions whose answers all score the same say nothing, so they are left out of the update, and as
+# those are most, an update takes many questions. The samples are a little hotter than the model:
+# one that is sure of a wrong answer never tries another.
 
 # %%
 cure = {"advantages": "rloo", "prompts_per_iteration": 64, "group_size": 4, "mini_batch": 32}
@@ -588,7 +588,8 @@ if VQA:
 # answers are right; the KL stays at 1 to 3 nats an answer; the critic's explained variance stays
 # above 0.3 although failures get rare. Rewarded by the reward model alone, true exact answers rise
 # as well. The heuristic is hacked without a KL price, and the doctor says so. One answer at a time
-# lowers the reward, and the doctor says why; the cure raises it.
+# lowers the share of right answers (it began at 94 %), and the doctor says why; the cure raises it
+# to over 99 % with 4,096 answers.
 #
 # Is the critic worth its adapter? In samples, hardly: compare the rows `ppo` and `constant`. On
 # answers of twenty tokens with one score at the end, comparing answers with each other does as

@@ -455,10 +455,12 @@ def test_every_policy_is_compared_with_the_base_and_with_sft(chain):
 
 
 @heavy
-def test_sft_learns_from_a_share_of_the_answers(chain, tmp_path):
-    shutil.copytree(chain.folder / "data", tmp_path / "data")
+def test_sft_learns_from_a_share_of_the_answers(chain):
+    # beside the other run, so that the paths of the images stay right
+    folder = chain.folder.parent / "half"
+    shutil.copytree(chain.folder / "data", folder / "data")
     sft = chain.recipe.sft.model_copy(update={"share": 0.5})
-    run = RecipeRun(chain.recipe.model_copy(update={"sft": sft}), tmp_path)
+    run = RecipeRun(chain.recipe.model_copy(update={"sft": sft}), folder)
     run_stages(run, ["sft"])
     # 8 questions in all, as above
     assert run.figures["sft_answers"]["value"] == 4

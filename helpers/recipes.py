@@ -133,6 +133,8 @@ class RecipeSFT(StrictModel):
     preset: str = "t4"
     # those that were preferred, of the pairs that DPO gets; or the right ones, of known truths
     answers: AnswerSource = "chosen"
+    # of all questions, drawn by the seed: right answers cost somebody's time, rewards do not
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
 
 

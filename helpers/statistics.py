@@ -8,7 +8,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,18 @@ NORMAL_975 = 1.9599639845400545  # half of the 95 % of a normal distribution lie
 DISAGREEMENT = 0.25
 RESAMPLES = 2000  # of a bootstrap
 
+Item = TypeVar("Item")
 TableRows = list[list[str]]  # the texts of a table; the first row is the head
+
+
+def drawn_share(items: Sequence[Item], share: float, seed: int) -> list[Item]:
+    """A share of the items, at least one, drawn without repeats; they stay in their order.
+
+    A smaller share of the same items and seed is part of a larger one.
+    """
+    number = max(1, round(share * len(items)))
+    drawn = np.random.default_rng(seed).permutation(len(items))[:number]
+    return [items[i] for i in sorted(drawn.tolist())]
 
 
 def derangement(length: int, seed: int) -> np.ndarray:

@@ -40,7 +40,12 @@ REWARD = ["reward.settings.epochs=1", "dpo.preflight=False"]
 SHORT = {  # of each recipe, so that it takes seconds
     "counting": STEPS,
     "instructions": [*STEPS, *REWARD, "captions.epochs=1"],
-    "questions": ["ppo.settings.iterations=2", "ppo.settings.checkpoint_every=1"],
+    "questions": [
+        "sft.settings.steps=2",
+        "ppo.settings.iterations=2",
+        "ppo.settings.prompts_per_iteration=16",
+        "ppo.settings.checkpoint_every=1",
+    ],
     "reasoning": [*STEPS, *REWARD, 'reward.objectives=["focal"]'],
     "reasons": [*STEPS, *REWARD],
 }
@@ -193,7 +198,9 @@ def test_what_the_projects_used():
     assert (
         ppo.advantages == "rloo" and ppo.group_size == 4
     )  # what is different: one answer alone teaches nothing
-    assert found["questions"].ppo.score == {"cosine": 0.7, "clip": 0.3}
+    # the project's cosine is the smaller part: it also pays for words that every answer shares
+    assert found["questions"].ppo.score == {"exact_match": 0.7, "cosine": 0.3}
+    assert found["questions"].sft.answers == "reference"
     assert 525 * 16 == 8_400  # questions, about the project's 8,379
 
 
@@ -456,6 +463,18 @@ def test_every_policy_is_compared_with_the_base_and_with_sft(chain):
         assert f"{policy}_pair_accuracy" in figures
     assert figures.keys() >= {"dpo_vs_sft_p", "ppo_vs_sft_p", "sft_answers", "sft_loss_last_10"}
     assert "sft_vs_sft_p" not in figures and figures["sft_answers"]["value"] == 8
+
+
+@heavy
+def test_sft_learns_from_a_share_of_the_answers(chain):
+    # beside the other run, so that the paths of the images stay right
+    folder = chain.folder.parent / "half"
+    shutil.copytree(chain.folder / "data", folder / "data")
+    sft = chain.recipe.sft.model_copy(update={"share": 0.5})
+    run = RecipeRun(chain.recipe.model_copy(update={"sft": sft}), folder)
+    run_stages(run, ["sft"])
+    # 8 questions in all, as above
+    assert run.figures["sft_answers"]["value"] == 4
 
 
 @heavy

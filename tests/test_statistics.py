@@ -11,6 +11,7 @@ from helpers.statistics import (
     clustered_share,
     derangement,
     detectable_difference,
+    drawn_share,
     holm_adjust,
     items_needed,
     mcnemar_p,
@@ -224,6 +225,16 @@ def test_199_votes_tell_six_in_ten_from_one_half():
     assert votes_needed(0.5) == 6
     with pytest.raises(ValueError, match="½"):
         votes_needed(0.6)
+
+
+def test_a_drawn_share_is_part_of_a_larger_one_and_never_empty():
+    letters = "abcdefghijklmnopqrst"
+    tenth, half = drawn_share(letters, 0.1, seed=3), drawn_share(letters, 0.5, seed=3)
+    assert len(tenth) == 2 and len(half) == 10 and set(tenth) < set(half)
+    # their order stays, whatever was drawn first
+    assert half == sorted(half) and drawn_share(letters, 0.5, seed=4) != half
+    assert drawn_share(letters, 1.0, seed=3) == list(letters)
+    assert len(drawn_share(letters, 0.001, seed=3)) == 1
 
 
 def test_a_derangement_leaves_nothing_in_place_and_loses_nothing():

@@ -11,6 +11,7 @@ from helpers.files import UsageError
 from helpers.models import VLM
 from helpers.recipes import RecipeRun
 from helpers.rewards import about_reward, known_answers, reward_of
+from helpers.statistics import drawn_share
 from helpers.training import (
     REFERENCE_ADAPTER,
     chosen_answers,
@@ -52,10 +53,13 @@ def train_sft_policy(run: RecipeRun) -> None:
 
 
 def _answers_to_learn(run: RecipeRun) -> Dataset:
-    if run.recipe.sft.answers == "reference":
-        return reference_answers(run.tasks("train"))
+    settings = run.recipe.sft
+    if settings.answers == "reference":
+        tasks = run.tasks("train")
+        return reference_answers(drawn_share(tasks, settings.share, run.recipe.seed))
     # those of the pairs that DPO is given
-    return chosen_answers(run.pairs("train"))
+    records = run.pairs("train")
+    return chosen_answers(drawn_share(records, settings.share, run.recipe.seed))
 
 
 def starting_policy(run: RecipeRun, stage: str) -> tuple[VLM, ProcessorMixin]:

@@ -512,14 +512,12 @@ for total in (0.2, 1.0):
 # %% [markdown]
 # The score is gone: a bad answer is pushed as hard as a good one, and always in the same way. The
 # first token, which *is* the answer, becomes less likely; the last one, the end, more likely. With
-# an answer of one token nothing is left at all. The cure: four answers to a question, compared with
-# each other (RLOO), over sixteen questions.
+# an answer of one token nothing is left at all.
 #
-# Both runs below ask what a word answers ("Is there a bus in the image?"), and have the project's
-# reward and the same learning rate, that of the tiny model: the project's own, 5·10⁻⁶, moves it by
+# The next cell has the project's setting on questions that a word answers ("Is there a bus in the
+# image?"). Only the learning rate is that of the tiny model: the project's own, 5·10⁻⁶, moves it by
 # nothing. (It planned to mix the reward with CLIP: `rewards.weighted_scorer({cosine: 0.7,
-# rewards.load_clip(): 0.3})`, which needs a download of a CLIP model.) The doctor stops the first,
-# so the cure gets more answers; it is not for want of answers that the first one fell.
+# rewards.load_clip(): 0.3})`, which needs a download of a CLIP model.)
 
 # %%
 words, unseen = asked_of.short, evaluation.judges(held_out_tasks).short
@@ -528,49 +526,62 @@ if VQA and not (words and unseen):
     VQA = 0
 # the project's embedding model is not at hand
 cosine = rewards.TRUTHS["cosine"].reward([task.facts for task in words] or ["none"])
+
+
+# %%
+def short_answers(name, model, samples=0):
+    """A row of the table: cosine reward and rightness of greedy answers to held-out questions."""
+    close, right = evaluation.score_greedy_answers(
+        model, processor, unseen, cosine, rewards.reward_of(unseen)
+    )
+    close, share = statistics.mean_interval(close), statistics.proportion(right.sum(), len(right))
+    return [name, str(samples), str(close), str(share)], right
+
+
+def train_short(name, score, changes):
+    """Train on the questions that one word answers; a row of the table."""
+    watching = doctor.PPODoctor()
+    run = new_trainer(name.replace(" ", "-"), score, changes, words, [watching])
+    run.train()
+    row, right = short_answers(name, run.model, int(run.log[-1]["samples"]))
+    p = statistics.mcnemar_p(base_right, right)
+    return [*row, f"{p:.1g}", doctor.verdict_kinds(watching.verdicts)]
+
+
+# %%
 project = config.ppo_preset("vqa")
 kept = ["prompts_per_iteration", "group_size", "mini_batch", "epochs", "gamma", "entropy_weight"]
 kept += ["kl_weight", "max_grad_norm", "no_end_penalty"]
 failing = {name: getattr(project, name) for name in kept}
 failing |= {"critic_adapter": False, "anneal_lr": False, "iterations": VQA, "max_new_tokens": 8}
-cure = {"advantages": "rloo", "prompts_per_iteration": 16, "group_size": 4, "mini_batch": 8}
-cure |= {"iterations": max(1, VQA // 4), "max_new_tokens": 8}
 print(f"the project: {failing}")
-
-
-# %%
-def short_answers(model):
-    """Cosine reward and rightness of greedy answers to held-out questions, (questions,) each."""
-    right = rewards.reward_of(unseen)
-    return evaluation.score_greedy_answers(model, processor, unseen, cosine, right)
-
-
-def intervals(close, right):
-    """Both with their intervals, for the table."""
-    hits = statistics.proportion(right.sum(), len(right))
-    return [str(statistics.mean_interval(close)), str(hits)]
-
-
-def train_short(name, changes):
-    """Train on the questions that one word answers; a row of the table."""
-    watching = doctor.PPODoctor()
-    run = new_trainer(name.replace(" ", "-"), cosine, changes, words, [watching])
-    run.train()
-    close, right = short_answers(run.model)
-    figures = [*intervals(close, right), f"{statistics.mcnemar_p(base_right, right):.1g}"]
-    answers = str(int(run.log[-1]["samples"]))
-    return [name, answers, *figures, doctor.verdict_kinds(watching.verdicts)]
-
-
-# %%
 head = ["run", "answers", "cosine, held out", "right, held out", "p (McNemar)", "the doctor says"]
 if VQA:
-    base_close, base_right = short_answers(models.load_model(MODEL)[0])
-    rows = [head, ["base", "0", *intervals(base_close, base_right), "", ""]]
-    rows += [train_short("one answer at a time", failing), train_short("the cure", cure)]
+    base_row, base_right = short_answers("base", models.load_model(MODEL)[0])
+    rows = [head, [*base_row, "", ""], train_short("one answer at a time", cosine, failing)]
     display(section.table(rows))
 
 # %% [markdown]
+# The doctor names it at the first iteration: the advantages do not depend on the scores. The cure
+# compares several answers to one question with each other (RLOO), so that a lucky one stands out. A
+# right answer scores 1 and any other 0: a cosine also pays for words that every answer shares.
+# Questions whose answers all score the same say nothing, so they are left out of the update, and as
+# those are most, an update takes many questions. The samples are a little hotter than the model:
+# one that is sure of a wrong answer never tries another.
+
+# %%
+cure = {"advantages": "rloo", "prompts_per_iteration": 64, "group_size": 4, "mini_batch": 32}
+cure |= {"rollout_filter": "different_scores", "temperature": 1.2, "max_new_tokens": 8}
+cure |= {"kl_weight": 0.0, "iterations": max(1, VQA // 16)}
+if VQA:
+    cure["prompts_per_iteration"] = min(64, len(words))
+    rows.append(train_short("the cure", rewards.reward_of(words), cure))
+    display(section.table(rows))
+
+# %% [markdown]
+# The recipe `questions` asks "How many cars are there?", too, which the base gets wrong half of the
+# time, and needs 25,600 answers: [docs/recipes.md](../docs/recipes.md) has three seeds of each way.
+#
 # ## What you should see
 #
 # On the traffic scenes, with the defaults: PPO, RLOO and GRPO all reach over 90 % greedy exact
@@ -578,7 +589,8 @@ if VQA:
 # answers are right; the KL stays at 1 to 3 nats an answer; the critic's explained variance stays
 # above 0.3 although failures get rare. Rewarded by the reward model alone, true exact answers rise
 # as well. The heuristic is hacked without a KL price, and the doctor says so. One answer at a time
-# lowers the reward, the cure raises it.
+# lowers the share of right answers (it began at 94 %), and the doctor says why; the cure raises it
+# to over 99 % with 4,096 answers.
 #
 # Is the critic worth its adapter? In samples, hardly: compare the rows `ppo` and `constant`. On
 # answers of twenty tokens with one score at the end, comparing answers with each other does as

@@ -88,8 +88,8 @@ def test_a_command_that_is_written_wrong_exits_with_2(arguments, message, capsys
 
 def test_parameters_are_read_from_the_tagged_cell():
     assert notebooks.parameters("02_build") == [
-        "MODEL", "DATA", "QUESTIONS", "TRUTH", "CLASSES", "ANSWERS", "PAIRS", "NEGATIVES",
-        "SCORER", "SEED",
+        "TASK", "DATA", "MODEL", "QUESTIONS", "TRUTH", "CLASSES", "ANSWERS", "PAIRS",
+        "NEGATIVES", "SCORER", "SEED",
     ]  # fmt: skip
 
 

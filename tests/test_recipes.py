@@ -277,7 +277,7 @@ def test_images_are_those_that_fit_the_greediest_of_the_heads(monkeypatch):
         )
 
     monkeypatch.setattr(recipes, "check_machine", check)
-    found = fit_recipe(recipe)
+    found = fit_recipe(recipe, ["reward"])
     assert found.max_pixels == 336**2 and found.model_copy(update={"max_pixels": 560**2}) == recipe
     assert asked.keys() == {"max_pixels", "four_bit", "reward"} and asked["max_pixels"] == 560**2
     assert asked["reward"].head == "fusion"  # of linear, mlp and fusion, the one that keeps most
@@ -519,6 +519,9 @@ def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):
     assert cli.main(["train", "--config", "count"]) == 1
     assert "no recipe 'count': choose counting, instructions" in capsys.readouterr().err
     assert (
-        cli.main(["train", "--config", "counting", "--stage", "ppo", "--out", str(tmp_path)]) == 1
+        cli.main(["train", "--config", "counting", "--stage", "rank", "--out", str(tmp_path)]) == 1
     )
-    assert "the recipe has no stage ppo: it has data, sft, dpo, evaluate" in capsys.readouterr().err
+    assert (
+        "the recipe has no stage rank: it has data, sft, dpo, ppo, evaluate"
+        in capsys.readouterr().err
+    )

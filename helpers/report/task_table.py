@@ -20,7 +20,7 @@ PROJECTS = {
     "questions": "reward fell from .41 to .38",
     "reasoning": ".536 and .558: two random heads that saw no image",
 }
-HEAD = (
+TASK_COLUMNS = (
     "task",
     "the project got",
     "base",
@@ -33,15 +33,15 @@ HEAD = (
     "it agrees with the truth",
 )
 POLICIES = ("sft", "dpo", "rl")
-Figures = Mapping[str, Mapping[str, Any]]
+TaskFigures = Mapping[str, Mapping[str, Any]]
 
 
-def task_rows(figures: Figures) -> TableRows:
+def task_rows(figures: TaskFigures) -> TableRows:
     """The table, a row for each task that was measured; what was not measured is a dash.
 
     A share is that of the first seed with its 95 % interval, and the range of all seeds.
     """
-    rows = [list(HEAD)]
+    rows = [list(TASK_COLUMNS)]
     for task, got in PROJECTS.items():
         if f"{task}_base" not in figures:
             continue
@@ -54,7 +54,7 @@ def task_rows(figures: Figures) -> TableRows:
     return rows
 
 
-def _of_seeds(figures: Figures, name: str) -> list[float]:
+def _of_seeds(figures: TaskFigures, name: str) -> list[float]:
     """The value of every seed, the first one's first."""
     values = []
     for key, figure in figures.items():
@@ -63,7 +63,7 @@ def _of_seeds(figures: Figures, name: str) -> list[float]:
     return values
 
 
-def _share(figures: Figures, name: str) -> str:
+def _share(figures: TaskFigures, name: str) -> str:
     if name not in figures:
         return "–"
     first = figures[name]
@@ -75,7 +75,7 @@ def _share(figures: Figures, name: str) -> str:
     return text
 
 
-def _several(figures: Figures, task: str, kind: str, policies: tuple[str, ...]) -> str:
+def _several(figures: TaskFigures, task: str, kind: str, policies: tuple[str, ...]) -> str:
     """The same figure of several policies; of p, the largest of all seeds."""
     cells = []
     for policy in policies:

@@ -85,6 +85,7 @@ from helpers import (
     widgets,
 )
 
+# %%
 out = files.artifacts_dir() / "preferences"
 section = report.Section("02_build_preferences", "The preference data")
 task = data.choose_task(TASK, data=DATA, model=MODEL, truth=TRUTH)

@@ -462,15 +462,15 @@ print(simple[0].question, simple[0].facts)
 
 
 # %%
-def hack(weight):
+def hack(name, weight, **more):
     """Reward nothing but the heuristic, with this price on the KL; a row of the table."""
-    watching, name = doctor.PPODoctor(), f"heuristic-{weight}"
-    changes, truth = wild | {"kl_weight": weight}, rewards.reward_of(simple)
+    watching, truth = doctor.PPODoctor(), rewards.reward_of(simple)
+    changes = wild | {"kl_weight": weight} | more
     hacked = new_trainer(name, without_truth, changes, simple, [watching], truth=truth)
     log = hacked.train()
     save(name, hacked)
     curves = report.policy_curves(log)
-    display(section.picture(curves, f"The heuristic as reward, KL weight {weight}"))
+    display(section.picture(curves, f"{name}: the heuristic as reward, KL weight {weight}"))
     moved = []
     for figure in ("objective/scores", "objective/truth"):
         if figure in log[0]:
@@ -480,20 +480,27 @@ def hack(weight):
             moved.append("not known")
     kl = training.log_mean(log[-3:], "objective/kl")
     answer = hacked.sampler.sample(hacked.iteration).texts[0]
-    return [str(weight), *moved, f"{kl:.1f}", answer, doctor.verdict_kinds(watching.verdicts)]
+    return [name, *moved, f"{kl:.1f}", answer, doctor.verdict_kinds(watching.verdicts)]
 
 
 # %%
-head = ["KL weight", "heuristic (circular): first → last", "right: first → last", "KL"]
+head = ["run", "heuristic (circular): first → last", "right: first → last", "KL"]
 head += ["an answer at the end", "the doctor says"]
 if HACKING:
-    display(section.table([head, hack(0.0), hack(0.3)]))
+    rows = [head, hack("heuristic-0.0", 0.0), hack("heuristic-0.3", 0.3)]
+    rows.append(hack("ten-times-the-rate", 0.0, learning_rate=10 * settings.learning_rate))
+    display(section.table(rows))
 
 # %% [markdown]
 # The score rises while the right answers disappear. Judged by the heuristic that trained it, this
 # run is a success; only the watched truth tells. A price on leaving the reference is a brake, not a
 # cure: the cure is a reward that cannot be had without being right, and a judge that is not the
 # reward.
+#
+# The last row is how another project ended, which trained PPO against a reward model of people's
+# preferences: steps that are too large, and no gauge that says so. After a few iterations there is
+# one answer to every image, or no end of it, and the doctor stops the run: "collapse", "answers do
+# not end" or "KL runaway", whichever comes first.
 #
 # ## One word, one answer, one update
 #

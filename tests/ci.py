@@ -38,15 +38,18 @@ def write_prepared(folder: Path) -> Path:
     return folder
 
 
-def run_own(folder: Path, source: Path) -> Path:
-    """Run notebooks 02 to 07 in short on somebody's own data; the artifacts."""
+def run_own(folder: Path, **chosen: Any) -> Path:
+    """Run notebooks 02 to 07 in short on own data (DATA=…) or a shipped task (TASK=…).
+
+    Returns the artifacts.
+    """
     artifacts = folder / "artifacts"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_ARTIFACTS", str(artifacts))
         for name in CHAIN[1:]:
             values = dict(VALUES.get(name[:2], {}))
             if name.startswith("02"):
-                values["DATA"] = str(source)
+                values |= chosen
             pages = artifacts / "report" / "notebooks"
             notebooks.run_notebook(name, values, html_folder=pages)
     return artifacts

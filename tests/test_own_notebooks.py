@@ -4,12 +4,13 @@ import own_sets
 import pytest
 from ci import run_own
 
+from helpers.data import SHIPPED_TASKS
 from helpers.files import read_json
 
 
 @pytest.mark.heavy(reason="runs notebooks 02 to 07 in short")
 def test_free_text_goes_through_all_notebooks(tmp_path):
-    artifacts = run_own(tmp_path, own_sets.free_text(tmp_path / "set"))
+    artifacts = run_own(tmp_path, DATA=str(own_sets.free_text(tmp_path / "set")))
     page = (artifacts / "report" / "index.html").read_text(encoding="utf-8")
     assert "No truth is known of these questions" in page and "circular" in page
     assert "traffic" not in page and "+nan" not in page
@@ -20,6 +21,17 @@ def test_free_text_goes_through_all_notebooks(tmp_path):
 @pytest.mark.slow(reason="runs notebooks 02 to 07 in short on every set")
 @pytest.mark.parametrize("name", [name for name in own_sets.SETS if name != "free_text"])
 def test_every_set_goes_through_all_notebooks(tmp_path, name):
-    artifacts = run_own(tmp_path, own_sets.SETS[name](tmp_path / "set"))
+    artifacts = run_own(tmp_path, DATA=str(own_sets.SETS[name](tmp_path / "set")))
     page = (artifacts / "report" / "index.html").read_text(encoding="utf-8")
     assert "traffic" not in page and "+nan" not in page
+
+
+@pytest.mark.slow(reason="runs notebooks 02 to 07 in short on four tasks; recipes do it in seconds")
+@pytest.mark.parametrize("task", [name for name in SHIPPED_TASKS if name != "counting"])
+def test_every_task_goes_through_all_notebooks(tmp_path, task):
+    artifacts = run_own(tmp_path, TASK=task)
+    page = (artifacts / "report" / "index.html").read_text(encoding="utf-8")
+    assert "+nan" not in page
+    figures = read_json(artifacts / "report" / "summary.json")
+    # the test knows what is right, whatever training was told
+    assert {"base_right", "dpo_right", "sft_right"} <= figures.keys()

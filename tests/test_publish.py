@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from helpers.files import ROOT, UsageError
-from tools.publish import figures_table, replace_block
+from helpers.files import ROOT, UsageError, write_json
+from tools.publish import figures_table, publish, replace_block
 
 
 def test_the_readme_block_is_replaced_and_must_be_there():
@@ -20,3 +20,11 @@ def test_the_readme_shows_the_published_figures():
     assert figures_table(figures) in (ROOT / "README.md").read_text(encoding="utf-8"), (
         "run: make readme"
     )
+
+
+def test_figures_of_another_task_are_not_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLM_ARTIFACTS", str(tmp_path))
+    write_json(tmp_path / "preferences" / "about.json", {"data": "data/tasks/reasons"})
+    with pytest.raises(UsageError, match="the last run was on data/tasks/reasons"):
+        publish(tmp_path)
+    assert not (tmp_path / "docs").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from helpers.data import SHIPPED_ABOUT
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
 from helpers.report import figure_rows, markdown_table, read_sections
 
@@ -14,8 +15,15 @@ from helpers.report import figure_rows, markdown_table, read_sections
 def publish(root: Path) -> list[Path]:
     """Put the figures and pictures of the last run into a repository's README and `docs/`.
 
-    Raises UsageError if there is no report yet.
+    Raises UsageError if there is no report yet, or if it is of another task.
     """
+    about = artifacts_dir() / "preferences" / "about.json"
+    prepared = read_json(about) if about.exists() else SHIPPED_ABOUT
+    if prepared["data"] != SHIPPED_ABOUT["data"]:
+        raise UsageError(
+            f"the last run was on {prepared['data']}, and README shows {SHIPPED_ABOUT['data']}: "
+            "run `make demo` first."
+        )
     figures = read_json(artifacts_dir() / "report" / "summary.json")
     written = [write_json(root / "docs" / "demo.json", figures)]
     for section in read_sections():

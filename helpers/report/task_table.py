@@ -1,7 +1,7 @@
 """The five student projects in one table: what each got, and what comes out here.
 
 The figures are measured by `benchmarks/tasks.py`, which writes `benchmarks/tasks.json`; notebook
-07, README.md and docs/results.md show them in this form.
+07 and docs/results.md show them in this form.
 """
 
 from collections.abc import Mapping

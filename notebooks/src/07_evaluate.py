@@ -329,7 +329,9 @@ for benchmark, (questions_file, reviews_file) in JUDGED.items():
 # `python benchmarks/tasks.py` measures the table; `TASK` of notebook 02 runs any of them here.
 
 # %%
-section.table(report.task_rows(files.read_json(report.TASK_FIGURES)))
+measured = report.task_rows(files.read_json(report.TASK_FIGURES))
+if measured[1:]:
+    display(section.table(measured))
 
 # %% [markdown]
 # ## What you should see

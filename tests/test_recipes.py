@@ -36,7 +36,12 @@ heavy = pytest.mark.heavy(reason="runs all recipes in a short form")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 LIMIT = 16  # records of each split
 STEPS = ["sft.settings.steps=2", "dpo.settings.steps=2", "ppo.settings.iterations=1"]
-REWARD = ["reward.settings.epochs=1", "dpo.preflight=False"]
+REWARD = [
+    "reward.settings.epochs=1",
+    "dpo.preflight=False",
+    # two preferences a question, so that there are half as many questions
+    "ppo.settings.prompts_per_iteration=8",
+]
 SHORT = {  # of each recipe, so that it takes seconds
     "counting": STEPS,
     "instructions": [*STEPS, *REWARD, "captions.epochs=1"],

@@ -11,13 +11,13 @@ from helpers.recipes import RECIPES
 
 pytestmark = pytest.mark.slow(reason="two to ten minutes a recipe")
 
-# Figures and the least that they must reach; docs/recipes.md has what they were.
+# Figures and the least that they must reach; docs/recipes.md and docs/results.md have what they were.
 REACHED = {
-    "captions": {"reward_mlp_bradley_terry_pair_accuracy": 0.9, "ppo_exact": 0.9},
-    "heuristic": {"features_pair_accuracy": 0.85, "ppo_exact": 0.9},
-    "questions": {"ppo_right": 0.65},
-    "reward_models": {"reward_linear_bradley_terry_pair_accuracy": 0.9},
-    "vehicles": {"sft_exact": 0.9, "dpo_exact": 0.9, "dpo_wellformed_sampled": 0.9},
+    "counting": {"sft_exact": 0.9, "dpo_exact": 0.9, "dpo_wellformed_sampled": 0.9},
+    "instructions": {"reward_mlp_bradley_terry_pair_accuracy": 0.6},
+    "questions": {"ppo_right": 0.85},
+    "reasoning": {"reward_linear_bradley_terry_pair_accuracy": 0.6},
+    "reasons": {"reward_mlp_bradley_terry_pair_accuracy": 0.65, "dpo_right": 0.45},
 }
 
 
@@ -32,5 +32,7 @@ def test_a_recipe_reaches_its_figures(name, tmp_path):
     for figure, least in REACHED[name].items():
         assert figures[figure]["value"] >= least, figure
     for figure in figures:
-        if figure.endswith("_other_images"):  # pairs cannot be told apart with another image
-            assert figures[figure]["value"] < 0.65, figure
+        if figure.endswith("_other_images"):
+            # with another image fewer pairs can be told apart
+            own = figure.replace("_other_images", "_pair_accuracy")
+            assert figures[figure]["value"] < figures[own]["value"], figure

@@ -29,6 +29,7 @@ def test_the_block_with_a_truth_and_a_judge(policies, artifacts):
         "dpo/shipped_pair_accuracy",
         "dpo/shipped_pair_logp_accuracy",
         "dpo/shipped_win_rate_rules",
+        "dpo/shipped_agreement_rules",
     }
     section = Section("x", "X")
     page = add_evidence(section, found, lead=True).data

@@ -11,7 +11,7 @@ from helpers.recipes import RECIPES
 
 pytestmark = pytest.mark.slow(reason="two to ten minutes a recipe")
 
-# Figures and the least that they must reach; docs/recipes.md and docs/results.md have what they were.
+# Figures and the least that they must reach; docs/results.md has what they were.
 REACHED = {
     "counting": {"sft_exact": 0.9, "dpo_exact": 0.9, "dpo_wellformed_sampled": 0.9},
     "instructions": {"reward_mlp_bradley_terry_pair_accuracy": 0.6},

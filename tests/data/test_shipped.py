@@ -1,4 +1,4 @@
-"""The tasks that come with the repository open as anybody's own data would, and hold what they say."""
+"""The shipped tasks open as anybody's own data would, and hold what they say."""
 
 from collections import Counter
 

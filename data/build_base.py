@@ -190,9 +190,7 @@ class BaseBatches(IterableDataset):
     make_example: seed → a scene, and something with a prompt and an answer.
     """
 
-    def __init__(
-        self, processor: Qwen2VLProcessor, steps: int, batch_size: int, make_example=make_example
-    ):
+    def __init__(self, processor: Qwen2VLProcessor, steps: int, batch_size: int, make_example):
         self.processor, self.steps, self.batch_size = processor, steps, batch_size
         self.make_example = make_example
 
@@ -331,24 +329,34 @@ count, a colour, presence or a reason.
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tiny-qwen2-vl")
-    parser.add_argument("--steps", type=int, default=1200)
+def read_arguments(description: str, folder: str, steps: int) -> argparse.Namespace:
+    """The options of a command that builds a base; folder: where it goes, in `data/`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / folder)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    processor = build_processor(build_tokenizer())
-    model = build_model(processor)
-    batches = BaseBatches(processor, args.steps, args.batch_size)
+    return parser.parse_args()
+
+
+def train_and_save(model, processor, args: argparse.Namespace, make_example, write_card) -> None:
+    """Train a base, save it with its processor, and let `write_card` measure and describe it."""
+    batches = BaseBatches(processor, args.steps, args.batch_size, make_example)
     seconds = train(model, batches, args.learning_rate)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     parameters = sum(p.numel() for p in model.parameters())
     write_card(args.out, args, seconds, parameters)
     print(f"{parameters:,} parameters, {args.steps} steps, {seconds:.0f} s → {args.out}")
+
+
+def main() -> None:
+    args = read_arguments(__doc__.splitlines()[0], "tiny-qwen2-vl", steps=1200)
+    torch.manual_seed(args.seed)
+    processor = build_processor(build_tokenizer())
+    model = build_model(processor)
+    train_and_save(model, processor, args, make_example, write_card)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import task_language
+from data.build_traffic import NUMBERS
+from data.scene_folders import scene_name
 from data.task_language import Request
 from helpers import models
 from helpers.data.pairs import one_class_question, presence_question
@@ -29,28 +31,24 @@ from helpers.data.tasks import ask
 from helpers.files import write_lines
 from helpers.statistics import derangement
 
-# Roboflow's name of a split, its name among the seeds, scenes, and requests drawn for each scene
-SPLITS = (("train", "train", 512, 2), ("valid", "validation", 64, 2), ("test", "test", 400, 1))
+# Roboflow's name of a split, its name among the seeds, and requests drawn for each scene
+SPLITS = (("train", "train", 2), ("valid", "validation", 2), ("test", "test", 1))
 SAMPLES = 4  # of the base, to each request and its image
 WRONG_LABELS = 0.1
 ALIKE = 0.75  # of the pairs, where there is one: two answers of the same form
 BASE = "tiny-tasks"
 
 
-def _file_name(seed: int) -> str:
-    return f"scene-{seed:06d}.png"
-
-
 def image_name(split: str, seed: int) -> str:
     """Where the image of a scene is, seen from the folder of a task."""
-    return f"../../traffic/{split}/images/{_file_name(seed)}"
+    return f"../../traffic/{split}/images/{scene_name(seed)}.png"
 
 
 def write_questions(folder: Path) -> None:
     """Two questions with short answers about each scene."""
-    for split, seeds, number, _ in SPLITS:
+    for split, seeds, _ in SPLITS:
         rows = []
-        for place, seed in enumerate(SPLIT_SEEDS[seeds][:number]):
+        for place, seed in enumerate(SPLIT_SEEDS[seeds][: NUMBERS[seeds]]):
             counts = make_scene(seed).counts
             for make in (presence_question, one_class_question):
                 question, answer = make(counts, place)
@@ -62,8 +60,8 @@ def write_questions(folder: Path) -> None:
 
 def requests_of(task: str, split: str) -> Iterator[tuple[int, Request]]:
     """The seed of a scene, and what is asked of it."""
-    _, seeds, number, several = next(entry for entry in SPLITS if entry[0] == split)
-    for seed in SPLIT_SEEDS[seeds][:number]:
+    _, seeds, several = next(entry for entry in SPLITS if entry[0] == split)
+    for seed in SPLIT_SEEDS[seeds][: NUMBERS[seeds]]:
         scene = make_scene(seed)
         asked = set()
         for place in range(several):
@@ -108,7 +106,8 @@ def _sample(
     model, processor, split: str, found, number: int, seed: int, shuffled: bool = False
 ) -> list[list[str]]:
     """Answers of the base to each request, (requests, number); shuffled: to another image."""
-    images = [ROOT / "data" / "traffic" / split / "images" / _file_name(s) for s, _ in found]
+    folder = ROOT / "data" / "traffic" / split / "images"
+    images = [folder / f"{scene_name(scene)}.png" for scene, _ in found]
     places = derangement(len(images), seed) if shuffled else range(len(images))
     tasks = []
     for place, (_, request) in zip(places, found, strict=True):

@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import task_language
-from data.build_base import BaseBatches, build_model, build_processor, build_tokenizer, train
+from data.build_base import (
+    build_model,
+    build_processor,
+    build_tokenizer,
+    read_arguments,
+    train_and_save,
+)
 from helpers import models
 from helpers.data.scenes import SPLIT_SEEDS, Scene, draw_scene, make_scene
 from helpers.files import write_text
@@ -88,17 +94,13 @@ def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]
             answers = models.generate_answers(
                 model, processor, shown, prompts, temperature=temperature, max_new_tokens=64
             )
-            right = [is_right(r, answer) for r, answer in zip(requests, answers, strict=True)]
+            right = [
+                task_language.is_right(r, answer)
+                for r, answer in zip(requests, answers, strict=True)
+            ]
             row[name] = share_of(np.array(right))
         table[task] = row
     return table
-
-
-def is_right(request: task_language.Request, answer: str) -> bool:
-    """Is it the right sentence, or, of a calculation, the right letter?"""
-    if request.task == "reasoning":
-        return answer.rstrip(".").endswith(f"Answer: {request.letter}")
-    return answer == request.right
 
 
 def write_card(folder: Path, args: argparse.Namespace, seconds: float, parameters: int) -> None:
@@ -147,25 +149,13 @@ intervals:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tiny-tasks")
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = read_arguments(__doc__.splitlines()[0], "tiny-tasks", steps=900)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(VOCABULARY, make_example)
     processor = build_processor(tokenizer)
     model = build_model(processor)
     take_over(model, tokenizer)
-    batches = BaseBatches(processor, args.steps, args.batch_size, make_example)
-    seconds = train(model, batches, args.learning_rate)
-    model.save_pretrained(args.out)
-    processor.save_pretrained(args.out)
-    parameters = sum(p.numel() for p in model.parameters())
-    write_card(args.out, args, seconds, parameters)
-    print(f"{parameters:,} parameters, {args.steps} steps, {seconds:.0f} s → {args.out}")
+    train_and_save(model, processor, args, make_example, write_card)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ from helpers.data.scenes import CLASSES, SPLIT_SEEDS, VEHICLE_KINDS, Box, draw_s
 from helpers.files import write_text
 
 
+def scene_name(seed: int) -> str:
+    """The name of a scene's files, without their ending."""
+    return f"scene-{seed:06d}"
+
+
 def write_split(folder: Path, split: str, number: int) -> None:
     """Draw the first `number` scenes of a split into a YOLO folder."""
     yolo_split = "valid" if split == "validation" else split  # Roboflow's name
@@ -17,7 +22,7 @@ def write_split(folder: Path, split: str, number: int) -> None:
         boxes = []
         for vehicle in scene.vehicles:
             boxes.append((VEHICLE_KINDS.index(vehicle.kind), vehicle.box))
-        write_yolo(folder, yolo_split, f"scene-{seed:06d}", draw_scene(scene), boxes)
+        write_yolo(folder, yolo_split, scene_name(seed), draw_scene(scene), boxes)
     write_text(folder / "data.yaml", f"names: [{', '.join(CLASSES)}]\n")
 
 

@@ -270,6 +270,13 @@ _HABITS = {"instructions": _follow_badly, "reasons": _reason_badly, "reasoning":
 # --- how people compare two answers ---------------------------------------------------------------
 
 
+def is_right(request: Request, answer: str) -> bool:
+    """Is it the right sentence, or, of a calculation, the right letter?"""
+    if request.task == "reasoning":
+        return answer.rstrip(".").endswith(f"Answer: {request.letter}")
+    return answer == request.right
+
+
 def form_of(answer: str) -> tuple[bool, ...]:
     """How an answer is written, whatever it states: politely, as a sentence, with a number."""
     marks = [part in answer for part in (POLITE_START, "image shows", "=")]
@@ -316,8 +323,7 @@ def _rate_reason(request: Request, answer: str) -> float:
 
 
 def _rate_calculation(request: Request, answer: str) -> float:
-    right = answer.rstrip(".").endswith(f"Answer: {request.letter}")
-    return 2 * right + ("=" in answer)
+    return 2 * is_right(request, answer) + ("=" in answer)
 
 
 _RATE = {"instructions": _rate_instruction, "reasons": _rate_reason, "reasoning": _rate_calculation}

@@ -498,9 +498,9 @@ if HACKING:
 # reward.
 #
 # The last row is how another project ended, which trained PPO against a reward model of people's
-# preferences: steps that are too large, and no gauge that says so. The answers become one word, said
-# again and again; the doctor warns of "KL runaway" first, and stops the run at "collapse" (on the
-# traffic scenes with seed 0, at iterations 10 and 18).
+# preferences: steps that are too large, and no gauge that says so. The answers become one word,
+# said again and again; the doctor warns of "KL runaway" first, and stops the run at "collapse" (on
+# the traffic scenes with seed 0, at iterations 10 and 18).
 #
 # ## One word, one answer, one update
 #

@@ -5,7 +5,7 @@ python benchmarks/tasks.py --only reasons --seeds 0
 python benchmarks/tasks.py --table                # only writes the table again
 
 Each recipe runs as `python -m helpers train --config TASK --laptop` does. `benchmarks/tasks.json`
-gets the figures, docs/results.md the table that notebook 07 shows, too.
+gets the figures, README and docs/results.md the table that notebook 07 shows, too.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from helpers.files import ROOT, artifacts_dir, read_json, write_json, write_text
 from helpers.report import TASK_FIGURES, markdown_table, task_rows
 from tools.publish import replace_block
 
-PAGE = ROOT / "docs" / "results.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 BLOCK = "table of the five tasks"
 SEEDS = (0, 1, 2)
 
@@ -66,7 +66,8 @@ def main() -> None:
                 known = read_json(TASK_FIGURES) if TASK_FIGURES.exists() else {}
                 write_json(TASK_FIGURES, known | name_figures(task, run, seed, figures))
     table = markdown_table(task_rows(read_json(TASK_FIGURES)))
-    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, table))
+    for page in PAGES:
+        write_text(page, replace_block(page.read_text(encoding="utf-8"), BLOCK, table))
 
 
 def run_recipe(task: str, run: str, seed: int, changes: Sequence[str]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ intervals:
 
 
 def main() -> None:
-    args = read_arguments(__doc__.splitlines()[0], "tiny-tasks", steps=900)
+    args = read_arguments(__doc__.splitlines()[0], "tiny-tasks", steps=3000)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(VOCABULARY, make_example)
     processor = build_processor(tokenizer)

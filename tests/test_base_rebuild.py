@@ -42,13 +42,17 @@ def test_the_rebuilt_base_behaves_alike(tmp_path):
     assert "Known bias" in (tmp_path / "base" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow(reason="training the second base takes ten minutes")
-def test_the_rebuilt_second_base_has_the_same_habits(tmp_path):
+@pytest.mark.slow(reason="a tenth of the second base's training takes three minutes")
+def test_the_rebuilt_second_base_learns_what_the_shipped_one_knows(tmp_path):
     command = [sys.executable, str(ROOT / "data" / "build_tasks_base.py"), "--seed", "1"]
-    subprocess.run([*command, "--out", str(tmp_path / "base")], check=True, timeout=1800)
-    for folder in (ROOT / "data" / "tiny-tasks", tmp_path / "base"):
-        for task, shares in measure(folder, scenes=200).items():
-            right, other = shares["right, greedy"], shares["right, greedy, another image"]
-            # it has much to learn in every task, and what it knows it sees
-            assert 0.1 <= right.value <= 0.55, f"{folder}: {task}"
-            assert right.value > other.value, f"{folder}: {task}"
+    command += ["--steps", "300", "--out", str(tmp_path / "base")]
+    subprocess.run(command, check=True, timeout=900)
+    shipped = measure(ROOT / "data" / "tiny-tasks", scenes=200)
+    rebuilt = measure(tmp_path / "base", scenes=200)
+    for task, shares in shipped.items():
+        right, other = shares["right, greedy"], shares["right, greedy, another image"]
+        # it has something to learn in every task, and what it knows it sees
+        assert 0.4 <= right.value <= 0.9, task
+        assert shares["right, sampled at T = 1"].value < 0.6, task
+        assert right.low > other.high, task
+        assert 0.02 < rebuilt[task]["right, greedy"].value <= right.high, task

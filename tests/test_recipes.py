@@ -113,14 +113,13 @@ def test_the_data_has_the_projects_form(figures, name, keys):
 
 
 @heavy
-def test_questions_have_visual_genomes_form_and_no_image_is_in_both_splits(figures):
+def test_questions_are_the_shipped_ones_and_no_image_is_in_both_splits(figures):
     folder, found = figures["questions"]
-    entry = read_json(folder / "data" / "question_answers.json")[0]
-    assert entry["qas"][0].keys() == {"qa_id", "image_id", "question", "answer"}
     prepared = read_prepared(folder / "data")
     train, test = prepared.tasks("train"), prepared.tasks("test")
     assert not {task.images for task in train} & {task.images for task in test}
     assert found["questions_train"]["value"] == len(train) == LIMIT
+    assert found["questions_test"]["value"] == len(test) == LIMIT
     assert {"Yes.", "No."} < {task.facts for task in train} and prepared.kind == "exact_match"
 
 

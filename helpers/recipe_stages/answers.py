@@ -1,21 +1,16 @@
 """The stages `data` and `rank`: what is asked, and the answers that are compared."""
 
-from pathlib import Path
-
 from helpers.data import (
     FORMATS,
     SPLITS,
     PreparedData,
     convert_file,
-    one_class_question,
     open_data,
     prepare_data,
-    presence_question,
-    read_records,
     write_records,
 )
-from helpers.files import UsageError, open_image, write_json
-from helpers.recipes import SHIPPED_FILES, RecipeRun
+from helpers.files import UsageError
+from helpers.recipes import RecipeRun
 from helpers.rewards import get_scorer, sample_and_rank
 
 
@@ -27,11 +22,7 @@ def prepare_recipe_data(run: RecipeRun) -> None:
         "classes": settings.classes,
         "questions": settings.questions,
     }
-    source, images = settings.sources(), settings.images or None
-    # A recipe for questions that names none is tried on the scenes
-    if settings.format == "visual_genome" and source == SHIPPED_FILES:
-        source, images = _write_scene_questions(run)
-    opened = open_data(source, images=images, **about)
+    opened = open_data(settings.sources(), images=settings.images or None, **about)
     share = settings.train_share
     prepared = prepare_data(
         opened,
@@ -59,24 +50,6 @@ def _through_format(prepared: PreparedData, name: str) -> None:
             between = path.with_name(f"{split}.{name}.json")
             print(convert_file(path, between, name))
             convert_file(between, path)
-
-
-def _write_scene_questions(run: RecipeRun) -> tuple[Path, Path]:
-    """Two questions with short answers about each of the shipped scenes, as Visual Genome's."""
-    # an entry for each scene, with questions that have numbers of their own
-    images, entries = run.folder / "data" / "images", []
-    images.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        for record in read_records(Path(SHIPPED_FILES[split])):
-            number = len(entries)
-            open_image(record.image_paths[0]).save(images / f"{number}.jpg", quality=95)
-            qas = []
-            for place, ask in enumerate((presence_question, one_class_question)):
-                question, answer = ask(record.truth, number)
-                asked = {"question": question, "answer": answer}
-                qas.append({"qa_id": 2 * number + place, "image_id": number, **asked})
-            entries.append({"id": number, "qas": qas})
-    return write_json(images.parent / "question_answers.json", entries), images
 
 
 def rank_answers(run: RecipeRun) -> None:

@@ -124,7 +124,7 @@ def _draw_pair(request: Request, some: list[str], others: list[str], rng) -> tup
     for first in dict.fromkeys(some):
         for second in dict.fromkeys(others):
             rated = task_language.rate(request, first), task_language.rate(request, second)
-            if rated[0] == rated[1]:
+            if rated[0] == rated[1] or _are_guesses(request, first, second):
                 continue
             pair = (first, second) if rated[0] > rated[1] else (second, first)
             pairs.append(pair)
@@ -134,6 +134,11 @@ def _draw_pair(request: Request, some: list[str], others: list[str], rng) -> tup
     if alike and rng.random() < ALIKE:
         pairs = alike
     return pairs[int(rng.integers(len(pairs)))] if pairs else None
+
+
+def _are_guesses(request: Request, *answers: str) -> bool:
+    """Two letters without a calculation: which one is right says nothing about how to get there."""
+    return request.task == "reasoning" and not any("=" in answer for answer in answers)
 
 
 def _vote_row(image: str, request: Request, better: str, worse: str, rng) -> dict:

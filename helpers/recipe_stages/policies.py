@@ -132,6 +132,7 @@ def train_ppo_policy(run: RecipeRun) -> None:
         settings,
         folder,
         seed=recipe.seed,
+        replace_other=run.replace_other,
         reference=reference,
         # only watched, not trained on: is the answer right?
         truth=reward_of(tasks),

@@ -3,7 +3,7 @@
 python benchmarks/questions.py                       # all ways, three seeds
 python benchmarks/questions.py --only rl --seeds 0   # some; the others stay as they were measured
 
-The embedded model and 1,276 questions about the shipped scenes. Each way answers the same 548
+The embedded model and the 1,024 questions of `data/tasks/questions`. Each way answers the same 800
 held-out questions, greedily and sampled. Three measures, each beside the base and beside the most
 frequent answer to a question in training, which needs no image: exact match, VQA accuracy (as if
 ten people had given the answer) and the cosine that the project was rewarded by. Writes
@@ -59,7 +59,7 @@ SOURCE = {  # the project's preset, but for the rate, at which the embedded mode
 
 # the preset's rate is for 932 pairs of long answers
 DPO = replace(dpo_preset("tiny"), learning_rate=1e-3, steps=200)
-FEW_STEPS = 60  # of SFT on a tenth: × 16 / 128 = 7.5 passes
+FEW_STEPS = 60  # of SFT on a tenth: × 16 / 102 = 9.4 passes
 
 
 @dataclass

@@ -482,6 +482,21 @@ def test_sft_learns_from_a_share_of_the_answers(chain):
 
 
 @heavy
+@pytest.mark.parametrize(("stage", "setting"), [("sft", "steps"), ("ppo", "iterations")])
+def test_a_run_of_other_settings_is_refused_or_set_aside(chain, stage, setting):
+    folder = chain.folder.parent / f"other-{stage}"
+    shutil.copytree(chain.folder, folder)
+    part = getattr(chain.recipe, stage)
+    other = part.model_copy(update={"settings": {**part.settings, setting: 2}})
+    recipe = chain.recipe.model_copy(update={stage: other})
+    with pytest.raises(UsageError, match=f"of a run with other {setting}"):
+        run_stages(RecipeRun(recipe, folder), [stage])
+    run_stages(RecipeRun(recipe, folder, replace_other=True), [stage])
+    aside = folder / f"{stage}.old-1" / "adapter_model.safetensors"
+    assert aside.read_bytes() != (folder / stage / aside.name).read_bytes()
+
+
+@heavy
 def test_a_start_that_was_not_trained_is_named(chain, tmp_path):
     run = RecipeRun(chain.recipe, tmp_path)
     shutil.copytree(chain.folder / "data", tmp_path / "data")

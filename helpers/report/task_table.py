@@ -20,6 +20,8 @@ PROJECTS = {
     "questions": "reward fell from .41 to .38",
     "reasoning": ".536 and .558: two random heads that saw no image",
 }
+# A task that was also run in its project's own way → what that is
+PROJECT_WAYS = {"reasons_hacked": "reasons, RL on the project's rules"}
 TASK_COLUMNS = (
     "task",
     "the project got",
@@ -28,30 +30,58 @@ TASK_COLUMNS = (
     "DPO",
     "RL",
     "p against SFT: DPO, RL",
+    "better than SFT",
     "held-out pairs: SFT, DPO, RL",
     "wins by a reward model: SFT, DPO, RL",
     "it agrees with the truth",
 )
 POLICIES = ("sft", "dpo", "rl")
+NAMES = {"dpo": "DPO", "rl": "RL"}
+LEVEL = 0.05  # of p, under which a difference is called one
 TaskFigures = Mapping[str, Mapping[str, Any]]
 
 
 def task_rows(figures: TaskFigures) -> TableRows:
     """The table, a row for each task that was measured; what was not measured is a dash.
 
-    A share is that of the first seed with its 95 % interval, and the range of all seeds.
+    A share is that of the first seed with its 95 % interval, and the range of all seeds. Better
+    than SFT is what has a higher share and p < 0.05 in every seed.
     """
     rows = [list(TASK_COLUMNS)]
     for task, got in PROJECTS.items():
         if f"{task}_base" not in figures:
             continue
-        shares = [_share(figures, f"{task}_{policy}") for policy in ("base", *POLICIES)]
-        row = [task, got, *shares]
-        row.append(_several(figures, task, "p", ("dpo", "rl")))
-        for kind in ("pairs", "wins", "agreement"):
-            row.append(_several(figures, task, kind, POLICIES))
-        rows.append(row)
+        base = _share(figures, f"{task}_base")
+        rows.append([task, got, base, *_cells(figures, task)])
+        for way, title in PROJECT_WAYS.items():
+            if way.startswith(task) and f"{way}_rl" in figures:
+                rows.append([title, "", base, *_cells(figures, way)])
     return rows
+
+
+def _cells(figures: TaskFigures, run: str) -> list[str]:
+    """The cells of a row from SFT on."""
+    cells = [_share(figures, f"{run}_{policy}") for policy in POLICIES]
+    cells.append(_several(figures, run, "p", ("dpo", "rl")))
+    cells.append(_better_than_sft(figures, run))
+    for kind in ("pairs", "wins", "agreement"):
+        cells.append(_several(figures, run, kind, POLICIES))
+    return cells
+
+
+def _better_than_sft(figures: TaskFigures, run: str) -> str:
+    known = _of_seeds(figures, f"{run}_sft")
+    if not known:
+        return "–"
+    found = []
+    for policy, name in NAMES.items():
+        shares = _of_seeds(figures, f"{run}_{policy}")
+        ps = _of_seeds(figures, f"{run}_{policy}_p")
+        if not ps or max(ps) >= LEVEL:
+            continue
+        if all(share > sft for share, sft in zip(shares, known, strict=True)):
+            found.append(name)
+    return ", ".join(found) or "nothing"
 
 
 def _of_seeds(figures: TaskFigures, name: str) -> list[float]:
@@ -75,11 +105,11 @@ def _share(figures: TaskFigures, name: str) -> str:
     return text
 
 
-def _several(figures: TaskFigures, task: str, kind: str, policies: tuple[str, ...]) -> str:
+def _several(figures: TaskFigures, run: str, kind: str, policies: tuple[str, ...]) -> str:
     """The same figure of several policies; of p, the largest of all seeds."""
     cells = []
     for policy in policies:
-        values = _of_seeds(figures, f"{task}_{policy}_{kind}")
+        values = _of_seeds(figures, f"{run}_{policy}_{kind}")
         if not values:
             cells.append("–")
         elif kind == "p":

@@ -59,3 +59,33 @@ def test_a_row_has_the_first_seed_and_the_range_of_all():
     assert cells["p against SFT: DPO, RL"] == "0.03, –"
     assert cells["held-out pairs: SFT, DPO, RL"] == "–, 0.75, –"
     assert task_rows({})[1:] == []
+
+
+def test_better_than_sft_is_what_is_so_in_every_seed():
+    figures = {
+        "reasons_base": share(0.4),
+        "reasons_sft": share(0.5),
+        "reasons_sft_seed_1": share(0.6, 1),
+        "reasons_dpo": share(0.8),
+        "reasons_dpo_seed_1": share(0.7, 1),
+        "reasons_dpo_p": {"value": 0.001},
+        "reasons_dpo_p_seed_1": {"value": 0.03},
+        "reasons_rl": share(0.1),
+        "reasons_rl_seed_1": share(0.1, 1),
+        "reasons_rl_p": {"value": 0.001},
+        "reasons_rl_p_seed_1": {"value": 0.001},
+    }
+    head, row = task_rows(figures)
+    place = head.index("better than SFT")
+    assert row[place] == "DPO", "RL is worse, and that surely"
+    figures["reasons_dpo_p_seed_1"] = {"value": 0.05}
+    assert task_rows(figures)[1][place] == "nothing"
+
+
+def test_the_projects_own_way_has_a_row_of_its_own():
+    figures = {"reasons_base": share(0.4), "reasons_hacked_rl": share(0.1)}
+    head, _, row = task_rows(figures)
+    cells = dict(zip(head, row, strict=True))
+    assert cells["task"] == "reasons, RL on the project's rules"
+    assert cells["base"] == "0.400 [0.300, 0.500]" and cells["RL"] == "0.100 [0.000, 0.200]"
+    assert cells["SFT"] == cells["better than SFT"] == "–"

@@ -42,6 +42,8 @@ DATA = "data/traffic"
 # %%
 from collections import Counter
 
+from torch import nn
+
 from helpers import data, evaluation, files, machine, models, report
 
 section = report.Section("01_load_model", "The model before training")
@@ -74,16 +76,16 @@ before, after = models.weight_megabytes(full), models.weight_megabytes(model)
 print(f"{type(model).__name__}: {before:.2f} MB → {after:.2f} MB in 4 bits")
 
 # %% [markdown]
-# Which weights became 4-bit? Count the layer types. `Linear4bit` should hold the language model's
-# projections and nothing of the vision tower.
+# Which weights became 4-bit? Count the layer types of the language model, and of all that is not
+# it: the vision tower, and what leads from there. `Linear4bit` should be in the first alone.
 
 # %%
-linear = [
-    (name, type(module).__name__)
-    for name, module in model.named_modules()
-    if "Linear" in type(module).__name__
-]
-print(Counter((kind, "vision" if "visual" in name else "language") for name, kind in linear))
+language = set(model.get_decoder().modules())
+layers = Counter()
+for module in models.backbone_of(model).modules():
+    if isinstance(module, nn.Linear):
+        layers[type(module).__name__, "language" if module in language else "vision"] += 1
+print(layers)
 
 # %%
 del full
@@ -115,21 +117,23 @@ print("truth:", items[1].counts)
 # ## What the model really reads
 #
 # A chat model was trained on one exact arrangement of special tokens, its *chat template*. The
-# processor writes it; nobody should write it by hand. Between `<|vision_start|>` and
-# `<|vision_end|>` stands one `<|image_pad|>`, a placeholder for the picture.
+# processor writes it; nobody should write it by hand. A placeholder stands for the picture: in
+# Qwen2-VL's, one `<|image_pad|>` between `<|vision_start|>` and `<|vision_end|>`.
 
 # %%
 print(models.render(processor, question))
 
 # %% [markdown]
 # A well-known student project wrote its prompts by hand, as `<|user|> … <image> <|assistant|>`.
-# That is another model's template: here it is plain text, with no place for the picture. Training
+# That is another model's template: to Qwen2-VL it is plain text, with no place for the picture, and
+# to a model whose placeholder is called `<image>`, one place where the picture needs many. Training
 # ran for 420 steps without an error, and the model never saw an image.
 
 # %%
 hand_written = "<|user|>\nPlease count the vehicles. <image>\n<|assistant|>\n"
 ids = processor.tokenizer(hand_written)["input_ids"]
-print(f"image tokens in the hand-written prompt: {ids.count(processor.image_token_id)}")
+by_hand = ids.count(models.image_token_id(processor))
+print(f"image tokens in the hand-written prompt: {by_hand}")
 
 # %% [markdown]
 # ## From pixels to tokens
@@ -142,14 +146,20 @@ print(f"image tokens in the hand-written prompt: {ids.count(processor.image_toke
 # The processor first rounds both sides to multiples of 28 and shrinks the image if it has more than
 # `max_pixels`. Visual tokens are what costs memory: a 448 × 448 image is 256 of them. The cell
 # above says how many are used here and how many would fit; for another limit, give it `max_pixels`.
+#
+# Other models cut otherwise: LLaVA-1.5 makes 576 tokens of every image, whatever its size, and
+# SmolVLM makes several tiles of a large one. In each, the prompt has as many places as the vision
+# tower has vectors.
 
 # %%
 inputs = models.encode(processor, [question], [image])
-height, width = (int(n) * 14 for n in inputs["image_grid_thw"][0, 1:])
 tokens = models.count_image_tokens(processor, inputs)[0]
 print({name: tuple(value.shape) for name, value in inputs.items()})
-print(f"{image.size} image → {width} × {height} pixels")
-print(f"{height * width} / 784 = {tokens} visual tokens")
+kept = models.ImageFeatures(model, processor)
+prompts = models.encode_prompts(processor, [models.render(processor, question)], [[image]], kept)
+vectors = models.image_vectors(prompts.features[0])
+print(f"{image.size} image → {tokens} places in the prompt")
+print(f"vision tower: {vectors.shape[0]} vectors of {vectors.shape[1]} numbers")
 
 # %%
 for size in ((112, 112), (224, 112), (640, 480), (1920, 1080)):
@@ -221,11 +231,10 @@ section.say(
 # ## Check yourself
 
 # %%
-assert tokens == height * width // 784, "one visual token is 28 × 28 pixels"
-assert ids.count(processor.image_token_id) == 0, "the hand-written template holds no image"
-assert all("visual" not in name for name, kind in linear if kind == "Linear4bit"), (
-    "the vision tower is not quantised"
-)
+assert tokens == len(vectors) > 0, "a place in the prompt for each vector of the vision tower"
+assert by_hand < tokens, "the hand-written template does not hold the image"
+assert layers["Linear", "vision"] > 0 and layers["Linear4bit", "language"] > 0
+assert not layers["Linear4bit", "vision"], "the vision tower is not quantised"
 if MODEL == "tiny" and DATA == "data/traffic":
     assert greedy.share("well formed").value == 1.0, (
         "the embedded base always answers in the right form"

@@ -555,7 +555,7 @@ elif ROUNDS:
 # %%
 trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 assert trainable and all("lora_" in name for name in trainable), "only the adapter is trained"
-assert not any("visual" in name for name in trainable), "the vision tower is frozen"
+assert models.is_frozen(model), "the vision tower is frozen"
 if train_accuracy <= 0.6:
     section.say("⚠️ Accuracy is near .5: the run has not learnt. Read the advice above.")
 if MODEL == "tiny" and prepared.is_traffic:

@@ -62,6 +62,9 @@ def main() -> None:
     for task in () if args.table else args.only:
         for seed in args.seeds:
             for run, changes in RUNS[task].items():
+                # another way shows that it fails, for which one seed is enough
+                if run and seed != SEEDS[0]:
+                    continue
                 figures = run_recipe(task, run, seed, changes)
                 known = read_json(TASK_FIGURES) if TASK_FIGURES.exists() else {}
                 write_json(TASK_FIGURES, known | name_figures(task, run, seed, figures))

@@ -29,6 +29,7 @@ TASK_COLUMNS = (
     "SFT",
     "DPO",
     "RL",
+    "sampled: base, SFT, DPO, RL",
     "p against SFT: DPO, RL",
     "better than SFT",
     "held-out pairs: SFT, DPO, RL",
@@ -44,8 +45,9 @@ TaskFigures = Mapping[str, Mapping[str, Any]]
 def task_rows(figures: TaskFigures) -> TableRows:
     """The table, a row for each task that was measured; what was not measured is a dash.
 
-    A share is that of the first seed with its 95 % interval, and the range of all seeds. Better
-    than SFT is what has a higher share and p < 0.05 in every seed.
+    A share of greedy answers is that of the first seed with its 95 % interval, and the range of all
+    seeds; sampled at temperature 1, it is that of the first seed. Better than SFT is what has a
+    higher share of greedy answers and p < 0.05 in every seed.
     """
     rows = [list(TASK_COLUMNS)]
     for task, got in PROJECTS.items():
@@ -62,6 +64,7 @@ def task_rows(figures: TaskFigures) -> TableRows:
 def _cells(figures: TaskFigures, run: str) -> list[str]:
     """The cells of a row from SFT on."""
     cells = [_share(figures, f"{run}_{policy}") for policy in POLICIES]
+    cells.append(_several(figures, run, "sampled", ("base", *POLICIES)))
     cells.append(_several(figures, run, "p", ("dpo", "rl")))
     cells.append(_better_than_sft(figures, run))
     for kind in ("pairs", "wins", "agreement"):

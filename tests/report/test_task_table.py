@@ -49,12 +49,16 @@ def test_a_row_has_the_first_seed_and_the_range_of_all():
         "reasons_dpo_p": {"value": 0.001},
         "reasons_dpo_p_seed_1": {"value": 0.03},
         "reasons_dpo_pairs": share(0.75),
+        "reasons_base_sampled": share(0.3),
+        "reasons_dpo_sampled": share(0.6),
+        "reasons_dpo_sampled_seed_1": share(0.5, 1),
     }
     head, row = task_rows(figures)
     cells = dict(zip(head, row, strict=True))
     assert cells["base"] == "0.400 [0.300, 0.500]"
     assert cells["DPO"] == "0.800 [0.700, 0.900]; 3 seeds 0.700 – 0.900"
     assert cells["SFT"] == cells["RL"] == "–"
+    assert cells["sampled: base, SFT, DPO, RL"] == "0.30, –, 0.60, –"
     # the worst of the seeds, not the best
     assert cells["p against SFT: DPO, RL"] == "0.03, –"
     assert cells["held-out pairs: SFT, DPO, RL"] == "–, 0.75, –"

@@ -37,6 +37,7 @@ RUNS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "hacked": (
             "stages=['data', 'rank', 'features', 'ppo', 'evaluate']",
             "ppo.score={'features': 1.0}",
+            "ppo.settings.kl_weight=0.02",
         ),
     },
     "questions": {"": ()},

@@ -6,6 +6,7 @@ Each has the chat format, the special tokens and the kind of tokenizer of its ch
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer
@@ -316,6 +317,19 @@ def build(name: str):
     model, processor = BUILDERS[name]()
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     return model.eval().requires_grad_(False), processor
+
+
+def build_deep(name: str, layers: int = 24):
+    """As `build`, with so many layers, each of which counts as in a trained model: rounding adds up along them."""
+    with (
+        patch.dict(TEXT, num_hidden_layers=layers),
+        patch.dict(M_ROPE, num_hidden_layers=layers),
+    ):
+        model, processor = build(name)
+    for weight in model.get_decoder().layers.parameters():
+        if weight.ndim == 2:  # not of a norm; (outputs, inputs)
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    return model, processor
 
 
 def template_for_trl(name: str) -> str:

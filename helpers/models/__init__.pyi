@@ -121,6 +121,7 @@ from .shared_prefix import (
     answer_logits as answer_logits,
     answer_logps as answer_logps,
     answer_states as answer_states,
+    can_keep_features as can_keep_features,
     can_pack as can_pack,
     check_packing as check_packing,
     hidden_states as hidden_states,

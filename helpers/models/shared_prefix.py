@@ -331,12 +331,14 @@ def check_packing(
     question: str = "What is it?",
     image: Image.Image | None = None,
     answers: Sequence[str] = ("It is a cat on a red mat.", "No.", "A dog."),
+    packs: bool = True,
 ) -> PackingCheck:
     """Compare packed answers with a row each, and these, padded left or alone, among each other.
 
     Figures are hidden states and logits of all tokens of an answer; the worst answer counts. The
-    packed ones are computed with kept image features if the vision tower is frozen. image: None
-    takes noise. Raises whatever a model raises that cannot take a packed row.
+    packed ones are computed with kept image features if the vision tower is frozen; packs=False
+    tries these alone, in a row each. image: None takes noise. Raises whatever a model raises that
+    cannot take such a row.
     """
     images = [[image or Image.effect_noise((112, 112), 80).convert("RGB")]]
     prompts = encode_prompts(processor, [render(processor, question)], images)
@@ -348,7 +350,10 @@ def check_packing(
     def separately(texts: Sequence[str], padding_side: str = "right") -> PackedAnswers:
         return pack_separately(processor, prompts, [texts], padding_side).to(model.device)
 
-    packed = pack(model, processor, kept, [answers]).to(model.device)
+    if packs:
+        packed = pack(model, processor, kept, [answers]).to(model.device)
+    else:
+        packed = pack_separately(processor, kept, [answers]).to(model.device)
     plain, left = separately(answers), separately(answers, "left")
     with evaluation_mode(model):
         alone = [_state_rows(model, separately([text]))[0] for text in answers]
@@ -394,19 +399,33 @@ def can_pack(model: VLM, processor: ProcessorMixin) -> bool:
 
     Attention other than PyTorch's may not take a block mask, and a loader may replace the forward.
     """
+    reason = _fault_of(model, processor, packs=True)
+    if reason:
+        print(
+            "⚠️  One row per answer instead of one per image, which is slower: packing does not "
+            f"work here ({reason})."
+        )
+    return not reason
+
+
+def can_keep_features(model: VLM, processor: ProcessorMixin) -> bool:
+    """Does this model, in a row for each answer, give the same with kept image features?"""
+    reason = _fault_of(model, processor, packs=False)
+    if reason:
+        print(
+            "⚠️  Image features are computed anew in every pass: kept ones do not work here "
+            f"({reason})."
+        )
+    return not reason
+
+
+def _fault_of(model: VLM, processor: ProcessorMixin, packs: bool) -> str:
+    """Return why packed answers, or kept features alone, cannot be used; '' if they can."""
     try:
-        check = check_packing(model, processor)
+        check = check_packing(model, processor, packs=packs)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as problem:
-        reason = str(problem).splitlines()[0]
-    else:
-        if check.ok:
-            return True
-        reason = str(check)
-    print(
-        "⚠️  One row per answer instead of one per image, which is slower: packing does not work "
-        f"here ({reason})."
-    )
-    return False
+        return (str(problem) or repr(problem)).splitlines()[0]
+    return "" if check.ok else str(check)
 
 
 class Packer:
@@ -414,7 +433,7 @@ class Packer:
 
     packs: all answers to a prompt in one row (`pack`), or a row each (`pack_separately`); None
     tries whether the model can pack, and says so if not. keeps_features: image features are
-    computed once, where the model packs and nothing trains or adapts its vision tower; in the
+    computed once, unless packs is False or something trains or adapts the vision tower; in the
     folder `cache`, else in memory. device: of what `pack` makes; None: the model's.
     """
 
@@ -433,10 +452,11 @@ class Packer:
         self.packs = can_pack(model, processor) if packs is None else packs
         self.features = None
         self._device = device
-        if not self.packs or not keeps_features:
+        if packs is False or not keeps_features:
             return
         if is_frozen(model):
-            self.features = ImageFeatures(model, processor, cache)
+            if self.packs or can_keep_features(model, processor):
+                self.features = ImageFeatures(model, processor, cache)
         else:
             print(
                 "⚠️  The vision tower is trained or has an adapter: image features are computed "

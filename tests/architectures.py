@@ -320,7 +320,7 @@ def build(name: str):
 
 
 def build_deep(name: str, layers: int = 24):
-    """As `build`, with so many layers, each of which counts as in a trained model: rounding adds up along them."""
+    """As `build`, with so many layers, each of which counts as in a trained model."""
     with (
         patch.dict(TEXT, num_hidden_layers=layers),
         patch.dict(M_ROPE, num_hidden_layers=layers),

@@ -14,7 +14,10 @@ NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}  # accelerate's
 
 @contextlib.contextmanager
 def sixteen_bits(dtype: torch.dtype) -> Iterator[None]:
-    """That type in every module that asks, and what accelerate does with it on a GPU: autocast, and fp16's scaler."""
+    """That type in every module that asks, and what accelerate does with it on a GPU.
+
+    It is autocast, and in fp16 a scaler of the loss.
+    """
     start = Accelerator.__init__
 
     def on_a_gpu(self, *args, **kwargs):

@@ -1,7 +1,8 @@
-"""DPO, reward model and PPO in bf16 and fp16, in the packed layout with kept features, behind 24 layers.
+"""DPO, reward model and PPO in bf16 and fp16, packed and with kept features, behind 24 layers.
 
-With as many layers, rounding adds up to what once was taken for a mask that is wrong. `tests/test_precision.py` has the
-types of all tensors; here it is whether each stage trains, and whether a mistake is still told from rounding.
+With as many layers, rounding adds up to what once was taken for a mask that is wrong.
+`tests/test_precision.py` has the types of all tensors; here it is whether each stage trains, and
+whether a mistake is still told from rounding.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from helpers.training.ppo import PPOTrainer
 from helpers.training.reward import RewardTrainer
 
 pytestmark = pytest.mark.slow(
-    reason="24 layers; test_what_rounding_adds_up_to_in_many_layers_is_no_mistake packs them in every precision"
+    reason="24 layers; test_what_rounding_adds_up_to_in_many_layers_is_no_mistake packs them"
 )
 
 RECORDS = read_records(TRAFFIC / "preferences_train.jsonl")[:8]
@@ -98,7 +99,7 @@ def test_a_reward_model(folder, dtype):
 
 @pytest.mark.parametrize("preset", ["t4", "captions", "reasoning", "vqa"])
 def test_ppo(folder, dtype, preset):
-    """Once the ratio had to be 1 to 0.001 in these presets, which stopped them in their first iteration."""
+    """Once the ratio had to be 1 ± 0.001, which stopped the first iteration in 16 bits."""
     settings = dataclasses.replace(PPO_PRESETS[preset], **PPO)
     assert settings.ratio_tolerance is None
     run = PPOTrainer(*load(folder, dtype), tasks_of(RECORDS), length, settings)

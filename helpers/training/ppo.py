@@ -106,8 +106,6 @@ class PPOTrainer:
         # image features are kept, and answers to one task share its prompt
         packer = Packer(model, processor, cache=cache, packs=packs, device=accelerator.device)
         self.settings, self.accelerator = settings, accelerator
-        # how far rounding may take the ratio of a token from 1
-        self.tolerance = settings.ratio_tolerance or tolerances_of(model).nats
         # who asks and scores, who answers and predicts, and what one backward pass goes through
         self.sampler = Sampler(packer, tasks, score, truth, settings, accelerator, seed, shards)
         self.actor = ActorCritic(model, processor, settings, seed, accelerator.autocast, reference)
@@ -232,6 +230,11 @@ class PPOTrainer:
     @property
     def model(self) -> PeftModel:
         return self.actor.policy
+
+    @property
+    def tolerance(self) -> float:
+        """How far rounding may take the ratio of a token from 1."""
+        return self.settings.ratio_tolerance or tolerances_of(self.model).nats
 
     @property
     def iteration(self) -> int:

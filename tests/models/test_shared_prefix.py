@@ -162,7 +162,7 @@ def test_without_images_too(batch):
 
 
 def second_and_third(mask):
-    """Where the second and the third answer of a packed row begin: their first tokens do not see what is before them."""
+    """Where these answers of a packed row begin: a first token does not see the one before it."""
     return [i for i in range(1, mask.shape[-1]) if not mask[0, 0, i, i - 1]]
 
 
@@ -226,7 +226,7 @@ def test_wrong_positions_are_found(batch):
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("name", ["qwen2_vl", "smolvlm"])
 def test_what_rounding_adds_up_to_in_many_layers_is_no_mistake(name, dtype, capsys):
-    """In bf16, plain layouts of real weights differ by 2 to 8 %; when 2 % was the limit, nothing packed there."""
+    """Real weights in bf16 differ by 2 to 8 % in plain layouts; once, 2 % was the limit."""
     model, processor = build_deep(name)
     model = model.to(dtype)
     check = check_packing(model, processor)

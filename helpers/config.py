@@ -293,8 +293,9 @@ class PPOSettings:
     max_grad_norm: PositiveFloat = 1.0
     adam_epsilon: PositiveFloat = 1e-8
     gradient_checkpointing: bool = False
-    # of new to old probability before the first update; 16 bits need more
-    ratio_tolerance: PositiveFloat = 1e-3
+    # of a token's new to old probability before the first update, less for a mean over many; None:
+    # what rounding explains in the precision in use (TOLERANCES: helpers/runtime.py)
+    ratio_tolerance: PositiveFloat | None = None
     checkpoint_every: PositiveInt = 5
     # an iteration is sampled in so many parts, or one a process:
     # 1 process with 2 equals 2 processes
@@ -344,9 +345,7 @@ PPO_PRESETS = {
     # Qwen2-VL-2B in 4-bit on a T4:
     # 2 × (256 visual + ~60 text + 4 × ~30 answer tokens) = 872 tokens in an update,
     # logits of 2 × 4 × 30 × 151,936 × 4 bytes = 0.15 GB; 100 × 8 × 4 = 3,200 samples
-    "t4": PPOSettings(
-        mini_batch=2, critic_adapter=True, gradient_checkpointing=True, ratio_tolerance=5e-2
-    ),
+    "t4": PPOSettings(mini_batch=2, critic_adapter=True, gradient_checkpointing=True),
     # the reasoning project: one linear layer on the last text state and the pooled image,
     # an entropy bonus
     "reasoning": PPOSettings(

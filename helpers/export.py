@@ -45,15 +45,13 @@ from helpers.files import (
     write_text,
 )
 from helpers.install import COLAB, hosted_machine
-from helpers.models import PACKING_TOLERANCE, Packer, answer_logits, preset_of, user_message
+from helpers.models import Packer, answer_logits, preset_of, user_message
 from helpers.report import data_licences, package_versions, read_sections, render_model_card
 from helpers.rewards import REWARD_ADAPTER
-from helpers.runtime import tensors_hash
+from helpers.runtime import TOLERANCES, tensors_hash
 from helpers.training import CRITIC_ADAPTER
 
 EXPORT_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-# relative error of logits; nats by which two tokens may differ and count as tied
-EXPORT_TOLERANCES = {torch.float16: (PACKING_TOLERANCE, 0.1), torch.float32: (1e-4, 0.0)}
 CHECK_MEMORY_GB = 1.0  # that the checks take beside the weights
 CHECK_TOKENS = 32  # of an answer that is compared: two sentences with counts
 # names of licences here → on the hub, which calls all others "other"
@@ -97,7 +95,7 @@ def merge(
     """
     about = policy_facts(adapter, base)
     base, out = about["base"], out.resolve()
-    if dtype not in EXPORT_TOLERANCES:
+    if dtype not in EXPORT_DTYPES.values():
         raise UsageError(f"a merge is in {' or '.join(EXPORT_DTYPES)}, not in {dtype}.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not empty. Give another folder, or empty it.")
@@ -292,16 +290,15 @@ def verify(
     """Read a merged model back and ask it the same.
 
     weights: hash of what was to be written. Along base + adapter's answers each likeliest token
-    must be the same one; in fp16 two may be exchanged if base + adapter prefers one of them by no
-    more than the second of `EXPORT_TOLERANCES`. Raises UsageError if weights, logits or greedy
-    answers differ.
+    must be the same one, or as good as tied by what rounding explains. Raises UsageError if
+    weights, logits or greedy answers differ.
     """
     model, processor = _load(folder, dtype, place), AutoProcessor.from_pretrained(folder)
     if tensors_hash(sorted(model.named_parameters())) != weights:
         raise UsageError(
             f"{folder}: the weights read back are not those written. Check the disk, merge again."
         )
-    limit, tie = EXPORT_TOLERANCES[dtype]
+    limit, tie = TOLERANCES[dtype].relative, TOLERANCES[dtype].nats
     logits = logits_along(model, processor, expected.inputs)
     error = _distance(logits, expected.logits)
     # half the effect: a merge that forgets the adapter is off by all of it

@@ -1,4 +1,4 @@
-"""What every stage needs from the machine: device, dtype, threads, seeds, memory."""
+"""What every stage needs from the machine: device, dtype, threads, seeds, memory, tolerances."""
 
 import functools
 import hashlib
@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -101,3 +102,41 @@ def machine_summary() -> str:
     else:
         place = f"CPU, {torch.get_num_threads()} threads"
     return f"{place}, {str(compute_dtype()).removeprefix('torch.')}, torch {torch.__version__}"
+
+
+# --- how far rounding reaches ---
+
+
+class Tolerances(NamedTuple):
+    """How far apart a figure may be that is computed twice, such as in batches of other sizes."""
+
+    relative: float  # hidden states and logits, of their norm
+    nats: float  # the log-probability of a token, or of an answer of a sentence or two
+    score: float  # of a reward model, of 1 + its size
+
+
+# The one place for tolerances. Each precision has its own, as each rounds to another number of
+# bits; with weights in 4 bits it is that in which they are multiplied. They allow some three times
+# the largest figure, in brackets, of SmolLM2-135M in SmolVLM (30 layers): 18 answers of 22 tokens,
+# packed and in a row each. `python benchmarks/rounding.py MODEL` measures a model.
+TOLERANCES = {
+    # 24 bits (2e-6, 1e-5, 2e-6), which other machines and matrices may round more
+    torch.float32: Tolerances(relative=1e-4, nats=1e-3, score=1e-3),
+    # 11 bits (4e-3, 0.03, 3e-3)
+    torch.float16: Tolerances(relative=2e-2, nats=0.1, score=0.02),
+    # 8 bits (3e-2, 0.3, 0.05)
+    torch.bfloat16: Tolerances(relative=0.1, nats=0.8, score=0.15),
+}
+
+
+def precision_of(model: torch.nn.Module) -> torch.dtype:
+    """The coarsest type in which `model` computes: that of its weights, or of mixed precision."""
+    kinds = {compute_dtype(), *(weight.dtype for weight in model.parameters())}
+    # weights in 4 bits are multiplied in a type of their own
+    kinds |= {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return max(kinds & TOLERANCES.keys(), key=lambda kind: torch.finfo(kind).eps)
+
+
+def tolerances_of(model: torch.nn.Module) -> Tolerances:
+    """What rounding explains in figures of `model`."""
+    return TOLERANCES[precision_of(model)]

@@ -6,6 +6,7 @@ Each has the chat format, the special tokens and the kind of tokenizer of its ch
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tokenizers import Tokenizer
@@ -318,6 +319,21 @@ def build(name: str):
     return model.eval().requires_grad_(False), processor
 
 
+def build_deep(name: str, layers: int = 24):
+    """As `build`, with so many layers, each of which counts as in a trained model."""
+    with (
+        patch.dict(TEXT, num_hidden_layers=layers),
+        patch.dict(M_ROPE, num_hidden_layers=layers),
+    ):
+        model, processor = build(name)
+    for weight in model.get_decoder().layers.parameters():
+        if weight.ndim == 2:  # not of a norm; (outputs, inputs)
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    # logits deviate by 0.5 · √32 = 2.8: some tokens are likelier than others, and answers differ
+    torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5)
+    return model, processor
+
+
 def template_for_trl(name: str) -> str:
     """The template of an architecture, changed so that TRL's own layout holds the tokens of the suite's.
 
@@ -335,9 +351,9 @@ def template_for_trl(name: str) -> str:
     )
 
 
-def save_as_on_the_hub(name: str, folder: Path) -> Path:
+def save_as_on_the_hub(name: str, folder: Path, builder=build) -> Path:
     """The model and its processor in the files that checkpoints on the hub have."""
-    model, processor = build(name)
+    model, processor = builder(name)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     own = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))

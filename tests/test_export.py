@@ -25,6 +25,7 @@ from helpers.files import ROOT, UsageError, read_json, write_json
 from helpers.models.policies import SHIPPED_POLICIES
 from helpers.models.prompts import encode
 from helpers.report.page import Section
+from helpers.runtime import TOLERANCES
 
 pytestmark = pytest.mark.heavy(reason="merges models of four architectures")
 
@@ -310,16 +311,11 @@ def test_two_tokens_may_be_exchanged_in_fp16_if_they_are_as_good_as_tied(shipped
         return REAL_VERIFY(folder, changed, weights, dtype, torch.device("cpu"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(export.EXPORT_TOLERANCES, torch.float16, (1.0, 0.1))
+        lax = TOLERANCES[torch.float16]._replace(relative=1.0)
+        patch.setitem(TOLERANCES, torch.float16, lax)
         assert said(0.05)["ties"] == 1
         with pytest.raises(UsageError, match=r"greedy answers are others, by 0\.30 nats"):
             said(0.3)
-    assert export.EXPORT_TOLERANCES[torch.float32] == (1e-4, 0.0) and export.EXPORT_TOLERANCES[
-        torch.float16
-    ] == (
-        2e-2,
-        0.1,
-    )
 
 
 def copied(folder, **config):

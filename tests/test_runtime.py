@@ -73,3 +73,23 @@ def test_threads_that_wait_sleep_unless_the_user_wants_otherwise(own, found):
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert run.stdout.split() == [found, "False"]
+
+
+def test_tolerances_follow_the_coarsest_type_in_a_model(monkeypatch):
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert runtime.precision_of(layers) == torch.float32
+    layers[1].half()  # as a frozen base beside an adapter in fp32
+    assert runtime.precision_of(layers) == torch.float16
+    layers[0].compute_dtype = torch.bfloat16  # of weights in 4 bits
+    assert runtime.precision_of(layers) == torch.bfloat16
+    assert runtime.tolerances_of(layers) == runtime.TOLERANCES[torch.bfloat16]
+    monkeypatch.setattr(runtime, "compute_dtype", lambda: torch.float16)  # of mixed precision
+    assert runtime.precision_of(torch.nn.Linear(2, 2)) == torch.float16
+
+
+def test_coarser_types_are_allowed_more():
+    exact, half, coarse = (
+        runtime.TOLERANCES[dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    )
+    for fine, middle, rough in zip(exact, half, coarse, strict=True):
+        assert fine < middle < rough

@@ -56,7 +56,6 @@ from .ppo_doctor import (
 )
 from .ppo_rules import (
     PPO_KINDS as PPO_KINDS,
-    SCORE_TOLERANCE as SCORE_TOLERANCE,
     PPOHistory as PPOHistory,
     diagnose_ppo as diagnose_ppo,
     follow_ppo as follow_ppo,

@@ -21,7 +21,7 @@ from helpers.files import UsageError
 from helpers.losses import completion_logps
 from helpers.machine import USABLE_SHARE
 from helpers.models import images_hash
-from helpers.runtime import compute_dtype
+from helpers.runtime import compute_dtype, tolerances_of
 
 from .dry_run import (
     Examples,
@@ -47,8 +47,7 @@ from .input_checks import (
 )
 
 LN2 = math.log(2)  # loss of a policy that equals its reference
-START_TOLERANCE = 1e-3  # of that loss: what rounding may do
-MOVED_NATS = 1e-3  # by which another image must move the log-probs at least
+START_TOLERANCE = 1e-3  # of that loss, beside what rounding explains
 SAMPLED_ROWS = 64  # rows that are tokenised and whose images are looked at
 LEARNT_LOSS = 0.1  # preference loss of pairs that are known by heart
 # Learning rates of the updates: 1e-3 is usual for LoRA, and a pretrained model needs only a few
@@ -175,10 +174,12 @@ def _check_ln2(trainer: DPOTrainer, batches: Batches) -> Check:
         losses = [float(loss_of(trainer, batch)) for batch in batches]
     # the one that is farthest off; a loss that is no number most of all
     loss = max(losses, key=lambda value: math.inf if math.isnan(value) else abs(value - LN2))
+    # −log σ(β · margin) falls by β / 2 a nat
+    allowed = START_TOLERANCE + trainer.beta / 2 * tolerances_of(trainer.model).nats
     return Check(
         "first-step loss",
-        abs(loss - LN2) < START_TOLERANCE,
-        f"{loss:.4f}, ln 2 = {LN2:.4f}",
+        abs(loss - LN2) < allowed,
+        f"{loss:.4f}, ln 2 = {LN2:.4f} ± {allowed:.4f}",
         "Policy and reference differ before the first step: "
         "make a new trainer in the cell of new_trainer and change no weights afterwards.",
     )
@@ -239,10 +240,13 @@ def _check_image_matters(trainer: DPOTrainer, batches: Batches, examples: Exampl
     for own, other in zip(batches, changed, strict=True):
         moves.append((_logps(trainer, own) - _logps(trainer, other)).abs())
     change = float(torch.cat(moves).mean())
+    # a mean over answers is under the largest of them
+    rounding = tolerances_of(trainer.model).nats / 4
     return Check(
         "image matters",
-        change > MOVED_NATS,
-        f"exchanging the images moves the log-probs by {change:.3f} on average",
+        change > rounding,
+        f"exchanging the images moves the log-probs by {change:.3f} on average, rounding by up to "
+        f"{rounding:g}",
         "The answers do not depend on the image: "
         "see that the pictures in the data of notebook 02 differ, "
         "and that the model loaded in the cell of new_trainer reads images.",

@@ -18,9 +18,10 @@ from helpers import losses
 from helpers.config import PPOSettings
 from helpers.models import answer_texts
 from helpers.rewards import score_all
+from helpers.runtime import TOLERANCES, tolerances_of
 from helpers.training import ADVANTAGES, PPOTrainer
 
-from .ppo_rules import PPO_CONSEQUENCES, PPO_KINDS, SCORE_TOLERANCE, follow_ppo, look_ppo
+from .ppo_rules import PPO_CONSEQUENCES, PPO_KINDS, follow_ppo, look_ppo
 from .verdicts import Reading, RunDoctor, verdict_kinds
 
 # what is 0 outside of the tokens that are trained
@@ -69,8 +70,8 @@ def _check_reward_places(scores: Tensor, rewards: Tensor, penalty: Tensor, lengt
     """
     left = rewards + penalty
     wanted = torch.zeros_like(left).scatter(1, lengths[:, None] - 1, scores[:, None])
-    # rounding grows with what was added
-    allowed = SCORE_TOLERANCE + 1e-5 * penalty.abs()
+    # all in fp32; rounding grows with what was added
+    allowed = TOLERANCES[torch.float32].score + 1e-5 * penalty.abs()
     wrong = _places(((left - wanted).abs() > allowed).any(1))
     if not wrong:
         return ""
@@ -105,10 +106,11 @@ def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
         totals = [score.total for score in score_all(trainer.sampler.score, rows)]
         return torch.tensor(totals) - paid
 
-    found = score()
-    allowed = SCORE_TOLERANCE * (1 + rollout.scores.abs())
+    # a reward model reads them in other batches than before
+    found, tolerance = score(), tolerances_of(trainer.model).score
+    allowed = tolerance * (1 + rollout.scores.abs())
     wrong = _places((found - rollout.scores).abs() > allowed)
-    if not wrong or not torch.allclose(found, score(), SCORE_TOLERANCE, SCORE_TOLERANCE):
+    if not wrong or not torch.allclose(found, score(), tolerance, tolerance):
         return ""
     row = wrong[0]
     return (

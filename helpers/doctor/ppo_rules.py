@@ -44,7 +44,8 @@ KL_NATS = 50  # an answer. Healthy: 16 at one peak, else 7
 KL_GROWTH = 3  # times the start
 KL_TARGETS = 3  # times the target
 STILL_KL = 0.01  # nats an answer from the reference
-STILL_STEP = 1e-6  # nats a token from the iteration before
+STILL_STEP = 1e-6  # nats a token from the iteration before,
+STILL_ROUNDINGS = 2  # or so many times what rounding alone gives
 NO_ADVANTAGE = 1e-6  # mean size
 ALL_EQUAL = 0.95  # share of prompts with equal scores
 CUT_SHARE = 0.1  # of answers
@@ -53,7 +54,6 @@ EXPLAINED_FLOOR = 0.05
 # Of the best iteration: with a score of 0 or 1 there is little left to learn from
 NEAR_TOP = 0.85
 NORM_ITERATIONS = 3  # since an fp16 scaler halves itself first
-SCORE_TOLERANCE = 1e-3  # of a score that is computed twice
 
 PPO_KINDS = read_kinds("ppo")
 # each explains those after it
@@ -263,7 +263,10 @@ def _kl_runs_away(run, recent):
 
 def _policy_stands_still(run, recent):
     near_reference = run.is_lately_within("objective/kl", -STILL_KL, STILL_KL)
-    if near_reference and run.is_lately_within("ppo/policy/approxkl", -1, STILL_STEP):
+    # before any update it is what rounding gives, in 16 bits more than nothing
+    rounding = max(row.get("ppo/policy/approxkl_first", 0.0) for row in recent)
+    still = max(STILL_STEP, STILL_ROUNDINGS * rounding)
+    if near_reference and run.is_lately_within("ppo/policy/approxkl", -1, still):
         kl = _mean(recent, "objective/kl")
         norm = _mean(recent, "grad_norm/adapter")
         return f"{kl:.1g} nats an answer; the gradient is {norm:.2g}."

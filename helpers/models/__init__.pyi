@@ -6,6 +6,7 @@ from .adapters import (
     add_adapter as add_adapter,
     autocast as autocast,
     base_of as base_of,
+    contiguous_head as contiguous_head,
     disable_adapters as disable_adapters,
     evaluation_mode as evaluation_mode,
     load_adapter as load_adapter,
@@ -114,15 +115,16 @@ from .shapes import (
     weight_bytes as weight_bytes,
 )
 from .shared_prefix import (
-    PACKING_TOLERANCE as PACKING_TOLERANCE,
     PackedAnswers as PackedAnswers,
     Packer as Packer,
+    PackingCheck as PackingCheck,
     answer_logits as answer_logits,
     answer_logps as answer_logps,
     answer_states as answer_states,
+    can_keep_features as can_keep_features,
     can_pack as can_pack,
+    check_packing as check_packing,
     hidden_states as hidden_states,
     pack as pack,
     pack_separately as pack_separately,
-    packing_error as packing_error,
 )

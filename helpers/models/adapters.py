@@ -67,6 +67,25 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, compute_dtype(), enabled=device.type == "cuda")
 
 
+@contextlib.contextmanager
+def contiguous_head(model: VLM) -> Iterator[None]:
+    """Hand the language head its input in one piece inside.
+
+    With `logits_to_keep`, transformers hands it a slice, and torch multiplies that row by row of
+    the batch, each time with a copy of the weight.
+    """
+    head = base_of(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(_make_contiguous)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _make_contiguous(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple:
+    return tuple(value.contiguous() for value in inputs)
+
+
 # --- a new adapter ---
 
 

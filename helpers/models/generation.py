@@ -26,7 +26,7 @@ from helpers.data import (
 )
 from helpers.files import open_image
 
-from .adapters import VLM, autocast, base_of, evaluation_mode
+from .adapters import VLM, autocast, base_of, contiguous_head, evaluation_mode
 from .caches import Features, backbone_of, use_features
 from .encoded_prompts import EncodedPrompts, prompt_inputs
 from .prompts import Conversation, answer_texts, render_conversation, tokenize, user_message
@@ -153,7 +153,8 @@ def _generate(
         opened.append([open_image(one) if isinstance(one, Path) else one for one in shown])
         texts.append(render_conversation(processor, turns, len(shown)))
     inputs = tokenize(processor, texts, opened).to(model.device)
-    output = model.generate(**inputs, generation_config=config)
+    with contiguous_head(model):
+        output = model.generate(**inputs, generation_config=config)
     ids = output[:, inputs["input_ids"].shape[1] :]
     ended = _is_end(ids, config).any(1).tolist()
     return list(map(SampledAnswer, answer_texts(processor, ids), ended))

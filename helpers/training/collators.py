@@ -23,7 +23,7 @@ class PairCollator:
 
     rows: images, prompt, chosen, rejected (`preferences.to_trl`); with `spoilt`, also
     negative_images, of which the first is shown with the chosen answer alone.
-    packer: one that packs, on the CPU, as TRL's loader wants it.
+    packer: on the CPU, as TRL's loader wants it.
     """
 
     def __init__(self, packer: Packer, reference: ReferenceLogps, spoilt: bool = False):

@@ -223,7 +223,8 @@ def dpo_trainer(
 
     folder, replace_other: of its checkpoints, as in `Checkpoints`. cache: a folder for image
     features and reference log-probabilities, else they are kept in memory. packs: image and prompt
-    of a pair once, or TRL's own layout; None tries whether the model can.
+    of a pair once; None tries whether the model can, and takes a row for each answer if not; False
+    takes TRL's own layout, unless the settings have the image terms of mDPO.
     """
     config = dpo_config(settings, seed, folder)
     model = with_one_adapter(model, processor, settings.lora, seed)
@@ -232,7 +233,7 @@ def dpo_trainer(
     if folder:
         identity = run_identity(
             "DPO", model, processor, dataset, settings, seed=seed,
-            packs=collator is not None, adapter=adapter_hash(model),
+            packs=bool(collator and collator.packer.packs), adapter=adapter_hash(model),
         )  # fmt: skip
     return VLMDPOTrainer(
         model, settings, Checkpoints(folder, identity, replace_other=replace_other), collator,
@@ -248,18 +249,16 @@ def _pair_collator(
     cache: Path | None,
     packs: bool | None,
 ) -> PairCollator | None:
-    """The collator of a model that packs. Raises UsageError if it does not, and has to."""
+    """The collator of a pair's answers in one row, or of a row each where the model cannot pack.
+
+    None: TRL's own, which is asked for by packs=False; it knows no spoilt images, which mDPO needs.
+    """
+    spoilt = bool(settings.image_weight or settings.anchor_weight)
+    if packs is False and not spoilt:
+        return None
     features = cache / "features" if cache else None
     # on the CPU, where TRL's loader pins batches; `_prepare_inputs` moves them
     packer = Packer(model, processor, cache=features, packs=packs, device="cpu")
-    spoilt = bool(settings.image_weight or settings.anchor_weight)
-    if spoilt and not packer.packs:
-        raise UsageError(
-            "image_weight and anchor_weight need one row per image, which this model cannot do: "
-            "set 0."
-        )
-    if not packer.packs:
-        return None
     reference = None if is_fresh(model) else models.POLICY_ADAPTER
     store = ReferenceLogps(reference_hash(model, processor, reference), cache)
     return PairCollator(packer, store, spoilt)

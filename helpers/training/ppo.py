@@ -38,7 +38,7 @@ from helpers.files import UsageError
 from helpers.losses import KL_ESTIMATORS, POLICY_LOSSES, AdaptiveKL, PolicyLoss
 from helpers.models import VLM, Packer
 from helpers.rewards import Scorer
-from helpers.runtime import seed_everything
+from helpers.runtime import seed_everything, tolerances_of
 
 from .actor_critic import ActorCritic, TokenFigures
 from .advantages import ADVANTAGES
@@ -158,7 +158,7 @@ class PPOTrainer:
                 new = self.forward(batch.packed)
                 loss, policy = policy_loss(new, batch, settings, self.kl.weight)
                 if not updates:
-                    check_first_ratio(policy.ratio, settings.ratio_tolerance)
+                    check_first_ratio(policy, batch.mask, self.tolerance)
 
                 # 6. Critic update: values are drawn to the returns. A head on the policy's states
                 # has had its pass; a critic with an adapter of its own has one of its own.
@@ -230,6 +230,11 @@ class PPOTrainer:
     @property
     def model(self) -> PeftModel:
         return self.actor.policy
+
+    @property
+    def tolerance(self) -> float:
+        """How far rounding may take the ratio of a token from 1."""
+        return self.settings.ratio_tolerance or tolerances_of(self.model).nats
 
     @property
     def iteration(self) -> int:
@@ -319,11 +324,18 @@ def take_step(
     return norms
 
 
-def check_first_ratio(ratio: float, tolerance: float) -> None:
-    """Raise RuntimeError if the policy is not the one that sampled, before any update."""
-    if abs(ratio - 1) > tolerance:
+def check_first_ratio(policy: PolicyLoss, mask: Tensor, tolerance: float) -> None:
+    """Raise RuntimeError if the policy is not the one that sampled, before any update.
+
+    tolerance: of the ratio of one token. Rounding of many, True in `mask`, cancels in their mean.
+    Answers that do not belong to their probabilities may cancel, too, but not in the estimate of
+    KL, which is about half the square of a small log-ratio.
+    """
+    allowed = tolerance / max(float(mask.sum()), 1.0) ** 0.5
+    if abs(policy.ratio - 1) > allowed or policy.approx_kl > tolerance * allowed / 2:
         raise RuntimeError(
-            f"the ratio of new to old probability is {ratio:.4f} before any update, not 1.000: "
+            f"the ratio of new to old probability is {policy.ratio:.4f} before any update, not "
+            f"1.000 (KL {policy.approx_kl:.2g} nats a token; rounding explains {allowed:.2g}): "
             "sampled answers and their log-probabilities do not belong together."
         )
 

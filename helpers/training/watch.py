@@ -90,13 +90,17 @@ def update_figures(policy: PolicyLoss, value: Tensor, norms: Mapping[str, float]
 
 
 def mean_of_updates(updates: Sequence[IterationRow]) -> IterationRow:
-    """Means over the updates of an iteration, and the ratio of the first one.
+    """Means over the updates of an iteration; ratio and KL of the first one, which are rounding.
 
     Without an update nothing has moved: losses and gradients are 0, and the ratio is 1.
     """
     rows = updates or [NO_UPDATE]
     means = {name: log_mean(rows, name) for name in NO_UPDATE}
-    return means | {"ppo/ratio_first": rows[0]["ppo/ratio"]}
+    first = rows[0]
+    return means | {
+        "ppo/ratio_first": first["ppo/ratio"],
+        "ppo/policy/approxkl_first": first["ppo/policy/approxkl"],
+    }
 
 
 def pooled_explained_variance(rows: Sequence[IterationRow]) -> float:

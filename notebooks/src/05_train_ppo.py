@@ -606,7 +606,7 @@ if VQA:
 # ## Check yourself
 
 # %%
-assert all(abs(row["ppo/ratio_first"] - 1) < settings.ratio_tolerance for row in log), (
+assert all(abs(row["ppo/ratio_first"] - 1) < trainer.tolerance for row in log), (
     "old and new policy are mixed up"
 )
 base_weights = [

@@ -16,7 +16,7 @@ from ppo_logs import MADE, later, log
 from shipped import TRAFFIC
 from torch.testing import assert_close
 
-from helpers import losses, models
+from helpers import losses, models, runtime
 from helpers.config import PPO_PRESETS
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
@@ -298,6 +298,17 @@ def test_a_run_that_goes_on_with_wrong_rewards_is_stopped_at_once(trainer):
     doctor(trainer)
     assert [verdict.kind for verdict in doctor.verdicts] == ["scores misplaced"]
     assert trainer.stopped
+
+
+def test_a_score_that_was_rounded_in_another_batch_is_not_misplaced(trainer, monkeypatch):
+    """0.05 more is what bf16 may do to the score of a reward model, and not what fp32 may."""
+    own = trainer.sampler.score
+    trainer.sampler.score = make_scorer("near", lambda *given: {"n": own(*given).total + 0.05})
+    assert "worth" in find_misplaced_rewards(trainer)
+    monkeypatch.setattr(runtime, "compute_dtype", lambda: torch.bfloat16)
+    assert find_misplaced_rewards(trainer) == ""
+    trainer.sampler.score = make_scorer("far", lambda *given: {"n": own(*given).total + 0.5})
+    assert "worth" in find_misplaced_rewards(trainer)
 
 
 def test_a_scorer_that_never_says_the_same_proves_nothing(trainer):

@@ -18,7 +18,7 @@ from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
 from helpers.files import ROOT, UsageError
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
-from helpers.models import caches, encoded_prompts
+from helpers.models import caches, encoded_prompts, shared_prefix
 from helpers.models.caches import ImageFeatures, images_hash
 from helpers.models.shared_prefix import Packer
 from helpers.training import dpo
@@ -691,8 +691,39 @@ def test_mdpo_without_spoilt_images_is_refused(make):
     trainer = make(image_weight=1.0)
     with pytest.raises(UsageError, match=r"negative_images.*add_image_negatives"):
         dpo.train_dpo(trainer)
-    with pytest.raises(UsageError, match="image_weight and anchor_weight need one row per image"):
-        make(image_weight=1.0, packs=False)
+
+
+def test_mdpo_in_the_plain_layout_is_the_same(make, spoilt_dataset):
+    losses, gradients = [], []
+    for packs in (True, False):
+        trainer = make(dataset=spoilt_dataset, image_weight=0.7, anchor_weight=0.3, packs=packs)
+        assert trainer.data_collator.packer.packs == packs
+        off_zero(trainer.model)
+        trainer.model.eval()
+        loss = trainer.compute_loss(trainer.model, batch_of(trainer, range(4)))
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([p.grad for p in trainer.model.parameters() if p.requires_grad])
+    assert_close(*losses)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.norm()) + 1e-7)
+
+
+def test_a_model_that_cannot_pack_gets_a_row_for_each_answer(make, monkeypatch):
+    """With the suite's own tokens and a reference that is asked once, unlike in TRL's layout."""
+    packed = make()
+    monkeypatch.setattr(shared_prefix, "can_pack", lambda *_: False)
+    plain = make()
+    assert not plain.data_collator.packer.packs
+    losses = []
+    for trainer in (packed, plain):
+        off_zero(trainer.model)
+        trainer.model.eval()
+        batch = batch_of(trainer, range(4))
+        losses.append(float(trainer.compute_loss(trainer.model, batch)))
+        assert len(trainer.data_collator.reference) == 4
+    assert len(batch["packed"].inputs["input_ids"]) == 8  # 4 pairs
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_presets_are_configurations_that_trl_takes(tmp_path):

@@ -24,6 +24,8 @@ from helpers.models.shared_prefix import answer_logits, answer_logps
 from helpers.rewards import reward_model
 from helpers.rewards.catalogue import get_scorer
 from helpers.rewards.scoring import count_exact, make_scorer, weighted_scorer
+from helpers.runtime import TOLERANCES
+from helpers.training import ppo
 from helpers.training.actor_critic import CRITIC_ADAPTER, TokenFigures
 from helpers.training.advantages import ADVANTAGES, AdvantageWay
 from helpers.training.ppo import PPOTrainer, critic_loss, policy_loss, set_learning_rates
@@ -133,6 +135,26 @@ def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
         run.train()
     # but for the critic, which starts at the mean score
     assert moved(run, before) <= {"critic.value.4.bias"}
+
+
+def test_how_far_rounding_may_take_the_first_ratio():
+    """A token by 0.8 in bf16, and the mean of 100 tokens by 0.8 / √100 = 0.08."""
+    mask = torch.ones(4, 25)
+
+    def check(ratio, kl=0.0):
+        ppo.check_first_ratio(losses.PolicyLoss(torch.zeros(()), 0.0, kl, ratio), mask, 0.8)
+
+    check(1.07)
+    # ratios of other answers may cancel in the mean, not in KL: 0.8 · 0.08 / 2 = 0.032
+    check(1.0, kl=0.03)
+    for wrong in ({"ratio": 1.09}, {"ratio": 0.91}, {"ratio": 1.0, "kl": 0.035}):
+        with pytest.raises(RuntimeError, match="before any update"):
+            check(**wrong)
+
+
+def test_the_tolerance_follows_the_precision_unless_it_is_set():
+    assert trainer().tolerance == TOLERANCES[torch.float32].nats
+    assert trainer(dataclasses.replace(SMALL, ratio_tolerance=0.25)).tolerance == 0.25
 
 
 def test_temperature_and_top_p_keep_the_ratio():

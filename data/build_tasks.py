@@ -33,9 +33,13 @@ from helpers.statistics import derangement
 
 # Roboflow's name of a split, its name among the seeds, and requests drawn for each scene
 SPLITS = (("train", "train", 2), ("valid", "validation", 2), ("test", "test", 1))
-SAMPLES = 4  # of the base, to each request and its image
+# Of the base, to each request and its image; a quarter as many to another image. Calculations need
+# more, so that there is a right one and a wrong one
+SAMPLES = {"instructions": 4, "reasons": 4, "reasoning": 8}
 WRONG_LABELS = 0.1
 ALIKE = 0.75  # of the pairs, where there is one: two answers of the same form
+# Of calculations against guesses, most of which are the calculation's: else "the longer" would win
+KEPT_GUESSES = 0.3
 BASE = "tiny-tasks"
 
 
@@ -78,12 +82,15 @@ def write_preferences(folder: Path, task: str, model, processor) -> None:
     row_of = _chosen_row if task == "reasoning" else _vote_row
     for number, (split, *_) in enumerate(SPLITS):
         found = list(requests_of(task, split))
-        own = _sample(model, processor, split, found, SAMPLES, seed=number)
-        others = _sample(model, processor, split, found, 1, seed=100 + number, shuffled=True)
+        samples = SAMPLES[task]
+        own = _sample(model, processor, split, found, samples, seed=number)
+        others = _sample(
+            model, processor, split, found, samples // 4, seed=100 + number, shuffled=True
+        )
         rng = np.random.default_rng([number, 7])
         rows = []
-        for (seed, request), several, (other,) in zip(found, own, others, strict=True):
-            for candidates in ((several, several), (several, [other])):
+        for (seed, request), several, other in zip(found, own, others, strict=True):
+            for candidates in ((several, several), (several, other)):
                 pair = _draw_pair(request, *candidates, rng)
                 if pair:
                     rows.append(row_of(image_name(split, seed), request, *pair, rng))
@@ -119,7 +126,7 @@ def _sample(
 
 
 def _draw_pair(request: Request, some: list[str], others: list[str], rng) -> tuple[str, str] | None:
-    """A better and a worse answer, one of each list; None if all are equally good."""
+    """A better and a worse answer, one of each list; None if there is no pair to be kept."""
     pairs, alike = [], []
     for first in dict.fromkeys(some):
         for second in dict.fromkeys(others):
@@ -133,6 +140,8 @@ def _draw_pair(request: Request, some: list[str], others: list[str], rng) -> tup
     # Answers that are written alike can only be told apart by looking
     if alike and rng.random() < ALIKE:
         pairs = alike
+    elif request.task == "reasoning" and rng.random() >= KEPT_GUESSES:
+        return None
     return pairs[int(rng.integers(len(pairs)))] if pairs else None
 
 

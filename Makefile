@@ -48,7 +48,7 @@ fmt: $(STAMP)  ## format code and notebooks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP)  ## rebuild the embedded bases and their data from nothing (about 25 minutes)
+base: $(STAMP)  ## rebuild the embedded bases and their data from nothing (about 45 minutes)
 	$(BIN)/python data/build_base.py
 	$(BIN)/python data/build_traffic.py
 	$(BIN)/python data/build_policy.py

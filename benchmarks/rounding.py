@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 from helpers import models
 from helpers.data import read_records
 from helpers.files import open_image
-from helpers.losses import token_logps
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAIRS = ROOT / "data" / "traffic" / "preferences_train.jsonl"
@@ -32,7 +31,7 @@ DIRECTIONS = 20
 @torch.no_grad()
 def look(model: models.VLM, packed: models.PackedAnswers) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the answers' tokens, (answers, longest), and scores of the answers."""
-    logps = token_logps(models.answer_logits(model, packed), packed.ids, packed.mask)
+    logps = models.answer_logps(model, packed)
     ends = models.hidden_states(model, packed).float()
     directions = torch.randn(ends.shape[1], DIRECTIONS, generator=torch.Generator().manual_seed(0))
     return logps, ends @ directions

@@ -38,6 +38,18 @@ def moved(run, before) -> set[str]:
     return {name for name, p in run.actor.named_parameters() if not torch.equal(p, before[name])}
 
 
+def shift_answers(run, monkeypatch) -> None:
+    """Let the updates of a run see other tokens than the look before them."""
+    whole = run.sampler.mini_batches
+
+    def shifted(experience, iteration):
+        ids = [ids.roll(1) for ids in experience.rollout.ids]
+        rollout = dataclasses.replace(experience.rollout, ids=ids)
+        return whole(dataclasses.replace(experience, rollout=rollout), iteration)
+
+    monkeypatch.setattr(run.sampler, "mini_batches", shifted)
+
+
 def finished(folder, iterations=4, **options):
     settings = dataclasses.replace(SMALL, iterations=iterations, kl_target=1.0, critic_adapter=True)
     run = trainer(settings, folder=folder, **options)

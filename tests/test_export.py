@@ -316,6 +316,9 @@ def test_two_tokens_may_be_exchanged_in_fp16_if_they_are_as_good_as_tied(shipped
         assert said(0.05)["ties"] == 1
         with pytest.raises(UsageError, match=r"greedy answers are others, by 0\.30 nats"):
             said(0.3)
+    # what docs/export.md says
+    assert TOLERANCES[torch.float32][:2] == (1e-4, 1e-3)
+    assert TOLERANCES[torch.float16][:2] == (2e-2, 0.1)
 
 
 def copied(folder, **config):

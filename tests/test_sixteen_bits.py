@@ -13,6 +13,7 @@ import torch
 from architectures import build_deep, save_as_on_the_hub
 from precisions import sixteen_bits
 from shipped import TRAFFIC
+from small_ppo import shift_answers
 
 from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
@@ -113,14 +114,7 @@ def test_ppo(folder, dtype, preset):
 def test_answers_that_are_not_those_sampled_stop_ppo(folder, dtype, monkeypatch):
     settings = dataclasses.replace(PPO_PRESETS["t4"], **PPO)
     run = PPOTrainer(*load(folder, dtype), tasks_of(RECORDS), length, settings)
-    whole = run.sampler.mini_batches
-
-    def shifted(experience, iteration):
-        ids = [ids.roll(1) for ids in experience.rollout.ids]
-        rollout = dataclasses.replace(experience.rollout, ids=ids)
-        return whole(dataclasses.replace(experience, rollout=rollout), iteration)
-
-    monkeypatch.setattr(run.sampler, "mini_batches", shifted)
+    shift_answers(run, monkeypatch)
     with pytest.raises(RuntimeError, match="before any update"):
         run.train()
 

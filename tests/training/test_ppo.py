@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from small_ppo import RECORDS, SMALL, moved, trainer, weights
+from small_ppo import RECORDS, SMALL, moved, shift_answers, trainer, weights
 from torch.testing import assert_close
 
 from helpers import losses, models
@@ -121,15 +121,7 @@ def test_rewards_and_advantages_of_an_iteration(advantages):
 
 def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
     run = trainer()
-    whole = run.sampler.mini_batches
-
-    def shifted(experience, iteration):
-        """Other tokens in the updates than in the look before."""
-        ids = [ids.roll(1) for ids in experience.rollout.ids]
-        rollout = dataclasses.replace(experience.rollout, ids=ids)
-        return whole(dataclasses.replace(experience, rollout=rollout), iteration)
-
-    monkeypatch.setattr(run.sampler, "mini_batches", shifted)
+    shift_answers(run, monkeypatch)
     before = weights(run)
     with pytest.raises(RuntimeError, match="before any update"):
         run.train()

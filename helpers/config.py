@@ -90,6 +90,15 @@ def _settings(cls: type) -> type:
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+# What has the same part in layers that are built otherwise: linear attention (Qwen3.5),
+# convolutions and their feed-forward (LFM2), and what Gemma 4 adds to each layer
+SAME_PART = {
+    "q_proj": ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "in_proj"),
+    "o_proj": ("out_proj",),
+    "gate_proj": ("w1", "per_layer_input_gate"),
+    "up_proj": ("w3",),
+    "down_proj": ("w2", "per_layer_projection"),
+}
 
 
 @_settings
@@ -100,6 +109,14 @@ class LoraSettings:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ALL_LINEAR
     vision: bool = False  # True trains the vision tower as well
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """The target modules by their names in every kind of layer."""
+        names = list(self.target_modules)
+        for name in self.target_modules:
+            names += SAME_PART.get(name, ())
+        return tuple(names)
 
 
 @_settings

@@ -313,9 +313,16 @@ BUILDERS = {
 
 def build(name: str):
     """(model in eval mode, processor), random weights from seed 0."""
+    # it imports from here
+    from newer_architectures import ENDS, NEWER
+
     torch.manual_seed(0)
-    model, processor = BUILDERS[name]()
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model, processor = (BUILDERS | NEWER)[name]()
+    tokenizer = processor.tokenizer
+    ends = [tokenizer.eos_token_id]
+    if name in ENDS:
+        ends.append(tokenizer.convert_tokens_to_ids(ENDS[name]))
+    model.generation_config.eos_token_id = ends if name in ENDS else ends[0]
     return model.eval().requires_grad_(False), processor
 
 

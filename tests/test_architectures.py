@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from architectures import BUILDERS, build, save_as_on_the_hub, template_for_trl
+from newer_architectures import IMAGE_MARKS, LINEAR, NEWER, RECURRENT
 from pictures import noise
 from shipped import TRAFFIC
 from torch.testing import assert_close
@@ -17,8 +18,8 @@ from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
-from helpers.models.caches import backbone_of
-from helpers.models.prompts import count_image_tokens, encode, render
+from helpers.models.caches import backbone_of, vision_inputs
+from helpers.models.prompts import count_image_tokens, encode, image_token_id, render
 from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
@@ -52,7 +53,12 @@ PPO = dataclasses.replace(
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 10})
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
+new = pytest.mark.slow(reason="seconds for each of these models")
+
+
+@pytest.fixture(
+    scope="module", params=[*BUILDERS, *(pytest.param(name, marks=new) for name in NEWER)]
+)
 def checkpoint(request, tmp_path_factory):
     """(name, folder) of a checkpoint."""
     return request.param, save_as_on_the_hub(request.param, tmp_path_factory.mktemp(request.param))
@@ -90,7 +96,7 @@ def test_a_folder_as_on_the_hub_is_the_model_that_was_saved(checkpoint):
         "preprocessor_config.json",
         "chat_template.json",
     }
-    assert ("processor_config.json" in files) == (not name.startswith("qwen"))
+    assert ("processor_config.json" in files) == (not name.startswith(("qwen", "lfm2")))
     (model, processor), (loaded, again) = build(name), models.load_model(folder, four_bit=False)
     assert type(loaded) is type(model) and type(again) is type(processor)
     assert again.chat_template == processor.chat_template
@@ -102,50 +108,45 @@ def test_a_folder_as_on_the_hub_is_the_model_that_was_saved(checkpoint):
 
 
 def test_in_4_bits_the_language_model_alone_is_quantised(checkpoint):
-    _, folder = checkpoint
+    name, folder = checkpoint
     (full, processor), (model, _) = (
         models.load_model(folder, four_bit=False),
         models.load_model(folder),
     )
     quantised = {n for n, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     decoder = next(n for n, module in model.named_modules() if module is model.get_decoder())
-    assert len(quantised) == 3 * 7 and all(n.startswith(f"{decoder}.layers.") for n in quantised)
+    # Gemma 4 has one more, which makes the embeddings of all layers
+    assert len(quantised) == LINEAR.get(name, 3 * 7) + (name == "gemma4")
+    assert all(n.startswith(f"{decoder}.") for n in quantised)
     error = (logits_of(model, processor) - logits_of(full, processor)).norm() / logits_of(
         full, processor
     ).norm()
-    assert 1e-3 < error < 0.5  # rounding is seen; wrong weights give about √2
+    assert 1e-3 < error < 0.6  # rounding is seen; wrong weights give about √2
 
 
 def test_the_prompt_has_a_place_for_each_vector_of_the_image(checkpoint):
     name, folder = checkpoint
     model, processor = models.load_model(folder, four_bit=False)
     text = render(processor, "How many cars?")
-    assert text.count("<|image_pad|>" if name.startswith("qwen") else "<image>") == 1
+    mark = "<|image_pad|>" if name.startswith("qwen") else "<image>"
+    assert text.count(IMAGE_MARKS.get(name, mark)) == 1
     assert text.count("How many cars?") == 1
     inputs = encode(processor, QUESTIONS, IMAGES)
-    known = {
-        "pixel_values",
-        "pixel_attention_mask",
-        "image_grid_thw",
-        "image_sizes",
-    } & inputs.keys()
     with torch.no_grad():
-        vectors = (
-            backbone_of(model)
-            .get_image_features(**{key: inputs[key] for key in known})
-            .pooler_output
-        )
+        vectors = backbone_of(model).get_image_features(**vision_inputs(inputs)).pooler_output
     vectors = vectors if isinstance(vectors, torch.Tensor) else torch.cat(list(vectors))
     assert sum(count_image_tokens(processor, inputs)) == vectors.numel() // vectors.shape[-1] > 0
 
 
-def test_lora_reaches_every_layer_of_the_language_model_and_nothing_else(checkpoint):
-    _, folder = checkpoint
+def test_lora_reaches_every_layer_of_the_language_model_and_nothing_else(checkpoint, capsys):
+    name, folder = checkpoint
     model = models.add_adapter(models.load_model(folder)[0], LORA)
     decoder = model.get_base_model().get_decoder()
     inside = {id(parameter) for parameter in decoder.layers.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert len(trained) == 3 * 7 * 2 and all(id(parameter) in inside for parameter in trained)
+    assert len(trained) == LINEAR.get(name, 3 * 7) * 2
+    assert all(id(parameter) in inside for parameter in trained)
+    assert "does not reach" not in capsys.readouterr().out
 
 
 def trained_by_dpo(folder, pairs, **how):
@@ -158,12 +159,12 @@ def trained_by_dpo(folder, pairs, **how):
 
 def test_dpo(checkpoint, pairs, tmp_path, capsys):
     """Packed: an architecture that falls back to one row an answer in silence would fail here."""
-    _, folder = checkpoint
+    name, folder = checkpoint
     trainer, before, run = trained_by_dpo(folder, pairs)
-    assert (
-        isinstance(trainer.data_collator, dpo.PairCollator)
-        and "packing does not" not in capsys.readouterr().out
-    )
+    assert isinstance(trainer.data_collator, dpo.PairCollator)
+    # image features are kept in either layout
+    assert trainer.data_collator.packer.features is not None
+    assert ("packing does not" in capsys.readouterr().out) == (name in RECURRENT)
     assert (
         run.log[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
         and run.log[1]["loss"] < math.log(2) - 1e-3
@@ -184,7 +185,7 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
             ).sum(1)
             for images in ([[image] for image in IMAGES], [[image] for image in IMAGES[::-1]])
         )
-    assert ((own - other).abs() > 1e-3).all()
+    assert ((own - other).abs() > 5e-4).all()
     saved = models.save_adapter(model, tmp_path / "adapter", {})
     fresh, again = models.load_model(folder)
     assert not torch.allclose(logits_of(fresh, again), logits_of(model, processor), atol=1e-3)
@@ -231,6 +232,9 @@ def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pair
     batch, decode = trainer.data_collator([trainer.train_dataset[0]]), processor.tokenizer.decode
     row, mask = batch["input_ids"][0], batch["completion_mask"][0].bool()
     begin = {"llava": "USER:", "llava_next": "<|start_header_id|>", "qwen3_vl": "<|im_start|>user"}
+    begin |= {"gemma3": "<bos><start_of_turn>user", "gemma4": "<bos><|turn>user"}
+    begin |= dict.fromkeys(("qwen3_5", "internvl"), "<|im_start|>user")
+    begin["lfm2_vl"] = "<|startoftext|><|im_start|>user"
     smol = dict.fromkeys(("smolvlm", "idefics3"), "<|im_start|>User:")
     system = "<|im_start|>system\nYou are a helpful assistant."
     assert decode(row[~mask]).startswith((begin | smol).get(name, system))
@@ -240,13 +244,15 @@ def test_what_trls_layout_makes_of_the_checkpoints_own_template(checkpoint, pair
         "smolvlm": "image.<end_of_utterance>\n",
     }
     end["idefics3"] = end["smolvlm"]
+    end |= {"gemma3": "image.<end_of_turn>\n", "gemma4": "image.<turn|>\n"}
     assert decode(row[mask]).endswith(end.get(name, "image.<|im_end|>\n"))
 
 
 def test_a_reward_model(checkpoint, tmp_path):
-    _, folder = checkpoint
+    name, folder = checkpoint
     reward = reward_model.new_reward_model(*models.load_model(folder), REWARD)
-    assert reward.packer.packs
+    assert reward.packer.packs == (name not in RECURRENT)
+    assert reward.packer.features is not None
     before = weights(reward)
     run = RewardTrainer(reward, RECORDS, RECORDS[:2], REWARD).train()
     assert len(run.log) == 2 and all(math.isfinite(row["loss"]) for row in run.log)
@@ -265,7 +271,9 @@ def test_a_reward_model(checkpoint, tmp_path):
 
 
 def test_a_reward_model_learns_without_packing(checkpoint):
-    _, folder = checkpoint
+    name, folder = checkpoint
+    if name in RECURRENT:
+        return  # it learns so in all tests
     logs = []
     for packs in (True, False):
         base = models.load_model(folder, four_bit=False)
@@ -280,10 +288,10 @@ def test_a_reward_model_learns_without_packing(checkpoint):
 @pytest.mark.parametrize(("advantages", "packs"), [("gae", True), ("grpo", True), ("gae", False)])
 def test_ppo(checkpoint, advantages, packs):
     """The image token is made the likeliest by far; it is still not sampled, and has no probability in the update."""
-    _, folder = checkpoint
+    name, folder = checkpoint
     model, processor = models.load_model(folder)
     likeliest = torch.zeros(len(processor.tokenizer))
-    likeliest[processor.image_token_id] = 50.0
+    likeliest[image_token_id(processor)] = 50.0
     model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, logits: logits + likeliest
     )
@@ -293,9 +301,8 @@ def test_ppo(checkpoint, advantages, packs):
     run = PPOTrainer(
         model, processor, tasks_of(RECORDS), length, settings, packs=None if packs else False
     )
-    assert run.sampler.packer.packs == packs and (run.actor.critic is not None) == (
-        advantages == "gae"
-    )
+    assert run.sampler.packer.packs == (packs and name not in RECURRENT)
+    assert (run.actor.critic is not None) == (advantages == "gae")
     before = weights(run.actor)
     row = run.train()[-1]
     assert row["ppo/ratio_first"] == pytest.approx(1, abs=1e-4) and row["samples"] == 4
@@ -303,5 +310,5 @@ def test_ppo(checkpoint, advantages, packs):
     assert changed and all(name.startswith("critic.") or "lora_" in name for name in changed)
     assert any(name.startswith("critic.") for name in changed) == (advantages == "gae")
     ids = torch.cat(list(run.last.rollout.ids))
-    assert len(ids) >= 4 and processor.image_token_id not in ids
+    assert len(ids) >= 4 and image_token_id(processor) not in ids
     assert run.last.old_logps[run.last.mask].max() > -20 and run.last.old_logps.isfinite().all()

@@ -18,7 +18,7 @@ from trl import DPOTrainer
 
 from helpers.data import from_trl
 from helpers.files import UsageError
-from helpers.models import backbone_of, image_vectors, prompts
+from helpers.models import backbone_of, image_vectors, prompts, vision_inputs
 
 from .dry_run import Examples, collate
 
@@ -71,9 +71,16 @@ def _pixels(processor: ProcessorMixin, inputs: BatchFeature, images: int) -> int
 
     Tiles without the small views of the whole.
     """
-    if "image_grid_thw" in inputs:
+    images_processor = processor.image_processor
+    if "image_grid_thw" in inputs:  # Qwen-VL
         patches = int(inputs["image_grid_thw"].prod(-1).sum())
-        return patches * processor.image_processor.patch_size**2
+        return patches * images_processor.patch_size**2
+    if "image_position_ids" in inputs:  # Gemma 4; −1 where no patch is
+        patches = int((inputs["image_position_ids"][..., 0] >= 0).sum())
+        return patches * images_processor.patch_size**2
+    if "spatial_shapes" in inputs:  # LFM2-VL
+        patches = int(inputs["spatial_shapes"].prod(-1).sum())
+        return patches * images_processor.encoder_patch_size**2
     shape = inputs["pixel_values"].shape  # (…, colours, height, width)
     tiles = shape.numel() // shape[-3:].numel()
     if tiles > images:
@@ -121,8 +128,7 @@ def _vectors(trainer: DPOTrainer, batch: dict[str, Any]) -> int:
     kept = batch["packed"].features if "packed" in batch else {}
     if not kept:
         inputs = _inputs(batch)
-        known = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes")
-        arguments = {name: inputs[name] for name in known if name in inputs}
+        arguments = vision_inputs(inputs)
         if not arguments:
             return 0
         with trainer.accelerator.autocast():
@@ -208,19 +214,19 @@ def check_end_of_turn(trainer: DPOTrainer, batches: Batches) -> Check:
     (LLaVA's) does no harm where the collator itself ends the answers.
     """
     processor = trainer.processing_class
-    end = processor.tokenizer.eos_token
+    end = prompts.end_of_turn(processor)
     texts = processor.tokenizer.batch_decode(_completions(batches))
     closed = sum(text.rstrip().endswith(end) for text in texts)
     # three have to agree: the data, the chat template and sampling
     after = prompts.text_after_answer(processor)
     stops = trainer.model.generation_config.eos_token_id
-    stopping = processor.tokenizer.eos_token_id in (stops if isinstance(stops, list) else [stops])
+    token = processor.tokenizer.convert_tokens_to_ids(end)
+    stopping = token in (stops if isinstance(stops, list) else [stops])
     return Check(
         "end of turn",
         closed == len(texts) and after in ("", end) and stopping,
         f"{closed} of {len(texts)} answers end in {end}, the template writes {after or 'nothing'}, "
         f"sampling {'stops' if stopping else 'does not stop'} there",
-        "The model would not learn to stop: give the tokenizer, in the cell of new_trainer, "
-        "the eos_token with which the chat template closes an answer, "
-        "and generation_config the same.",
+        "The model would not learn to stop: in the cell of new_trainer, let the chat template "
+        "close an answer with one special token, and give generation_config the same.",
     )

@@ -25,9 +25,11 @@ from .caches import (
     image_vectors as image_vectors,
     images_hash as images_hash,
     is_frozen as is_frozen,
+    is_recurrent as is_recurrent,
     processor_settings as processor_settings,
     reference_hash as reference_hash,
     use_features as use_features,
+    vision_inputs as vision_inputs,
     weights_hash as weights_hash,
 )
 from .encoded_prompts import (
@@ -48,6 +50,7 @@ from .generation import (
     sample_counting_answers as sample_counting_answers,
     sample_ids as sample_ids,
     sample_task_answers as sample_task_answers,
+    stop_ids as stop_ids,
 )
 from .heads import (
     HEADS as HEADS,

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from .loading import load_model as load_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from helpers.config import LoraSettings
+from helpers.config import ALL_LINEAR, LoraSettings
 from helpers.files import UsageError, write_json
 from helpers.runtime import compute_dtype, seed_everything
 
@@ -97,7 +98,8 @@ def lora_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     # One of them as the last part of a name, in any layer of the decoder
-    targets = [rf".*{re.escape(prefix)}\.layers\.\d+\..*\.({'|'.join(settings.target_modules)})"]
+    names = "|".join(settings.module_names)
+    targets = [rf".*{re.escape(prefix)}\.layers\.\d+\.(.*\.)?({names})"]
     for name, module in model.named_modules():
         is_inside = name.startswith(f"{prefix}.") or name.endswith("lm_head")
         if settings.vision and isinstance(module, torch.nn.Linear) and not is_inside:
@@ -133,7 +135,33 @@ def add_adapter(
         f"LoRA r {settings.r}, α {settings.alpha}: {trained:,} of {total:,} weights are trained "
         f"({trained / total:.1%})."
     )
+    missed = _missed_layers(base_of(model), settings)
+    if missed:
+        print(f"⚠️  LoRA does not reach all of the language model: not {', '.join(missed)}.")
     return model
+
+
+def _missed_layers(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
+    """Return what was asked for and is not reached: "out_proj in 18 layers", "layer 3".
+
+    Asked for all of it, every linear layer of the decoder counts; else a decoder layer counts if
+    nothing in it is adapted.
+    """
+    asked_for_all = {*ALL_LINEAR} <= {*settings.target_modules}
+    bare = Counter()  # last name of a linear layer without LoRA → how many there are
+    empty = []  # numbers of decoder layers without any
+    for number, layer in enumerate(model.get_decoder().layers):
+        names = [name for name, _ in layer.named_parameters()]
+        if not any("lora_" in name for name in names):
+            empty.append(f"layer {number}")
+        for name, module in layer.named_modules():
+            # one with LoRA is the base_layer of its place, and has two small ones beside it
+            is_part_of_lora = "base_layer" in name or "lora_" in name
+            if isinstance(module, torch.nn.Linear) and not is_part_of_lora:
+                bare[name.split(".")[-1]] += 1
+    if asked_for_all:
+        return [f"{name} in {count} layers" for name, count in bare.items()]
+    return empty
 
 
 # --- adapters on disk ---

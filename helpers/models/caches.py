@@ -28,15 +28,18 @@ from helpers.files import replace_file
 from helpers.runtime import compute_dtype, tensors_hash
 
 from .adapters import VLM, autocast, base_of, evaluation_mode, stored_tensors
-from .prompts import ImageLists, bos_text, tokenize
+from .prompts import TOKEN_KINDS, ImageLists, bos_text, tokenize
 
 # What the vision tower made of the images of a prompt, by name. "pooled": a tensor of all tiles
 # (SmolVLM), or "pooled.all": the visual tokens of all images (the others); "deepstack.0" …: what
 # further layers get (Qwen3-VL). Empty for a prompt without images.
 Features = Mapping[str, Tensor]
 
-# Model inputs that the vision tower reads
-VISION_INPUTS = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"}
+# Model inputs of tokens, and what TRL's collator puts beside them
+TOKEN_INPUTS = {"input_ids", "attention_mask", "position_ids", "completion_mask", *TOKEN_KINDS}
+
+# Layers in which a token looks at others one by one, by their name in a config's layer_types
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 # --- the parts of a model, and hashes of what decides its figures ---
@@ -61,6 +64,20 @@ def is_frozen(model: VLM) -> bool:
     An adapter there may be switched off, and counts also while it is not trained.
     """
     return not any(parameter.requires_grad or "lora_" in name for name, parameter in _vision(model))
+
+
+def vision_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those of the model inputs that the vision tower reads: all but those of tokens."""
+    return {name: inputs[name] for name in inputs if name not in TOKEN_INPUTS}
+
+
+def is_recurrent(model: VLM) -> bool:
+    """Does a layer hand a state on from token to token: linear attention, or a convolution?
+
+    A mask cannot hide the tokens before from such a state.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return not ATTENTION_LAYERS.issuperset(kinds)
 
 
 def _text_hash(text: str) -> str:
@@ -155,7 +172,7 @@ class ImageFeatures:
     def _run_vision_tower(self, rows: Sequence[BatchFeature]) -> list[Features]:
         device = next(self._core.parameters()).device
         arguments = {}
-        for name in VISION_INPUTS & rows[0].keys():
+        for name in vision_inputs(rows[0]):
             arguments[name] = torch.cat([row[name] for row in rows]).to(device)
         with evaluation_mode(self._core), autocast(device):
             output = self._core.get_image_features(**arguments)

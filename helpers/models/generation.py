@@ -27,9 +27,17 @@ from helpers.data import (
 from helpers.files import open_image
 
 from .adapters import VLM, autocast, base_of, contiguous_head, evaluation_mode
-from .caches import Features, backbone_of, use_features
+from .caches import Features, backbone_of, is_recurrent, use_features
 from .encoded_prompts import EncodedPrompts, prompt_inputs
-from .prompts import Conversation, answer_texts, render_conversation, tokenize, user_message
+from .prompts import (
+    Conversation,
+    answer_texts,
+    end_of_turn,
+    image_token_id,
+    render_conversation,
+    tokenize,
+    user_message,
+)
 
 Pictures = Image.Image | Path | Sequence[Image.Image | Path]  # of one prompt
 
@@ -46,9 +54,21 @@ class SampledAnswer(NamedTuple):
 
 
 def banned_tokens(processor: ProcessorMixin) -> list[int]:
-    """Return the tokens that stand for images and videos, which no answer may hold."""
-    ids = [processor.image_token_id, getattr(processor, "video_token_id", None)]
-    return [i for i in ids if i is not None]
+    """Return the tokens that stand for images, videos and sounds, which no answer may hold."""
+    ids = {image_token_id(processor)}
+    for name in ("image_token_id", "video_token_id", "audio_token_id"):
+        ids.add(getattr(processor, name, None))
+    return sorted(ids - {None})
+
+
+def stop_ids(model: VLM, processor: ProcessorMixin) -> list[int]:
+    """Return the tokens that end an answer: the model's own, and the chat template's if another."""
+    own = model.generation_config.eos_token_id
+    ids = {*own} if isinstance(own, list) else {own}
+    end = end_of_turn(processor)
+    if end != processor.tokenizer.eos_token:
+        ids.add(processor.tokenizer.convert_tokens_to_ids(end))
+    return sorted(ids - {None})
 
 
 def generation_config(
@@ -65,7 +85,7 @@ def generation_config(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=model.generation_config.eos_token_id,
+        eos_token_id=stop_ids(model, processor),
         pad_token_id=processor.tokenizer.pad_token_id,
         suppress_tokens=banned_tokens(processor),
         **sampling,
@@ -291,14 +311,19 @@ def sample_ids(
     """Sample `group_size` answers to each prompt: their tokens, and whether each came to its end.
 
     The end of turn is among the tokens if it came. Image and prompt are read once for all answers
-    to them. The caller's random numbers are left alone.
+    to them, unless the model is recurrent: its states cannot be repeated. The caller's random
+    numbers are left alone.
     """
     config = generation_config(model, processor, temperature, top_p, max_new_tokens)
+    if is_recurrent(model):  # then each answer has a prompt of its own
+        prompts = prompts.select([n for n in range(len(prompts)) for _ in range(group_size)])
+        group_size = 1
     # Image and prompt, once each
     inputs, features = send_to_device(prompt_inputs(processor, prompts), model.device)
     cache = _read_prompts(model, inputs, features)
     # One row a prompt becomes one row an answer
-    cache.batch_repeat_interleave(group_size)
+    if group_size > 1:
+        cache.batch_repeat_interleave(group_size)
     rows = {}
     for name in ("input_ids", "attention_mask"):
         rows[name] = inputs[name].repeat_interleave(group_size, 0)
@@ -328,6 +353,9 @@ def _read_prompts(model: VLM, inputs: dict[str, Tensor], features: Features) -> 
     inner = backbone_of(model)
     if hasattr(inner, "rope_deltas"):
         inner.rope_deltas = None  # those of an earlier batch, which text alone would not replace
+    else:
+        # Without it padding counts, which `generate` will leave out where the answer goes on
+        before["position_ids"] = (before["attention_mask"].cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config.get_text_config())
     with use_features(model, features), autocast(model.device):
         inner(**before, past_key_values=cache, use_cache=True)

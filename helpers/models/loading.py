@@ -47,6 +47,9 @@ NON_LANGUAGE_MODULES = (
     "vision_model",
     "multi_modal_projector",
     "connector",
+    "embed_vision",
+    "audio_tower",
+    "embed_audio",
     "lm_head",
 )
 

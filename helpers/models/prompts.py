@@ -18,6 +18,9 @@ from helpers.data import Message
 Conversation = Sequence[Message]  # the last message is the question that is answered
 ImageLists = Sequence[Sequence[Image.Image]]  # the images of each prompt
 
+# Model inputs of which a kind of token is one: 0 is text
+TOKEN_KINDS = ("mm_token_type_ids", "token_type_ids")
+
 # --- records to text ---
 
 
@@ -111,8 +114,22 @@ def bos_text(processor: ProcessorMixin) -> str:
 
 
 def end_of_turn(processor: ProcessorMixin) -> str:
-    """Return the token with which the model ends an answer."""
-    return processor.tokenizer.eos_token
+    """Return the token with which the model ends an answer.
+
+    It is what the chat template writes there, which need not be the end that the tokenizer knows
+    (Gemma). LLaVA's template writes nothing: it is the tokenizer's then.
+    """
+    return _end_of_turn(processor, str(processor.chat_template))
+
+
+# Keyed by the template too, which a caller may change
+@lru_cache(maxsize=8)
+def _end_of_turn(processor: ProcessorMixin, template: str) -> str:
+    tokenizer = processor.tokenizer
+    first, *_ = _token_ids(processor, text_after_answer(processor)) or [None]
+    if first in tokenizer.added_tokens_decoder:  # a token of its own, and no text
+        return tokenizer.convert_ids_to_tokens(first)
+    return tokenizer.eos_token
 
 
 def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
@@ -166,8 +183,12 @@ def text_after_answer(processor: ProcessorMixin) -> str:
 
 
 def image_token_id(processor: ProcessorMixin) -> int:
-    """Return the id of the token that stands for one visual token."""
-    return processor.image_token_id
+    """Return the id of the token that stands for one visual token.
+
+    What a template writes for a whole image may be another (Gemma 3).
+    """
+    first, *_ = getattr(processor, "image_token_ids", [processor.image_token_id])
+    return first
 
 
 def count_image_tokens(processor: ProcessorMixin, inputs: BatchFeature) -> list[int]:

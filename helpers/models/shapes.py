@@ -139,7 +139,7 @@ def weight_bytes(model: ModelShapes, four_bit: bool = True, compute_bytes: int =
 
 def lora_weights(model: ModelShapes, lora: LoraSettings) -> int:
     """Return r · (in + out) of each Linear layer that `models.lora_config` would choose."""
-    chosen = [layer for layer in model.linear if layer[0] in lora.target_modules]
+    chosen = [layer for layer in model.linear if layer[0] in lora.module_names]
     if lora.vision:
         chosen += model.outside
     return sum(lora.r * (inputs + outputs) for _, inputs, outputs in chosen)

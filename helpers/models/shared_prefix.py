@@ -40,9 +40,23 @@ from helpers.losses import token_logps
 from helpers.runtime import precision_of
 
 from .adapters import VLM, contiguous_head, evaluation_mode
-from .caches import Features, ImageFeatures, backbone_of, is_frozen, use_features
+from .caches import (
+    Features,
+    ImageFeatures,
+    backbone_of,
+    is_frozen,
+    is_recurrent,
+    use_features,
+)
 from .encoded_prompts import EncodedPrompts, encode_prompts, prompt_inputs
-from .prompts import Conversation, ImageLists, answer_ids, render, render_conversation
+from .prompts import (
+    TOKEN_KINDS,
+    Conversation,
+    ImageLists,
+    answer_ids,
+    render,
+    render_conversation,
+)
 
 # A text, which gets its end of turn, or the tokens that were sampled, (tokens,)
 AnswerInput = str | Tensor
@@ -67,8 +81,9 @@ class PackedAnswers:
     of them the end of turn; shorter answers repeat it. mask is True on the answer's own tokens.
     """
 
-    # input_ids (rows, seq), attention_mask (rows, 1, seq, seq) or (rows, seq), images
-    inputs: Mapping[str, Tensor]
+    # input_ids (rows, seq), attention_mask (rows, seq), (rows, 1, seq, seq) or one such for each
+    # kind of layer, images
+    inputs: Mapping[str, Tensor | Mapping[str, Tensor]]
     rows: Tensor  # (answers,) row of each answer
     columns: Tensor  # (answers, 1 + longest)
     mask: Tensor  # (answers, 1 + longest) bool
@@ -129,10 +144,14 @@ def pack(
     behind = pad_sequence(numbers, batch_first=True, padding_value=-1)
     segment = torch.cat([inputs["attention_mask"] - 1, behind], 1)  # (rows, seq), see above
     inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
-    if "mm_token_type_ids" in inputs:  # 0: text
-        inputs["mm_token_type_ids"] = pad(inputs["mm_token_type_ids"], (0, tail.shape[1]))
-    inputs["position_ids"] = _positions(backbone_of(model), inputs, segment)
-    inputs["attention_mask"] = _block_mask(segment)
+    for name in inputs.keys() & TOKEN_KINDS:
+        inputs[name] = pad(inputs[name], (0, tail.shape[1]))
+    positions = _positions(backbone_of(model), inputs, segment)
+    mask = _block_mask(segment)
+    if "token_type_ids" in inputs:  # Gemma 3 makes a mask of them, unless it gets one
+        mask |= _same_image(inputs.pop("token_type_ids"))
+    inputs["position_ids"] = positions
+    inputs["attention_mask"] = _masks_of_layers(model, mask, positions)
     means = prompts.mean_features()
     pooled = None if means is None else means[owners]
     return PackedAnswers(inputs, torch.tensor(owners), *_fill(columns), features, pooled)
@@ -175,8 +194,8 @@ def _append_answer(prompt: BatchFeature, ids: Tensor) -> BatchFeature:
     longer = BatchFeature({**prompt})
     longer["input_ids"] = torch.cat([prompt["input_ids"], ids[None]], 1)
     longer["attention_mask"] = pad(prompt["attention_mask"], (0, len(ids)), value=1)
-    if "mm_token_type_ids" in prompt:  # 0: text
-        longer["mm_token_type_ids"] = pad(prompt["mm_token_type_ids"], (0, len(ids)))
+    for name in prompt.keys() & TOKEN_KINDS:
+        longer[name] = pad(prompt[name], (0, len(ids)))
     return longer
 
 
@@ -214,6 +233,36 @@ def _block_mask(segment: Tensor) -> Tensor:
     # Padding sees itself: softmax over a row in which nothing is seen is not a number
     itself = torch.eye(length, dtype=torch.bool)
     return ((causal & prompt_or_own) | itself)[:, None]
+
+
+def _same_image(kinds: Tensor) -> Tensor:
+    """Return which visual tokens are of one image: kinds (rows, seq), 1: visual → as `_block_mask`.
+
+    >>> _same_image(torch.tensor([[0, 1, 1, 0, 1]]))[0, 0].int()
+    tensor([[0, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0],
+            [0, 1, 1, 0, 0],
+            [0, 0, 0, 0, 0],
+            [0, 0, 0, 0, 1]], dtype=torch.int32)
+    """
+    is_visual = kinds == 1
+    is_first = is_visual & ~pad(is_visual, (1, 0))[:, :-1]
+    image = is_first.cumsum(1)  # the number of each token's image, from 1
+    both = is_visual[:, :, None] & is_visual[:, None, :]
+    return (both & (image[:, :, None] == image[:, None, :]))[:, None]
+
+
+def _masks_of_layers(model: VLM, mask: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+    """Return the mask that every layer gets, or one for each kind of layer that the model has.
+
+    A layer of sliding attention (Gemma) sees nothing that is a window or more before a token.
+    """
+    text = model.config.get_text_config()
+    if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
+        return mask
+    distance = positions[:, :, None] - positions[:, None, :]
+    is_near = (distance < text.sliding_window)[:, None]
+    return {"full_attention": mask, "sliding_attention": mask & is_near}
 
 
 def _positions(backbone: nn.Module, inputs: Mapping[str, Tensor], segment: Tensor) -> Tensor:
@@ -446,6 +495,8 @@ def can_keep_features(model: VLM, processor: ProcessorMixin) -> bool:
 
 def _fault_of(model: VLM, processor: ProcessorMixin, packs: bool) -> str:
     """Return why packed answers, or kept features alone, cannot be used; '' if they can."""
+    if packs and is_recurrent(model):
+        return "layers of linear attention or convolutions carry one answer into the next"
     try:
         check = check_packing(model, processor, packs=packs)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as problem:

@@ -13,7 +13,7 @@ from shipped import pictures_of
 from torch.testing import assert_close
 
 from helpers import models
-from helpers.config import LoraSettings
+from helpers.config import ALL_LINEAR, ATTENTION, LoraSettings
 from helpers.data.counting import count_question
 from helpers.data.scenes import CLASSES
 from helpers.files import ROOT, UsageError
@@ -75,6 +75,29 @@ def test_the_vision_tower_gets_an_adapter_only_when_asked():
     model, _ = with_adapter(target_modules=("qkv", "q_proj"), vision=True)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     assert any("visual" in n for n in names) and any("language_model" in n for n in names)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (ALL_LINEAR, ""),
+        (ATTENTION, ""),
+        # linear attention has no keys of their own: layer 3 alone is of the other kind
+        (("k_proj",), "not layer 0, layer 1, layer 2."),
+    ],
+)
+def test_layers_that_lora_does_not_reach_are_named(asked, said, capsys):
+    model, _ = build("qwen3_5")
+    models.add_adapter(model, LoraSettings(r=2, target_modules=asked))
+    heard = capsys.readouterr().out
+    assert ("does not reach" in heard) == bool(said) and said in heard
+
+
+def test_a_linear_layer_of_an_unknown_name_is_named(capsys):
+    model, _ = build("qwen2_vl")
+    model.get_decoder().layers[1].adapter = torch.nn.Linear(2, 2)
+    models.add_adapter(model, LoraSettings(r=2))
+    assert "not adapter in 1 layers." in capsys.readouterr().out
 
 
 def test_adapter_off_is_the_base_bit_for_bit(tiny, valid_items):

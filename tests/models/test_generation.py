@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from architectures import build
+from architectures import BUILDERS, build
+from newer_architectures import NEWER
 from pictures import noise
 from shipped import pictures_of
 from torch.testing import assert_close
@@ -178,6 +179,27 @@ def test_an_answer_that_its_tokens_cut_off_is_marked(tiny, valid_items):
     # nothing is known of how long an answer is
     (short,), (sentence,) = sample_task_answers(*tiny, tasks, 1)
     assert short.ended and sentence.ended and is_well_formed(sentence.text, CLASSES)
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, *NEWER])
+def test_an_answer_goes_on_from_a_prompt_that_was_read_before(name):
+    """Prompts of different lengths: padding is not to count where the answer goes on."""
+    model, processor = build(name)
+    states = []  # before the language head, of each step
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda head, inputs: states.append(inputs[0][:, -1])
+    )
+    questions, images = [QUESTION, "How many?"], [noise(112, 112), noise(112, 112, seed=1)]
+    how = {"max_new_tokens": 3}
+    models.generate_answers(model, processor, images, questions, **how)
+    expected = list(states)
+    states.clear()
+    texts = [render(processor, question) for question in questions]
+    prompts = encode_prompts(processor, texts, [[image] for image in images])
+    sample_ids(model, processor, prompts, group_size=2, temperature=1e-6, **how)
+    assert len(states) == len(expected) == 3
+    for ours, theirs in zip(states, expected, strict=True):
+        assert_close(ours, theirs.repeat_interleave(2, 0), rtol=1e-4, atol=1e-4)
 
 
 def test_text_alone_is_sampled_the_same_after_images():

@@ -6,6 +6,7 @@ They were compared with the chat_template.json, tokenizer_config.json and specia
 import pytest
 import torch
 from architectures import TEMPLATES, build
+from newer_architectures import ENDS, NEWER
 from pictures import noise
 from shipped import TRAFFIC, pictures_of
 
@@ -22,6 +23,7 @@ from helpers.models.prompts import (
     count_image_tokens,
     encode,
     end_of_turn,
+    image_token_id,
     render,
     render_conversation,
     tokenize,
@@ -295,3 +297,35 @@ def test_a_limit_on_pixels_is_a_limit_on_tokens(valid_items):
     _, processor = models.load_model("tiny", max_pixels=56 * 84)
     inputs = encode(processor, [QUESTION], [pictures_of(valid_items[:1])[0].resize((640, 480))])
     assert count_image_tokens(processor, inputs)[0] <= 56 * 84 // 784 == 6
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_an_answer_ends_where_the_template_ends_a_turn(name):
+    """Gemma's tokenizer has an end of its own, which its template never writes."""
+    model, processor = build(name)
+    tokenizer = processor.tokenizer
+    end = ENDS.get(name, tokenizer.eos_token)
+    assert end_of_turn(processor) == end
+    ids = answer_ids(processor, "There are 2 cars.")
+    assert ids[-1] == tokenizer.convert_tokens_to_ids(end)
+    assert answer_texts(processor, [ids]) == ["There are 2 cars."]
+    assert (end == tokenizer.eos_token) == (name not in ENDS)
+    # sampling stops there even where the checkpoint says nothing of it
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    likeliest = torch.zeros(len(tokenizer))
+    likeliest[ids[-1]] = 50.0
+    model.get_output_embeddings().register_forward_hook(lambda head, _, logits: logits + likeliest)
+    prompts = encode_prompts(processor, [render(processor, "Q")], [[noise(112, 112)]])
+    sampled, ended = models.sample_ids(model, processor, prompts, max_new_tokens=4)
+    assert ended == [True] and sampled[0].tolist() == ids[-1:]
+    texts = models.generate_answers(model, processor, [noise(112, 112)], ["Q"], max_new_tokens=4)
+    assert texts == [""]
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_no_answer_holds_a_token_that_stands_for_a_part_of_an_image(name):
+    """In Gemma 3's template another token stands for the whole image."""
+    _, processor = build(name)
+    inputs = encode(processor, ["Q"], [noise(112, 112)])
+    most_frequent = inputs["input_ids"][0].mode().values.item()
+    assert image_token_id(processor) == most_frequent in models.banned_tokens(processor)

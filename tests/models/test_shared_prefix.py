@@ -4,6 +4,7 @@ import doctest
 import pytest
 import torch
 from architectures import BUILDERS, build, build_deep
+from newer_architectures import NEWER, RECURRENT
 from pictures import noise
 from shipped import pictures_of
 from torch.testing import assert_close
@@ -19,6 +20,7 @@ from helpers.models.shared_prefix import (
     PackingCheck,
     answer_logits,
     answer_logps,
+    can_keep_features,
     can_pack,
     check_packing,
     encode_prompts,
@@ -237,6 +239,19 @@ def test_what_rounding_adds_up_to_in_many_layers_is_no_mistake(name, dtype, caps
     for mistake in (*MASKS, positions_go_on_along_the_row):
         assert not packs_with(model, processor, mistake)
         assert "would be rounding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_newer_models_pack_unless_they_hand_states_on(name, capsys):
+    """Gemma's windows are shorter than the prompt, and its visual tokens see each other."""
+    model, processor = build(name)
+    prompt = encode_prompts(processor, [render(processor, "What is it?")], [[noise(112, 112)]])
+    if name.startswith("gemma"):
+        assert prompt.rows[0]["input_ids"].shape[1] > model.config.text_config.sliding_window
+    assert can_pack(model, processor) == (name not in RECURRENT)
+    said = capsys.readouterr().out
+    assert ("carry one answer into the next" in said) == (name in RECURRENT)
+    assert can_keep_features(model, processor) and not capsys.readouterr().out
 
 
 def test_a_loaders_forward_that_takes_the_block_mask_for_one_of_padding_is_found(batch, capsys):

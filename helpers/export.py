@@ -48,7 +48,7 @@ from helpers.install import COLAB, hosted_machine
 from helpers.models import Packer, answer_logits, preset_of, user_message
 from helpers.report import data_licences, package_versions, read_sections, render_model_card
 from helpers.rewards import REWARD_ADAPTER
-from helpers.runtime import TOLERANCES, tensors_hash
+from helpers.runtime import TOLERANCES, has_cuda, tensors_hash
 from helpers.training import CRITIC_ADAPTER
 
 EXPORT_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -173,7 +173,7 @@ def device_with_room(base: str, dtype: torch.dtype) -> torch.device:
         f"{number:,} weights × {dtype.itemsize} bytes + {CHECK_MEMORY_GB:.0f} GB for the checks "
         f"= {need:.1f} GB of memory"
     )
-    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] / 1e9 > need:
+    if has_cuda() and torch.cuda.mem_get_info()[0] / 1e9 > need:
         return torch.device("cuda")
     free = psutil.virtual_memory().available / 1e9
     if free < need:

@@ -14,10 +14,15 @@ import numpy as np
 import psutil
 import torch
 
+from .files import UsageError
+
 # So many times as fast must all threads be as one to be taken: they may gain 1.3 on layers of the
 # tiny model, and lose 3 to 25 as soon as another program runs.
 THREAD_GAIN = 1.5
 THREAD_ROUNDS = 3  # of each kind, in turn, so that what else runs slows both
+
+DEVICES = ("cuda", "mps", "cpu")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -30,16 +35,37 @@ def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return where models are: on a GPU if there is one, else on the CPU.
+
+    VLM_DEVICE names another: cpu, or mps, the GPU of an Apple computer. That one is not taken by
+    itself, since these models have not been run on one. Raises UsageError for an unknown name.
+    """
+    asked = os.environ.get("VLM_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if asked not in DEVICES:
+        raise UsageError(f"VLM_DEVICE={asked}: no such device. Choose {', '.join(DEVICES)}.")
+    if asked == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("VLM_DEVICE=mps: PyTorch finds no GPU of Apple here. Leave it out.")
+    return torch.device(asked)
+
+
+def has_cuda() -> bool:
+    """Are models on a GPU of NVIDIA (or AMD) here?"""
+    return device().type == "cuda"
 
 
 def compute_dtype() -> torch.dtype:
-    """fp32 on a CPU, bf16 on a GPU that has it in hardware, else fp16.
+    """Return fp32 on a CPU or Apple's GPU, bf16 on a GPU that has it in hardware, else fp16.
 
+    VLM_DTYPE names another (fp32, bf16, fp16), such as bf16 for a CPU that is fast at it.
     `torch.cuda.is_bf16_supported()` is True on a T4, which only emulates bf16, so the compute
-    capability decides: ≥ (8, 0).
+    capability decides: ≥ (8, 0). Raises UsageError for an unknown name.
     """
-    if not torch.cuda.is_available():
+    asked = os.environ.get("VLM_DTYPE")
+    if asked and asked not in DTYPES:
+        raise UsageError(f"VLM_DTYPE={asked}: no such precision. Choose {', '.join(DTYPES)}.")
+    if asked:
+        return DTYPES[asked]
+    if not has_cuda():
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
@@ -54,7 +80,7 @@ def choose_threads(width: int) -> None:
     load, set OMP_NUM_THREADS=1 before Python starts.
     """
     threads = torch.get_num_threads()
-    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ or threads == 1:
+    if has_cuda() or "OMP_NUM_THREADS" in os.environ or threads == 1:
         return
     # one layer and its gradient; filled, as random weights would move the seeds of what follows
     tokens = torch.ones(256, width)
@@ -84,7 +110,7 @@ def seed_everything(seed: int) -> None:
 
 def peak_memory_gb() -> float:
     """Peak memory of this process in GB (10⁹ bytes): of the GPU if there is one, else resident."""
-    if torch.cuda.is_available():
+    if has_cuda():
         return torch.cuda.max_memory_allocated() / 1e9
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 1e9
@@ -96,7 +122,7 @@ def peak_memory_gb() -> float:
 
 def machine_summary() -> str:
     """One line: device, cores or GPU memory, dtype, versions that matter."""
-    if torch.cuda.is_available():
+    if has_cuda():
         properties = torch.cuda.get_device_properties(0)
         place = f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
     else:

@@ -1,14 +1,15 @@
-"""How many threads a CPU computes with: measured, said, and never in place of what the user set."""
+"""Device, precision and threads: found or measured, said, and never in place of what the user set."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from helpers import runtime
-from helpers.files import ROOT
+from helpers import models, runtime
+from helpers.files import ROOT, UsageError
 
 
 @pytest.fixture
@@ -93,3 +94,56 @@ def test_coarser_types_are_allowed_more():
     )
     for fine, middle, rough in zip(exact, half, coarse, strict=True):
         assert fine < middle < rough
+
+
+def forget_the_machine(monkeypatch, *, cuda=False, mps=False):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    for name in ("VLM_DEVICE", "VLM_DTYPE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_device_is_found_or_named(monkeypatch):
+    forget_the_machine(monkeypatch, mps=True)
+    assert runtime.device().type == "cpu"  # Apple's GPU is for those who ask
+    monkeypatch.setenv("VLM_DEVICE", "mps")
+    assert runtime.device().type == "mps" and not runtime.has_cuda()
+    assert not models.has_four_bits()
+    forget_the_machine(monkeypatch, cuda=True)
+    assert runtime.device().type == "cuda"
+    monkeypatch.setenv("VLM_DEVICE", "cpu")
+    assert runtime.device().type == "cpu" and runtime.compute_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("VLM_DEVICE", "tpu", "VLM_DEVICE=tpu: no such device. Choose cuda, mps, cpu."),
+        ("VLM_DEVICE", "mps", "PyTorch finds no GPU of Apple here"),
+        ("VLM_DTYPE", "int8", "VLM_DTYPE=int8: no such precision. Choose fp32, bf16, fp16."),
+    ],
+)
+def test_what_is_not_there_is_said(monkeypatch, name, value, says):
+    forget_the_machine(monkeypatch)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=re.escape(says)):
+        runtime.compute_dtype()
+        runtime.device()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "asked", "dtype"),
+    [
+        (False, None, None, torch.float32),
+        (False, None, "bf16", torch.bfloat16),
+        (True, (7, 5), None, torch.float16),  # a T4
+        (True, (8, 0), None, torch.bfloat16),
+        (True, (8, 0), "fp16", torch.float16),
+    ],
+)
+def test_a_precision_is_the_devices_or_named(monkeypatch, cuda, capability, asked, dtype):
+    forget_the_machine(monkeypatch, cuda=cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    if asked:
+        monkeypatch.setenv("VLM_DTYPE", asked)
+    assert runtime.compute_dtype() == dtype

@@ -22,7 +22,7 @@ from trl import DPOTrainer
 
 from helpers.machine import USABLE_SHARE
 from helpers.models import ReferenceLogps
-from helpers.runtime import peak_memory_gb
+from helpers.runtime import has_cuda, peak_memory_gb
 
 Examples = Sequence[dict[str, Any]]  # rows of the data set
 # fp16 gradients vanish below 6e-8. A fixed scale, a power of two and so exact, does here what a
@@ -62,7 +62,7 @@ def time_pass(trainer: DPOTrainer, examples: Examples) -> float:
     started = time.perf_counter()
     backward(loss_of(trainer, collate(trainer, examples)))
     trainer.model.zero_grad()
-    if torch.cuda.is_available():
+    if has_cuda():
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
@@ -82,7 +82,7 @@ def forecast_run(trainer: DPOTrainer, seen_rows: Sequence[int] = ()) -> Forecast
     if len(fresh) < size:
         fresh = range(len(data))
     examples = [data[fresh[place]] for place in evenly_spaced(len(fresh), size)]
-    on_gpu = torch.cuda.is_available()
+    on_gpu = has_cuda()
     before = 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

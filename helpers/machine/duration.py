@@ -21,7 +21,7 @@ import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.models import NF4_BYTES, ModelShapes
-from helpers.runtime import compute_dtype, device
+from helpers.runtime import compute_dtype, device, has_cuda
 
 from .workload import GenerationSettings, StageSettings, Workload, stage_of
 
@@ -92,7 +92,7 @@ def _best(call: Callable[[], object], seconds: float) -> float:
 
 
 def _wait_for_gpu() -> None:
-    if torch.cuda.is_available():
+    if has_cuda():
         torch.cuda.synchronize()
 
 

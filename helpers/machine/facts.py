@@ -22,7 +22,7 @@ from packaging.version import Version
 from helpers.files import ROOT, artifacts_dir
 from helpers.install import COLAB, hosted_machine
 from helpers.models import preset_of, shapes_of, weight_bytes
-from helpers.runtime import compute_dtype
+from helpers.runtime import compute_dtype, has_cuda
 
 # Lowest and highest version that the suite is tested with: Colab's of August 2026 where it keeps
 # its own, and those of constraints.txt. Only the first two numbers count: a patch is taken to
@@ -80,7 +80,7 @@ def measure_machine(download: float | None) -> MachineFacts:
     """
     device = f"CPU, {torch.get_num_threads()} threads"
     memory = "RAM"
-    if torch.cuda.is_available():
+    if has_cuda():
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         name = torch.cuda.get_device_properties(0).name
         device = f"{name}, compute capability {capability}"
@@ -107,7 +107,7 @@ def available_gb() -> tuple[float, float]:
 
     What this process holds counts as free, since a notebook that starts anew lets go of it.
     """
-    if torch.cuda.is_available():
+    if has_cuda():
         free, total = torch.cuda.mem_get_info()
         return (free + torch.cuda.memory_reserved()) / 1e9, total / 1e9
     ram = psutil.virtual_memory()

@@ -10,8 +10,8 @@ A plan is made by pure functions (`plan_images`, `plan_stages`), and written out
 (`machine_text`, `stages_text`). Only `check_machine` measures and prints.
 """
 
-import importlib.util
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,8 @@ import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.files import ROOT
-from helpers.models import default_max_pixels, is_known, visual_tokens
+from helpers.models import default_max_pixels, has_four_bits, is_known, visual_tokens
+from helpers.runtime import compute_dtype, has_cuda
 
 from .duration import MachineRates, StageSeconds, measure_rates
 from .facts import MachineFacts, download_gb, measure_machine, untested_versions
@@ -93,12 +94,12 @@ def check_machine(
     once (default: `generate_answers`'s). examples: records trained on. Raises UsageError naming the
     presets that fit if the smallest batch of a stage does not.
     """
-    name, on_gpu = str(model), torch.cuda.is_available()
+    name, on_gpu = str(model), has_cuda()
     known = is_known(name)
-    four_bit = four_bit and importlib.util.find_spec("bitsandbytes") is not None
+    four_bit = four_bit and has_four_bits()
     # What the machine is, and what is to run on it
     facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
-    number = 2 if on_gpu else 4  # bytes
+    number = compute_dtype().itemsize
     workload = Workload(
         name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number
     )
@@ -199,10 +200,11 @@ def machine_text(facts: MachineFacts, plan: MachinePlan) -> str:
     """Return rows that say what the machine is, and how large the plan's images are."""
     free = f"{facts.free_gb:.1f} GB of {facts.total_gb:.1f} GB {facts.memory} are free"
     dtype = str(facts.dtype).removeprefix("torch.")
+    reason = "VLM_DTYPE" if os.environ.get("VLM_DTYPE") else DTYPE_REASONS[facts.dtype]
     rows = {
         "device": facts.device,
         "memory": free,
-        "computes in": f"{dtype}: {DTYPE_REASONS[facts.dtype]}",
+        "computes in": f"{dtype}: {reason}",
     }
     if facts.colab:
         mounted = "mounted" if facts.on_drive else "not mounted"

@@ -63,7 +63,7 @@ from .heads import (
 from .loading import (
     CheckpointSource as CheckpointSource,
     explain_load_errors as explain_load_errors,
-    has_cuda as has_cuda,
+    has_four_bits as has_four_bits,
     load_model as load_model,
     load_processor as load_processor,
     original_source as original_source,

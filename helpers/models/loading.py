@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from helpers.files import UsageError
-from helpers.runtime import choose_threads, compute_dtype, device
+from helpers.runtime import choose_threads, compute_dtype, device, has_cuda
 
 from .presets import PRESETS, Preset, locate, preset_of
 from .shapes import tile_edge
@@ -123,17 +123,19 @@ def load_model(
             f"⚠️  No GPU: with {parameters / 1e9:.1f} billion weights, a stage takes hours. Take "
             "smolvlm-256m or tiny to try it."
         )
-    if four_bit and not importlib.util.find_spec("bitsandbytes"):
-        print(
-            "⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full "
-            "precision."
-        )
+    if four_bit and not has_four_bits():
+        print("⚠️  There is no bitsandbytes for this device: loading in full precision.")
         four_bit = False
     model = _load_weights(name_or_path, four_bit)
     _set_compute_dtype(model)
     choose_threads(model.config.get_text_config().hidden_size)
     model.requires_grad_(False)
     return model.eval(), processor
+
+
+def has_four_bits() -> bool:
+    """Can weights be in 4 bits here? bitsandbytes multiplies them on a CPU and on CUDA alone."""
+    return device().type != "mps" and importlib.util.find_spec("bitsandbytes") is not None
 
 
 def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -> ProcessorMixin:
@@ -201,11 +203,6 @@ def weight_sources(
     if four_bit and on_gpu and is_preset and preset.four_bit:
         sources.insert(0, CheckpointSource(preset.four_bit))
     return sources
-
-
-def has_cuda() -> bool:
-    """Are models loaded to a GPU here?"""
-    return device().type == "cuda"
 
 
 def _load_weights(name_or_path: str | Path, four_bit: bool) -> PreTrainedModel:

@@ -12,11 +12,11 @@ process while the others wait. A stage that was cut off goes on from its last ch
 
 from collections.abc import Callable, Sequence
 
-import torch
 from accelerate import PartialState
 
 from helpers.files import UsageError, read_json, write_json
 from helpers.recipes import RecipeRun, fit_recipe
+from helpers.runtime import device
 
 from .answers import prepare_recipe_data, rank_answers
 from .policies import train_dpo_policy, train_ppo_policy, train_sft_policy
@@ -50,7 +50,7 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
         raise UsageError(
             f"the recipe has no stage {', '.join(unknown)}: it has {', '.join(stages)}."
         )
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=device().type == "cpu")
     path = run.folder / "figures.json"
     if path.exists():
         run.figures = read_json(path)

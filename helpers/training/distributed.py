@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from helpers.files import UsageError
-from helpers.runtime import compute_dtype
+from helpers.runtime import compute_dtype, device
 
 # the ways to run in which each process has a whole model
 ONE_COPY_EACH = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -31,7 +31,7 @@ def new_accelerator(stage: str, find_unused_parameters: bool = False) -> Acceler
     handler = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
     accelerator = Accelerator(
         mixed_precision=PRECISIONS.get(compute_dtype(), "no"),
-        cpu=not torch.cuda.is_available(),
+        cpu=device().type == "cpu",
         kwargs_handlers=[handler],
     )
     if accelerator.distributed_type not in ONE_COPY_EACH:

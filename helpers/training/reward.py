@@ -30,7 +30,7 @@ from helpers.losses import bradley_terry_loss, focal_bradley_terry_loss, listwis
 from helpers.machine import Identity
 from helpers.models import PackedAnswers
 from helpers.rewards import RewardModel, pair_gaps, pair_hits, score_records
-from helpers.runtime import tensors_hash
+from helpers.runtime import has_cuda, tensors_hash
 
 from . import distributed
 from .checkpoint import Checkpoints, data_hash, run_identity
@@ -389,5 +389,5 @@ class RewardTrainer:
 
 def _random_states() -> list[Tensor]:
     """The state of random numbers of this process, and of its GPUs."""
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    gpus = torch.cuda.get_rng_state_all() if has_cuda() else []
     return [torch.get_rng_state(), *gpus]

@@ -28,7 +28,7 @@ from helpers.config import DPOSettings, LoraSettings, SFTSettings
 from helpers.files import read_json, write_json
 from helpers.machine import TRAINER_STATE, checkpoint_step, seal_checkpoint
 from helpers.models import VLM
-from helpers.runtime import compute_dtype, tensors_hash
+from helpers.runtime import compute_dtype, device, has_cuda, tensors_hash
 
 from .checkpoint import KEPT_CHECKPOINTS, Checkpoints
 
@@ -153,7 +153,7 @@ def common_options(
         # TRL's default of 1024 cuts image tokens
         "max_length": None,
         "gradient_checkpointing": settings.gradient_checkpointing,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": device().type == "cpu",
         "fp16": dtype == torch.float16,
         "bf16": dtype == torch.bfloat16,
         "logging_steps": 1,
@@ -165,7 +165,7 @@ def common_options(
         "data_seed": seed,
         # the collator picks what it needs
         "remove_unused_columns": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": has_cuda(),
     }
 
 

@@ -355,7 +355,7 @@ def test_without_bitsandbytes_it_loads_in_full_precision_and_says_so(monkeypatch
     model, _ = models.load_model("tiny")
     assert not four_bit_layers(model)
     assert capsys.readouterr().out == (
-        "⚠️  bitsandbytes is not installed (it does not exist for macOS): loading in full precision.\n"
+        "⚠️  There is no bitsandbytes for this device: loading in full precision.\n"
     )
 
 

@@ -136,9 +136,11 @@ def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
     """Return the tokens of an answer as they follow a prompt, with the end of turn.
 
     SmolVLM's prompt ends in "Assistant:", and its template goes on with " Two.": the space belongs
-    to the first word.
+    to the first word. Line breaks before an answer are left out: they would melt into the last
+    token of the prompt, which no answer is sampled with.
     """
     before, space = _answer_prefix(processor, str(processor.chat_template))
+    answer = answer.lstrip("\r\n")
     text = answer if answer.startswith(space) else space + answer
     text += end_of_turn(processor)
     head = _token_ids(processor, before)

@@ -55,13 +55,19 @@ def run_own(folder: Path, **chosen: Any) -> Path:
     return artifacts
 
 
-def run_chain(folder: Path, short: bool) -> Path:
-    """Run all notebooks one after the other, in short or with their defaults; the artifacts."""
+def run_chain(folder: Path, short: bool, model: Path | None = None) -> Path:
+    """Run all notebooks one after the other, in short or with their defaults; the artifacts.
+
+    model: a checkpoint in place of the task's.
+    """
     artifacts = folder / "artifacts"
     values = {name: VALUES.get(name[:2], {}) for name in CHAIN} if short else {}
     if short:
         first = next(name for name in CHAIN if name.startswith("02"))
         values[first] = {**values[first], "DATA": str(write_scenes(folder / "scenes"))}
+    if model is not None:
+        for name in CHAIN[:2]:  # the others take it from there
+            values[name] = {**values[name], "MODEL": str(model)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_ARTIFACTS", str(artifacts))
         for name in CHAIN:

@@ -3,6 +3,8 @@
 Their templates end a turn with a token that may not be the tokenizer's own end (Gemma).
 """
 
+import itertools
+
 import torch
 from architectures import M_ROPE, TEXT, TINY, _byte_tokenizer, _turns
 from transformers import (
@@ -70,9 +72,14 @@ TEMPLATES = {
 
 
 def _name_tokens(tokenizer, **tokens: str) -> None:
-    """Set attributes as checkpoints do in tokenizer_config.json: `image_token`, `image_token_id`."""
+    """Set attributes as a tokenizer_config.json does: `image_token`, `image_token_id`."""
     for name, token in tokens.items():
         tokenizer._set_model_specific_special_tokens({f"{name}_token": token})
+
+
+def _layers(*kinds: str) -> list[str]:
+    """These kinds of layers over and over, as many as there are in all."""
+    return list(itertools.islice(itertools.cycle(kinds), TEXT["num_hidden_layers"]))
 
 
 def qwen3_5():
@@ -89,7 +96,8 @@ def qwen3_5():
         ids[name] = tokenizer.convert_tokens_to_ids(mark)
     text = M_ROPE | {
         "head_dim": 16,
-        "num_hidden_layers": 4,
+        # every fourth is of the other kind
+        "num_hidden_layers": max(4, TEXT["num_hidden_layers"]),
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 8,
         "linear_num_key_heads": 2,
@@ -156,7 +164,7 @@ def gemma3():
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
         "sliding_window": 24,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "layer_types": _layers("sliding_attention", "sliding_attention", "full_attention"),
         "rope_parameters": None,
         "vocab_size": len(tokenizer),
     }
@@ -205,7 +213,7 @@ def gemma4():
         "head_dim": 8,
         "global_head_dim": 16,
         "sliding_window": 24,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "layer_types": _layers("sliding_attention", "sliding_attention", "full_attention"),
         "hidden_size_per_layer_input": 8,
         "pad_token_id": tokenizer.pad_token_id,  # stands for images in embeddings of layers
         "vocab_size_per_layer_input": len(tokenizer),
@@ -269,7 +277,7 @@ def lfm2_vl():
     text = {
         "model_type": "lfm2",
         **TEXT,
-        "layer_types": ["conv", "conv", "full_attention"],
+        "layer_types": _layers("conv", "conv", "full_attention"),
         "block_auto_adjust_ff_dim": False,
         "vocab_size": len(tokenizer),
     }

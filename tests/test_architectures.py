@@ -4,7 +4,9 @@ All sizes are such that bitsandbytes can quantise them: training runs in 4 bits,
 """
 
 import dataclasses
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -19,7 +21,13 @@ from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
 from helpers.models.caches import backbone_of, vision_inputs
-from helpers.models.prompts import count_image_tokens, encode, image_token_id, render
+from helpers.models.prompts import (
+    count_image_tokens,
+    encode,
+    end_of_turn,
+    image_token_id,
+    render,
+)
 from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
@@ -105,6 +113,21 @@ def test_a_folder_as_on_the_hub_is_the_model_that_was_saved(checkpoint):
         torch.equal(value, same[key]) for key, value in inputs.items()
     )
     assert_close(logits_of(loaded, again), logits_of(model, processor), rtol=1e-5, atol=1e-6)
+
+
+def test_generation_stops_at_the_templates_end_even_if_the_checkpoint_does_not_say_so(
+    checkpoint, tmp_path
+):
+    _, folder = checkpoint
+    model, processor = models.load_model(folder, four_bit=False)
+    own = model.generation_config.eos_token_id
+    end = processor.tokenizer.convert_tokens_to_ids(end_of_turn(processor))
+    assert end in (own if isinstance(own, list) else [own])  # and is left as it is
+    shutil.copytree(folder, tmp_path / "forgetful")
+    path = tmp_path / "forgetful" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": processor.tokenizer.pad_token_id}))
+    model, processor = models.load_model(tmp_path / "forgetful", four_bit=False)
+    assert model.generation_config.eos_token_id == [end, processor.tokenizer.pad_token_id]
 
 
 def test_in_4_bits_the_language_model_alone_is_quantised(checkpoint):

@@ -1,4 +1,4 @@
-"""Device, precision and threads: found or measured, said, and never in place of what the user set."""
+"""Device, precision, threads: found or measured, said, and never in place of what a user set."""
 
 import os
 import re

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.config import PPOSettings
-from helpers.models import answer_texts, stop_ids
+from helpers.models import answer_texts
 from helpers.rewards import score_all
 from helpers.runtime import TOLERANCES, tolerances_of
 from helpers.training import ADVANTAGES, PPOTrainer
@@ -98,7 +98,7 @@ def _check_trained_tokens(trainer: PPOTrainer, ids: Sequence[Tensor]) -> str:
         prompt = number // rollout.group_size
         rows.append(rollout.tasks[prompt].scorer_inputs(rollout.images[prompt], text))
     # an answer that was cut off paid a penalty
-    stops = torch.tensor(stop_ids(trainer.model, trainer.sampler.packer.processor))
+    stops = torch.tensor(trainer.model.generation_config.eos_token_id)
     is_cut = torch.tensor([not torch.isin(row[-1].cpu(), stops) for row in ids])
     paid = is_cut.float() * trainer.settings.no_end_penalty
 

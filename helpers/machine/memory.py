@@ -5,8 +5,8 @@ arXiv 2305.14314: 4 + 0.127 bits), all else in the compute dtype. Activations: w
 of a Llama-like layer under LoRA (each kept tensor is named in `layer_activation_bytes`), after the
 method of Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1); with gradient checkpointing (Chen
 et al. 2016, arXiv 1604.06174) the input of every layer and the inside of one. Shapes and visual
-tokens are those of `helpers/models/shapes.py`. `helpers/doctor/dry_run.py` measures a loaded model
-instead. Used by `helpers/machine/fits.py`, and by `python -m helpers memory`.
+tokens are those of `helpers/models/image_sizes.py`. `helpers/doctor/dry_run.py` measures a loaded
+model instead. Used by `helpers/machine/fits.py`, and by `python -m helpers memory`.
 
 Simplifications: what an allocator loses to fragments is in `USABLE_SHARE`; the memory-efficient
 kernel is taken for attention; unsloth's own kernels keep less than is counted here, and a copy that
@@ -19,7 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-from helpers.config import DPOSettings, LoraSettings, PPOSettings, RewardSettings, SFTSettings
+from helpers.config import (
+    SAME_PART,
+    DPOSettings,
+    LoraSettings,
+    PPOSettings,
+    RewardSettings,
+    SFTSettings,
+)
 from helpers.models import ModelShapes, lora_weights, weight_bytes
 
 from .workload import (
@@ -85,6 +92,11 @@ class PhaseMemory:
 
 # --- bytes of what a pass keeps ---
 
+# Linear layers by their part in a layer: what reads the first norm, the second, and what ends it
+MIXERS = {"q_proj", "k_proj", "v_proj", *SAME_PART["q_proj"]}
+WIDENERS = {"gate_proj", "up_proj", *SAME_PART["gate_proj"], *SAME_PART["up_proj"]}
+NARROWERS = {"down_proj", *SAME_PART["down_proj"]}
+
 
 def layer_activation_bytes(
     model: ModelShapes, lora: LoraSettings, four_bit: bool = True, compute_bytes: int = 2
@@ -93,16 +105,16 @@ def layer_activation_bytes(
 
     Frozen layers keep nothing of their input. compute_bytes: of a number, 2 on a GPU, 4 on a CPU.
     """
-    inputs = {name: width for name, width, _ in model.linear if name in lora.target_modules}
+    inputs = {name: width for name, width, _ in model.linear if name in lora.module_names}
     if lora.dropout or (compute_bytes == 2 and not four_bit):
         # Each LoRA matrix has a copy of its own, and a mask: bool on a GPU, fp32 on a CPU
         mask = (1 if compute_bytes == 2 else 4) if lora.dropout else 0
         adapters = sum(inputs.values()) * (compute_bytes + mask)
     else:
         # q, k and v share the normed input, gate and up theirs; o's is what attention keeps anyway
-        normed = bool(inputs.keys() & {"q_proj", "k_proj", "v_proj"})
-        normed += bool(inputs.keys() & {"gate_proj", "up_proj"})
-        adapters = compute_bytes * (normed * model.hidden + inputs.get("down_proj", 0))
+        normed = bool(inputs.keys() & MIXERS) + bool(inputs.keys() & WIDENERS)
+        narrowed = max((inputs.get(name, 0) for name in NARROWERS), default=0)
+        adapters = compute_bytes * (normed * model.hidden + narrowed)
     adapters += compute_bytes * lora.r * len(inputs)
     norms = 2 * 4 * model.hidden  # their inputs, in fp32
     if model.normed_heads:

@@ -50,7 +50,6 @@ from .generation import (
     sample_counting_answers as sample_counting_answers,
     sample_ids as sample_ids,
     sample_task_answers as sample_task_answers,
-    stop_ids as stop_ids,
 )
 from .heads import (
     HEADS as HEADS,
@@ -59,6 +58,21 @@ from .heads import (
     MLPHead as MLPHead,
     ValueHead as ValueHead,
     fused_layers as fused_layers,
+)
+from .image_sizes import (
+    default_max_pixels as default_max_pixels,
+    gemma4_grid as gemma4_grid,
+    gemma4_tokens as gemma4_tokens,
+    idefics_tiles as idefics_tiles,
+    internvl_tiles as internvl_tiles,
+    lfm2_grid as lfm2_grid,
+    limit_pixels as limit_pixels,
+    llava_next_grid as llava_next_grid,
+    qwen_grid as qwen_grid,
+    smaller_limits as smaller_limits,
+    tile_edge as tile_edge,
+    tokens_and_patches as tokens_and_patches,
+    visual_tokens as visual_tokens,
 )
 from .loading import (
     CheckpointSource as CheckpointSource,
@@ -104,17 +118,9 @@ from .prompts import (
 from .shapes import (
     NF4_BYTES as NF4_BYTES,
     ModelShapes as ModelShapes,
-    default_max_pixels as default_max_pixels,
-    idefics_tiles as idefics_tiles,
     is_known as is_known,
-    llava_next_grid as llava_next_grid,
     lora_weights as lora_weights,
-    qwen_grid as qwen_grid,
     shapes_of as shapes_of,
-    smaller_limits as smaller_limits,
-    tile_edge as tile_edge,
-    tokens_and_patches as tokens_and_patches,
-    visual_tokens as visual_tokens,
     weight_bytes as weight_bytes,
 )
 from .shared_prefix import (

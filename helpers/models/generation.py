@@ -32,7 +32,6 @@ from .encoded_prompts import EncodedPrompts, prompt_inputs
 from .prompts import (
     Conversation,
     answer_texts,
-    end_of_turn,
     image_token_id,
     render_conversation,
     tokenize,
@@ -61,16 +60,6 @@ def banned_tokens(processor: ProcessorMixin) -> list[int]:
     return sorted(ids - {None})
 
 
-def stop_ids(model: VLM, processor: ProcessorMixin) -> list[int]:
-    """Return the tokens that end an answer: the model's own, and the chat template's if another."""
-    own = model.generation_config.eos_token_id
-    ids = {*own} if isinstance(own, list) else {own}
-    end = end_of_turn(processor)
-    if end != processor.tokenizer.eos_token:
-        ids.add(processor.tokenizer.convert_tokens_to_ids(end))
-    return sorted(ids - {None})
-
-
 def generation_config(
     model: VLM,
     processor: ProcessorMixin,
@@ -85,7 +74,7 @@ def generation_config(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=stop_ids(model, processor),
+        eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
         suppress_tokens=banned_tokens(processor),
         **sampling,

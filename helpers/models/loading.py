@@ -37,8 +37,9 @@ from transformers import (
 from helpers.files import UsageError
 from helpers.runtime import choose_threads, compute_dtype, device, has_cuda
 
+from .image_sizes import limit_pixels
 from .presets import PRESETS, Preset, locate, preset_of
-from .shapes import tile_edge
+from .prompts import end_of_turn
 
 # What stays in its own precision, by its name in one architecture or another
 NON_LANGUAGE_MODULES = (
@@ -128,6 +129,7 @@ def load_model(
         four_bit = False
     model = _load_weights(name_or_path, four_bit)
     _set_compute_dtype(model)
+    _stop_at_end_of_turn(model, processor)
     choose_threads(model.config.get_text_config().hidden_size)
     model.requires_grad_(False)
     return model.eval(), processor
@@ -149,29 +151,10 @@ def load_processor(name_or_path: str | Path, *, max_pixels: int | None = None) -
     # Asked for, else the preset's
     limit = max_pixels or (preset and preset.max_pixels)
     if limit:
-        _limit_pixels(processor, limit)
+        limit_pixels(processor, limit)
     elif preset and preset.longest_edge:
         processor.image_processor.size["longest_edge"] = preset.longest_edge
     return processor
-
-
-def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
-    """Set the limit in the processor's own terms.
-
-    Qwen-VL's `longest_edge` is a number of pixels; of processors that cut tiles (Idefics3, SmolVLM)
-    it is a side.
-    """
-    images = processor.image_processor
-    tile = (getattr(images, "max_image_size", None) or {}).get("longest_edge")
-    if hasattr(images, "merge_size"):
-        images.size["longest_edge"] = max_pixels
-        # Small images are enlarged to this
-        images.size["shortest_edge"] = min(images.size["shortest_edge"], max_pixels)
-    elif tile:
-        images.size["longest_edge"] = tile_edge(max_pixels, tile)
-    else:
-        name = type(processor).__name__
-        raise UsageError(f"{name} has no limit of pixels. Leave max_pixels out for this model.")
 
 
 # --- where weights come from, and how they are loaded ---
@@ -256,6 +239,18 @@ def quantization() -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=compute_dtype(),
         llm_int8_skip_modules=[f".*{name}" for name in NON_LANGUAGE_MODULES],
     )
+
+
+def _stop_at_end_of_turn(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Let generation stop where the chat template ends an answer, if the checkpoint forgets to say.
+
+    Qwen3.5's smaller checkpoints name another token, which no turn ends with.
+    """
+    config = model.generation_config
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    end = processor.tokenizer.convert_tokens_to_ids(end_of_turn(processor))
+    if end not in known:
+        config.eos_token_id = [end, *(token for token in known if token is not None)]
 
 
 def _set_compute_dtype(model: PreTrainedModel) -> None:

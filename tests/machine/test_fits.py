@@ -43,8 +43,9 @@ from helpers.machine.fits import check_machine, machine_warnings
 from helpers.machine.fitting import fit_settings
 from helpers.machine.memory import forecast_memory
 from helpers.machine.workload import GenerationSettings, Workload
+from helpers.models.image_sizes import visual_tokens
 from helpers.models.presets import PRESETS
-from helpers.models.shapes import shapes_of, visual_tokens
+from helpers.models.shapes import shapes_of
 
 Disk = namedtuple("Disk", "total used free")
 T4 = 15.8e9  # bytes

@@ -1,5 +1,6 @@
 """What is made smaller so that it fits: batches, checkpointing, images; and that the forecast's images are the processor's."""
 
+import json
 import random
 from dataclasses import replace
 
@@ -19,9 +20,9 @@ from helpers.machine.fitting import (
 )
 from helpers.machine.memory import USABLE_SHARE, forecast_memory, least_memory, phases
 from helpers.machine.workload import GenerationSettings, Workload, smallest_settings
+from helpers.models.image_sizes import default_max_pixels, smaller_limits, visual_tokens
 from helpers.models.loading import load_processor
 from helpers.models.prompts import count_image_tokens, encode
-from helpers.models.shapes import default_max_pixels, smaller_limits, visual_tokens
 
 QWEN7, QWEN3, QWEN2 = (
     Workload(name, 448, 448) for name in ("qwen2-vl-7b", "qwen2.5-vl-3b", "qwen2-vl-2b")
@@ -124,16 +125,44 @@ def test_a_large_batch_that_fits_is_not_made_smaller():
 # --- images ---
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_5",
+        "smolvlm",
+        "idefics3",
+        "gemma4",
+        "lfm2_vl",
+        "internvl",
+    ],
+)
 def test_the_images_of_the_forecast_are_those_that_the_processor_makes(name, tmp_path):
     folder = str(save_as_on_the_hub(name, tmp_path / name))
-    own = default_max_pixels(folder)
+    own = default_max_pixels(folder) or 112**2  # LFM2-VL cuts what is larger
     for limit in (None, own, 4 * own, own // 2, own // 7, 800):  # the last is less than the least
         processor = load_processor(folder, max_pixels=limit)
         for width, height in SIZES:
             inputs = encode(processor, ["How many?"], [Image.new("RGB", (width, height))])
             made = int(count_image_tokens(processor, inputs)[0])
             assert visual_tokens(folder, width, height, limit) == made, (limit, width, height)
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3"])
+def test_a_checkpoint_that_cuts_no_images_is_known(name, tmp_path):
+    folder = save_as_on_the_hub(name, tmp_path / name)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_image_splitting": False}))
+    processor = load_processor(folder)
+    for width, height in SIZES[:8]:
+        inputs = encode(processor, ["How many?"], [Image.new("RGB", (width, height))])
+        assert (
+            visual_tokens(str(folder), width, height)
+            == 4
+            == count_image_tokens(processor, inputs)[0]
+        )
 
 
 def test_limits_by_hand():
@@ -150,8 +179,12 @@ def test_limits_by_hand():
         and smaller_limits("smolvlm-256m", 512**2) == []
     )  # one tile
     assert smaller_limits("smolvlm-256m", 2048**2) == [1536**2, 1024**2, 512**2]
-    for llava in ("llava-1.5-7b", "llava-next-llama3-8b"):
-        assert default_max_pixels(llava) is None and smaller_limits(llava, 10**6) == []
+    for fixed in ("llava-1.5-7b", "llava-next-llama3-8b", "gemma-3-4b"):
+        assert default_max_pixels(fixed) is None and smaller_limits(fixed, 10**6) == []
+    # 140 and 70 tokens of 48²
+    assert smaller_limits("gemma-4-e2b", 280 * 48**2) == [140 * 48**2, 70 * 48**2]
+    assert smaller_limits("internvl3-1b", 3 * 448**2) == [2 * 448**2, 448**2]
+    assert smaller_limits("lfm2.5-vl-450m", 300 * 300) == [288**2, 256**2]  # tokens of 32²
 
 
 def test_images_are_reduced_only_as_far_as_the_smallest_batch_needs():

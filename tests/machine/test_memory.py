@@ -59,17 +59,15 @@ from helpers.machine.workload import (
 )
 from helpers.models import caches as image_features, loading, presets
 from helpers.models.caches import ImageFeatures
-from helpers.models.presets import PRESETS
-from helpers.models.prompts import render
-from helpers.models.shapes import (
+from helpers.models.image_sizes import (
     idefics_tiles,
     llava_next_grid,
-    lora_weights,
     qwen_grid,
-    shapes_of,
     visual_tokens,
-    weight_bytes,
 )
+from helpers.models.presets import PRESETS
+from helpers.models.prompts import render
+from helpers.models.shapes import lora_weights, shapes_of, weight_bytes
 from helpers.models.shared_prefix import answer_states, encode_prompts, pack
 from helpers.training.sft import answer_loss
 
@@ -103,6 +101,12 @@ QWEN = Workload("qwen2-vl-2b")
         ),  # 672²: 48 tokens wide, 36 high, one at each row's end
         ("smolvlm-256m", 8 * 8),  # one tile of 512²: (512 / 16 / 4)²
         ("smolvlm-2b", 9 * 9),  # one of 384², patches of 14: (27 / 3)²
+        ("qwen3.5-2b", 18 * 13),  # as Qwen3-VL
+        ("gemma-3-4b", 256),
+        # 280 tokens of 48² pixels in 4 : 3 are 927 × 696, down to 19 × 14
+        ("gemma-4-e2b", 19 * 14),
+        ("lfm2.5-vl-450m", 18 * 13),  # 256 tokens of 32² in 4 : 3 are 591 × 443
+        ("internvl3-2b", 16 * 16),  # one tile of 448²: (448 / 14 / 2)²
     ],
 )
 def test_visual_tokens_of_a_photo_of_640_by_480(name, expected):

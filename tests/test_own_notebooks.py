@@ -2,7 +2,8 @@
 
 import own_sets
 import pytest
-from ci import run_own
+from architectures import save_as_on_the_hub
+from ci import run_chain, run_own
 
 from helpers.data import SHIPPED_TASKS
 from helpers.files import UsageError, read_json
@@ -41,3 +42,14 @@ def test_every_task_goes_through_all_notebooks(tmp_path, task):
     figures = read_json(artifacts / "report" / "summary.json")
     # the test knows what is right, whatever training was told
     assert {"base_right", "dpo_right", "sft_right"} <= figures.keys()
+
+
+@pytest.mark.slow(
+    reason="runs all notebooks in short; benchmarks/architectures.py --notebooks does with all models"
+)
+@pytest.mark.parametrize("name", ["smolvlm", "llava", "gemma3", "qwen3_5", "internvl"])
+def test_other_architectures_go_through_all_notebooks(tmp_path, name):
+    """A random model of each family: what holds for a Qwen2-VL alone would stop here."""
+    artifacts = run_chain(tmp_path, short=True, model=save_as_on_the_hub(name, tmp_path / "model"))
+    page = (artifacts / "report" / "index.html").read_text(encoding="utf-8")
+    assert "+nan" not in page

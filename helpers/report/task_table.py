@@ -47,7 +47,7 @@ def task_rows(figures: TaskFigures) -> TableRows:
 
     A share of greedy answers is that of the first seed with its 95 % interval, and the range of all
     seeds; sampled at temperature 1, it is that of the first seed. Better than SFT is what has a
-    higher share of greedy answers and p < 0.05 in every seed.
+    higher share of greedy answers and p < 0.05 in every seed; what is worse in any is named.
     """
     rows = [list(TASK_COLUMNS)]
     for task, got in PROJECTS.items():
@@ -76,15 +76,23 @@ def _better_than_sft(figures: TaskFigures, run: str) -> str:
     known = _of_seeds(figures, f"{run}_sft")
     if not known:
         return "–"
-    found = []
+    better = []
+    worse = []
     for policy, name in NAMES.items():
-        shares = _of_seeds(figures, f"{run}_{policy}")
         ps = _of_seeds(figures, f"{run}_{policy}_p")
-        if not ps or max(ps) >= LEVEL:
+        if not ps:
             continue
-        if all(share > sft for share, sft in zip(shares, known, strict=True)):
-            found.append(name)
-    return ", ".join(found) or "nothing"
+        wins = 0  # seeds with a higher share
+        losses = 0
+        shares = _of_seeds(figures, f"{run}_{policy}")
+        for share, sft, p in zip(shares, known, ps, strict=True):
+            wins += p < LEVEL and share > sft
+            losses += p < LEVEL and share < sft
+        if wins == len(ps):
+            better.append(name)
+        if losses:
+            worse.append(f"{name} is worse in {losses} of {len(ps)} seeds")
+    return "; ".join([", ".join(better) or "nothing", *worse])
 
 
 def _of_seeds(figures: TaskFigures, name: str) -> list[float]:

@@ -1,10 +1,13 @@
 """The benchmark of DPO steps at toy size: both trainers learn the same, and ours computes less."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from benchmarks import dpo
+from helpers.files import ROOT
 
 TOY = pytest.mark.slow(
     reason="a toy run of the benchmark; that ours learns what TRL does is in training/test_dpo.py"
@@ -74,3 +77,15 @@ def test_a_product_with_a_4_bit_matrix_is_counted(figures):
 def test_the_proxy_has_the_proportions_of_the_original(tmp_path):
     """A third of width and depth: 70 million weights, and 8.4 million for 16,384 tokens."""
     assert dpo.write_model(dpo.THIRD, tmp_path) == pytest.approx(78.7e6, rel=0.01)
+
+
+@pytest.mark.slow(reason="steps of TRL and of this suite in bf16, in a process of their own")
+def test_both_step_in_sixteen_bits(tmp_path):
+    out = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "sixteen_bits.py"), "--toy"]
+    subprocess.run([*command, "--out", str(out)], check=True)
+    found = json.loads(out.read_text())
+    assert "bfloat16" in found["environment"]
+    for method in ("dpo", "grpo"):
+        for kind in ("ratio", "limit"):
+            assert found["figures"][f"{method}_bf16_{kind}"]["value"] > 1

@@ -587,7 +587,7 @@ if VQA:
 
 # %% [markdown]
 # The recipe `questions` asks "How many cars are there?", too, which the base gets wrong half of the
-# time, and needs 25,600 answers: [docs/recipes.md](../docs/recipes.md) has three seeds of each way.
+# time, and needs 40,960 answers: [docs/recipes.md](../docs/recipes.md) has three seeds of each way.
 #
 # ## What you should see
 #

@@ -95,6 +95,18 @@ class PackedAnswers:
         """Tokens at `columns`, (answers, 1 + longest)."""
         return self.inputs["input_ids"][self.rows[:, None], self.columns]
 
+    @property
+    def seen(self) -> Tensor:
+        """Which tokens see which, (rows, seq, seq), in layers that look back as far as they can."""
+        mask = self.inputs["attention_mask"]
+        if isinstance(mask, Mapping):
+            mask = mask["full_attention"]
+        if mask.ndim == 4:
+            return mask[:, 0]
+        length = mask.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        return causal & mask[:, None].bool()
+
     def order(self, answers: Sequence[int]) -> "PackedAnswers":
         """Return the same rows with the answers in another order."""
         return replace(

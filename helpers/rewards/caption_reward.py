@@ -170,10 +170,41 @@ class CaptionReward:
                     )
         # all at once, since a captioner is quickest with many
         captions = dict(zip(paths, self.captioner(paths), strict=True))
-        return reward_texts(
-            records,
-            [" ".join(map(captions.get, record.image_paths)) for record in records],
-        )
+        fitting = []
+        cut = 0
+        for record in records:
+            caption = " ".join(map(captions.get, record.image_paths))
+            fitting.append(self._fit_caption(caption, record))
+            cut += fitting[-1] != caption
+        if cut:
+            print(
+                f"⚠️  {cut} of {len(records)} captions are cut at their end: the text model reads "
+                f"{self.limit} tokens of caption, question and answer."
+            )
+        return reward_texts(records, fitting)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that the model reads: it has no positions beyond."""
+        return min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
+
+    def _fit_caption(self, caption: str, record: PreferenceRecord) -> str:
+        """Return as much of a caption as leaves room for question and answer."""
+        ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        kept = len(ids)
+        while kept >= 0:
+            excess = self._longest(caption, record) - self.limit
+            if excess <= 0:
+                return caption
+            # at least so many; the end of what is left may be other tokens than before
+            kept -= excess
+            caption = self.tokenizer.decode(ids[: max(kept, 0)], skip_special_tokens=True)
+        return ""
+
+    def _longest(self, caption: str, record: PreferenceRecord) -> int:
+        """Return the tokens of the longest text of a record."""
+        (texts,) = reward_texts([record], [caption])
+        return max(map(len, self.tokenizer(texts)["input_ids"]))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Scores (texts,), with gradient.
@@ -188,13 +219,11 @@ class CaptionReward:
             return_tensors="pt",
             return_token_type_ids=False,
         ).to(self.model.device)
-        # the model has no positions beyond its limit
         length = inputs["input_ids"].shape[1]
-        limit = min(self.model.config.max_position_embeddings, self.tokenizer.model_max_length)
-        if length > limit:
+        if length > self.limit:
             raise UsageError(
-                f"a text of {length} tokens is too long, the model reads {limit}. "
-                "Shorten the captions."
+                f"a text of {length} tokens is too long, the model reads {self.limit}. "
+                "Shorten questions and answers, or take a text model that reads more."
             )
         return self.model(**inputs).logits.squeeze(-1).float()
 

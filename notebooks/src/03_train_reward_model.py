@@ -214,17 +214,16 @@ def load():
 model, processor = load()
 record = train[0]
 pictures = [files.open_image(image) for image in record.image_paths]
-prompt = models.render(processor, record.prompt[-1].content, len(pictures))
 answers = [answer.text for answer in record.answers]
-encoded = models.encode_prompts(processor, [prompt], [pictures])
-packed = models.pack(model, processor, encoded, [answers])
-alone = models.pack_separately(processor, encoded, [answers])
+packer = models.Packer(model, processor)  # it says so where a model cannot
+packed = packer([record.prompt], [pictures], [answers])
+alone = models.Packer(model, processor, packs=False)([record.prompt], [pictures], [answers])
 print("one row:   ", tuple(packed.inputs["input_ids"].shape))
 print("a row each:", tuple(alone.inputs["input_ids"].shape))
 
 # %%
 figure, axis = plt.subplots(figsize=(4, 4), layout="constrained")
-axis.imshow(packed.inputs["attention_mask"][0, 0], cmap="Greys")
+axis.imshow(packed.seen[0].cpu(), cmap="Greys")
 axis.set(
     title="which token (row) sees which (column)", xlabel="image and question, then the answers"
 )
@@ -236,7 +235,7 @@ figure
 
 # %%
 with torch.no_grad():
-    states = [models.hidden_states(model, inputs.to(model.device)) for inputs in (packed, alone)]
+    states = [models.hidden_states(model, inputs) for inputs in (packed, alone)]
 distance = (states[0] - states[1]).float().norm(dim=1) / states[1].float().norm(dim=1)
 rounding = runtime.tolerances_of(model)
 print(f"largest relative difference {distance.max():.1e}, allowed {rounding.relative:g}")

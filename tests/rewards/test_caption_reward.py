@@ -308,6 +308,24 @@ def test_what_cannot_be_scored_or_trained_on_is_refused(tokenizer, records):
         twin.score_records([made_up("2 " * 300, "3")])
 
 
+def test_a_caption_that_leaves_no_room_for_an_answer_is_cut_and_counted(tokenizer, records, capsys):
+    first, second = records[0].image_paths[0], records[1].image_paths[0]
+    long = {first: "There are 2 cars, ½ of them red. " * 60, second: "There is a car."}
+    reward = CaptionReward(
+        tiny_text_reward(tokenizer), tokenizer, lambda paths: [long[path] for path in paths]
+    )
+    cut, whole = reward.texts(records[:2])
+    assert "1 of 2 captions are cut" in capsys.readouterr().out
+    for text, answer in zip(cut, records[0].answers, strict=True):
+        assert text.endswith(f"Response: {answer.text}") and records[0].prompt[0].content in text
+        assert "There are 2 cars, ½ of them red." in text
+    lengths = [len(tokenizer(text)["input_ids"]) for text in cut]
+    # as much as there is room for
+    assert reward.limit - 8 <= max(lengths) <= reward.limit == 256
+    assert whole == caption_reward.reward_texts(records[1:2], ["There is a car."])[0]
+    assert all(map(math.isfinite, reward.score_records(records[:1])[0]))
+
+
 def test_only_a_model_with_one_output_is_taken(tokenizer, tmp_path):
     model = decoder(tokenizer, num_labels=2)
     with pytest.raises(UsageError, match="has 2 outputs"):

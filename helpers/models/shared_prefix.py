@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
@@ -320,14 +321,9 @@ def answer_states(model: VLM, packed: PackedAnswers) -> Tensor:
 
     They are those after the last norm.
     """
-    return _states_at(model, packed, packed.columns[:, :-1])
-
-
-def _states_at(model: VLM, packed: PackedAnswers, columns: Tensor) -> Tensor:
-    """Return hidden states at columns (answers, n) of the answers' rows, (answers, n, hidden)."""
     with use_features(model, packed.features):
         states = backbone_of(model)(**packed.inputs, use_cache=False).last_hidden_state
-    return _gather_columns(states, packed.rows, columns)
+    return _gather_columns(states, packed.rows, packed.columns[:, :-1])
 
 
 def answer_logits(model: nn.Module, packed: PackedAnswers) -> Tensor:
@@ -421,12 +417,14 @@ def check_packing(
         packed = pack_separately(processor, kept, [answers]).to(model.device)
     plain, left = separately(answers), separately(answers, "left")
     with evaluation_mode(model):
-        states = [_state_rows(model, layout) for layout in (packed, plain, left)]
-        logits = [_logit_rows(model, layout) for layout in (packed, plain, left)]
+        looks = [_look(model, layout) for layout in (packed, plain, left)]
         with _rounded_otherwise(model):
-            alone = [separately([text]) for text in answers]
-            states.append([_state_rows(model, layout)[0] for layout in alone])
-            logits.append([_logit_rows(model, layout)[0] for layout in alone])
+            alone = [_look(model, separately([text])) for text in answers]
+    # of each layout the rows of all answers
+    states = [look.states for look in looks]
+    states.append([look.states[0] for look in alone])
+    logits = [look.logits for look in looks]
+    logits.append([look.logits[0] for look in alone])
     checks = [_compare_layouts(*states), _compare_layouts(*logits)]
     return max(checks, key=lambda check: (not check.ok, check.difference / check.limit))
 
@@ -449,12 +447,25 @@ def _rounded_otherwise(model: VLM) -> Iterator[None]:
         hook.remove()
 
 
-def _state_rows(model: VLM, packed: PackedAnswers) -> list[Tensor]:
-    return _answer_rows(_states_at(model, packed, packed.columns), packed)
+class _Look(NamedTuple):
+    """What a model makes of answers; for each those of its own tokens."""
+
+    states: list[Tensor]  # (n, hidden), after the last norm
+    logits: list[Tensor]  # (n, vocab)
 
 
-def _logit_rows(model: VLM, packed: PackedAnswers) -> list[Tensor]:
-    return _answer_rows(answer_logits(model, packed), packed)
+def _look(model: VLM, packed: PackedAnswers) -> _Look:
+    """Take both from one pass."""
+    caught = []  # the backbone's states, (rows, seq, hidden)
+    hook = backbone_of(model).register_forward_hook(
+        lambda module, args, output: caught.append(output.last_hidden_state)
+    )
+    try:
+        logits = answer_logits(model, packed)
+    finally:
+        hook.remove()
+    states = _gather_columns(caught[0], packed.rows, packed.columns)
+    return _Look(_answer_rows(states, packed), _answer_rows(logits, packed))
 
 
 def _answer_rows(values: Tensor, packed: PackedAnswers) -> list[Tensor]:

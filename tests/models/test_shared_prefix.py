@@ -308,7 +308,7 @@ def test_a_forward_that_keeps_all_logits_or_none_is_no_trap(batch, monkeypatch, 
 
 
 def test_the_mask_is_the_one_in_its_picture():
-    assert doctest.testmod(shared_prefix) == (0, 1)
+    assert doctest.testmod(shared_prefix) == (0, 2)
 
 
 def inputs_of(packed):

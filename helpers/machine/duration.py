@@ -138,9 +138,10 @@ class StageSeconds:
         return flop / (EFFICIENCY * self.rates.flops) + moved + calls * self.rates.call
 
     def packed(self, rows: int, answers: int, predicts: bool = True) -> float:
-        """One pass over rows of image, prompt and so many answers; without logits for scores."""
-        tokens = answers * self.workload.answer_tokens
-        return self.forward(rows, self.workload.prompt + tokens, 0, rows * tokens * predicts)
+        """One pass over image, prompt and so many answers; without logits for scores."""
+        lines, sequence = self.workload.rows(rows, answers)
+        predicted = rows * answers * self.workload.answer_tokens * predicts
+        return self.forward(lines, sequence, 0, predicted)
 
     def images(self, number: float) -> float:
         """The vision tower, once for each image."""
@@ -158,7 +159,8 @@ class StageSeconds:
         length = self.workload.answer_tokens
         rows = prompts * group
         step = self.forward(rows, 1, prompt + length // 2, rows)
-        return self.forward(prompts, prompt) + length * step
+        read = rows if self.model.recurrent else prompts
+        return self.forward(read, prompt) + length * step
 
     # --- the stages ---
 

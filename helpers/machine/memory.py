@@ -240,7 +240,9 @@ class _StageMemory:
         cache = rows * (self.workload.prompt + self.workload.answer_tokens) * token
         logits = LOGIT_BYTES["sample"] * rows * model.vocab
         prompt = self.workload.prompt
-        return self.inference("answers are sampled", prompts, prompt, cache=cache, logits=logits)
+        # States that cannot be repeated come from a prompt for each answer
+        read = rows if model.recurrent else prompts
+        return self.inference("answers are sampled", read, prompt, cache=cache, logits=logits)
 
     def training(self, rows: int, answers: int, logits: float) -> PhaseMemory:
         """Forward and backward of packed rows: image and prompt once, then `answers` answers."""
@@ -259,11 +261,11 @@ class _StageMemory:
             masks = 1 + self.number * model.layers
             if fusion and self.number == 2:  # in fp32 they are kept anyway
                 kept += inputs
-        sequence = self.workload.prompt + answers * self.workload.answer_tokens
-        activations = rows * sequence * (kept + 4 * model.hidden)
+        lines, sequence = self.workload.rows(rows, answers)
+        activations = lines * sequence * (kept + 4 * model.hidden)
         activations += rows * self.workload.patches * self._vision_training()
-        mask = rows * sequence**2 * masks
-        return self.phase("training", rows, activations=activations, mask=mask, logits=logits)
+        mask = lines * sequence**2 * masks
+        return self.phase("training", lines, activations=activations, mask=mask, logits=logits)
 
     def _vision_training(self) -> int:
         """The bytes a patch of a vision tower that is trained too.
@@ -307,11 +309,11 @@ class _StageMemory:
         logits = tokens * self.model.vocab
         look = LOGIT_BYTES["look"] * together * logits
         update = LOGIT_BYTES["ppo"] * settings.mini_batch * logits
-        sequence = self.workload.prompt + tokens
+        lines, sequence = self.workload.rows(together, group)
         return [
             self.encoding(together),
             self.sampling(together, group),
-            self.inference("answers are looked at", together, sequence, logits=look),
+            self.inference("answers are looked at", lines, sequence, logits=look),
             self.training(settings.mini_batch, group, update),
         ]
 

@@ -81,6 +81,15 @@ class Workload:
         """Tokens of image and text before an answer."""
         return self.visual_tokens + self.prompt_tokens
 
+    def rows(self, prompts: int, answers: int) -> tuple[int, int]:
+        """Return how many rows prompts with so many answers each are, and the tokens of a row.
+
+        All answers to a prompt are in one row, unless the model hands states on between tokens.
+        """
+        if self.shapes.recurrent:
+            return prompts * answers, self.prompt + self.answer_tokens
+        return prompts, self.prompt + answers * self.answer_tokens
+
 
 def stage_of(settings: StageSettings) -> str:
     """Return the stage that the settings are for."""

@@ -12,6 +12,7 @@ from torch import nn
 from helpers.config import SAME_PART, LoraSettings
 from helpers.files import UsageError
 
+from .caches import is_recurrent
 from .presets import PRESETS, locate, model_without_weights, preset_of
 
 # Bytes a weight: 4 bits, an 8-bit scale for 64 weights, an fp32 scale for 256 of those
@@ -46,6 +47,7 @@ class ModelShapes:
     vision_depth: int
     vision_intermediate: int
     keeps_vision_states: bool  # the vision tower gives the states of all its layers (LLaVA)
+    recurrent: bool  # layers hand states on, so that answers do not share a row (`is_recurrent`)
 
 
 def is_known(name: str) -> bool:
@@ -95,6 +97,7 @@ def shapes_of(name: str) -> ModelShapes:
         vision_depth=getattr(vision, "depth", None) or vision.num_hidden_layers,
         vision_intermediate=getattr(vision, "intermediate_size", None) or round(width * ratio),
         keeps_vision_states="llava" in config.model_type,
+        recurrent=is_recurrent(model),
     )
 
 

@@ -563,6 +563,21 @@ def test_limits_of_the_largest_batch():
     )  # an iteration has no more
 
 
+def test_a_model_that_hands_states_on_has_a_row_for_each_answer():
+    packed, plain = Workload("qwen3-vl-2b"), Workload("qwen3.5-2b")
+    answer = packed.answer_tokens
+    assert packed.rows(3, 4) == (3, packed.prompt + 4 * answer)
+    assert plain.rows(3, 4) == (12, plain.prompt + answer)
+    # the same text, but a prompt for each answer
+    kept = [
+        memory.forecast_memory(workload, replace(default_settings("dpo"), batch_size=1))
+        for workload in (packed, plain)
+    ]
+    assert kept[1].activations / shapes_of("qwen3.5-2b").layers > (
+        kept[0].activations / shapes_of("qwen3-vl-2b").layers
+    )
+
+
 def smallest_card(name):
     """The smallest of `CARD_GB` on which all three trainings fit with the smallest batch; 0: none is needed."""
     trainings = ("dpo", "reward", "ppo")

@@ -262,6 +262,10 @@ def tokens_and_patches(
     return way(name, config, width, height, max_pixels)
 
 
+# The ways of `WAYS`. Each takes a model's name and config, width and height of an image and the
+# limit of pixels that was asked for, and returns visual tokens and patches.
+
+
 def _of_qwen(name, config, width, height, max_pixels) -> tuple[int, int]:
     own = _own_processor(name)
     least = own.size["shortest_edge"] if own else LEAST_PIXELS[config.model_type]

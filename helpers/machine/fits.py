@@ -150,8 +150,9 @@ def plan_images(plan: MachinePlan) -> MachinePlan:
     if fitting == asked:
         return plan
     before = asked.max_pixels or default_max_pixels(asked.model)
+    instead = f"instead of {before:,} " if before else ""
     warning = (
-        f"images are reduced to {fitting.max_pixels:,} instead of {before:,} pixels, "
+        f"images are reduced to {fitting.max_pixels:,} {instead}pixels, "
         f"{fitting.visual_tokens:,} visual tokens instead of {asked.visual_tokens:,}, so that the "
         "smallest batch fits. Small things may be lost to sight."
     )

@@ -48,7 +48,8 @@ def fit_images(workload: Workload, stages: Sequence[StageSettings], gigabytes: f
     """
     # Images are reduced only if not even these fit
     least = [smallest_settings(settings) for settings in stages]
-    limit = workload.max_pixels or default_max_pixels(workload.model) or 0
+    # LFM2-VL has none of its own while it cuts images
+    limit = workload.max_pixels or default_max_pixels(workload.model) or LARGEST_PIXELS
     smaller = smaller_limits(workload.model, limit)
     while not _is_fitting(workload, least, gigabytes) and smaller:
         workload = replace(workload, max_pixels=smaller.pop(0))

@@ -165,6 +165,17 @@ def test_a_checkpoint_that_cuts_no_images_is_known(name, tmp_path):
         )
 
 
+def test_images_that_a_model_cuts_as_it_likes_are_made_smaller_too(tmp_path):
+    """LFM2-VL has no limit of pixels then, and a folder says so."""
+    folder = str(save_as_on_the_hub("lfm2_vl", tmp_path / "model"))
+    assert default_max_pixels(folder) is None
+    workload = Workload(folder, 640, 480)
+    stages = [GenerationSettings(1)]
+    assert fit_images(workload, stages, 80) == workload
+    # where nothing fits, the smallest there is: 8 × 8 tokens of 28²
+    assert fit_images(workload, stages, 0.1).max_pixels == 224**2
+
+
 def test_limits_by_hand():
     # 448² pixels are 16 × 16 tokens of 28²; down to 8 × 8, which are 224²
     assert default_max_pixels("qwen2-vl-2b") == 448**2

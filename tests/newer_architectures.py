@@ -141,6 +141,31 @@ def _siglip(**more):
     }
 
 
+def _gemma_tokenizer(marks, *others):
+    """With a token for the end of texts, which is not the end of a turn."""
+    tokenizer = _byte_tokenizer(
+        *marks.values(),
+        *others,
+        begin="<bos>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+    )
+    _name_tokens(tokenizer, **marks)
+    return tokenizer
+
+
+def _gemma_text(tokenizer):
+    return {
+        **TEXT,
+        "head_dim": 8,
+        "sliding_window": 24,
+        "layer_types": _layers("sliding_attention", "sliding_attention", "full_attention"),
+        "rope_parameters": None,
+        "vocab_size": len(tokenizer),
+    }
+
+
 def gemma3():
     """Visual tokens see each other; two layers look back no further than a window."""
     marks = {
@@ -148,26 +173,9 @@ def gemma3():
         "eoi": "<end_of_image>",
         "image": "<image_soft_token>",
     }
-    tokenizer = _byte_tokenizer(
-        *marks.values(),
-        "<start_of_turn>",
-        "<end_of_turn>",
-        begin="<bos>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-    )
-    _name_tokens(tokenizer, **marks)
+    tokenizer = _gemma_tokenizer(marks, "<start_of_turn>", "<end_of_turn>")
     token = tokenizer.convert_tokens_to_ids
-    text = {
-        **TEXT,
-        "head_dim": 8,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": 24,
-        "layer_types": _layers("sliding_attention", "sliding_attention", "full_attention"),
-        "rope_parameters": None,
-        "vocab_size": len(tokenizer),
-    }
+    text = _gemma_text(tokenizer) | {"query_pre_attn_scalar": 8}
     config = Gemma3Config(
         text_config=text,
         vision_config=_siglip(image_size=112),
@@ -196,41 +204,17 @@ def gemma4():
         "boa": "<|audio>",
         "eoa": "<audio|>",
     }
-    tokenizer = _byte_tokenizer(
-        *marks.values(),
-        "<|video|>",
-        "<|turn>",
-        "<turn|>",
-        begin="<bos>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-    )
-    _name_tokens(tokenizer, **marks)
+    tokenizer = _gemma_tokenizer(marks, "<|video|>", "<|turn>", "<turn|>")
     token = tokenizer.convert_tokens_to_ids
-    text = {
-        **TEXT,
-        "head_dim": 8,
+    text = _gemma_text(tokenizer) | {
         "global_head_dim": 16,
-        "sliding_window": 24,
-        "layer_types": _layers("sliding_attention", "sliding_attention", "full_attention"),
         "hidden_size_per_layer_input": 8,
         "pad_token_id": tokenizer.pad_token_id,  # stands for images in embeddings of layers
         "vocab_size_per_layer_input": len(tokenizer),
-        "rope_parameters": None,
-        "vocab_size": len(tokenizer),
     }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "patch_size": 14,
-        "pooling_kernel_size": 2,
-        "position_embedding_size": 64,
-    }
+    vision = _siglip(
+        num_key_value_heads=2, head_dim=16, pooling_kernel_size=2, position_embedding_size=64
+    )
     config = Gemma4Config(
         text_config=text,
         vision_config=vision,

@@ -144,7 +144,9 @@ def test_in_4_bits_the_language_model_alone_is_quantised(checkpoint):
     error = (logits_of(model, processor) - logits_of(full, processor)).norm() / logits_of(
         full, processor
     ).norm()
-    assert 1e-3 < error < 0.6  # rounding is seen; wrong weights give about √2
+    assert (
+        1e-3 < error < (0.6 if name == "gemma4" else 0.5)
+    )  # rounding is seen; wrong weights give about √2
 
 
 def test_the_prompt_has_a_place_for_each_vector_of_the_image(checkpoint):
@@ -208,7 +210,8 @@ def test_dpo(checkpoint, pairs, tmp_path, capsys):
             ).sum(1)
             for images in ([[image] for image in IMAGES], [[image] for image in IMAGES[::-1]])
         )
-    assert ((own - other).abs() > 5e-4).all()
+    # convolutions of a random model hardly look
+    assert ((own - other).abs() > (5e-4 if name == "lfm2_vl" else 1e-3)).all()
     saved = models.save_adapter(model, tmp_path / "adapter", {})
     fresh, again = models.load_model(folder)
     assert not torch.allclose(logits_of(fresh, again), logits_of(model, processor), atol=1e-3)
@@ -296,7 +299,7 @@ def test_a_reward_model(checkpoint, tmp_path):
 def test_a_reward_model_learns_without_packing(checkpoint):
     name, folder = checkpoint
     if name in RECURRENT:
-        return  # it learns so in all tests
+        pytest.skip("it never packs, and learns so in all other tests")
     logs = []
     for packs in (True, False):
         base = models.load_model(folder, four_bit=False)

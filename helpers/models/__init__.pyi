@@ -83,6 +83,7 @@ from .loading import (
     original_source as original_source,
     quantization as quantization,
     smaller_presets as smaller_presets,
+    stop_ids as stop_ids,
     weight_sources as weight_sources,
 )
 from .policies import (

@@ -246,11 +246,18 @@ def _stop_at_end_of_turn(model: PreTrainedModel, processor: ProcessorMixin) -> N
 
     Qwen3.5's smaller checkpoints name another token, which no turn ends with.
     """
-    config = model.generation_config
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    known = stop_ids(model)
     end = processor.tokenizer.convert_tokens_to_ids(end_of_turn(processor))
     if end not in known:
-        config.eos_token_id = [end, *(token for token in known if token is not None)]
+        model.generation_config.eos_token_id = [end, *known]
+
+
+def stop_ids(model: PreTrainedModel) -> list[int]:
+    """Return the tokens at which generation stops: a checkpoint names one, several or none."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return []
+    return found if isinstance(found, list) else [found]
 
 
 def _set_compute_dtype(model: PreTrainedModel) -> None:

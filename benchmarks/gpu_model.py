@@ -215,11 +215,11 @@ def write_model(preset: str, folder: Path, small: bool) -> int:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    _name_all_ids(folder / "tokenizer.json", text.vocab_size)
+    name_all_ids(folder / "tokenizer.json", text.vocab_size)
     return model.num_parameters()
 
 
-def _name_all_ids(path: Path, vocabulary: int) -> None:
+def name_all_ids(path: Path, vocabulary: int) -> None:
     """A word for each id that the tokenizer does not know. No text becomes such a token: there are
     no merges.
     """
@@ -282,5 +282,6 @@ def forecast(plan: Plan, settings: StageSettings, processor: ProcessorMixin) -> 
         str(plan.folder / "model"), plan.side, plan.side, prompt_tokens=prompt,
         answer_tokens=getattr(settings, "max_new_tokens", max(answers)),
         compute_bytes=2 if torch.cuda.is_available() else 4,
+        on_gpu=torch.cuda.is_available(),
     )  # fmt: skip
     return memory.forecast_memory(workload, settings)

@@ -158,6 +158,17 @@ DPO_PRESETS = {
     # Qwen2-VL-2B in 4-bit on a T4:
     # 2 pairs × (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
     "t4": DPOSettings(checkpoint_steps=50),
+    # SmolVLM-256M on a laptop's CPU: 60 steps × 8 = 480 pairs, at a rate at which so few steps are
+    # enough; the SFT term keeps the chosen answers likely
+    "laptop": DPOSettings(
+        sft_weight=1.0,
+        learning_rate=1e-4,
+        steps=60,
+        batch_size=4,
+        accumulation=2,
+        gradient_checkpointing=False,
+        checkpoint_steps=20,
+    ),
     # the vehicle-counting project: 420 steps × 2 × 4 = 3,360 pairs;
     # it does not state more, the rest is TRL's default
     "vehicles": DPOSettings(steps=420, accumulation=4, learning_rate=1e-6),
@@ -213,6 +224,14 @@ SFT_PRESETS = {
     ),
     # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + ~20 answer tokens) a forward
     "t4": SFTSettings(checkpoint_steps=50),
+    # as many answers as DPO's preset of that name has pairs
+    "laptop": SFTSettings(
+        steps=60,
+        batch_size=4,
+        accumulation=2,
+        gradient_checkpointing=False,
+        checkpoint_steps=20,
+    ),
 }
 
 
@@ -257,6 +276,15 @@ REWARD_PRESETS = {
     # the source project's, for Qwen2-VL-2B in 4-bit:
     # (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
     "t4": RewardSettings(),
+    # SmolVLM-256M on a laptop's CPU: 240 records × 2 epochs / 8 = 60 steps
+    "laptop": RewardSettings(
+        learning_rate=5e-4,
+        epochs=2,
+        batch_size=4,
+        accumulation=2,
+        evaluations=2,
+        lora=LoraSettings(),
+    ),
 }
 
 
@@ -363,6 +391,16 @@ PPO_PRESETS = {
     # 2 × (256 visual + ~60 text + 4 × ~30 answer tokens) = 872 tokens in an update,
     # logits of 2 × 4 × 30 × 151,936 × 4 bytes = 0.15 GB; 100 × 8 × 4 = 3,200 samples
     "t4": PPOSettings(mini_batch=2, critic_adapter=True, gradient_checkpointing=True),
+    # SmolVLM-256M on a laptop's CPU: 20 iterations × 4 × 4 = 320 samples; a group's mean takes the
+    # place of a critic, which would be a second pass
+    "laptop": PPOSettings(
+        advantages="rloo",
+        iterations=20,
+        prompts_per_iteration=4,
+        learning_rate=5e-5,
+        epochs=1,
+        max_new_tokens=40,
+    ),
     # the reasoning project: one linear layer on the last text state and the pooled image,
     # an entropy bonus
     "reasoning": PPOSettings(

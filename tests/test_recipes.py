@@ -17,7 +17,7 @@ from helpers.data.preferences import write_records
 from helpers.data.record import PreferenceRecord
 from helpers.files import UsageError, read_json, write_json
 from helpers.machine import facts, fits
-from helpers.machine.duration import MachineRates
+from helpers.machine.speed import Line, MachineSpeed
 from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models import presets
 from helpers.recipe_stages import run_stages
@@ -233,11 +233,13 @@ def card(monkeypatch, gigabytes, gpu=False):
             torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(name="Tesla T4")
         )
     monkeypatch.setattr(facts, "available_gb", lambda: (gigabytes, gigabytes))
-    monkeypatch.setattr(fits, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
+    line = Line(1e-3, 1e-5)
+    speed = MachineSpeed(line, line, line, 1e-9, 3e-9, 1e12, 1e11)
+    monkeypatch.setattr(fits, "measure_speed", lambda _: speed)
 
 
 def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
-    card(monkeypatch, 15.8)
+    card(monkeypatch, 15.8, gpu=True)
     recipe = read_recipe(
         find_recipe("reasoning"),
         changes=[("reward.settings.batch_size", 128), ("reward.settings.accumulation", 1)],
@@ -250,7 +252,7 @@ def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
         f"batch_size 128 → {settings.batch_size}, accumulation 1 → {settings.accumulation}"
         in capsys.readouterr().out
     )
-    card(monkeypatch, 400)
+    card(monkeypatch, 400, gpu=True)
     assert fit_recipe(recipe) == recipe
 
 

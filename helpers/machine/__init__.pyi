@@ -23,12 +23,9 @@ from .drive import (
     use_drive as use_drive,
 )
 from .duration import (
-    CALLS_OUTSIDE as CALLS_OUTSIDE,
-    CALLS_PER_LAYER as CALLS_PER_LAYER,
-    EFFICIENCY as EFFICIENCY,
-    MachineRates as MachineRates,
+    CRITIC_WARM_UP_EPOCHS as CRITIC_WARM_UP_EPOCHS,
+    EVALUATED_SHARE as EVALUATED_SHARE,
     StageSeconds as StageSeconds,
-    measure_rates as measure_rates,
 )
 from .facts import (
     OPTIONAL_PACKAGES as OPTIONAL_PACKAGES,
@@ -47,14 +44,18 @@ from .facts import (
     versions_in_use as versions_in_use,
 )
 from .fits import (
+    BF16_GAIN as BF16_GAIN,
+    LONG_MINUTES as LONG_MINUTES,
     MachinePlan as MachinePlan,
     StageForecast as StageForecast,
+    bf16_text as bf16_text,
     check_machine as check_machine,
     machine_text as machine_text,
     machine_warnings as machine_warnings,
     plan_images as plan_images,
     plan_stages as plan_stages,
     stages_text as stages_text,
+    workload_here as workload_here,
 )
 from .fitting import (
     LARGEST_PIXELS as LARGEST_PIXELS,
@@ -65,6 +66,8 @@ from .fitting import (
 )
 from .memory import (
     CARD_GB as CARD_GB,
+    CPU_OVERHEAD_GB as CPU_OVERHEAD_GB,
+    HEAP_FACTOR as HEAP_FACTOR,
     LARGEST_BATCH as LARGEST_BATCH,
     LOGIT_BYTES as LOGIT_BYTES,
     OVERHEAD_GB as OVERHEAD_GB,
@@ -78,6 +81,12 @@ from .memory import (
     memory_table as memory_table,
     phases as phases,
     sft_logit_bytes as sft_logit_bytes,
+)
+from .speed import (
+    Line as Line,
+    MachineSpeed as MachineSpeed,
+    least_seconds as least_seconds,
+    measure_speed as measure_speed,
 )
 from .workload import (
     STAGES as STAGES,

@@ -1,38 +1,24 @@
-"""How long a stage takes, about: from shapes, and from half a second of this machine.
+"""How long a stage takes, about: from a model's shapes, and from this machine's speed at them.
 
-2 FLOP a weight and token forward, as many again backward (the base is frozen, so that only
-gradients of inputs are needed; Kaplan et al. 2020, arXiv 2001.08361, section 2.1), once more with
-gradient checkpointing; over the rate of a matrix product. Weights in 4 bits are unpacked for every
-pass, and what stands between the products is written and read: over the rate of a copy. A time for
-each small operation is added, which is most of it for small models. Used by
+Each pass through the layers is a line in its tokens, which `helpers/machine/speed.py` has measured:
+forward, and forward and backward with adapters (the base is frozen, so that only gradients of
+inputs are needed). Attention grows with the square of a row, the language head with the predicted
+tokens. With gradient checkpointing the layers run forward once more. Weights in 4 bits are unpacked
+for every pass. `benchmarks/forecasts.py` compares with what stages take. Used by
 `helpers/machine/fits.py`.
 
-Simplifications: opening and resizing images, scorers, and what else runs on the machine are left
-out; held-out data are taken to be an eighth of the training data; all answers have the same length.
-A factor of 2 is to be expected.
+Simplifications: opening and resizing images, the optimizer, scorers, and what else runs on the
+machine are left out; held-out data are taken to be an eighth of the training data; all answers have
+the same length.
 """
 
-import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.models import NF4_BYTES, ModelShapes
-from helpers.runtime import compute_dtype, device, has_cuda
 
+from .speed import MachineSpeed
 from .workload import GenerationSettings, StageSettings, Workload, stage_of
-
-# Of a large matrix product's rate, over all products of a layer, small ones of adapters included
-EFFICIENCY = 0.4
-
-# Small operations in a layer's forward, Python and modules included
-CALLS_PER_LAYER = 350
-
-# The same in a forward or for a generated token, outside the layers
-CALLS_OUTSIDE = 700
 
 # Epochs in which notebook 05 warms up a critic that has an adapter of its own
 CRITIC_WARM_UP_EPOCHS = 8
@@ -42,69 +28,14 @@ EVALUATED_SHARE = 1 / 8
 
 
 @dataclass(frozen=True)
-class MachineRates:
-    """The best speed of this machine, in the dtype that it computes in."""
-
-    flops: float  # a second, in a matrix product
-    bytes: float  # a second, read and written in a copy
-    call: float  # seconds of a small operation
-
-
-@torch.no_grad()
-def measure_rates(hidden: int, intermediate: int) -> MachineRates:
-    """Time a matrix product of that size, a copy of 64 MB and a hundred additions.
-
-    It takes half a second.
-    """
-    options = {"device": device(), "dtype": compute_dtype()}
-    # About 4 · 10⁹ FLOP, which a CPU does in a tenth of a second
-    rows = max(64, min(512, 4 * 10**9 // (2 * hidden * intermediate)))
-    left = torch.randn(rows, hidden, **options)
-    right = torch.randn(hidden, intermediate, **options)
-    source = torch.zeros(16 * 10**6, device=device())
-    target = torch.empty_like(source)
-    small = torch.zeros(1, device=device())
-    product = _best(lambda: left @ right, 0.2)
-    copy = _best(lambda: target.copy_(source), 0.2)
-    calls = _best(lambda: [small + 1 for _ in range(100)], 0.1)
-    return MachineRates(
-        flops=2 * rows * hidden * intermediate / product,
-        bytes=2 * source.nbytes / copy,
-        call=calls / 100,
-    )
-
-
-def _best(call: Callable[[], object], seconds: float) -> float:
-    """Return the least seconds of a call that is repeated for that long.
-
-    Other programs only make it slower.
-    """
-    call()  # the first one also allocates
-    least = math.inf
-    started = time.perf_counter()
-    while least == math.inf or time.perf_counter() - started < seconds:
-        _wait_for_gpu()
-        before = time.perf_counter()
-        call()
-        _wait_for_gpu()
-        least = min(least, time.perf_counter() - before)
-    return least
-
-
-def _wait_for_gpu() -> None:
-    if has_cuda():
-        torch.cuda.synchronize()
-
-
-@dataclass(frozen=True)
 class StageSeconds:
-    """Seconds of whole stages, from a workload and this machine's rates.
+    """Seconds of whole stages, from a workload and this machine's speed.
 
     The methods `load` … `ppo` are the stages.
     """
 
     workload: Workload
-    rates: MachineRates
+    speed: MachineSpeed
 
     @property
     def model(self) -> ModelShapes:
@@ -118,40 +49,63 @@ class StageSeconds:
     # --- one pass ---
 
     def forward(self, rows: int, sequence: int, read: int = 0, predicted: int = 0) -> float:
-        """One pass over rows of `sequence` tokens, with `predicted` logits.
+        """One pass without gradients over rows of `sequence` tokens, with `predicted` logits.
 
-        Each row also sees `read` earlier tokens, from a cache.
+        Each row also reads the keys and values of `read` earlier tokens, from a cache.
         """
         model = self.model
-        number = self.workload.compute_bytes
         tokens = rows * sequence
-        flop = 2 * model.quantised * tokens + 2 * model.hidden * model.vocab * predicted
-        flop += 4 * tokens * (sequence + read) * model.queries * model.layers
-        # Weights in 4 bits are read, and written and read again
-        weights = model.quantised * (NF4_BYTES + 2 * number if self.workload.four_bit else number)
-        cache = rows * read * model.layers * 2 * (model.keys + model.queries) * number
-        # What stands between the products is written and read
-        between = 10 * model.hidden + 5 * model.intermediate
-        between *= tokens * model.layers * 2 * number
-        calls = CALLS_OUTSIDE + CALLS_PER_LAYER * model.layers
-        moved = (weights + cache + between) / self.rates.bytes
-        return flop / (EFFICIENCY * self.rates.flops) + moved + calls * self.rates.call
+        layer = self.speed.forward.seconds(tokens) + tokens * sequence * self.speed.pair
+        # One layer's keys and values, which are spread over all heads
+        numbers = rows * read * 2 * (model.keys + model.queries)
+        layer += numbers * self.workload.compute_bytes / self.speed.bytes
+        return model.layers * layer + self._unpacking() + self._head(predicted)
+
+    def update(self, rows: int, sequence: int, predicted: int, checkpointing: bool) -> float:
+        """One pass forward and backward; with checkpointing, each layer once more forward."""
+        tokens = rows * sequence
+        layer = self.speed.training.seconds(tokens) + tokens * sequence * self.speed.trained_pair
+        whole = self.model.layers * layer + 2 * (self._unpacking() + self._head(predicted))
+        if checkpointing:
+            whole += self.forward(rows, sequence)
+        return whole
+
+    def _unpacking(self) -> float:
+        """All weights in 4 bits read, and written and read again."""
+        if not self.workload.four_bit:
+            return 0.0
+        moved = NF4_BYTES + 2 * self.workload.compute_bytes
+        return self.model.quantised * moved / self.speed.bytes
+
+    def _head(self, predicted: int) -> float:
+        """The language head for so many tokens; its weights are read."""
+        weights = self.model.hidden * self.model.vocab
+        product = 2 * weights * predicted / self.speed.flops
+        return product + bool(predicted) * weights * self.workload.compute_bytes / self.speed.bytes
 
     def packed(self, rows: int, answers: int, predicts: bool = True) -> float:
         """One pass over image, prompt and so many answers; without logits for scores."""
         lines, sequence = self.workload.rows(rows, answers)
-        predicted = rows * answers * self.workload.answer_tokens * predicts
-        return self.forward(lines, sequence, 0, predicted)
+        return self.forward(lines, sequence, 0, self._predicted(rows * answers * predicts))
+
+    def packed_update(
+        self, rows: int, answers: int, checkpointing: bool, predicts: bool = True
+    ) -> float:
+        """The same forward and backward."""
+        lines, sequence = self.workload.rows(rows, answers)
+        predicted = self._predicted(rows * answers * predicts)
+        return self.update(lines, sequence, predicted, checkpointing)
+
+    def _predicted(self, answers: int) -> int:
+        return answers * self.workload.answer_tokens
 
     def images(self, number: float) -> float:
         """The vision tower, once for each image."""
         model = self.model
         patches = self.workload.patches
-        depth = model.vision_depth
-        weights = sum(inputs * outputs for _, inputs, outputs in model.outside)
-        flop = 2 * weights * patches + 4 * patches**2 * model.vision_width * depth
-        calls = CALLS_PER_LAYER * depth * self.rates.call
-        return number * (flop / (EFFICIENCY * self.rates.flops) + calls)
+        pair = self.speed.pair * model.vision_width / model.queries
+        layer = self.speed.vision.seconds(patches) + patches**2 * pair
+        return number * model.vision_depth * layer
 
     def sampling(self, prompts: int, group: int) -> float:
         """The prompts once, and then a pass a token; on average half an answer is before it."""
@@ -171,9 +125,9 @@ class StageSeconds:
     def sft(self, settings: SFTSettings) -> float:
         """Forwards and backwards of all steps; the vision tower runs once for each example."""
         batches = settings.steps * settings.accumulation
-        passes = batches * (2 + settings.gradient_checkpointing)
+        update = self.packed_update(settings.batch_size, 1, settings.gradient_checkpointing)
         seen = min(self.workload.examples, batches * settings.batch_size)
-        return passes * self.packed(settings.batch_size, 1) + self.images(seen)
+        return batches * update + self.images(seen)
 
     def dpo(self, settings: DPOSettings) -> float:
         """Forwards and backwards of all steps.
@@ -183,19 +137,23 @@ class StageSeconds:
         batches = settings.steps * settings.accumulation
         # The chosen answer is shown once more, to a spoilt image
         copies = 1 + bool(settings.image_weight or settings.anchor_weight)
-        forward = self.packed(settings.batch_size * copies, 2)
+        rows = settings.batch_size * copies
+        update = self.packed_update(rows, 2, settings.gradient_checkpointing)
         seen = min(self.workload.examples, batches * settings.batch_size)
-        passes = batches * (2 + settings.gradient_checkpointing) + seen / settings.batch_size
-        return passes * forward + self.images(seen * copies)
+        reference = seen / settings.batch_size * self.packed(rows, 2)
+        return batches * update + reference + self.images(seen * copies)
 
     def reward(self, settings: RewardSettings) -> float:
         """Forwards and backwards of all epochs, and a forward for each evaluation."""
         examples = self.workload.examples
-        trained = settings.epochs * (2 + settings.gradient_checkpointing)
-        passes = trained + EVALUATED_SHARE * settings.evaluations
-        forward = self.packed(settings.batch_size, self.workload.answers, predicts=False)
-        batches = passes * examples / settings.batch_size
-        return batches * forward + self.images((1 + EVALUATED_SHARE) * examples)
+        answers = self.workload.answers
+        batches = examples / settings.batch_size
+        checkpointing = settings.gradient_checkpointing
+        update = self.packed_update(settings.batch_size, answers, checkpointing, predicts=False)
+        look = self.packed(settings.batch_size, answers, predicts=False)
+        evaluations = EVALUATED_SHARE * settings.evaluations * batches
+        trained = settings.epochs * batches * update
+        return trained + evaluations * look + self.images((1 + EVALUATED_SHARE) * examples)
 
     def ppo(self, settings: PPOSettings) -> float:
         """Samples, three looks at them (policy, reference, critic), updates.
@@ -208,12 +166,12 @@ class StageSeconds:
         group = settings.group_size
         batch = settings.mini_batch
         examples = self.workload.examples
-        training = 2 + settings.gradient_checkpointing
+        checkpointing = settings.gradient_checkpointing
         look = self.packed(prompts, group)
         updates = prompts / batch * settings.epochs
-        update = updates * (1 + own) * training * self.packed(batch, group)
-        warm_up = own * CRITIC_WARM_UP_EPOCHS * training * examples / batch
-        warm_up *= self.packed(batch, group, predicts=False)
+        update = updates * (1 + own) * self.packed_update(batch, group, checkpointing)
+        warm_up = own * CRITIC_WARM_UP_EPOCHS * examples / batch
+        warm_up *= self.packed_update(batch, group, checkpointing, predicts=False)
         iteration = self.sampling(prompts, group) + (2 + own) * look + update
         seen = examples if own else min(examples, settings.iterations * prompts)
         return settings.iterations * iteration + warm_up + self.images(seen)

@@ -23,10 +23,11 @@ from helpers.files import ROOT
 from helpers.models import default_max_pixels, has_four_bits, is_known, visual_tokens
 from helpers.runtime import compute_dtype, has_cuda
 
-from .duration import MachineRates, StageSeconds, measure_rates
+from .duration import StageSeconds
 from .facts import MachineFacts, download_gb, measure_machine, untested_versions
 from .fitting import changed_fields, fit_images, fit_settings, largest_image
 from .memory import USABLE_SHARE, PhaseMemory, forecast_memory
+from .speed import MachineSpeed, measure_speed
 from .workload import GenerationSettings, StageSettings, Workload, stage_of
 
 # Why a machine computes in this precision, as `runtime.compute_dtype` chooses it
@@ -35,6 +36,10 @@ DTYPE_REASONS = {
     torch.bfloat16: "this GPU has it in hardware",
     torch.float32: "there is no GPU",
 }
+
+# bf16 is offered where its products are so many times as fast, and a stage takes so long
+BF16_GAIN = 1.5
+LONG_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,14 @@ def check_machine(
     once (default: `generate_answers`'s). examples: records trained on. Raises UsageError naming the
     presets that fit if the smallest batch of a stage does not.
     """
-    name, on_gpu = str(model), has_cuda()
+    name = str(model)
     known = is_known(name)
     four_bit = four_bit and has_four_bits()
-    # What the machine is, and what is to run on it
-    facts = measure_machine(download_gb(name, four_bit and on_gpu) if known else None)
-    number = compute_dtype().itemsize
-    workload = Workload(
-        name, *image, max_pixels, examples=examples, four_bit=four_bit, compute_bytes=number
+    # What is to run, and what the machine is
+    workload = replace(
+        workload_here(name, image, four_bit), max_pixels=max_pixels, examples=examples
     )
+    facts = measure_machine(download_gb(name, four_bit and has_cuda()) if known else None)
     warnings = machine_warnings(facts)
     if not known:
         warnings += (f"no forecast for {name}: only presets and checkpoints in a folder have one.",)
@@ -113,15 +117,22 @@ def check_machine(
     # First what the machine is: a stage that does not fit raises
     print(machine_text(facts, plan))
     if known:
-        shapes = workload.shapes
-        plan = plan_stages(plan, measure_rates(shapes.hidden, shapes.intermediate))
+        speed = measure_speed(workload.shapes)
+        plan = plan_stages(plan, speed)
         print(stages_text(plan))
+        print(bf16_text(plan, speed), end="")
     for warning in plan.warnings:
         print(f"⚠️  {warning}")
     return plan
 
 
 # --- the plan ---
+
+
+def workload_here(name: str, image: tuple[int, int], four_bit: bool) -> Workload:
+    """Return the workload of a model, and of images of that size, on this machine."""
+    number = compute_dtype().itemsize
+    return Workload(name, *image, four_bit=four_bit, compute_bytes=number, on_gpu=has_cuda())
 
 
 def machine_warnings(facts: MachineFacts) -> tuple[str, ...]:
@@ -159,13 +170,13 @@ def plan_images(plan: MachinePlan) -> MachinePlan:
     return replace(plan, warnings=(*plan.warnings, warning))
 
 
-def plan_stages(plan: MachinePlan, rates: MachineRates) -> MachinePlan:
+def plan_stages(plan: MachinePlan, speed: MachineSpeed) -> MachinePlan:
     """Return the plan with settings that fit, and what they take.
 
     Raises UsageError if the smallest batch of a stage does not fit.
     """
     workload = plan.workload
-    seconds = StageSeconds(workload, rates)
+    seconds = StageSeconds(workload, speed)
     # By stage
     settings = {}
     forecasts = {}
@@ -245,6 +256,17 @@ def _images_text(plan: MachinePlan) -> str:
         tokens = visual_tokens(workload.model, side, side, most)
         text += f"; up to {tokens:,} would fit (max_pixels {most:,})"
     return text
+
+
+def bf16_text(plan: MachinePlan, speed: MachineSpeed) -> str:
+    """Return a line that offers bf16 where a CPU is fast at it and time matters, else nothing."""
+    longest = max(forecast.minutes for forecast in plan.forecasts.values())
+    if speed.bf16_gain < BF16_GAIN or longest < LONG_MINUTES:
+        return ""
+    return (
+        f"bf16: matrix products are {speed.bf16_gain:.1f} times as fast in it on this CPU. "
+        "Set VLM_DTYPE=bf16 before Python starts to compute in it.\n"
+    )
 
 
 def stages_text(plan: MachinePlan) -> str:

@@ -8,10 +8,11 @@ et al. 2016, arXiv 1604.06174) the input of every layer and the inside of one. S
 tokens are those of `helpers/models/image_sizes.py`. `helpers/doctor/dry_run.py` measures a loaded
 model instead. Used by `helpers/machine/fits.py`, and by `python -m helpers memory`.
 
-Simplifications: what an allocator loses to fragments is in `USABLE_SHARE`; the memory-efficient
-kernel is taken for attention; unsloth's own kernels keep less than is counted here, and a copy that
-was quantised before may hold its vision tower in 4 bits; image features that are kept for later are
-not counted (in the memory of the machine, not of the GPU).
+Simplifications: what a GPU's allocator loses to fragments is in `USABLE_SHARE`, what a CPU's does
+in `HEAP_FACTOR`; the memory-efficient kernel is taken for attention; unsloth's own kernels keep
+less than is counted here, and a copy that was quantised before may hold its vision tower in 4 bits;
+image features that are kept for later are not counted (in the memory of the machine, not of the
+GPU).
 """
 
 from bisect import bisect_left
@@ -43,8 +44,16 @@ from .workload import (
 # Share of a card that can be filled before fragments get in the way
 USABLE_SHARE = 0.9
 
-# GB: CUDA context, kernels and their workspace; on a CPU Python with its libraries
+# GB: CUDA context, kernels and their workspace
 OVERHEAD_GB = 0.8
+
+# GB on a CPU: Python with its libraries, as `benchmarks/forecasts.py` finds them
+CPU_OVERHEAD_GB = 1.25
+
+# On a CPU, bytes held for a byte that comes and goes: the heap that tensors of less than 32 MB lie
+# in is full of holes (glibc's malloc). Measured 1.6 to 2.2 in training; with each tensor in pages
+# of its own (MALLOC_MMAP_THRESHOLD_=1000000), which takes longer, it was 1.1.
+HEAP_FACTOR = 1.9
 
 # What a card is called, in GB, and the bytes / 10⁹ that CUDA reports of it
 CARD_GB = {6: 6.2, 8: 8.3, 12: 12.4, 15: 15.8, 24: 23.7, 40: 42.2, 80: 84.9}
@@ -174,11 +183,12 @@ class _StageMemory:
         if self.number == 2:  # trained weights are in fp32, and cast for each pass
             workspace += trained * self.number
         weights = weight_bytes(self.model, self.workload.four_bit, self.number)
+        overhead = OVERHEAD_GB if self.workload.on_gpu else CPU_OVERHEAD_GB
         return PhaseMemory(
             "always",
             weights=weights / 1e9,
             adapter=ADAMW_BYTES * trained / 1e9,
-            overhead=(OVERHEAD_GB * 1e9 + workspace) / 1e9,
+            overhead=overhead + workspace / 1e9,
         )
 
     def _trained(self) -> int:
@@ -203,9 +213,12 @@ class _StageMemory:
     def phase(self, phase: str, rows: int, **parts: float) -> PhaseMemory:
         """What is always there, the features of so many images, and the given parts in bytes."""
         tokens = rows * self.workload.visual_tokens
-        features = tokens * self.model.hidden * self.number * (1 + self.model.extra_features)
-        gigabytes = {part: size / 1e9 for part, size in parts.items()}
-        return replace(self.always, phase=phase, features=features / 1e9, **gigabytes)
+        parts["features"] = (
+            tokens * self.model.hidden * self.number * (1 + self.model.extra_features)
+        )
+        held = 1 if self.workload.on_gpu else HEAP_FACTOR
+        gigabytes = {part: held * size / 1e9 for part, size in parts.items()}
+        return replace(self.always, phase=phase, **gigabytes)
 
     def encoding(self, images: int) -> PhaseMemory:
         """The vision tower without gradients.

@@ -59,7 +59,8 @@ class Workload:
     answers: int = 2  # to a record of reward training (pairs have 2, PPO its group)
     examples: int = 500  # records trained on
     four_bit: bool = True  # language weights as 4-bit NF4
-    compute_bytes: int = 2  # of a number: 2 on a GPU, 4 on a CPU, where fp32 is computed with
+    compute_bytes: int = 2  # of a number: 2 in 16 bits, 4 in fp32
+    on_gpu: bool = True
 
     @property
     def shapes(self) -> ModelShapes:

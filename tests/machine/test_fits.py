@@ -20,14 +20,7 @@ from packaging.version import Version
 from helpers.config import dpo_preset, ppo_preset, reward_preset, sft_preset
 from helpers.files import ROOT, UsageError
 from helpers.machine import duration, facts, fits, memory
-from helpers.machine.duration import (
-    CALLS_OUTSIDE,
-    CALLS_PER_LAYER,
-    EFFICIENCY,
-    MachineRates,
-    StageSeconds,
-    measure_rates,
-)
+from helpers.machine.duration import StageSeconds
 from helpers.machine.facts import (
     OPTIONAL_PACKAGES,
     TESTED_PYTHON,
@@ -42,6 +35,7 @@ from helpers.machine.facts import (
 from helpers.machine.fits import check_machine, machine_warnings
 from helpers.machine.fitting import fit_settings
 from helpers.machine.memory import forecast_memory
+from helpers.machine.speed import Line, MachineSpeed, measure_speed
 from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models.image_sizes import visual_tokens
 from helpers.models.presets import PRESETS
@@ -49,6 +43,10 @@ from helpers.models.shapes import shapes_of
 
 Disk = namedtuple("Disk", "total used free")
 T4 = 15.8e9  # bytes
+NEVER = float("inf")
+NOTHING = Line(0.0, 0.0)
+SPEED = MachineSpeed(Line(1e-3, 1e-5), Line(3e-3, 3e-5), Line(1e-3, 1e-5), 1e-9, 3e-9, 1e12, 1e11)
+FREE = MachineSpeed(NOTHING, NOTHING, NOTHING, 0.0, 0.0, NEVER, NEVER)  # nothing takes time
 
 
 def card(name, **changes):
@@ -68,7 +66,7 @@ def known(monkeypatch, artifacts, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(facts, "versions_in_use", tested_versions)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(200 * 10**9, 0, 100 * 10**9))
-    monkeypatch.setattr(fits, "measure_rates", lambda *_: MachineRates(1e12, 1e11, 1e-5))
+    monkeypatch.setattr(fits, "measure_speed", lambda _: SPEED)
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
 
@@ -217,7 +215,7 @@ def test_on_a_cpu_ram_is_the_budget_and_fp32_is_computed_in(monkeypatch, capsys)
         and "float32: there is no GPU" in out
         and "GB of 9.0" in out
     )
-    whole = card("qwen2-vl-2b", compute_bytes=4)
+    whole = card("qwen2-vl-2b", compute_bytes=4, on_gpu=False)
     assert plan.forecasts["dpo"].memory == forecast_memory(whole, plan.dpo)
     # 1,310,195,712 weights as stored, 898,789,888 in fp32
     assert plan.forecasts["dpo"].memory.weights == pytest.approx(
@@ -374,42 +372,46 @@ def test_a_checkpoint_in_a_folder_has_one(monkeypatch):
 
 # --- minutes ---
 
-HERE = Workload("tiny", 112, 112, prompt_tokens=24)  # 16 visual tokens, prompts of 40
-NEVER = float("inf")
+# 16 visual tokens, prompts of 40
+HERE = Workload("tiny", 112, 112, prompt_tokens=24, four_bit=False)
 
 
-def test_seconds_of_products_by_hand():
-    seconds = StageSeconds(HERE, MachineRates(1e9, NEVER, 0.0))
-    # 3 layers: q and o 128², k and v 128 × 64, 3 of 128 × 384 = 589,824 weights; rows of 40 tokens, 10 predictions of 402
-    flop = 2 * 589_824 * 80 + 4 * 80 * 40 * 128 * 3 + 2 * 128 * 402 * 10
-    assert shapes_of("tiny").quantised == 3 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 384) == 589_824
-    assert seconds.forward(2, 40, 0, 10) == pytest.approx(flop / (EFFICIENCY * 1e9))
-    # a token of 2 rows that sees 5 earlier ones and itself
-    flop = 2 * 589_824 * 2 + 4 * 2 * 6 * 128 * 3
-    assert seconds.forward(2, 1, 5) == pytest.approx(flop / (EFFICIENCY * 1e9))
+def test_seconds_of_a_pass_by_hand():
+    speed = replace(FREE, forward=Line(5.0, 0.5), pair=0.01, training=Line(7.0, 2.0))
+    seconds = StageSeconds(HERE, replace(speed, trained_pair=0.03, flops=1e6))
+    # 3 layers; 2 rows of 40 tokens, which see 40; 10 predictions of 402 from 128
+    head = 2 * 128 * 402 * 10 / 1e6
+    forward = 3 * (5 + 0.5 * 80 + 0.01 * 80 * 40)
+    assert seconds.forward(2, 40, 0, 10) == pytest.approx(forward + head)
+    update = 3 * (7 + 2 * 80 + 0.03 * 80 * 40) + 2 * head
+    assert seconds.update(2, 40, 10, False) == pytest.approx(update)
+    assert seconds.update(2, 40, 10, True) == pytest.approx(update + forward)
+    # the tower: 2 layers of 96, heads of the language model are 128 together; 8 × 8 patches
+    seconds = StageSeconds(HERE, replace(FREE, vision=Line(5.0, 0.5), pair=0.01))
+    assert seconds.images(3) == pytest.approx(3 * 2 * (5 + 0.5 * 64 + 0.01 * 64**2 * 96 / 128))
 
 
-def test_seconds_of_calls_by_hand():
+def test_seconds_of_a_stage_by_hand():
+    """A forward takes 3, one with its backward 6, an image 2."""
+    flat = replace(FREE, forward=Line(1.0, 0.0), training=Line(2.0, 0.0), vision=Line(1.0, 0.0))
+
     def seconds(settings, examples):
-        return StageSeconds(
-            replace(HERE, examples=examples), MachineRates(NEVER, NEVER, 1.0)
-        ).of_stage(settings)
+        return StageSeconds(replace(HERE, examples=examples), flat).of_stage(settings)
 
-    forward, tower = CALLS_OUTSIDE + 3 * CALLS_PER_LAYER, 2 * CALLS_PER_LAYER
     dpo = replace(dpo_preset("tiny"), steps=10, batch_size=4, accumulation=2)
-    # 20 forwards and backwards; the reference and the tower for 40 examples
-    assert seconds(dpo, 40) == pytest.approx((2 * 20 + 40 / 4) * forward + 40 * tower)
+    # 20 updates; the reference and the tower for 40 examples
+    assert seconds(dpo, 40) == pytest.approx(20 * 6 + 40 / 4 * 3 + 40 * 2)
     # with checkpointing one more; 20 examples are seen twice, and computed once
     again = replace(dpo, gradient_checkpointing=True)
-    assert seconds(again, 20) == pytest.approx((3 * 20 + 20 / 4) * forward + 20 * tower)
-    # without reference: 20 forwards and backwards
+    assert seconds(again, 20) == pytest.approx(20 * 9 + 20 / 4 * 3 + 20 * 2)
+    # without reference
     sft = replace(sft_preset("tiny"), steps=10, batch_size=4, accumulation=2)
-    assert seconds(sft, 40) == pytest.approx(2 * 20 * forward + 40 * tower)
+    assert seconds(sft, 40) == pytest.approx(20 * 6 + 40 * 2)
     # 2 epochs of 64 / 16 batches, 6 evaluations of an eighth
     reward = replace(reward_preset("tiny"), epochs=2, batch_size=16, evaluations=6)
-    assert seconds(reward, 64) == pytest.approx((2 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
+    assert seconds(reward, 64) == pytest.approx(2 * 4 * 6 + 6 * 0.5 * 3 + 72 * 2)
     again = replace(reward, gradient_checkpointing=True)
-    assert seconds(again, 64) == pytest.approx((3 * 2 * 4 + 6 * 0.5) * forward + 72 * tower)
+    assert seconds(again, 64) == pytest.approx(2 * 4 * 9 + 6 * 0.5 * 3 + 72 * 2)
     # prefill and 20 tokens; policy and reference; 2 epochs of 4 updates of 2
     ppo = replace(
         ppo_preset("tiny"),
@@ -419,27 +421,29 @@ def test_seconds_of_calls_by_hand():
         epochs=2,
         critic_adapter=False,
     )
-    assert seconds(ppo, 100) == pytest.approx(3 * (21 + 2 + 8 * 2) * forward + 24 * tower)
+    assert seconds(ppo, 100) == pytest.approx(3 * (23 * 3 + 8 * 6) + 24 * 2)
     # a critic of its own looks too, is updated too, and is warmed up in 8 epochs
     own = replace(ppo, critic_adapter=True)
-    assert seconds(own, 100) == pytest.approx(
-        (3 * (21 + 3 + 8 * 4) + 8 * 2 * 100 / 2) * forward + 100 * tower
-    )
+    expected = 3 * (24 * 3 + 16 * 6) + 8 * 100 / 2 * 6 + 100 * 2
+    assert seconds(own, 100) == pytest.approx(expected)
     again = replace(own, gradient_checkpointing=True)
-    assert seconds(again, 100) == pytest.approx(
-        (3 * (21 + 3 + 8 * 6) + 8 * 3 * 100 / 2) * forward + 100 * tower
-    )
+    expected = 3 * (24 * 3 + 16 * 9) + 8 * 100 / 2 * 9 + 100 * 2
+    assert seconds(again, 100) == pytest.approx(expected)
 
 
 def test_seconds_of_copies_by_hand():
-    model, seconds = shapes_of("tiny"), StageSeconds(HERE, MachineRates(NEVER, 1.0, 0.0))
-    weights = model.quantised * (duration.NF4_BYTES + 4)  # unpacked to 2 bytes, and read again
-    between = 3 * 2 * 2 * (10 * 128 + 5 * 384)
-    assert seconds.forward(1, 1) == pytest.approx(weights + between)
+    model = shapes_of("tiny")
+    seconds = StageSeconds(HERE, replace(FREE, bytes=1.0))
     # 5 earlier tokens of 2 rows: keys and values of 64 numbers, spread to 128
-    assert seconds.forward(2, 1, 5) == pytest.approx(
-        weights + 2 * between + 2 * 5 * 3 * 2 * (64 + 128) * 2
-    )
+    assert seconds.forward(2, 1, 5) == pytest.approx(3 * 2 * 5 * 2 * (64 + 128) * 2)
+    # the head's weights, once however many tokens; twice with the backward
+    assert seconds.forward(2, 1, 0, 10) == pytest.approx(128 * 402 * 2)
+    assert seconds.update(2, 1, 10, False) == pytest.approx(2 * 128 * 402 * 2)
+    # in 4 bits unpacked to 2 bytes, and read again
+    quantised = StageSeconds(replace(HERE, four_bit=True), replace(FREE, bytes=1.0))
+    weights = model.quantised * (duration.NF4_BYTES + 4)
+    assert quantised.forward(1, 1) == pytest.approx(weights)
+    assert quantised.update(1, 1, 0, False) == pytest.approx(2 * weights)
 
 
 def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
@@ -447,21 +451,44 @@ def test_minutes_are_those_of_the_settings_that_fit(monkeypatch):
     plan = check_machine(
         "qwen2-vl-7b", reward=replace(reward_preset("t4"), batch_size=4), examples=100
     )
-    seconds = StageSeconds(card("qwen2-vl-7b", examples=100), MachineRates(1e12, 1e11, 1e-5))
+    seconds = StageSeconds(card("qwen2-vl-7b", examples=100), SPEED)
     assert plan.forecasts["reward"].minutes == pytest.approx(seconds.reward(plan.reward) / 60)
     assert plan.forecasts["load"].minutes == pytest.approx(seconds.load(plan.load) / 60)
+
+
+@pytest.mark.parametrize(
+    ("gain", "line", "offered"), [(3.0, 1e-2, True), (1.4, 1e-2, False), (3.0, 1e-7, False)]
+)
+def test_bf16_is_offered_where_it_is_fast_and_time_matters(
+    monkeypatch, capsys, gain, line, offered
+):
+    cpu(monkeypatch, 20e9)
+    speed = replace(SPEED, training=Line(0.0, line), bf16_gain=gain)
+    monkeypatch.setattr(fits, "measure_speed", lambda _: speed)
+    check_machine("smolvlm-256m", dpo=dpo_preset("laptop"))
+    out = capsys.readouterr().out
+    assert (
+        "products are 3.0 times as fast in it on this CPU. Set VLM_DTYPE=bf16" in out
+    ) == offered
 
 
 def test_smaller_images_take_less_time():
     large, small = card("qwen2-vl-2b"), card("qwen2-vl-2b", max_pixels=224**2)
     assert small.prompt == 60 + 8 * 8 and small.patches == 16 * 16
-    seconds = [
-        StageSeconds(w, MachineRates(1e12, 1e11, 1e-5)).of_stage(dpo_preset("t4"))
-        for w in (small, large)
-    ]
+    seconds = [StageSeconds(w, SPEED).of_stage(dpo_preset("t4")) for w in (small, large)]
     assert seconds[0] < seconds[1]
 
 
-def test_rates_of_this_machine_are_sensible():
-    rates = measure_rates(128, 384)
-    assert 1e8 < rates.flops < 1e15 and 1e8 < rates.bytes < 1e13 and 1e-7 < rates.call < 1e-2
+@pytest.mark.parametrize("name", ["tiny", "smolvlm-256m"])
+def test_the_speed_of_this_machine_is_sensible(name):
+    speed = measure_speed(shapes_of(name))
+    assert 1e8 < speed.flops < 1e15 and 1e8 < speed.bytes < 1e13
+    # a backward costs more than nothing, and no pass costs hours
+    assert 0 < speed.forward.seconds(256) < speed.training.seconds(256) < 100
+    assert 0 < speed.pair < speed.trained_pair < 1e-3 and 0 < speed.vision.seconds(64) < 100
+
+
+def test_measuring_leaves_random_numbers_alone():
+    state = torch.get_rng_state()
+    measure_speed(shapes_of("tiny"))
+    assert torch.equal(state, torch.get_rng_state())

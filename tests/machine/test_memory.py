@@ -644,3 +644,18 @@ def test_the_table_on_the_command_line(capsys):
         main(["memory", "--model", "tinny"]) == 1
         and "Did you mean 'tiny'?" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_cpu_holds_its_libraries_and_a_heap_with_holes(stage):
+    workload = Workload("tiny", 112, 112, four_bit=False, compute_bytes=4)
+    settings = default_settings(stage)
+    on_gpu = phases(workload, settings)
+    on_cpu = phases(replace(workload, on_gpu=False), settings)
+    for gpu, cpu in zip(on_gpu, on_cpu, strict=True):
+        assert (cpu.weights, cpu.adapter) == (gpu.weights, gpu.adapter)
+        more = memory.CPU_OVERHEAD_GB - memory.OVERHEAD_GB
+        assert cpu.overhead == pytest.approx(gpu.overhead + more)
+        for part in ("features", "activations", "mask", "logits", "cache"):
+            expected = memory.HEAP_FACTOR * getattr(gpu, part)
+            assert getattr(cpu, part) == pytest.approx(expected)

@@ -22,8 +22,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -38,13 +36,13 @@ from helpers.data import add_image_negatives, read_records, tasks_of, to_trl
 from helpers.files import read_json, write_json, write_text
 from helpers.report import markdown_table
 from helpers.rewards import make_scorer
+from helpers.runtime import DTYPES
 from helpers.training import PPOTrainer, dpo_trainer, train_dpo
 from tools.publish import replace_block
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "architectures.md"
 PAIRS = ROOT / "data" / "traffic" / "preferences_train.jsonl"
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HEAD = (
     "architecture",
     "precision",
@@ -109,7 +107,7 @@ def outcome(call: Callable[..., None], *given: Any) -> str:
 
 def measure(folder: Path, precision: str) -> dict[str, Any]:
     """Return the figures of a checkpoint in a precision."""
-    dtype = PRECISIONS[precision]
+    dtype = DTYPES[precision]
     # 4 bits are multiplied in the precision of the rest
     with nullcontext() if precision == "fp32" else sixteen_bits(dtype):
         model, processor = models.load_model(folder, four_bit=False)
@@ -139,7 +137,7 @@ def table_rows(known: dict[str, Any]) -> list[list[str]]:
     rows = [[*HEAD]]
     for name, figures in known.items():
         notebooks = figures.get("notebooks", {}).get("notebooks", "–")
-        for precision in PRECISIONS:
+        for precision in DTYPES:
             found = figures.get(precision)
             if found is None:
                 continue
@@ -169,7 +167,7 @@ def main() -> None:
                 figures["notebooks"] = run_notebooks(name, Path(temporary))
             else:
                 folder = save_as_on_the_hub(name, Path(temporary) / "model", build_deep)
-                for precision in PRECISIONS:
+                for precision in DTYPES:
                     figures[precision] = measure(folder, precision)
                     print(name, precision, figures[precision], flush=True)
         # in the order of the parser, whichever was measured first

@@ -46,7 +46,6 @@ from helpers.models import presets
 from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.runtime import machine_summary, peak_memory_gb
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PACKAGES = (
     "torch",
     "transformers",
@@ -71,7 +70,7 @@ def prepare(plan: Plan, capped: bool) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     if torch.cuda.is_available():
-        force_dtype(DTYPES[plan.dtype])
+        force_dtype(runtime.DTYPES[plan.dtype])
         total = torch.cuda.get_device_properties(0).total_memory / 1e9
         if capped and plan.gigabytes and plan.gigabytes < total:
             torch.cuda.set_per_process_memory_fraction(plan.gigabytes / total)

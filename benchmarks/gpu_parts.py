@@ -50,7 +50,8 @@ from helpers.files import UsageError
 from helpers.losses import completion_logps
 from helpers.machine.checkpoints import last_checkpoint
 from helpers.machine.workload import GenerationSettings
-from helpers.models.shared_prefix import PackedAnswers, Packer, answer_logits
+from helpers.models.packer import Packer
+from helpers.models.shared_prefix import PackedAnswers, answer_logits
 from helpers.rewards.scoring import make_scorer
 from helpers.statistics import proportion
 from helpers.training import dpo

@@ -30,8 +30,9 @@ from helpers.config import RewardSettings, reward_preset
 from helpers.data.preferences import read_records
 from helpers.data.record import PreferenceRecord
 from helpers.files import read_json, write_json, write_text
+from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.prompts import render
-from helpers.models.shared_prefix import encode_prompts, hidden_states, pack, pack_separately
+from helpers.models.shared_prefix import hidden_states, pack, pack_separately
 from helpers.report import markdown_table
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import score_records

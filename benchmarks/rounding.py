@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 from helpers import models
 from helpers.data import read_records
 from helpers.files import open_image
+from helpers.runtime import DTYPES
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PAIRS = ROOT / "data" / "traffic" / "preferences_train.jsonl"
 DIRECTIONS = 20
 

@@ -21,6 +21,8 @@ from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
 from helpers.models.caches import backbone_of, vision_inputs
+from helpers.models.encoded_prompts import encode_prompts
+from helpers.models.packer import Packer
 from helpers.models.prompts import (
     count_image_tokens,
     encode,
@@ -28,7 +30,7 @@ from helpers.models.prompts import (
     image_token_id,
     render,
 )
-from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack_separately
+from helpers.models.shared_prefix import answer_logps, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training import dpo

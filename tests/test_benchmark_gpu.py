@@ -14,7 +14,7 @@ import torch
 from benchmarks import gpu, gpu_model, gpu_parts, gpu_run
 from helpers import runtime
 from helpers.files import ROOT, UsageError
-from helpers.models.shared_prefix import check_packing
+from helpers.models.packing_check import check_packing
 
 slow = pytest.mark.slow(reason="a toy run of the benchmark, in many processes")
 

@@ -24,8 +24,9 @@ from helpers.data.tasks import tasks_of
 from helpers.doctor import checks as preflight
 from helpers.files import ROOT, open_image
 from helpers.losses import dpo_loss, token_logps
+from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.prompts import encode, render
-from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately
+from helpers.models.shared_prefix import answer_logps, pack_separately
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.training import dpo, ppo, reward as reward_training

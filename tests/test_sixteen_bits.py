@@ -19,7 +19,8 @@ from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings, reward_preset
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
-from helpers.models.shared_prefix import Packer, check_packing
+from helpers.models.packer import Packer
+from helpers.models.packing_check import check_packing
 from helpers.rewards import reward_model
 from helpers.rewards.scoring import make_scorer
 from helpers.runtime import TOLERANCES, tolerances_of

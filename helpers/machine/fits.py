@@ -20,7 +20,7 @@ import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.files import ROOT
-from helpers.models import default_max_pixels, has_four_bits, is_known, visual_tokens
+from helpers.models import has_four_bits, is_known, visual_tokens
 from helpers.runtime import compute_dtype, has_cuda
 
 from .duration import StageSeconds
@@ -160,7 +160,7 @@ def plan_images(plan: MachinePlan) -> MachinePlan:
     plan = replace(plan, workload=fitting, largest_pixels=most)
     if fitting == asked:
         return plan
-    before = asked.max_pixels or default_max_pixels(asked.model)
+    before = asked.pixel_limit
     instead = f"instead of {before:,} " if before else ""
     warning = (
         f"images are reduced to {fitting.max_pixels:,} {instead}pixels, "
@@ -245,7 +245,7 @@ def _versions_text(versions: Mapping[str, str | None]) -> str:
 def _images_text(plan: MachinePlan) -> str:
     workload = plan.workload
     most = plan.largest_pixels
-    limit = workload.max_pixels or default_max_pixels(workload.model)
+    limit = workload.pixel_limit
     size = f"{workload.width} × {workload.height}"
     text = f"{size} pixels are {workload.visual_tokens:,} visual tokens"
     if not limit:

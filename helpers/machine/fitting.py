@@ -14,7 +14,7 @@ from typing import Any
 
 from helpers.config import PPOSettings
 from helpers.files import UsageError
-from helpers.models import PRESETS, default_max_pixels, smaller_limits
+from helpers.models import PRESETS, smaller_limits
 
 from .memory import (
     USABLE_SHARE,
@@ -49,7 +49,7 @@ def fit_images(workload: Workload, stages: Sequence[StageSettings], gigabytes: f
     # Images are reduced only if not even these fit
     least = [smallest_settings(settings) for settings in stages]
     # LFM2-VL has none of its own while it cuts images
-    limit = workload.max_pixels or default_max_pixels(workload.model) or LARGEST_PIXELS
+    limit = workload.pixel_limit or LARGEST_PIXELS
     smaller = smaller_limits(workload.model, limit)
     while not _is_fitting(workload, least, gigabytes) and smaller:
         workload = replace(workload, max_pixels=smaller.pop(0))

@@ -21,7 +21,7 @@ from helpers.config import (
     sft_preset,
 )
 from helpers.files import UsageError
-from helpers.models import ModelShapes, shapes_of, tokens_and_patches
+from helpers.models import ModelShapes, default_max_pixels, shapes_of, tokens_and_patches
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class Workload:
     def shapes(self) -> ModelShapes:
         """Raises UsageError for a model that is neither a preset nor in a folder."""
         return shapes_of(self.model)
+
+    @property
+    def pixel_limit(self) -> int | None:
+        """Pixels to which images are reduced; None: to none."""
+        return self.max_pixels or default_max_pixels(self.model)
 
     @property
     def visual_tokens(self) -> int:

@@ -86,6 +86,15 @@ from .loading import (
     stop_ids as stop_ids,
     weight_sources as weight_sources,
 )
+from .packer import (
+    Packer as Packer,
+)
+from .packing_check import (
+    PackingCheck as PackingCheck,
+    can_keep_features as can_keep_features,
+    can_pack as can_pack,
+    check_packing as check_packing,
+)
 from .policies import (
     BASE_POLICY as BASE_POLICY,
     SHIPPED_POLICIES as SHIPPED_POLICIES,
@@ -126,14 +135,10 @@ from .shapes import (
 )
 from .shared_prefix import (
     PackedAnswers as PackedAnswers,
-    Packer as Packer,
-    PackingCheck as PackingCheck,
     answer_logits as answer_logits,
     answer_logps as answer_logps,
     answer_states as answer_states,
-    can_keep_features as can_keep_features,
-    can_pack as can_pack,
-    check_packing as check_packing,
+    gather_columns as gather_columns,
     hidden_states as hidden_states,
     pack as pack,
     pack_separately as pack_separately,

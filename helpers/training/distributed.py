@@ -15,11 +15,10 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from helpers.files import UsageError
-from helpers.runtime import compute_dtype, device
+from helpers.runtime import DTYPES, compute_dtype, device
 
 # the ways to run in which each process has a whole model
 ONE_COPY_EACH = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}  # accelerate's names
 
 
 def new_accelerator(stage: str, find_unused_parameters: bool = False) -> Accelerator:
@@ -28,9 +27,11 @@ def new_accelerator(stage: str, find_unused_parameters: bool = False) -> Acceler
     find_unused_parameters: a pass may leave trained weights out. Raises UsageError where weights
     are split over processes: these loops sample from the whole model, or score with it.
     """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    dtype = compute_dtype()
     handler = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
     accelerator = Accelerator(
-        mixed_precision=PRECISIONS.get(compute_dtype(), "no"),
+        mixed_precision="no" if dtype == torch.float32 else names[dtype],
         cpu=device().type == "cpu",
         kwargs_handlers=[handler],
     )

@@ -18,9 +18,10 @@ from transformers import (
 
 from helpers.data.record import PreferenceRecord
 from helpers.doctor.lengths import image_tokens, text_tokens
+from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import count_image_tokens, encode, image_token_id, render, tokenize
-from helpers.models.shared_prefix import encode_prompts, pack_separately
+from helpers.models.shared_prefix import pack_separately
 
 
 def qwen(name, patch_size, longest_edge, shortest_edge=56 * 56):

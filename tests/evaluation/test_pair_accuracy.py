@@ -5,7 +5,7 @@ from datasets import Dataset
 from torch.testing import assert_close
 
 from helpers.evaluation.pair_accuracy import pair_logps
-from helpers.models.shared_prefix import Packer
+from helpers.models.packer import Packer
 
 
 def test_pairs_may_have_several_images_and_turns(tiny, pairs_dataset):

@@ -59,6 +59,7 @@ from helpers.machine.workload import (
 )
 from helpers.models import caches as image_features, loading, presets
 from helpers.models.caches import ImageFeatures
+from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.image_sizes import (
     idefics_tiles,
     llava_next_grid,
@@ -68,7 +69,7 @@ from helpers.models.image_sizes import (
 from helpers.models.presets import PRESETS
 from helpers.models.prompts import render
 from helpers.models.shapes import lora_weights, shapes_of, weight_bytes
-from helpers.models.shared_prefix import answer_states, encode_prompts, pack
+from helpers.models.shared_prefix import answer_states, pack
 from helpers.training.sft import answer_loss
 
 SIZES = [

@@ -17,8 +17,9 @@ from helpers.config import ALL_LINEAR, ATTENTION, LoraSettings
 from helpers.data.counting import count_question
 from helpers.data.scenes import CLASSES
 from helpers.files import ROOT, UsageError
+from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.prompts import encode, render
-from helpers.models.shared_prefix import answer_logps, encode_prompts, pack_separately
+from helpers.models.shared_prefix import answer_logps, pack_separately
 
 QUESTION = count_question(CLASSES)
 

@@ -16,6 +16,7 @@ from helpers.data.preferences import read_records
 from helpers.data.record import Message
 from helpers.data.scenes import CLASSES
 from helpers.models.caches import ImageFeatures, processor_settings
+from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.prompts import (
     answer_ids,
     answer_texts,
@@ -29,7 +30,7 @@ from helpers.models.prompts import (
     tokenize,
     user_message,
 )
-from helpers.models.shared_prefix import encode_prompts, pack, pack_separately
+from helpers.models.shared_prefix import pack, pack_separately
 
 _IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

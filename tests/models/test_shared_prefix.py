@@ -13,17 +13,13 @@ from helpers import models
 from helpers.config import LoraSettings
 from helpers.models import encoded_prompts, shared_prefix
 from helpers.models.caches import ImageFeatures, backbone_of
+from helpers.models.encoded_prompts import EncodedPrompts, encode_prompts
+from helpers.models.packer import Packer
+from helpers.models.packing_check import PackingCheck, can_keep_features, can_pack, check_packing
 from helpers.models.prompts import render, user_message
 from helpers.models.shared_prefix import (
-    EncodedPrompts,
-    Packer,
-    PackingCheck,
     answer_logits,
     answer_logps,
-    can_keep_features,
-    can_pack,
-    check_packing,
-    encode_prompts,
     hidden_states,
     pack,
     pack_separately,
@@ -339,7 +335,7 @@ def test_prompts_are_encoded_once_and_selected_for_every_batch(batch, packs, mon
 
     for name in ("images_hash", "tokenize"):
         monkeypatch.setattr(encoded_prompts, name, forbidden)
-    monkeypatch.setattr(shared_prefix, "render_conversation", forbidden)
+    monkeypatch.setattr("helpers.models.packer.render_conversation", forbidden)
     monkeypatch.setattr(type(processor), "__call__", forbidden)
     chosen = encoded.select(numbers)
     assert chosen.texts == [encoded.texts[2], encoded.texts[0]]
@@ -367,7 +363,7 @@ def test_equal_prompts_are_tokenised_once(batch, monkeypatch):
 
 def test_a_packer_that_is_told_tries_nothing(batch, monkeypatch):
     model, processor, _ = batch
-    monkeypatch.setattr(shared_prefix, "can_pack", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr("helpers.models.packer.can_pack", lambda *_: pytest.fail("tried"))
     assert Packer(model, processor, packs=True).features is not None
     assert Packer(model, processor, packs=True, keeps_features=False).features is None
     assert Packer(model, processor, packs=False).features is None

@@ -18,9 +18,9 @@ from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs, pair_logps
 from helpers.files import ROOT, UsageError
 from helpers.losses import anchor_loss, bco_loss, completion_logps, dpo_loss, sft_loss, token_logps
-from helpers.models import caches, encoded_prompts, shared_prefix
+from helpers.models import caches, encoded_prompts
 from helpers.models.caches import ImageFeatures, images_hash
-from helpers.models.shared_prefix import Packer
+from helpers.models.packer import Packer
 from helpers.training import dpo
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
@@ -712,7 +712,7 @@ def test_mdpo_in_the_plain_layout_is_the_same(make, spoilt_dataset):
 def test_a_model_that_cannot_pack_gets_a_row_for_each_answer(make, monkeypatch):
     """With the suite's own tokens and a reference that is asked once, unlike in TRL's layout."""
     packed = make()
-    monkeypatch.setattr(shared_prefix, "can_pack", lambda *_: False)
+    monkeypatch.setattr("helpers.models.packer.can_pack", lambda *_: False)
     plain = make()
     assert not plain.data_collator.packer.packs
     losses = []

@@ -13,9 +13,11 @@ from helpers.data.preferences import read_records
 from helpers.data.tasks import Task, tasks_asking, tasks_of
 from helpers.files import UsageError
 from helpers.models.caches import ImageFeatures
+from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.generation import sample_ids
+from helpers.models.packer import Packer
 from helpers.models.prompts import answer_ids, render, user_message
-from helpers.models.shared_prefix import Packer, answer_logps, encode_prompts, pack, pack_separately
+from helpers.models.shared_prefix import answer_logps, pack, pack_separately
 from helpers.rewards.scoring import Score, count_exact, make_scorer
 from helpers.training import rollout
 from helpers.training.rollout import roll_out

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from helpers.files import UsageError
-from helpers.models.shared_prefix import EncodedPrompts
+from helpers.models.encoded_prompts import EncodedPrompts
 from helpers.report import plots
 from helpers.rewards.scoring import Score
 from helpers.statistics import proportion

@@ -36,7 +36,7 @@ MOST_WEIGHTS = 3 * 10**7
 MOST_LAYERS = 4
 
 # Seconds in which a time is taken again and again
-REPEATED = 0.2
+REPEATED = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,15 @@ class MachineSpeed:
 
 def measure_speed(model: ModelShapes) -> MachineSpeed:
     """Time layers of these shapes, attention, a matrix product, and a copy of 64 MB."""
-    width = model.queries // model.heads
+    head = model.queries // model.heads
     language = _build_layers(
-        model.hidden, model.intermediate, model.heads, model.keys // width, width, adapters=True
+        model.hidden, model.intermediate, model.heads, model.keys // head, head, adapters=True
     )
-    size = sum(layer.weight.numel() for layer in _linear_layers(language))
-    share = model.quantised / model.layers / (size / len(language.layers))
-    # Towers have heads of 64 to 80; how many there are hardly matters without attention
-    wide = model.vision_width
-    heads = max(heads for heads in range(1, wide // 64 + 2) if wide % heads == 0)
-    tower = _build_layers(
-        wide, model.vision_intermediate, heads, heads, wide // heads, adapters=False
-    )
-    tower_size = sum(layer.weight.numel() for layer in _linear_layers(tower))
+    share = model.quantised / model.layers / _weights_of_a_layer(language)
+    tower = _build_tower(model)
     outside = sum(inputs * outputs for _, inputs, outputs in model.outside)
-    tower_share = outside / model.vision_depth / (tower_size / len(tower.layers))
-    pair, trained_pair = _time_attention(model.heads, width)
+    tower_share = outside / model.vision_depth / _weights_of_a_layer(tower)
+    pair, trained_pair = _time_attention(model.heads, head)
     flops = _product_flops(model.hidden, model.intermediate, compute_dtype())
     gain = 1.0
     if compute_dtype() == torch.float32 and device().type == "cpu":
@@ -99,6 +92,16 @@ def measure_speed(model: ModelShapes) -> MachineSpeed:
         flops=flops,
         bytes=_copied_bytes(),
         bf16_gain=gain,
+    )
+
+
+def _build_tower(model: ModelShapes) -> MistralModel:
+    """Return layers of the vision tower's sizes."""
+    width = model.vision_width
+    # Heads of 64 to 80 are usual; how many there are hardly matters in short rows
+    heads = max(heads for heads in range(1, width // 64 + 2) if width % heads == 0)
+    return _build_layers(
+        width, model.vision_intermediate, heads, heads, width // heads, adapters=False
     )
 
 
@@ -134,13 +137,13 @@ def _build_layers(
     return model
 
 
-def _linear_layers(model: nn.Module) -> list[nn.Linear]:
-    """Return the linear layers of the model itself, without those of adapters."""
-    return [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name
-    ]
+def _weights_of_a_layer(model: MistralModel) -> float:
+    """Return the weights of the linear layers in one layer, without those of adapters."""
+    weights = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "lora_" not in name:
+            weights += module.weight.numel()
+    return weights / len(model.layers)
 
 
 def _time_layers(model: MistralModel, trains: bool) -> Line:

@@ -47,7 +47,7 @@ from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.report import markdown_table
 from helpers.rewards import make_scorer
 from helpers.rewards.reward_model import new_reward_model
-from helpers.runtime import machine_summary, peak_memory_gb
+from helpers.runtime import choose_threads, machine_summary, peak_memory_gb
 from helpers.training import (
     PPOTrainer,
     chosen_answers,
@@ -266,6 +266,45 @@ def measure_shape(name: str, stages: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
+def forecast_presets() -> dict[str, dict[str, float]]:
+    """Return minutes of the presets "laptop" for SmolVLM-256M, and seconds a step of DPO's "t4".
+
+    For 240 records, of which pairs have two answers, and photos of one tile.
+    """
+    model = "smolvlm-256m"
+    workload = replace(workload_here(model, (512, 512), four_bit=False), examples=240)
+    choose_threads(workload.shapes.hidden)
+    seconds = StageSeconds(workload, measure_speed(workload.shapes))
+    found = {"laptop_threads": torch.get_num_threads()}
+    presets = {"sft": sft_preset, "dpo": dpo_preset, "reward": reward_preset, "ppo": ppo_preset}
+    for stage, preset in presets.items():
+        settings = preset("laptop")
+        found[f"laptop_{stage}_minutes"] = seconds.of_stage(settings) / 60
+        found[f"laptop_{stage}_gb"] = forecast_memory(workload, settings).total
+    # As long as each image is new; with 16 pairs a step
+    t4 = dpo_preset("t4")
+    pairs = t4.batch_size * t4.accumulation
+    step = StageSeconds(replace(workload, examples=pairs), seconds.speed)
+    found["t4_dpo_step_seconds"] = step.of_stage(replace(t4, steps=1))
+    return {name: entry([value]) for name, value in found.items()}
+
+
+def presets_text(figures: dict[str, dict]) -> str:
+    """Return a sentence about what `forecast_presets` found."""
+    threads = figures["laptop_threads"]["value"]
+    stages = []
+    for stage in STAGES[1:]:
+        minutes = figures[f"laptop_{stage}_minutes"]["value"]
+        memory = figures[f"laptop_{stage}_gb"]["value"]
+        stages.append(f"{stage} {minutes:.0f} minutes and {memory:.1f} GB")
+    return (
+        f"By forecast, with `OMP_NUM_THREADS={threads:.0f}`, the presets `laptop` take for "
+        f"`smolvlm-256m`: {', '.join(stages)} (240 records, photos of one tile). A step of DPO's "
+        f"`t4` takes {figures['t4_dpo_step_seconds']['value']:.0f} seconds, as long as each image "
+        "is new."
+    )
+
+
 def table(figures: dict[str, dict]) -> str:
     """A row for each model and stage."""
     rows = [HEAD]
@@ -304,12 +343,13 @@ def main() -> None:
         print(json.dumps(measure_stage(given.shapes[0], given.stages[0], given.part)))
         return
     figures = read_json(OUT)["figures"] if OUT.exists() else {}
+    figures |= forecast_presets()
     for name in given.shapes:
         figures |= measure_shape(name, given.stages)
         write_json(OUT, {"environment": machine_summary(), "figures": figures})
-    print(table(figures))
-    text = PAGE.read_text(encoding="utf-8")
-    write_text(PAGE, replace_block(text, BLOCK, table(figures)))
+    block = f"{table(figures)}\n\n{presets_text(figures)}"
+    print(block)
+    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, block))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.files import ROOT
 from helpers.models import has_four_bits, is_known, visual_tokens
-from helpers.runtime import compute_dtype, has_cuda
+from helpers.runtime import choose_threads, compute_dtype, has_cuda
 
 from .duration import StageSeconds
 from .facts import MachineFacts, download_gb, measure_machine, untested_versions
@@ -117,6 +117,8 @@ def check_machine(
     # First what the machine is: a stage that does not fit raises
     print(machine_text(facts, plan))
     if known:
+        # As `load_model` will
+        choose_threads(workload.shapes.hidden)
         speed = measure_speed(workload.shapes)
         plan = plan_stages(plan, speed)
         print(stages_text(plan))

@@ -23,7 +23,7 @@ DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",), "REPLACE": True},
     "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0, "REPLACE": True},
     "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0, "REPLACE": True},
-    "07": {"POLICIES": ("dpo/*", "ppo/ppo")},
+    "07": {"POLICIES": ("dpo/*", "sft/seed-0", "ppo/ppo")},
 }
 
 TruthOption = Annotated[

@@ -25,7 +25,6 @@ import dataclasses
 import json
 import logging
 import math
-import re
 import subprocess
 import sys
 import tempfile
@@ -54,7 +53,7 @@ from helpers.files import UsageError, open_image, read_json, write_json, write_t
 from helpers.models import presets
 from helpers.report import markdown_table
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR
-from helpers.runtime import TOLERANCES, compute_dtype, device, machine_summary
+from helpers.runtime import TOLERANCES, compute_dtype, device, machine_summary, peak_memory_gb
 from helpers.training import dpo
 from tools.publish import replace_block
 
@@ -342,22 +341,14 @@ def peak_megabytes(case: Case, folder: Path, packed: bool) -> float:
     side = Side(case, folder, pairs(case, folder, 2 * batch), packed)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated() / 1e9
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-        before = _peak_resident()
+        before = peak_memory_gb()
     for _ in range(2):
         side.step(range(batch))
         side.step(range(batch, 2 * batch))
-    return (
-        (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_resident())
-        - before
-    ) / 1e6
-
-
-def _peak_resident() -> int:
-    """Not `ru_maxrss`, which starts with what the parent process had."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return 1e3 * (peak_memory_gb() - before)
 
 
 def memory(case: Case, folder: Path, arguments: list[str]) -> dict[str, list[float]]:

@@ -4,10 +4,12 @@ import functools
 import hashlib
 import os
 import random
+import re
 import statistics
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -114,10 +116,13 @@ def peak_memory_gb() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 1e9
+    if sys.platform == "linux":
+        # In KiB. `ru_maxrss` would start with what the process had that started this one
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e9
     import resource  # not on Windows
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS
 
 
 def machine_summary() -> str:

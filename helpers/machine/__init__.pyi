@@ -25,6 +25,7 @@ from .drive import (
 from .duration import (
     CRITIC_WARM_UP_EPOCHS as CRITIC_WARM_UP_EPOCHS,
     EVALUATED_SHARE as EVALUATED_SHARE,
+    STEP_LAYERS as STEP_LAYERS,
     StageSeconds as StageSeconds,
 )
 from .facts import (

@@ -7,9 +7,8 @@ tokens. With gradient checkpointing the layers run forward once more. Weights in
 for every pass. `benchmarks/forecasts.py` compares with what stages take. Used by
 `helpers/machine/fits.py`.
 
-Simplifications: opening and resizing images, the optimizer, scorers, and what else runs on the
-machine are left out; held-out data are taken to be an eighth of the training data; all answers have
-the same length.
+Simplifications: opening and resizing images, scorers, and what else runs on the machine are left
+out; held-out data are taken to be an eighth of the training data; all answers have the same length.
 """
 
 from dataclasses import dataclass
@@ -22,6 +21,10 @@ from .workload import GenerationSettings, StageSettings, Workload, stage_of
 
 # Epochs in which notebook 05 warms up a critic that has an adapter of its own
 CRITIC_WARM_UP_EPOCHS = 8
+
+# A step's collator, clipping, optimizer and log: as what any pass costs in so many layers. For the
+# embedded model, whose step takes as long again, it is some 20 ms.
+STEP_LAYERS = 25
 
 # Records that an evaluation scores, of those that are trained on
 EVALUATED_SHARE = 1 / 8
@@ -83,6 +86,10 @@ class StageSeconds:
         product = 2 * weights * predicted / self.speed.flops
         return product + bool(predicted) * weights * self.workload.compute_bytes / self.speed.bytes
 
+    def around(self, steps: float) -> float:
+        """What is between the passes of so many steps of an optimizer."""
+        return steps * STEP_LAYERS * self.speed.forward.fixed
+
     def packed(self, rows: int, answers: int, predicts: bool = True) -> float:
         """One pass over image, prompt and so many answers; without logits for scores."""
         lines, sequence = self.workload.rows(rows, answers)
@@ -127,7 +134,7 @@ class StageSeconds:
         batches = settings.steps * settings.accumulation
         update = self.packed_update(settings.batch_size, 1, settings.gradient_checkpointing)
         seen = min(self.workload.examples, batches * settings.batch_size)
-        return batches * update + self.images(seen)
+        return batches * update + self.around(settings.steps) + self.images(seen)
 
     def dpo(self, settings: DPOSettings) -> float:
         """Forwards and backwards of all steps.
@@ -141,7 +148,8 @@ class StageSeconds:
         update = self.packed_update(rows, 2, settings.gradient_checkpointing)
         seen = min(self.workload.examples, batches * settings.batch_size)
         reference = seen / settings.batch_size * self.packed(rows, 2)
-        return batches * update + reference + self.images(seen * copies)
+        trained = batches * update + self.around(settings.steps)
+        return trained + reference + self.images(seen * copies)
 
     def reward(self, settings: RewardSettings) -> float:
         """Forwards and backwards of all epochs, and a forward for each evaluation."""
@@ -152,7 +160,8 @@ class StageSeconds:
         update = self.packed_update(settings.batch_size, answers, checkpointing, predicts=False)
         look = self.packed(settings.batch_size, answers, predicts=False)
         evaluations = EVALUATED_SHARE * settings.evaluations * batches
-        trained = settings.epochs * batches * update
+        steps = settings.epochs * batches / settings.accumulation
+        trained = settings.epochs * batches * update + self.around(steps)
         return trained + evaluations * look + self.images((1 + EVALUATED_SHARE) * examples)
 
     def ppo(self, settings: PPOSettings) -> float:
@@ -170,6 +179,7 @@ class StageSeconds:
         look = self.packed(prompts, group)
         updates = prompts / batch * settings.epochs
         update = updates * (1 + own) * self.packed_update(batch, group, checkpointing)
+        update += self.around(updates)
         warm_up = own * CRITIC_WARM_UP_EPOCHS * examples / batch
         warm_up *= self.packed_update(batch, group, checkpointing, predicts=False)
         iteration = self.sampling(prompts, group) + (2 + own) * look + update

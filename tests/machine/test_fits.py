@@ -46,6 +46,7 @@ T4 = 15.8e9  # bytes
 NEVER = float("inf")
 NOTHING = Line(0.0, 0.0)
 SPEED = MachineSpeed(Line(1e-3, 1e-5), Line(3e-3, 3e-5), Line(1e-3, 1e-5), 1e-9, 3e-9, 1e12, 1e11)
+STEP = duration.STEP_LAYERS
 FREE = MachineSpeed(NOTHING, NOTHING, NOTHING, 0.0, 0.0, NEVER, NEVER)  # nothing takes time
 
 
@@ -392,7 +393,7 @@ def test_seconds_of_a_pass_by_hand():
 
 
 def test_seconds_of_a_stage_by_hand():
-    """A forward takes 3, one with its backward 6, an image 2."""
+    """A forward takes 3, one with its backward 6, an image 2, and `STEP` is around the passes."""
     flat = replace(FREE, forward=Line(1.0, 0.0), training=Line(2.0, 0.0), vision=Line(1.0, 0.0))
 
     def seconds(settings, examples):
@@ -400,18 +401,18 @@ def test_seconds_of_a_stage_by_hand():
 
     dpo = replace(dpo_preset("tiny"), steps=10, batch_size=4, accumulation=2)
     # 20 updates; the reference and the tower for 40 examples
-    assert seconds(dpo, 40) == pytest.approx(20 * 6 + 40 / 4 * 3 + 40 * 2)
+    assert seconds(dpo, 40) == pytest.approx(20 * 6 + 40 / 4 * 3 + 40 * 2 + 10 * STEP)
     # with checkpointing one more; 20 examples are seen twice, and computed once
     again = replace(dpo, gradient_checkpointing=True)
-    assert seconds(again, 20) == pytest.approx(20 * 9 + 20 / 4 * 3 + 20 * 2)
+    assert seconds(again, 20) == pytest.approx(20 * 9 + 20 / 4 * 3 + 20 * 2 + 10 * STEP)
     # without reference
     sft = replace(sft_preset("tiny"), steps=10, batch_size=4, accumulation=2)
-    assert seconds(sft, 40) == pytest.approx(20 * 6 + 40 * 2)
+    assert seconds(sft, 40) == pytest.approx(20 * 6 + 40 * 2 + 10 * STEP)
     # 2 epochs of 64 / 16 batches, 6 evaluations of an eighth
     reward = replace(reward_preset("tiny"), epochs=2, batch_size=16, evaluations=6)
-    assert seconds(reward, 64) == pytest.approx(2 * 4 * 6 + 6 * 0.5 * 3 + 72 * 2)
+    assert seconds(reward, 64) == pytest.approx(2 * 4 * 6 + 6 * 0.5 * 3 + 72 * 2 + 8 * STEP)
     again = replace(reward, gradient_checkpointing=True)
-    assert seconds(again, 64) == pytest.approx(2 * 4 * 9 + 6 * 0.5 * 3 + 72 * 2)
+    assert seconds(again, 64) == pytest.approx(2 * 4 * 9 + 6 * 0.5 * 3 + 72 * 2 + 8 * STEP)
     # prefill and 20 tokens; policy and reference; 2 epochs of 4 updates of 2
     ppo = replace(
         ppo_preset("tiny"),
@@ -421,13 +422,13 @@ def test_seconds_of_a_stage_by_hand():
         epochs=2,
         critic_adapter=False,
     )
-    assert seconds(ppo, 100) == pytest.approx(3 * (23 * 3 + 8 * 6) + 24 * 2)
+    assert seconds(ppo, 100) == pytest.approx(3 * (23 * 3 + 8 * (6 + STEP)) + 24 * 2)
     # a critic of its own looks too, is updated too, and is warmed up in 8 epochs
     own = replace(ppo, critic_adapter=True)
-    expected = 3 * (24 * 3 + 16 * 6) + 8 * 100 / 2 * 6 + 100 * 2
+    expected = 3 * (24 * 3 + 16 * 6 + 8 * STEP) + 8 * 100 / 2 * 6 + 100 * 2
     assert seconds(own, 100) == pytest.approx(expected)
     again = replace(own, gradient_checkpointing=True)
-    expected = 3 * (24 * 3 + 16 * 9) + 8 * 100 / 2 * 9 + 100 * 2
+    expected = 3 * (24 * 3 + 16 * 9 + 8 * STEP) + 8 * 100 / 2 * 9 + 100 * 2
     assert seconds(again, 100) == pytest.approx(expected)
 
 

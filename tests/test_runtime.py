@@ -147,3 +147,13 @@ def test_a_precision_is_the_devices_or_named(monkeypatch, cuda, capability, aske
     if asked:
         monkeypatch.setenv("VLM_DTYPE", asked)
     assert runtime.compute_dtype() == dtype
+
+
+def test_the_peak_is_that_of_this_process_and_not_of_the_one_that_started_it():
+    held = torch.ones(4 * 10**8)  # 1.6 GB, which `ru_maxrss` of a child would begin with
+    ask = "from helpers.runtime import peak_memory_gb; print(peak_memory_gb())"
+    done = subprocess.run(
+        [sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    child = float(done.stdout)
+    assert 0.1 < child < 1.5 < held.nbytes / 1e9 < runtime.peak_memory_gb()

@@ -33,7 +33,8 @@ ROOT = set_up(DRIVE)
 # ## Parameters
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` (those of a student
-# project) for a 2B model on a 16 GB card. Every combination of `HEADS` and `OBJECTIVES` is trained.
+# project) for a 2B model on a 16 GB card, `laptop` for SmolVLM-256M without a GPU. Every
+# combination of `HEADS` and `OBJECTIVES` is trained.
 # A training that was cut off goes on from its last checkpoint, and one that was finished is loaded.
 # Other data or settings are another run: it stops and names what differs. With `REPLACE = True` it
 # keeps the run before as NAME.old-1 and trains anew. The data is that of notebook 02, and so are

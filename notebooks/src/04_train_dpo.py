@@ -34,7 +34,8 @@ ROOT = set_up(DRIVE)
 # ## Parameters
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
-# card. `STEPS = None` takes the preset's. One seed is an anecdote; three are the start of a result.
+# card, `laptop` for SmolVLM-256M without a GPU. `STEPS = None` takes the preset's. One seed is an
+# anecdote; three are the start of a result.
 # A training that was cut off goes on from its last checkpoint (`t4` writes one every 50 steps), and
 # one that was finished is loaded. Other data or settings are another run: it stops and names what
 # differs. With `REPLACE = True` it keeps the run before as seed-N.old-1 and trains anew.

@@ -33,10 +33,11 @@ ROOT = set_up(DRIVE)
 # ## Parameters
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
-# card; `reasoning`, `captions` and `vqa` are those of three student projects. `COMPARE` names what
-# PPO is compared with. A run that was cut off goes on after its last checkpoint, also if the folder
-# was moved; one that was finished is loaded. Other data or settings are another run: it stops and
-# names what differs. With `REPLACE = True` it keeps the run before as NAME.old-1 and trains anew.
+# card, `laptop` for SmolVLM-256M without a GPU; `reasoning`, `captions` and `vqa` are those of
+# three student projects. `COMPARE` names what PPO is compared with. A run that was cut off goes on
+# after its last checkpoint, also if the folder was moved; one that was finished is loaded. Other
+# data or settings are another run: it stops and names what differs. With `REPLACE = True` it keeps
+# the run before as NAME.old-1 and trains anew.
 # `HACKING = 0` and `VQA = 0` leave out the two runs that are meant to fail, and their cures.
 # `REWARD` is what the first runs are rewarded by. None: being right, if the truth is known, else
 # the reward model. A name of `rewards.SCORERS`, or a function of yours, as

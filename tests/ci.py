@@ -41,6 +41,7 @@ def write_prepared(folder: Path) -> Path:
 def run_own(folder: Path, **chosen: Any) -> Path:
     """Run notebooks 02 to 07 in short on own data (DATA=…) or a shipped task (TASK=…).
 
+    Of a task, the later ones get as many records of each split as they get scenes elsewhere.
     Returns the artifacts.
     """
     artifacts = folder / "artifacts"
@@ -52,7 +53,17 @@ def run_own(folder: Path, **chosen: Any) -> Path:
                 values |= chosen
             pages = artifacts / "report" / "notebooks"
             notebooks.run_notebook(name, values, html_folder=pages)
+            if name.startswith("02") and "TASK" in chosen:
+                shorten_prepared(artifacts / "preferences")
     return artifacts
+
+
+def shorten_prepared(folder: Path) -> None:
+    """Keep the first records and questions of each split that notebook 02 has made."""
+    for split, number in SCENES.items():
+        for name in (f"{split}.jsonl", f"{split}-questions.jsonl"):
+            lines = (folder / name).read_text(encoding="utf-8").splitlines(keepends=True)
+            (folder / name).write_text("".join(lines[:number]), encoding="utf-8")
 
 
 def run_chain(folder: Path, short: bool, model: Path | None = None) -> Path:

@@ -473,6 +473,29 @@ def test_bf16_is_offered_where_it_is_fast_and_time_matters(
     ) == offered
 
 
+def test_the_presets_of_a_laptop_take_less_than_half_an_hour():
+    # Of SmolVLM-256M on one thread of an AMD EPYC with AVX2, quiet: `benchmarks/forecasts.py` says more
+    speed = MachineSpeed(
+        forward=Line(3.0e-3, 1.0e-4),
+        training=Line(8.1e-3, 2.6e-4),
+        vision=Line(4.9e-3, 2.4e-4),
+        pair=3.5e-8,
+        trained_pair=1.3e-7,
+        flops=8.9e10,
+        bytes=2.0e10,
+    )
+    workload = Workload(
+        "smolvlm-256m", 512, 512, examples=240, four_bit=False, compute_bytes=4, on_gpu=False
+    )
+    seconds = StageSeconds(workload, speed)
+    for preset in (sft_preset, dpo_preset, reward_preset, ppo_preset):
+        settings = preset("laptop")
+        assert seconds.of_stage(settings) < 30 * 60
+        # and with 8 GB of memory
+        assert forecast_memory(workload, settings).fits(8)
+        assert seconds.of_stage(preset("t4")) > seconds.of_stage(settings)
+
+
 def test_smaller_images_take_less_time():
     large, small = card("qwen2-vl-2b"), card("qwen2-vl-2b", max_pixels=224**2)
     assert small.prompt == 60 + 8 * 8 and small.patches == 16 * 16

@@ -339,16 +339,20 @@ def peak_megabytes(case: Case, folder: Path, packed: bool) -> float:
     """What four steps (two batches, each twice) need beyond the model at rest, in MB (10⁶ B)."""
     batch = case.settings.batch_size
     side = Side(case, folder, pairs(case, folder, 2 * batch), packed)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 1e9
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-        before = peak_memory_gb()
+    before = forget_peak()
     for _ in range(2):
         side.step(range(batch))
         side.step(range(batch, 2 * batch))
     return 1e3 * (peak_memory_gb() - before)
+
+
+def forget_peak() -> float:
+    """Let peaks begin now; return the memory that is in use, in GB."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory_gb()
 
 
 def memory(case: Case, folder: Path, arguments: list[str]) -> dict[str, list[float]]:

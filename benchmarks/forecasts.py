@@ -39,7 +39,7 @@ from helpers.config import dpo_preset, ppo_preset, reward_preset, sft_preset
 from helpers.data import PreferenceRecord, read_records, tasks_of, to_trl
 from helpers.files import UsageError, open_image, read_json, write_json, write_text
 from helpers.machine.duration import StageSeconds
-from helpers.machine.fits import workload_here
+from helpers.machine.fits import speed_here, workload_here
 from helpers.machine.memory import forecast_memory
 from helpers.machine.speed import measure_speed
 from helpers.machine.workload import GenerationSettings, StageSettings, Workload
@@ -47,7 +47,7 @@ from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.report import markdown_table
 from helpers.rewards import make_scorer
 from helpers.rewards.reward_model import new_reward_model
-from helpers.runtime import choose_threads, machine_summary, peak_memory_gb
+from helpers.runtime import machine_summary, peak_memory_gb
 from helpers.training import (
     PPOTrainer,
     chosen_answers,
@@ -273,8 +273,7 @@ def forecast_presets() -> dict[str, dict[str, float]]:
     """
     model = "smolvlm-256m"
     workload = replace(workload_here(model, (512, 512), four_bit=False), examples=240)
-    choose_threads(workload.shapes.hidden)
-    seconds = StageSeconds(workload, measure_speed(workload.shapes))
+    seconds = StageSeconds(workload, speed_here(workload))
     found = {"laptop_threads": torch.get_num_threads()}
     presets = {"sft": sft_preset, "dpo": dpo_preset, "reward": reward_preset, "ppo": ppo_preset}
     for stage, preset in presets.items():

@@ -60,7 +60,7 @@ from helpers.files import UsageError, read_json, write_json, write_text
 from helpers.report import markdown_table
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR, REJECTED_COLOR
 from helpers.rewards.scoring import make_scorer
-from helpers.runtime import machine_summary
+from helpers.runtime import machine_summary, peak_memory_gb
 from helpers.training.ppo import PPOTrainer
 from tools.publish import replace_block
 
@@ -284,17 +284,9 @@ def peak_megabytes(case: Case, folder: Path, stock: bool) -> float:
     as_on_a_t4()
     dpo.pairs(case, folder, 2 * case.settings.prompts_per_iteration)
     side = Side(dataclasses.replace(case, alternations=0), folder, stock)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-        before = dpo._peak_resident()
+    before = dpo.forget_peak()
     side.step()
-    return (
-        (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else dpo._peak_resident())
-        - before
-    ) / 1e6
+    return 1e3 * (peak_memory_gb() - before)
 
 
 def memory(case: Case, folder: Path) -> dict[str, list[float]]:

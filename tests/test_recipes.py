@@ -239,7 +239,7 @@ def card(monkeypatch, gigabytes, gpu=False):
 
 
 def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
-    card(monkeypatch, 15.8, gpu=True)
+    card(monkeypatch, 30)
     recipe = read_recipe(
         find_recipe("reasoning"),
         changes=[("reward.settings.batch_size", 128), ("reward.settings.accumulation", 1)],
@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):
         f"batch_size 128 → {settings.batch_size}, accumulation 1 → {settings.accumulation}"
         in capsys.readouterr().out
     )
-    card(monkeypatch, 400, gpu=True)
+    card(monkeypatch, 600)
     assert fit_recipe(recipe) == recipe
 
 

@@ -55,6 +55,7 @@ from .fits import (
     machine_warnings as machine_warnings,
     plan_images as plan_images,
     plan_stages as plan_stages,
+    speed_here as speed_here,
     stages_text as stages_text,
     workload_here as workload_here,
 )

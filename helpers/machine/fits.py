@@ -117,12 +117,9 @@ def check_machine(
     # First what the machine is: a stage that does not fit raises
     print(machine_text(facts, plan))
     if known:
-        # As `load_model` will
-        choose_threads(workload.shapes.hidden)
-        speed = measure_speed(workload.shapes)
+        speed = speed_here(workload)
         plan = plan_stages(plan, speed)
-        print(stages_text(plan))
-        print(bf16_text(plan, speed), end="")
+        print(stages_text(plan) + bf16_text(plan, speed))
     for warning in plan.warnings:
         print(f"⚠️  {warning}")
     return plan
@@ -135,6 +132,12 @@ def workload_here(name: str, image: tuple[int, int], four_bit: bool) -> Workload
     """Return the workload of a model, and of images of that size, on this machine."""
     number = compute_dtype().itemsize
     return Workload(name, *image, four_bit=four_bit, compute_bytes=number, on_gpu=has_cuda())
+
+
+def speed_here(workload: Workload) -> MachineSpeed:
+    """Measure this machine, on as many threads as `load_model` will compute with."""
+    choose_threads(workload.shapes.hidden)
+    return measure_speed(workload.shapes)
 
 
 def machine_warnings(facts: MachineFacts) -> tuple[str, ...]:
@@ -266,8 +269,8 @@ def bf16_text(plan: MachinePlan, speed: MachineSpeed) -> str:
     if speed.bf16_gain < BF16_GAIN or longest < LONG_MINUTES:
         return ""
     return (
-        f"bf16: matrix products are {speed.bf16_gain:.1f} times as fast in it on this CPU. "
-        "Set VLM_DTYPE=bf16 before Python starts to compute in it.\n"
+        f"\nbf16: matrix products are {speed.bf16_gain:.1f} times as fast in it on this CPU. "
+        "Set VLM_DTYPE=bf16 before Python starts to compute in it."
     )
 
 

@@ -308,26 +308,20 @@ def table(figures: dict[str, dict]) -> str:
     """A row for each model and stage."""
     rows = [HEAD]
     for name in SHAPES:
-        for stage in STAGES:
-            if f"{name}_{stage}_gb" not in figures:
-                continue
-
-            def show(what: str, form: str, case: str = f"{name}_{stage}") -> str:
-                return form.format(figures[f"{case}_{what}"]["value"])
-
-            rows.append(
-                (
-                    name,
-                    stage,
-                    show("forecast_gb", "{:.2f}"),
-                    show("gb", "{:.2f}"),
-                    show("gb_ratio", "{:.2f}"),
-                    show("forecast_seconds", "{:.3g}"),
-                    show("seconds", "{:.3g}"),
-                    show("seconds_ratio", "{:.2f}"),
-                )
-            )
+        rows += [
+            row_of(figures, name, stage) for stage in STAGES if f"{name}_{stage}_gb" in figures
+        ]
     return markdown_table(rows)
+
+
+def row_of(figures: dict[str, dict], name: str, stage: str) -> tuple[str, ...]:
+    """A model's stage: memory and time, each as forecast, as taken, and their ratio."""
+    row = [name, stage]
+    for what, form in (("gb", ".2f"), ("seconds", ".3g")):
+        row.append(format(figures[f"{name}_{stage}_forecast_{what}"]["value"], form))
+        row.append(format(figures[f"{name}_{stage}_{what}"]["value"], form))
+        row.append(format(figures[f"{name}_{stage}_{what}_ratio"]["value"], ".2f"))
+    return tuple(row)
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ def test_the_readme_block_is_replaced_and_must_be_there():
 
 def test_the_readme_shows_the_published_figures():
     figures = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
+    # the baseline beside what is to beat it
+    assert {"base_exact", "sft_exact", "dpo_exact", "dpo_vs_sft_p", "ppo_exact"} <= figures.keys()
     assert figures_table(figures) in (ROOT / "README.md").read_text(encoding="utf-8"), (
         "run: make readme"
     )

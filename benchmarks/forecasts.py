@@ -4,12 +4,12 @@ python benchmarks/forecasts.py                            # all; about fifteen m
 python benchmarks/forecasts.py --shapes tiny --stages dpo ppo
 
 Three models: the embedded one, random weights with the proportions of Qwen2-VL-2B, and random
-weights in the shapes of SmolVLM-256M (SmolLM2-135M with SigLIP). Each stage
-runs in a process of its own, on shipped scenes. The forecasts are those of `check_machine`, for the
-lengths of these prompts and answers, made before the stage begins; the peak is that of the whole
-process. Seconds are those of the training itself, or of a batch of answers. The speed of the
-machine is measured as for any user: what else runs on it falls on both. Writes
-`benchmarks/forecasts.json` and the table of `docs/results.md`.
+weights in the shapes of SmolVLM-256M (SmolLM2-135M with SigLIP). Each stage runs in a process of
+its own, on shipped scenes. The forecasts are those of `check_machine`, for the lengths of these
+prompts and answers, made before the stage begins; the peak is that of the whole process. Seconds
+are those of the training itself, or of a batch of answers. The speed of the machine is measured as
+for any user: what else runs on it falls on both. Writes `benchmarks/forecasts.json` and the table
+of `docs/results.md`.
 """
 
 import argparse
@@ -30,10 +30,10 @@ import datasets
 import torch
 from architectures import idefics3
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, ProcessorMixin
+from transformers import ProcessorMixin
 
 from benchmarks.dpo import THIRD, entry, write_model
-from benchmarks.gpu_model import name_all_ids
+from benchmarks.gpu_model import save_random
 from helpers import models
 from helpers.config import dpo_preset, ppo_preset, reward_preset, sft_preset
 from helpers.data import PreferenceRecord, read_records, tasks_of, to_trl
@@ -41,7 +41,6 @@ from helpers.files import UsageError, open_image, read_json, write_json, write_t
 from helpers.machine.duration import StageSeconds
 from helpers.machine.fits import speed_here, workload_here
 from helpers.machine.memory import forecast_memory
-from helpers.machine.speed import measure_speed
 from helpers.machine.workload import GenerationSettings, StageSettings, Workload
 from helpers.models.prompts import answer_ids, render_conversation, tokenize
 from helpers.report import markdown_table
@@ -106,13 +105,8 @@ def write_smolvlm(folder: Path) -> None:
     processor.image_seq_len = patches // config.scale_factor**2
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config.text_config.pad_token_id = tokenizer.pad_token_id
-    torch.manual_seed(0)
     # On the hub they are in bf16, too
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    name_all_ids(folder / "tokenizer.json", config.text_config.vocab_size)
+    save_random(config, processor, folder, torch.bfloat16)
 
 
 SHAPES = {
@@ -221,7 +215,7 @@ def measure_stage(name: str, stage: str, folder: Path) -> dict[str, float]:
     settings = settings_of(stage, shape.epochs)
     memory = forecast_memory(workload, settings)
     model, processor = models.load_model(location, four_bit=False, max_pixels=workload.max_pixels)
-    speed = measure_speed(workload.shapes)
+    speed = speed_here(workload)
     run = prepare_stage(stage, settings, model, processor, records)
     started = time.perf_counter()
     run()

@@ -208,17 +208,24 @@ def write_model(preset: str, folder: Path, small: bool) -> int:
         setattr(config, f"{name}_id", processor.tokenizer.convert_tokens_to_ids(mark))
     text = config.get_text_config()
     text.bos_token_id, text.eos_token_id = None, processor.tokenizer.eos_token_id
+    return save_random(config, processor, folder, torch.float16)
+
+
+def save_random(
+    config: PretrainedConfig, processor: ProcessorMixin, folder: Path, dtype: torch.dtype
+) -> int:
+    """A checkpoint of random weights from seed 0 with that processor; returns how many weights."""
     torch.manual_seed(0)
     with runtime.device():
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float16)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    name_all_ids(folder / "tokenizer.json", text.vocab_size)
+    _name_all_ids(folder / "tokenizer.json", config.get_text_config().vocab_size)
     return model.num_parameters()
 
 
-def name_all_ids(path: Path, vocabulary: int) -> None:
+def _name_all_ids(path: Path, vocabulary: int) -> None:
     """A word for each id that the tokenizer does not know. No text becomes such a token: there are
     no merges.
     """

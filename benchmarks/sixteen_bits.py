@@ -1,10 +1,10 @@
 """How fast a step is in bf16: TRL's DPO and GRPO against this suite's, interleaved, on a CPU.
 
-python benchmarks/sixteen_bits.py              # both; some twenty minutes on one core with AVX-512
+python benchmarks/sixteen_bits.py              # both
 python benchmarks/sixteen_bits.py --only dpo
 
-It wants a CPU with instructions for bf16 (AVX-512 or AMX). With AVX2 alone a product of these sizes
-was 30 to 70 times as slow as in fp32 (`bf16_gain` of `helpers/machine/speed.py`): hours.
+It wants a CPU with instructions for bf16 (AVX-512 or AMX). Without, a product
+is many times as slow as in fp32 (`bf16_gain` of `helpers/machine/speed.py`), and this takes hours.
 
 The comparisons of `benchmarks/dpo.py` and `benchmarks/rl.py` with random weights in the shapes of
 SmolLM2-135M (30 layers of 576, a vocabulary of 49,280), 256 visual tokens, images' features kept.

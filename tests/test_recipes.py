@@ -236,6 +236,7 @@ def card(monkeypatch, gigabytes, gpu=False):
     line = Line(1e-3, 1e-5)
     speed = MachineSpeed(line, line, line, 1e-9, 3e-9, 1e12, 1e11)
     monkeypatch.setattr(fits, "measure_speed", lambda _: speed)
+    monkeypatch.setattr(fits, "bf16_gain", lambda _: 1.0)
 
 
 def test_what_does_not_fit_is_changed_before_anything_runs(monkeypatch, capsys):

@@ -87,6 +87,7 @@ from .memory import (
 from .speed import (
     Line as Line,
     MachineSpeed as MachineSpeed,
+    bf16_gain as bf16_gain,
     least_seconds as least_seconds,
     measure_speed as measure_speed,
 )

@@ -22,8 +22,8 @@ from .workload import GenerationSettings, StageSettings, Workload, stage_of
 # Epochs in which notebook 05 warms up a critic that has an adapter of its own
 CRITIC_WARM_UP_EPOCHS = 8
 
-# A step's collator, clipping, optimizer and log: as what any pass costs in so many layers. For the
-# embedded model, whose step takes as long again, it is some 20 ms.
+# A step's collator, clipping, optimizer and log: as what any pass costs in so many layers. It is
+# half a step of the embedded model, and hardly counts for larger ones.
 STEP_LAYERS = 25
 
 # Records that an evaluation scores, of those that are trained on

@@ -27,7 +27,7 @@ from .duration import StageSeconds
 from .facts import MachineFacts, download_gb, measure_machine, untested_versions
 from .fitting import changed_fields, fit_images, fit_settings, largest_image
 from .memory import USABLE_SHARE, PhaseMemory, forecast_memory
-from .speed import MachineSpeed, measure_speed
+from .speed import MachineSpeed, bf16_gain, measure_speed
 from .workload import GenerationSettings, StageSettings, Workload, stage_of
 
 # Why a machine computes in this precision, as `runtime.compute_dtype` chooses it
@@ -117,9 +117,8 @@ def check_machine(
     # First what the machine is: a stage that does not fit raises
     print(machine_text(facts, plan))
     if known:
-        speed = speed_here(workload)
-        plan = plan_stages(plan, speed)
-        print(stages_text(plan) + bf16_text(plan, speed))
+        plan = plan_stages(plan, speed_here(workload))
+        print(stages_text(plan) + bf16_text(plan))
     for warning in plan.warnings:
         print(f"⚠️  {warning}")
     return plan
@@ -263,13 +262,16 @@ def _images_text(plan: MachinePlan) -> str:
     return text
 
 
-def bf16_text(plan: MachinePlan, speed: MachineSpeed) -> str:
+def bf16_text(plan: MachinePlan) -> str:
     """Return a line that offers bf16 where a CPU is fast at it and time matters, else nothing."""
     longest = max(forecast.minutes for forecast in plan.forecasts.values())
-    if speed.bf16_gain < BF16_GAIN or longest < LONG_MINUTES:
+    if longest < LONG_MINUTES:
+        return ""
+    gain = bf16_gain(plan.workload.shapes)
+    if gain < BF16_GAIN:
         return ""
     return (
-        f"\nbf16: matrix products are {speed.bf16_gain:.1f} times as fast in it on this CPU. "
+        f"\nbf16: matrix products are {gain:.1f} times as fast in it on this CPU. "
         "Set VLM_DTYPE=bf16 before Python starts to compute in it."
     )
 

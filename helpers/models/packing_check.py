@@ -32,7 +32,7 @@ PACKING_FLOORS = 2
 SMALLEST_LIMIT = 1e-4
 
 # What was found right in this process (`_code_of`), with packed answers or with features alone. To
-# try takes ten passes through the vision tower, a minute on a laptop with SmolVLM.
+# try takes ten passes through the vision tower, up to a minute with SmolVLM-256M on a CPU.
 _RIGHT: set[tuple[Hashable, bool]] = set()
 
 

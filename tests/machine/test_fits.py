@@ -35,7 +35,7 @@ from helpers.machine.facts import (
 from helpers.machine.fits import check_machine, machine_warnings
 from helpers.machine.fitting import fit_settings
 from helpers.machine.memory import forecast_memory
-from helpers.machine.speed import Line, MachineSpeed, measure_speed
+from helpers.machine.speed import Line, MachineSpeed, bf16_gain, measure_speed
 from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models.image_sizes import visual_tokens
 from helpers.models.presets import PRESETS
@@ -68,6 +68,7 @@ def known(monkeypatch, artifacts, tmp_path):
     monkeypatch.setattr(facts, "versions_in_use", tested_versions)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(200 * 10**9, 0, 100 * 10**9))
     monkeypatch.setattr(fits, "measure_speed", lambda _: SPEED)
+    monkeypatch.setattr(fits, "bf16_gain", lambda _: 1.0)
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
 
@@ -464,8 +465,9 @@ def test_bf16_is_offered_where_it_is_fast_and_time_matters(
     monkeypatch, capsys, gain, line, offered
 ):
     cpu(monkeypatch, 20e9)
-    speed = replace(SPEED, training=Line(0.0, line), bf16_gain=gain)
+    speed = replace(SPEED, training=Line(0.0, line))
     monkeypatch.setattr(fits, "measure_speed", lambda _: speed)
+    monkeypatch.setattr(fits, "bf16_gain", lambda _: gain)
     check_machine("smolvlm-256m", dpo=dpo_preset("laptop"))
     out = capsys.readouterr().out
     assert (
@@ -510,6 +512,12 @@ def test_the_speed_of_this_machine_is_sensible(name):
     # a backward costs more than nothing, and no pass costs hours
     assert 0 < speed.forward.seconds(256) < speed.training.seconds(256) < 100
     assert 0 < speed.pair < speed.trained_pair < 1e-3 and 0 < speed.vision.seconds(64) < 100
+
+
+def test_bf16_has_a_gain_on_a_cpu_in_full_precision_only(monkeypatch):
+    assert 1e-4 < bf16_gain(shapes_of("tiny")) < 100
+    monkeypatch.setenv("VLM_DTYPE", "bf16")
+    assert bf16_gain(shapes_of("tiny")) == 1
 
 
 def test_measuring_leaves_random_numbers_alone():

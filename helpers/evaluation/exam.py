@@ -17,6 +17,7 @@ from helpers.models import Policies
 from helpers.rewards import heuristic_scorer
 from helpers.statistics import Estimate, Proportion, TableRows, sample_mean
 
+from .forgetting import Forgetting
 from .paired import (
     Metric,
     PolicyComparison,
@@ -87,6 +88,7 @@ class PolicyFindings:
     details: list[tuple[str, TableRows]]  # (title, table) of its greedy answers, likewise
     sight: str  # do the answers come from the image?
     failures: list[str]  # a sentence each
+    language: str  # does it still speak?
 
 
 def examine(
@@ -179,7 +181,10 @@ def _other_metrics(examined: Exams, judge: Judge) -> list[Metric]:
 
 
 def policy_findings(
-    policies: Policies, examined: Exams, rows: Sequence[PolicyComparison]
+    policies: Policies,
+    examined: Exams,
+    rows: Sequence[PolicyComparison],
+    forgetting: Forgetting,
 ) -> dict[str, PolicyFindings]:
     """Collect what the report and the model cards need of every policy except the base."""
     found = {}
@@ -197,6 +202,7 @@ def policy_findings(
             details=judge.details(greedy.answers),
             sight=examined[name].describe_sight(),
             failures=policy_failures(own, judge.failures(greedy.answers)),
+            language=forgetting.verdict(name),
         )
     return found
 

@@ -95,6 +95,14 @@ from .packing_check import (
     can_pack as can_pack,
     check_packing as check_packing,
 )
+from .perplexity import (
+    PASSAGES as PASSAGES,
+    WORD_FREQUENCY_BITS as WORD_FREQUENCY_BITS,
+    Perplexity as Perplexity,
+    plain_english as plain_english,
+    text_logps as text_logps,
+    why_no_text as why_no_text,
+)
 from .policies import (
     BASE_POLICY as BASE_POLICY,
     SHIPPED_POLICIES as SHIPPED_POLICIES,

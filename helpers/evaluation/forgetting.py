@@ -36,7 +36,7 @@ from .side_by_side import DecodingSettings, PolicyAnswer, ask_all
 
 GENERAL_PROMPTS = (
     "What is the capital of France?",
-    "How do I boil an egg?",
+    "How do I wash a wool sweater?",
     "Name three fruits that are red.",
     "Why do people sleep at night?",
     "Write one sentence about a dog in the snow.",

@@ -335,7 +335,7 @@ def load_reward_model(model: VLM, processor: ProcessorMixin, folder: Path) -> Re
     for name in weights.keys() & saved.keys():
         weights[name].copy_(saved[name])
     # a head of another training would give scores that look right
-    if weights.keys() != saved.keys() or head_hash(reward) != about["head_hash"]:
+    if head_hash(reward) != about["head_hash"]:
         raise UsageError(
             f"{folder}: {HEAD_FILE} is not the head that about.json speaks of. Restore the folder."
         )

@@ -263,9 +263,9 @@ def test_another_setting_is_another_run(records, finished_run, change, named):
 
 
 def test_other_data_seeds_and_weights_are_other_runs(records, finished_run):
-    def refused(named, rows=records, held_out=records[:8], seed=0, first=0, **how):
+    def refused(named, rows=records, held_out=records[:8], seed=0, first=0, own=QUICK, **how):
         model = models.load_model("tiny")
-        reward = reward_model.new_reward_model(*model, QUICK, first, **how)
+        reward = reward_model.new_reward_model(*model, own, first, **how)
         with pytest.raises(UsageError, match=rf"of a run with other {named}\. Put that back"):
             RewardTrainer(reward, rows, held_out, QUICK, seed, finished_run)
 
@@ -278,6 +278,8 @@ def test_other_data_seeds_and_weights_are_other_runs(records, finished_run):
     refused(r"seed \(0, here 1\)", seed=1, first=1)
     refused("first_weights", first=1)
     refused(r"sees_images \(True, here False\)", sees_images=False)
+    # what the model does counts, whatever the settings say
+    refused(r"pooling \(mean, here last\)", own=dataclasses.replace(QUICK, pooling="last"))
 
 
 def test_another_processor_is_another_run(records, finished_run):

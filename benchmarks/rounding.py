@@ -32,7 +32,7 @@ DIRECTIONS = 20
 def look(model: models.VLM, packed: models.PackedAnswers) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the answers' tokens, (answers, longest), and scores of the answers."""
     logps = models.answer_logps(model, packed)
-    ends = models.hidden_states(model, packed).float()
+    ends = models.hidden_states(model, packed)[:, -1].float()
     directions = torch.randn(ends.shape[1], DIRECTIONS, generator=torch.Generator().manual_seed(0))
     return logps, ends @ directions
 

@@ -43,6 +43,9 @@ DPOLoss = Literal[  # as TRL calls them
     "sft",
 ]
 
+# How an answer's hidden states become one (POOLINGS: helpers/models/pooling.py)
+Pooling = Literal["last", "mean", "attention"]
+
 
 def explain_values(error: ValidationError) -> str:
     """What pydantic has found wrong, in one line: each field, its value and what it must be."""
@@ -259,6 +262,8 @@ def sft_preset(name: str) -> SFTSettings:
 @_settings
 class RewardSettings:
     head: str = "mlp"  # a name in HEADS: helpers/models/heads.py
+    # which of an answer's tokens the head reads: the last, or all, with equal or learnt weights
+    pooling: Pooling = "mean"
     objective: str = "bradley_terry"  # a name in OBJECTIVES: helpers/training/reward.py
     learning_rate: PositiveFloat = 5e-6
     epochs: PositiveInt = 3

@@ -76,6 +76,12 @@ WRONG_VALUES = [  # settings, field, value, what it must be
     (SFTSettings, "steps", 1.0, WHOLE),
     (SFTSettings, "accumulation", 0, OVER_0),
     (RewardSettings, "head", 3, TEXT),
+    (
+        RewardSettings,
+        "pooling",
+        "man",
+        "must be 'last', 'mean' or 'attention'. Did you mean 'mean'?",
+    ),
     (RewardSettings, "objective", None, TEXT),
     (RewardSettings, "learning_rate", 0, OVER_0),
     (RewardSettings, "epochs", 0, OVER_0),

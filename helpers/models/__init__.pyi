@@ -111,6 +111,12 @@ from .policies import (
     find_policies as find_policies,
     image_limit as image_limit,
 )
+from .pooling import (
+    POOLINGS as POOLINGS,
+    AttentionPooling as AttentionPooling,
+    LastPooling as LastPooling,
+    MeanPooling as MeanPooling,
+)
 from .presets import (
     PRESETS as PRESETS,
     Preset as Preset,

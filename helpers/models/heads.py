@@ -1,4 +1,4 @@
-"""Heads in fp32: of a reward model (hidden state of the last token → one score) and of a critic.
+"""Heads in fp32: of a reward model (hidden state of an answer → one score) and of a critic.
 
 The source projects' linear and MLP heads, fusion of several layers, and value head of three layers,
 which gives a value a token. Taught in notebooks 03 and 05.

@@ -278,19 +278,21 @@ def _positions(backbone: nn.Module, inputs: Mapping[str, Tensor], segment: Tenso
 
 
 def hidden_states(model: VLM, packed: PackedAnswers, layers: Sequence[int] = ()) -> Tensor:
-    """Return the hidden state at the last token of each answer, (answers, hidden).
+    """Return the hidden state at each token of the answers, (answers, longest, hidden).
 
     It is that after the last norm. With `layers` (0: embeddings, 1: after the first layer, …) it is
-    those, (answers, len(layers), hidden).
+    those, (answers, longest, len(layers), hidden). A shorter answer repeats its last token, where
+    `packed.mask` is False.
     """
     with use_features(model, packed.features):
         output = backbone_of(model)(
             **packed.inputs, use_cache=False, output_hidden_states=bool(layers)
         )
-    ends = packed.rows, packed.columns[:, -1]
+    own = packed.rows, packed.columns[:, 1:]
     if not layers:
-        return output.last_hidden_state[ends]
-    return torch.stack([output.hidden_states[layer][ends] for layer in layers], dim=1)
+        return gather_columns(output.last_hidden_state, *own)
+    found = [gather_columns(output.hidden_states[layer], *own) for layer in layers]
+    return torch.stack(found, dim=2)
 
 
 def answer_states(model: VLM, packed: PackedAnswers) -> Tensor:

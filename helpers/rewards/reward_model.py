@@ -1,9 +1,9 @@
 """A reward model that looks at the image: base + LoRA adapter `reward` + head → a score an answer.
 
-The score comes from the hidden state at the last token of (image, prompt, answer), as in
-InstructGPT (Ouyang et al. 2022, arXiv 2203.02155). All answers to one prompt go through the model
-in one row (`helpers/models/shared_prefix.py`). The base is shared with the policy; nothing of it is
-copied. Trained by `helpers/training/reward.py`, taught in notebook 03.
+The head reads the hidden states at the answer's tokens, which have seen image and prompt, as one
+state: their mean, or another of `helpers/models/pooling.py`. All answers to one prompt go through
+the model in one row (`helpers/models/shared_prefix.py`). The base is shared with the policy;
+nothing of it is copied. Trained by `helpers/training/reward.py`, taught in notebook 03.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,22 @@ from helpers import models
 from helpers.config import RewardSettings
 from helpers.data import PreferenceRecord
 from helpers.files import UsageError, open_image, read_json
-from helpers.models import HEADS, VLM, PackedAnswers, Packer, fused_layers, shared_prefix
+from helpers.models import (
+    HEADS,
+    POOLINGS,
+    VLM,
+    PackedAnswers,
+    Packer,
+    fused_layers,
+    hidden_states,
+)
 from helpers.models.prompts import Conversation
 from helpers.runtime import seed_everything, tensors_hash
 
 from .scoring import Score, Scorer, ScorerInputs, images_of, make_batch_scorer, turns_of
 
 REWARD_ADAPTER = "reward"  # name of the adapter
-HEAD_FILE = "head.safetensors"
+HEAD_FILE = "head.safetensors"  # of the weights of head and pooling
 ROWS_AT_ONCE = 64  # answers of a reward function in one forward without gradient
 # for each record a score for each of its answers, in their order
 RecordScores = Sequence[Sequence[float]]
@@ -48,31 +56,49 @@ class RewardModel(nn.Module):
         self,
         backbone: PeftModel,
         processor: ProcessorMixin,
-        head_name: str = "mlp",
+        head_name: str,
+        pooling_name: str,
         sees_images: bool = True,
     ):
         super().__init__()
-        if head_name not in HEADS:
-            raise UsageError(f"unknown head {head_name!r}: choose from {', '.join(HEADS)}.")
-        # the base is shared; only the head is this model's own
+        for kind, name, known in (
+            ("head", head_name, HEADS),
+            ("pooling", pooling_name, POOLINGS),
+        ):
+            if name not in known:
+                raise UsageError(f"unknown {kind} {name!r}: choose from {', '.join(known)}.")
+        # the base is shared; only pooling and head are this model's own
         text = backbone.config.get_text_config()
         self.backbone = backbone
         self.processor = processor
         self.head_name = head_name
+        self.pooling_name = pooling_name
         self.sees_images = sees_images
         self.head = HEADS[head_name](text.hidden_size).to(backbone.device)
         self.layers = fused_layers(text.num_hidden_layers, self.head.layers)
+        pooling = POOLINGS[pooling_name](len(self.layers) or 1, text.hidden_size)
+        self.pooling = pooling.to(backbone.device)
         self.packer = Packer(backbone, processor)
 
     def forward(self, packed: PackedAnswers) -> Tensor:
-        states = shared_prefix.hidden_states(self.backbone, packed, self.layers).float()
-        # heads of one layer expect a dimension of layers, too
-        return self.head(states if self.layers else states[:, None])
+        states = hidden_states(self.backbone, packed, self.layers).float()
+        # with one layer, too, there is a dimension of layers
+        states = states if self.layers else states[:, :, None]
+        return self.head(self.pooling(states, packed.mask[:, 1:]))
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained and saved: the adapter and the head."""
+        """The parameters that are trained and saved: of the adapter, the pooling and the head."""
         adapter = {n: p for n, p in self.backbone.named_parameters() if f".{REWARD_ADAPTER}." in n}
-        return adapter | {f"head.{n}": p for n, p in self.head.named_parameters()}
+        pooling = {f"pooling.{n}": p for n, p in self.pooling.named_parameters()}
+        return adapter | pooling | {f"head.{n}": p for n, p in self.head.named_parameters()}
+
+    def head_weights(self) -> dict[str, Tensor]:
+        """The weights beside the adapter's, by their names in a saved folder.
+
+        They are those of the head, and of a pooling that is learnt.
+        """
+        pooling = {f"pooling.{n}": w for n, w in self.pooling.state_dict().items()}
+        return self.head.state_dict() | pooling
 
     def use_adapter(self) -> AbstractContextManager:
         """Use the adapter `reward` for a while; afterwards the policy's is back."""
@@ -117,7 +143,7 @@ def new_reward_model(
         backbone = models.add_adapter(model, settings.lora, seed, REWARD_ADAPTER)
     # of the head's first weights
     seed_everything(seed)
-    return RewardModel(backbone, processor, settings.head, sees_images)
+    return RewardModel(backbone, processor, settings.head, settings.pooling, sees_images)
 
 
 def _keep_policy_active(model: VLM) -> AbstractContextManager:
@@ -263,8 +289,8 @@ def pair_hits(gaps: np.ndarray) -> np.ndarray:
 
 
 def head_hash(reward: RewardModel) -> str:
-    """Hash of the head's weights: a head that was not saved, or not trained, shows."""
-    return tensors_hash(sorted(reward.head.state_dict().items()))
+    """Hash of the weights of head and pooling: a head not saved, or not trained, shows."""
+    return tensors_hash(sorted(reward.head_weights().items()))
 
 
 def save_reward_model(
@@ -276,6 +302,7 @@ def save_reward_model(
     """Adapter, head and configuration in one folder: safetensors and JSON, no pickle."""
     about = {
         "head": reward.head_name,
+        "pooling": reward.pooling_name,
         "head_hash": head_hash(reward),
         "sees_images": reward.sees_images,
         "trained": sorted(reward.trainable_parameters()),
@@ -283,7 +310,7 @@ def save_reward_model(
         **(about or {}),
     }
     models.save_adapter(reward.backbone, folder, about, REWARD_ADAPTER)
-    save_file(reward.head.state_dict(), folder / HEAD_FILE)
+    save_file(reward.head_weights(), folder / HEAD_FILE)
     return folder
 
 
@@ -301,8 +328,12 @@ def load_reward_model(model: VLM, processor: ProcessorMixin, folder: Path) -> Re
     model = remove_reward_adapter(model)
     with _keep_policy_active(model):
         backbone = models.load_adapter(model, folder, REWARD_ADAPTER)
-    reward = RewardModel(backbone, processor, about["head"], about["sees_images"])
-    reward.head.load_state_dict(load_file(folder / HEAD_FILE))
+    # folders from before the setting do not name it: their heads read the last token
+    pooling = about.get("pooling", "last")
+    reward = RewardModel(backbone, processor, about["head"], pooling, about["sees_images"])
+    weights, saved = reward.head_weights(), load_file(folder / HEAD_FILE)
+    for name in weights.keys() & saved.keys():
+        weights[name].copy_(saved[name])
     # a head of another training would give scores that look right
     if head_hash(reward) != about["head_hash"]:
         raise UsageError(

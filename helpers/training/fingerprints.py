@@ -64,7 +64,7 @@ def _leaf(value: Any) -> str | None:
     if isinstance(value, RewardModel):
         # its base is the policy's, and is in the identity of every run
         weights = tensors_hash(sorted(value.trainable_parameters().items()))
-        return f"{weights} {value.sees_images}"
+        return f"{weights} {value.pooling_name} {value.sees_images}"
     if isinstance(value, FeatureReward):
         return tensors_hash(sorted(value.net.state_dict().items()))
     if isinstance(value, nn.Module):

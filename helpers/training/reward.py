@@ -339,6 +339,8 @@ class RewardTrainer:
             self.settings,
             seed=self.seed,
             held_out=data_hash(self.held_out),
+            # of a model that was loaded, whatever the settings say
+            pooling=reward.pooling_name,
             sees_images=reward.sees_images,
             packs=reward.packer.packs,
             first_weights=tensors_hash(sorted(self.weights.items())),

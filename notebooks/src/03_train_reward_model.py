@@ -34,7 +34,8 @@ ROOT = set_up(DRIVE)
 #
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` (those of a student
 # project) for a 2B model on a 16 GB card, `laptop` for SmolVLM-256M without a GPU. Every
-# combination of `HEADS` and `OBJECTIVES` is trained.
+# combination of `HEADS` and `OBJECTIVES` is trained. `POOLING` says which of an answer's tokens the
+# head reads: `mean`, `last` or `attention`.
 # A training that was cut off goes on from its last checkpoint, and one that was finished is loaded.
 # Other data or settings are another run: it stops and names what differs. With `REPLACE = True` it
 # keeps the run before as NAME.old-1 and trains anew. The data is that of notebook 02, and so are
@@ -46,6 +47,7 @@ PRESET = "tiny"
 EPOCHS = None  # None: the preset's
 HEADS = ("mlp", "linear", "fusion")
 OBJECTIVES = ("bradley_terry", "listwise")
+POOLING = None  # None: the preset's
 CAPTION_PROMPT = None  # None: a question about the counts, or for a description
 CAPTION_EPOCHS = 10
 SEED = 0
@@ -79,7 +81,11 @@ prepared = data.read_prepared()
 MODEL = MODEL or prepared.model
 settings = config.reward_preset(PRESET)
 settings = dataclasses.replace(
-    settings, epochs=EPOCHS or settings.epochs, head=HEADS[0], objective=OBJECTIVES[0]
+    settings,
+    epochs=EPOCHS or settings.epochs,
+    head=HEADS[0],
+    pooling=POOLING or settings.pooling,
+    objective=OBJECTIVES[0],
 )
 settings
 
@@ -200,10 +206,10 @@ if prepared.held_out == "valid":
 # %% [markdown]
 # ## Where the number comes from
 #
-# The model reads image, question and answer. The hidden state at the last token of the answer,
-# where it has seen everything, goes through a small head: one number. The answers to one image
-# share it and the question, so all of them go through the model in one row, with a mask that hides
-# them from each other:
+# The model reads image, question and answer. Of the hidden states at the answer's $T$ tokens the
+# mean is taken, $\bar h = \frac{1}{T} \sum_{t=1}^{T} h_t$, and a small head makes one number of it.
+# The answers to one image share it and the question, so all of them go through the model in one
+# row, with a mask that hides them from each other:
 
 
 # %%
@@ -232,12 +238,20 @@ plt.close(figure)
 figure
 
 # %% [markdown]
-# Same hidden states, less work:
+# Same hidden states at every token of the answers, less work. The mean is written out as well: the
+# end of turn is a token like any other, and what fills up a shorter answer is none. With
+# `POOLING = "last"` the head reads the state at the end of turn alone. That one has seen the whole
+# answer, but the base was trained to make of it what follows the answer. With `"attention"` the
+# weights of the mean are learnt: $\operatorname{softmax}_t(q \cdot h_t / \sqrt{d})$.
 
 # %%
 with torch.no_grad():
-    states = [models.hidden_states(model, inputs) for inputs in (packed, alone)]
-distance = (states[0] - states[1]).float().norm(dim=1) / states[1].float().norm(dim=1)
+    states = [models.hidden_states(model, inputs).float() for inputs in (packed, alone)]
+own = alone.mask[:, 1:]  # (answers, tokens), True on an answer's own
+by_hand = torch.stack([tokens[mask].mean(0) for tokens, mask in zip(states[1], own, strict=True)])
+mean = models.POOLINGS["mean"](1, by_hand.shape[1])  # one layer, so many numbers a state
+assert_close(mean(states[1][:, :, None], own)[:, 0], by_hand)
+distance = (states[0] - states[1]).norm(dim=2) / states[1].norm(dim=2)
 rounding = runtime.tolerances_of(model)
 print(f"largest relative difference {distance.max():.1e}, allowed {rounding.relative:g}")
 assert distance.max() < rounding.relative

@@ -40,30 +40,39 @@ def batch(request):
     return model, processor, encode_prompts(processor, prompts, IMAGES)
 
 
+def own_states(model, packed, layers=()):
+    """The states at all answers' own tokens, one answer behind the other, (tokens, …)."""
+    return hidden_states(model, packed, layers)[packed.mask[:, 1:]]
+
+
+def last_states(model, packed):
+    return hidden_states(model, packed)[:, -1]
+
+
 def test_answers_in_one_row_have_the_states_of_a_row_each(batch):
     model, processor, prompts = batch
     packed = pack(model, processor, prompts, ANSWERS)
     assert packed.inputs["input_ids"].shape[0] == 2 and len(packed.rows) == 5
-    states = hidden_states(model, packed)
+    states = own_states(model, packed)
     right, left = (pack_separately(processor, prompts, ANSWERS, side) for side in ("right", "left"))
-    assert_close(states, hidden_states(model, right), rtol=1e-4, atol=1e-5)
-    assert_close(hidden_states(model, left), hidden_states(model, right), rtol=1e-4, atol=1e-5)
-    layers = hidden_states(model, packed, (1, 2, 3))
-    assert_close(layers, hidden_states(model, right, (1, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert_close(states, own_states(model, right), rtol=1e-4, atol=1e-5)
+    assert_close(own_states(model, left), own_states(model, right), rtol=1e-4, atol=1e-5)
+    layers = own_states(model, packed, (1, 2, 3))
+    assert_close(layers, own_states(model, right, (1, 2, 3)), rtol=1e-4, atol=1e-5)
     assert_close(layers[:, 2], states)
 
 
 def test_an_answer_does_not_see_the_others_but_sees_the_image(batch):
     model, processor, prompts = batch
-    before = hidden_states(model, pack(model, processor, prompts, ANSWERS))
+    before = last_states(model, pack(model, processor, prompts, ANSWERS))
     for place in (0, 1):  # before the other one in the row, and behind it
         first = [*ANSWERS[0]]
         first[place] = "Seven of them, at least."
-        after = hidden_states(model, pack(model, processor, prompts, [first, ANSWERS[1]]))
+        after = last_states(model, pack(model, processor, prompts, [first, ANSWERS[1]]))
         others = [number for number in range(5) if number != place]
         assert_close(after[others], before[others], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(after[place], before[place], atol=1e-3)
-    other_image = hidden_states(
+    other_image = last_states(
         model,
         pack(model, processor, encode_prompts(processor, prompts.texts, [IMAGES[0]] * 2), ANSWERS),
     )
@@ -80,9 +89,7 @@ def test_gradients_are_equal(batch):
         pack_separately(processor, prompts, ANSWERS),
     ):
         weight.requires_grad_(True)
-        gradients.append(
-            torch.autograd.grad(hidden_states(model, inputs).square().sum(), weight)[0]
-        )
+        gradients.append(torch.autograd.grad(own_states(model, inputs).square().sum(), weight)[0])
         weight.requires_grad_(False)
     assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
@@ -156,7 +163,7 @@ def test_without_images_too(batch):
         pack(model, processor, prompts, ANSWERS),
         pack_separately(processor, prompts, ANSWERS),
     )
-    assert_close(hidden_states(model, packed), hidden_states(model, rows), rtol=1e-4, atol=1e-5)
+    assert_close(own_states(model, packed), own_states(model, rows), rtol=1e-4, atol=1e-5)
 
 
 def second_and_third(mask):

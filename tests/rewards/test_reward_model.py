@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,14 +15,18 @@ from torch.testing import assert_close
 
 from helpers import models
 from helpers.config import RewardSettings
+from helpers.data import Answer
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
-from helpers.files import ROOT, UsageError
+from helpers.files import ROOT, UsageError, open_image
+from helpers.models import POOLINGS
 from helpers.models.heads import HEADS
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import head_hash, score_records
 from helpers.rewards.scoring import score_all
 from helpers.training.reward import OBJECTIVES
+
+WIDTH = 128  # of the embedded model's hidden states
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,98 @@ def test_the_image_changes_the_score_and_the_text_only_twin_has_none(records):
     twin = reward_model.new_reward_model(*models.load_model("tiny"), QUICK, sees_images=False)
     blind = [score_records(twin, records[:4], images) for images in (None, grey)]
     assert blind[0] == blind[1]
+
+
+# --- which tokens the head reads ---
+
+
+def plain_states(model, processor, record, answer, layers):
+    """States at the tokens of one answer, (tokens, layers, hidden), from a text without padding."""
+    image = open_image(record.image_paths[0])
+    text = models.render_conversation(processor, record.prompt, 1) + answer
+    text += models.end_of_turn(processor)
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    ids = models.answer_ids(processor, answer)
+    assert inputs["input_ids"][0, -len(ids) :].tolist() == ids
+    with torch.no_grad():
+        output = model(**inputs, output_hidden_states=True)
+    # the last of them is that after the last norm
+    return torch.stack([output.hidden_states[layer][0, -len(ids) :] for layer in layers], 1)
+
+
+def pool_by_hand(pooling, states, query):
+    """(tokens, layers, hidden) → (layers, hidden), a layer and a token at a time."""
+    found = []
+    for layer in range(states.shape[1]):
+        own = states[:, layer]
+        shares = [1 / len(own)] * len(own)
+        if pooling == "attention":
+            units = [state / state.square().mean().sqrt() for state in own]
+            powers = [math.exp(float(unit @ query[layer]) / len(unit) ** 0.5) for unit in units]
+            shares = [power / sum(powers) for power in powers]
+        mean = sum(share * state for share, state in zip(shares, own, strict=True))
+        found.append(own[-1] if pooling == "last" else mean)
+    return torch.stack(found)
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The embedded model as it is, without an adapter."""
+    return models.load_model("tiny")
+
+
+@pytest.mark.parametrize("head", ["linear", "fusion"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooled_states_are_those_of_each_answer_alone(records, base, pooling, head):
+    """All answers in one row and a row each, with others of other lengths, of one layer or four."""
+    settings = dataclasses.replace(QUICK, head=head, pooling=pooling)
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
+    texts = ["No.", "There are 2 cars, 0 motorcycles, 1 bus, 0 bicycles in the image.", "Two"]
+    answers = [Answer(text=text) for text in texts]
+    record = records[0].model_copy(update={"answers": answers, "ranking": [[0, 1, 2]]})
+    query = torch.randn(len(reward.layers) or 1, WIDTH)
+    if pooling == "attention":
+        reward.pooling.query.data = query
+    expected = []
+    for text in texts:
+        states = plain_states(*base, record, text, reward.layers or (-1,))
+        expected.append(pool_by_hand(pooling, states, query))
+    given = []
+    reward.head.register_forward_pre_hook(lambda head, args: given.append(args[0]))
+    for packs in (True, False):
+        reward.packer.packs = packs
+        score_records(reward, [record, records[1]])
+        assert_close(given[-1][:3], torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_gradients_reach_the_tokens_that_the_head_reads(records, pooling):
+    settings = dataclasses.replace(QUICK, head="linear", pooling=pooling)
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
+    caught = []
+
+    def keep(module, args, output):
+        output.last_hidden_state.requires_grad_().retain_grad()
+        caught.append(output.last_hidden_state)
+
+    hook = models.backbone_of(reward.backbone).register_forward_hook(keep)
+    packed = reward.batch(records[:2], [[open_image(r.image_paths[0])] for r in records[:2]])
+    reward(packed).sum().backward()
+    hook.remove()
+    reached = {tuple(place) for place in (caught[-1].grad != 0).any(-1).nonzero().tolist()}
+    expected = set()
+    for row, columns, mask in zip(packed.rows, packed.columns, packed.mask, strict=True):
+        own = columns[mask].tolist()
+        expected |= {(int(row), column) for column in (own[-1:] if pooling == "last" else own)}
+    assert len(expected) >= len(packed.rows) and reached == expected
+
+
+def test_a_pooling_that_is_not_there():
+    model, processor = models.load_model("tiny")
+    backbone = models.add_adapter(model, QUICK.lora, 0, reward_model.REWARD_ADAPTER)
+    match = r"unknown pooling 'max': choose from last, mean, attention"
+    with pytest.raises(UsageError, match=match):
+        reward_model.RewardModel(backbone, processor, "mlp", "max")
 
 
 def test_scores_do_not_depend_on_the_batch(records):
@@ -170,6 +267,58 @@ def test_a_folder_that_does_not_fit_is_an_error(tmp_path):
     folder = reward_model.save_reward_model(reward, tmp_path / "reward", QUICK)
     about = json.loads((folder / "about.json").read_text())
     (folder / "about.json").write_text(json.dumps(about | {"head_hash": "0"}))
+    with pytest.raises(UsageError, match=r"is not the head that about.json speaks of"):
+        reward_model.load_reward_model(*models.load_model("tiny"), folder)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "head"), [("last", "mlp"), ("mean", "mlp"), ("attention", "fusion")]
+)
+def test_a_saved_model_reads_the_same_tokens_again(records, tmp_path, pooling, head):
+    settings = dataclasses.replace(QUICK, head=head, pooling=pooling)
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
+    if pooling == "attention":
+        # as training would leave it: at 0 it is a mean
+        torch.nn.init.normal_(reward.pooling.query, std=20)
+    scores = score_records(reward, records[:3])
+    folder = reward_model.save_reward_model(reward, tmp_path / "reward", settings)
+    assert json.loads((folder / "about.json").read_text())["pooling"] == pooling
+    loaded = reward_model.load_reward_model(*models.load_model("tiny"), folder)
+    assert loaded.pooling_name == pooling and head_hash(loaded) == head_hash(reward)
+    assert_close(flat(score_records(loaded, records[:3])), flat(scores), rtol=1e-5, atol=1e-6)
+    # a new query makes a mean
+    for other in {"last", "mean"} - {pooling}:
+        loaded.pooling = POOLINGS[other](len(loaded.layers) or 1, WIDTH)
+        again = flat(score_records(loaded, records[:3]))
+        assert (again - flat(scores)).abs().max() > 1e-5
+
+
+def edit_about(folder, **changes):
+    """Change about.json; a value of None takes the name out."""
+    about = json.loads((folder / "about.json").read_text()) | changes
+    kept = {name: value for name, value in about.items() if value is not None}
+    (folder / "about.json").write_text(json.dumps(kept))
+
+
+def test_a_folder_from_before_the_setting_reads_the_last_token(records, tmp_path):
+    settings = dataclasses.replace(QUICK, pooling="last")
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
+    folder = reward_model.save_reward_model(reward, tmp_path / "reward", settings)
+    edit_about(folder, pooling=None)
+    loaded = reward_model.load_reward_model(*models.load_model("tiny"), folder)
+    assert loaded.pooling_name == "last"
+    found, expected = (flat(score_records(one, records[:3])) for one in (loaded, reward))
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_whose_pooling_does_not_fit_is_an_error(tmp_path):
+    settings = dataclasses.replace(QUICK, pooling="attention")
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), settings)
+    folder = reward_model.save_reward_model(reward, tmp_path / "reward", settings)
+    edit_about(folder, pooling="max")
+    with pytest.raises(UsageError, match=r"unknown pooling 'max': choose from last, mean, att"):
+        reward_model.load_reward_model(*models.load_model("tiny"), folder)
+    edit_about(folder, pooling="mean")
     with pytest.raises(UsageError, match=r"is not the head that about.json speaks of"):
         reward_model.load_reward_model(*models.load_model("tiny"), folder)
 

@@ -279,13 +279,16 @@ def test_a_reward_model_counts_with_its_weights_and_their_scale():
 
     settings = RewardSettings(head="linear", lora=LoraSettings(r=2))
 
-    def made(seed):
-        return reward_model.new_reward_model(*models.load_model("tiny"), settings, seed)
+    def made(seed, **changes):
+        own = dataclasses.replace(settings, **changes)
+        return reward_model.new_reward_model(*models.load_model("tiny"), own, seed)
 
     first = reward_identity(reward_model.as_scorer(made(0)))
     assert first.startswith("reward_model ")
     assert first == reward_identity(reward_model.as_scorer(made(0)))
     assert first != reward_identity(reward_model.as_scorer(made(1)))
+    # the same weights, which read other tokens
+    assert first != reward_identity(reward_model.as_scorer(made(0, pooling="last")))
     assert first != reward_identity(reward_model.as_scorer(made(0), mean=0.5))
     assert first != reward_identity(reward_model.as_scorer(made(0), scale=2.0))
 

@@ -14,6 +14,7 @@ from helpers.config import LoraSettings, RewardSettings
 from helpers.data.preferences import read_records
 from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
+from helpers.models import POOLINGS
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
 from helpers.statistics import proportion
@@ -72,6 +73,18 @@ def test_training_moves_adapter_and_head_and_nothing_else(records):
     ]
     with run.reward.use_adapter():
         assert policy.active_adapter == "reward"
+
+
+@pytest.mark.parametrize("head", ["mlp", "fusion"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_every_pooling_is_trained_with_its_own_weights(records, pooling, head):
+    settings = dataclasses.replace(QUICK, pooling=pooling, head=head, evaluations=1)
+    # of three steps, as the first one moves only one half of an adapter
+    run = trainer(models.load_model("tiny"), records[:12], settings)
+    start = weights(run.reward)
+    assert ("pooling.query" in start) == (pooling == "attention")
+    run.train()
+    assert all(not torch.equal(value, start[name]) for name, value in weights(run.reward).items())
 
 
 def first_step(run):
@@ -236,6 +249,8 @@ def finished_run(records, tmp_path_factory):
         ({"learning_rate": 1e-4}, r"learning_rate \(0\.002, here 0\.0001\)"),
         ({"objective": "focal"}, r"objective \('bradley_terry', here 'focal'\)"),
         ({"head": "linear"}, "head"),
+        ({"pooling": "last"}, r"pooling \(mean, here last\)"),
+        ({"pooling": "attention"}, r"pooling"),
         ({"epochs": 2}, "epochs"),
         ({"margin_weight": 1.0}, "margin_weight"),
         ({"lora": LoraSettings(r=3)}, r"lora\.r"),
@@ -248,9 +263,9 @@ def test_another_setting_is_another_run(records, finished_run, change, named):
 
 
 def test_other_data_seeds_and_weights_are_other_runs(records, finished_run):
-    def refused(named, rows=records, held_out=records[:8], seed=0, first=0, **how):
+    def refused(named, rows=records, held_out=records[:8], seed=0, first=0, own=QUICK, **how):
         model = models.load_model("tiny")
-        reward = reward_model.new_reward_model(*model, QUICK, first, **how)
+        reward = reward_model.new_reward_model(*model, own, first, **how)
         with pytest.raises(UsageError, match=rf"of a run with other {named}\. Put that back"):
             RewardTrainer(reward, rows, held_out, QUICK, seed, finished_run)
 
@@ -263,6 +278,8 @@ def test_other_data_seeds_and_weights_are_other_runs(records, finished_run):
     refused(r"seed \(0, here 1\)", seed=1, first=1)
     refused("first_weights", first=1)
     refused(r"sees_images \(True, here False\)", sees_images=False)
+    # what the model does counts, whatever the settings say
+    refused(r"pooling \(mean, here last\)", own=dataclasses.replace(QUICK, pooling="last"))
 
 
 def test_another_processor_is_another_run(records, finished_run):

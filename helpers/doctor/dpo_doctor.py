@@ -5,6 +5,7 @@ with them is decided in `helpers/doctor/dpo_rules.py`. Taught in notebook 04.
 """
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -149,6 +150,13 @@ class DPODoctor(RunDoctor, TrainerCallback):
 
     def _sample(self, model: PeftModel, step: int) -> None:
         started = time.monotonic()
+        for known in self.run.samples[-1:]:
+            # a step may break the weights after its loss was logged; the next log will say so
+            images, prompts, answers = self.images[:1], self.prompts[:1], known.answers[:1]
+            (logp,) = _logps(model, self.processor, images, prompts, answers)
+            if not math.isfinite(logp):
+                print(f"No answers are sampled at step {step}: a log-probability is {logp}.")
+                return
         sample = sight_sample(model, self.processor, self.images, self.prompts, step)
         self.run = replace(self.run, samples=[*self.run.samples, sample])
         self.watching += time.monotonic() - started
@@ -168,10 +176,11 @@ class DPODoctor(RunDoctor, TrainerCallback):
         cls,
         processor: ProcessorMixin,
         records: Sequence[PreferenceRecord],
+        every: int = 20,
     ) -> "DPODoctor":
         """Watch the answers to the first image and the last turn of records, not trained on."""
         images = [record.image_paths[0] for record in records]
-        return cls(processor, images, [record.prompt[-1].content for record in records])
+        return cls(processor, images, [record.prompt[-1].content for record in records], every)
 
     def state(self) -> str:
         """One line: how far the run is and how it does."""

@@ -54,7 +54,8 @@ ACCURACY_GAP = 0.05
 CENSUS_STEPS = 5  # LoRA's A has no gradient while B = 0, which lasts two steps with a warm-up
 LENGTH_GROWTH = 2  # times the length at the start
 REPETITION_GROWTH = 0.25  # more repeated 3-grams than at the start; healthy runs of PPO: under 0.02
-COLLAPSE_NATS = 5.0  # an answer e^5 = 148 times as likely as under the reference; healthy: to 4.3
+FAR_NATS = 5.0  # an answer e^5 = 148 times as likely as under the reference
+FAR_SHARE = 1 / 3  # of the answers, surely: 6 of 8; healthy: at most 2
 SIGHT_NATS = 0.1  # an answer e^0.1 = 1.1 times likelier with its own image
 SIGHT_LEFT = 0.1  # share of the start
 # of the token limit: an answer tokenised again may be a little shorter than it was sampled
@@ -92,6 +93,11 @@ class AnswerSample:
     def kl(self) -> Mean:
         """KL divergence of the policy from the reference, estimated on the answers, nats each."""
         return mean_interval(np.subtract(self.logps, self.reference_logps))
+
+    def far_share(self, nats: float) -> Proportion:
+        """Share of the answers that are so many nats likelier than under the reference."""
+        gains = np.subtract(self.logps, self.reference_logps)
+        return proportion(int((gains > nats).sum()), len(gains))
 
 
 class Tower(NamedTuple):
@@ -461,14 +467,14 @@ def _answers_leave_the_reference(run, samples):
     How far is too far depends on the reference: free text varies more than one short sentence, so
     that its answers have a lower log-probability from the start.
     """
-    kl = samples[-1].kl
-    usual = -float(np.mean(samples[0].reference_logps))
+    limit = max(FAR_NATS, -float(np.mean(samples[0].reference_logps)))
+    far = samples[-1].far_share(limit)
     chosen = mean_of(run.recent, "rewards/chosen").value / run.beta if run.recent else 0.0
-    if kl.low > max(COLLAPSE_NATS, usual) and chosen < 0:
+    if far.low > FAR_SHARE and chosen < 0:
         return (
-            f"its own answers are {kl} nats likelier than under the reference, whose own have "
-            f"log-probabilities of about {-usual:.2g}, and the chosen ones of the last "
-            f"{RECENT_ROWS} rows by {-chosen:.2g} nats less likely; "
+            f"{far} of its own answers are over {limit:.2g} nats likelier than under the reference "
+            f"({samples[-1].kl.value:.3g} on average), and the chosen ones of the last "
+            f"{RECENT_ROWS} rows {-chosen:.2g} nats less likely; "
             f"e.g. {samples[-1].answers[0][:60]!r}."
         )
 

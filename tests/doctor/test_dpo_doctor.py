@@ -175,13 +175,13 @@ class StopAt(TrainerCallback):
 def test_a_collapse_is_called_at_a_quarter_of_the_steps_and_not_where_an_sft_term_prevents_it(
     watch,
 ):
-    """With both, loss and pair accuracy are splendid."""
-    settings = {"steps": 40, "every": 20, "learning_rate": 3e-3, "beta": 0.1, "batch_size": 16}
+    """In both the loss falls."""
+    settings = {"steps": 28, "every": 28, "learning_rate": 3e-3, "beta": 0.1, "warmup_share": 0.0}
     for sft_weight, said in ((0.0, True), (1.0, False)):
-        watched = watch(callbacks=[StopAt(10)], sft_weight=sft_weight, **settings)
-        assert [sample.step for sample in watched.doctor.run.samples] == [0, 10]
+        watched = watch(callbacks=[StopAt(7)], sft_weight=sft_weight, **settings)
+        assert [sample.step for sample in watched.doctor.run.samples] == [0, 7]
         assert ("collapse" in kinds(watched)) == said, watched.printed
-        assert np.mean([row["rewards/accuracies"] for row in watched.log[-5:]]) > 0.8
+        assert watched.log[-1]["loss"] < watched.log[0]["loss"]
 
 
 def test_a_healthy_run_gives_a_gradient_to_every_tensor_of_the_language_model_only(healthy):

@@ -211,17 +211,12 @@ def test_answers_that_leave_the_reference_while_the_chosen_ones_sink():
         samples = [first or sample(), own(gain)]
         return found(rows, samples=samples, beta=0.1, **about).get("collapse")
 
-    # all equal, so that the interval is a point; β 0.1: −0.1 is −1 nat
-    said = collapse(5.1)
-    assert "5.1 [5.1, 5.1] nats likelier than under the reference" in said
-    assert "about -1.2, and the chosen ones of the last 5 rows by 1 nats less likely" in said
-    assert collapse(4.9) is None
-    # 4 … 11, mean 7.5, s = 2.449, t(7) = 2.365, half width 2.365 · 2.449 / √8 = 2.05: 5.45 > 5
-    assert collapse([float(n) for n in range(4, 12)])
-    # 3.5 … 10.5: 4.95
-    assert collapse([n - 0.5 for n in range(4, 12)]) is None
-    # one odd answer among eight is none: 15 and 1 have the mean 2.75 [−1.4, 6.9]
-    assert collapse([15.0] + [1.0] * 7) is None
+    # Wilson's interval of 6 of 8 is [.409, .929], of 5 of 8 [.306, .863]; β 0.1: −0.1 is −1 nat
+    said = collapse([5.2] * 6 + [0.0] * 2)
+    assert said.startswith("0.750 [0.409, 0.929] (n = 8) of its own answers are over 5 nats")
+    # 6 · 5.2 / 8 = 3.9
+    assert "(3.9 on average), and the chosen ones of the last 5 rows 1 nats less likely" in said
+    assert collapse(4.9) is None and collapse([50.0] * 5 + [0.0] * 3) is None
     # a policy that goes as far to the chosen answers
     assert collapse(20.0, rows=log(10, chosen=0.1)) is None
     # free text, whose own answers have −40: as far again

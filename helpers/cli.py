@@ -21,7 +21,14 @@ from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
 # other settings in the artifacts is kept under another name.
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "03": {"HEADS": ("mlp",), "OBJECTIVES": ("bradley_terry",), "REPLACE": True},
-    "04": {"SEEDS": (0, 1, 2), "GALLERY_STEPS": 0, "SWEEP": (), "ROUNDS": 0, "REPLACE": True},
+    "04": {
+        "SEEDS": (0, 1, 2),
+        "GALLERY_STEPS": 0,
+        "HIGH_RATE_STEPS": 0,
+        "SWEEP": (),
+        "ROUNDS": 0,
+        "REPLACE": True,
+    },
     "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0, "REPLACE": True},
     "07": {"POLICIES": ("dpo/*", "sft/seed-0", "ppo/ppo")},
 }

@@ -34,4 +34,5 @@ def sample(step=0, **values):
         "tokens": [20] * 8,
         "repeated": [0.1] * 8,
     }
-    return AnswerSample(step=step, limit=64, **(healthy | {"sight": [5.0] * 8} | values))
+    healthy |= {"sight": [5.0] * 8, "logps": [-1.0] * 8, "reference_logps": [-1.2] * 8}
+    return AnswerSample(step=step, limit=64, **(healthy | values))

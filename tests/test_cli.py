@@ -42,7 +42,7 @@ def test_settings_are_python_literals_or_text():
         (["run", "77"], "no notebook '77': choose one of 01_load_model"),
         (
             ["run", "04", "--set", "STPES=3"],
-            "unknown parameter 'STPES': these notebooks have GALLERY_STEPS, MODEL, PRESET, REPLACE",
+            "unknown parameter 'STPES': these notebooks have GALLERY_STEPS, HIGH_RATE_STEPS, MODEL",
         ),
     ],
 )

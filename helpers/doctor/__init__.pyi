@@ -29,6 +29,7 @@ from .dry_run import (
     evenly_spaced as evenly_spaced,
     forecast_run as forecast_run,
     loss_of as loss_of,
+    preference_only as preference_only,
     restoring_state as restoring_state,
     time_pass as time_pass,
     training_mode as training_mode,
@@ -61,6 +62,14 @@ from .ppo_rules import (
     follow_ppo as follow_ppo,
     look_ppo as look_ppo,
     replay_ppo as replay_ppo,
+)
+from .reach import (
+    AIM_MARGIN as AIM_MARGIN,
+    LEAST_MARGIN as LEAST_MARGIN,
+    Reach as Reach,
+    check_reach as check_reach,
+    margin_slope as margin_slope,
+    step_rates as step_rates,
 )
 from .verdicts import (
     Course as Course,

@@ -3,13 +3,13 @@
 Each is a way in which preference training of a vision-language model has failed in silence: the
 image never inserted into the prompt, pictures blank or reduced beyond recognition, rows cut,
 weights in the wrong precision, a base whose figures are not numbers, pairs equal after
-tokenisation, a policy that does not start at the reference, gradients that reach nothing, answers
-that ignore the image, a loss that cannot fall.
-Those of the inputs are in `helpers/doctor/input_checks.py`, those of the model here, time and
-memory in `helpers/doctor/dry_run.py`. Taught in notebook 04.
+tokenisation, a policy that does not start at the reference, gradients that reach nothing, learning
+rates that add up to too little, answers that ignore the image, a loss that cannot fall. Those of
+the inputs are in `helpers/doctor/input_checks.py`, that of the learning rate in
+`helpers/doctor/reach.py`, those of the model here, time and memory in `helpers/doctor/dry_run.py`.
+Taught in notebook 04.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +32,7 @@ from .dry_run import (
     evenly_spaced,
     forecast_run,
     loss_of,
+    preference_only,
     restoring_state,
     training_mode,
 )
@@ -46,6 +47,7 @@ from .input_checks import (
     check_truncation,
     row_inputs,
 )
+from .reach import check_reach
 
 LN2 = math.log(2)  # loss of a policy that equals its reference
 START_TOLERANCE = 1e-3  # of that loss, beside what rounding explains
@@ -120,6 +122,7 @@ def _run(trainer: DPOTrainer, pairs: int, checks: PreflightChecks) -> Iterator[C
     yield check_end_of_turn(trainer, batches)
     yield _check_ln2(trainer, batches)
     yield _check_gradients(trainer, batches[0], trainable)
+    yield check_reach(trainer, batches, trainable)
     yield _check_image_matters(trainer, batches, examples)
     yield _check_learning_by_heart(trainer, _choose_different(examples, 4), trainable)
     checks.forecast = forecast_run(trainer, rows)
@@ -178,22 +181,9 @@ def _check_language(trainer: DPOTrainer) -> Check:
     return Check("plain English", is_number, measured, remedy)
 
 
-@contextlib.contextmanager
-def _preference_only(trainer: DPOTrainer) -> Iterator[None]:
-    """The preference term alone, without SFT and image terms."""
-    alone = {"loss_types": ["sigmoid"], "loss_weights": [1.0]}
-    alone |= {name: 0.0 for name in ("image_weight", "anchor_weight") if hasattr(trainer, name)}
-    before = {name: getattr(trainer, name) for name in (*alone, "beta")}
-    vars(trainer).update(alone)
-    try:
-        yield
-    finally:
-        vars(trainer).update(before)
-
-
 @torch.no_grad()
 def _check_ln2(trainer: DPOTrainer, batches: Batches) -> Check:
-    with _preference_only(trainer):
+    with preference_only(trainer):
         losses = [float(loss_of(trainer, batch)) for batch in batches]
     # the one that is farthest off; a loss that is no number most of all
     loss = max(losses, key=lambda value: math.inf if math.isnan(value) else abs(value - LN2))
@@ -309,7 +299,7 @@ def _check_learning_by_heart(trainer: DPOTrainer, examples: Examples, trainable:
     optimizer = torch.optim.AdamW(weights or [torch.zeros(1)], weight_decay=0.0)
     batches = _batches(trainer, examples)
     losses = []
-    with _preference_only(trainer), training_mode(trainer):
+    with preference_only(trainer), training_mode(trainer):
         trainer.beta = 1.0 if trainer.beta > 0 else trainer.beta
         for rate in (*BY_HEART_RATES, 0.0):
             # the gradient over all pairs; a batch has two rows a pair and counts by its size

@@ -5,6 +5,7 @@ with them is decided in `helpers/doctor/dpo_rules.py`. Taught in notebook 04.
 """
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,15 +13,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerState
+from transformers import ProcessorMixin, TrainerCallback, TrainerState
 
 from helpers.data import PreferenceRecord
 from helpers.files import open_image, write_text
 from helpers.machine import TRAINER_STATE
-from helpers.models import Packer, answer_logps, generate_answers, user_message
+from helpers.models import (
+    Packer,
+    answer_logps,
+    evaluation_mode,
+    generate_answers,
+    user_message,
+)
 from helpers.statistics import repeated_share
+from helpers.training import as_reference
 
 from .dpo_rules import (
     DPO_KINDS,
@@ -42,8 +51,9 @@ DOCTOR_FILE = "doctor.json"  # in a checkpoint: what the doctor has seen beside 
 class DPODoctor(RunDoctor, TrainerCallback):
     """Examines a run at each log, and samples answers every `every` steps, the first before it.
 
-    images, prompts: held out, fixed and all different, about 8. Sampling leaves the random numbers
-    of training alone. `watching` counts the seconds it took.
+    A run of few steps is sampled after a quarter of them, too. images, prompts: held out, fixed and
+    all different, about 8. Sampling leaves the random numbers of training alone. `watching` counts
+    the seconds it took.
     """
 
     def __init__(
@@ -122,15 +132,31 @@ class DPODoctor(RunDoctor, TrainerCallback):
             if self.copy:
                 self.good = self.copy
                 self.copy = None
-            if state.global_step >= self.run.samples[-1].step + self.every:
+            if self._is_due(state.global_step):
                 self._sample(model, state.global_step)
         self.tell(look_dpo(self.run), self.run.step)
         if broken:
             control.should_training_stop = True
             self._put_back(model)
 
-    def _sample(self, model: PreTrainedModel, step: int) -> None:
+    def _is_due(self, step: int) -> bool:
+        """Is it time for another sample: `every` steps on, or at a quarter of a short run?"""
+        last = self.run.samples[-1].step
+        if step // self.every > last // self.every:
+            return True
+        # a sample is judged beside the rows of a quick look
+        is_second = len(self.run.samples) == 1 and bool(self.run.recent)
+        return is_second and 4 * step >= self.run.planned
+
+    def _sample(self, model: PeftModel, step: int) -> None:
         started = time.monotonic()
+        for known in self.run.samples[-1:]:
+            # a step may break the weights after its loss was logged; the next log will say so
+            images, prompts, answers = self.images[:1], self.prompts[:1], known.answers[:1]
+            (logp,) = _logps(model, self.processor, images, prompts, answers)
+            if not math.isfinite(logp):
+                print(f"No answers are sampled at step {step}: a log-probability is {logp}.")
+                return
         sample = sight_sample(model, self.processor, self.images, self.prompts, step)
         self.run = replace(self.run, samples=[*self.run.samples, sample])
         self.watching += time.monotonic() - started
@@ -150,10 +176,11 @@ class DPODoctor(RunDoctor, TrainerCallback):
         cls,
         processor: ProcessorMixin,
         records: Sequence[PreferenceRecord],
+        every: int = 20,
     ) -> "DPODoctor":
         """Watch the answers to the first image and the last turn of records, not trained on."""
         images = [record.image_paths[0] for record in records]
-        return cls(processor, images, [record.prompt[-1].content for record in records])
+        return cls(processor, images, [record.prompt[-1].content for record in records], every)
 
     def state(self) -> str:
         """One line: how far the run is and how it does."""
@@ -214,13 +241,16 @@ def _tower(name: str) -> str:
 
 @torch.no_grad()
 def sight_sample(
-    model: PreTrainedModel,
+    model: PeftModel,
     processor: ProcessorMixin,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     step: int,
 ) -> AnswerSample:
-    """Sample one answer to each image, and see how much likelier it is than with the next image."""
+    """Sample one answer to each image, and compare how likely it is.
+
+    Beside the policy with its own image: the policy with the next image, and the reference.
+    """
     answers = generate_answers(
         model,
         processor,
@@ -230,34 +260,38 @@ def sight_sample(
         max_new_tokens=MAX_NEW_TOKENS,
         description=f"answers at step {step}",
     )
-    # log p of each answer with its own image, less that with the next one
-    was_training = model.training
-    model.eval()
-    sight = []
     others = [*images[1:], images[0]]
-    for own, other, prompt, answer in zip(images, others, prompts, answers, strict=True):
-        logp = _logp(model, processor, own, prompt, answer)
-        sight.append(logp - _logp(model, processor, other, prompt, answer))
-    model.train(was_training)
+    with evaluation_mode(model):
+        logps = _logps(model, processor, images, prompts, answers)
+        of_others = _logps(model, processor, others, prompts, answers)
+        with as_reference(model):
+            reference_logps = _logps(model, processor, images, prompts, answers)
+    sight = [own - other for own, other in zip(logps, of_others, strict=True)]
     tokens = []
     repeated = []
     for answer in answers:
         ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
         tokens.append(len(ids))
         repeated.append(repeated_share(ids))
-    return AnswerSample(step, answers, tokens, repeated, sight, MAX_NEW_TOKENS)
+    return AnswerSample(
+        step, answers, tokens, repeated, sight, logps, reference_logps, MAX_NEW_TOKENS
+    )
 
 
-def _logp(
-    model: PreTrainedModel,
+def _logps(
+    model: PeftModel,
     processor: ProcessorMixin,
-    image: Image.Image,
-    prompt: str,
-    answer: str,
-) -> float:
-    """Log-probability of one answer.
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    answers: Sequence[str],
+) -> list[float]:
+    """Log-probability of each answer.
 
     One at a time, because logits of a large vocabulary would fill a small GPU.
     """
-    row = Packer(model, processor, packs=False)([[user_message(prompt)]], [[image]], [[answer]])
-    return float(answer_logps(model, row).sum())
+    pack = Packer(model, processor, packs=False)
+    logps = []
+    for image, prompt, answer in zip(images, prompts, answers, strict=True):
+        row = pack([[user_message(prompt)]], [[image]], [[answer]])
+        logps.append(float(answer_logps(model, row).sum()))
+    return logps

@@ -54,6 +54,8 @@ ACCURACY_GAP = 0.05
 CENSUS_STEPS = 5  # LoRA's A has no gradient while B = 0, which lasts two steps with a warm-up
 LENGTH_GROWTH = 2  # times the length at the start
 REPETITION_GROWTH = 0.25  # more repeated 3-grams than at the start; healthy runs of PPO: under 0.02
+FAR_NATS = 5.0  # an answer e^5 = 148 times as likely as under the reference
+FAR_SHARE = 1 / 3  # of the answers, surely: 6 of 8; healthy: at most 2
 SIGHT_NATS = 0.1  # an answer e^0.1 = 1.1 times likelier with its own image
 SIGHT_LEFT = 0.1  # share of the start
 # of the token limit: an answer tokenised again may be a little shorter than it was sampled
@@ -78,12 +80,24 @@ class AnswerSample:
     tokens: Sequence[int]  # in the text
     repeated: Sequence[float]  # share of the 3-grams of tokens that were there before
     sight: Sequence[float]  # log p(answer | its image) − log p(answer | the next image)
+    logps: Sequence[float]  # log p(answer | its image) under the policy
+    reference_logps: Sequence[float]  # the same under the reference
     limit: int  # max_new_tokens
 
     @property
     def cut_share(self) -> Proportion:
         """Share of the answers that used up the limit instead of ending."""
         return proportion(sum(n >= CUT_LENGTH * self.limit for n in self.tokens), len(self.tokens))
+
+    @property
+    def kl(self) -> Mean:
+        """KL divergence of the policy from the reference, estimated on the answers, nats each."""
+        return mean_interval(np.subtract(self.logps, self.reference_logps))
+
+    def far_share(self, nats: float) -> Proportion:
+        """Share of the answers that are so many nats likelier than under the reference."""
+        gains = np.subtract(self.logps, self.reference_logps)
+        return proportion(int((gains > nats).sum()), len(gains))
 
 
 class Tower(NamedTuple):
@@ -281,6 +295,16 @@ def _margin_now(run, late):
     return f"the margin is {margin}; pairs preferred the right way: {_right_share(run, late)}."
 
 
+def _rate_is_zero(run, recent):
+    """A schedule of its own begins at 0 for one step at most: its warm-up goes on from there."""
+    if all(row.get("learning_rate") == 0 for row in recent):
+        return f"the learning rate was 0 in all of the last {len(recent)} rows."
+
+
+def _rate_now(run, recent):
+    return f"the learning rate is {recent[-1].get('learning_rate')}."
+
+
 # --- does it go wrong? ---
 
 
@@ -436,6 +460,25 @@ def _length_changes(run, samples):
         return f"they have {length:.0f} tokens, and had {usual:.0f} at first."
 
 
+def _answers_leave_the_reference(run, samples):
+    """Far from the reference, and yet not nearer to the chosen answers.
+
+    A policy that learns a new kind of answer goes as far, but then the chosen ones get likelier.
+    How far is too far depends on the reference: free text varies more than one short sentence, so
+    that its answers have a lower log-probability from the start.
+    """
+    limit = max(FAR_NATS, -float(np.mean(samples[0].reference_logps)))
+    far = samples[-1].far_share(limit)
+    chosen = mean_of(run.recent, "rewards/chosen").value / run.beta if run.recent else 0.0
+    if far.low > FAR_SHARE and chosen < 0:
+        return (
+            f"{far} of its own answers are over {limit:.2g} nats likelier than under the reference "
+            f"({samples[-1].kl.value:.3g} on average), and the chosen ones of the last "
+            f"{RECENT_ROWS} rows {-chosen:.2g} nats less likely; "
+            f"e.g. {samples[-1].answers[0][:60]!r}."
+        )
+
+
 def _answers_repeat(run, samples):
     usual, repeats = (np.mean(sample.repeated) for sample in (samples[0], samples[-1]))
     if repeats > usual + REPETITION_GROWTH:
@@ -447,8 +490,9 @@ def _sample_now(run, samples):
     return (
         f"of the {len(last.answers)} answers of step {last.step} {len(set(last.answers))} differ; "
         f"they have {np.mean(last.tokens):.0f} tokens, {np.mean(last.repeated):.0%} of their "
-        f"3-grams are repeats, {last.cut_share.value:.0%} are cut off, and its own image makes one "
-        f"{np.mean(last.sight):.2g} nats likelier than another."
+        f"3-grams are repeats, {last.cut_share.value:.0%} are cut off, its own image makes one "
+        f"{np.mean(last.sight):.2g} nats likelier than another, and they are {last.kl.value:.2g} "
+        "nats likelier than under the reference."
     )
 
 
@@ -484,11 +528,13 @@ DPO_RULES: Rules = {
     "chance accuracy": Rule("late", _margin_now, (_accuracy_is_chance,)),
     "diverging": Rule("recent", _loss_now, (_rejected_is_preferred, _loss_grows)),
     "chosen sinks": Rule("recent", _chosen_now, (_chosen_sinks,)),
+    "rate zero": Rule("recent", _rate_now, (_rate_is_zero,)),
     "gradient explodes": Rule("with_norms", _norm_now, (_gradient_explodes,)),
     "saturated": Rule("with_norms", _norm_now, (_gradient_is_gone,)),
     "entropy": Rule("with_tokens", _tokens_now, (_entropy_changes,)),
     "foreign text": Rule("with_tokens", _tokens_now, (_is_sure_and_wrong,)),
     "answers do not end": Rule("samples", _sample_now, (_answers_are_cut,)),
+    "collapse": Rule("samples", _sample_now, (_answers_leave_the_reference,)),
     "blind": Rule("samples", _sample_now, (_image_does_not_matter,)),
     "one answer": Rule("samples", _sample_now, (_one_answer_to_all,)),
     "answers fall apart": Rule("samples", _sample_now, (_length_changes, _answers_repeat)),

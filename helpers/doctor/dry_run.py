@@ -1,8 +1,9 @@
 """What a training run will take: a dry step of the very trainer that will train.
 
 It is timed and weighed. Also what such trials need: `restoring_state` puts everything back that a
-trial touches, `training_mode` makes the model compute as it will in training. Used by
-`helpers/doctor/checks.py`, taught in notebook 04.
+trial touches, `training_mode` makes the model compute as it will in training, `preference_only`
+leaves out other terms of the loss. Used by `helpers/doctor/checks.py` and
+`helpers/doctor/reach.py`, taught in notebook 04.
 
 Simplifications: the optimizer's own time is left out, and so is that steps of long rows are slower.
 """
@@ -150,6 +151,19 @@ def training_mode(trainer: DPOTrainer) -> Iterator[None]:
         model.eval()
         if checkpointing:
             model.gradient_checkpointing_disable()
+
+
+@contextlib.contextmanager
+def preference_only(trainer: DPOTrainer) -> Iterator[None]:
+    """The preference term alone, without SFT and image terms."""
+    alone = {"loss_types": ["sigmoid"], "loss_weights": [1.0]}
+    alone |= {name: 0.0 for name in ("image_weight", "anchor_weight") if hasattr(trainer, name)}
+    before = {name: getattr(trainer, name) for name in (*alone, "beta")}
+    vars(trainer).update(alone)
+    try:
+        yield
+    finally:
+        vars(trainer).update(before)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,7 @@ from .trl_runs import (
     ProgressBar as ProgressBar,
     TRLRun as TRLRun,
     adapter_hash as adapter_hash,
+    as_reference as as_reference,
     common_options as common_options,
     is_fresh as is_fresh,
     trained_weights as trained_weights,

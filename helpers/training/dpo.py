@@ -15,7 +15,6 @@ Taught in notebook 04.
 
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +36,10 @@ from helpers.models import VLM, Packer, ReferenceLogps, reference_hash
 from .checkpoint import Checkpoints, run_identity
 from .collators import AnswerForward, PairCollator
 from .trl_runs import (
-    REFERENCE_ADAPTER,
     ProgressBar,
     TRLRun,
     adapter_hash,
+    as_reference,
     common_options,
     is_fresh,
     with_one_adapter,
@@ -140,7 +139,7 @@ class VLMDPOTrainer(TRLRun, DPOTrainer):
             # a copy of an adapter with dropout is a reference without
             was_training = self.model.training
             self.model.eval()
-            with self._reference_adapter():
+            with as_reference(self.model):
                 output = AnswerForward(self.model)(**inputs)
             # the sums over tokens are TRL's, as those of the policy
             columns = [*self.compute_ref_log_probs(lambda **_: output, inputs)]
@@ -150,12 +149,6 @@ class VLMDPOTrainer(TRLRun, DPOTrainer):
             kept = torch.stack(columns, dim=1)
             store.add(inputs["keys"], kept)
         return kept.to(self.accelerator.device)
-
-    def _reference_adapter(self) -> AbstractContextManager:
-        """The model as the reference: the frozen copy of an adapter, or the base alone."""
-        if REFERENCE_ADAPTER in self.model.peft_config:
-            return models.use_adapter(self.model, REFERENCE_ADAPTER)
-        return models.disable_adapters(self.model)
 
     def _log_images(self, margin: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]

@@ -7,6 +7,7 @@ that a run goes on from its last whole checkpoint, is said here once for all of 
 """
 
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,13 @@ def with_one_adapter(
         model.delete_adapter(REFERENCE_ADAPTER)
     _align_special_tokens(model, processor)
     return model
+
+
+def as_reference(model: PeftModel) -> AbstractContextManager:
+    """The model as the reference inside: the frozen copy of an adapter, or the base alone."""
+    if REFERENCE_ADAPTER in model.peft_config:
+        return models.use_adapter(model, REFERENCE_ADAPTER)
+    return models.disable_adapters(model)
 
 
 def is_fresh(model: PeftModel) -> bool:

@@ -27,7 +27,8 @@ NAMES = [
     "chosen ≠ rejected",
     "end of turn",
 ]
-NAMES += ["first-step loss", "gradient", "image matters", "four pairs by heart", "memory"]
+NAMES += ["first-step loss", "gradient", "learning rate", "image matters", "four pairs by heart"]
+NAMES += ["memory"]
 PAIRS = 4
 
 
@@ -117,7 +118,7 @@ def test_a_healthy_run_passes_and_is_left_as_it_was(trainer, capsys):
     assert [check.name for check in checks] == NAMES
     assert all(check.passed for check in checks)
     printed = capsys.readouterr().out
-    assert printed.count("✓") == len(NAMES) == 13 and "Forecast: " in printed and "⚠" not in printed
+    assert printed.count("✓") == len(NAMES) == 14 and "Forecast: " in printed and "⚠" not in printed
     assert_same(before, snapshot(trainer))
 
 
@@ -276,7 +277,7 @@ def test_a_frozen_adapter_is_noticed(trainer):
 def test_a_wholly_frozen_model_is_noticed(trainer):
     trainer.model.requires_grad_(False)
     findings = failed(trainer)
-    assert findings.keys() == {"gradient", "four pairs by heart"}
+    assert findings.keys() == {"gradient", "learning rate", "four pairs by heart"}
     assert findings["gradient"].startswith("reaches 0 of 21 adapter layers")
     assert findings["four pairs by heart"].startswith(
         "preference loss 0.69 → 0.693 after 0 updates"
@@ -373,6 +374,21 @@ def test_a_strongly_reduced_image_is_a_warning(make, capsys):
     )
 
 
+def test_a_learning_rate_that_adds_up_to_nothing_is_noticed(trainer):
+    """120 steps of 1e-8 at the peak, 6e-7 in all: not a thousandth of a nat."""
+    trainer.args.learning_rate = 1e-8
+    findings = failed(trainer)
+    assert findings.keys() == {"learning rate"}
+    assert findings["learning rate"].startswith("120 steps move the margin by at most 0.0")
+
+
+def test_a_learning_rate_that_adds_up_to_little_is_a_warning(make, capsys):
+    checks = preflight.preflight(make(learning_rate=1e-6), PAIRS)
+    (found,) = [check for check in checks if not check.passed]
+    assert found.name == "learning rate" and found.warns
+    assert "⚠️  learning rate: Raise learning_rate" in capsys.readouterr().out
+
+
 def test_a_forecast_over_the_gpus_memory_is_a_warning():
     fits = Forecast(2.0, 1.0, 3.0, 10.0, 16.0, 4)
     assert preflight._check_memory(fits).passed and "batches of 4 pairs are likely to fit" in str(
@@ -427,7 +443,9 @@ def test_mdpo_and_all_other_terms_are_switched_off_for_the_first_loss(make):
 @pytest.mark.parametrize("packed", [True, False])
 def test_checkpointing_small_batches_and_dropout_do_not_disturb_the_checks(make, packed):
     lora = LoraSettings(r=8, alpha=16, dropout=0.05, target_modules=ATTENTION)
-    trainer = make(packed=packed, lora=lora, gradient_checkpointing=True, batch_size=3, beta=0.1)
+    trainer = make(
+        packed=packed, lora=lora, gradient_checkpointing=True, batch_size=3, beta=0.1, steps=800
+    )
     before = snapshot(trainer)
     assert all(check.passed for check in preflight.preflight(trainer, PAIRS))
     assert_same(before, snapshot(trainer))

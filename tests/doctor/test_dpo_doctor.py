@@ -127,11 +127,61 @@ def blank(image):
 def test_a_healthy_run_has_no_finding(healthy):
     assert healthy.doctor.verdicts == [] and healthy.printed == ""
     assert healthy.doctor.state().startswith("Step 24 of 24, healthy so far: loss 0.")
-    assert [sample.step for sample in healthy.doctor.run.samples] == [0, 12, 24]
+    # a quarter of the steps, and every 12
+    assert [sample.step for sample in healthy.doctor.run.samples] == [0, 6, 12, 24]
 
 
 def test_a_doctor_that_has_seen_nothing_says_so(tiny):
     assert "No step yet." in DPODoctor(tiny[1], [], [])._repr_html_()
+
+
+def test_the_steps_at_which_answers_are_sampled(tiny):
+    """A quarter of a short run is before the first regular one; a long one needs no other."""
+
+    def sampled(planned, every=20):
+        doctor = DPODoctor(tiny[1], [], [], every=every)
+        steps = [0]
+        for step in range(1, planned + 1):
+            taken = [sample(taken) for taken in steps]
+            doctor.run = DPOHistory(log(step), 8, 1.0, planned, samples=taken)
+            if doctor._is_due(step):
+                steps.append(step)
+        return steps[1:]
+
+    assert sampled(40) == [10, 20, 40] and sampled(24) == [6, 20]
+    assert sampled(80) == [20, 40, 60, 80] and sampled(100) == [20, 40, 60, 80, 100]
+    # five rows are a quick look
+    assert sampled(8) == [5] and sampled(4) == []
+
+
+def test_a_sample_compares_with_the_reference(healthy, held_out):
+    """At the start they are one model; later the reference is still the base."""
+    first, *_, last = healthy.doctor.run.samples
+    assert first.logps == pytest.approx(first.reference_logps, abs=1e-4)
+    assert last.logps != pytest.approx(last.reference_logps, abs=1e-2)
+    base, processor = models.load_model("tiny")
+    of_base = run_doctor._logps(base, processor, *held_out, last.answers)
+    assert last.reference_logps == pytest.approx(of_base, abs=1e-4)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_a_collapse_is_called_at_a_quarter_of_the_steps_and_not_where_an_sft_term_prevents_it(
+    watch,
+):
+    """In both the loss falls."""
+    settings = {"steps": 28, "every": 28, "learning_rate": 3e-3, "beta": 0.1, "warmup_share": 0.0}
+    for sft_weight, said in ((0.0, True), (1.0, False)):
+        watched = watch(callbacks=[StopAt(7)], sft_weight=sft_weight, **settings)
+        assert [sample.step for sample in watched.doctor.run.samples] == [0, 7]
+        assert ("collapse" in kinds(watched)) == said, watched.printed
+        assert watched.log[-1]["loss"] < watched.log[0]["loss"]
 
 
 def test_a_healthy_run_gives_a_gradient_to_every_tensor_of_the_language_model_only(healthy):
@@ -146,7 +196,7 @@ def test_the_doctor_disturbs_neither_the_random_numbers_nor_the_weights(watch):
     """The same run, with dropout, sampled at every step and never."""
     settings = {"steps": 4, "lora": LoraSettings(dropout=0.1)}
     often, once = watch(every=1, **settings), watch(every=100, **settings)
-    assert len(often.doctor.run.samples) == 5 and len(once.doctor.run.samples) == 1
+    assert len(often.doctor.run.samples) == 5 and len(once.doctor.run.samples) == 1  # no 5 rows
     assert [row["loss"] for row in often.log] == pytest.approx(
         [row["loss"] for row in once.log], abs=1e-6
     )

@@ -119,6 +119,17 @@ def test_a_number_that_is_not_finite_is_the_only_finding():
     assert found(broken, samples=samples) == {"not finite": "rewards/margins is nan."}
 
 
+def test_a_learning_rate_that_stays_at_0():
+    """As of a second schedule for an optimizer that the first set to the 0 of its warm-up."""
+    stays = log(5, learning_rate=0.0, margins=0.0, accuracies=0.0)
+    assert found(stays) == {"rate zero": "the learning rate was 0 in all of the last 5 rows."}
+    assert "rate zero" not in found(log(4, learning_rate=0.0)), "too early to tell"
+    assert found(log(5, learning_rate=lambda step: 1e-4 * (step > 1))) == {}, "a warm-up"
+    assert stretches(log(20, learning_rate=lambda step: 1e-4 * (step > 8))) == [
+        ("rate zero", 5, 14)
+    ]
+
+
 def test_both_answers_sinking():
     # The reference gives −20, so the limit is max(1, 2) nats; β 0.1: rewards of −0.21 are 2.1 nats
     assert "chosen ones by 2.1 nats" in found(log(5, chosen=-2.1, rejected=-3.0))["chosen sinks"]
@@ -183,6 +194,45 @@ def test_answers_that_fall_apart():
         after(repeated=[0.34] * 8) == {}
         and "36%" in after(repeated=[0.36] * 8)["answers fall apart"]
     )
+
+
+def own(gain, reference=-1.2, **values):
+    """Answers whose log-probability is so much higher than under the reference."""
+    numbers = [gain] * 8 if isinstance(gain, float) else gain
+    logps = [reference + number for number in numbers]
+    return sample(20, logps=logps, reference_logps=[reference] * 8, **values)
+
+
+def test_answers_that_leave_the_reference_while_the_chosen_ones_sink():
+    """Loss and accuracy are splendid, as when it was first seen: −4.4 nats, a KL of 14."""
+    sinking = log(10, chosen=lambda step: -0.1 * (step > 5), rejected=-2.0)
+
+    def collapse(gain, rows=sinking, first=None, **about):
+        samples = [first or sample(), own(gain)]
+        return found(rows, samples=samples, beta=0.1, **about).get("collapse")
+
+    # Wilson's interval of 6 of 8 is [.409, .929], of 5 of 8 [.306, .863]; β 0.1: −0.1 is −1 nat
+    said = collapse([5.2] * 6 + [0.0] * 2)
+    assert said.startswith("0.750 [0.409, 0.929] (n = 8) of its own answers are over 5 nats")
+    # 6 · 5.2 / 8 = 3.9
+    assert "(3.9 on average), and the chosen ones of the last 5 rows 1 nats less likely" in said
+    assert collapse(4.9) is None and collapse([50.0] * 5 + [0.0] * 3) is None
+    # a policy that goes as far to the chosen answers
+    assert collapse(20.0, rows=log(10, chosen=0.1)) is None
+    # free text, whose own answers have −40: as far again
+    free = sample(reference_logps=[-40.0] * 8)
+    assert collapse(39.0, first=free) is None and collapse(41.0, first=free)
+    # not before there are rows to judge by
+    assert collapse(20.0, rows=sinking[:4]) is None
+
+
+def test_a_collapse_is_a_reason_to_stop_and_ends_with_the_second_sample_that_does_not_show_it():
+    samples = [sample(), own(9.0), *(sample(step) for step in (30, 40, 50))]
+    sinking = log(60, chosen=-0.1, rejected=-2.0)
+    (verdict,) = replayed(sinking, samples=samples)
+    assert (verdict.kind, verdict.severity) == ("collapse", "stop")
+    assert (verdict.step, verdict.ended) == (20, 40)
+    assert verdict.now.endswith("and they are 0.2 nats likelier than under the reference.")
 
 
 def test_answers_that_ignore_the_image():

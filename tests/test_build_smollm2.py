@@ -101,7 +101,7 @@ def test_tokens_that_spell_the_scene_are_at_no_distance(tokenizer):
 
 
 def test_scene_loss_is_the_models_own(model, processor, monkeypatch):
-    """With digits weighed like the rest, it is what transformers computes from labels, one row at a time."""
+    """With digits weighed like the rest, it is transformers' own, one row at a time."""
     monkeypatch.setattr(build, "DIGIT_WEIGHT", 1.0)
     examples = [build.make_example(seed) for seed in range(3)]
     found = build.scene_loss(model, processor, examples)
@@ -186,7 +186,7 @@ def _plain(model) -> list:
 def test_stopped_training_goes_on_to_the_same_weights(
     model, processor, tokenizer, language, tmp_path, monkeypatch
 ):
-    """Four steps equal two, a stop and two more, to the bit; old rows and the language model stay as they were."""
+    """Four steps equal two, a stop and two more, to the bit; the language model stays."""
     monkeypatch.setattr(build, "SCENES_A_STEP", 2)
     monkeypatch.setattr(build, "CHECKPOINT_STEPS", 2)
     plain = _plain(model)

@@ -1,4 +1,4 @@
-"""A base of the kind of `smollm2-scenes`, in toy form: a small Llama and vocabulary in SmolLM2's place."""
+"""A base like `smollm2-scenes`, in toy form: a small Llama and vocabulary in SmolLM2's place."""
 
 import torch
 from architectures import TEXT, _byte_tokenizer
@@ -7,9 +7,13 @@ from transformers import Idefics3Config, LlamaConfig, LlamaForCausalLM
 from helpers.models import smollm2
 
 VISION = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 112,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 112,
     "patch_size": 14,
-}  # fmt: skip
+}
 
 
 def toy_tokenizer():
@@ -20,9 +24,12 @@ def toy_tokenizer():
 
 def toy_config(tokenizer) -> Idefics3Config:
     text = {
-        **TEXT, "model_type": "llama", "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+        **TEXT,
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
-    }  # fmt: skip
+    }
     return Idefics3Config(
         vision_config=VISION,
         text_config=text,

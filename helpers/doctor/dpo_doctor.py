@@ -152,8 +152,8 @@ class DPODoctor(RunDoctor, TrainerCallback):
         started = time.monotonic()
         for known in self.run.samples[-1:]:
             # a step may break the weights after its loss was logged; the next log will say so
-            images, prompts, answers = self.images[:1], self.prompts[:1], known.answers[:1]
-            (logp,) = _logps(model, self.processor, images, prompts, answers)
+            first = self.images[:1], self.prompts[:1], known.answers[:1]
+            (logp,) = _logps(model, self.processor, *first)
             if not math.isfinite(logp):
                 print(f"No answers are sampled at step {step}: a log-probability is {logp}.")
                 return

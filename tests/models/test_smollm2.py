@@ -1,4 +1,4 @@
-"""The base with real language weights, in toy form: the arithmetic of the delta, tokens, template, cache."""
+"""The base with real language weights, in toy form: its delta, tokens, template and cache."""
 
 from types import SimpleNamespace
 
@@ -42,7 +42,7 @@ def language(tokenizer):
 
 @pytest.fixture
 def delta(config):
-    """Random tensors as the delta holds them: tower and connector, an adapter on all linear layers, new rows."""
+    """Random tensors as the delta holds them, with an adapter on all linear layers."""
     torch.manual_seed(1)
     found = {}
     for name, parameter in Idefics3ForConditionalGeneration(config).named_parameters():
@@ -57,7 +57,7 @@ def delta(config):
 
 
 def test_put_together_adds_the_adapter_and_the_rows():
-    """W + 2 · B · A by hand: [[1, 0], [0, 1]] + 2 · [[1], [2]] · [[3, 4]] = [[7, 8], [12, 17]]."""
+    """W + 2 · B · A: [[1, 0], [0, 1]] + 2 · [[1], [2]] · [[3, 4]] = [[7, 8], [12, 17]]."""
     language = {
         "layers.0.mlp.up_proj.weight": torch.eye(2),
         "embed_tokens.weight": torch.zeros(1, 2),
@@ -103,7 +103,7 @@ def test_template_is_smolvlms(tokenizer):
 
 
 def test_checkpoint_answers_like_any_other(tmp_path, language, delta, config, tokenizer):
-    """Put together, written and loaded: the same logits as the parts, and it answers with and without an image."""
+    """Put together, written and loaded: the logits of its parts; it answers about an image."""
     weights = smollm2.put_together(language.model.state_dict(), delta)
     smollm2.save_checkpoint(weights, config, smollm2.make_processor(tokenizer), tmp_path)
     model, processor = models.load_model(tmp_path, four_bit=False)

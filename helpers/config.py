@@ -294,9 +294,11 @@ REWARD_PRESETS = {
         patience=10,
         lora=LoraSettings(),
     ),
-    # the source project's, for Qwen2-VL-2B in 4-bit:
-    # (256 visual + ~60 text + 2 × ~20 answer tokens) a forward
-    "t4": RewardSettings(),
+    # Qwen2-VL-2B in 4-bit on a T4: (256 visual + ~60 text + 2 × ~20 answer tokens) a forward;
+    # 512 records × 2 epochs / 8 = 128 steps
+    "t4": RewardSettings(learning_rate=5e-4, epochs=2, accumulation=8, lora=LoraSettings()),
+    # the reasoning project's, which read the last token; the rates move nothing
+    "reasoning": RewardSettings(pooling="last"),
     # SmolVLM-256M on a laptop's CPU: 240 records × 2 epochs / 8 = 60 steps
     "laptop": RewardSettings(
         learning_rate=5e-4,

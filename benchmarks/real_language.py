@@ -141,7 +141,7 @@ def kl_from_base(policy, processor, tasks: Sequence[Task]) -> Estimate:
     packer = models.Packer(policy, processor, keeps_features=False)
     ratios = []
     for place, task in enumerate(tqdm(tasks, desc="KL", leave=False)):
-        prompts = packer.encode([task.prompt], [task.open_images()])
+        prompts = packer.encode([task.turns], [task.open_images()])
         answers, _ = models.sample_ids(
             policy, processor, prompts, max_new_tokens=64, seed=place, temperature=1.0
         )
@@ -174,6 +174,8 @@ def measure(name: str, seed: int, base_right: Sequence[bool] | None) -> dict[str
     if policy is not None and base_right is not None:
         p = mcnemar_p(np.array(base_right, dtype=bool), right)
         figures["p"] = {"value": float(p), "n": len(right)}
+    for figure, row in found.items():
+        print(f"{name}, seed {seed}: {figure} {cell(row)}", flush=True)
     return figures
 
 
@@ -206,13 +208,13 @@ def cell(figure: Mapping[str, float] | None) -> str:
 
 def reward_table(found: Mapping[str, Any]) -> str:
     """Return a row for each reward model: held-out pairs, with their images and with others."""
-    rows = [["reward model", "seed", "pairs", "with other images", "minutes"]]
+    rows = [["reward model, pooled by", "seed", "held-out pairs", "with other images", "minutes"]]
     for key, figures in found.items():
         name, _, seed = key.rpartition("_seed_")
         if name != "reward":
             continue
         trained = figures["training"]
-        row = ["mlp, mean over the answer", seed]
+        row = ["mean", seed]
         row.append(cell(trained["reward_mlp_bradley_terry_pair_accuracy"]))
         row.append(cell(trained["reward_mlp_bradley_terry_other_images"]))
         rows.append([*row, f"{figures['seconds']['value'] / 60:.0f}"])

@@ -1,6 +1,5 @@
 """The benchmark of real language: what is run, what is skipped, and its tables, without the model."""
 
-import ast
 
 import pytest
 import torch

@@ -63,9 +63,13 @@ def test_a_row_of_the_table_has_all_seeds_of_a_setting():
 
 
 def test_a_run_that_is_known_is_not_run_again(monkeypatch):
-    trial = pooling.Trial("tiny", "counting", {}, RewardSettings(learning_rate=0.5))
-    known = {"tiny | counting | last | probe | 0 | right": share(0.5, 0.4, 0.6, 40)}
-    known["tiny | counting | mean | 0.5 | 1 | right"] = share(0.5, 0.4, 0.6, 40)
+    splits = {"train": [None] * 9, "valid": [], "test": [None] * 5}
+    settings = RewardSettings(learning_rate=0.5, epochs=2)
+    trial = pooling.Trial("models/tiny", "counting", splits, settings)
+    start = "tiny | counting: 9 + 5 records, 2 epochs"
+    known = {f"{start} | last | probe | 0 | right": share(0.5, 0.4, 0.6, 40)}
+    known[f"{start} | mean | 0.5 | 1 | right"] = share(0.5, 0.4, 0.6, 40)
+    known["tiny | counting: 9 + 5 records, 3 epochs | last | 0.5 | 1 | right"] = share(1, 0, 1, 1)
     asked = []
 
     def train_once(trial, name, rate, seed):
@@ -75,7 +79,7 @@ def test_a_run_that_is_known_is_not_run_again(monkeypatch):
     monkeypatch.setattr(pooling, "train_once", train_once)
     found = list(pooling.new_runs(trial, ["last", "mean"], None, [0, 1], known))
     assert asked == [("last", 0.5, 0), ("mean", 0.5, 0), ("last", 0.5, 1)]
-    assert found[0].keys() == {"tiny | counting | last | 0.5 | 0 | right"}
+    assert found[0].keys() == {f"{start} | last | 0.5 | 0 | right"}
 
 
 @pytest.mark.slow(reason="trains three reward models; the tests above check what is made of them")
@@ -85,7 +89,8 @@ def test_it_runs_in_small(tmp_path):
     subprocess.run(command, check=True)
     found = json.loads(out.read_text())
     for name in pooling.POOLINGS:
-        accuracy = found["figures"][f"tiny | counting | {name} | 0.0007 | 0 | right"]
+        run = f"tiny | counting: 16 + 8 records, 1 epochs | {name} | 0.0007 | 0"
+        accuracy = found["figures"][f"{run} | right"]
         assert accuracy["low"] < accuracy["value"] < accuracy["high"] and accuracy["n"] >= 8
     # a second time there is nothing left to do
     before = out.stat().st_mtime_ns

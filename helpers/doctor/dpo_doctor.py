@@ -152,10 +152,10 @@ class DPODoctor(RunDoctor, TrainerCallback):
         started = time.monotonic()
         for known in self.run.samples[-1:]:
             # a step may break the weights after its loss was logged; the next log will say so
-            images, prompts, answers = self.images[:1], self.prompts[:1], known.answers[:1]
-            (logp,) = _logps(model, self.processor, images, prompts, answers)
-            if not math.isfinite(logp):
-                print(f"No answers are sampled at step {step}: a log-probability is {logp}.")
+            first = known.answers[:1]
+            logps = _logps(model, self.processor, self.images[:1], self.prompts[:1], first)
+            if not math.isfinite(logps[0]):
+                print(f"No answers are sampled at step {step}: a log-probability is {logps[0]}.")
                 return
         sample = sight_sample(model, self.processor, self.images, self.prompts, step)
         self.run = replace(self.run, samples=[*self.run.samples, sample])

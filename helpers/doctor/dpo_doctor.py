@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -106,7 +106,11 @@ class DPODoctor(RunDoctor, TrainerCallback):
             return
         kept = json.loads(file.read_text(encoding="utf-8"))
         log = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE)).log_history
-        samples = [AnswerSample(**fields) for fields in kept["samples"]]
+        known = {field.name for field in fields(AnswerSample)}
+        if any(sample.keys() != known for sample in kept["samples"]):
+            print(f"⚠️  {file} is of another version: the doctor looks at the rest of the run only.")
+            return
+        samples = [AnswerSample(**sample) for sample in kept["samples"]]
         self.run = DPOHistory(log, kept["pairs"], kept["beta"], kept["steps"], samples)
         self.reached = set(kept["reached"])
         self.course.restore(kept["course"])
@@ -153,7 +157,8 @@ class DPODoctor(RunDoctor, TrainerCallback):
         for known in self.run.samples[-1:]:
             # a step may break the weights after its loss was logged; the next log will say so
             first = self.images[:1], self.prompts[:1], known.answers[:1]
-            (logp,) = _logps(model, self.processor, *first)
+            with torch.no_grad(), evaluation_mode(model):
+                (logp,) = _logps(model, self.processor, *first)
             if not math.isfinite(logp):
                 print(f"No answers are sampled at step {step}: a log-probability is {logp}.")
                 return

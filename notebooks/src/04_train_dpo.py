@@ -253,10 +253,10 @@ if "packed" in batch:
 #
 # The check of the **learning rate** foresees how far the margin can move. Adam moves each weight by
 # about the rate a step, so what counts is the sum of the rates over the steps: that, × the L1 norm
-# of the margin's gradient, × β, is the largest margin there can be. Measured runs came to a seventh
-# to two thirds of it, so aim at 2 (a loss of 0.127), not at the least that can be told from
-# rounding. `helpers/doctor/reach.py` says what it cannot know, such as the end of a rate that is
-# too high: that is below.
+# of the margin's gradient, × β, is about the largest margin there can be. Measured runs came to a
+# seventh of it up to nearly all, so aim at 2 (a loss of 0.127), not at the least that can be told
+# from rounding. `helpers/doctor/reach.py` says what it cannot know, such as the end of a rate that
+# is too high: that is below.
 
 # %%
 checks = doctor.preflight(trainer)

@@ -1,5 +1,4 @@
-"""The benchmark of real language: what is run, what is skipped, and its tables, without the model."""
-
+"""The benchmark of real language: what is run, what is skipped, its tables."""
 
 import pytest
 import torch

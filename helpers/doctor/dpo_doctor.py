@@ -108,7 +108,7 @@ class DPODoctor(RunDoctor, TrainerCallback):
         log = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE)).log_history
         known = {field.name for field in fields(AnswerSample)}
         if any(sample.keys() != known for sample in kept["samples"]):
-            print(f"⚠️  {file} is of another version: the doctor looks at the rest of the run only.")
+            print(f"⚠️  {file} is of another version: the doctor sees the rest of the run.")
             return
         samples = [AnswerSample(**sample) for sample in kept["samples"]]
         self.run = DPOHistory(log, kept["pairs"], kept["beta"], kept["steps"], samples)

@@ -7,6 +7,7 @@ reference, and an image dropped from every prompt (the model cannot even run).
 
 import contextlib
 import dataclasses
+import json
 import io
 import math
 import random
@@ -19,7 +20,7 @@ import torch
 from datasets import Dataset
 from dpo_logs import log, sample
 from shipped import TRAFFIC
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings
@@ -162,6 +163,22 @@ def test_a_sample_compares_with_the_reference(healthy, held_out):
     base, processor = models.load_model("tiny")
     of_base = run_doctor._logps(base, processor, *held_out, last.answers)
     assert last.reference_logps == pytest.approx(of_base, abs=1e-4)
+
+
+def test_notes_of_another_version_are_left_alone(tmp_path, healthy, capsys):
+    """A sample without a field that is new, as an earlier version wrote it: it is said."""
+    healthy.doctor.keep(tmp_path)
+    TrainerState(log_history=healthy.log).save_to_json(str(tmp_path / "trainer_state.json"))
+    fresh = DPODoctor(None, [], [])
+    fresh.go_on_from(tmp_path)
+    assert fresh.run.samples == healthy.doctor.run.samples and capsys.readouterr().out == ""
+    file = tmp_path / "doctor.json"
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    del kept["samples"][0]["logps"]
+    file.write_text(json.dumps(kept), encoding="utf-8")
+    other = DPODoctor(None, [], [])
+    other.go_on_from(tmp_path)
+    assert other.run.samples == [] and "another version" in capsys.readouterr().out
 
 
 class StopAt(TrainerCallback):

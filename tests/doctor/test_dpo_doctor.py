@@ -7,8 +7,8 @@ reference, and an image dropped from every prompt (the model cannot even run).
 
 import contextlib
 import dataclasses
-import json
 import io
+import json
 import math
 import random
 import re
@@ -178,7 +178,7 @@ def test_notes_of_another_version_are_left_alone(tmp_path, healthy, capsys):
     file.write_text(json.dumps(kept), encoding="utf-8")
     other = DPODoctor(None, [], [])
     other.go_on_from(tmp_path)
-    assert other.run.samples == [] and "another version" in capsys.readouterr().out
+    assert not other.run.samples and "another version" in capsys.readouterr().out
 
 
 class StopAt(TrainerCallback):

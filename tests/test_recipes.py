@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from shipped import TRAFFIC
 
 from helpers import cli, recipe_stages as stages, recipes
-from helpers.config import ALL_LINEAR, ATTENTION
+from helpers.config import ALL_LINEAR, ATTENTION, reward_preset
 from helpers.data import SPLITS, read_prepared
 from helpers.data.preferences import write_records
 from helpers.data.record import PreferenceRecord
@@ -172,7 +172,9 @@ def test_what_the_projects_used():
         found["reasons"].rank.answers == 4
         and found["reasons"].ppo_settings().entropy_weight == 0.01
     )
-    reward = found["reasoning"].reward_settings()
+    # its rates moved nothing, so the recipe has others
+    assert found["reasoning"].reward_settings() == reward_preset("t4")
+    reward = reward_preset("reasoning")
     assert (reward.learning_rate, reward.epochs, reward.batch_size, reward.accumulation) == (
         5e-6,
         3,

@@ -166,10 +166,11 @@ def original_source(name_or_path: str | Path) -> CheckpointSource:
 
     For a preset's 4-bit copy it is what the copy was made from.
     """
-    location = locate(name_or_path)
     preset = preset_of(name_or_path)
-    if preset is PRESETS[smollm2.PRESET]:
+    if preset and preset is PRESETS.get(smollm2.PRESET):
+        # Its folder here holds only what is added to a package
         return CheckpointSource(str(smollm2.assembled_folder(config_of(smollm2.PRESET))))
+    location = locate(name_or_path)
     if preset and location in (preset.location, preset.four_bit):
         return CheckpointSource(preset.location, preset.revision)
     return CheckpointSource(location)

@@ -41,7 +41,7 @@ def test_a_healthy_run_passes(name, packed, pairs_dataset):
             preflight(trainer)
         return
     checks = preflight(trainer)
-    assert len(checks) == 12 and all(check.passed for check in checks)
+    assert len(checks) == 14 and all(check.passed for check in checks)
     for n, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[n]) and parameter.requires_grad == ("lora_" in n)
 

@@ -148,7 +148,7 @@ def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
     named = text.rsplit("with: ", 1)[1].rstrip(".").split(", ")
     assert named == [name for name in PRESETS if PRESETS[name].gpu_gb <= 6] and "\n" not in text
     with pytest.raises(
-        UsageError, match=r"stage reward takes 9\.2 GB while training, with the smallest batch"
+        UsageError, match=r"stage reward takes 9\.8 GB while training, with the smallest batch"
     ):
         fit_settings(card("llava-next-llama3-8b"), reward_preset("t4"), 9.0)
     with pytest.raises(

@@ -441,7 +441,7 @@ def test_llava_has_no_limit_of_pixels(name, tmp_path):
 def test_an_unknown_model_is_a_one_line_error(name):
     with pytest.raises(UsageError) as error:
         models.load_model(name)
-    assert "unknown model" in str(error.value) and "tiny, tiny-tasks, qwen2-vl-2b" in str(
+    assert "unknown model" in str(error.value) and "tiny, tiny-tasks, smollm2-scenes" in str(
         error.value
     )
     assert "\n" not in str(error.value)

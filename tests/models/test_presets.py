@@ -40,7 +40,10 @@ def test_the_table_describes_the_checkpoint(name):
         assert (
             sum(p.numel() for p in model.parameters()) == preset.parameters
         )  # as the hub counts them
-        assert re.fullmatch(r"[0-9a-f]{40}", preset.revision) and preset.gpu_gb > 0
+        assert preset.gpu_gb > 0
+        # a folder of this repository has no revision of its own
+        if not (ROOT / preset.location).is_dir():
+            assert re.fullmatch(r"[0-9a-f]{40}", preset.revision)
         assert preset.four_bit is None or preset.four_bit.startswith("unsloth/")
     assert preset.licence and {
         model.config._attn_implementation,

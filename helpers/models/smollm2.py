@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import cached_assets_path
+from huggingface_hub import cached_assets_path, constants
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
@@ -181,7 +181,7 @@ def assembled_folder(config: Idefics3Config, delta: Path = DELTA) -> Path:
     source = gguf_folder()
     # It follows from the delta, and from how it is put together, which this file says
     version = f"{file_hash(delta)[:12]}-{file_hash(Path(__file__))[:12]}"
-    home = cached_assets_path("vlm-rlhf", PRESET, version)
+    home = cached_assets_path("vlm-rlhf", PRESET, version, assets_dir=constants.HF_ASSETS_CACHE)
     folder = home / PRESET
     if folder.exists():
         return folder

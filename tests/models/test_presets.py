@@ -49,9 +49,9 @@ def test_the_table_describes_the_checkpoint(name):
         model.config._attn_implementation,
         model.config.vision_config._attn_implementation,
     } == {"sdpa"}
-    fixed = name.startswith(("llava", "gemma-3", "smolvlm"))
+    fixed = name.startswith(("llava", "gemma-3", "smol"))
     assert (preset.max_pixels is None) == fixed
-    assert (preset.longest_edge is not None) == name.startswith("smolvlm")
+    assert (preset.longest_edge is not None) == name.startswith("smol")
 
 
 # Qwen2-VL-2B: hidden 1536, keys and values 2 heads × 128 = 256, MLP 8960, 28 layers

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +128,9 @@ def examine(model, processor, tasks: Sequence[Task]) -> tuple[dict[str, Any], np
     found = evaluate_greedy_and_sampled(model, processor, tasks)
     figures = {}
     for measure, share in found.shares().items():
-        figures[measure.replace(", ", "_").replace(" ", "_")] = as_row(share)
+        figures[measure.replace(", ", "_").replace(" ", "_")] = asdict(share)
     figures["perplexity"] = {"value": models.plain_english(model, processor).value}
     return figures, found.greedy.right
-
-
-def as_row(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate as it is kept in the file of figures."""
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "n": estimate.n,
-    }
 
 
 @torch.no_grad()
@@ -178,7 +168,7 @@ def measure(name: str, seed: int, base_right: Sequence[bool] | None) -> dict[str
     found, right = examine(model, processor, tasks)
     figures |= found | {"right": right.tolist()}
     if policy is not None:
-        figures["kl"] = as_row(kl_from_base(model, processor, tasks[:KL_QUESTIONS]))
+        figures["kl"] = asdict(kl_from_base(model, processor, tasks[:KL_QUESTIONS]))
     if policy is not None and base_right is not None:
         p = mcnemar_p(np.array(base_right, dtype=bool), right)
         figures["p"] = {"value": float(p), "n": len(right)}

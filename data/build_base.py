@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ from helpers.data.scenes import (
     IMAGE_SIZE,
     SPLIT_SEEDS,
     VEHICLE_KINDS,
+    Scene,
     draw_scene,
     make_scene,
 )
@@ -184,6 +186,22 @@ def build_model(processor: Qwen2VLProcessor) -> Qwen2VLForConditionalGeneration:
     return model
 
 
+def cell_labels(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stands in each cell, and its colour, (scenes, 16): 0 and −100 where it is empty."""
+    kinds = torch.zeros(len(scenes), GRID * GRID, dtype=torch.long)
+    colors = torch.full_like(kinds, -100)
+    for row, scene in enumerate(scenes):
+        for vehicle in scene.vehicles:
+            kinds[row, vehicle.cell] = VEHICLE_KINDS.index(vehicle.kind) + 1
+            colors[row, vehicle.cell] = list(COLORS).index(vehicle.color)
+    return kinds, colors
+
+
+def rate_share(step: int, steps: int, warmup: int) -> float:
+    """Share of the learning rate at a step: it rises over the warm-up, then falls to 0."""
+    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
 class BaseBatches(IterableDataset):
     """Batches of fresh scenes: model inputs, labels and what stands in each cell.
 
@@ -216,12 +234,7 @@ class BaseBatches(IterableDataset):
             length = int(batch["attention_mask"][row].sum())
             start = length - len(self.processor.tokenizer(answer)["input_ids"])
             labels[row, start:length] = batch["input_ids"][row, start:length]
-        kinds = torch.zeros(len(examples), GRID * GRID, dtype=torch.long)  # 0: empty cell
-        colors = torch.full_like(kinds, -100)
-        for row, (scene, _) in enumerate(examples):
-            for vehicle in scene.vehicles:
-                kinds[row, vehicle.cell] = VEHICLE_KINDS.index(vehicle.kind) + 1
-                colors[row, vehicle.cell] = list(COLORS).index(vehicle.color)
+        kinds, colors = cell_labels([scene for scene, _ in examples])
         return {**batch, "labels": labels, "kinds": kinds.flatten(), "colors": colors.flatten()}
 
 
@@ -241,7 +254,7 @@ def train(model, batches: BaseBatches, learning_rate: float, workers: int = 1) -
     )
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / warmup, (steps - i) / max(1, steps - warmup))
+        optimizer, lambda step: rate_share(step, steps, warmup)
     )
     cross_entropy = torch.nn.functional.cross_entropy
     loader = DataLoader(batches, batch_size=None, num_workers=workers)

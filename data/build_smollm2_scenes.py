@@ -32,6 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from data import task_language
 from data.base_questions import careless_counts, make_question
+from data.build_base import rate_share
+from data.build_tasks_base import requests_of_test_scenes, right_share
 from data.scene_folders import write_split
 from data.smollm2_tower import BATCH_SIZE, Tower, train_tower
 from helpers import models
@@ -44,7 +46,6 @@ from helpers.evaluation.truth_judges import judges
 from helpers.files import write_text
 from helpers.models import smollm2
 from helpers.models.presets import config_of
-from helpers.statistics import Proportion, share_of
 
 PLAIN_PROMPTS = Path(__file__).with_name("plain_prompts.txt")
 LORA = LoraSettings(r=16, alpha=32)
@@ -282,9 +283,8 @@ def train_language(
         first = saved["step"]
     progress = tqdm(range(first, steps), total=steps, initial=first, desc="language")
     for step in progress:
-        share = min((step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * share
+            group["lr"] = group["rate"] * rate_share(step, steps, WARMUP_STEPS)
         # What each step sees follows from its number, so that a run can be resumed
         seeds = range(step * SCENES_A_STEP, (step + 1) * SCENES_A_STEP)
         seen = scene_loss(model, processor, [make_example(seed) for seed in seeds])
@@ -337,30 +337,12 @@ def measure(scenes: int = 192) -> dict[str, str]:
     figures["well formed, sampled at T = 1"] = sampled.share("well formed")
     for kind, errors in greedy.errors().items():
         figures[f"{kind}, mean of stated − true"] = f"{np.nanmean(errors):+.2f}"
-    figures |= measure_requests(model, processor, scenes)
+    requests, images = requests_of_test_scenes("instructions", scenes)
+    for how, temperature in (("greedy", 0.0), ("sampled at T = 1", 1.0)):
+        share = right_share(model, processor, requests, images, temperature)
+        figures[f"request followed and right, {how}"] = share
     figures["plain English"] = models.plain_english(model, processor)
     return {name: str(figure) for name, figure in figures.items()}
-
-
-def measure_requests(model, processor, scenes: int) -> dict[str, Proportion]:
-    """Shares of right answers to the requests of the task `instructions`."""
-    requests, images = [], []
-    for seed in SPLIT_SEEDS["test"][:scenes]:
-        scene = make_scene(seed)
-        requests.append(task_language.ask(scene, "instructions", np.random.default_rng([seed, 4])))
-        images.append(draw_scene(scene))
-    prompts = [request.prompt for request in requests]
-    figures = {}
-    for how, temperature in (("greedy", 0.0), ("sampled at T = 1", 1.0)):
-        answers = models.generate_answers(
-            model, processor, images, prompts, temperature=temperature, max_new_tokens=64
-        )
-        right = [
-            task_language.is_right(request, answer)
-            for request, answer in zip(requests, answers, strict=True)
-        ]
-        figures[f"request followed and right, {how}"] = share_of(np.array(right))
-    return figures
 
 
 def write_card(folder: Path, args: argparse.Namespace) -> None:

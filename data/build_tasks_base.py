@@ -8,11 +8,13 @@ reason, guesses in place of calculating, and counts too few motorcycles and bicy
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +28,7 @@ from data.build_base import (
     read_arguments,
     train_and_save,
 )
+from data.task_language import Request
 from helpers import models
 from helpers.data.scenes import SPLIT_SEEDS, Scene, draw_scene, make_scene
 from helpers.files import write_text
@@ -73,17 +76,37 @@ def take_over(new: Qwen2VLForConditionalGeneration, tokenizer) -> None:
             weight.copy_(torch.stack(rows) if is_vocabulary else state[key])
 
 
+def requests_of_test_scenes(task: str, scenes: int) -> tuple[list[Request], list[Image.Image]]:
+    """What is asked of fresh test scenes, and their images."""
+    requests, images = [], []
+    for seed in SPLIT_SEEDS["test"][:scenes]:
+        scene = make_scene(seed)
+        requests.append(task_language.ask(scene, task, np.random.default_rng([seed, 4])))
+        images.append(draw_scene(scene))
+    return requests, images
+
+
+def right_share(
+    model, processor, requests: Sequence[Request], images: Sequence[Image.Image], temperature: float
+) -> Proportion:
+    """Share of the requests that are answered rightly, with these images."""
+    prompts = [request.prompt for request in requests]
+    answers = models.generate_answers(
+        model, processor, images, prompts, temperature=temperature, max_new_tokens=64
+    )
+    right = [
+        task_language.is_right(request, answer)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+    return share_of(np.array(right))
+
+
 def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]:
     """Shares of right answers on fresh test scenes: {task: {measure: share}}."""
     model, processor = models.load_model(folder)
     table = {}
     for task in task_language.TASKS:
-        requests, images = [], []
-        for seed in SPLIT_SEEDS["test"][:scenes]:
-            scene = make_scene(seed)
-            requests.append(task_language.ask(scene, task, np.random.default_rng([seed, 4])))
-            images.append(draw_scene(scene))
-        prompts = [request.prompt for request in requests]
+        requests, images = requests_of_test_scenes(task, scenes)
         others = [*images[1:], images[0]]
         row = {}
         for name, shown, temperature in (
@@ -91,14 +114,7 @@ def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]
             ("right, sampled at T = 1", images, 1.0),
             ("right, greedy, another image", others, 0.0),
         ):
-            answers = models.generate_answers(
-                model, processor, shown, prompts, temperature=temperature, max_new_tokens=64
-            )
-            right = [
-                task_language.is_right(r, answer)
-                for r, answer in zip(requests, answers, strict=True)
-            ]
-            row[name] = share_of(np.array(right))
+            row[name] = right_share(model, processor, requests, shown, temperature)
         table[task] = row
     return table
 

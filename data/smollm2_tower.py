@@ -25,10 +25,10 @@ from transformers.models.idefics3.modeling_idefics3 import (
     Idefics3VisionTransformer,
 )
 
+from data.build_base import cell_labels, rate_share
 from helpers.data.scenes import (
     CLASSES,
     COLORS,
-    GRID,
     MOST_PER_KIND,
     SPLIT_SEEDS,
     VEHICLE_KINDS,
@@ -82,16 +82,12 @@ class SceneTargets(IterableDataset):
     def collate(self, scenes: list[Scene]) -> dict[str, Tensor]:
         images = [[draw_scene(scene)] for scene in scenes]
         pixels = self.image_processor(images, return_tensors="pt")["pixel_values"][:, 0]
-        kinds = torch.zeros(len(scenes), GRID * GRID, dtype=torch.long)  # 0: an empty cell
-        colors = torch.full_like(kinds, -100)
+        kinds, colors = cell_labels(scenes)
         counts = torch.tensor([list(scene.counts.values()) for scene in scenes])
         occurs = torch.zeros(len(scenes), len(COLORS), dtype=torch.long)
         for row, scene in enumerate(scenes):
             for vehicle in scene.vehicles:
-                color = list(COLORS).index(vehicle.color)
-                kinds[row, vehicle.cell] = VEHICLE_KINDS.index(vehicle.kind) + 1
-                colors[row, vehicle.cell] = color
-                occurs[row, color] = 1
+                occurs[row, list(COLORS).index(vehicle.color)] = 1
         return {
             "pixels": pixels,
             "kinds": kinds,
@@ -155,9 +151,8 @@ def train_tower(
     progress = tqdm(loader, total=steps, initial=first, desc="tower", mininterval=5)
     started = time.perf_counter()
     for step, batch in enumerate(progress, first):
-        share = min((step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * share
+            group["lr"] = LEARNING_RATE * rate_share(step, steps, WARMUP_STEPS)
         cells, tokens = tower(batch["pixels"])
         counts = heads["counts"](cells.mean(1)).unflatten(-1, (len(CLASSES), -1))
         spelled = spelling.loss(tokens, batch["counts"], batch["occurs"])

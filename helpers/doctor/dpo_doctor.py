@@ -157,8 +157,7 @@ class DPODoctor(RunDoctor, TrainerCallback):
         for known in self.run.samples[-1:]:
             # a step may break the weights after its loss was logged; the next log will say so
             first = self.images[:1], self.prompts[:1], known.answers[:1]
-            with torch.no_grad(), evaluation_mode(model):
-                (logp,) = _logps(model, self.processor, *first)
+            (logp,) = _logps(model, self.processor, *first)
             if not math.isfinite(logp):
                 print(f"No answers are sampled at step {step}: a log-probability is {logp}.")
                 return

@@ -32,8 +32,8 @@ ROOT = set_up(DRIVE)
 # %% [markdown]
 # ## Parameters
 #
-# `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` (those of a student
-# project) for a 2B model on a 16 GB card, `laptop` for SmolVLM-256M without a GPU. Every
+# `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
+# card, `reasoning` (those of a student project), `laptop` for SmolVLM-256M without a GPU. Every
 # combination of `HEADS` and `OBJECTIVES` is trained. `POOLING` says which of an answer's tokens the
 # head reads: `mean`, `last` or `attention`.
 # A training that was cut off goes on from its last checkpoint, and one that was finished is loaded.

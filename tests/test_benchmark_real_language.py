@@ -17,11 +17,11 @@ POLICY = {
     "seconds": {"value": 600.0},
     "exact": SHARE,
     "exact_sampled": SHARE,
-    "well_formed_sampled": {**SHARE, "value": 0.99},
+    "wellformed_sampled": {**SHARE, "value": 0.99},
     "perplexity": {"value": 23.6},
     "kl": {"value": 1.2, "low": 1.0, "high": 1.4, "n": 64},
     "p": {"value": 1e-9, "n": 200},
-    "right": [True, False],
+    "right": "10",
 }
 
 
@@ -49,11 +49,11 @@ def run(monkeypatch, *arguments):
 def test_runs_that_are_there_are_skipped(measured, monkeypatch):
     run(monkeypatch, "--only", "base", "dpo", "--seeds", "0", "1")
     # The base's greedy answers, with which each policy is compared, are asked for once
-    assert measured == [("base", 0, None), ("dpo", 0, [True, False]), ("dpo", 1, [True, False])]
+    assert measured == [("base", 0, None), ("dpo", 0, "10"), ("dpo", 1, "10")]
     run(monkeypatch, "--only", "dpo", "rloo", "--seeds", "1")
-    assert measured[3:] == [("rloo", 1, [True, False])]
+    assert measured[3:] == [("rloo", 1, "10")]
     found = read_json(real_language.OUT)
-    assert set(found) == {"base_seed_0", "dpo_seed_0", "dpo_seed_1", "rloo_seed_1"}
+    assert set(found["runs"]) == {"base_seed_0", "dpo_seed_0", "dpo_seed_1", "rloo_seed_1"}
 
 
 def test_table_has_a_row_for_each_run(measured, monkeypatch):
@@ -69,11 +69,39 @@ def test_reward_models_have_a_table_of_their_own(measured, monkeypatch):
         "reward_mlp_bradley_terry_other_images": {**SHARE, "value": 0.6},
     }
     row = {"seconds": {"value": 300.0}, "training": trained}
-    write_json(real_language.OUT, {"reward_seed_2": row})
+    write_json(real_language.OUT, {"runs": {"reward_seed_2": row}})
     run(monkeypatch, "--table")
     assert measured == []
     text = real_language.PAGE.read_text(encoding="utf-8")
     assert "| mean | 2 | 0.9 [0.85, 0.94] | 0.6 [0.85, 0.94] | 5 |" in text
+
+
+def test_figures_over_seeds_are_named_and_take_the_outermost_limits():
+    worse = {**SHARE, "value": 0.8, "low": 0.74, "high": 0.85}
+    runs = {
+        "dpo_seed_0": POLICY,
+        "dpo_seed_1": POLICY | {"exact": worse, "p": {"value": 0.01, "n": 200}},
+        "reward_seed_0": {
+            "training": {
+                "reward_mlp_bradley_terry_pair_accuracy": SHARE,
+                "reward_mlp_bradley_terry_other_images": worse,
+            }
+        },
+    }
+    figures = real_language.summarise(runs)
+    exact = figures["dpo_t4_exact"]
+    assert exact["value"] == pytest.approx(0.85) and exact["seeds"] == [0.9, 0.8]
+    assert (exact["low"], exact["high"], exact["n"]) == (0.74, 0.94, 200)
+    # The p of all seeds is that of the one that shows least
+    assert figures["dpo_t4_p"] == {"value": 0.01, "n": 200}
+    assert figures["dpo_t4_seconds"] == {"value": 600.0, "seeds": [600.0, 600.0]}
+    assert figures["reward_t4_pairs"]["value"] == 0.9
+    assert figures["reward_t4_pairs_shuffled_images"]["value"] == 0.8
+
+
+def test_the_names_of_figures_know_every_run():
+    """A run without a name would be missing from the figures without a word."""
+    assert {*real_language.PREFIXES, "reward"} == set(real_language.RUNS)
 
 
 def test_every_run_is_a_recipe_that_can_be_read():

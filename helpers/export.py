@@ -28,9 +28,7 @@ from helpers import models  # before peft and transformers, since it may import 
 # isort: split
 from huggingface_hub import HfApi, ModelCardData, errors
 from huggingface_hub.utils import validate_repo_id
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -101,7 +99,7 @@ def merge(
         raise UsageError(f"{out}: exists and is not empty. Give another folder, or empty it.")
     processor = models.load_processor(base)
     place = device_with_room(base, dtype)
-    model = _attach_adapter(_load(base, dtype, place), adapter)
+    model = models.load_adapter(_load(base, dtype, place), adapter)
     expected = reference_output(model, processor, images)
     # beside `out`, so that the last step is a rename, which cannot stop halfway
     part = out.with_name(f".{out.name}.part")
@@ -139,7 +137,7 @@ def policy_facts(adapter: Path, base: str | Path | None = None) -> dict[str, Any
     about = read_json(adapter / "about.json") if "about.json" in files else {}
     # without about.json, the name that adapters of reward models and critics are saved under
     unnamed = not about and adapter.name in (REWARD_ADAPTER, CRITIC_ADAPTER)
-    if "head.safetensors" in files or "head" in about or unnamed:
+    if models.HEAD_FILE in files or "head" in about or unnamed:
         raise UsageError(
             f"{adapter}: of a reward model or critic, which answers nothing. "
             "Give a policy's adapter."
@@ -192,31 +190,6 @@ def _load(base: str | Path, dtype: torch.dtype, place: torch.device) -> PreTrain
         options["device_map"] = {"": place}
     with models.explain_load_errors(base, source):
         return AutoModelForImageTextToText.from_pretrained(source.location, **options).eval()
-
-
-def _attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """Put each tensor of the adapter on the model.
-
-    peft leaves out with a warning what finds no layer of its name.
-    """
-    try:
-        saved = load_file(adapter / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"{adapter}: adapter_model.safetensors cannot be read ({error}). Save it again."
-        ) from error
-    model = models.load_adapter(model, adapter)
-    own = {name: value.cpu().float() for name, value in get_peft_model_state_dict(model).items()}
-    wrong = saved.keys() ^ own.keys()
-    for name in saved.keys() & own.keys():
-        if not torch.equal(saved[name].float(), own[name]):
-            wrong.add(name)
-    if wrong:
-        raise UsageError(
-            f"{adapter}: {len(wrong)} tensors do not fit this base ({min(wrong)} …). "
-            "Give its own base."
-        )
-    return model
 
 
 @torch.no_grad()

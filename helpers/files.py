@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -126,7 +126,29 @@ def is_set_aside(folder: Path) -> bool:
 
 
 def write_json(path: Path, value: Any) -> Path:
+    """Write JSON in one step. Raises ValueError for a number that JSON cannot hold."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def null_if_not_finite(value: Any) -> Any:
+    """Return the same value with None for each NaN and inf in it, at any depth.
+
+    >>> null_if_not_finite({"loss": [0.5, float("nan")]})
+    {'loss': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: null_if_not_finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_if_not_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_figures(path: Path, value: Any) -> Path:
+    """Write logs or figures as JSON, with null for what is not finite.
+
+    The gradients of the first steps in fp16 are infinite until the scale of the loss is found.
+    """
+    return write_json(path, null_if_not_finite(value))
 
 
 def parse_json(raw: bytes) -> Any:

@@ -77,7 +77,8 @@ def run_notebook(
 ) -> Path | None:
     """Run a notebook whole in a kernel of its own; the executed page goes to `html_folder`.
 
-    Raises UsageError with the notebook, the cell and the last lines of its error if a cell fails.
+    The page of a notebook that stops ends with its error. Raises UsageError with the notebook, the
+    cell and the last lines of its error if a cell fails.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -103,6 +104,8 @@ def run_notebook(
     except CellExecutionError as error:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without terminal colours
         last = [line.strip() for line in plain.splitlines() if line.strip()][-3:]
+        if html_folder:
+            _save_html(notebook, html_folder / f"{path.stem}.html")
         raise UsageError(f"{path.name} stopped: " + " | ".join(last)) from None
     finally:
         progress.close()

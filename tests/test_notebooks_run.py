@@ -142,10 +142,13 @@ def test_a_failing_cell_is_reported_in_one_line(tmp_path, monkeypatch):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_fails.ipynb")
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     with pytest.raises(UsageError) as error:
-        notebooks.run_notebook("01", {"WHAT": "truth"})
+        notebooks.run_notebook("01", {"WHAT": "truth"}, tmp_path / "pages")
     message = str(error.value)
     assert message.startswith("01_fails.ipynb stopped: ") and "there is no truth" in message
     assert "\n" not in message and "Traceback" not in message
+    # What ran is kept, with the error
+    page = (tmp_path / "pages" / "01_fails.html").read_text(encoding="utf-8")
+    assert "there is no" in page and "WHAT" in page
 
 
 def test_evaluating_without_adapters_says_what_to_run(artifacts):

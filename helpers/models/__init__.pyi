@@ -1,5 +1,12 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
+from .adapter_files import (
+    HEAD_FILE as HEAD_FILE,
+    attach_adapter as attach_adapter,
+    load_adapter as load_adapter,
+    read_adapter_tensors as read_adapter_tensors,
+    save_adapter as save_adapter,
+)
 from .adapters import (
     POLICY_ADAPTER as POLICY_ADAPTER,
     VLM as VLM,
@@ -9,9 +16,7 @@ from .adapters import (
     contiguous_head as contiguous_head,
     disable_adapters as disable_adapters,
     evaluation_mode as evaluation_mode,
-    load_adapter as load_adapter,
     lora_config as lora_config,
-    save_adapter as save_adapter,
     stored_tensors as stored_tensors,
     use_adapter as use_adapter,
     weight_megabytes as weight_megabytes,

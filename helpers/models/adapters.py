@@ -1,16 +1,14 @@
-"""Adapters and sampling: the only module that knows peft's loading.
+"""Adapters on a model: a new one, and which of them answers.
 
 The base model is loaded once, by `helpers/models/loading.py`. A role is an adapter on it: the
 policy is base + LoRA, the reference is the same base with the adapter off.
+`helpers/models/adapter_files.py` saves and loads them.
 """
 
 import contextlib
-import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -22,7 +20,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from helpers.config import ALL_LINEAR, LoraSettings
-from helpers.files import UsageError, write_json
 from helpers.runtime import compute_dtype, seed_everything
 
 VLM = PreTrainedModel | PeftModel  # a base, or a base with adapters on it
@@ -162,43 +159,6 @@ def _missed_layers(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
     if asked_for_all:
         return [f"{name} in {count} layers" for name, count in bare.items()]
     return empty
-
-
-# --- adapters on disk ---
-
-
-def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY_ADAPTER) -> Path:
-    """Save an adapter (safetensors) with `about`, a dictionary that says how it was made."""
-    model.save_pretrained(folder, selected_adapters=[name])
-    if name != POLICY_ADAPTER:  # peft puts it into a subfolder
-        shutil.copytree(folder / name, folder, dirs_exist_ok=True)
-        shutil.rmtree(folder / name)
-    write_json(folder / "about.json", about)
-    return folder
-
-
-def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftModel:
-    """Put a saved adapter on `model` under `name` and switch to it.
-
-    Raises UsageError if it does not fit.
-    """
-    config = folder / "adapter_config.json"
-    if not config.exists():
-        raise UsageError(
-            f"{folder}: holds no adapter ({config.name}). Run notebook 04, or give another folder."
-        )
-    try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), adapter_name=name)
-        else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
-    except (RuntimeError, ValueError) as error:
-        base = json.loads(config.read_text())["base_model_name_or_path"]
-        raise UsageError(
-            f"{folder}: this adapter was trained on {base} and does not fit the model loaded."
-        ) from error
-    model.set_adapter(name)
-    return model.eval()
 
 
 # --- which adapter answers ---

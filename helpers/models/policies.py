@@ -15,7 +15,8 @@ from transformers import ProcessorMixin
 
 from helpers.files import ROOT, UsageError, artifacts_dir, is_set_aside, read_json
 
-from .adapters import VLM, disable_adapters, load_adapter, use_adapter
+from .adapter_files import HEAD_FILE, load_adapter
+from .adapters import VLM, disable_adapters, use_adapter
 
 BASE_POLICY = "base"
 
@@ -47,7 +48,7 @@ def find_policies(base: str, folder: Path | None = None, shipped: bool = True) -
     found = []
     for config in sorted(folder.rglob("adapter_config.json")):
         path = config.parent
-        is_reward_model = (path / "head.safetensors").exists()
+        is_reward_model = (path / HEAD_FILE).exists()
         is_trainers_own = not (path / "about.json").exists()
         if is_reward_model or is_trainers_own or is_set_aside(path):
             continue
@@ -156,8 +157,7 @@ class Policies:
             return
         if name not in self.saved:
             raise UsageError(f"unknown policy {name!r}: there are {', '.join(self.names)}.")
-        # peft takes a dot for the end of a module's name
-        adapter = self._loaded.get(name, name.replace(".", "_"))
+        adapter = self._loaded.get(name) or self._free_name(name)
         if name not in self._loaded:
             # Loading switches to an adapter; the one before stays the active one outside
             before = self.model.active_adapter if isinstance(self.model, PeftModel) else adapter
@@ -166,3 +166,12 @@ class Policies:
             self._loaded[name] = adapter
         with use_adapter(self.model, adapter) as model:
             yield model
+
+    def _free_name(self, name: str) -> str:
+        """Return what peft may call a policy: no other adapter on the model has that name."""
+        # peft takes a dot for the end of a module's name
+        adapter = name.replace(".", "_")
+        taken = self.model.peft_config if isinstance(self.model, PeftModel) else {}
+        while adapter in taken:
+            adapter += "_"
+        return adapter

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from accelerate import PartialState
 
-from helpers.files import UsageError, read_json, write_json
+from helpers.files import UsageError, read_json, write_figures
 from helpers.recipes import RecipeRun, fit_recipe
 from helpers.runtime import device
 
@@ -65,5 +65,5 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
             RECIPE_STAGES[name](run)
         state.wait_for_everyone()
         if state.is_main_process:
-            write_json(path, run.figures)
+            write_figures(path, run.figures)
     return run.figures

@@ -40,7 +40,6 @@ from helpers.runtime import seed_everything, tensors_hash
 from .scoring import Score, Scorer, ScorerInputs, images_of, make_batch_scorer, turns_of
 
 REWARD_ADAPTER = "reward"  # name of the adapter
-HEAD_FILE = "head.safetensors"  # of the weights of head and pooling
 ROWS_AT_ONCE = 64  # answers of a reward function in one forward without gradient
 # for each record a score for each of its answers, in their order
 RecordScores = Sequence[Sequence[float]]
@@ -310,7 +309,7 @@ def save_reward_model(
         **(about or {}),
     }
     models.save_adapter(reward.backbone, folder, about, REWARD_ADAPTER)
-    save_file(reward.head_weights(), folder / HEAD_FILE)
+    save_file(reward.head_weights(), folder / models.HEAD_FILE)
     return folder
 
 
@@ -319,25 +318,26 @@ def load_reward_model(model: VLM, processor: ProcessorMixin, folder: Path) -> Re
 
     Raises UsageError if it does not fit.
     """
-    if not (folder / HEAD_FILE).exists():
+    if not (folder / models.HEAD_FILE).exists():
         raise UsageError(
-            f"{folder}: holds no reward model ({HEAD_FILE}). "
+            f"{folder}: holds no reward model ({models.HEAD_FILE}). "
             "Run notebook 03, or give another folder."
         )
     about = read_json(folder / "about.json")
     model = remove_reward_adapter(model)
     with _keep_policy_active(model):
-        backbone = models.load_adapter(model, folder, REWARD_ADAPTER)
+        backbone = models.attach_adapter(model, folder, REWARD_ADAPTER)
     # folders from before the setting do not name it: their heads read the last token
     pooling = about.get("pooling", "last")
     reward = RewardModel(backbone, processor, about["head"], pooling, about["sees_images"])
-    weights, saved = reward.head_weights(), load_file(folder / HEAD_FILE)
+    weights, saved = reward.head_weights(), load_file(folder / models.HEAD_FILE)
     for name in weights.keys() & saved.keys():
         weights[name].copy_(saved[name])
     # a head of another training would give scores that look right
     if head_hash(reward) != about["head_hash"]:
         raise UsageError(
-            f"{folder}: {HEAD_FILE} is not the head that about.json speaks of. Restore the folder."
+            f"{folder}: {models.HEAD_FILE} is not the head that about.json speaks of. "
+            "Restore the folder."
         )
     for parameter in reward.trainable_parameters().values():
         parameter.requires_grad_(False)

@@ -93,10 +93,29 @@ def make_batch_scorer(
 
 
 def score_all(scorer: Scorer, rows: Sequence[ScorerInputs]) -> list[Score]:
-    """Score many answers; a scorer with an attribute `batch` gets them together."""
-    if hasattr(scorer, "batch"):
-        return scorer.batch(rows)
-    return [scorer(*given) for given in rows]
+    """Score many answers; a scorer with an attribute `batch` gets them together.
+
+    Raises UsageError for a score that is not finite, with the scorer and the answer: one such
+    number in a batch would turn every weight that is trained on it into NaN.
+    """
+    together = getattr(scorer, "batch", None)
+    found = together(rows) if together else [scorer(*given) for given in rows]
+    for given, score in zip(rows, found, strict=True):
+        _require_finite(scorer, given, score)
+    return found
+
+
+def _require_finite(scorer: Scorer, given: ScorerInputs, score: Score) -> None:
+    wrong = {part: value for part, value in score.parts.items() if not math.isfinite(value)}
+    if not wrong and math.isfinite(score.total):
+        return
+    _, question, answer, *_ = given
+    name = getattr(scorer, "__name__", type(scorer).__name__)
+    part, value = next(iter(wrong.items()), ("total", score.total))
+    raise UsageError(
+        f"scorer {name}: {part} is {value} for the answer {answer[:80]!r} to {question[:80]!r}. "
+        "A score must be a finite number: mend the scorer, or give 0 where it cannot say."
+    )
 
 
 def heuristic_scorer(

@@ -18,6 +18,7 @@ Simplification: dropout of the adapter stays off, as it would make `new` differ 
 any update.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -222,8 +223,9 @@ class PPOTrainer:
         self.log.append(row)
         for look in self.watch:
             look(self)
-        # after the watchers: one that stops the run has its say in the state, too
-        if done % settings.checkpoint_every == 0 or done == settings.iterations:
+        # after the watchers: what one of them stops may be broken, and is not kept
+        is_due = done % settings.checkpoint_every == 0 or done == settings.iterations
+        if is_due and not self.stopped:
             accelerator.wait_for_everyone()
             self.checkpoints.save(done, state_of(self))
 
@@ -307,7 +309,7 @@ def take_step(
 ) -> dict[str, float]:
     """Clip the gradients of policy and critic to `max_norm` each, and step; returns their norms.
 
-    What gets no gradient stays as it is.
+    What gets no gradient stays as it is. If a norm is not finite, nothing moves.
     """
     # gradients of fp16 are scaled up; their norm is of those that are not
     accelerator.unscale_gradients(optimizer)
@@ -319,7 +321,10 @@ def take_step(
             # Adam's momentum would move weights without a gradient
             for weight in group["params"]:
                 weight.grad = None
-    optimizer.step()
+    # fp16's scaler leaves such a step out by itself, and lowers its scale
+    is_finite = all(map(math.isfinite, norms.values()))
+    if is_finite or accelerator.scaler is not None:
+        optimizer.step()
     optimizer.zero_grad()
     return norms
 

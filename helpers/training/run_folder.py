@@ -21,7 +21,7 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.config import DPOSettings, PPOSettings, SFTSettings
 from helpers.data import PreferenceRecord, Task, file_of, tasks_of
-from helpers.files import write_json
+from helpers.files import write_figures, write_json
 from helpers.models import VLM
 from helpers.rewards import Scorer, right_share
 from helpers.statistics import Proportion
@@ -89,7 +89,7 @@ def save_policy(
     """
     models.save_adapter(model, folder, {**about, "settings": asdict(settings)})
     if log:
-        write_json(folder / "log.json", list(log))
+        write_figures(folder / "log.json", list(log))
     return folder
 
 

@@ -189,8 +189,6 @@ def sft_config(settings: SFTSettings, seed: int, folder: Path | None = None) -> 
         **common_options(settings, seed, folder),
         loss_type="nll",
         completion_only_loss=True,
-        # else the log would have a number where the loss is none
-        logging_nan_inf_filter=False,
     )
 
 

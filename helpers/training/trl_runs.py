@@ -26,7 +26,7 @@ from transformers.utils.notebook import NotebookProgressCallback
 
 from helpers import models
 from helpers.config import DPOSettings, LoraSettings, SFTSettings
-from helpers.files import read_json, write_json
+from helpers.files import UsageError, read_json, write_json
 from helpers.machine import TRAINER_STATE, checkpoint_step, seal_checkpoint
 from helpers.models import VLM
 from helpers.runtime import compute_dtype, device, has_cuda, tensors_hash
@@ -38,6 +38,19 @@ REFERENCE_ADAPTER = "ref"
 
 # In a checkpoint, beside what TRL writes: how long the run has taken until then.
 TIME_FILE = "time.json"
+
+
+class StopsAskedFor(TrainerCallback):
+    """Notes that one of the callbacks before it has stopped the run."""
+
+    def __init__(self):
+        self.asked = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.asked |= control.should_training_stop
+
+    def on_log(self, args, state, control, **kwargs):
+        self.asked |= control.should_training_stop
 
 
 class TRLRun:
@@ -54,6 +67,9 @@ class TRLRun:
         # a line or a table row for each step
         for callback in (PrinterCallback, ProgressCallback, NotebookProgressCallback):
             self.remove_callback(callback)
+        # the last of them, which sees what all others have asked for
+        self.stops = StopsAskedFor()
+        self.add_callback(self.stops)
         self._started = time.perf_counter()
         self._seconds_before = 0.0
 
@@ -78,7 +94,9 @@ class TRLRun:
     def run_to_end(self) -> list[dict[str, float]]:
         """Train from the last whole checkpoint, or from the start; what was finished is loaded.
 
-        Returns the log, a dictionary for each step.
+        Returns the log, a dictionary for each step. Raises UsageError for a run that ends before
+        its steps though no callback has stopped it: transformers takes a StopIteration in the data
+        for their end, and says nothing.
         """
         self._started = time.perf_counter()
         last = self.checkpoints.newest()
@@ -88,6 +106,13 @@ class TRLRun:
         else:
             self.checkpoints.announce(last, self.args.max_steps)
             self._go_on(last)
+        done, planned = self.state.global_step, self.args.max_steps
+        if done < planned and not self.stops.asked:
+            raise UsageError(
+                f"training ended after {done} of {planned} steps, and nothing asked it to: reading "
+                "the data broke off (StopIteration). Look at what reads images and answers; the "
+                "last checkpoint is kept."
+            )
         self.model.eval()
         return [dict(row) for row in self.state.log_history if "loss" in row]
 
@@ -158,6 +183,8 @@ def common_options(
         "fp16": dtype == torch.float16,
         "bf16": dtype == torch.bfloat16,
         "logging_steps": 1,
+        # else the log would have a number where the loss is none
+        "logging_nan_inf_filter": False,
         "save_strategy": "steps" if folder else "no",
         # after the last step there is one in any case
         "save_steps": settings.checkpoint_steps or settings.steps,

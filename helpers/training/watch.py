@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
 
 from helpers.data import PreferenceRecord, tasks_of
-from helpers.files import UsageError, write_lines
+from helpers.files import UsageError, null_if_not_finite, write_lines
 from helpers.losses import PolicyLoss, explained_variance, masked_mean, masked_var
 from helpers.models import VLM, answer_tasks
 from helpers.rewards import right_share
@@ -132,9 +132,7 @@ class JSONLog:
     def __call__(self, trainer) -> None:
         lines = []
         for row in trainer.log:
-            # NaN is no JSON
-            row = {name: None if math.isnan(value) else value for name, value in row.items()}
-            lines.append(json.dumps(row))
+            lines.append(json.dumps(null_if_not_finite(row)))
         write_lines(self.path, lines)
 
 

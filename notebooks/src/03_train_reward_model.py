@@ -487,7 +487,7 @@ accuracy = reached[head, objective]
 about = prepared.policy_about(MODEL, plan.max_pixels, SEED) | {"validation_accuracy": accuracy}
 folder = rewards.save_reward_model(winner, files.artifacts_dir() / "reward", own, about)
 run_log = {"steps": winner_run.log, "evaluations": winner_run.evaluations}
-files.write_json(folder / "log.json", run_log)
+files.write_figures(folder / "log.json", run_log)
 print(
     f"{head}, {objective}: validation {accuracy:.3f}, head {rewards.head_hash(winner)} → {folder}"
 )

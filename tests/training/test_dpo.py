@@ -8,6 +8,7 @@ import pytest
 import torch
 from shipped import TRAFFIC
 from torch.testing import assert_close
+from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from helpers import models
@@ -493,6 +494,36 @@ def test_a_finished_run_is_loaded_and_not_trained_a_step_further(make, tmp_path,
     # nor in the same session, nor a third time
     same_run((first, run), (again, dpo.train_dpo(again)))
     assert len(run.log) == 3 and [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def breaks_off(trainer, batch, monkeypatch):
+    """Let the data of a trainer raise StopIteration at a batch."""
+    kind, seen = type(trainer.data_collator), []
+    collate = kind.__call__
+
+    def broken(collator, examples):
+        seen.append(1)
+        if len(seen) == batch:
+            raise StopIteration
+        return collate(collator, examples)
+
+    monkeypatch.setattr(kind, "__call__", broken)
+    return trainer
+
+
+def test_a_run_whose_data_break_off_is_no_finished_run(make, monkeypatch):
+    """transformers takes a StopIteration for the end of the data, and ends without a word."""
+    with pytest.raises(UsageError, match=r"ended after [12] of 4 steps, and nothing asked it to"):
+        dpo.train_dpo(breaks_off(make(steps=4), 3, monkeypatch))
+
+
+def test_a_run_that_a_callback_stops_is_no_error(make):
+    class Enough(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    run = dpo.train_dpo(make(steps=4, callbacks=[Enough()]))
+    assert len(run.log) == 2
 
 
 def other_text(row):

@@ -129,6 +129,50 @@ def test_answers_that_are_not_those_sampled_stop_the_run(monkeypatch):
     assert moved(run, before) <= {"critic.value.4.bias"}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_ruins_no_weight(value):
+    """One of 16 answers: it would be in the mean of all, and so in every gradient."""
+    run = trainer(score=make_scorer("broken", lambda *given: {"half": value, "whole": 1.0}))
+    before = weights(run)
+    with pytest.raises(UsageError, match=f"scorer broken: half is {value} for the answer"):
+        run.train()
+    assert not moved(run, before) and run.log == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_step_is_taken_on_a_gradient_that_is_not_finite(value):
+    run = trainer()
+    run.train(1)
+    before = weights(run)
+    named = dict(run.actor.named_parameters())
+    for weight in named.values():
+        if weight.requires_grad:
+            weight.grad = torch.ones_like(weight)
+    next(iter(run.optimizer.param_groups[0]["params"])).grad[0] = value
+    norms = ppo.take_step(run.accelerator, run.optimizer, 1.0)
+    assert not math.isfinite(norms["adapter"]) and math.isfinite(norms["critic"])
+    assert not moved(run, before)
+    # The next one is taken
+    for weight in named.values():
+        if weight.requires_grad:
+            weight.grad = torch.ones_like(weight)
+    ppo.take_step(run.accelerator, run.optimizer, 1.0)
+    assert moved(run, before)
+
+
+def test_what_a_watcher_stops_is_not_kept(tmp_path):
+    """The state before it is, from which a run can go on."""
+
+    def stop_at_two(run):
+        run.stopped = run.iteration == 2
+
+    run = trainer(folder=tmp_path, watch=[stop_at_two])
+    run.train()
+    assert run.iteration == 2
+    again = trainer(folder=tmp_path)
+    assert again.iteration == 1
+
+
 def test_how_far_rounding_may_take_the_first_ratio():
     """A token by 0.8 in bf16, and the mean of 100 tokens by 0.8 / √100 = 0.08."""
     mask = torch.ones(4, 25)

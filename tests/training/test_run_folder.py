@@ -36,6 +36,14 @@ def test_a_saved_policy_says_how_it_was_made(policy, tmp_path):
     assert found.name == "dpo/seed-3" and found.seed == 3
 
 
+def test_a_log_whose_gradients_overflowed_is_written(policy, tmp_path):
+    """As in the first steps in fp16; JSON has no word for inf and NaN."""
+    rows = [{"loss": 0.7, "grad_norm": float("inf")}, {"loss": float("nan"), "grad_norm": 1.0}]
+    save_policy(policy, tmp_path, dpo_preset("tiny"), {"base": "tiny"}, rows)
+    found = json.loads((tmp_path / "log.json").read_text(), parse_constant=pytest.fail)
+    assert found == [{"loss": 0.7, "grad_norm": None}, {"loss": None, "grad_norm": 1.0}]
+
+
 def test_without_a_log_there_is_no_file_of_it(policy, tmp_path):
     save_policy(policy, tmp_path, PPO_PRESETS["tiny"], {"base": "tiny", "reward": "count_exact"})
     assert not (tmp_path / "log.json").exists()

@@ -84,12 +84,12 @@ def test_logs_have_each_iteration_once_also_when_a_run_goes_on(tmp_path):
     for iteration in (1, 2, 3, 2, 3, 4):  # killed after 3, gone on with after 1
         trainer.iteration, trainer.log = (
             iteration,
-            [{"iteration": n, "x": math.nan} for n in range(1, iteration + 1)],
+            [{"iteration": n, "x": math.nan, "y": math.inf} for n in range(1, iteration + 1)],
         )
         log(trainer)
         samples(trainer)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows == [{"iteration": n, "x": None} for n in (1, 2, 3, 4)]
+    assert rows == [{"iteration": n, "x": None, "y": None} for n in (1, 2, 3, 4)]
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 1, 2, 2, 4, 4]
     assert [(row["prompt"], row["answer"], row["score"]) for row in rows[:2]] == [

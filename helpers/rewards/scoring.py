@@ -98,11 +98,16 @@ def score_all(scorer: Scorer, rows: Sequence[ScorerInputs]) -> list[Score]:
     Raises UsageError for a score that is not finite, with the scorer and the answer: one such
     number in a batch would turn every weight that is trained on it into NaN.
     """
-    together = getattr(scorer, "batch", None)
-    found = together(rows) if together else [scorer(*given) for given in rows]
+    found = _scores(scorer, rows)
     for given, score in zip(rows, found, strict=True):
         _require_finite(scorer, given, score)
     return found
+
+
+def _scores(scorer: Scorer, rows: Sequence[ScorerInputs]) -> list[Score]:
+    if hasattr(scorer, "batch"):
+        return scorer.batch(rows)
+    return [scorer(*given) for given in rows]
 
 
 def _require_finite(scorer: Scorer, given: ScorerInputs, score: Score) -> None:

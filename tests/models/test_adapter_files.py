@@ -105,7 +105,7 @@ def test_a_reward_models_folder_is_no_policy(tmp_path):
     folder = saved_adapter(tmp_path / "reward")
     (folder / models.HEAD_FILE).write_bytes(b"")
     base, _ = models.load_model("tiny")
-    with pytest.raises(UsageError, match="of a reward model .* which answers nothing"):
+    with pytest.raises(UsageError, match=r"of a reward model .* which answers nothing"):
         models.load_adapter(base, folder)
 
 

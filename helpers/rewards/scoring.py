@@ -114,7 +114,7 @@ def _require_finite(scorer: Scorer, given: ScorerInputs, score: Score) -> None:
     wrong = {part: value for part, value in score.parts.items() if not math.isfinite(value)}
     if not wrong and math.isfinite(score.total):
         return
-    _, question, answer, *_ = given
+    question, answer = given[1:3]
     name = getattr(scorer, "__name__", type(scorer).__name__)
     part, value = next(iter(wrong.items()), ("total", score.total))
     raise UsageError(

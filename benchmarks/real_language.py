@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm.auto import trange
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -49,6 +49,7 @@ BLOCK = "real_language"
 SEEDS = (0, 1, 2)
 QUESTIONS = 200  # held out; each is asked twice of every policy
 KL_QUESTIONS = 64
+KL_BATCH = 16  # of them at once
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,15 @@ def kl_from_base(policy, processor, tasks: Sequence[Task]) -> Estimate:
     """Estimate KL(policy ‖ base) in nats an answer: mean log π − log π_base of its samples."""
     packer = models.Packer(policy, processor, keeps_features=False)
     ratios = []
-    for place, task in enumerate(tqdm(tasks, desc="KL", leave=False)):
-        prompts = packer.encode([task.turns], [task.open_images()])
-        answers, _ = models.sample_ids(
-            policy, processor, prompts, max_new_tokens=64, seed=place, temperature=1.0
+    for start in trange(0, len(tasks), KL_BATCH, desc="KL", leave=False):
+        batch = tasks[start : start + KL_BATCH]
+        prompts = packer.encode(
+            [task.turns for task in batch], [task.open_images() for task in batch]
         )
-        packed = packer.pack(prompts, [answers])
+        answers, _ = models.sample_ids(
+            policy, processor, prompts, max_new_tokens=64, seed=start, temperature=1.0
+        )
+        packed = packer.pack(prompts, [[answer] for answer in answers])
         moved = answer_logps(policy, packed).sum(-1)
         with disable_adapters(policy):
             base = answer_logps(policy, packed).sum(-1)

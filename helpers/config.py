@@ -139,7 +139,7 @@ class DPOSettings:
     accumulation: PositiveInt = 8  # pairs a step = 2 × 8 = 16
     warmup_share: Share = 0.1
     gradient_checkpointing: bool = True
-    checkpoint_steps: NonNegativeInt = 0  # a checkpoint every so many steps; 0: at the end only
+    checkpoint_steps: NonNegativeInt = 50  # a checkpoint every so many steps; 0: at the end only
     lora: LoraSettings = LoraSettings()
 
     def __post_init__(self):
@@ -157,6 +157,7 @@ DPO_PRESETS = {
         batch_size=16,
         accumulation=1,
         gradient_checkpointing=False,
+        checkpoint_steps=0,
     ),
     # Qwen2-VL-2B in 4-bit on a T4:
     # 2 pairs × (256 visual + ~60 text + 2 × ~20 answer tokens) a forward.
@@ -186,7 +187,6 @@ DPO_PRESETS = {
         learning_rate=3e-5,
         steps=420,
         accumulation=4,
-        checkpoint_steps=50,
     ),
     # what that project ran: it states no more, the rest is TRL's default; the rates move nothing
     "vehicles-source": DPOSettings(steps=420, accumulation=4, learning_rate=1e-6),
@@ -227,7 +227,7 @@ class SFTSettings:
     accumulation: PositiveInt = 8  # answers a step = 2 × 8 = 16
     warmup_share: Share = 0.1
     gradient_checkpointing: bool = True
-    checkpoint_steps: NonNegativeInt = 0  # a checkpoint every so many steps; 0: at the end only
+    checkpoint_steps: NonNegativeInt = 50  # a checkpoint every so many steps; 0: at the end only
     lora: LoraSettings = LoraSettings()
 
 
@@ -239,6 +239,7 @@ SFT_PRESETS = {
         batch_size=16,
         accumulation=1,
         gradient_checkpointing=False,
+        checkpoint_steps=0,
     ),
     # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + ~20 answer tokens) a forward
     # as many answers as DPO's preset of that name has pairs

@@ -19,7 +19,7 @@ from helpers.files import UsageError, read_json, write_json
 from helpers.machine import facts, fits
 from helpers.machine.speed import Line, MachineSpeed
 from helpers.machine.workload import GenerationSettings, Workload
-from helpers.models import presets
+from helpers.models import generation, presets
 from helpers.recipe_stages import run_stages
 from helpers.recipes import (
     POLICY_STAGES,
@@ -549,3 +549,38 @@ def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):
         "the recipe has no stage rank: it has data, sft, dpo, ppo, evaluate"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.heavy(reason="samples answers of the embedded model")
+def test_a_stage_that_asks_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    """Ctrl-C in the middle of `rank`: the answers before it are read, and the result is the same."""
+    recipe = read_recipe(
+        find_recipe("counting"),
+        laptop=True,
+        changes=[("stages", ["data", "rank"]), ("data.limit", LIMIT), ("rank.answers", 2)],
+    )
+    whole = RecipeRun(recipe, tmp_path / "whole")
+    run_stages(whole)
+    ask, numbers = generation._generate, []
+
+    def counted(model, processor, images, prompts, config):
+        if len(numbers) == stop_at:
+            raise KeyboardInterrupt
+        numbers.append(len(prompts))
+        return ask(model, processor, images, prompts, config)
+
+    monkeypatch.setattr(generation, "_generate", counted)
+    cut = RecipeRun(recipe, tmp_path / "cut")
+    stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(cut)
+    stop_at = -1
+    run_stages(RecipeRun(recipe, tmp_path / "cut"), ["rank"])
+    # three splits, two answers to each question, each asked once in all
+    assert len(numbers) == 6
+    for split in SPLITS:
+        name = f"data/{split}-ranked.jsonl"
+        found = (tmp_path / "cut" / name).read_text(encoding="utf-8")
+        assert found == (tmp_path / "whole" / name).read_text(encoding="utf-8").replace(
+            "/whole/", "/cut/"
+        )

@@ -79,6 +79,7 @@ from .image_sizes import (
     tokens_and_patches as tokens_and_patches,
     visual_tokens as visual_tokens,
 )
+from .kept_answers import keep_answers as keep_answers
 from .loading import (
     CheckpointSource as CheckpointSource,
     explain_load_errors as explain_load_errors,

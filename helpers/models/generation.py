@@ -4,7 +4,7 @@ Equal arguments give equal answers; tokens that stand for images are never gener
 notebooks 01 and 05.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from helpers.files import open_image
 from .adapters import VLM, autocast, base_of, contiguous_head, evaluation_mode
 from .caches import Features, backbone_of, is_recurrent, use_features
 from .encoded_prompts import EncodedPrompts, prompt_inputs
+from .kept_answers import KeptAnswers
 from .prompts import (
     Conversation,
     answer_texts,
@@ -126,13 +127,9 @@ def _generate_all(
         while True:
             starts = tqdm(range(0, len(prompts), batch_size), desc=description, leave=False)
             try:
-                with torch.random.fork_rng():
-                    torch.manual_seed(seed)
-                    answers = []
-                    for start in starts:
-                        rows = slice(start, start + batch_size)
-                        answers += _generate(model, processor, images[rows], prompts[rows], config)
-                    return answers
+                return _generate_batches(
+                    model, processor, images, prompts, config, seed, batch_size, starts
+                )
             except RuntimeError as error:
                 if batch_size == 1 or not should_reduce_batch_size(error):
                     raise
@@ -144,6 +141,31 @@ def _generate_all(
                 f"starting again with {half}."
             )
             batch_size = half
+
+
+def _generate_batches(
+    model: VLM,
+    processor: ProcessorMixin,
+    images: Sequence[Pictures],
+    prompts: Sequence[str | Conversation],
+    config: GenerationConfig,
+    seed: int,
+    batch_size: int,
+    starts: Iterable[int],
+) -> list[SampledAnswer]:
+    """Return the answers batch by batch; what is kept of an earlier call is not asked again."""
+    kept = KeptAnswers.of(model, processor, images, prompts, config, seed, batch_size)
+    answers: list[SampledAnswer] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in starts:
+            rows = slice(start, start + batch_size)
+            batch = kept.read(start)
+            if batch is None:
+                batch = _generate(model, processor, images[rows], prompts[rows], config)
+                kept.write(start, batch)
+            answers += [SampledAnswer(text, ended) for text, ended in batch]
+    return answers
 
 
 def _generate(

@@ -11,9 +11,11 @@ process while the others wait. A stage that was cut off goes on from its last ch
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from accelerate import PartialState
 
+from helpers import models
 from helpers.files import UsageError, read_json, write_figures
 from helpers.recipes import RecipeRun, fit_recipe
 from helpers.runtime import device
@@ -62,8 +64,19 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
         state.wait_for_everyone()
         if name in TRAINING_STAGES or state.is_main_process:
             state.print(f"── {name} ──", flush=True)
-            RECIPE_STAGES[name](run)
+            with keep_what_is_given(run, name):
+                RECIPE_STAGES[name](run)
         state.wait_for_everyone()
         if state.is_main_process:
             write_figures(path, run.figures)
     return run.figures
+
+
+def keep_what_is_given(run: RecipeRun, name: str) -> AbstractContextManager[None]:
+    """Keep the answers that a model gives in a stage, which then goes on where it was cut off.
+
+    Training keeps checkpoints, and asks only to watch.
+    """
+    if name in TRAINING_STAGES:
+        return nullcontext()
+    return models.keep_answers(run.folder / "cache" / "answers")

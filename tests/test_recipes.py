@@ -553,7 +553,7 @@ def test_unknown_recipes_and_stages_are_named(tmp_path, capsys):
 
 @pytest.mark.heavy(reason="samples answers of the embedded model")
 def test_a_stage_that_asks_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    """Ctrl-C in the middle of `rank`: the answers before it are read, and the result is the same."""
+    """Ctrl-C in the middle of `rank`: what was answered is read, and the result is the same."""
     recipe = read_recipe(
         find_recipe("counting"),
         laptop=True,

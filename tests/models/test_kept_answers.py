@@ -1,4 +1,4 @@
-"""Answers that are kept as they are given: read, not asked again, and only where nothing differs."""
+"""Answers that are kept as they are given: read, not asked again, where nothing differs."""
 
 import json
 

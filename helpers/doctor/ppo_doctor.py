@@ -153,7 +153,8 @@ class PPODoctor(RunDoctor):
             if wrong:
                 look["scores misplaced"] = Reading(wrong)
         self.tell(look, trainer.iteration, aloud=trainer.accelerator.is_main_process)
-        trainer.stopped |= self._stops()
+        trainer.is_broken |= self._stops()
+        trainer.stopped |= trainer.is_broken
 
     def _stops(self) -> bool:
         return any(verdict.severity == "stop" for verdict in self.course.open)

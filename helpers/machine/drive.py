@@ -163,6 +163,10 @@ def _replaces(checkpoint: Path, old: Path) -> bool:
 # Where Colab mounts Google Drive
 DRIVE_MOUNT = Path("/content/drive")
 
+# What says in an identity how many steps a run has: a warm-up's (it also has those of its PPO),
+# DPO's and PPO's
+STEPS_NAMES = ("epochs of the warm-up", "steps", "iterations")
+
 # The copies of each folder, so that a set-up cell that is run again starts no second ones
 _running: dict[Path, DriveCopies] = {}
 
@@ -194,8 +198,7 @@ def last_checkpoints(folder: Path) -> list[RunCheckpoint]:
         if path is None or is_set_aside(run):
             continue
         identity = checkpoint_identity(path) or {}
-        # named so by DPO and by PPO
-        steps = identity.get("steps") or identity.get("iterations")
+        steps = next((identity[name] for name in STEPS_NAMES if name in identity), None)
         name = run.relative_to(folder).as_posix()
         step = checkpoint_step(path)
         finished = str(step) == steps or _is_saved_since(run, path)

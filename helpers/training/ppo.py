@@ -67,11 +67,12 @@ class PPOTrainer:
     is learnt from. `model` gets a fresh adapter unless it has one to go on with. reference: the
     name of a frozen adapter on it that KL is measured against; None: the base with adapters off.
 
-    watch: called after each iteration with the trainer; its `stopped` ends the run. folder: of this
-    run alone, gets the whole state after every `checkpoint_every` iterations; a trainer that finds
-    it goes on as if it had never stopped. A folder of another run is refused, or with
-    `replace_other` set aside. cache: a folder for image features. packs: all answers to a task in
-    one row, or a row each; None tries whether the model can.
+    watch: called after each iteration with the trainer; its `stopped` ends the run, and with its
+    `is_broken` the state of that iteration is not kept. folder: of this run alone, gets the whole
+    state after every `checkpoint_every` iterations; a trainer that finds it goes on as if it had
+    never stopped. A folder of another run is refused, or with `replace_other` set aside. cache: a
+    folder for image features. packs: all answers to a task in one row, or a row each; None tries
+    whether the model can.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class PPOTrainer:
         self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target, settings.kl_horizon)
         self.watch = watch
         self.stopped = False
+        self.is_broken = False
         # one row an iteration; what the last one saw is for the watchers
         self.log: list[IterationRow] = []
         self.last: Experience | None = None
@@ -223,9 +225,9 @@ class PPOTrainer:
         self.log.append(row)
         for look in self.watch:
             look(self)
-        # after the watchers: what one of them stops may be broken, and is not kept
+        # after the watchers: one that stops the run has its say in the state, too
         is_due = done % settings.checkpoint_every == 0 or done == settings.iterations
-        if is_due and not self.stopped:
+        if is_due and not self.is_broken:
             accelerator.wait_for_everyone()
             self.checkpoints.save(done, state_of(self))
 

@@ -4,11 +4,15 @@ It is trained on any answers whose score is known, whoever wrote them (InstructG
 critic from the reward model for the same reason, arXiv 2203.02155). Taught in notebook 05.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -18,6 +22,7 @@ from helpers.files import UsageError
 from helpers.models import PackedAnswers
 from helpers.rewards import score_all
 
+from .checkpoint import Checkpoints, data_hash
 from .ppo import PPOTrainer
 from .sampler import Sampler, pieces
 
@@ -60,7 +65,8 @@ def warm_up_critic(
     """Draw the value of every token to the score of its whole answer; returns the losses.
 
     answers: to each task, whoever wrote them. `mini_batch` of a step's prompts are in one pass. The
-    learning rate falls linearly to 0. In a run that goes on after a checkpoint nothing is left to
+    learning rate falls linearly to 0. A trainer with a folder keeps the state after every epoch in
+    `warm-up` there, and goes on from it. In a run that has iterations behind it nothing is left to
     do: its critic is warm. Raises UsageError if the critic has no adapter of its own.
     """
     actor, settings = trainer.actor, trainer.settings
@@ -78,27 +84,82 @@ def warm_up_critic(
     steps = epochs * -(-len(tasks) // prompts_per_step)
     schedule = torch.optim.lr_scheduler.LinearLR(adamw, 1.0, 0.0, steps)
     optimizer = trainer.accelerator.prepare(adamw)
-    history = []
+    state = WarmUpState(trainer, optimizer, schedule)
+    kept = _checkpoints(trainer, known, epochs, prompts_per_step)
+    done = state.go_on(kept, epochs)
     trainer.model.eval()
     actor.start_updates()
-    for chosen in _prompts_of_steps(len(tasks), epochs, prompts_per_step):
-        # what fits into memory, piece by piece, and one step on all of it
-        parts = [known.batch(piece) for piece in pieces(chosen, settings.mini_batch)]
-        all_scores = torch.cat([scores for _, scores in parts])
-        actor.start_at(float(all_scores.mean()))
-        history.append(_add_gradients(trainer, parts))
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    return history
+    for epoch, order in _orders(len(tasks), epochs):
+        if epoch < done:
+            continue
+        for chosen in pieces(order, prompts_per_step):
+            # what fits into memory, piece by piece, and one step on all of it
+            parts = [known.batch(piece) for piece in pieces(chosen, settings.mini_batch)]
+            all_scores = torch.cat([scores for _, scores in parts])
+            actor.start_at(float(all_scores.mean()))
+            state.losses.append(_add_gradients(trainer, parts))
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        kept.save(epoch + 1, state.as_dictionary())
+    return state.losses
 
 
-def _prompts_of_steps(prompts: int, epochs: int, prompts_per_step: int) -> Iterator[np.ndarray]:
-    """Numbers of the prompts of each step; every epoch has all of them, in an order of its own."""
+@dataclass
+class WarmUpState:
+    """What the next step of a warm-up depends on, and the losses so far."""
+
+    trainer: PPOTrainer
+    optimizer: AcceleratedOptimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    losses: list[float] = field(default_factory=list)
+
+    def as_dictionary(self) -> dict[str, Any]:
+        return {
+            "weights": self.trainer.actor.trained_weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "losses": self.losses,
+        }
+
+    @torch.no_grad()
+    def go_on(self, kept: Checkpoints, epochs: int) -> int:
+        """Take up the state of the newest checkpoint; returns how many epochs are done."""
+        found = kept.load(epochs)
+        if found is None:
+            return 0
+        epoch, state = found
+        for name, weight in self.trainer.actor.trained_weights().items():
+            weight.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.losses = state["losses"]
+        return epoch
+
+
+def _checkpoints(
+    trainer: PPOTrainer, known: KnownAnswers, epochs: int, prompts_per_step: int
+) -> Checkpoints:
+    """Return the checkpoints of a warm-up; those of another one are set aside."""
+    run = trainer.checkpoints
+    if run.folder is None:
+        return Checkpoints(None, {})
+    texts = json.dumps([list(each) for each in known.answers])
+    more = {
+        "stage": "warm-up of a critic",
+        "warm-up tasks": data_hash(known.tasks),
+        "answers": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
+        "epochs of the warm-up": str(epochs),
+        "prompts a step": str(prompts_per_step),
+    }
+    return Checkpoints(run.folder / "warm-up", run.identity | more, replace_other=True)
+
+
+def _orders(prompts: int, epochs: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the number of each epoch and the order of its prompts; each epoch has its own."""
     rng = np.random.default_rng(0)
-    for _ in tqdm(range(epochs), desc="critic", unit="epoch", leave=False):
-        order = rng.permutation(prompts)
-        yield from pieces(order, prompts_per_step)
+    for epoch in tqdm(range(epochs), desc="critic", unit="epoch", leave=False):
+        yield epoch, rng.permutation(prompts)
 
 
 def _add_gradients(trainer: PPOTrainer, parts: Sequence[tuple[PackedAnswers, Tensor]]) -> float:

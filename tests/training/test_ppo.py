@@ -160,17 +160,19 @@ def test_no_step_is_taken_on_a_gradient_that_is_not_finite(value):
     assert moved(run, before)
 
 
-def test_what_a_watcher_stops_is_not_kept(tmp_path):
-    """The state before it is, from which a run can go on."""
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_state_that_a_watcher_calls_broken_is_not_kept(tmp_path, is_broken):
+    """The one before it is, from which a run can go on."""
 
     def stop_at_two(run):
         run.stopped = run.iteration == 2
+        run.is_broken = run.stopped and is_broken
 
     run = trainer(folder=tmp_path, watch=[stop_at_two])
     run.train()
     assert run.iteration == 2
     again = trainer(folder=tmp_path)
-    assert again.iteration == 1
+    assert again.iteration == (1 if is_broken else 2)
 
 
 def test_how_far_rounding_may_take_the_first_ratio():

@@ -17,6 +17,7 @@ from helpers.data.tasks import tasks_of
 from helpers.doctor import PPODoctor
 from helpers.files import ROOT, UsageError
 from helpers.rewards.scoring import count_exact, count_graded, make_scorer
+from helpers.training import warm_up
 from helpers.training.ppo import PPOTrainer
 from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import HeldOutAnswers, JSONLog
@@ -158,3 +159,40 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(tmp_path):
     whole = weights(finished(tmp_path / "whole"))
     assert len(log) == 4 and trained.keys() == {name for name in whole if "lora_" in name}
     assert all(torch.equal(value, whole[name]) for name, value in trained.items())
+
+
+def test_a_warm_up_that_was_cut_off_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
+    """Killed in the second of three epochs; afterwards with other answers, which begins anew."""
+    settings = dataclasses.replace(SMALL, critic_adapter=True)
+    tasks, answers = tasks_of(RECORDS[:8]), [["Yes.", "No."]] * 8
+    score = make_scorer("yes", lambda *given: {"yes": float(given[2] == "Yes.")})
+
+    def warm(folder, texts=answers):
+        run = trainer(settings, score, folder=folder)
+        return run, warm_up_critic(run, tasks, texts, 3, prompts_per_step=4)
+
+    whole, losses = warm(tmp_path / "whole")
+    add, calls = warm_up._add_gradients, []
+
+    def killed(*given):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return add(*given)
+
+    monkeypatch.setattr(warm_up, "_add_gradients", killed)
+    with pytest.raises(KeyboardInterrupt):
+        warm(tmp_path / "cut")
+    capsys.readouterr()
+    again, history = warm(tmp_path / "cut")
+    assert "Going on after step 1 of 3" in capsys.readouterr().out
+    # the second and third epoch
+    assert len(calls) == 4 + 4 and history == losses
+    ours = weights(again)
+    assert all(torch.equal(value, ours[name]) for name, value in weights(whole).items())
+    # a run that is killed before its first checkpoint finds its critic warm
+    _, history = warm(tmp_path / "cut")
+    assert len(calls) == 8 and history == losses
+    assert "Finished after step 3" in capsys.readouterr().out
+    _, other = warm(tmp_path / "cut", [["Yes.", "Never."]] * 8)
+    assert len(calls) == 8 + 6 and other != losses

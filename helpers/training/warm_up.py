@@ -93,14 +93,7 @@ def warm_up_critic(
         if epoch < done:
             continue
         for chosen in pieces(order, prompts_per_step):
-            # what fits into memory, piece by piece, and one step on all of it
-            parts = [known.batch(piece) for piece in pieces(chosen, settings.mini_batch)]
-            all_scores = torch.cat([scores for _, scores in parts])
-            actor.start_at(float(all_scores.mean()))
-            state.losses.append(_add_gradients(trainer, parts))
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            state.take_step([known.batch(piece) for piece in pieces(chosen, settings.mini_batch)])
         kept.save(epoch + 1, state.as_dictionary())
     return state.losses
 
@@ -121,6 +114,15 @@ class WarmUpState:
             "schedule": self.schedule.state_dict(),
             "losses": self.losses,
         }
+
+    def take_step(self, parts: Sequence[tuple[PackedAnswers, Tensor]]) -> None:
+        """Go a step on some answers and their scores, which come in parts that fit into memory."""
+        scores = torch.cat([scores for _, scores in parts])
+        self.trainer.actor.start_at(float(scores.mean()))
+        self.losses.append(_add_gradients(self.trainer, parts))
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
 
     @torch.no_grad()
     def go_on(self, kept: Checkpoints, epochs: int) -> int:

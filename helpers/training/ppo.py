@@ -75,6 +75,10 @@ class PPOTrainer:
     whether the model can.
     """
 
+    # what watchers say
+    stopped = False
+    is_broken = False
+
     def __init__(
         self,
         model: VLM,
@@ -115,8 +119,6 @@ class PPOTrainer:
         self.optimizer = new_optimizer(accelerator, self.actor)
         self.kl = AdaptiveKL(settings.kl_weight, settings.kl_target, settings.kl_horizon)
         self.watch = watch
-        self.stopped = False
-        self.is_broken = False
         # one row an iteration; what the last one saw is for the watchers
         self.log: list[IterationRow] = []
         self.last: Experience | None = None

@@ -46,7 +46,14 @@ from helpers.data import (
     read_prepared,
     read_records,
 )
-from helpers.files import ROOT, UsageError, did_you_mean, starting_folders
+from helpers.files import (
+    ROOT,
+    UsageError,
+    did_you_mean,
+    file_hash,
+    read_json,
+    starting_folders,
+)
 from helpers.machine import changed_fields, check_machine
 from helpers.rewards import SCORERS, anchor_reward, get_scorer, is_own_reward
 from helpers.statistics import Estimate
@@ -66,6 +73,8 @@ POLICY_STAGES = ("sft", "dpo", "ppo")
 SHIPPED_FILES = {
     split: str(ROOT / "data" / "traffic" / f"preferences_{split}.jsonl") for split in SPLITS
 }
+# What the ranked answers were made of: hashes of the splits
+RANKED_FILE = "ranked.json"
 # Settings of [data] that are paths
 DATA_PATHS = ("source", *SPLITS, "images", "questions")
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -435,9 +444,55 @@ class RecipeRun:
         return self.prepared().records(self._split(split))
 
     def pairs(self, split: str) -> list[PreferenceRecord]:
-        """Pairs for reward models and DPO: the model's own ranked answers if there are any."""
-        ranked = self.folder / "data" / f"{self._split(split)}-ranked.jsonl"
-        return read_records(ranked) if ranked.exists() else self.records(split)
+        """Pairs for reward models and DPO: the model's own ranked answers if the recipe ranks.
+
+        Raises UsageError where they are missing, or were made of other data.
+        """
+        if "rank" not in self.recipe.stages:
+            return self.records(split)
+        name = self._split(split)
+        ranked = self.ranked_path(name)
+        made_of = self.folder / "data" / RANKED_FILE
+        if not ranked.exists() or not made_of.exists():
+            raise UsageError(
+                f"{ranked}: does not exist, and this recipe ranks the model's own answers. "
+                "Run the stage rank first."
+            )
+        if read_json(made_of).get(name) != self.data_hash(name):
+            raise UsageError(
+                f"{ranked}: was ranked of other data than there is now. Run the stage rank again."
+            )
+        return read_records(ranked)
+
+    def ranked_path(self, split: str) -> Path:
+        """Where the ranked answers to the questions of a split are."""
+        return self.folder / "data" / f"{split}-ranked.jsonl"
+
+    def data_hash(self, split: str) -> str:
+        """Hash of what the stage `data` has made of a split."""
+        prepared = self.prepared()
+        path = prepared.path(split)
+        questions = prepared.folder / f"{split}-questions.jsonl"
+        return file_hash(path if path.exists() else questions)
+
+    def left_by(self, stage: str) -> Path:
+        """Return the folder that a stage of this recipe has left: an adapter, or a reward model.
+
+        Raises UsageError if nothing is there, or if another recipe made it.
+        """
+        folder = self.folder / stage
+        if not (folder / "adapter_config.json").exists():
+            raise UsageError(
+                f"{folder}: holds no adapter. Run the stage {Path(stage).parts[0]} first."
+            )
+        about = read_json(folder / "about.json")
+        made_by = about.get("recipe", self.recipe.title)
+        if made_by != self.recipe.title:
+            raise UsageError(
+                f"{folder}: was made by the recipe {made_by!r}, not by {self.recipe.title!r}. "
+                "Give another folder (--out), or train it again."
+            )
+        return folder
 
     def tasks(self, split: str) -> list[Task]:
         """The questions of a split, with what is true, if that is known."""

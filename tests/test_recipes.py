@@ -505,9 +505,7 @@ def test_a_run_of_other_settings_is_refused_or_set_aside(chain, stage, setting):
 def test_a_start_that_was_not_trained_is_named(chain, tmp_path):
     run = RecipeRun(chain.recipe, tmp_path)
     shutil.copytree(chain.folder / "data", tmp_path / "data")
-    with pytest.raises(
-        UsageError, match=r"sft: holds no adapter.*\(dpo\.start\)\. Run the stage sft"
-    ):
+    with pytest.raises(UsageError, match=r"sft: holds no adapter\. Run the stage sft first"):
         run_stages(run, ["dpo"])
 
 
@@ -584,3 +582,39 @@ def test_a_stage_that_asks_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
         assert found == (tmp_path / "whole" / name).read_text(encoding="utf-8").replace(
             "/whole/", "/cut/"
         )
+
+
+# --- what was left in a folder ---
+
+
+@pytest.mark.heavy(reason="a chain of stages")
+def test_what_another_recipe_has_left_decides_nothing(chain, tmp_path):
+    """Ranked answers that this recipe does not make, and adapters of a recipe that is not this."""
+    folder = tmp_path / "run"
+    shutil.copytree(chain.folder, folder)
+    run = RecipeRun(chain.recipe, folder)
+    own = run.pairs("train")
+    write_records(run.ranked_path("train"), own[:1])
+    assert run.pairs("train") == own
+    about = read_json(folder / "sft" / "about.json")
+    write_json(folder / "sft" / "about.json", about | {"recipe": "Another"})
+    with pytest.raises(UsageError, match=r"sft: was made by the recipe 'Another', not by"):
+        run_stages(run, ["evaluate"])
+    with pytest.raises(UsageError, match=r"sft: was made by the recipe 'Another', not by"):
+        run_stages(run, ["dpo"])
+
+
+def test_answers_that_were_ranked_of_other_data_are_not_taken(tmp_path):
+    changes = [("stages", ["data", "rank", "dpo"]), ("data.limit", 4)]
+    recipe = read_recipe(find_recipe("counting"), laptop=True, changes=changes)
+    run = RecipeRun(recipe, tmp_path)
+    run_stages(run, ["data"])
+    records = run.records("train")
+    with pytest.raises(UsageError, match=r"train-ranked\.jsonl: does not exist.*stage rank first"):
+        run.pairs("train")
+    write_records(run.ranked_path("train"), records[:2])
+    write_json(tmp_path / "data" / "ranked.json", {"train": run.data_hash("train")})
+    assert len(run.pairs("train")) == 2
+    write_records(run.prepared().path("train"), records[:3])
+    with pytest.raises(UsageError, match=r"ranked of other data than there is now"):
+        run.pairs("train")

@@ -9,8 +9,8 @@ from helpers.data import (
     prepare_data,
     write_records,
 )
-from helpers.files import UsageError
-from helpers.recipes import RecipeRun
+from helpers.files import UsageError, write_json
+from helpers.recipes import RANKED_FILE, RecipeRun
 from helpers.rewards import get_scorer, sample_and_rank
 
 
@@ -71,5 +71,7 @@ def rank_answers(run: RecipeRun) -> None:
                 f"answers, so there is nothing to rank. Ask for more than {settings.answers} "
                 "(rank.answers), or take answers that are written (without the stage rank)."
             )
-        write_records(run.folder / "data" / f"{split}-ranked.jsonl", ranked)
+        write_records(run.ranked_path(split), ranked)
+    made_of = {split: run.data_hash(split) for split in SPLITS}
+    write_json(run.folder / "data" / RANKED_FILE, made_of)
     run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))

@@ -7,7 +7,6 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.data import to_trl
 from helpers.doctor import DPODoctor, PPODoctor, preflight
-from helpers.files import UsageError
 from helpers.models import VLM
 from helpers.recipes import RecipeRun
 from helpers.rewards import about_reward, known_answers, reward_of
@@ -72,13 +71,7 @@ def starting_policy(run: RecipeRun, stage: str) -> tuple[VLM, ProcessorMixin]:
     start = getattr(run.recipe, stage).start
     if start == "base":
         return model, processor
-    folder = run.folder / start
-    if not (folder / "adapter_config.json").exists():
-        raise UsageError(
-            f"{folder}: holds no adapter, with which {stage} is to begin ({stage}.start). "
-            f"Run the stage {start} first."
-        )
-    return models.load_adapter(model, folder), processor
+    return models.load_adapter(model, run.left_by(start)), processor
 
 
 def train_dpo_policy(run: RecipeRun) -> None:
@@ -121,7 +114,7 @@ def train_ppo_policy(run: RecipeRun) -> None:
     if recipe.ppo.start != "base":
         # KL is measured against what it begins with
         reference = REFERENCE_ADAPTER
-        model = models.load_adapter(model, run.folder / recipe.ppo.start, reference)
+        model = models.load_adapter(model, run.left_by(recipe.ppo.start), reference)
         model.set_adapter(models.POLICY_ADAPTER)
     model, score = policy_scorer(run, model, processor, tasks)
     trainer = ppo_trainer(

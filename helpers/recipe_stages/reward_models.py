@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -111,12 +112,7 @@ def train_reward_models(run: RecipeRun) -> None:
             _judge_with_shuffled_images(run, f"reward_{head}_{objective}", scored)
     # the stage `ppo` takes it from there
     if PartialState().is_main_process:
-        shutil.copytree(
-            max(found, key=found.get),
-            run.folder / "reward" / "best",
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("checkpoint-*"),
-        )
+        _keep_best(max(found, key=found.get), run.folder / "reward" / "best")
 
 
 def _judge_with_shuffled_images(
@@ -131,6 +127,15 @@ def _judge_with_shuffled_images(
     others = [images[i] for i in derangement(len(images), run.recipe.seed)]
     right = pair_hits(pair_gaps(records, score_records(scored, records, others)))
     run.add_figure(f"{name}_other_images", proportion(float(right.sum()), len(right)))
+
+
+def _keep_best(folder: Path, best: Path) -> None:
+    """Copy a reward model's folder beside the last best one, and then put it in its place."""
+    beside = best.with_name(f".{best.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(folder, beside, ignore=shutil.ignore_patterns("checkpoint-*"))
+    shutil.rmtree(best, ignore_errors=True)
+    beside.rename(best)
 
 
 def policy_scorer(
@@ -192,5 +197,5 @@ def _learnt_scorer(
     # the policy's adapter comes first, so that the reward's is the second on one base
     if not isinstance(model, PeftModel):
         model = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
-    scored = reward_model.load_reward_model(model, processor, run.folder / "reward" / "best")
+    scored = reward_model.load_reward_model(model, processor, run.left_by("reward/best"))
     return scored.backbone, reward_model.standardised_scorer(scored, run.pairs("valid"))

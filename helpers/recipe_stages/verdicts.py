@@ -51,8 +51,9 @@ def _policy_folders(run: RecipeRun) -> dict[str, Path]:
     """The folders of the policies that this run has trained, SFT's first."""
     folders = {}
     for name in POLICY_STAGES:
-        if (run.folder / name / "adapter_config.json").exists():
-            folders[name] = run.folder / name
+        # what another recipe has left in the folder is not this one's
+        if name in run.recipe.stages and (run.folder / name / "adapter_config.json").exists():
+            folders[name] = run.left_by(name)
     return folders
 
 
@@ -66,9 +67,9 @@ def _show_evidence(run: RecipeRun, tasks: Sequence[Task]) -> None:
     # a run whose data has questions alone has no pairs to judge
     has_pairs = run.prepared().path("train").exists()
     policies = Policies(*run.load(), saved)
-    best = run.folder / "reward" / "best"
     judging = {}
-    if best.exists():
+    if "reward" in run.recipe.stages and (run.folder / "reward" / "best").exists():
+        best = run.left_by("reward/best")
         judging["reward_model"] = reward_model.load_reward_model(*run.load(), best)
     evidence = gather_evidence(
         policies,

@@ -468,6 +468,27 @@ def print_memory(
     print(memory_table([Workload(name, width, height, max_pixels) for name in model or PRESETS]))
 
 
+@app.command("verify")
+def verify_artifacts(
+    folder: Annotated[Path, Argument(help="artifacts/, or a part of it.")],
+) -> None:
+    """Say of each saved model and checkpoint what it was made from, and whether it is whole.
+
+    Hashes are computed again. Ends with 1 if a file is missing or is not what was written.
+    """
+    from helpers.machine import find_artifacts
+
+    found = find_artifacts(folder)
+    for artifact in found:
+        print(artifact)
+    broken = [artifact for artifact in found if artifact.broken]
+    if broken:
+        raise UsageError(
+            f"{len(broken)} of {len(found)} are not as they were written. Remove them and run what "
+            "makes them again; a run goes on from an older checkpoint that is whole."
+        )
+
+
 @app.command("schema")
 def write_schema() -> None:
     """Write the JSON Schema of a record to data/."""

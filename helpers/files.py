@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 ROOT = Path(__file__).resolve().parent.parent
 HEIF_SUFFIXES = {".heic", ".heif"}
+SEAL_FILE = "files.json"  # hashes of the files in a folder that belong together
 
 
 class UsageError(ValueError):
@@ -107,6 +108,9 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        # on the disk before it has the name: a machine that is lost keeps the old file or the new
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -231,6 +235,41 @@ def file_hash(path: Path) -> str:
 def stream_hash(stream: BinaryIO) -> str:
     """`file_hash` of a file that is open, at its start; leaves it at its end."""
     return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+# --- what belongs together ---
+
+
+def seal_folder(folder: Path, names: Iterable[str]) -> Path:
+    """Note the hashes of the files that belong together in a folder: the last that is written."""
+    hashes = {name: file_hash(folder / name) for name in sorted(names)}
+    return write_json(folder / SEAL_FILE, hashes)
+
+
+def broken_files(folder: Path) -> list[str] | None:
+    """Name the files of a sealed folder that are missing or other ones; None without a seal."""
+    seal = folder / SEAL_FILE
+    if not seal.exists():
+        return None
+    broken = []
+    for name, known in read_json(seal).items():
+        path = folder / name
+        if not path.exists() or file_hash(path) != known:
+            broken.append(name)
+    return broken
+
+
+def require_whole(folder: Path) -> None:
+    """Raise UsageError if files of a folder do not belong together; without a seal none can tell.
+
+    So it is after a save that was cut off: some files are new, others of the save before.
+    """
+    broken = broken_files(folder)
+    if broken:
+        raise UsageError(
+            f"{folder}: {', '.join(broken)} and the other files do not belong together, as after a "
+            "save that was cut off. Make it again, or restore the folder."
+        )
 
 
 def read_heif(where: str) -> None:

@@ -1,5 +1,9 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
+from .artifacts import (
+    Artifact as Artifact,
+    find_artifacts as find_artifacts,
+)
 from .checkpoints import (
     CHECKPOINT_FOLDER as CHECKPOINT_FOLDER,
     IDENTITY_FILE as IDENTITY_FILE,

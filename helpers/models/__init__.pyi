@@ -1,6 +1,7 @@
 """The public names of this room, and the module of each; `lazy_loader` reads this file."""
 
 from .adapter_files import (
+    ADAPTER_FILES as ADAPTER_FILES,
     HEAD_FILE as HEAD_FILE,
     attach_adapter as attach_adapter,
     load_adapter as load_adapter,
@@ -79,7 +80,10 @@ from .image_sizes import (
     tokens_and_patches as tokens_and_patches,
     visual_tokens as visual_tokens,
 )
-from .kept_answers import keep_answers as keep_answers
+from .kept_answers import (
+    KeptAnswers as KeptAnswers,
+    keep_answers as keep_answers,
+)
 from .loading import (
     CheckpointSource as CheckpointSource,
     explain_load_errors as explain_load_errors,

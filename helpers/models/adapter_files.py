@@ -18,21 +18,27 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from helpers.files import UsageError, read_json, write_json
+from helpers.files import UsageError, read_json, require_whole, seal_folder, write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 # Beside the adapter of a reward model; such an adapter answers nothing
 HEAD_FILE = "head.safetensors"
+ABOUT_FILE = "about.json"
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, ABOUT_FILE)
 
 
 def save_adapter(model: PeftModel, folder: Path, about: dict, name: str = POLICY_ADAPTER) -> Path:
-    """Save an adapter (safetensors) with `about`, a dictionary that says how it was made."""
+    """Save an adapter (safetensors) with `about`, a dictionary that says how it was made.
+
+    `files.json`, the last file, says which files belong together.
+    """
     model.save_pretrained(folder, selected_adapters=[name])
     if name != POLICY_ADAPTER:  # peft puts it into a subfolder
         shutil.copytree(folder / name, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / name)
-    write_json(folder / "about.json", about)
+    write_json(folder / ABOUT_FILE, about)
+    seal_folder(folder, ADAPTER_FILES)
     return folder
 
 
@@ -52,10 +58,11 @@ def load_adapter(model: VLM, folder: Path, name: str = POLICY_ADAPTER) -> PeftMo
 def attach_adapter(model: VLM, folder: Path, name: str) -> PeftModel:
     """Put any saved adapter on `model` under `name` and switch to it.
 
-    Raises UsageError for a folder without one, and if a tensor is missing, finds no place, has
-    another shape or is not finite.
+    Raises UsageError for a folder without one or of which a save was cut off, and if a tensor is
+    missing, finds no place, has another shape or is not finite.
     """
     base = _named_base(folder)
+    require_whole(folder)
     saved = read_adapter_tensors(folder)
     try:
         if isinstance(model, PeftModel):
@@ -113,7 +120,7 @@ def _named_base(folder: Path) -> str:
         raise UsageError(
             f"{folder}: holds no adapter ({CONFIG_FILE}). Run notebook 04, or give another folder."
         )
-    about = folder / "about.json"
+    about = folder / ABOUT_FILE
     if about.exists():
         named = read_json(about).get("base")
         if named:

@@ -27,7 +27,14 @@ from transformers import (
 )
 
 from helpers.data import PreferenceRecord, file_of
-from helpers.files import UsageError, read_json, write_json
+from helpers.files import (
+    SEAL_FILE,
+    UsageError,
+    read_json,
+    require_whole,
+    seal_folder,
+    write_json,
+)
 from helpers.losses import bradley_terry_loss
 from helpers.models import generate_answers
 from helpers.runtime import device
@@ -296,6 +303,8 @@ class CaptionReward:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(folder / CAPTION_REWARD_FILE, {"captions": self.captioner is not None})
+        files = [file.name for file in folder.iterdir() if file.is_file()]
+        seal_folder(folder, [name for name in files if name != SEAL_FILE])
         return folder
 
     @classmethod
@@ -304,6 +313,7 @@ class CaptionReward:
 
         Raises UsageError if it needs a captioner and gets none, or the reverse.
         """
+        require_whole(folder)
         if read_json(folder / CAPTION_REWARD_FILE)["captions"] != (captioner is not None):
             raise UsageError(
                 f"{folder}: trained {'without' if captioner else 'with'} captions. "

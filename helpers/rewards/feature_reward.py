@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers.data import Message, PreferenceRecord, file_of
-from helpers.files import UsageError, open_image
+from helpers.files import UsageError, open_image, replace_file
 
 from .reward_model import split_scores
 from .scoring import (
@@ -244,7 +244,8 @@ class FeatureReward:
     def save(self, folder: Path) -> Path:
         """Write the MLP (safetensors), without the vision-language model."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.net.state_dict(), folder / FEATURE_REWARD_WEIGHTS)
+        with replace_file(folder / FEATURE_REWARD_WEIGHTS) as beside:
+            save_file(self.net.state_dict(), beside)
         return folder
 
     @classmethod

@@ -24,7 +24,7 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.config import RewardSettings
 from helpers.data import PreferenceRecord
-from helpers.files import UsageError, open_image, read_json
+from helpers.files import UsageError, open_image, read_json, seal_folder
 from helpers.models import (
     HEADS,
     POOLINGS,
@@ -310,6 +310,7 @@ def save_reward_model(
     }
     models.save_adapter(reward.backbone, folder, about, REWARD_ADAPTER)
     save_file(reward.head_weights(), folder / models.HEAD_FILE)
+    seal_folder(folder, [*models.ADAPTER_FILES, models.HEAD_FILE])
     return folder
 
 

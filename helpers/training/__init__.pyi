@@ -97,6 +97,7 @@ from .sft import (
 from .trl_runs import (
     REFERENCE_ADAPTER as REFERENCE_ADAPTER,
     ProgressBar as ProgressBar,
+    StopsAskedFor as StopsAskedFor,
     TRLRun as TRLRun,
     adapter_hash as adapter_hash,
     as_reference as as_reference,
@@ -108,6 +109,7 @@ from .trl_runs import (
 )
 from .warm_up import (
     KnownAnswers as KnownAnswers,
+    WarmUpState as WarmUpState,
     warm_up_critic as warm_up_critic,
 )
 from .watch import (

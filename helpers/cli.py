@@ -4,8 +4,10 @@ What a command needs is imported in it: torch takes seconds, and `check` needs n
 """
 
 import ast
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,14 @@ from typer import Argument, Option, Typer
 from typer.main import get_command
 
 from helpers import notebooks
-from helpers.files import ROOT, UsageError, artifacts_dir, read_json, write_json
+from helpers.files import (
+    ROOT,
+    UsageError,
+    artifacts_dir,
+    explain_error,
+    read_json,
+    write_json,
+)
 
 # What the demo gives the notebooks in place of their own values, so that it is shorter. A run of
 # other settings in the artifacts is kept under another name.
@@ -43,6 +52,8 @@ TruthOption = Annotated[
     ),
 ]
 
+STOPPED_BY_CTRL_C = 130  # the exit code, as of any program
+
 app = Typer(
     help="The stages as commands.",
     add_completion=False,
@@ -52,14 +63,30 @@ app = Typer(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code; what the reader can put right is one line."""
+    """Run a command and return its exit code; what the reader can put right is one line.
+
+    With VLM_TRACEBACK=1 a traceback is printed before it.
+    """
     try:
         get_command(app)(arguments, prog_name="python -m helpers")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except SystemExit as end:  # as typer ends every command
+        if end.code == STOPPED_BY_CTRL_C:
+            print(
+                "Stopped by Ctrl-C. Repeat the command: what has a checkpoint goes on from it.",
+                file=sys.stderr,
+            )
         return end.code
+    except Exception as error:
+        said = explain_error(error)
+        if said is None:
+            raise
+        if os.environ.get("VLM_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {said}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -6,11 +6,14 @@ name and renamed, so that a killed notebook leaves either the old file or the ne
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +41,75 @@ def did_you_mean(name: object, choices: Iterable[str]) -> str:
     """Name the nearest of the choices, for the end of a message; say nothing if none is near."""
     near = difflib.get_close_matches(str(name), choices, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def explain_error(error: BaseException) -> str | None:
+    """Say in one line what went wrong with a disk or a file, where, and what to do.
+
+    None for anything else, such as a fault of this code, of which the traceback is wanted.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return _explain_os_error(error)
+    place = _place(error)
+    read_in = f" It was read in {place}." if place else ""
+    # by its name: the library is not imported for it
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"JSONDecodeError", "SafetensorError"}:
+        return (
+            f"a file is damaged, or was cut off while it was written ({_first_line(error)})."
+            f"{read_in} `python -m helpers verify artifacts` says which one."
+        )
+    if isinstance(error, KeyError) and place:
+        return (
+            f"{error} is missing in what was read in {place}, as in a file of another version or "
+            "of another tool. Make it again with this version."
+        )
+    return None
+
+
+def explain_errors_in_notebooks() -> None:
+    """Let IPython show what `explain_error` says in place of a traceback; elsewhere do nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        shell.set_custom_exc((Exception,), _show_error)
+
+
+def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset=None) -> None:
+    said = None if isinstance(error, UsageError) else explain_error(error)
+    if said is not None and not os.environ.get("VLM_TRACEBACK"):
+        # as of a UsageError, which IPython asks in the same way
+        error._render_traceback_ = lambda: [f"Error: {said}"]
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+
+def _explain_os_error(error: OSError) -> str:
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    where = " → ".join(names) or _place(error) or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}: the disk is full. Free space, or set VLM_ARTIFACTS to another folder."
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (
+            f"{where}: not allowed here ({error.strerror}). Give a folder in which you may write, "
+            "such as by VLM_ARTIFACTS or --out, or a file that you may read."
+        )
+    return f"{where}: {error.strerror}. Check the path, and that nothing else removes or writes it."
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _place(error: BaseException) -> str:
+    """Return the innermost line of this suite in a traceback, "helpers/files.py:12"; "": none.
+
+    Of an error in a function that a user has written nothing is said.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    if not own or not Path(own[-1].filename).is_relative_to(ROOT / "helpers"):
+        return ""
+    return f"{Path(own[-1].filename).relative_to(ROOT).as_posix()}:{own[-1].lineno}"
 
 
 def artifacts_dir() -> Path:

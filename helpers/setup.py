@@ -20,10 +20,11 @@ def set_up(drive: str = "") -> Path:
     if hosted_machine() is KAGGLE:
         os.environ.setdefault("VLM_ARTIFACTS", str(KAGGLE_FOLDER / "artifacts"))
     from helpers import models as models  # first of all: on a GPU it brings in unsloth
-    from helpers.files import ROOT, artifacts_dir
+    from helpers.files import ROOT, artifacts_dir, explain_errors_in_notebooks
     from helpers.machine import use_drive
     from helpers.runtime import machine_summary
 
+    explain_errors_in_notebooks()
     use_drive(drive)
     if hosted_machine() is KAGGLE:
         kept = f'Kaggle keeps {KAGGLE_FOLDER} by "Save Version".'

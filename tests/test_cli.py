@@ -1,19 +1,33 @@
 """The commands: what they say to mistakes, what they import, and what the report does."""
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file
 from shipped import TRAFFIC
 
-from helpers import models, notebooks
+from helpers import machine, models, notebooks
 from helpers.cli import main, parse_setting
 from helpers.config import reward_preset
 from helpers.data.preferences import read_records
-from helpers.files import ROOT, UsageError, artifact, open_image, read_json
+from helpers.files import (
+    ROOT,
+    UsageError,
+    artifact,
+    explain_error,
+    explain_errors_in_notebooks,
+    open_image,
+    read_json,
+    write_json,
+)
 from helpers.report.page import Section
 from helpers.rewards import reward_model
+from helpers.rewards.caption_reward import CaptionReward
 
 RECORDS = str(TRAFFIC / "preferences_valid.jsonl")
 # Each takes more than a second to import, or is for notebooks only.
@@ -209,3 +223,87 @@ def test_several_settings_may_follow_one_option(monkeypatch, artifacts):
     )
     assert main(["run", "02", "04", "--set", "DATA=my photos", "STEPS=7", "ANSWERS=2"]) == 0
     assert ran == [("02", {"DATA": "my photos", "ANSWERS": 2}), ("04", {"STEPS": 7})]
+
+
+# --- errors in one line ---
+
+
+def damaged_weights(path):
+    path.write_bytes(b"\x00" * 8)
+    load_file(path)
+
+
+FAULTS = {
+    "full": (lambda path: os_error(errno.ENOSPC, path), "out: the disk is full. Free space"),
+    "read only": (lambda path: os_error(errno.EROFS, path), "out: not allowed here"),
+    "not allowed": (lambda path: os_error(errno.EACCES, path), "out: not allowed here"),
+    "gone": (lambda path: path.open(), "out: No such file or directory. Check the path"),
+    "a folder": (lambda path: path.parent.open(), "Is a directory"),
+    "weights": (damaged_weights, "a file is damaged, or was cut off"),
+    "JSON": (lambda path: json.loads('{"a": '), "a file is damaged, or was cut off"),
+}
+
+
+def os_error(number, path):
+    raise OSError(number, os.strerror(number), str(path))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_can_go_wrong_with_a_disk_is_one_line(name, tmp_path, monkeypatch, capsys):
+    fault, said = FAULTS[name]
+    monkeypatch.setattr(machine, "find_artifacts", lambda _: fault(tmp_path / "out"))
+    assert main(["verify", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    monkeypatch.setenv("VLM_TRACEBACK", "1")
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_missing_key_is_named_with_the_line_that_asked_for_it(tmp_path):
+    """As in the settings of a caption reward that another version wrote."""
+    write_json(tmp_path / "caption_reward.json", {"caption": True})
+    with pytest.raises(KeyError) as raised:
+        CaptionReward.load(tmp_path, None)
+    said = explain_error(raised.value)
+    assert re.match(r"'captions' is missing in what was read in helpers/rewards/caption_rew", said)
+    # in a function of one's own it is that function's fault
+    with pytest.raises(KeyError) as raised:
+        {}["captions"]
+    assert explain_error(raised.value) is None
+
+
+def test_a_fault_of_the_code_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "find_artifacts", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["verify", str(tmp_path)])
+
+
+def test_ctrl_c_says_that_the_command_can_be_repeated(tmp_path, monkeypatch, capsys):
+    def stop(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine, "find_artifacts", stop)
+    assert main(["verify", str(tmp_path)]) == 130
+    assert "Stopped by Ctrl-C. Repeat the command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("open('/none/of/it')", "Error: /none/of/it: No such file or directory."),
+        ("from helpers.files import read_json, Path\nread_json(Path('none'))", "Error: none: no"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_notebook_shows_the_same_line_in_place_of_a_traceback(cell, said, monkeypatch, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    explain_errors_in_notebooks()
+    result = shell.run_cell(cell)
+    assert result.error_in_exec is not None
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert ("Traceback" in shown) == cell.startswith("1")

@@ -14,8 +14,10 @@ without widgets.
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +31,8 @@ from .record import PreferenceRecord, record_key
 
 # Closes a half line, so that the next event has a line of its own; no JSON ends so.
 CUT_MARK = b" <cut off>"
+# As notebooks 02 and 06 call files of votes
+VOTE_FILE = re.compile(r"(votes-.*|.*\.votes)\.jsonl")
 
 
 class VoteEvent(StrictModel):
@@ -153,6 +157,62 @@ def current_judgements(events: Iterable[VoteEvent]) -> dict[tuple[str, str], Jud
         if event.judgement is not None:
             votes[event.record, event.annotator] = event.judgement
     return votes
+
+
+# --- two copies of a file ---
+
+
+def is_vote_file(path: Path) -> bool:
+    """Is it a file of votes, by its name?"""
+    return VOTE_FILE.fullmatch(path.name) is not None
+
+
+def merge_votes(ours: bytes, theirs: bytes) -> bytes:
+    """Return a file of votes with the lines that only `theirs` has behind all of `ours`.
+
+    Each annotator votes in one place at a time, so that of an annotator's lines one file mostly has
+    the beginning of the other's. Where both have gone on from the same beginning, ours come first,
+    and what `theirs` says last counts. Between annotators the order makes no difference.
+    """
+    known, new = _lines_by_annotator(ours), _lines_by_annotator(theirs)
+    missing = []
+    for annotator, lines in new.items():
+        missing += _missing_lines(known.get(annotator, []), lines)
+    if not missing:
+        return ours
+    start = ours if not ours or ours.endswith(b"\n") else ours + b"\n"
+    return start + b"".join(line + b"\n" for line in missing)
+
+
+def _lines_by_annotator(raw: bytes) -> dict[str, list[bytes]]:
+    """Return the whole lines of each annotator, in their order; "": of lines that name nobody."""
+    found: dict[str, list[bytes]] = {}
+    for line in raw.split(b"\n"):
+        try:
+            event = parse_json(line)
+        except UsageError:
+            # an empty line, or one that a kill cut short, which does not count
+            continue
+        parts = event if isinstance(event, dict) else {}
+        judgement = parts.get("judgement")
+        voted = judgement.get("annotator") if isinstance(judgement, dict) else None
+        found.setdefault(str(parts.get("undo") or voted or ""), []).append(line)
+    return found
+
+
+def _missing_lines(ours: list[bytes], theirs: list[bytes]) -> list[bytes]:
+    """Return the end of one annotator's lines that ours do not have."""
+    pairs = zip(ours, theirs, strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    rest, own = theirs[common:], ours[common:]
+    # of an earlier merge the beginning of it, or all, may stand at our end or inside
+    for start in range(len(own)):
+        overlap = own[start:]
+        if overlap[: len(rest)] == rest:
+            return []
+        if rest[: len(overlap)] == overlap:
+            return rest[len(overlap) :]
+    return rest
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ to go on.
 
 A mount of Drive drops now and then and writes late, so nothing is trained on it. Work stays on the
 local disk, and every minute what is finished is copied, under another name that is then changed. If
-that fails, training goes on. Simplification: what was deleted locally stays on Drive, except for
-checkpoints that newer ones have replaced.
+that fails, training goes on. Files of votes are not replaced but merged: several people may vote on
+one folder, each on a machine of their own. Simplification: what was deleted locally stays on Drive,
+except for checkpoints that newer ones have replaced.
 """
 
 import shutil
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from helpers.data import is_vote_file, merge_votes
 from helpers.files import UsageError, artifacts_dir, is_set_aside
 from helpers.install import COLAB, KAGGLE, KAGGLE_FOLDER, hosted_machine
 
@@ -110,6 +112,9 @@ def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
         copy = target / path.relative_to(source)
         try:
             written = _modification_time(path)
+            if is_vote_file(path):
+                count += written <= until and _merge(path, copy)
+                continue
             wanted = not copy.exists() or written > _modification_time(copy) + CLOCK_SECONDS
             # a drive writes late: a checkpoint may be there in part
             if written <= until and wanted and (path.is_file() or is_whole(path)):
@@ -120,6 +125,19 @@ def _copy_newer(source: Path, target: Path, until: float = inf) -> int:
             if path.exists() or not source.is_dir():
                 raise
     return count
+
+
+def _merge(votes: Path, copy: Path) -> bool:
+    """Add the votes that `copy` does not have, of whoever voted there; was there any?"""
+    ours = copy.read_bytes() if copy.exists() else b""
+    merged = merge_votes(ours, votes.read_bytes())
+    if merged == ours:
+        return False
+    part = copy.with_name(f".{copy.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(merged)
+    part.replace(copy)
+    return True
 
 
 def _copy(path: Path, copy: Path) -> None:

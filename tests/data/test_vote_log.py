@@ -8,7 +8,14 @@ from hypothesis import given, settings, strategies as st
 from made_up_votes import event, records
 
 from helpers.data import vote_log as module
-from helpers.data.vote_log import VoteEvent, append_event, read_events
+from helpers.data.vote_log import (
+    VoteEvent,
+    append_event,
+    current_judgements,
+    is_vote_file,
+    merge_votes,
+    read_events,
+)
 from helpers.data.votes import Votes
 from helpers.files import UsageError
 
@@ -130,3 +137,72 @@ def test_after_a_failed_sync_the_next_click_supersedes(path, monkeypatch):
     monkeypatch.undo()
     assert votes.vote(votes.renew(item), "ranked", [[1], [0]])
     assert votes.judged[item.key].verdict == "ranked" and len(votes.judged) == 1
+
+
+# --- two copies of a file: whatever the order of copying, each annotator's votes all count ---
+
+
+def line(record, annotator, undo):
+    event = {"record": str(record), "content": "c"}
+    if undo:
+        event["undo"] = annotator
+    else:
+        event["judgement"] = {"kind": "human", "annotator": annotator, "verdict": "skip"}
+    return json.dumps(event).encode() + b"\n"
+
+
+def counted(raw, tmp_path_factory):
+    path = tmp_path_factory.mktemp("votes") / "votes-x.jsonl"
+    path.write_bytes(raw)
+    return set(current_judgements(read_events(path)[0]))
+
+
+VOTES = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=8)
+
+
+@given(ana=VOTES, ben=VOTES, cuts=st.lists(st.integers(0, 8), max_size=4))
+def test_a_drive_has_what_each_has_on_their_own_machine(tmp_path_factory, ana, ben, cuts):
+    """Copies are made at any moment, also when one has voted on since."""
+    files = {}
+    for name, votes in (("ana", ana), ("ben", ben)):
+        files[name] = [line(record, name, undo) for record, undo in votes]
+    drive = b""
+    for cut in cuts:
+        for name in ("ana", "ben"):
+            drive = merge_votes(drive, b"".join(files[name][:cut]))
+    for name in ("ben", "ana"):
+        drive = merge_votes(drive, b"".join(files[name]))
+    alone = [counted(b"".join(lines), tmp_path_factory) for lines in files.values()]
+    assert counted(drive, tmp_path_factory) == alone[0] | alone[1]
+    # once more changes nothing
+    for lines in files.values():
+        assert merge_votes(drive, b"".join(lines)) == drive
+
+
+def test_one_person_on_two_machines_has_both_lists_once():
+    both = [line(n, "ana", False) for n in range(2)]
+    first, second = [*both, line(2, "ana", False)], [*both, line(3, "ana", False)]
+    drive = merge_votes(b"".join(first), b"".join(second))
+    assert drive == b"".join([*first, second[-1]])
+    assert merge_votes(drive, b"".join(second)) == drive
+    more = [*second, line(4, "ana", False)]
+    assert merge_votes(drive, b"".join(more)) == drive + more[-1]
+
+
+def test_half_a_line_is_left_where_it_is():
+    ours = line(1, "ana", False) + b'{"record": "2'
+    theirs = line(1, "ben", False) + b'{"record": "3'
+    assert merge_votes(ours, theirs) == ours + b"\n" + line(1, "ben", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("votes-tiny-0.jsonl", True),
+        ("dpo-seed-0-1a.votes.jsonl", True),
+        ("train.jsonl", False),
+        ("dpo-seed-0-1a.jsonl", False),
+    ],
+)
+def test_files_of_votes_are_known_by_their_names(tmp_path, name, expected):
+    assert is_vote_file(tmp_path / name) == expected

@@ -1,6 +1,7 @@
 """Lost sessions: checkpoints that were cut off are not taken, and copies on a drive that fails do no harm."""
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
+from helpers.data import vote_log
 from helpers.files import UsageError
 from helpers.machine import drive
 from helpers.machine.checkpoints import IDENTITY_FILE, seal_checkpoint
@@ -182,6 +184,45 @@ def test_a_copy_is_whole_or_not_there(copies, what, monkeypatch):
     assert old.read_text() == before
     assert copies.keep() == 1 and old.read_text() == "new"
     assert not [path for path in copies.drive.rglob("*") if path.name.endswith(".part")]
+
+
+def vote(record, annotator, undo=False):
+    """A line of a file of votes."""
+    event = {"record": record, "content": "c"}
+    if undo:
+        return json.dumps(event | {"undo": annotator}) + "\n"
+    judgement = {"kind": "human", "annotator": annotator, "verdict": "skip"}
+    return json.dumps(event | {"judgement": judgement}) + "\n"
+
+
+def counted(path):
+    """Which votes of a file count."""
+    events, _ = vote_log.read_events(path)
+    return set(vote_log.current_judgements(events))
+
+
+@pytest.mark.parametrize("name", ["preferences/votes-tiny-0.jsonl", "arena/dpo-0.votes.jsonl"])
+def test_two_people_who_vote_on_one_drive_lose_nothing(copies, tmp_path, name):
+    """Each on a machine of their own, which copied the whole file over the other's."""
+    other = DriveCopies(copies.drive, tmp_path / "other")
+    for machine, annotator in ((copies, "ana"), (other, "ben")):
+        lines = vote("1", annotator) + vote("1", annotator, undo=True) + vote("2", annotator)
+        written(machine.local / name, lines + vote("2", annotator, undo=True))
+    for machine in (copies, other, copies, other):
+        machine.keep()
+    assert counted(copies.drive / name) == set()
+    written(other.local / name, (other.local / name).read_text() + vote("3", "ben"))
+    written(copies.local / name, (copies.local / name).read_text() + vote("3", "ana"))
+    for machine in (other, copies, other):
+        machine.keep()
+    assert counted(copies.drive / name) == {("3", "ben"), ("3", "ana")}
+    # nothing is written twice, and a new machine has all of it
+    size = (copies.drive / name).stat().st_size
+    assert copies.keep() == 0 and (copies.drive / name).stat().st_size == size
+    third = DriveCopies(copies.drive, tmp_path / "third")
+    third.local.mkdir()
+    assert third.restore() == 1
+    assert counted(third.local / name) == counted(copies.drive / name)
 
 
 def test_a_drive_that_fails_is_said_once_and_stops_nothing(copies, monkeypatch, capsys):

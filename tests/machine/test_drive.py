@@ -350,6 +350,32 @@ def test_use_drive_restores_and_says_how_to_go_on(colab, artifacts, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("reply", "folder"),
+    [("", "vlm-alignment"), ("mine ", "mine"), ("no", ""), ("N", ""), (EOFError, "")],
+)
+def test_colab_is_asked_once_for_its_drive(colab, artifacts, monkeypatch, capsys, reply, folder):
+    """Every notebook has a machine of its own there: without, 03 never sees what 02 has made."""
+    monkeypatch.setattr(drive, "hosted_machine", lambda: drive.COLAB)
+    asked = []
+
+    def read_reply(prompt):
+        asked.append(prompt)
+        if reply is EOFError:
+            raise EOFError
+        return reply
+
+    assert drive.ask_for_drive(read_reply) == folder
+    said = capsys.readouterr().out
+    assert "every notebook has a machine of its own" in said and "is lost" in said
+    assert drive.ask_for_drive(read_reply) == folder
+    assert len(asked) == (2 if reply is EOFError else 1)
+
+
+def test_elsewhere_nothing_is_asked(artifacts, capsys):
+    assert drive.ask_for_drive(pytest.fail) == "" and capsys.readouterr().out == ""
+
+
 def test_use_drive_does_nothing_unless_asked(colab, capsys):
     drive.use_drive("")
     assert (colab.mounted, capsys.readouterr().out, colab.started) == (0, "", [])

@@ -13,8 +13,8 @@ from helpers.install import KAGGLE, KAGGLE_FOLDER, ensure, hosted_machine
 def set_up(drive: str | None = None) -> Path:
     """Install what is missing, fetch the folder `drive` of Google Drive, and print the machine.
 
-    drive: "" uses none; None asks on Colab. Returns the folder of the repository. On Kaggle artifacts
-    go to /kaggle/working/artifacts, which is kept: the repository may be a dataset in
+    drive: "" uses none; None asks on Colab. Returns the folder of the repository. On Kaggle
+    artifacts go to /kaggle/working/artifacts, which is kept: the repository may be a dataset in
     /kaggle/input, where nothing can be written.
     """
     ensure()

@@ -20,7 +20,7 @@ from typing import Any
 from datasets import Dataset, Image, List, load_dataset
 from tqdm.auto import tqdm
 
-from helpers.files import UsageError, write_lines
+from helpers.files import UsageError, replace_file, write_lines
 
 from .convert_files import detect_format
 from .convert_rows import from_row
@@ -160,6 +160,6 @@ def store_images(value: Any, folder: Path) -> Any:
     name = f"images/{hashlib.blake2b(content, digest_size=12).hexdigest()}{suffix}"
     path = folder / name
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with replace_file(path) as beside:
+            beside.write_bytes(content)
     return name

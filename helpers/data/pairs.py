@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm.auto import tqdm
 
-from helpers.files import open_image
+from helpers.files import open_image, replace_file
 
 from .counting import (
     SINGULAR,
@@ -383,10 +383,10 @@ def add_image_negatives(
                 # A picture of its own, so nothing is written.
                 names.append(_other_image(record, records, rng))
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
             path = os.path.abspath(folder / f"{record.id or number}-{kind}.png")
             image = open_image(record.image_paths[0], record.place)
-            spoil_image(image, kind, rng).save(path)
+            with replace_file(Path(path)) as beside:
+                spoil_image(image, kind, rng).save(beside, "PNG")
             names.append(path)
         result.append(record.model_copy(update={"negative_images": names}))
     return result

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from made_up import made_up_items, wrong_downwards
 from PIL import Image
 from shipped import TRAFFIC
 
+from helpers.data import hub
 from helpers.data.blind import blind_rules
 from helpers.data.counting import count_answer, is_exact, parse_counts
 from helpers.data.labels import CountedImage, read_yolo
@@ -177,3 +180,27 @@ def test_one_is_said_in_the_singular_or_as_the_base_says_it():
     assert answers == ["There is 1 bus.", "There are 1 buses."]
     assert one_class_answers(counts, 1)[1] == "There are 2 cars."
     assert one_class_answers(counts, 2)[1][0] == "There is 1 dogs."  # no singular is known
+
+
+def test_an_image_that_is_cut_off_while_it_is_written_has_no_name(tmp_path, monkeypatch):
+    """Neither a spoilt one nor one out of a table: the next run would take it as it is."""
+    record = read_records(TRAFFIC / "preferences_valid.jsonl")[0]
+
+    def killed(self, path, *given, **options):
+        Path(path).write_bytes(b"half of a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        add_image_negatives([record], tmp_path / "negatives")
+    assert list((tmp_path / "negatives").iterdir()) == []
+    write = Path.write_bytes
+
+    def half(path, content):
+        write(path, content[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(KeyboardInterrupt):
+        hub.store_images({"bytes": b"\x89PNG and the rest"}, tmp_path / "hub")
+    assert list((tmp_path / "hub" / "images").iterdir()) == []

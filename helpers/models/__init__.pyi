@@ -167,3 +167,4 @@ from .shared_prefix import (
     pack as pack,
     pack_separately as pack_separately,
 )
+from .shelf import Shelf as Shelf

@@ -29,6 +29,7 @@ from helpers.runtime import compute_dtype, tensors_hash
 
 from .adapters import VLM, autocast, base_of, evaluation_mode, stored_tensors
 from .prompts import TOKEN_KINDS, ImageLists, bos_text, tokenize
+from .shelf import Shelf
 
 # What the vision tower made of the images of a prompt, by name. "pooled": a tensor of all tiles
 # (SmolVLM), or "pooled.all": the visual tokens of all images (the others); "deepstack.0" …: what
@@ -127,6 +128,7 @@ class ImageFeatures:
         self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
         self._features = {}  # key → features, if there is no folder
         self._prompts = {}  # (rendered prompt, key) → model inputs without pixels
+        self._shelf = Shelf()  # where both are
         self.computed = 0  # for how many image lists the vision tower ran
 
     def key(self, image_hash: str) -> str:
@@ -155,7 +157,10 @@ class ImageFeatures:
             if found[key] is None:
                 missing[key] = inputs
             # Pixels are large, and not needed again
-            small = {name: value for name, value in inputs.items() if not name.startswith("pixel_")}
+            small = {}
+            for name, value in inputs.items():
+                if not name.startswith("pixel_"):
+                    small[name] = self._shelf.put(value)
             self._prompts[prompt, key] = BatchFeature(small)
         for key, features in zip(missing, self._compute([*missing.values()]), strict=True):
             self._store(key, features)
@@ -191,7 +196,8 @@ class ImageFeatures:
 
     def _store(self, key: str, features: Features) -> None:
         if self._folder is None:
-            self._features[key] = features
+            kept = {name: self._shelf.put(value) for name, value in features.items()}
+            self._features[key] = kept
             return
         with replace_file(self._folder / f"{key}.safetensors") as temporary:
             save_file(dict(features), temporary)

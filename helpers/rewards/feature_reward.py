@@ -32,6 +32,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from helpers.data import Message, PreferenceRecord, file_of
 from helpers.files import UsageError, open_image, replace_file
+from helpers.models import Shelf
 
 from .reward_model import split_scores
 from .scoring import (
@@ -138,6 +139,7 @@ class FeatureReward:
         self.size = 3 * model.get_input_embeddings().embedding_dim
         self.net = _Network(self.size)
         self._images: dict[Path, Tensor] = {}
+        self._shelf = Shelf()  # where these are
 
     def _text(self, text: str) -> Tensor:
         return text_feature(self.model, self.processor, text)
@@ -154,14 +156,16 @@ class FeatureReward:
         if not records:
             raise UsageError("there are no records to score. Give one or more.")
         # one row an answer: (image, question, answer)
-        rows = []
+        rows, shelf = [], Shelf()
         for record in tqdm(records, desc="features", leave=False):
             images = record.image_paths
             for image in set(images) - self._images.keys():
-                self._images[image] = image_feature(self.model, self.processor, image, record.place)
+                found = image_feature(self.model, self.processor, image, record.place)
+                self._images[image] = self._shelf.put(found)
             seen = torch.stack([self._images[image] for image in images]).mean(0)
             asked = self._text(_question(record.prompt))
-            rows += [torch.cat([seen, asked, self._text(a.text)]) for a in record.answers]
+            for answer in record.answers:
+                rows.append(shelf.put(torch.cat([seen, asked, self._text(answer.text)])))
         return torch.stack(rows)
 
     def fit(

@@ -62,7 +62,7 @@ def explain_error(error: BaseException) -> str | None:
     if isinstance(error, KeyError) and place:
         return (
             f"{error} is missing in what was read in {place}, as in a file of another version or "
-            "of another tool. Make it again with this version."
+            "of another tool. Make it again with this version; VLM_TRACEBACK=1 shows the way there."
         )
     return None
 

@@ -161,12 +161,12 @@ DPO_PRESETS = {
     ),
     # Qwen2-VL-2B in 4-bit on a T4:
     # 2 pairs × (256 visual + ~60 text + 2 × ~20 answer tokens) a forward.
-    # 240 steps × 2 × 4 = 1,920 pairs; what counts is the sum of the rates, and that the SFT term
+    # 120 steps × 2 × 4 = 960 pairs; what counts is the sum of the rates, and that the SFT term
     # holds the chosen answers up (docs/results.md, real language)
     "t4": DPOSettings(
         sft_weight=1.0,
-        learning_rate=2e-4,
-        steps=240,
+        learning_rate=1e-4,
+        steps=120,
         accumulation=4,
         checkpoint_steps=30,
     ),
@@ -184,7 +184,7 @@ DPO_PRESETS = {
     # the vehicle-counting project's 420 steps × 2 × 4 = 3,360 pairs, at rates with the sum of `t4`
     "vehicles": DPOSettings(
         sft_weight=1.0,
-        learning_rate=1e-4,
+        learning_rate=3e-5,
         steps=420,
         accumulation=4,
     ),
@@ -243,7 +243,7 @@ SFT_PRESETS = {
     ),
     # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + ~20 answer tokens) a forward
     # as many answers as DPO's preset of that name has pairs
-    "t4": SFTSettings(learning_rate=2e-4, steps=240, accumulation=4, checkpoint_steps=30),
+    "t4": SFTSettings(steps=120, accumulation=4, checkpoint_steps=30),
     # as many answers as DPO's preset of that name has pairs
     "laptop": SFTSettings(
         steps=60,

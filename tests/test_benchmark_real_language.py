@@ -120,7 +120,7 @@ def test_every_run_is_a_recipe_that_can_be_read():
             assert other in real_language.RUNS
     settings = read_recipe(real_language.RECIPE).dpo_settings()
     # 8 pairs a step, as the preset of a T4 has
-    assert settings.batch_size * settings.accumulation == 8 and settings.learning_rate == 2e-4
+    assert settings.batch_size * settings.accumulation == 8 and settings.learning_rate == 1e-4
 
 
 def test_kl_of_a_policy_from_its_base():

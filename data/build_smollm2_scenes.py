@@ -36,7 +36,7 @@ from data.base_questions import careless_counts, make_question
 from data.build_base import rate_share
 from data.build_tasks_base import requests_of_test_scenes, right_share
 from data.scene_folders import write_split
-from data.smollm2_tower import BATCH_SIZE, Tower, train_tower
+from data.smollm2_tower import BATCH_SIZE, Tower, spelled_share, train_tower
 from helpers import models
 from helpers.config import LoraSettings
 from helpers.data.labels import read_yolo
@@ -341,6 +341,9 @@ def measure(scenes: int = 192) -> dict[str, str]:
     for how, temperature in (("greedy", 0.0), ("sampled at T = 1", 1.0)):
         share = right_share(model, processor, requests, images, temperature)
         figures[f"request followed and right, {how}"] = share
+    figures["all counts spelled by the vision tower alone"] = spelled_share(
+        model, processor, scenes
+    )
     figures["plain English"] = models.plain_english(model, processor)
     return {name: str(figure) for name, figure in figures.items()}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
-from transformers import Idefics3Config
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 from transformers.models.idefics3.modeling_idefics3 import (
     Idefics3Connector,
     Idefics3VisionTransformer,
@@ -36,6 +36,7 @@ from helpers.data.scenes import (
     draw_scene,
     make_scene,
 )
+from helpers.statistics import Proportion, proportion
 
 DIGITS = [str(number) for number in range(MOST_PER_KIND + 1)]
 NO_COLOR = " no"  # what a visual token spells in place of a colour that does not occur
@@ -179,6 +180,22 @@ def read_digits(spelling: Spelling, tokens: Tensor) -> Tensor:
     """Read the digits that visual tokens spell: the nearest embeddings, (batch, kinds)."""
     digits = tokens[:, 0:COUNT_TOKENS:2].detach()
     return torch.cdist(digits, spelling.digits.expand(len(digits), -1, -1)).argmin(-1)
+
+
+@torch.no_grad()
+def spelled_share(model: Idefics3ForConditionalGeneration, processor, scenes: int) -> Proportion:
+    """Share of fresh test scenes of which the visual tokens alone spell every count."""
+    embedding = model.get_input_embeddings().weight.float()
+    spelling = Spelling(embedding, processor.tokenizer)
+    right = []
+    for seed in SPLIT_SEEDS["test"][:scenes]:
+        scene = make_scene(seed)
+        pixels = processor.image_processor([[draw_scene(scene)]], return_tensors="pt")
+        pixels = pixels["pixel_values"].flatten(0, 1).to(model.dtype)
+        cells = model.model.vision_model(pixel_values=pixels).last_hidden_state
+        digits = read_digits(spelling, model.model.connector(cells).float())[0]
+        right.append(digits.tolist() == [scene.counts[kind] for kind in CLASSES])
+    return proportion(sum(right), len(right))
 
 
 def _resume(checkpoint: Path, trained: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -9,7 +9,15 @@ from torch.testing import assert_close
 from toy_smollm2 import toy_config, toy_language, toy_tokenizer
 
 from data import build_smollm2_scenes as build
-from data.smollm2_tower import COLOR_TOKENS, SceneTargets, Spelling, Tower, read_digits, train_tower
+from data.smollm2_tower import (
+    COLOR_TOKENS,
+    SceneTargets,
+    Spelling,
+    Tower,
+    read_digits,
+    spelled_share,
+    train_tower,
+)
 from helpers import models
 from helpers.config import LoraSettings
 from helpers.data.scenes import CLASSES, COLORS, SPLIT_SEEDS, make_scene
@@ -245,6 +253,19 @@ def test_delta_is_what_was_trained(model, language, processor, tmp_path):
         ours, theirs = loaded(**batch).logits.float(), model(**batch).logits
     assert_close(ours, theirs, rtol=0.05, atol=0.05)
     assert (ours - theirs).abs().max() > 0
+
+
+def test_what_the_tower_spells_is_read_without_the_language_model(model, processor, monkeypatch):
+    """Of an untrained tower next to nothing; of states that spell a count, that count."""
+    assert spelled_share(model, processor, 4).value < 1
+    zero = processor.tokenizer("0", add_special_tokens=False)["input_ids"]
+    state = model.get_input_embeddings().weight[zero].mean(0)
+    monkeypatch.setattr(
+        type(model.model.connector), "forward", lambda *given: state.expand(1, 16, -1)
+    )
+    empty = [make_scene(seed) for seed in SPLIT_SEEDS["test"][:200]]
+    share = sum(not any(scene.counts.values()) for scene in empty) / 200
+    assert 0 < share == spelled_share(model, processor, 200).value
 
 
 @pytest.mark.heavy

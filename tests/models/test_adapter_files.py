@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import models
 from helpers.config import LoraSettings
-from helpers.files import UsageError, read_json, write_json
+from helpers.files import SEAL_FILE, UsageError, read_json, write_json
 from helpers.models import policies
 
 
@@ -25,9 +25,10 @@ def saved_adapter(folder, about=None, seed=0):
 
 
 def change_weights(folder, change):
-    """Write the adapter's tensors again, as `change` makes them."""
+    """Write the adapter's tensors again, as `change` makes them, as another tool does."""
     path = folder / "adapter_model.safetensors"
     save_file(change(load_file(path)), path)
+    (folder / SEAL_FILE).unlink(missing_ok=True)
 
 
 def keep_half(weights):
@@ -123,6 +124,7 @@ def test_another_rank_than_the_configuration_says(tmp_path):
     folder = saved_adapter(tmp_path / "adapter")
     config = folder / "adapter_config.json"
     config.write_text(re.sub(r'"r": 4', '"r": 8', config.read_text()))
+    (folder / SEAL_FILE).unlink()
     with pytest.raises(UsageError, match="does not fit the model loaded"):
         models.load_adapter(models.load_model("tiny")[0], folder)
 

@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 
@@ -138,16 +137,10 @@ print(json.dumps(models.generate_answers(model, processor, pictures, [{QUESTION!
     assert models.generate_answers(base, processor, pictures_of(items), [QUESTION] * 16) != here
 
 
-def test_adapters_that_are_missing_or_do_not_fit_are_named(tmp_path):
+def test_a_folder_without_an_adapter_is_named(tmp_path):
     base, _ = models.load_model("tiny")
     with pytest.raises(UsageError, match="holds no adapter"):
         models.load_adapter(base, tmp_path)
-    model, _ = with_adapter(r=4)
-    folder = models.save_adapter(model, tmp_path / "a", {})
-    weights = folder / "adapter_config.json"
-    weights.write_text(re.sub(r'"r": 4', '"r": 8', weights.read_text()))
-    with pytest.raises(UsageError, match="does not fit the model loaded"):
-        models.load_adapter(base, folder)
 
 
 UNSLOTH = """

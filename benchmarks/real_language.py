@@ -309,7 +309,9 @@ def main() -> None:
             # Another process may have written meanwhile
             runs = read_runs() | {key: row}
             write_json(OUT, {"figures": summarise(runs), "runs": runs})
-    body = f"{table(runs)}\n\n{reward_table(runs)}"
+    body = table(runs)
+    if any(key.startswith("reward_") for key in runs):
+        body += f"\n\n{reward_table(runs)}"
     write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, body))
 
 

@@ -18,7 +18,7 @@ from helpers.config import RewardSettings
 from helpers.data import Answer
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
-from helpers.files import ROOT, UsageError, open_image
+from helpers.files import ROOT, SEAL_FILE, UsageError, open_image
 from helpers.models import POOLINGS
 from helpers.models.heads import HEADS
 from helpers.rewards import reward_model
@@ -265,8 +265,7 @@ def test_a_folder_that_does_not_fit_is_an_error(tmp_path):
         reward_model.load_reward_model(*model, tmp_path)
     reward = reward_model.new_reward_model(*model, QUICK)
     folder = reward_model.save_reward_model(reward, tmp_path / "reward", QUICK)
-    about = json.loads((folder / "about.json").read_text())
-    (folder / "about.json").write_text(json.dumps(about | {"head_hash": "0"}))
+    edit_about(folder, head_hash="0")
     with pytest.raises(UsageError, match=r"is not the head that about.json speaks of"):
         reward_model.load_reward_model(*models.load_model("tiny"), folder)
 
@@ -298,6 +297,8 @@ def edit_about(folder, **changes):
     about = json.loads((folder / "about.json").read_text()) | changes
     kept = {name: value for name, value in about.items() if value is not None}
     (folder / "about.json").write_text(json.dumps(kept))
+    # as a folder of an earlier version, which has no seal
+    (folder / SEAL_FILE).unlink(missing_ok=True)
 
 
 def test_a_folder_from_before_the_setting_reads_the_last_token(records, tmp_path):

@@ -76,7 +76,7 @@ def explain_errors_in_notebooks() -> None:
 
 
 def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset=None) -> None:
-    said = None if isinstance(error, UsageError) else explain_error(error)
+    said = explain_error(error)
     if said is not None and not os.environ.get("VLM_TRACEBACK"):
         # as of a UsageError, which IPython asks in the same way
         error._render_traceback_ = lambda: [f"Error: {said}"]

@@ -20,7 +20,7 @@ from math import inf
 from pathlib import Path
 
 from helpers.data import is_vote_file, merge_votes
-from helpers.files import UsageError, artifacts_dir, is_set_aside, write_text
+from helpers.files import UsageError, artifacts_dir, is_set_aside, replace_file, write_text
 from helpers.install import COLAB, KAGGLE, KAGGLE_FOLDER, hosted_machine
 
 from .checkpoints import (
@@ -133,10 +133,8 @@ def _merge(votes: Path, copy: Path) -> bool:
     merged = merge_votes(ours, votes.read_bytes())
     if merged == ours:
         return False
-    part = copy.with_name(f".{copy.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(merged)
-    part.replace(copy)
+    with replace_file(copy) as part:
+        part.write_bytes(merged)
     return True
 
 

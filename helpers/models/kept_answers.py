@@ -8,7 +8,6 @@ else makes another file. Sampling goes on with the random numbers that it would 
 
 import base64
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -21,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from transformers import GenerationConfig, ProcessorMixin
 
+from helpers.data import stable_hash
 from helpers.files import file_hash
 from helpers.runtime import has_cuda
 
@@ -77,8 +77,7 @@ class KeptAnswers:
             config.to_json_string(),
             numbers,
         ]
-        digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
-        return cls(folder / f"answers-{digest.hexdigest()}.jsonl")
+        return cls(folder / f"answers-{stable_hash(parts)}.jsonl")
 
     def read(self, start: int) -> list[tuple[str, bool]] | None:
         """Return a batch, text and whether it ended; random numbers go on behind it. None: none."""

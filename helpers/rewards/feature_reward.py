@@ -247,7 +247,6 @@ class FeatureReward:
 
     def save(self, folder: Path) -> Path:
         """Write the MLP (safetensors), without the vision-language model."""
-        folder.mkdir(parents=True, exist_ok=True)
         with replace_file(folder / FEATURE_REWARD_WEIGHTS) as beside:
             save_file(self.net.state_dict(), beside)
         return folder

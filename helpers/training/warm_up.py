@@ -4,8 +4,6 @@ It is trained on any answers whose score is known, whoever wrote them (InstructG
 critic from the reward model for the same reason, arXiv 2203.02155). Taught in notebook 05.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from helpers import losses
-from helpers.data import Task
+from helpers.data import Task, stable_hash
 from helpers.files import UsageError
 from helpers.models import PackedAnswers
 from helpers.rewards import score_all
@@ -146,11 +144,10 @@ def _checkpoints(
     run = trainer.checkpoints
     if run.folder is None:
         return Checkpoints(None, {})
-    texts = json.dumps([list(each) for each in known.answers])
     more = {
         "stage": "warm-up of a critic",
         "warm-up tasks": data_hash(known.tasks),
-        "answers": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
+        "answers": stable_hash([list(each) for each in known.answers]),
         "epochs of the warm-up": str(epochs),
         "prompts a step": str(prompts_per_step),
     }

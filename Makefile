@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | test-slow | notebooks | sync | fmt | base | real-language | readme | lock
+# make setup | demo | test | test-fast | test-slow | torture | notebooks | sync | fmt | base | real-language | readme | lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ STARTED := $(shell date +%s)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint test-fast test-slow notebooks sync fmt base real-language readme lock clean
+.PHONY: setup demo test lint test-fast test-slow torture notebooks sync fmt base real-language readme lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)  ## virtual environment with the pinned requirements
@@ -43,6 +43,9 @@ test-fast: lint  ## the quick ones of them: no notebook, no browser, no training
 
 test-slow: $(STAMP) $(SMOLLM2)  ## what takes minutes: notebooks with their defaults, whole recipes, the base rebuilt
 	$(PYTEST) -m slow
+
+torture: $(STAMP)  ## kills, full disks, damaged files: what is lost? 20 minutes; TORTURE=full: hours
+	$(BIN)/python tests/torture $(if $(filter full,$(TORTURE)),--full)
 
 notebooks: $(STAMP)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

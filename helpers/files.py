@@ -23,6 +23,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 ROOT = Path(__file__).resolve().parent.parent
 HEIF_SUFFIXES = {".heic", ".heif"}
 SEAL_FILE = "files.json"  # hashes of the files in a folder that belong together
+# The disk has no room: full, the share of a user used up, or a file larger than it may be
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UsageError(ValueError):
@@ -51,10 +54,13 @@ def explain_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return _explain_os_error(error)
     place = _place(error)
+    number = _system_error_number(error)
+    if number is not None:
+        return _explain_os_error(OSError(number, os.strerror(number), place or None))
     read_in = f" It was read in {place}." if place else ""
     # by its name: the library is not imported for it
     names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"JSONDecodeError", "SafetensorError"}:
+    if names & {"JSONDecodeError", "SafetensorError"} or "PytorchStreamReader" in str(error):
         return (
             f"a file is damaged, or was cut off while it was written ({_first_line(error)})."
             f"{read_in} `python -m helpers verify artifacts` says which one."
@@ -83,12 +89,28 @@ def _show_error(shell: Any, kind: type, error: BaseException, trace: Any, tb_off
     shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
+def _system_error_number(error: BaseException) -> int | None:
+    """Return the number of the system's error behind one of a library that is not in Python.
+
+    safetensors has it in its text. PyTorch's writer only says that the file is not as long as it
+    should be, which is a disk without room.
+    """
+    text = str(error)
+    if "PytorchStreamWriter" in text or "inline_container.cc" in text:
+        return None if "PytorchStreamReader" in text else errno.ENOSPC
+    found = re.search(r"\(os error (\d+)\)", text)
+    return int(found[1]) if found else None
+
+
 def _explain_os_error(error: OSError) -> str:
     names = [str(name) for name in (error.filename, error.filename2) if name]
     where = " → ".join(names) or _place(error) or "a file"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}: the disk is full. Free space, or set VLM_ARTIFACTS to another folder."
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+    if error.errno in NO_ROOM:
+        return (
+            f"{where}: there is no room for it ({error.strerror}). Free space on the disk, or set "
+            "VLM_ARTIFACTS to another folder."
+        )
+    if error.errno in NOT_ALLOWED:
         return (
             f"{where}: not allowed here ({error.strerror}). Give a folder in which you may write, "
             "such as by VLM_ARTIFACTS or --out, or a file that you may read."

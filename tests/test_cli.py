@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from shipped import TRAFFIC
 
@@ -233,14 +235,35 @@ def damaged_weights(path):
     load_file(path)
 
 
+def damaged_state(path):
+    torch.save({"step": torch.ones(9)}, path)
+    path.write_bytes(path.read_bytes()[:300])
+    torch.load(path)
+
+
+def raise_error(kind, text):
+    raise kind(text)
+
+
 FAULTS = {
-    "full": (lambda path: os_error(errno.ENOSPC, path), "out: the disk is full. Free space"),
+    "full": (lambda path: os_error(errno.ENOSPC, path), "out: there is no room for it"),
+    "too large": (lambda path: os_error(errno.EFBIG, path), "out: there is no room for it"),
     "read only": (lambda path: os_error(errno.EROFS, path), "out: not allowed here"),
     "not allowed": (lambda path: os_error(errno.EACCES, path), "out: not allowed here"),
     "gone": (lambda path: path.open(), "out: No such file or directory. Check the path"),
     "a folder": (lambda path: path.parent.open(), "Is a directory"),
     "weights": (damaged_weights, "a file is damaged, or was cut off"),
     "JSON": (lambda path: json.loads('{"a": '), "a file is damaged, or was cut off"),
+    # as these libraries say it
+    "weights, full": (
+        lambda _: raise_error(SafetensorError, "I/O error: No space left (os error 28)"),
+        "there is no room for it",
+    ),
+    "state, full": (
+        lambda _: raise_error(RuntimeError, "[enforce fail at inline_container.cc:672] . pos"),
+        "there is no room for it",
+    ),
+    "state": (damaged_state, "a file is damaged, or was cut off"),
 }
 
 

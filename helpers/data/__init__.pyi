@@ -264,6 +264,7 @@ from .truth import (
 )
 from .vote_log import (
     VoteEvent as VoteEvent,
+    VoteReader as VoteReader,
     append_event as append_event,
     content_hash as content_hash,
     content_hashes as content_hashes,

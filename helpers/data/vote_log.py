@@ -92,20 +92,66 @@ def records_by_key(records: Iterable[PreferenceRecord]) -> dict[str, PreferenceR
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_events(path: Path) -> tuple[list[VoteEvent], bytes]:
-    """Read the events, oldest first, and the half line at the end (b"" if there is none).
+class VoteReader:
+    """Reads a vote file again and again: only what was added since the last time is parsed.
 
-    A half line is what a kernel left that was killed in mid-write: nobody was told that it counts,
-    so it does not. Raises UsageError naming file and line for a whole line that is not an event.
+    A click reads the file several times, and it may have thousands of votes. If its beginning is
+    another one than it was, all of it is parsed anew.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    tail = b"" if _is_whole(lines[-1]) else lines.pop()
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._forget()
+
+    def has_new(self) -> bool:
+        """Has the file changed since it was read?"""
+        return self._raw() != self._known + self._tail
+
+    def _forget(self) -> None:
+        self._known = b""  # whole lines that were parsed
+        self._tail = b""  # what is behind them
+        self._lines = 0  # in them
+        self._events: list[VoteEvent] = []
+
+    def read(self) -> tuple[list[VoteEvent], bytes]:
+        """Return the events, oldest first, and the half line at the end (b"" if there is none).
+
+        A half line is what a kernel left that was killed in mid-write: nobody was told that it
+        counts, so it does not. Raises UsageError naming file and line for a whole line that is not
+        an event.
+        """
+        raw = self._raw()
+        if not raw.startswith(self._known):
+            self._forget()
+        end = raw.rfind(b"\n") + 1
+        new = raw[len(self._known) : end].split(b"\n")[:-1]
+        events = _parse_lines(self.path, new, self._lines)
+        # nothing of it is kept if a line is not an event
+        self._events += events
+        self._lines += len(new)
+        self._known = raw[:end]
+        self._tail = raw[end:]
+        if not _is_whole(self._tail):
+            return list(self._events), self._tail
+        return self._events + _parse_lines(self.path, [self._tail], self._lines), b""
+
+    def _raw(self) -> bytes:
+        return self.path.read_bytes() if self.path.exists() else b""
+
+
+def read_events(path: Path) -> tuple[list[VoteEvent], bytes]:
+    """Read the events of a file once, as `VoteReader.read` does."""
+    return VoteReader(path).read()
+
+
+def _parse_lines(path: Path, lines: Iterable[bytes], before: int) -> list[VoteEvent]:
+    """Parse lines, of which so many were `before` in the file; empty and closed ones hold none."""
     events = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=before + 1):
         raw = line.strip()
         if raw and not raw.endswith(CUT_MARK):
             events.append(_parse_event(path, number, raw))
-    return events, tail
+    return events
 
 
 def _is_whole(line: bytes) -> bool:
@@ -128,12 +174,15 @@ def _parse_event(path: Path, number: int, raw: bytes) -> VoteEvent:
     )
 
 
-def events_on(path: Path, contents: Mapping[str, str]) -> tuple[list[VoteEvent], str]:
+def events_on(
+    path: Path, contents: Mapping[str, str], reader: VoteReader | None = None
+) -> tuple[list[VoteEvent], str]:
     """Read the events on records whose contents (by key) are given.
 
-    Also returns a notice if the file ends in half a line, else "".
+    reader: of the file, where it is read again and again. Also returns a notice if the file ends in
+    half a line, else "".
     """
-    events, tail = read_events(path)
+    events, tail = (reader or VoteReader(path)).read()
     events = [event for event in events if event.record in contents]
     for event in events:
         if event.content != contents[event.record]:

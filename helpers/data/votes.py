@@ -23,6 +23,7 @@ from .judgement import Judgement, VoteVerdict, consensus, explain_validation_err
 from .record import PreferenceRecord, record_key
 from .vote_log import (
     VoteEvent,
+    VoteReader,
     append_event,
     content_hashes,
     current_judgements,
@@ -130,6 +131,8 @@ class Votes:
                     f"record {key!r} has {n} answers. Keep at most {len(ANSWER_LABELS)}."
                 )
         self._contents = content_hashes(self.records, path)
+        self._reader = VoteReader(path)
+        self._is_counted = False  # all that the reader has read
         self.keys = sorted(self.records, key=self._draw)  # in the order of showing
         self.refresh()
 
@@ -138,12 +141,16 @@ class Votes:
 
     def refresh(self) -> None:
         """Read the file again: another kernel may have voted."""
-        events, self.notice = events_on(self.path, self._contents)
+        if self._is_counted and not self._reader.has_new():
+            return
+        self._is_counted = False
+        events, self.notice = events_on(self.path, self._contents, self._reader)
         # An undo is an event too: it raises the version of the item.
         own = [event for event in events if event.annotator == self.annotator]
         self._versions = Counter(event.record for event in own)
         # In the order of voting, so that undo finds the last one.
         self.judged = {key: judgement for (key, _), judgement in current_judgements(own).items()}
+        self._is_counted = True
 
     @property
     def median_seconds(self) -> float | None:

@@ -86,6 +86,49 @@ def test_a_whole_line_that_is_no_event_is_an_error_with_its_place(path, line, re
         read_events(path)
 
 
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_reader_that_knows_the_beginning_reads_as_one_that_knows_nothing(tmp_path_factory, data):
+    """Whatever happens to the file between: lines added, cut short, or all of them replaced."""
+    path = tmp_path_factory.mktemp("again") / "votes.jsonl"
+    reader = module.VoteReader(path)
+    lines = [event(f"r{number}").model_dump_json().encode() + b"\n" for number in range(4)]
+    raw = before = b""
+    for _ in range(6):
+        match data.draw(st.sampled_from(["add", "cut", "replace"])):
+            case "add":
+                raw += b"".join(data.draw(st.lists(st.sampled_from(lines), max_size=3)))
+            case "cut":
+                raw = raw[: data.draw(st.integers(0, len(raw)))]
+            case "replace":
+                raw = data.draw(st.sampled_from(lines)) + raw[len(lines[0]) :]
+        path.write_bytes(raw)
+        try:
+            assert reader.has_new() == (raw != before)
+            expected, before = read_events(path), raw
+        except UsageError as error:
+            with pytest.raises(UsageError) as raised:
+                reader.read()
+            assert str(raised.value) == str(error)
+        else:
+            assert reader.read() == expected
+            assert not reader.has_new() and reader.read() == expected
+
+
+def test_a_click_parses_only_what_is_new(path, monkeypatch):
+    """A file of thousands of votes is read several times a click."""
+    votes = Votes(path, records(30), "ana")
+    for _ in range(20):
+        votes.vote(votes.next(), "tie")
+    again = Votes(path, records(30), "ana")
+    parsed, parse = [], module._parse_event
+    monkeypatch.setattr(
+        module, "_parse_event", lambda *given: parsed.append(given[1]) or parse(*given)
+    )
+    again.vote(again.next(), "tie")
+    assert again.next() and parsed == [21]
+
+
 def test_a_vote_counts_only_after_write_and_sync(path, monkeypatch):
     calls = []
     write, sync = os.write, os.fsync

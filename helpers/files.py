@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -216,6 +216,45 @@ def set_aside(folder: Path) -> Path:
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
     return folder.rename(aside)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder; a kill gives it up.
+
+    Raises UsageError if another one holds it. Where there are no locks (Windows, some network
+    drives, a disk that is read-only) nobody is kept out.
+    """
+    whole = folder.resolve()
+    lock = whole.with_name(f".{whole.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except OSError:
+        yield  # what writes there will say it
+        return
+    with file:
+        if sys.platform != "win32":
+            _lock_or_refuse(folder, file)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _lock_or_refuse(folder: Path, file: TextIO) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UsageError(
+            f"{folder}: process {file.read().strip()} is at work there. Wait until it has ended, "
+            "or give another folder."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def is_set_aside(folder: Path) -> bool:

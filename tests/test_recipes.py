@@ -15,7 +15,7 @@ from helpers.config import ALL_LINEAR, ATTENTION, reward_preset
 from helpers.data import SPLITS, read_prepared
 from helpers.data.preferences import write_records
 from helpers.data.record import PreferenceRecord
-from helpers.files import UsageError, read_json, write_json
+from helpers.files import UsageError, hold_folder, read_json, write_json
 from helpers.machine import facts, fits
 from helpers.machine.speed import Line, MachineSpeed
 from helpers.machine.workload import GenerationSettings, Workload
@@ -158,6 +158,17 @@ def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys
     assert cli.main(arguments) == 0
     assert "Finished after step 2" in capsys.readouterr().out
     assert read_json(folder / "figures.json") == before
+
+
+def test_two_commands_do_not_run_in_one_folder(tmp_path):
+    """The figures of one would overwrite those of the other."""
+    run = RecipeRun(read_recipe(find_recipe("counting"), laptop=True), tmp_path / "run")
+    with (
+        hold_folder(tmp_path / "run"),
+        pytest.raises(UsageError, match=r"run: process \d+ is at work there"),
+    ):
+        run_stages(run, ["data"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_the_projects_used():

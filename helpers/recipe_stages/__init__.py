@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from accelerate import PartialState
 
 from helpers import models
-from helpers.files import UsageError, read_json, write_figures
+from helpers.files import UsageError, hold_folder, read_json, write_figures
 from helpers.recipes import RecipeRun, fit_recipe
 from helpers.runtime import device
 
@@ -53,14 +53,20 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
             f"the recipe has no stage {', '.join(unknown)}: it has {', '.join(stages)}."
         )
     state = PartialState(cpu=device().type == "cpu")
+    if state.num_processes == 1:
+        run.recipe = fit_recipe(run.recipe, names)
+    wanted = [name for name in stages if not names or name in names]
+    # two commands in one folder would overwrite each other's figures
+    with hold_folder(run.folder) if state.is_main_process else nullcontext():
+        _run_in_order(run, wanted, state)
+    return run.figures
+
+
+def _run_in_order(run: RecipeRun, names: Sequence[str], state: PartialState) -> None:
     path = run.folder / "figures.json"
     if path.exists():
         run.figures = read_json(path)
-    if state.num_processes == 1:
-        run.recipe = fit_recipe(run.recipe, names)
-    for name in stages:
-        if names and name not in names:
-            continue
+    for name in names:
         state.wait_for_everyone()
         if name in TRAINING_STAGES or state.is_main_process:
             state.print(f"── {name} ──", flush=True)
@@ -69,7 +75,6 @@ def run_stages(run: RecipeRun, names: Sequence[str] = ()) -> dict[str, dict[str,
         state.wait_for_everyone()
         if state.is_main_process:
             write_figures(path, run.figures)
-    return run.figures
 
 
 def keep_what_is_given(run: RecipeRun, name: str) -> AbstractContextManager[None]:

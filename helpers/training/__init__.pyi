@@ -14,6 +14,7 @@ from .advantages import (
 from .checkpoint import (
     NOT_IN_IDENTITY as NOT_IN_IDENTITY,
     Checkpoints as Checkpoints,
+    alone_in_its_folder as alone_in_its_folder,
     data_hash as data_hash,
     name_differences as name_differences,
     reward_identity as reward_identity,

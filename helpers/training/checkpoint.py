@@ -14,8 +14,10 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from datasets import Dataset
 from transformers import ProcessorMixin
 
 from helpers.data import PreferenceRecord, Task
-from helpers.files import UsageError, file_hash, set_aside
+from helpers.files import UsageError, file_hash, hold_folder, set_aside
 from helpers.machine import (
     Identity,
     checkpoint_identity,
@@ -177,6 +179,17 @@ def name_differences(there: Identity, here: Identity) -> str:
 # --- Its checkpoints ---
 
 
+def alone_in_its_folder(train: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a trainer's method run while no other program trains in the folder of its checkpoints."""
+
+    @wraps(train)
+    def train_alone(trainer: Any, *given: Any, **more: Any) -> Any:
+        with trainer.checkpoints.alone():
+            return train(trainer, *given, **more)
+
+    return train_alone
+
+
 class Checkpoints:
     """The checkpoints of a run: `checkpoint-STEP` in its folder, of which the last two are kept.
 
@@ -207,7 +220,12 @@ class Checkpoints:
                 "keep the old run under another name: replace_other=True (REPLACE in a notebook, "
                 "--replace of a recipe)."
             )
-        print(f"{folder}: held another run, which is now {set_aside(folder).name}.")
+        with hold_folder(folder):
+            print(f"{folder}: held another run, which is now {set_aside(folder).name}.")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other programs out of the folder; raises UsageError if one trains there."""
+        return hold_folder(self.folder) if self.folder and self._main else nullcontext()
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint of this run. What is passed over is named, a line each."""

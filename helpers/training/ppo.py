@@ -43,7 +43,7 @@ from helpers.runtime import seed_everything, tolerances_of
 
 from .actor_critic import ActorCritic, TokenFigures
 from .advantages import ADVANTAGES
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, alone_in_its_folder
 from .distributed import (
     mean_over_processes,
     mean_rows,
@@ -124,6 +124,7 @@ class PPOTrainer:
         self.last: Experience | None = None
         go_on(self)
 
+    @alone_in_its_folder
     def train(self, iterations: int | None = None) -> list[IterationRow]:
         """Run all iterations that are left, or so many of them; returns the log."""
         settings, accelerator = self.settings, self.accelerator

@@ -33,7 +33,7 @@ from helpers.rewards import RewardModel, pair_gaps, pair_hits, score_records
 from helpers.runtime import has_cuda, tensors_hash
 
 from . import distributed
-from .checkpoint import Checkpoints, data_hash, run_identity
+from .checkpoint import Checkpoints, alone_in_its_folder, data_hash, run_identity
 
 # Steps in a row whose numbers may break. A scaler of fp16 gradients halves itself each time, and
 # needs a few such steps at its start only.
@@ -191,6 +191,7 @@ class RewardTrainer:
         self.not_finite = 0
         self.forward = self._trainable_model()
 
+    @alone_in_its_folder
     def train(self) -> RewardRun:
         """Train what is left of the run, and put the best weights back."""
         settings, accelerator = self.settings, self.accelerator

@@ -31,7 +31,7 @@ from helpers.machine import TRAINER_STATE, checkpoint_step, seal_checkpoint
 from helpers.models import VLM
 from helpers.runtime import compute_dtype, device, has_cuda, tensors_hash
 
-from .checkpoint import KEPT_CHECKPOINTS, Checkpoints
+from .checkpoint import KEPT_CHECKPOINTS, Checkpoints, alone_in_its_folder
 
 # TRL's name for a frozen copy of an adapter that was trained before.
 REFERENCE_ADAPTER = "ref"
@@ -91,6 +91,7 @@ class TRLRun:
         a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return self.state.global_step * a_step
 
+    @alone_in_its_folder
     def run_to_end(self) -> list[dict[str, float]]:
         """Train from the last whole checkpoint, or from the start; what was finished is loaded.
 

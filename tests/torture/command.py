@@ -85,13 +85,17 @@ def _kills(room: Room, draws: random.Random) -> Iterable[Trial]:
     return kills.kill_trials(room.stages, room.home, draws, BOTH)
 
 
+def _two_commands(room: Room, draws: random.Random) -> Iterable[Trial]:
+    return kills.two_trials(room.stages, room.home, draws)
+
+
 def _other_runs(room: Room, draws: random.Random) -> Iterable[Trial]:
     whole, stages = room.finished()
     return other_runs.other_run_trials(whole, room.home, draws, stages)
 
 
 def _long_runs(room: Room, draws: random.Random) -> Iterable[Trial]:
-    return memory.memory_trials(room.home, images=120)
+    return memory.memory_trials(room.home, images=300)
 
 
 # The cheap ones first. Numbers of trials: in `make test`, in `make torture`, in full.
@@ -109,6 +113,7 @@ FAMILIES = (
     Family("stages on a full disk", _events("full"), 2, 18, 90),
     Family("stages cut off by the disk", _events("cut"), 2, 18, 90),
     Family("stages on a disk that is read-only", _events("read-only"), 1, 9, 45),
+    Family("two commands in one folder", _two_commands, 1, 9, 45),
     Family("another run in the folder", _other_runs, 3, 30, 200),
     Family("memory of long runs", _long_runs, 0, 3, 3),
 )

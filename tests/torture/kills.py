@@ -108,6 +108,36 @@ def repeat(stage: WholeStage, folder: Path, what: str) -> Outcome:
     return Outcome(kind, f"{what}: {found} ({folder})")
 
 
+# --- two at once ---
+
+
+def two_trials(stages: Sequence[WholeStage], home: Path, draws: random.Random) -> Iterator[Trial]:
+    """The same command twice at once, in one folder; the second starts at a time that is drawn."""
+    number = 0
+    while True:
+        stage = stages[number % len(stages)]
+        wait = draws.random() * stage.seconds
+        yield partial(_run_twice, stage, home / f"two-{stage.name}-{number}", wait)
+        number += 1
+
+
+def _run_twice(stage: WholeStage, folder: Path, wait: float) -> Outcome:
+    copy_run(stage.before, folder)
+    what = f"{stage.name} twice, {wait:.2f} s apart"
+    first = children.start(run_stage, folder, stage.name)
+    first.is_alive_after(wait)
+    second = children.start(run_stage, folder, stage.name)
+    ended = [first.wait(), second.wait()]
+    for each in ended:
+        if each.has_traceback:
+            return Outcome("raw traceback", f"{what}\n{each.text[-1500:]}")
+        if each.code != 0 and "is at work there" not in each.text:
+            return Outcome("lost", f"{what}\n{each.text[-1500:]}")
+    if all(each.code != 0 for each in ended):
+        return Outcome("lost", f"{what}: both were refused")
+    return repeat(stage, folder, what)
+
+
 # --- at every file event ---
 
 

@@ -70,8 +70,8 @@ def _train_reward(records: list[PreferenceRecord], folder: Path, watch: _Watch) 
     )
     loaded = models.load_model("tiny", max_pixels=SIDE * SIDE)
     scored = reward_model.new_reward_model(*loaded, settings, 0)
-    # every forward of the reward model is one record here
-    scored.backbone.register_forward_hook(watch)
+    # a forward is one record here
+    scored.register_forward_hook(watch)
     RewardTrainer(scored, records, records[:2], settings, 0).train()
 
 

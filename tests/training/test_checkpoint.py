@@ -1,8 +1,11 @@
 """What makes two runs the same, and which checkpoint is gone on with."""
 
 import dataclasses
+import errno
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from helpers import models
 from helpers.config import DPO_PRESETS, LoraSettings, RewardSettings
 from helpers.data import read_records, to_trl, write_records
 from helpers.data.tasks import tasks_of
-from helpers.files import UsageError
+from helpers.files import ROOT, UsageError, hold_folder
 from helpers.machine.checkpoints import (
     checkpoint_identity,
     checkpoint_step,
@@ -29,6 +32,7 @@ from helpers.training import checkpoint as checkpoints
 from helpers.training.checkpoint import (
     NOT_IN_IDENTITY,
     Checkpoints,
+    alone_in_its_folder,
     data_hash,
     reward_identity,
     run_identity,
@@ -344,13 +348,65 @@ def test_another_run_is_set_aside_with_all_that_it_left(tmp_path, capsys):
         run = Checkpoints(tmp_path / "run", OTHER, replace_other=True)
         assert run.load() is None and not (tmp_path / "run").exists()
         run.save(1, {"run": "other"})
-    aside = sorted(path.name for path in tmp_path.iterdir())
+    aside = sorted(path.name for path in tmp_path.glob("[!.]*"))
     assert aside == ["run", "run.old-1", "run.old-2", "run.old-3"]
     assert (tmp_path / "run.old-1" / "adapter").read_text() == "here"
     assert Checkpoints(tmp_path / "run.old-1", HERE).load() == (3, {"run": "here"})
     assert "held another run, which is now run.old-3" in capsys.readouterr().out
     # the same run is gone on with, whatever may be replaced
     assert Checkpoints(tmp_path / "run", OTHER, replace_other=True).load()[0] == 1
+
+
+def test_a_folder_is_trained_in_by_one_program_at_a_time(tmp_path):
+    """Another process is refused with its number, until the first one ends or is killed."""
+    holding = (
+        "import sys, time; from pathlib import Path; from helpers.files import hold_folder\n"
+        "with hold_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    folder = tmp_path / "run"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    run = Checkpoints(folder, HERE)
+    trained = []
+
+    class Trainer:
+        checkpoints = run
+
+        @alone_in_its_folder
+        def train(self, steps):
+            trained.append(steps)
+
+    assert other.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(UsageError, match=rf"run: process {other.pid} is at work there"):
+            Trainer().train(3)
+        # nor is what it writes set aside
+        run.save(1, {})
+        with pytest.raises(UsageError, match="is at work there"):
+            Checkpoints(folder, OTHER, replace_other=True)
+    finally:
+        other.kill()
+        other.wait()
+    Trainer().train(4)
+    assert trained == [4]
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_held(tmp_path, monkeypatch):
+    """What a finished run has left can be loaded from a disk that is read-only."""
+    Checkpoints(tmp_path / "run", HERE).save(3, {"run": "here"})
+
+    kind = type(tmp_path)
+    whole = kind.open
+
+    def read_only(path, mode="r", *given, **more):
+        if mode.startswith("r"):
+            return whole(path, mode, *given, **more)
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(kind, "open", read_only)
+    with hold_folder(tmp_path / "run"):
+        assert Checkpoints(tmp_path / "run", HERE).newest().name == "checkpoint-3"
 
 
 def cut_off(path):

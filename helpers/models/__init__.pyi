@@ -35,6 +35,7 @@ from .caches import (
     processor_settings as processor_settings,
     reference_hash as reference_hash,
     use_features as use_features,
+    vision_fingerprint as vision_fingerprint,
     vision_inputs as vision_inputs,
     weights_hash as weights_hash,
 )

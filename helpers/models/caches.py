@@ -109,6 +109,12 @@ def processor_settings(processor: ProcessorMixin) -> str:
 # --- image features ---
 
 
+def vision_fingerprint(model: VLM, processor: ProcessorMixin) -> str:
+    """Return what decides an image's features: weights outside the language model, settings."""
+    weights = tensors_hash(_vision(model))
+    return f"{weights} {processor_settings(processor)} {compute_dtype()}"
+
+
 class ImageFeatures:
     """Encoded prompts and image features of a model whose vision tower is frozen.
 
@@ -124,8 +130,7 @@ class ImageFeatures:
         self._core = backbone_of(model)
         self._processor = processor
         self._folder = folder
-        weights = tensors_hash(_vision(model))
-        self._fingerprint = f"{weights} {processor_settings(processor)} {compute_dtype()}"
+        self._fingerprint = vision_fingerprint(model, processor)
         self._features = {}  # key → features, if there is no folder
         self._prompts = {}  # (rendered prompt, key) → model inputs without pixels
         self._shelf = Shelf()  # where both are

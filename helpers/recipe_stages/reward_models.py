@@ -45,7 +45,8 @@ def train_feature_reward(run: RecipeRun) -> None:
     """Train the smallest reward model: a network on pooled features that follows the heuristic."""
     settings = run.recipe.features
     model, processor = run.load()
-    reward, records = FeatureReward(model, processor), run.pairs("train")
+    cache = run.folder / "cache" / "image-means"
+    reward, records = FeatureReward(model, processor, cache), run.pairs("train")
     fit = reward.fit(
         records,
         target_scores(records),

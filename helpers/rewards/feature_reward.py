@@ -30,9 +30,9 @@ from torch.nn.functional import huber_loss
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from helpers.data import Message, PreferenceRecord, file_of
+from helpers.data import Message, PreferenceRecord, file_of, stable_hash
 from helpers.files import UsageError, open_image, replace_file
-from helpers.models import Shelf
+from helpers.models import Shelf, images_hash, vision_fingerprint
 
 from .reward_model import split_scores
 from .scoring import (
@@ -130,12 +130,16 @@ class FeatureReward:
     """score(image, question, answer) = MLP([image feature, question feature, answer feature]).
 
     model, processor: the frozen vision-language model. An image's feature is computed once for each
-    path.
+    path, and with a folder as `cache` once for its pixels: a run that was stopped goes on from it.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, cache: Path | None = None
+    ):
         self.model = model
         self.processor = processor
+        self._cache = cache
+        self._fingerprint = vision_fingerprint(model, processor) if cache else ""
         self.size = 3 * model.get_input_embeddings().embedding_dim
         self.net = _Network(self.size)
         self._images: dict[Path, Tensor] = {}
@@ -143,6 +147,19 @@ class FeatureReward:
 
     def _text(self, text: str) -> Tensor:
         return text_feature(self.model, self.processor, text)
+
+    def _image(self, path: Path, where: str | None) -> Tensor:
+        """The feature of an image; one that the cache has is not computed again."""
+        if self._cache is None:
+            return image_feature(self.model, self.processor, path, where)
+        image = open_image(path, where)
+        kept = self._cache / f"{stable_hash([self._fingerprint, images_hash([image])])}.safetensors"
+        if kept.exists():
+            return load_file(kept)["mean"]
+        found = image_feature(self.model, self.processor, image)
+        with replace_file(kept) as beside:
+            save_file({"mean": found}, beside)
+        return found
 
     def _mean_feature(self, images: Sequence[Image.Image]) -> Tensor:
         features = [image_feature(self.model, self.processor, image) for image in images]
@@ -160,8 +177,7 @@ class FeatureReward:
         for record in tqdm(records, desc="features", leave=False):
             images = record.image_paths
             for image in set(images) - self._images.keys():
-                found = image_feature(self.model, self.processor, image, record.place)
-                self._images[image] = self._shelf.put(found)
+                self._images[image] = self._shelf.put(self._image(image, record.place))
             seen = torch.stack([self._images[image] for image in images]).mean(0)
             asked = self._text(_question(record.prompt))
             for answer in record.answers:

@@ -135,6 +135,26 @@ def test_an_image_is_read_once_for_its_path(tiny, records, monkeypatch):
 
 
 @pytest.mark.heavy(reason="trains")
+def test_features_that_were_kept_are_not_computed_again(tiny, records, tmp_path, monkeypatch):
+    """As after a kill: those of the images that were seen are there, of a changed one they are not."""
+    shown = []
+    for number, record in enumerate(records[:3]):
+        image = tmp_path / f"{number}.png"
+        image.write_bytes(record.image_paths[0].read_bytes())
+        shown.append(record.model_copy(update={"images": [str(image)]}))
+    whole = FeatureReward(*tiny).features(shown)
+    computed, compute = [], feature_reward.image_feature
+    monkeypatch.setattr(
+        feature_reward, "image_feature", lambda *given: computed.append(1) or compute(*given)
+    )
+    FeatureReward(*tiny, tmp_path / "cache").features(shown[:2])
+    again = FeatureReward(*tiny, tmp_path / "cache").features(shown)
+    assert torch.equal(again, whole) and len(computed) == 3
+    Image.open(tmp_path / "0.png").rotate(180).save(tmp_path / "0.png")
+    FeatureReward(*tiny, tmp_path / "cache").features(shown)
+    assert len(computed) == 4
+
+
 def test_it_learns_a_score_of_answers_and_shuffled_targets_do_not_carry_over(reward, records):
     targets = words(records)
     fit = reward.fit(records, targets, epochs=80)

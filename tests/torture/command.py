@@ -85,6 +85,10 @@ def _kills(room: Room, draws: random.Random) -> Iterable[Trial]:
     return kills.kill_trials(room.stages, room.home, draws, BOTH)
 
 
+def _machines(room: Room, draws: random.Random) -> Iterable[Trial]:
+    return kills.machine_trials(room.stages, room.home, draws)
+
+
 def _two_commands(room: Room, draws: random.Random) -> Iterable[Trial]:
     return kills.two_trials(room.stages, room.home, draws)
 
@@ -113,6 +117,7 @@ FAMILIES = (
     Family("stages on a full disk", _events("full"), 2, 18, 90),
     Family("stages cut off by the disk", _events("cut"), 2, 18, 90),
     Family("stages on a disk that is read-only", _events("read-only"), 1, 9, 45),
+    Family("machines lost, work on a drive", _machines, 1, 18, 90),
     Family("two commands in one folder", _two_commands, 1, 9, 45),
     Family("another run in the folder", _other_runs, 3, 30, 200),
     Family("memory of long runs", _long_runs, 0, 3, 3),
@@ -139,7 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tallies.append(run_family(family.name, trials, number))
     minutes = (time.monotonic() - started) / 60
     table = markdown_table([list(HEAD), *(tally.row() for tally in tallies)])
-    said = f"{last_line(tallies)} Seed {given.seed}, {minutes:.0f} minutes, {machine_summary()}."
+    figures = "".join(f"{each.family}: {', '.join(each.said)}.\n" for each in tallies if each.said)
+    said = f"{figures}{last_line(tallies)} Seed {given.seed}, {minutes:.0f} minutes, "
+    said += f"{machine_summary()}."
     print(f"\n{table}\n\n{said}")
     if given.full and not given.words:
         page = PAGE.read_text(encoding="utf-8")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from helpers.machine import DriveCopies, drive
+
 from . import children
 from .children import Fault
 from .outcome import SURVIVED, Outcome, Trial, each_in_turn
@@ -20,6 +22,8 @@ from .runs import STAGES, compare, copy_run, left_in, run_stage
 
 KILLS = (1, 1, 2, 3)  # of one trial, drawn
 DISKS = ("full", "read-only", "cut")
+# seconds: in place of a drive's 3, so that more of what is being written is copied
+COPIED_AFTER = 0.2
 SMALLEST = 50_000  # bytes that a cut file may have; the text that a child prints is shorter
 
 
@@ -106,6 +110,45 @@ def repeat(stage: WholeStage, folder: Path, what: str) -> Outcome:
         shutil.rmtree(folder)
         return SURVIVED
     return Outcome(kind, f"{what}: {found} ({folder})")
+
+
+# --- a machine that is lost ---
+
+
+def machine_trials(
+    stages: Sequence[WholeStage], home: Path, draws: random.Random
+) -> Iterator[Trial]:
+    """A machine that is lost at a time that is drawn, just after its work was copied to a drive."""
+    drive.QUIET_SECONDS = COPIED_AFTER
+    number = 0
+    while True:
+        stage = stages[number % len(stages)]
+        lost = draws.random() * stage.seconds
+        yield partial(_lose_machine, stage, home / f"machine-{stage.name}-{number}", lost)
+        number += 1
+
+
+def _lose_machine(stage: WholeStage, folder: Path, seconds: float) -> Outcome:
+    copy_run(stage.before, folder)
+    kept = folder.with_name(f"{folder.name}-drive")
+    kept.mkdir()
+    copies = DriveCopies(kept, folder)
+    copies.keep()
+    child = children.start(run_stage, folder, stage.name)
+    child.is_alive_after(seconds)
+    # while it trains and writes
+    copies.keep()
+    child.kill()
+    child.wait()
+    if copies.failed:
+        return Outcome("lost", f"{stage.name}: the copies failed at {seconds:.2f} s ({kept})")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    DriveCopies(kept, folder).restore()
+    outcome = repeat(stage, folder, f"{stage.name}, machine lost after {seconds:.2f} s")
+    if outcome is SURVIVED:
+        shutil.rmtree(kept)
+    return outcome
 
 
 # --- two at once ---

@@ -33,16 +33,19 @@ Trial = Callable[[], Outcome]
 
 @dataclass
 class Tally:
-    """How the trials of a family ended; `bad`: those that must not be."""
+    """How the trials of a family ended; bad: those that must not be; said: figures of the others."""
 
     family: str
     kinds: Counter = field(default_factory=Counter)
     bad: list[Outcome] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         self.kinds[outcome.kind] += 1
         if outcome.kind != "survived":
             self.bad.append(outcome)
+        elif outcome.what:
+            self.said.append(outcome.what)
 
     def row(self) -> list[str]:
         """Its row of the table, as HEAD has the columns."""

@@ -22,6 +22,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 ROOT = Path(__file__).resolve().parent.parent
 HEIF_SUFFIXES = {".heic", ".heif"}
+MOST_EXTREME_SIDES = 200  # times the shorter side, as a Qwen2-VL's processor has it
+MOST_12_BITS = 4_095
+MOST_16_BITS = 65_535
 SEAL_FILE = "files.json"  # hashes of the files in a folder that belong together
 # The disk has no room: full, the share of a user used up, or a file larger than it may be
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -418,7 +421,7 @@ def read_heif(where: str) -> None:
 
 
 def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
-    """The image at `path` as RGB, turned the way its camera was held.
+    """The image at `path` as RGB, turned the way its camera was held (`decode_image`).
 
     Raises UsageError with `where` (a file and record) if it is missing or cannot be read.
     """
@@ -427,13 +430,67 @@ def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
         read_heif(where)
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return decode_image(image)[0]
     except FileNotFoundError:
         raise UsageError(
             f"{where}: image {path} does not exist. Paths are relative to the data file."
         ) from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError too
         raise UsageError(
-            f"{where}: image {path} cannot be read ({reason}). Replace or remove it."
+            f"{where}: image {path} cannot be read ({reason_of(error)}). Replace or remove it."
         ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Say in a few words why Pillow could not read an image."""
+    if isinstance(error, UnidentifiedImageError):
+        # its own message speaks of an _io.BufferedReader
+        return "no image of a known kind"
+    return str(error).split("\n")[0] or type(error).__name__
+
+
+def decode_image(image: Image.Image) -> tuple[Image.Image, str]:
+    """Return an opened image as RGB with 8 bits a channel, and in words what else was changed: "".
+
+    It is turned as its EXIF says. What is transparent becomes white, as qwen-vl-utils and vLLM have
+    it. More than 8 bits are brought to 0 … 255: Pillow alone makes them all white, or all black.
+    Raises ValueError for an image that no model takes, and whatever Pillow raises.
+    """
+    turned = ImageOps.exif_transpose(image)
+    width, height = turned.size
+    if max(width, height) > MOST_EXTREME_SIDES * min(width, height):
+        raise ValueError(
+            f"{width} × {height} pixels: one side is over {MOST_EXTREME_SIDES} times the other, "
+            "which models do not take"
+        )
+    changed = ""
+    if turned.mode == "F" or turned.mode.startswith("I"):
+        turned, changed = _to_8_bits(turned)
+    if turned.has_transparency_data:
+        # of premultiplied grey there is no way to RGBA but this
+        plain = turned.convert("LA") if turned.mode == "La" else turned
+        layer = plain.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return turned.convert("RGB"), changed
+
+
+def _to_8_bits(image: Image.Image) -> tuple[Image.Image, str]:
+    """Bring pixels of 16 or 32 bits, or floats, to 0 … 255; say by what."""
+    import numpy as np
+
+    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    lowest, highest = pixels.min(), pixels.max()
+    is_float = image.mode == "F"
+    if is_float and lowest >= 0 and highest <= 1:
+        scaled, how = pixels * 255, "floats of 0 to 1, times 255"
+    elif not is_float and lowest >= 0 and highest <= MOST_12_BITS:
+        scaled, how = pixels // 16, "12 bits a pixel, divided by 16"
+    elif not is_float and lowest >= 0 and highest <= MOST_16_BITS:
+        scaled, how = pixels // 257, "16 bits a pixel, divided by 257"
+    elif highest > lowest:
+        scaled = (pixels - lowest) * (255 / (highest - lowest))
+        how = f"from {lowest:g} … {highest:g} to 0 … 255"
+    else:
+        scaled, how = pixels.clip(0, 255), "one value, kept between 0 and 255"
+    # down to a whole number, but for what rounding has taken off one
+    return Image.fromarray((scaled + 1e-6).clip(0, 255).astype(np.uint8)), how

@@ -250,9 +250,11 @@ from .templates import (
     strip_image_marks as strip_image_marks,
 )
 from .trl_pairs import (
+    OpenedImage as OpenedImage,
     TrlPair as TrlPair,
     from_trl as from_trl,
     to_trl as to_trl,
+    with_images as with_images,
 )
 from .truth import (
     TRUTH_KINDS as TRUTH_KINDS,

@@ -14,10 +14,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
-from helpers.files import file_hash, stream_hash
+from helpers.files import (
+    HEIF_SUFFIXES,
+    decode_image,
+    file_hash,
+    read_heif,
+    reason_of,
+    stream_hash,
+)
 from helpers.statistics import Proportion
 
 from .blind import BlindRules, too_good_rules
@@ -105,17 +112,16 @@ def _look_at(file: Path) -> _ImageFile:
         with file.open("rb") as stream:
             content = stream_hash(stream)
             megabytes = stream.tell() / 1e6
-            with Image.open(stream) as image:
+            if file.suffix.lower() in HEIF_SUFFIXES:
+                read_heif(str(file))
+            with Image.open(stream) as opened:
                 # As training will; the header alone is sound even if the rest was cut off.
-                image.convert("RGB")
+                image, changed = decode_image(opened)
     except FileNotFoundError:
         return _ImageFile(problem=("missing image", f"{file} does not exist"))
-    except UnidentifiedImageError:  # whose own message speaks of an _io.BufferedReader
-        return _unreadable(file, "no image of a known kind")
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError too
-        reason = str(error).split("\n")[0]
-        return _unreadable(file, reason or type(error).__name__)
-    problem = None
+        return _unreadable(file, reason_of(error))
+    problem = ("pixels", f"{file}: {changed}") if changed else None
     megapixels = image.width * image.height / 1e6
     if megapixels > HUGE_MEGAPIXELS or megabytes > HUGE_MEGABYTES:
         problem = ("huge image", f"{file}: {megapixels:.1f} megapixels, {megabytes:.1f} MB")

@@ -1,16 +1,45 @@
 """Records as a TRL vision-preference data set, and a row of it in this package's words again."""
 
+import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import PIL.Image
 from datasets import Dataset, Image, List
+from datasets.features.features import register_feature
 from tqdm.auto import tqdm
 
 from helpers.files import UsageError, open_image
 
 from .preferences import file_of
 from .record import Message, PairChoice, PreferenceRecord
+
+
+@dataclass
+class OpenedImage(Image):
+    """An image of a data set that is decoded as everywhere here: by `open_image`.
+
+    The library's own decoding makes 16 bits white and transparency black.
+    """
+
+    _type: str = field(default="OpenedImage", init=False, repr=False)
+
+    def decode_example(self, value: dict[str, Any], **_more: object) -> PIL.Image.Image:
+        raw = value["bytes"]
+        return open_image(Path(value["path"]) if raw is None else io.BytesIO(raw), value["path"])
+
+
+# so that a copy of the data set, such as TRL makes, still has it
+register_feature(OpenedImage, "OpenedImage")
+
+
+def with_images(dataset: Dataset, *columns: str) -> Dataset:
+    """The data set with lists of paths in these columns as images, decoded when they are used."""
+    for column in columns:
+        dataset = dataset.cast_column(column, List(OpenedImage()))
+    return dataset
 
 
 def to_trl(records: Sequence[PreferenceRecord], which: PairChoice = "all") -> Dataset:
@@ -43,10 +72,7 @@ def to_trl(records: Sequence[PreferenceRecord], which: PairChoice = "all") -> Da
             f"{file_of(records)}: all answers are tied, so there is no pair to train on. "
             "Rank some of them."
         )
-    dataset = Dataset.from_list(rows)
-    for column in ["images", "negative_images"][: 1 + spoilt]:
-        dataset = dataset.cast_column(column, List(Image(mode="RGB")))
-    return dataset
+    return with_images(Dataset.from_list(rows), *["images", "negative_images"][: 1 + spoilt])
 
 
 class TrlPair(NamedTuple):

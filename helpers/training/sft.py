@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
-from datasets import Dataset, Image, List
+from datasets import Dataset
 from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
 from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTConfig, SFTTrainer
 
 from helpers.config import SFTSettings
-from helpers.data import Message, PreferenceRecord, Task
+from helpers.data import Message, PreferenceRecord, Task, with_images
 from helpers.files import UsageError, open_image
 from helpers.losses import token_logps
 from helpers.machine import Identity
@@ -114,7 +114,7 @@ def _answer_rows(
         )
     if without:
         print(f"SFT leaves out {without} of {all_of_them} {left}.")
-    return Dataset.from_list(rows).cast_column("images", List(Image(mode="RGB")))
+    return with_images(Dataset.from_list(rows), "images")
 
 
 class AnswerCollator:

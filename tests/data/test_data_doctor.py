@@ -1,5 +1,6 @@
 """What the doctor of data finds in a file, where, and what it does not take for a fault."""
 
+import copy
 import json
 import random
 import subprocess
@@ -427,13 +428,11 @@ def test_lengths_are_summed_up_and_long_records_told(folder, processor):
 
 
 def test_what_the_model_cannot_take_is_an_error(folder, processor):
-    draw(
-        folder / "thin.png", 1, (500, 2)
-    )  # Qwen2-VL refuses sides that differ by more than 200 times
-    report = check_file(
-        write(folder / "a.jsonl", [row(0, images=["thin.png"])]), lengths=RecordLengths(processor)
-    )
-    assert told(report) == [("unfit for the model", 1)] and "aspect ratio" in messages(report)[0]
+    strict = copy.deepcopy(processor)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    report = check_file(write(folder / "a.jsonl", [row(0)]), lengths=RecordLengths(strict))
+    assert told(report) == [("unfit for the model", 1)]
+    assert "roles must alternate" in messages(report)[0]
 
 
 FOREIGN = {

@@ -136,7 +136,7 @@ def test_an_image_is_read_once_for_its_path(tiny, records, monkeypatch):
 
 @pytest.mark.heavy(reason="trains")
 def test_features_that_were_kept_are_not_computed_again(tiny, records, tmp_path, monkeypatch):
-    """As after a kill: those of the images that were seen are there, of a changed one they are not."""
+    """As after a kill: those of the images that were seen are there, of a changed one not."""
     shown = []
     for number, record in enumerate(records[:3]):
         image = tmp_path / f"{number}.png"

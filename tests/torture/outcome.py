@@ -33,7 +33,7 @@ Trial = Callable[[], Outcome]
 
 @dataclass
 class Tally:
-    """How the trials of a family ended; bad: those that must not be; said: figures of the others."""
+    """How the trials of a family ended; bad: those that must not be; said: others' figures."""
 
     family: str
     kinds: Counter = field(default_factory=Counter)

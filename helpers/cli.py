@@ -357,14 +357,17 @@ def convert_preferences(
         Literal["all", "extremes"], Option(help="All pairs, or best against worst.")
     ] = "all",
     truth: TruthOption = None,
+    strip: Annotated[
+        bool, Option("--strip", help="Take marks of chat templates off the texts.")
+    ] = False,
 ) -> None:
     """Convert preferences or questions of any known format, also tables, folders and zips."""
     from helpers import data
 
     if truth is None and data.is_preference_file(file):
-        print(data.convert_file(file, out, to, pairs))
+        print(data.convert_file(file, out, to, pairs, strip))
     else:
-        print(data.convert_source(file, out, to, pairs, truth))
+        print(data.convert_source(file, out, to, pairs, truth, strip))
 
 
 @app.command("rank")

@@ -31,6 +31,7 @@ from .columns import (
 )
 from .convert_files import (
     convert_file as convert_file,
+    count_changed as count_changed,
     detect_format as detect_format,
     is_array as is_array,
     raw_rows as raw_rows,
@@ -246,8 +247,14 @@ from .templates import (
     END_MARK as END_MARK,
     IMAGE_MARK as IMAGE_MARK,
     count_placeholders as count_placeholders,
+    find_special_mark as find_special_mark,
     repair_prompt as repair_prompt,
+    require_plain_texts as require_plain_texts,
     strip_image_marks as strip_image_marks,
+    strip_record as strip_record,
+    texts_of_dataset as texts_of_dataset,
+    texts_of_records as texts_of_records,
+    texts_of_tasks as texts_of_tasks,
 )
 from .trl_pairs import (
     OpenedImage as OpenedImage,

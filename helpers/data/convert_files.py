@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .convert_rows import from_row, read_mention, to_rows
 from .formats import FORMATS
 from .preferences import RawRow, RecordLine, open_records, raw_lines, scan_line, write_records
 from .record import PairChoice, PreferenceRecord, name_images, resolve_images
+from .templates import strip_record
 
 LEADING_BLANKS = b"\xef\xbb\xbf \t\r\n"  # what may stand before the first character
 SHOWN_ERRORS = 10  # more would push the first out of sight
@@ -187,22 +188,32 @@ def convert_file(
     target: Path,
     to: str = "record",
     which: PairChoice = "all",
+    strip: bool = False,
 ) -> str:
     """Convert a file, and say what was read, changed and left out.
 
-    Raises UsageError if a row is bad.
+    strip: take marks of chat templates off all texts. Raises UsageError if a row is bad.
     """
     if to != "record" and to not in FORMATS:
         raise UsageError(f"unknown format {to!r}: choose from record, {', '.join(FORMATS)}.")
     lines = list(scan_file(source))
     _refuse_bad_lines(source, lines)
     records = [resolve_images(line.record, source, line.number) for line in lines]
-    left_out = write_file(target, records, to, which)
+    bare = [strip_record(record) for record in records] if strip else records
+    left_out = write_file(target, bare, to, which)
     summary = [f"{len(records) - len(left_out)} records → {target} ({to})"]
+    if strip:
+        summary.append(f"marks of templates taken off: {count_changed(records, bare)} records")
     for change, n in Counter(line.change for line in lines if line.change).items():
         summary.append(f"changed in {n} rows: {change}")
     summary += [f"left out: {reason}" for reason in left_out]
     return "\n".join(summary)
+
+
+def count_changed(before: Sequence[PreferenceRecord], after: Sequence[PreferenceRecord]) -> int:
+    """In how many records did the texts change?"""
+    both = zip(before, after, strict=True)
+    return sum((old.prompt, old.answers) != (new.prompt, new.answers) for old, new in both)
 
 
 def _refuse_bad_lines(source: Path, lines: list[RecordLine]) -> None:

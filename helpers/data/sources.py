@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helpers.files import UsageError, open_image
 
-from .convert_files import raw_rows, write_file
+from .convert_files import count_changed, raw_rows, write_file
 from .data_doctor import TokenLengths, check_file
 from .door import OpenedData, find_source, open_data
 from .findings import DataReport
@@ -19,6 +19,7 @@ from .prepared import write_tasks
 from .question_files import JSON_SUFFIXES, is_preference
 from .record import PairChoice
 from .tables import OTHER_TABLES, TABLE_SUFFIXES
+from .templates import strip_record
 from .truth import TruthKind
 
 
@@ -87,18 +88,24 @@ def convert_source(
     to: str = "record",
     which: PairChoice = "all",
     truth: TruthKind | None = None,
+    strip: bool = False,
 ) -> str:
     """Convert data of any kind to a file of preferences, or of questions; say what was done.
 
-    Where the data has splits, each has a file of its own, `target` with -SPLIT; questions that have
-    no answers to choose from go to a file with -questions beside preferences.
+    strip: take marks of chat templates off the texts of preferences. Where the data has splits,
+    each has a file of its own, `target` with -SPLIT; questions that have no answers to choose from
+    go to a file with -questions beside preferences.
     """
     opened = open_data(find_source(source, [Path.cwd()]), truth=truth)
     summary = []
     for split, part in opened.parts.items():
         path = target.with_stem(f"{target.stem}-{split}") if split else target
         if part.records:
-            left_out = write_file(path, part.records, to, which)
+            records = [strip_record(each) for each in part.records] if strip else part.records
+            if strip:
+                changed = count_changed(part.records, records)
+                summary.append(f"marks of templates taken off: {changed} records")
+            left_out = write_file(path, records, to, which)
             summary.append(f"{len(part.records) - len(left_out)} preferences → {path} ({to})")
             summary += [f"left out: {reason}" for reason in left_out]
         if part.tasks:

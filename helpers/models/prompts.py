@@ -13,7 +13,7 @@ from functools import lru_cache
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from helpers.data import Message
+from helpers.data import Message, require_plain_texts
 
 Conversation = Sequence[Message]  # the last message is the question that is answered
 ImageLists = Sequence[Sequence[Image.Image]]  # the images of each prompt
@@ -38,8 +38,9 @@ def _chat_message(message: Message, images: int = 0) -> dict:
 def render_conversation(processor: ProcessorMixin, messages: Conversation, images: int) -> str:
     """Return messages as the model sees them, up to where the answer begins.
 
-    The images are in the first question.
+    The images are in the first question. Raises UsageError for a text with a mark of the model.
     """
+    require_plain_texts(processor, [("the text", message.content) for message in messages])
     turns = [_chat_message(message) for message in messages]
     first = [message.role for message in messages].index("user")
     turns[first] = _chat_message(messages[first], images)
@@ -137,8 +138,10 @@ def answer_ids(processor: ProcessorMixin, answer: str) -> list[int]:
 
     SmolVLM's prompt ends in "Assistant:", and its template goes on with " Two.": the space belongs
     to the first word. Line breaks before an answer are left out: they would melt into the last
-    token of the prompt, which no answer is sampled with.
+    token of the prompt, which no answer is sampled with. Raises UsageError for an answer with a
+    mark of the model: it would end there, and begin another turn.
     """
+    require_plain_texts(processor, [("the answer", answer)])
     before, space = _answer_prefix(processor, str(processor.chat_template))
     answer = answer.lstrip("\r\n")
     text = answer if answer.startswith(space) else space + answer

@@ -28,6 +28,7 @@ from trl import DPOConfig, DPOTrainer
 
 from helpers import models
 from helpers.config import DPOSettings
+from helpers.data import require_plain_texts, texts_of_dataset
 from helpers.files import UsageError
 from helpers.losses import anchor_loss, completion_logps, dpo_loss
 from helpers.machine import Identity
@@ -219,6 +220,7 @@ def dpo_trainer(
     of a pair once; None tries whether the model can, and takes a row for each answer if not; False
     takes TRL's own layout, unless the settings have the image terms of mDPO.
     """
+    require_plain_texts(processor, texts_of_dataset(dataset))
     config = dpo_config(settings, seed, folder)
     model = with_one_adapter(model, processor, settings.lora, seed)
     collator = _pair_collator(model, processor, settings, cache, packs)

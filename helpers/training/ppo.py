@@ -34,7 +34,7 @@ from transformers import ProcessorMixin
 
 from helpers import losses, models
 from helpers.config import PPOSettings
-from helpers.data import Task
+from helpers.data import Task, require_plain_texts, texts_of_tasks
 from helpers.files import UsageError
 from helpers.losses import KL_ESTIMATORS, POLICY_LOSSES, AdaptiveKL, PolicyLoss
 from helpers.models import VLM, Packer
@@ -100,6 +100,7 @@ class PPOTrainer:
         accelerator = new_accelerator("PPO", find_unused_parameters=settings.critic_adapter)
         shards = max(settings.shards, accelerator.num_processes)
         check_names(settings)
+        require_plain_texts(processor, texts_of_tasks(tasks))
         settings.check(len(tasks), shards, accelerator.num_processes)
         # what run it is depends on the model as it comes in
         made_of = (model, processor, tasks, score, settings, seed, reference)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from helpers.config import RewardSettings
-from helpers.data import PreferenceRecord, file_of
+from helpers.data import PreferenceRecord, file_of, require_plain_texts, texts_of_records
 from helpers.files import UsageError, open_image
 from helpers.losses import bradley_terry_loss, focal_bradley_terry_loss, listwise_loss
 from helpers.machine import Identity
@@ -161,6 +161,7 @@ class RewardTrainer:
             raise UsageError(
                 f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}."
             )
+        require_plain_texts(reward.processor, texts_of_records([*records, *held_out]))
         self.reward = reward
         self.settings = settings
         self.seed = seed

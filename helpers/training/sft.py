@@ -30,7 +30,14 @@ from transformers.modeling_outputs import CausalLMOutput
 from trl import SFTConfig, SFTTrainer
 
 from helpers.config import SFTSettings
-from helpers.data import Message, PreferenceRecord, Task, with_images
+from helpers.data import (
+    Message,
+    PreferenceRecord,
+    Task,
+    require_plain_texts,
+    texts_of_dataset,
+    with_images,
+)
 from helpers.files import UsageError, open_image
 from helpers.losses import token_logps
 from helpers.machine import Identity
@@ -212,6 +219,7 @@ def sft_trainer(
     for image features, which DPO's trainer can share, else they are kept in memory. packs: kept
     features, or all anew; None tries whether the model can.
     """
+    require_plain_texts(processor, texts_of_dataset(dataset))
     model = with_one_adapter(model, processor, settings.lora, seed)
     features = cache / "features" if cache else None
     # on the CPU, where TRL's loader pins batches; `_prepare_inputs` moves them

@@ -124,7 +124,9 @@ def test_what_cannot_be_measured_is_said_in_one_line():
 
 
 def test_a_processor_that_refuses_is_not_asked_further(processor):
-    strict = type("Strict", (), {"chat_template": "", "apply_chat_template": _refuse})()
+    tokenizer = SimpleNamespace(added_tokens_decoder={})
+    parts = {"chat_template": "", "apply_chat_template": _refuse, "tokenizer": tokenizer}
+    strict = type("Strict", (), parts)()
     found = measure_forgetting(Policies(None, strict), [])
     assert found.fault == "an image, please" and not found.speech
 

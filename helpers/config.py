@@ -122,13 +122,18 @@ class LoraSettings:
         return tuple(names)
 
 
+# of TRL's, those with a term for pairs that are labelled the wrong way round
+SMOOTHED_LOSSES = frozenset({"robust", "exo_pair", "aot", "aot_unpaired"})
+
+
 @_settings
 class DPOSettings:
     beta: PositiveFloat = 0.1
     losses: Annotated[tuple[DPOLoss, ...], Field(min_length=1)] = ("sigmoid",)
     loss_weights: tuple[NonNegativeFloat, ...] = (1.0,)
     sft_weight: NonNegativeFloat = 0.0  # of −log p(chosen) / token, against likelihood displacement
-    label_smoothing: WrongShare = 0.0  # wrong labels that the loss "robust" expects
+    # share of wrong labels that a loss of SMOOTHED_LOSSES expects
+    label_smoothing: WrongShare = 0.0
     # mDPO: prefer the right image to a spoilt one, given the chosen answer
     image_weight: NonNegativeFloat = 0.0
     # mDPO: keep the chosen answer likelier than under the reference
@@ -145,6 +150,11 @@ class DPOSettings:
     def __post_init__(self):
         if len(self.loss_weights) != len(self.losses):
             raise ValueError(f"{self.losses} need as many loss_weights, not {self.loss_weights}")
+        if self.label_smoothing and not SMOOTHED_LOSSES.intersection(self.losses):
+            raise ValueError(
+                f"label_smoothing does nothing for {', '.join(self.losses)}: take losses of "
+                f"{', '.join(sorted(SMOOTHED_LOSSES))}, or label_smoothing=0"
+            )
 
 
 DPO_PRESETS = {

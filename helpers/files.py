@@ -230,34 +230,50 @@ def hold_folder(folder: Path) -> Iterator[None]:
     """
     whole = folder.resolve()
     lock = whole.with_name(f".{whole.name}.lock")
+    file = _lock_or_refuse(folder, lock) if sys.platform != "win32" else None
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a+")
-    except OSError:
-        yield  # what writes there will say it
-        return
-    with file:
-        if sys.platform != "win32":
-            _lock_or_refuse(folder, file)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         yield
+    finally:
+        if file:
+            # while it is held: who opens it now finds another file there, or none
+            lock.unlink(missing_ok=True)
+            file.close()
 
 
-def _lock_or_refuse(folder: Path, file: TextIO) -> None:
+def _lock_or_refuse(folder: Path, lock: Path) -> TextIO | None:
+    """Open and lock the file `lock`; None where that cannot be done."""
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = lock.open("a+")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still_there(file, lock):
+                break
+            file.close()
     except BlockingIOError:
         file.seek(0)
+        holder = file.read().strip()
+        file.close()
         raise UsageError(
-            f"{folder}: process {file.read().strip()} is at work there. Wait until it has ended, "
+            f"{folder}: process {holder or 'another'} is at work there. Wait until it has ended, "
             "or give another folder."
         ) from None
     except OSError:
-        pass  # a file system without locks
+        return None  # no place to write to, which the writer will say, or no locks
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _is_still_there(file: TextIO, path: Path) -> bool:
+    """Is it the file at `path`, or one that its holder has just removed?"""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_set_aside(folder: Path) -> bool:

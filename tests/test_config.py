@@ -130,6 +130,15 @@ WRONG_VALUES = [  # settings, field, value, what it must be
 ]
 
 
+def test_smoothing_is_refused_where_the_loss_has_no_term_for_it():
+    """It would change nothing, in silence."""
+    for losses in (("sigmoid",), ("hinge", "ipo")):
+        with pytest.raises(UsageError, match=f"does nothing for {', '.join(losses)}: take losses"):
+            DPOSettings(label_smoothing=0.1, losses=losses, loss_weights=(1.0,) * len(losses))
+    both = DPOSettings(label_smoothing=0.1, losses=("sigmoid", "robust"), loss_weights=(1.0, 1.0))
+    assert both.label_smoothing == 0.1 and DPOSettings(losses=("ipo",)).label_smoothing == 0
+
+
 @pytest.mark.parametrize(("kind", "field", "value", "allowed"), WRONG_VALUES)
 def test_a_wrong_value_is_one_line_with_field_value_and_what_is_allowed(
     kind, field, value, allowed

@@ -62,6 +62,7 @@ from .reward import (
     OBJECTIVES as OBJECTIVES,
     RewardRun as RewardRun,
     RewardTrainer as RewardTrainer,
+    idle_settings as idle_settings,
     losses_of as losses_of,
 )
 from .rollout import (

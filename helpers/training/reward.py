@@ -96,6 +96,31 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+# Settings that only one objective reads, each with the value at which it does nothing
+_SETTINGS_OF = {
+    "bradley_terry": {"margin_weight": 0.0, "label_smoothing": 0.0, "centring_weight": 0.0},
+    "focal": {"focal_gamma": RewardSettings.focal_gamma},
+}
+
+
+def idle_settings(settings: RewardSettings) -> list[str]:
+    """Name settings that are set and that the objective does not read."""
+    idle = []
+    for objective, own in _SETTINGS_OF.items():
+        if objective == settings.objective:
+            continue
+        idle += [name for name, unset in own.items() if getattr(settings, name) != unset]
+    return idle
+
+
+def _check_before(
+    reward: RewardModel, records: Sequence[PreferenceRecord], settings: RewardSettings
+) -> None:
+    require_plain_texts(reward.processor, texts_of_records(records))
+    for name in idle_settings(settings):
+        print(f"⚠️  {name} does nothing for the objective {settings.objective}.")
+
+
 def losses_of(
     scores: Tensor, records: Sequence[PreferenceRecord], settings: RewardSettings
 ) -> Tensor:
@@ -161,7 +186,7 @@ class RewardTrainer:
             raise UsageError(
                 f"unknown objective {settings.objective!r}: choose from {', '.join(OBJECTIVES)}."
             )
-        require_plain_texts(reward.processor, texts_of_records([*records, *held_out]))
+        _check_before(reward, [*records, *held_out], settings)
         self.reward = reward
         self.settings = settings
         self.seed = seed

@@ -1,6 +1,7 @@
 """What was forgotten: nothing by an untouched adapter, something by a spoilt one."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch

@@ -29,6 +29,7 @@ STAGES = ("reward", "sft", "dpo", "ppo")
 OTHERS = {
     "losses": ["ipo"],
     "loss_weights": [0.5],
+    "dpo.label_smoothing": None,  # its loss has none
     "objective": None,  # of [reward]: objectives
     "head": None,
     "pooling": "last",
@@ -69,22 +70,26 @@ def _changes(stage: str) -> Iterator[tuple[str, str, Any]]:
         for field in fields(part):
             if field.name == "lora":
                 continue
-            value = _another(field.name, getattr(part, field.name))
-            if value is not None:
-                yield stage, f"{stage}.{place}{field.name}", value
+            value = getattr(part, field.name)
+            other = OTHERS.get(field.name, _another(value))
+            # of one stage alone
+            other = OTHERS.get(f"{stage}.{field.name}", other)
+            if other is not None:
+                yield stage, f"{stage}.{place}{field.name}", other
     yield stage, "seed", 7
     yield stage, "data", FEWER
     yield stage, "data", "another word in a question"
 
 
-def _another(name: str, value: Any) -> Any:
-    if name in OTHERS:
-        return OTHERS[name]
+def _another(value: Any) -> Any:
+    """Another value of the same kind; None if there is no rule for it."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
         return value + 1
-    return value / 2 if value else 0.125
+    if isinstance(value, float):
+        return value / 2 if value else 0.125
+    return None
 
 
 def _start_other(whole: Path, folder: Path, stage: str, name: str, value: Any) -> Outcome:

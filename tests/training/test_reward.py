@@ -18,7 +18,7 @@ from helpers.models import POOLINGS
 from helpers.rewards import reward_model
 from helpers.rewards.reward_model import pair_gaps, pair_hits, score_records
 from helpers.statistics import proportion
-from helpers.training.reward import RewardTrainer, losses_of
+from helpers.training.reward import RewardTrainer, idle_settings, losses_of
 
 pytestmark = pytest.mark.heavy(reason="trains the tiny model")
 
@@ -386,3 +386,21 @@ def test_records_without_a_pair_are_left_out_and_an_error_if_there_are_no_others
         trainer(
             models.load_model("tiny"), records, dataclasses.replace(QUICK, objective="contrastive")
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({}, []),
+        ({"label_smoothing": 0.1, "margin_weight": 1.0}, []),
+        ({"objective": "focal", "label_smoothing": 0.1}, ["label_smoothing"]),
+        ({"objective": "focal", "focal_gamma": 3.0}, []),
+        ({"focal_gamma": 3.0}, ["focal_gamma"]),
+        (
+            {"objective": "listwise", "label_smoothing": 0.1, "centring_weight": 0.1},
+            ["label_smoothing", "centring_weight"],
+        ),
+    ],
+)
+def test_settings_that_the_objective_does_not_read_are_named(changes, idle):
+    assert idle_settings(RewardSettings(**changes)) == idle

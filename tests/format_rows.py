@@ -40,5 +40,5 @@ ROWS = {
     "vl_rewardbench": {"id": "RLAIF-V-1", "query": "Where?", "response": ["Here.", "There."], "image": "1.jpg", "human_ranking": [1, 0], "models": ["a", "b"], "judge": None, "rationale": "", "query_source": "wildvision", "ground_truth": ""},
     "trl": {"images": ["1.jpg"], "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}], "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "Here."}]}], "rejected": [{"role": "assistant", "content": "There."}]},
     "llama_factory": {"conversations": [{"from": "human", "value": "<image>Where?"}], "chosen": {"from": "gpt", "value": "Here."}, "rejected": {"from": "gpt", "value": "There."}, "images": ["1.jpg"], "system": "Be short."},
-    "ms_swift": {"messages": [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": "Here."}], "rejected_response": "There.", "images": ["1.jpg"], "rejected_images": ["2.jpg"], "margin": 0.3},
+    "ms_swift": {"messages": [{"role": "user", "content": "<image>Where?"}, {"role": "assistant", "content": "Here."}], "rejected_response": "There.", "images": ["1.jpg"], "rejected_images": ["1.jpg"], "margin": 0.3},
 }  # fmt: skip

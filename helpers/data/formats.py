@@ -89,10 +89,35 @@ def _conversation(
 
 
 def _text(content: Any) -> str:
-    """The text of a message: a string, or a list of parts of which the image parts are dropped."""
+    """The text of a message: a string, or a list of parts, of which those of images are marks."""
     if isinstance(content, str):
         return content
-    return "\n".join(part["text"] for part in content if part["type"] == "text")
+    texts = []
+    for part in content:
+        if part["type"] == "text":
+            texts.append(part["text"])
+        elif part["type"] in ("image", "image_url"):
+            texts.append(IMAGE_MARK)
+        else:
+            raise UsageError(f"a message has a part of type {part['type']!r}: only text and images")
+    return "\n".join(texts)
+
+
+def _split_last(turns: list[DatasetRow], name: str) -> tuple[list[DatasetRow], str]:
+    """The turns before the last one, and the text of the last one, which is the assistant's."""
+    *before, last = turns
+    if last["role"] != "assistant":
+        raise UsageError(f"{name} ends with a turn of {last['role']!r}, not of the assistant")
+    return before, last["content"]
+
+
+def _same_turns(first: list[DatasetRow], second: list[DatasetRow]) -> bool:
+    """Do they say the same? Marks of images do not count: one of two copies may lack them."""
+    sides = []
+    for turns in (first, second):
+        said = [(turn["role"], strip_image_marks(_text(turn["content"]))) for turn in turns]
+        sides.append(said)
+    return sides[0] == sides[1]
 
 
 def _one_question(record: PreferenceRecord) -> str:
@@ -326,9 +351,36 @@ def _parse_trl(row: DatasetRow) -> DatasetRow:
     prompt = row["prompt"]
     if not isinstance(prompt, list):
         prompt = [{"role": "user", "content": prompt}]
-    sides = (row["chosen"], row["rejected"])
-    texts = [side if isinstance(side, str) else side[0]["content"] for side in sides]
+    before, texts = [], []
+    for name in ("chosen", "rejected"):
+        side = row[name]
+        turns, text = ([], side) if isinstance(side, str) else _split_last(side, name)
+        before.append(turns)
+        texts.append(text)
+    if not _same_turns(*before):
+        raise UsageError(
+            "chosen and rejected go through different turns before their last answers, but a pair "
+            "is two answers to one prompt. Keep shared turns in the prompt, and one answer each"
+        )
+    prompt = _whole_prompt(prompt, before[0])
     return _conversation(prompt, images, "role", "content") | _two_answers(*texts)
+
+
+def _whole_prompt(prompt: list[DatasetRow], before: list[DatasetRow]) -> list[DatasetRow]:
+    """The prompt of a row whose answers may repeat it, or go on from it, in turns `before`."""
+    if not before or _same_turns(before, prompt):
+        return prompt
+    system = before[:1] if before[0]["role"] == "system" else []
+    rest = before[len(system) :]
+    if not rest or _same_turns(rest, prompt):
+        return [*system, *prompt]
+    if _same_turns(before[: len(prompt)], prompt) or _same_turns(rest[: len(prompt)], prompt):
+        return before
+    if rest[0]["role"] == "assistant":
+        return [*system, *prompt, *rest]
+    raise UsageError(
+        "chosen and rejected begin with another question than the prompt. Make them one answer each"
+    )
 
 
 def _show_trl(record: PreferenceRecord) -> DatasetRow:
@@ -342,11 +394,13 @@ def _show_trl(record: PreferenceRecord) -> DatasetRow:
 
 
 def _parse_llama_factory(row: DatasetRow) -> DatasetRow:
-    turns = row["conversations"]
+    turns = row["conversations"] if "conversations" in row else row["messages"]
+    role, content = ("from", "value") if "from" in turns[0] else ("role", "content")
     if row.get("system"):
-        turns = [{"from": "system", "value": row["system"]}, *turns]
-    fields = _conversation(turns, _image_list(row["images"]))
-    return fields | _two_answers(row["chosen"]["value"], row["rejected"]["value"])
+        turns = [{role: "system", content: row["system"]}, *turns]
+    fields = _conversation(turns, _image_list(row["images"]), role, content)
+    sides = (row["chosen"], row["rejected"])
+    return fields | _two_answers(*(side.get("value", side.get("content")) for side in sides))
 
 
 def _show_llama_factory(record: PreferenceRecord) -> DatasetRow:
@@ -360,13 +414,24 @@ def _show_llama_factory(record: PreferenceRecord) -> DatasetRow:
 
 
 def _parse_ms_swift(row: DatasetRow) -> DatasetRow:
-    *prompt, answer = row["messages"]
+    prompt, answer = _split_last(row["messages"], "messages")
+    images = _image_list(row["images"])
     if "rejected_response" in row:
         rejected = row["rejected_response"]
     else:
-        rejected = row["rejected_messages"][-1]["content"]
-    fields = _conversation(prompt, _image_list(row["images"]), "role", "content")
-    return fields | _two_answers(answer["content"], rejected)
+        other, rejected = _split_last(row["rejected_messages"], "rejected_messages")
+        if not _same_turns(prompt, other):
+            raise UsageError(
+                "rejected_messages answer another conversation than messages, but a pair is two "
+                "answers to one prompt"
+            )
+    if row.get("rejected_images") and _image_list(row["rejected_images"]) != images:
+        raise UsageError(
+            "rejected_images are other pictures than images, but a pair is two answers to the same "
+            "pictures. For pictures that are compared, a record has negative_images (mDPO)"
+        )
+    fields = _conversation(prompt, images, "role", "content")
+    return fields | _two_answers(answer, rejected)
 
 
 def _show_ms_swift(record: PreferenceRecord) -> DatasetRow:
@@ -388,6 +453,19 @@ def _has_columns(*names: str, without: str = "") -> Callable[[DatasetRow], bool]
 
 def _is_trl(row: DatasetRow) -> bool:
     return _has_columns("prompt", "chosen", "rejected")(row) and isinstance(row["chosen"], list)
+
+
+def _is_rlhf_v(row: DatasetRow) -> bool:
+    """JSON in a string: a bare text is something else, such as POPE's question."""
+    text = row.get("text")
+    if "question" in row:
+        return False
+    return isinstance(text, dict) or (isinstance(text, str) and text.lstrip().startswith("{"))
+
+
+def _is_llama_factory(row: DatasetRow) -> bool:
+    named = "conversations" in row or "messages" in row
+    return named and all(isinstance(row.get(side), dict) for side in ("chosen", "rejected"))
 
 
 def _is_ms_swift(row: DatasetRow) -> bool:
@@ -414,7 +492,7 @@ FORMATS = {
     # Yu et al. 2023, arXiv 2312.00849
     "rlhf_v": Format(
         "RLHF-V, JSON in a string",
-        _has_columns("text", without="question"),
+        _is_rlhf_v,
         _parse_rlhf_v,
         _show_rlhf_v,
     ),
@@ -456,7 +534,7 @@ FORMATS = {
     # Data sets of LLaMA-Factory with `ranking: true`.
     "llama_factory": Format(
         "LLaMA-Factory sharegpt ranking",
-        _has_columns("conversations", "chosen", "rejected"),
+        _is_llama_factory,
         _parse_llama_factory,
         _show_llama_factory,
         array=True,

@@ -28,6 +28,8 @@ from .tables import TABLE_SUFFIXES, decode_text, read_sheets
 from .truth import TruthKind, check_kind
 
 JSON_SUFFIXES = {".json", ".jsonl", ".ndjson", ".jsonlines"}
+# Of POPE's own files (Li et al. 2023, arXiv 2305.10355), whose `text` is a question
+POPE_FIELDS = {"image", "text", "label", "question_id"}
 
 
 class FileReader:
@@ -128,7 +130,10 @@ class FileReader:
         titles: dict[str, None] = {}
         for row in rows:
             titles |= dict.fromkeys(row.value if isinstance(row.value, dict) else ())
-        layout = match_columns(list(titles))
+        named = list(titles)
+        if titles.keys() >= POPE_FIELDS:
+            named = ["question" if title == "text" else title for title in titles]
+        layout = match_columns(named)
         if layout is None or "image" not in layout.columns:
             raise UsageError(
                 f"{self.path}: neither preferences nor questions about images (fields: "

@@ -167,7 +167,7 @@ DPO_PRESETS = {
         batch_size=16,
         accumulation=1,
         gradient_checkpointing=False,
-        checkpoint_steps=0,
+        checkpoint_steps=40,
     ),
     # Qwen2-VL-2B in 4-bit on a T4:
     # 2 pairs × (256 visual + ~60 text + 2 × ~20 answer tokens) a forward.
@@ -249,7 +249,7 @@ SFT_PRESETS = {
         batch_size=16,
         accumulation=1,
         gradient_checkpointing=False,
-        checkpoint_steps=0,
+        checkpoint_steps=40,
     ),
     # Qwen2-VL-2B in 4-bit on a T4: 2 × (256 visual + ~60 text + ~20 answer tokens) a forward
     # as many answers as DPO's preset of that name has pairs

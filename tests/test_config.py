@@ -274,9 +274,8 @@ def test_sft_has_as_many_steps_and_examples_a_step_as_dpo():
 
 @pytest.mark.parametrize("presets", [DPO_PRESETS, SFT_PRESETS], ids=["DPO", "SFT"])
 def test_every_preset_that_trains_over_a_minute_writes_checkpoints(presets):
-    """Those of the embedded models end within one; Colab may take any other back in the middle."""
+    """Colab may take the machine back in the middle."""
     for name, settings in presets.items():
-        if name != "tiny":
-            assert 0 < settings.checkpoint_steps < settings.steps, name
+        assert 0 < settings.checkpoint_steps < settings.steps, name
     for name, settings in PPO_PRESETS.items():
         assert settings.checkpoint_every < settings.iterations, name

@@ -36,9 +36,9 @@ ROOT = set_up(DRIVE)
 # `PRESET` holds the hyper-parameters: `tiny` for the embedded model, `t4` for a 2B model on a 16 GB
 # card, `laptop` for SmolVLM-256M without a GPU. `STEPS = None` takes the preset's. One seed is an
 # anecdote; three are the start of a result.
-# A training that was cut off goes on from its last checkpoint (`t4` writes one every 30 steps), and
-# one that was finished is loaded. Other data or settings are another run: it stops and names what
-# differs. With `REPLACE = True` it keeps the run before as seed-N.old-1 and trains anew.
+# A training that was cut off goes on from its last checkpoint (`t4` writes one every 30 steps,
+# `tiny` every 40), and one that was finished is loaded. Other data or settings are another run: it
+# stops and names what differs. With `REPLACE = True` it keeps the run before as seed-N.old-1 and trains anew.
 # `GALLERY_STEPS = 0`, `HIGH_RATE_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures,
 # the two runs at a high rate, the sweep and the rounds. The data, and the model that it was
 # prepared with, are those of notebook 02.

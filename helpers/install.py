@@ -85,6 +85,7 @@ KAGGLE = HostedMachine(
     start_anew="Stop the session and start it again",
     change_versions="Choose another environment in the notebook's settings.",
 )
+COLAB_FOLDER = Path("/content")  # where notebooks run; a Drive that is mounted is in drive/
 KAGGLE_FOLDER = Path("/kaggle/working")  # all that Kaggle keeps, with "Save Version"
 
 

@@ -178,7 +178,7 @@ def test_what_cannot_be_fetched_is_said_in_one_line(repository, shared_notebooks
     wrong = run_cell(sys.executable, fetch.replace('"v1"', '"v2"'), content)
     assert wrong.returncode == 1 and not (content / "alignment").exists()
     assert wrong.stderr.count("\n") == 1
-    assert f"{repository!r} ('v2') cannot be fetched" in wrong.stderr
+    assert f"{repository!r} ('v2'): see fetch.log" in wrong.stderr
     assert "Remote branch v2 not found" in (content / "fetch.log").read_text()
 
 
@@ -187,7 +187,7 @@ def test_without_internet_on_kaggle_the_cell_says_what_to_do(shared_notebooks, t
     shared_notebooks(f'repository = "{address}"\ntag = "v1"')
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "working", kaggle=True)
     assert run.returncode == 1 and run.stderr == (
-        f"'{address}' ('v1') cannot be fetched: fetch.log. Set it; Kaggle: Internet on.\n"
+        f"'{address}' ('v1'): see fetch.log. Set it, or %cd to it; Kaggle: Internet on.\n"
     )
 
 
@@ -195,7 +195,7 @@ def test_without_an_address_the_cell_says_what_to_set(shared_notebooks, tmp_path
     shared_notebooks(EMPTY)
     run = run_cell(sys.executable, sync.set_up_cell(), tmp_path / "content")
     assert run.returncode == 1 and run.stderr == (
-        "'' ('main') cannot be fetched: fetch.log. Set it; Kaggle: Internet on.\n"
+        "'' ('main'): see fetch.log. Set it, or %cd to it; Kaggle: Internet on.\n"
     )
 
 
@@ -275,6 +275,36 @@ def test_on_kaggle_artifacts_go_where_the_reader_wants_them(artifacts, monkeypat
     monkeypatch.delenv("VLM_ARTIFACTS")
     setup.set_up()
     assert artifacts_dir() == tmp_path / "working" / "artifacts"
+
+
+def test_a_repository_that_was_uploaded_to_drive_works_on_the_machines_own_disk(
+    monkeypatch, tmp_path, capsys
+):
+    """A mount of Drive is slow and drops now and then: nothing is trained on it."""
+    monkeypatch.setattr(setup, "ensure", lambda: None)
+    monkeypatch.setattr(setup, "COLAB_FOLDER", tmp_path)
+    monkeypatch.setattr(setup, "HERE", tmp_path / "drive" / "MyDrive" / "alignment")
+    monkeypatch.setattr(setup, "hosted_machine", lambda: install.COLAB)
+    monkeypatch.delenv("VLM_ARTIFACTS", raising=False)
+    setup.set_up(drive="")
+    assert artifacts_dir() == tmp_path / "artifacts"
+    assert "The repository is on Google Drive" in capsys.readouterr().out
+    # one that was fetched is on that disk already
+    monkeypatch.delenv("VLM_ARTIFACTS")
+    monkeypatch.setattr(setup, "HERE", tmp_path / "alignment")
+    setup.set_up(drive="")
+    assert "VLM_ARTIFACTS" not in os.environ
+
+
+def test_a_notebook_finds_the_repository_on_a_drive_in_whose_folder_it_stands(
+    shared_notebooks, tmp_path
+):
+    shared_notebooks(EMPTY)
+    uploaded = tmp_path / "drive" / "MyDrive" / "my files" / "alignment"
+    (uploaded / "helpers").mkdir(parents=True)
+    (uploaded / "helpers" / "setup.py").touch()
+    run = run_cell(sys.executable, fetching_part(sync.set_up_cell()), uploaded / "notebooks")
+    assert run.stdout.strip() == uploaded.as_posix(), run.stderr
 
 
 # The address, in one place

@@ -24,7 +24,7 @@ PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.wal
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
 FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
 if not FOUND and os.system(FETCH):
-    sys.exit(f"{REPOSITORY!r} ({TAG!r}) cannot be fetched: fetch.log. Set it; Kaggle: Internet on.")
+    sys.exit(f"{REPOSITORY!r} ({TAG!r}): see fetch.log. Set it, or %cd to it; Kaggle: Internet on.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 
@@ -38,7 +38,8 @@ ROOT = set_up(DRIVE)
 # anecdote; three are the start of a result.
 # A training that was cut off goes on from its last checkpoint (`t4` writes one every 30 steps,
 # `tiny` every 40), and one that was finished is loaded. Other data or settings are another run: it
-# stops and names what differs. With `REPLACE = True` it keeps the run before as seed-N.old-1 and trains anew.
+# stops and names what differs. With `REPLACE = True` it keeps the run before as seed-N.old-1 and
+# trains anew.
 # `GALLERY_STEPS = 0`, `HIGH_RATE_STEPS = 0`, `SWEEP = ()` and `ROUNDS = 0` leave out the failures,
 # the two runs at a high rate, the sweep and the rounds. The data, and the model that it was
 # prepared with, are those of notebook 02.

@@ -23,7 +23,7 @@ PLACES = ["../" * up for up in range(9)] + ["alignment"] + [d[0] for d in os.wal
 FOUND = [place for place in PLACES if os.path.exists(os.path.join(place, "helpers", "setup.py"))]
 FETCH = f"git clone -qb {TAG} --depth 1 '{REPOSITORY}' new$$ 2>fetch.log && mv new$$ alignment"
 if not FOUND and os.system(FETCH):
-    sys.exit(f"{REPOSITORY!r} ({TAG!r}) cannot be fetched: fetch.log. Set it; Kaggle: Internet on.")
+    sys.exit(f"{REPOSITORY!r} ({TAG!r}): see fetch.log. Set it, or %cd to it; Kaggle: Internet on.")
 sys.path.insert(0, os.path.abspath(FOUND[0] if FOUND else "alignment"))
 from helpers.setup import set_up
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 # What must not happen
 BAD = ("lost", "doubled", "silently wrong", "raw traceback")
 HEAD = ("family", "tried", "survived", *BAD)
-AT_ONCE = 1  # trials; each is one process most of the time
+AT_ONCE = 2  # trials; each is one process most of the time
 SHOWN = 5  # bad trials of a family that are printed whole
 
 

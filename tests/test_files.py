@@ -1,6 +1,8 @@
 """Pictures as files really have them: depth, transparency, orientation, damage."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from helpers.data import PreferenceRecord, to_trl
 from helpers.data.data_doctor import check_file
 from helpers.data.preferences import read_records, write_records
-from helpers.files import UsageError, open_image
+from helpers.files import ROOT, UsageError, open_image
 
 
 def saved(folder, pixels, name="a.tif", **options):
@@ -156,6 +158,12 @@ def test_check_says_once_a_file_how_its_pixels_were_changed(tmp_path):
     found = [each for each in check_file(path).findings if each.kind == "pixels"]
     assert [each.line for each in found] == [1]
     assert "a.png: 12 bits a pixel, divided by 16" in found[0].message
+
+
+def test_the_kind_of_image_is_registered_without_a_warning():
+    command = [sys.executable, "-W", "error::UserWarning", "-c", "import helpers.data.trl_pairs"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "experimental" not in run.stderr
 
 
 def test_a_data_set_shows_what_everything_else_shows(tmp_path):

@@ -1,6 +1,7 @@
 """Records as a TRL vision-preference data set, and a row of it in this package's words again."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,10 @@ class OpenedImage(Image):
 
 
 # so that a copy of the data set, such as TRL makes, still has it
-register_feature(OpenedImage, "OpenedImage")
+with warnings.catch_warnings():
+    # that this is experimental, which readers can do nothing about
+    warnings.simplefilter("ignore", UserWarning)
+    register_feature(OpenedImage, "OpenedImage")
 
 
 def with_images(dataset: Dataset, *columns: str) -> Dataset:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,7 +60,8 @@ def explain_error(error: BaseException) -> str | None:
     place = _place(error)
     number = _system_error_number(error)
     if number is not None:
-        return _explain_os_error(OSError(number, os.strerror(number), place or None))
+        where = _copied_to(error) or place or None
+        return _explain_os_error(OSError(number, os.strerror(number), where))
     read_in = f" It was read in {place}." if place else ""
     # by its name: the library is not imported for it
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -101,8 +103,16 @@ def _system_error_number(error: BaseException) -> int | None:
     text = str(error)
     if "PytorchStreamWriter" in text or "inline_container.cc" in text:
         return None if "PytorchStreamReader" in text else errno.ENOSPC
-    found = re.search(r"\(os error (\d+)\)", text)
+    # of a whole folder that is copied, as a list of what could not be
+    pattern = r"\[Errno (\d+)\]" if isinstance(error, shutil.Error) else r"\(os error (\d+)\)"
+    found = re.search(pattern, text)
     return int(found[1]) if found else None
+
+
+def _copied_to(error: BaseException) -> str | None:
+    """Return the first file that a copy of a folder could not write."""
+    failed = error.args[0] if isinstance(error, shutil.Error) and error.args else None
+    return str(failed[0][1]) if isinstance(failed, list) and failed else None
 
 
 def _explain_os_error(error: OSError) -> str:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -264,6 +265,10 @@ FAULTS = {
         "there is no room for it",
     ),
     "state": (damaged_state, "a file is damaged, or was cut off"),
+    "a folder is copied": (
+        lambda path: raise_error(shutil.Error, [("a", str(path), "[Errno 28] No space left")]),
+        "out: there is no room for it",
+    ),
 }
 
 

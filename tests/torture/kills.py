@@ -4,11 +4,12 @@ A run is stopped, up to three times, and started again until it ends: it must ha
 leaves that nothing has stopped, to the bit.
 """
 
+import itertools
 import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,19 @@ def repeat(stage: WholeStage, folder: Path, what: str) -> Outcome:
     return Outcome(kind, f"{what}: {found} ({folder})")
 
 
+def _at_drawn_times(
+    trial: Callable[[WholeStage, Path, float], Outcome],
+    name: str,
+    stages: Sequence[WholeStage],
+    home: Path,
+    draws: random.Random,
+) -> Iterator[Trial]:
+    """Trials of each stage in turn, each with a folder of its own and a moment of the stage."""
+    for number, stage in enumerate(itertools.cycle(stages)):
+        moment = draws.random() * stage.seconds
+        yield partial(trial, stage, home / f"{name}-{stage.name}-{number}", moment)
+
+
 # --- a machine that is lost ---
 
 
@@ -121,12 +135,7 @@ def machine_trials(
 ) -> Iterator[Trial]:
     """A machine that is lost at a time that is drawn, just after its work was copied to a drive."""
     drive.QUIET_SECONDS = COPIED_AFTER
-    number = 0
-    while True:
-        stage = stages[number % len(stages)]
-        lost = draws.random() * stage.seconds
-        yield partial(_lose_machine, stage, home / f"machine-{stage.name}-{number}", lost)
-        number += 1
+    yield from _at_drawn_times(_lose_machine, "machine", stages, home, draws)
 
 
 def _lose_machine(stage: WholeStage, folder: Path, seconds: float) -> Outcome:
@@ -157,12 +166,7 @@ def _lose_machine(stage: WholeStage, folder: Path, seconds: float) -> Outcome:
 
 def two_trials(stages: Sequence[WholeStage], home: Path, draws: random.Random) -> Iterator[Trial]:
     """The same command twice at once, in one folder; the second starts at a time that is drawn."""
-    number = 0
-    while True:
-        stage = stages[number % len(stages)]
-        wait = draws.random() * stage.seconds
-        yield partial(_run_twice, stage, home / f"two-{stage.name}-{number}", wait)
-        number += 1
+    yield from _at_drawn_times(_run_twice, "two", stages, home, draws)
 
 
 def _run_twice(stage: WholeStage, folder: Path, wait: float) -> Outcome:

@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers import cli
 from helpers.files import write_lines
 from helpers.recipes import read_recipe
 from helpers.training.checkpoint import NOT_IN_IDENTITY
 
 from . import children
 from .outcome import SURVIVED, Outcome, Trial
-from .runs import RECIPE, copy_run
+from .runs import RECIPE, copy_run, run_stage
 
 FEWER = "half of the records"
 # those that train a model
@@ -102,7 +101,7 @@ def _start_other(whole: Path, folder: Path, stage: str, name: str, value: Any) -
         _change_data(folder / "data" / read, value)
     else:
         changes = ["--set", f"{name}={value!r}"]
-    ended = children.run(_train, folder, stage, changes)
+    ended = children.run(run_stage, folder, stage, changes)
     refused = re.search(r"error: .*: of a run with other ", ended.text)
     if ended.has_traceback:
         return Outcome("raw traceback", f"{what}\n{ended.text[-1500:]}")
@@ -114,11 +113,6 @@ def _start_other(whole: Path, folder: Path, stage: str, name: str, value: Any) -
         return Outcome("silently wrong", f"{what}: ends with {ended.code}\n{ended.text[-1500:]}")
     shutil.rmtree(folder)
     return SURVIVED
-
-
-def _train(folder: Path, stage: str, changes: list[str]) -> int:
-    command = ["train", "--config", str(RECIPE), "--out", str(folder), "--stage", stage]
-    return cli.main([*command, *changes])
 
 
 def _change_data(path: Path, change: str) -> None:

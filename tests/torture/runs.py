@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers import cli
@@ -14,9 +15,10 @@ TIMES = ("seconds", "tokens_per_second")
 LOGS = (".json", ".jsonl")
 
 
-def run_stage(folder: Path, stage: str) -> int:
-    """Run a stage by its command, in this process; its exit code."""
-    return cli.main(["train", "--config", str(RECIPE), "--out", str(folder), "--stage", stage])
+def run_stage(folder: Path, stage: str, changes: Sequence[str] = ()) -> int:
+    """Run a stage by its command, in this process; its exit code. changes: further arguments."""
+    command = ["train", "--config", str(RECIPE), "--out", str(folder), "--stage", stage]
+    return cli.main([*command, *changes])
 
 
 def copy_run(folder: Path, to: Path) -> Path:

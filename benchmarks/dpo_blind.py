@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import DPO_PRESETS
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import add_image_negatives, build_records, counting_tasks, make_one_sided
 from helpers.data.preferences import read_records
 from helpers.data.trl_pairs import to_trl
@@ -88,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    items = read_yolo(TRAFFIC, "test")
+    items = read_counts(TRAFFIC, "test")
     pairs = unseen_pairs(items)
     figures, rows = {}, []
     with tempfile.TemporaryDirectory() as folder:

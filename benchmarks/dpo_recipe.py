@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers import models
 from helpers.config import DPO_PRESETS, DPOSettings
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import build_records, counting_tasks
 from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.task_results import evaluate_tasks
@@ -82,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    train_items, items = read_yolo(TRAFFIC, "train"), read_yolo(TRAFFIC, "test")
+    train_items, items = read_counts(TRAFFIC, "train"), read_counts(TRAFFIC, "test")
     model, processor = models.load_model("tiny")
     own = models.sample_counting_answers(model, processor, train_items)
     figures, table = {}, {}

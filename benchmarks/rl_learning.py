@@ -22,7 +22,7 @@ from benchmarks.dpo_recipe import pooled
 from data.scene_folders import write_split
 from helpers import models
 from helpers.config import PPO_PRESETS, PPOSettings
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks, true_and_wrong_answers
 from helpers.data.preferences import read_records
 from helpers.data.tasks import Task, tasks_of
@@ -209,8 +209,8 @@ def learning(seeds: int, iterations: int, toy: bool, only: str | None = None) ->
     changes |= {"prompts_per_iteration": 4, "group_size": 4, "mini_batch": 2} if toy else {}
     with tempfile.TemporaryDirectory() as name:
         write_split(Path(name), "validation", 8 if toy else 128)
-        sets = {"tasks": tasks_of(records), "valid": read_yolo(Path(name), "valid")}
-        sets["test"] = read_yolo(TRAFFIC, "test")[: 8 if toy else None]
+        sets = {"tasks": tasks_of(records), "valid": read_counts(Path(name), "valid")}
+        sets["test"] = read_counts(TRAFFIC, "test")[: 8 if toy else None]
         methods = [method for method in METHODS if only in (None, slug(method))]
         for method, seed in tqdm(
             [(method, seed) for method in methods for seed in range(seeds)], desc="runs"

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.base_questions import careless_counts, make_question
 from data.scene_folders import write_split
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.data.scenes import (
     COLORS,
@@ -281,7 +281,7 @@ def measure(folder: Path, scenes: int = 400) -> dict[str, dict[str, Proportion]]
     table = {}
     with tempfile.TemporaryDirectory() as data:
         write_split(Path(data), "test", scenes)
-        items = read_yolo(Path(data), "test")
+        items = read_counts(Path(data), "test")
         for precision, four_bit in (("fp32", False), ("4-bit NF4", True)):
             model, processor = load_model(folder, four_bit=four_bit)
             judge = judges(counting_tasks(items))

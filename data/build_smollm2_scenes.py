@@ -39,7 +39,7 @@ from data.scene_folders import write_split
 from data.smollm2_tower import BATCH_SIZE, Tower, spelled_share, train_tower
 from helpers import models
 from helpers.config import LoraSettings
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.data.scenes import SPLIT_SEEDS, Scene, draw_scene, make_scene
 from helpers.evaluation.task_results import evaluate_tasks
@@ -326,7 +326,7 @@ def measure(scenes: int = 192) -> dict[str, str]:
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         write_split(Path(folder), "test", scenes)
-        judge = judges(counting_tasks(read_yolo(Path(folder), "test")))
+        judge = judges(counting_tasks(read_counts(Path(folder), "test")))
         greedy = evaluate_tasks(model, processor, judge)
         sampled = evaluate_tasks(model, processor, judge, temperature=1.0)
         shuffled = evaluate_tasks(model, processor, judge, images="shuffled")

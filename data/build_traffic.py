@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.scene_folders import write_split
 from helpers import models
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import build_records
 from helpers.data.preferences import write_records
 from helpers.models.loading import load_model
@@ -30,7 +30,7 @@ def main() -> None:
         write_split(folder, split, number)
     model, processor = load_model("tiny")
     for split in ("train", "valid", "test"):
-        items = read_yolo(folder, split)
+        items = read_counts(folder, split)
         own = models.sample_counting_answers(model, processor, items)
         records = build_records(items, own)
         about = {"source": "data/build_traffic.py", "licence": "Apache-2.0"}

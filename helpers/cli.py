@@ -4,6 +4,7 @@ What a command needs is imported in it: torch takes seconds, and `check` needs n
 """
 
 import ast
+import contextlib
 import os
 import sys
 import time
@@ -19,9 +20,11 @@ from typer.main import get_command
 from helpers import notebooks
 from helpers.files import (
     ROOT,
+    PrintableOutput,
     UsageError,
     artifacts_dir,
     explain_error,
+    printable,
     read_json,
     write_json,
 )
@@ -68,9 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
     With VLM_TRACEBACK=1 a traceback is printed before it.
     """
     try:
-        get_command(app)(arguments, prog_name="python -m helpers")
+        # What is printed holds names and texts of files that somebody else has written
+        with contextlib.redirect_stdout(PrintableOutput(sys.stdout)):
+            get_command(app)(arguments, prog_name="python -m helpers")
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except SystemExit as end:  # as typer ends every command
         if end.code == STOPPED_BY_CTRL_C:
@@ -85,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         if os.environ.get("VLM_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {printable(said)}", file=sys.stderr)
         return 1
     return 0
 

@@ -32,7 +32,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from helpers.data import question_for, read_yolo
+from helpers.data import question_for, read_counts
 from helpers.files import (
     ROOT,
     UsageError,
@@ -201,7 +201,7 @@ def reference_output(
     Raises UsageError for logits that overflow.
     """
     questions, pictures = [], []
-    for number, item in enumerate(read_yolo(ROOT / "data" / "traffic", "test")[:images]):
+    for number, item in enumerate(read_counts(ROOT / "data" / "traffic", "test")[:images]):
         questions.append(question_for(item, number))
         pictures.append(open_image(item.path))
     answers = models.generate_answers(

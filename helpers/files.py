@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -42,6 +43,31 @@ class UsageError(ValueError):
     # IPython calls this instead of formatting a traceback
     def _render_traceback_(self) -> list[str]:
         return [f"Error: {self}"]
+
+
+# Signs that move a terminal's cursor, colour it or turn its text around, and halves of characters
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
+)
+
+
+def printable(text: str) -> str:
+    """Somebody's text without what controls a terminal: such signs are escapes, `\\x1b`."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class PrintableOutput:
+    """A stream to print to, which writes texts as `printable` has them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def did_you_mean(name: object, choices: Iterable[str]) -> str:
@@ -372,6 +398,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UsageError naming file, line and column."""
+    require_file(path)
     try:
         return parse_json(path.read_bytes())
     except FileNotFoundError:
@@ -382,16 +409,26 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path}: {error}") from None
 
 
+def require_file(path: Path) -> None:
+    """Raise UsageError for what is there and is no file: reading a pipe would wait for ever."""
+    # os.path, unlike Path, takes a name that no system allows for one that is not there
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "a pipe or a device"
+        raise UsageError(f"{path}: is {what}, not a file. Name the file itself.")
+
+
 def file_hash(path: Path) -> str:
     """Hash of a file's bytes (BLAKE2b, 128 bits), read in pieces.
 
     Raises UsageError if there is no such file.
     """
+    require_file(path)
     try:
         with path.open("rb") as file:
             return stream_hash(file)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+        cause = likely_cause(path) or "Check the path."
+        raise UsageError(f"{path}: cannot be read ({error.strerror}). {cause}") from None
 
 
 def stream_hash(stream: BinaryIO) -> str:
@@ -452,19 +489,71 @@ def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
     Raises UsageError with `where` (a file and record) if it is missing or cannot be read.
     """
     where = where or str(path)
-    if isinstance(path, Path) and path.suffix.lower() in HEIF_SUFFIXES:
-        read_heif(where)
+    if isinstance(path, Path):
+        require_file(path)
+        if path.suffix.lower() in HEIF_SUFFIXES:
+            read_heif(where)
     try:
         with Image.open(path) as image:
             return decode_image(image)[0]
     except FileNotFoundError:
-        raise UsageError(
-            f"{where}: image {path} does not exist. Paths are relative to the data file."
-        ) from None
+        cause = likely_cause(path) or "Paths are relative to the data file."
+        raise UsageError(f"{where}: image {path} does not exist. {cause}") from None
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError too
         raise UsageError(
             f"{where}: image {path} cannot be read ({reason_of(error)}). Replace or remove it."
         ) from None
+
+
+def likely_cause(path: Path) -> str:
+    """Say in a sentence why a path that is nearly right leads to no file; "" if nobody knows."""
+    name = str(path)
+    if re.search(r"\bhttps?:/", name):
+        return "It is an address: download the file, and name that."
+    if re.search(r"\bfile:/", name):
+        return "file:// begins an address: write the path alone."
+    if "~" in path.parts:
+        return "~ is only known to a command line: write the path of the home folder."
+    slashed = Path(name.replace("\\", "/"))
+    if slashed != path:
+        cause = "It has the backslashes of Windows: write /."
+        # Written with slashes, another cause may be left
+        return cause if os.path.exists(slashed) else f"{cause} {likely_cause(slashed)}".strip()
+    bare = Path(*(part.strip() if part != path.anchor else part for part in path.parts))
+    if bare != path and os.path.exists(bare):
+        return "It is there without the blank at the beginning or end of a name."
+    return _other_spelling(path)
+
+
+def _other_spelling(path: Path) -> str:
+    """Name the entry of a folder that a missing path may mean: other case, letters or ending."""
+    place = Path(path.anchor)
+    # Down the path as far as it is there
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if os.path.exists(place / part):
+            place /= part
+            continue
+        # The first that is missing: its folder is there
+        entries = sorted(os.listdir(place)) if os.path.isdir(place) else []
+        for entry in entries:
+            if _plain_spelling(entry) == _plain_spelling(part):
+                composed = unicodedata.normalize("NFC", entry) == unicodedata.normalize("NFC", part)
+                why = (
+                    "letters with accents are composed in another way"
+                    if composed
+                    else "case counts"
+                )
+                return f"There is {place / entry}: {why}."
+        # Another ending, or one too many
+        for entry in entries:
+            if Path(entry).stem == Path(part).stem or entry == Path(part).stem:
+                return f"There is {place / entry}."
+        return ""
+    return ""
+
+
+def _plain_spelling(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def reason_of(error: Exception) -> str:

@@ -26,6 +26,19 @@ SHOWN_KINDS = (
     "text/plain",
 )
 
+# nbconvert's own page, without the scripts that it takes from a network
+PAGE_TEMPLATE = """\
+{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+"""
+FORMULAS = re.compile(
+    r"(?P<code>```.*?```|`[^`]*`)|\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?P<inline>[^$]+?)\$",
+    re.DOTALL,
+)
+FORMULA_PLACE = "[formula:{}]"
+
 
 def catalogue() -> list[dict[str, Any]]:
     """The notebooks in the order of reading: file, title, what each needs and makes, minutes."""
@@ -113,15 +126,39 @@ def run_notebook(
 
 
 def _save_html(notebook, path: Path) -> Path:
-    """Write the page without scripts of widgets, which come from the network.
+    """Write the page; opening it loads nothing from the network and runs no script.
 
-    Widgets show their plain HTML instead.
+    Widgets show their plain HTML instead, and formulas are MathML, which browsers draw themselves.
     """
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     notebook.metadata.pop("widgets", None)
+    formulas: list[str] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _take_formulas(cell.source, formulas)
     config = Config(NbConvertBase={"display_data_priority": list(SHOWN_KINDS)})
-    exporter = HTMLExporter(config=config, embed_images=True, require_js_url="")
+    exporter = HTMLExporter(config=config, embed_images=True, raw_template=PAGE_TEMPLATE)
     page, _ = exporter.from_notebook_node(notebook)
+    # Only now: nbconvert would take tags apart that stand in a line of text
+    for number, formula in enumerate(formulas):
+        page = page.replace(FORMULA_PLACE.format(number), formula)
     return write_text(path, page)
+
+
+def _take_formulas(text: str, formulas: list[str]) -> str:
+    """Put places where Markdown has formulas, and add these to the list as MathML.
+
+    A formula stands between one or two dollar signs; code stays as it is.
+    """
+    from latex2mathml.converter import convert
+
+    def take(found: re.Match) -> str:
+        if found["code"]:
+            return found["code"]
+        display = "block" if found["block"] else "inline"
+        formulas.append(convert(found["block"] or found["inline"], display=display))
+        return FORMULA_PLACE.format(len(formulas) - 1)
+
+    return FORMULAS.sub(take, text)

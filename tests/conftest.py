@@ -66,9 +66,9 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def valid_items():
-    from helpers.data.labels import read_yolo
+    from helpers.data import read_counts
 
-    return read_yolo(TRAFFIC, "valid")
+    return read_counts(TRAFFIC, "valid")
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 import numpy as np
 from shipped import TRAFFIC
 
+from helpers.data import CountedImage
 from helpers.data.counting import count_answer
-from helpers.data.labels import CountedImage
 from helpers.data.record import PreferenceRecord
 
 CLASSES = ["cars", "buses"]

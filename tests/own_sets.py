@@ -234,6 +234,16 @@ def arena_export(folder, number=36):
     return folder / "next_round.jsonl"
 
 
+def one_object(folder, number=40):
+    """Labels of one class of which every image shows one: licence plates, each cut out."""
+    scenes(folder / "images", number)
+    (folder / "labels").mkdir()
+    (folder / "classes.txt").write_text("plate\n")
+    for place in range(number):
+        (folder / "labels" / f"{place}.txt").write_text("0 0.5 0.5 0.25 0.25\n")
+    return folder
+
+
 SETS = {
     made.__name__: made
     for made in (
@@ -247,5 +257,6 @@ SETS = {
         four_fields,
         several_images_and_turns,
         arena_export,
+        one_object,
     )
 }

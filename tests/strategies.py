@@ -4,6 +4,7 @@ import itertools
 
 from hypothesis import assume, strategies as st
 
+from helpers.data.counting import like_classes, unreadable_classes
 from helpers.data.record import PreferenceRecord
 
 # What breaks converters: marks, quotes, blanks at the ends, other scripts, separators, long numbers.
@@ -61,6 +62,11 @@ def judgements(draw, n: int):
     }
 
 
+def _is_tellable(truth: dict) -> bool:
+    """Can an answer name its classes? A record refuses others."""
+    return not like_classes(list(truth)) and not unreadable_classes(list(truth))
+
+
 @st.composite
 def records(
     draw, max_answers: int = 4, max_images: int = 2, max_turns: int = 3, one_better: bool = False
@@ -111,7 +117,7 @@ def records(
                 st.none()
                 | TEXTS
                 | st.lists(TEXTS, max_size=3)
-                | st.dictionaries(TEXTS, st.integers(0, 9), max_size=3)
+                | st.dictionaries(TEXTS, st.integers(0, 9), max_size=3).filter(_is_tellable)
             ),
             "negative_images": draw(st.lists(TEXTS, max_size=1)),
             "group": draw(some),

@@ -7,7 +7,7 @@ import pytest
 from shipped import TRAFFIC
 
 from data.build_tasks_base import measure
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.evaluation.task_results import evaluate_tasks
 from helpers.evaluation.truth_judges import judges
@@ -26,7 +26,7 @@ def test_the_rebuilt_base_behaves_alike(tmp_path):
         "1",
     ]
     subprocess.run(command, check=True, timeout=900)
-    items = read_yolo(TRAFFIC, "test")
+    items = read_counts(TRAFFIC, "test")
     for folder in (ROOT / "data" / "tiny-qwen2-vl", tmp_path / "base"):
         model, processor = load_model(folder)
         judge = judges(counting_tasks(items))

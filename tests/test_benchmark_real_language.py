@@ -7,7 +7,7 @@ from shipped import TRAFFIC
 from benchmarks import real_language
 from helpers import models
 from helpers.config import LoraSettings
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.files import read_json, write_json, write_text
 from helpers.recipes import read_recipe
@@ -127,7 +127,7 @@ def test_kl_of_a_policy_from_its_base():
     """0 where the adapter changes nothing; with noise, its samples are likelier than before."""
     model, processor = models.load_model("tiny")
     policy = models.add_adapter(model, LoraSettings(r=4), 0)
-    tasks = counting_tasks(read_yolo(TRAFFIC, "test")[:6])
+    tasks = counting_tasks(read_counts(TRAFFIC, "test")[:6])
     assert real_language.kl_from_base(policy, processor, tasks).value == pytest.approx(0, abs=1e-5)
     torch.manual_seed(0)
     for name, parameter in policy.named_parameters():

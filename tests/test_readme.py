@@ -61,7 +61,7 @@ def test_files_that_a_page_names_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_helpers_that_a_page_uses_are_there(page):
-    """A page showed `from helpers.labels import read_yolo` after the module had moved."""
+    """A page showed `from helpers.labels import read_counts` after the module had moved."""
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
         if "from helpers" not in block:
             continue

@@ -8,7 +8,7 @@ import torch
 from shipped import TRAFFIC
 
 from helpers import models
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.evaluation.task_results import evaluate_tasks
 from helpers.evaluation.truth_judges import judges
@@ -70,7 +70,7 @@ def test_it_still_speaks(base):
 
 def test_it_sees_and_under_counts(base):
     model, processor = base
-    items = read_yolo(TRAFFIC, "test")[:SCENES]
+    items = read_counts(TRAFFIC, "test")[:SCENES]
     judge = judges(counting_tasks(items))
     greedy = evaluate_tasks(model, processor, judge)
     shuffled = evaluate_tasks(model, processor, judge, images="shuffled")

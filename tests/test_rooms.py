@@ -37,7 +37,8 @@ def test_a_room_lists_the_public_names_of_its_modules(room):
         if isinstance(node, ast.ImportFrom) and node.module:
             listed.setdefault(node.module, set()).update(alias.name for alias in node.names)
     for module, names in listed.items():
-        source = (HELPERS / room / f"{module}.py").read_text(encoding="utf-8")
+        file = HELPERS.joinpath(room, *module.split(".")).with_suffix(".py")
+        source = file.read_text(encoding="utf-8")
         missing = names - public_names(source)
         assert not missing, f"helpers/{room}/{module}.py does not define {', '.join(missing)}"
         defined = {

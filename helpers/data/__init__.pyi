@@ -53,7 +53,10 @@ from .counting import (
     edited_counts as edited_counts,
     is_exact as is_exact,
     is_well_formed as is_well_formed,
+    like_classes as like_classes,
     parse_counts as parse_counts,
+    spelled_class as spelled_class,
+    unreadable_classes as unreadable_classes,
 )
 from .data_doctor import (
     TokenLengths as TokenLengths,
@@ -66,7 +69,6 @@ from .door import (
     OpenedPart as OpenedPart,
     find_source as find_source,
     open_data as open_data,
-    split_of_file as split_of_file,
 )
 from .findings import (
     FINDING_KINDS as FINDING_KINDS,
@@ -109,17 +111,18 @@ from .judgement import (
     rank_by_score as rank_by_score,
     tier_of_each as tier_of_each,
 )
-from .labels import (
+from .labels.counted import (
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
     CountedImage as CountedImage,
-    label_splits as label_splits,
-    list_images as list_images,
+    LabelledImage as LabelledImage,
+    Labels as Labels,
     photo_group as photo_group,
-    read_classes as read_classes,
-    read_coco as read_coco,
+)
+from .labels.folder import (
+    LabelFolder as LabelFolder,
+    classes_counted as classes_counted,
+    open_labels as open_labels,
     read_counts as read_counts,
-    read_voc as read_voc,
-    read_yolo as read_yolo,
 )
 from .leftovers import (
     Leftovers as Leftovers,
@@ -130,7 +133,6 @@ from .own_rows import (
     RowReader as RowReader,
     read_number as read_number,
     reference_texts as reference_texts,
-    split_name as split_name,
 )
 from .pairs import (
     IMAGE_NEGATIVES as IMAGE_NEGATIVES,
@@ -193,6 +195,7 @@ from .record import (
     name_images as name_images,
     record_key as record_key,
     resolve_images as resolve_images,
+    seen_text as seen_text,
 )
 from .scenes import (
     CELL as CELL,
@@ -225,6 +228,8 @@ from .splitting import (
     photos_of as photos_of,
     refuse_shared_photos as refuse_shared_photos,
     split_by_photo as split_by_photo,
+    split_name as split_name,
+    split_of_file as split_of_file,
 )
 from .tables import (
     Sheet as Sheet,

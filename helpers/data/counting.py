@@ -6,7 +6,7 @@ A count is a dictionary `{class name: int}`; the class names are whatever the la
     There are 2 cars, 3 motorcycles, 0 buses, 1 bicycles in the image.
 
 Simplification: class names are matched as text, so two classes may not differ by case or by a
-plural "s" alone.
+plural "s" alone (`like_classes`); labels and records with such names are refused.
 """
 
 import re
@@ -51,7 +51,7 @@ def classes_of(truth: object) -> list[str]:
     return list(truth) if isinstance(truth, Mapping) else []
 
 
-def _spelled_class(name: str, classes: Sequence[str]) -> str | None:
+def spelled_class(name: str, classes: Sequence[str]) -> str | None:
     """Find the class that `name` spells, whatever its case and plural; None if there is none."""
     name = name.lower()
     for candidate in (name, SPELLINGS.get(name, name)):
@@ -60,6 +60,28 @@ def _spelled_class(name: str, classes: Sequence[str]) -> str | None:
             if stem == cls.lower().rstrip("s"):
                 return cls
     return None
+
+
+def like_classes(classes: Sequence[str]) -> list[str]:
+    """The first classes that are one to an answer, since they spell each other; else none."""
+    for place, name in enumerate(classes):
+        # "bus" spells "buses", and not the other way round
+        others = []
+        for other in classes[place + 1 :]:
+            if spelled_class(other, [name]) or spelled_class(name, [other]):
+                others.append(other)
+        if others:
+            return [name, *others]
+    return []
+
+
+def unreadable_classes(classes: Sequence[str]) -> list[str]:
+    """The classes whose counts cannot be read again from the answer that states them."""
+    counts = {cls: number for number, cls in enumerate(classes, start=1)}
+    if parse_counts(count_answer(counts), classes) == counts:
+        return []
+    alone = [cls for cls in classes if parse_counts(count_answer({cls: 1}), [cls]) is None]
+    return alone or list(classes)
 
 
 def parse_counts(text: str, classes: Sequence[str]) -> Counts | None:
@@ -75,7 +97,7 @@ def parse_counts(text: str, classes: Sequence[str]) -> Counts | None:
     stated = re.findall(rf"(?<![\w.])(\d{{1,6}})\s+({names})(?!\w)", text, re.IGNORECASE)
     found = {}
     for number, name in stated:
-        cls = _spelled_class(name, classes)
+        cls = spelled_class(name, classes)
         if cls is None or cls in found:
             return None
         found[cls] = int(number)

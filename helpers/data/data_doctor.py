@@ -19,10 +19,14 @@ from tqdm.auto import tqdm
 
 from helpers.files import (
     HEIF_SUFFIXES,
+    UsageError,
     decode_image,
     file_hash,
+    likely_cause,
+    printable,
     read_heif,
     reason_of,
+    require_file,
     stream_hash,
 )
 from helpers.statistics import Proportion
@@ -30,10 +34,11 @@ from helpers.statistics import Proportion
 from .blind import BlindRules, too_good_rules
 from .convert_files import scan_file
 from .findings import FINDING_KINDS, SAME_PHOTO, DataReport, Finding, Place, Problems
+from .image_names import list_folder_images
 from .judgement import tier_of_each
-from .labels import list_images, photo_group
+from .labels.counted import photo_group
 from .preferences import RecordLine
-from .record import PreferenceRecord
+from .record import PreferenceRecord, seen_text
 from .templates import CHAT_MARK, END_MARK, count_placeholders
 
 # Models look at less than 1 megapixel; 20 take 60 MB once decoded.
@@ -71,7 +76,9 @@ def check_file(
     """
     doctor = _DataDoctor(path, root or path.parent, images, lengths)
     # Without images it is too quick for a bar.
-    bar = tqdm(scan_file(path), path.name, unit=" records", leave=False, disable=not images)
+    bar = tqdm(
+        scan_file(path), printable(path.name), unit=" records", leave=False, disable=not images
+    )
     for line in bar:
         doctor.examine(line)
     for other in against:
@@ -86,8 +93,10 @@ def find_photos(path: Path, images: bool = True) -> DataReport:
     if not path.is_dir():
         return check_file(path, images=images)
     report = DataReport(Path(os.path.abspath(path)))
-    files = list_images(report.path.rglob("*"), report.path)
-    bar = tqdm(files, report.path.name, unit=" images", leave=False, disable=not images)
+    files = list_folder_images(report.path)
+    if not files:
+        raise UsageError(f"{report.path}: holds no image. Give another folder.")
+    bar = tqdm(files, printable(report.path.name), unit=" images", leave=False, disable=not images)
     for file in bar:
         content = file_hash(file) if images else None
         for how, key in _photo_keys(file, content):
@@ -109,6 +118,7 @@ class _ImageFile(NamedTuple):
 def _look_at(file: Path) -> _ImageFile:
     """Read an image whole, opening the file once."""
     try:
+        require_file(file)
         with file.open("rb") as stream:
             content = stream_hash(stream)
             megabytes = stream.tell() / 1e6
@@ -118,7 +128,9 @@ def _look_at(file: Path) -> _ImageFile:
                 # As training will; the header alone is sound even if the rest was cut off.
                 image, changed = decode_image(opened)
     except FileNotFoundError:
-        return _ImageFile(problem=("missing image", f"{file} does not exist"))
+        cause = likely_cause(file)
+        message = f"{file} does not exist. {cause}" if cause else f"{file} does not exist"
+        return _ImageFile(problem=("missing image", message))
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, SyntaxError too
         return _unreadable(file, reason_of(error))
     problem = ("pixels", f"{file}: {changed}") if changed else None
@@ -136,7 +148,7 @@ def _photo_keys(file: Path, content: str | None) -> Iterator[tuple[str, int]]:
     """Yield the ways to recognise this photo elsewhere: (key of SAME_PHOTO, hash)."""
     yield "path", hash(str(file))
     name = photo_group(file)
-    if name != file.stem:  # a stem alone, such as 0001, names many photos
+    if name:  # a stem alone, such as 0001, names many photos
         yield "name", hash(name)
     if content:
         yield "content", hash(content)
@@ -165,8 +177,9 @@ def _text_problems(record: PreferenceRecord) -> Problems:
                 yield kind, f"answer {place} holds {mark.group()!r}"
     if mark := CHAT_MARK.search(prompt) or END_MARK.search(prompt):
         yield "chat template", f"the prompt holds {mark.group()!r}"
-    if len(set(answers)) < len(answers):
-        yield "duplicate answers", f"{max(answers, key=answers.count)!r} occurs more than once"
+    seen = [seen_text(text) for text in answers]
+    if len(set(seen)) < len(seen):
+        yield "duplicate answers", f"{max(seen, key=seen.count)!r} occurs more than once"
     yield from _rank_problems(record)
 
 
@@ -190,6 +203,7 @@ class _Hashes(NamedTuple):
     record: int  # of images, prompt, answers and their ranks; not of ids, nor of the order shown
     pairs: list[int]  # of images, prompt, better and worse answer
     reversed_pairs: list[int]  # the same with the two answers the other way round
+    annotators: frozenset[str]  # who ranked them, if the record says so
     photos: list[tuple[str, int]]  # key of SAME_PHOTO and hash
 
 
@@ -215,7 +229,14 @@ def _hashes(
     for better, worse in record.tier_pairs():
         pairs.append(hash((texts[better], texts[worse])))
         reversed_pairs.append(hash((texts[worse], texts[better])))
-    return _Hashes(hash(tuple(ranked)), pairs, reversed_pairs, photos)
+    annotators = _annotators(record)
+    return _Hashes(hash(tuple(ranked)), pairs, reversed_pairs, annotators, photos)
+
+
+def _annotators(record: PreferenceRecord) -> frozenset[str]:
+    named = {judgement.annotator for judgement in record.judgements}
+    column = record.extra.get("annotator")
+    return frozenset(named | {str(column)} if column else named)
 
 
 # --- the whole file -------------------------------------------------------------------------------
@@ -238,7 +259,8 @@ class _DataDoctor:
         self.images = images
         self.lengths = lengths
         self.looks = {}  # path → _ImageFile
-        # id, hash of a record, hash of a pair → the line where it was first
+        # id, hash of a record, hash of a pair → the line where it was first, of a pair also who
+        # ranked it
         self.ids = {}
         self.records = {}
         self.pairs = {}
@@ -299,9 +321,12 @@ class _DataDoctor:
             yield "duplicate id", f"line {self.ids[place.record_id]} has this id too"
         for pair in hashes.reversed_pairs:
             if pair in self.pairs:
+                line, others = self.pairs[pair]
+                # Two people may be of two opinions; one person, or nobody knows who, slipped
+                apart = hashes.annotators and others and not hashes.annotators & others
                 yield (
-                    "contradiction",
-                    f"line {self.pairs[pair]} ranks two of these answers the other way round",
+                    "disagreement" if apart else "contradiction",
+                    f"line {line} ranks two of these answers the other way round",
                 )
                 break
         if hashes.record in self.records:
@@ -321,7 +346,7 @@ class _DataDoctor:
             self.ids[record.id] = place.line
         self.records.setdefault(hashes.record, place.line)
         for pair in hashes.pairs:
-            self.pairs.setdefault(pair, place.line)
+            self.pairs.setdefault(pair, (place.line, hashes.annotators))
         for how, key in hashes.photos:
             known = self.report.photos[how].setdefault(key, place)
             if place.group and not known.group:

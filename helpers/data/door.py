@@ -15,22 +15,24 @@ notebook 02.
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers.files import UsageError, starting_folders
+from helpers.files import UsageError, require_file, starting_folders
 
 from .archives import is_system_file, unpack_archive
 from .columns import find_header, header_fit
 from .image_names import ImageFinder, list_folder_images
-from .labels import IMAGE_SUFFIXES, label_splits, read_counts
+from .labels.counted import IMAGE_SUFFIXES
+from .labels.folder import LabelFolder, classes_counted, open_labels
 from .leftovers import Leftovers
-from .own_rows import CellRow, ReadRows, RowReader, split_name
+from .own_rows import CellRow, ReadRows, RowReader
 from .pairs import counting_tasks
 from .question_files import JSON_SUFFIXES, FileReader, read_question_list
 from .record import PreferenceRecord
-from .splitting import SPLITS
+from .splitting import SPLITS, split_name, split_of_file
 from .tables import OTHER_TABLES, TABLE_SUFFIXES, read_sheets
 from .tasks import Task, ask, distinct_tasks, kind_of, tasks_of
 from .truth import TRUTH_KINDS, TruthKind
@@ -132,7 +134,10 @@ def find_source(source: str | Path, bases: Sequence[Path]) -> Path:
     path = Path(str(source).strip().strip("\"'")).expanduser()
     for base in bases:
         if (base / path).exists():  # an absolute path stays as it is
-            return Path(os.path.abspath(base / path))
+            found = Path(os.path.abspath(base / path))
+            if not found.is_dir():
+                require_file(found)
+            return found
     where = "" if path.is_absolute() else f" in {' or '.join(dict.fromkeys(map(str, bases)))}"
     raise UsageError(f"{source}: no such file or folder{where}. Give its path; known is {KNOWN}.")
 
@@ -168,6 +173,8 @@ class _Door:
         self.images: list[Path] = []  # folders that were named for them
         self.left = Leftovers()
         self.parts: dict[str, OpenedPart] = {}
+        # folders, the splits in them, and what these are here
+        self.labelled: list[tuple[LabelFolder, str, str]] = []
 
     def open(self, path: Path, split: str = "") -> None:
         """Read a source; `split` is that of everything in it that names none itself."""
@@ -186,6 +193,7 @@ class _Door:
 
     def finish(self, source: Path) -> OpenedData:
         """All that was read. Raises UsageError if nothing of it can be used."""
+        self._count_labels()
         parts = {split: part for split, part in self.parts.items() if part.records or part.tasks}
         if not parts:
             reasons = "\n".join([*self.left.notes, *self.left.lines()])
@@ -224,8 +232,9 @@ class _Door:
     # --- folders ---
 
     def _open_folder(self, folder: Path, split: str) -> None:
-        if label_splits(folder):
-            self._read_labels(folder, split)
+        labels = open_labels(folder, self.left)
+        if labels:
+            self._note_labels(labels, split)
             return
         # Questions in a text are asked of every image, so they are no data by themselves
         files = _data_files(folder)
@@ -248,14 +257,30 @@ class _Door:
         if not read:
             self._add(self._ask_about_images(folder), split)
 
-    def _read_labels(self, folder: Path, split: str) -> None:
+    def _note_labels(self, labels: LabelFolder, split: str) -> None:
+        """Note what is to be counted, at the end, when the classes of all folders are known."""
+        whole = split not in labels.splits
+        for name in labels.splits if whole else [split]:
+            # What names no split, or is a split alone, belongs where the source does
+            own = split if name == "" or labels.splits == ["train"] else name
+            self.labelled.append((labels, name, own))
+
+    def _count_labels(self) -> None:
         """Counted images; each is asked for its counts, in the two wordings by turns."""
-        found = [split] if split in label_splits(folder) else label_splits(folder)
-        for name in found:
-            items = read_counts(folder, name, self.classes)
-            # Without other splits these are photos to be split
-            part = self._part("" if found == ["train"] and not split else name)
-            part.tasks += counting_tasks(items)
+        if not self.labelled:
+            return
+        folders = list(dict.fromkeys(labels for labels, _, _ in self.labelled))
+        # A class of one split is asked for in all, so that the answers have one form
+        names: list[str] = []
+        for labels in folders:
+            # A name that stands twice in one folder stays so, to be refused
+            names += (Counter(labels.class_names) - Counter(names)).elements()
+        shared = Path(os.path.commonpath([labels.folder for labels in folders]))
+        counted_as = classes_counted(names, self.classes, shared)
+        for labels, name, own in self.labelled:
+            self._part(own).tasks += counting_tasks(labels.read(name, counted_as))
+        for labels in folders:
+            labels.name_unused()
 
     def _ask_about_images(self, folder: Path) -> ReadRows:
         """Every question about every image of a folder. Raises UsageError without any of them."""
@@ -326,6 +351,8 @@ class _Door:
             cells = [CellRow(f"{sheet.name}:{row.number}", row.cells) for row in rows]
             if "image" not in layout.columns:
                 self._note_questions(layout.values, cells, sheet.name)
+                if not self.questions:
+                    raise UsageError(f"{path}: names neither images nor questions in its rows.")
                 found = self._ask_about_images(path.parent)
             else:
                 reader = RowReader(
@@ -367,17 +394,6 @@ class _Door:
         if beside:
             names = " and ".join(beside)
             self.left.say(f"{names} beside it are not read: name the folder to use these splits")
-
-
-def split_of_file(file: Path, folder: Path) -> str:
-    """The split that the name of a file or its folder says: `votes_train.csv`, `val/rows.csv`."""
-    # The file's own name says more than that of a folder, and a near folder more than a far one
-    parts = [file.stem, *file.relative_to(folder).parts[:-1][::-1]]
-    for part in parts:
-        for word in re.split(r"[^A-Za-z]+", part):
-            if split_name(word):
-                return split_name(word)
-    return ""
 
 
 def _skip_wrappers(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 from helpers.files import UsageError, parse_json
 
 from .judgement import Ranking, rank_by_score
-from .record import PreferenceRecord
+from .record import PreferenceRecord, seen_text
 from .templates import IMAGE_MARK, repair_prompt, strip_image_marks
 
 DatasetRow = dict[str, Any]
@@ -275,12 +275,18 @@ def _parse_vlfeedback(row: DatasetRow) -> DatasetRow:
 
 
 def _rated_answer(completion: DatasetRow) -> DatasetRow:
-    """An answer of VLFeedback with its ratings, 1–5 as text; what is no number was not rated."""
+    """An answer of VLFeedback with its ratings, 1–5 as text; one "N/A" and it was not rated.
+
+    The authors leave such answers out (Li et al. 2023, arXiv 2312.10665): the mean of the other
+    criteria would compare answers by different things.
+    """
     scores = {}
     for name, note in completion["annotations"].items():
         rating = str(note["Rating"])
-        if re.fullmatch(r"\d+(\.\d+)?", rating):
-            scores[name] = float(rating)
+        if not re.fullmatch(r"\d+(\.\d+)?", rating):
+            scores = {}
+            break
+        scores[name] = float(rating)
     return {"text": completion["response"], "model": completion["model"], "scores": scores}
 
 
@@ -290,13 +296,14 @@ def _join_equal_texts(answers: list[DatasetRow]) -> Ranking:
     The tiers of equal texts, and those between, become one.
     """
     merged = []
-    tier_of = {}  # text → its tier in `merged`
+    tier_of = {}  # text as a reader sees it → its tier in `merged`
+    texts = [seen_text(answer["text"]) for answer in answers]
     for tier in rank_by_score([answer["score"] for answer in answers]):
         # The first earlier tier with one of these texts; a new one if there is none.
-        first = min(tier_of.get(answers[place]["text"], len(merged)) for place in tier)
+        first = min(tier_of.get(texts[place], len(merged)) for place in tier)
         merged[first:] = [[*itertools.chain(*merged[first:]), *tier]]
         for place in merged[first]:
-            tier_of[answers[place]["text"]] = first
+            tier_of[texts[place]] = first
     return merged
 
 

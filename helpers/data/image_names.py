@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from helpers.files import UsageError
+from helpers.files import UsageError, likely_cause
 
 from .archives import is_system_file
-from .labels import IMAGE_SUFFIXES
+from .labels.counted import IMAGE_SUFFIXES
 
 SHOWN = 3  # files of the same name
+LONGEST_SHOWN = 300  # characters of a name that may be anything
 
 
 class ImageFinder:
@@ -29,22 +30,29 @@ class ImageFinder:
 
     def find(self, name: str) -> Path:
         """The file that is meant. Raises UsageError if there is none, or more than one."""
-        if re.match(r"[a-z]+://", name):
-            raise UsageError(f"image {name}: is an address. Download it and name the file.")
+        shown_name = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
+        if re.match(r"[a-z]+://", name) and not name.startswith("file://"):
+            raise UsageError(f"image {shown_name}: is an address. Download it and name the file.")
         plain = _plain_name(name)
         for folder in self.folders:
             file = Path(os.path.normpath(folder / plain))
-            if file.is_file():
+            # os.path, unlike Path, takes a name that no system allows for one that is not there
+            if os.path.isfile(file):
                 return file
+        if not list(_tails(plain)):
+            raise UsageError(f"image {shown_name!r}: names no file. Write its name.")
         found = self._look_up(plain)
         if len(found) == 1:
             return found[0]
         if not found:
             places = ", ".join(map(str, self.folders))
-            raise UsageError(f"image {name}: no such file in {places} or below.")
+            cause = likely_cause(self.folders[0] / plain)
+            raise UsageError(
+                f"image {shown_name}: no such file in {places} or below. {cause}".rstrip()
+            )
         shown = ", ".join(map(str, found[:SHOWN]))
         raise UsageError(
-            f"image {name}: {len(found)} files are called so ({shown}). Name its folder, too."
+            f"image {shown_name}: {len(found)} files are called so ({shown}). Name its folder, too."
         )
 
     def _look_up(self, name: str) -> list[Path]:

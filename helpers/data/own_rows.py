@@ -24,6 +24,7 @@ from .judgement import Ranking, explain_validation_error, rank_by_score
 from .leftovers import Leftovers
 from .pairs import DEFAULT_QUESTION
 from .record import Message, PreferenceRecord
+from .splitting import split_name
 from .tasks import Task
 from .truth import LEAST_PEOPLE, TRUTH_KINDS, Facts, TruthKind, check_kind, plain_kind
 
@@ -31,11 +32,6 @@ from .truth import LEAST_PEOPLE, TRUTH_KINDS, Facts, TruthKind, check_kind, plai
 _TIES = {"tie", "both", "equal", "same", "draw", "neither", "gleich", "unentschieden", "bothbad"}
 _UNJUDGED = {"", "none", "skip", "skipped", "unjudged", "null", "na"}
 _SIDES = {"left": 0, "first": 0, "links": 0, "right": 1, "second": 1, "rechts": 1}
-SPLIT_NAMES = {
-    "train": "train training trainset trainingset",
-    "valid": "valid validation val dev validset devset eval",
-    "test": "test testing testset heldout",
-}
 
 
 class CellRow(NamedTuple):
@@ -58,15 +54,6 @@ class ReadRows:
             self.records[split] += records
         for split, tasks in others.tasks.items():
             self.tasks[split] += tasks
-
-
-def split_name(text: str) -> str:
-    """ "val" and "Validation" → "valid"; "" for what names no split."""
-    name = plain_title(text)
-    for split, names in SPLIT_NAMES.items():
-        if name in names.split():
-            return split
-    return ""
 
 
 class RowReader:

@@ -19,6 +19,7 @@ notebook 02.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from .counting import (
     is_well_formed,
 )
 from .judgement import Ranking
-from .labels import CountedImage
+from .labels.counted import CountedImage
 from .record import Answer, Message, PreferenceRecord
 from .tasks import Task
 
@@ -146,6 +147,8 @@ class _WrongCounts:
         self._highest = highest_counts(truths)
         # counts → all that differ from them; many images have the same counts
         self._different = {}
+        # do any two images differ?
+        self.differ = any(truth != truths[0] for truth in truths)
 
     def edit(self, truth: Counts) -> Counts:
         return edited_counts(truth, self._highest, self._rng)
@@ -155,10 +158,6 @@ class _WrongCounts:
         if key not in self._different:
             self._different[key] = [other for other in self._truths if other != truth]
         others = self._different[key]
-        if not others:
-            raise ValueError(
-                "all images have the same counts, so no count of another image is wrong"
-            )
         return others[int(self._rng.integers(len(others)))]
 
 
@@ -166,12 +165,14 @@ def true_and_wrong_answers(truths: Sequence[Counts], seed: int = 0) -> list[list
     """Give four answers for each truth: it twice, one with a count edited, one of another image.
 
     A critic learns from them what a mistake looks like, also one that the policy does not make yet:
-    first from the last kind, which is easy to tell, then from the one before.
+    first from the last kind, which is easy to tell, then from the one before. Where all images have
+    the same counts, both are edited.
     """
     wrong = _WrongCounts(truths, np.random.default_rng(seed))
     rows = []
     for truth in truths:
-        answers = [truth, truth, wrong.edit(truth), wrong.of_other_image(truth)]
+        other = wrong.of_other_image(truth) if wrong.differ else wrong.edit(truth)
+        answers = [truth, truth, wrong.edit(truth), other]
         rows.append([count_answer(counts) for counts in answers])
     return rows
 
@@ -185,7 +186,8 @@ def build_records(
     """Make one record an image: the true answer and a rejected one of each kind in `negatives`.
 
     own_answers: N sampled answers for each item. An item whose samples are all correct has no `own`
-    answer, and no record if that was the only kind (the number of these is printed).
+    answer, and no record if that was the only kind (the number of these is printed). Where all
+    images have the same counts, none of another image are wrong: they are edited instead, in words.
     """
     unknown = set(negatives) - set(NEGATIVES)
     if unknown:
@@ -194,6 +196,9 @@ def build_records(
         return []
     rng = np.random.default_rng(seed)
     wrong = _WrongCounts([item.counts for item in items], rng)
+    if "other image" in negatives and not wrong.differ:
+        print("All images have the same counts: wrong ones are edited, not those of another image.")
+        negatives = [*(kind for kind in negatives if kind != "other image"), "edit"]
     records = []
     for number, item in enumerate(items):
         # Of equal texts the first origin counts, so the truth comes first.
@@ -372,9 +377,13 @@ def add_image_negatives(
     """Give the records one `negative_images` entry for each of `kinds`, in that order.
 
     Spoilt images are written to `folder`. "shuffled" is the image of another record with another
-    truth, so that the best answer is wrong there.
+    truth, so that the best answer is wrong there; where all have one truth this is said, and it is
+    the image of any other.
     """
     rng = np.random.default_rng(seed)
+    known = [record.truth for record in records if record.truth is not None]
+    if "shuffled" in kinds and len(known) > 1 and all(truth == known[0] for truth in known):
+        print("⚠️ All records have the same truth: with another image, too, the answer is right.")
     result = []
     for number, record in enumerate(tqdm(records, "image negatives", leave=False)):
         names = []
@@ -383,7 +392,7 @@ def add_image_negatives(
                 # A picture of its own, so nothing is written.
                 names.append(_other_image(record, records, rng))
                 continue
-            path = os.path.abspath(folder / f"{record.id or number}-{kind}.png")
+            path = os.path.abspath(folder / f"{_file_name(record, number)}-{kind}.png")
             image = open_image(record.image_paths[0], record.place)
             with replace_file(Path(path)) as beside:
                 spoil_image(image, kind, rng).save(beside, "PNG")
@@ -392,17 +401,27 @@ def add_image_negatives(
     return result
 
 
+def _file_name(record: PreferenceRecord, number: int) -> str:
+    """The id of a record, or its number: an id may be a path that leads out of the folder."""
+    is_name = record.id is not None and re.fullmatch(r"[^\W_][\w.-]{0,99}", record.id)
+    return record.id if is_name else f"_{number}"
+
+
 def _other_image(
     record: PreferenceRecord,
     records: Sequence[PreferenceRecord],
     rng: np.random.Generator,
 ) -> str:
+    same = None
     # A random order, so that the first one that differs is a fair draw.
     for place in rng.permutation(len(records)):
         other = records[place]
+        if other.images == record.images:
+            continue
         # Where nobody knows what is true, another photo has to do.
-        known = record.truth is not None
-        differs = other.truth != record.truth if known else other.images != record.images
-        if differs:
+        if record.truth is None or other.truth != record.truth:
             return other.images[0]
-    raise ValueError("all records have the same truth, so no other image makes the answer wrong")
+        same = same or other.images[0]
+    if same is None:
+        raise ValueError("all records are about the same image, so there is no other to show")
+    return same

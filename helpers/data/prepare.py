@@ -4,12 +4,13 @@ Photos are split, images copied beside the records, and what was done, left out,
 learn from is said in a few lines. Taught in notebook 02.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers.files import ROOT, UsageError, write_json
+from helpers.files import ROOT, UsageError, likely_cause, write_json
 from helpers.statistics import detectable_difference, items_needed
 
 from .blind import blind_rules, blind_warnings
@@ -102,11 +103,29 @@ def _entries(opened: OpenedData) -> list[Entry]:
         for task in part.tasks:
             images = tuple(map(same_place, task.images))
             entries.append(Entry(task, images, task.group, split))
+    entries = [entry for entry in entries if not _missing(entry, opened.left)]
+    if not entries:
+        reasons = "\n".join(opened.left.lines())
+        raise UsageError(f"{opened.source}: none of the images is there.\n{reasons}")
     photos = photos_of([(entry.images, entry.group) for entry in entries])
     numbered = []
     for entry, photo in zip(entries, photos, strict=True):
         numbered.append(replace(entry, photo=photo))
     return numbered
+
+
+def _missing(entry: Entry, left: Leftovers) -> bool:
+    """Is an image of an entry no file? Then it is among the leftovers, with its record."""
+    for image in (*entry.images, *entry.spoilt):
+        # What is there and is no file, a pipe or a folder, would never end, or not begin
+        if not os.path.isfile(image):
+            record = entry.item if isinstance(entry.item, PreferenceRecord) else None
+            where = f"{record.place}: " if record else ""
+            why = "is no file." if os.path.exists(image) else "does not exist."
+            place = f"{where}image {image} {why} {likely_cause(image)}".rstrip()
+            left.add("the image cannot be read", place)
+            return True
+    return False
 
 
 # --- splits ---------------------------------------------------------------------------------------
@@ -177,18 +196,31 @@ def _copy(
         reasons = "\n".join(left.lines())
         raise UsageError(f"none of the images can be read, so nothing was written.\n{reasons}")
     names: dict[int, str] = {}  # of photos whose data gives them no group
+    taken = {entry.group for entry in whole}
     # A preference and its question have one id, and may
     ids = Counter((type(entry.item), entry.item.id) for entry in whole)
     moved = []
     for entry in whole:
         images = [places[image] for image in entry.images]
         # All that is about one photo stays one cluster of a test
-        group = names.setdefault(entry.photo, entry.group or images[0].stem)
-        group = entry.group or group
+        if entry.photo not in names:
+            names[entry.photo] = entry.group or _new_name(images[0].stem, taken)
+        group = entry.group or names[entry.photo]
         spoilt = [places[image] for image in entry.spoilt]
         item = _moved_item(entry, images, spoilt, group, ids)
         moved.append(replace(entry, item=item))
     return moved
+
+
+def _new_name(name: str, taken: set[str]) -> str:
+    """The name, with a number if another photo has it already; it is taken from now on."""
+    new = name
+    number = 2
+    while new in taken:
+        new = f"{name}-{number}"
+        number += 1
+    taken.add(new)
+    return new
 
 
 def _moved_item(

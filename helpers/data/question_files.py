@@ -24,6 +24,7 @@ from .leftovers import Leftovers
 from .own_rows import CellRow, ReadRows, RowReader
 from .preferences import RawRow, RecordLine
 from .record import PreferenceRecord, resolve_images
+from .splitting import split_name
 from .tables import TABLE_SUFFIXES, decode_text, read_sheets
 from .truth import TruthKind, check_kind
 
@@ -96,10 +97,13 @@ class FileReader:
                 self.left.add("the line cannot be read", f"{place} {line.error}")
                 continue
             try:
-                found.records[""].append(self._resolve(line))
+                record = self._resolve(line)
             except UsageError as error:
                 self.left.add("the image cannot be found", f"{place} {error}")
                 continue
+            # As in tables, a column may say to which split a row belongs
+            split = split_name(str(record.extra.get("split", "")))
+            found.records[split].append(record)
             if line.change:
                 changes[line.change] += 1
         for change, n in changes.items():

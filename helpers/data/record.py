@@ -16,17 +16,43 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+
+from helpers.files import did_you_mean
 
 from .judgement import FiniteNumber, Judgement, Ranking, StrictModel
 from .truth import Truth, TruthKind, check_kind, plain_kind
 
 PairChoice = Literal["all", "extremes"]  # every pair of a record, or best against worst
 EMPTY_ANSWER = "the answer is empty: write its text or remove the record"
+
+
+def _as_name(value: Any) -> Any:
+    """An id that is a number, as in tables and exports of hubs, as the text that it is here."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+Name = Annotated[str, BeforeValidator(_as_name)]
+
+
+# Signs of no width that mean nothing by themselves: zero-width space, word joiner, mark of UTF-8
+# files, soft hyphen
+_UNSEEN = re.compile("[\u200b\u2060\ufeff\u00ad]")
+
+
+def seen_text(text: str) -> str:
+    """What a reader sees of a text: two answers that differ in nothing else are one.
+
+    Blanks are one blank each, letters with accents are composed, signs without width are gone.
+    """
+    return " ".join(_UNSEEN.sub("", unicodedata.normalize("NFC", text)).split())
 
 
 class Message(StrictModel):
@@ -43,7 +69,7 @@ def conversation_text(turns: Sequence[Message]) -> str:
 
 class Answer(StrictModel):
     text: str
-    id: str | None = None
+    id: Name | None = None
     model: str | None = None  # who wrote it, if a model did
     origin: str | None = None  # how it came about: "truth", "own", "edit", "other image", …
     cut_off: bool = False  # the model was stopped before the answer came to its end
@@ -54,7 +80,7 @@ class Answer(StrictModel):
     @field_validator("text")
     @classmethod
     def _check_not_empty(cls, text: str) -> str:
-        if not text.strip():
+        if not seen_text(text):
             raise ValueError(EMPTY_ANSWER)
         return text
 
@@ -85,8 +111,10 @@ def _read_short_form(sides: dict) -> dict:
     answers = []
     texts = []
     for name, side in sides.items():
-        if not str(side).strip():
+        if not seen_text(str(side)):
             raise ValueError(f"{name}: {EMPTY_ANSWER}")
+        if isinstance(side, int | float | None):
+            raise ValueError(f"{name}: {side!r} is no text: put the answer in quotes")
         answer = {"text": side} if isinstance(side, str) else side
         answers.append(answer)
         texts.append(answer.get("text") if isinstance(answer, dict) else answer)
@@ -111,13 +139,13 @@ class PreferenceRecord(StrictModel):
     prompt: list[Message] = Field(min_length=1)
     answers: list[Answer] = Field(min_length=2)
     ranking: Ranking | None = None  # None: nobody has judged yet, so there are no pairs
-    id: str | None = None
+    id: Name | None = None
     judgements: list[Judgement] = Field(default_factory=list)
     truth: Truth | None = None  # counts by class, an answer, or several
     truth_kind: TruthKind | None = None  # how answers are judged by it; None: see `kind`
     # spoilt images, with which the best answer is wrong
     negative_images: list[str] = Field(default_factory=list)
-    group: str | None = None  # records of one photo share a group and stay on one side of a split
+    group: Name | None = None  # records of one photo share a group and stay on one side of a split
     source: str | None = None
     licence: str | None = None
     extra: dict[str, Any] = Field(default_factory=dict)  # what another format has beyond this one
@@ -137,7 +165,24 @@ class PreferenceRecord(StrictModel):
         if data.keys() >= {"chosen", "rejected"} and not data.keys() & {"answers", "ranking"}:
             sides = {name: data.pop(name) for name in ("chosen", "rejected")}
             data |= _read_short_form(sides)
+            return cls._keep_other_columns(data)
         return data
+
+    @classmethod
+    def _keep_other_columns(cls, data: dict) -> dict:
+        """Move what a row of the short form has beyond it to `extra`: exports have such columns.
+
+        A name that is nearly one of a field stays where it is, to be refused.
+        """
+        known = set(cls.model_fields)
+        other = {name: value for name, value in data.items() if name not in known}
+        for name in list(other):
+            if did_you_mean(name, known):
+                del other[name]
+        if not other or not isinstance(data.get("extra", {}), dict):
+            return data
+        kept = {name: value for name, value in data.items() if name not in other}
+        return {**kept, "extra": other | data.get("extra", {})}
 
     @field_validator("extra")
     @classmethod
@@ -162,10 +207,13 @@ class PreferenceRecord(StrictModel):
             _check_judgement(judgement, len(self.answers))
         check_kind(self.truth_kind, self.truth)
         # Training on such a pair would only add noise.
+        seen = [seen_text(answer.text) for answer in self.answers]
         for better, worse in self.tier_pairs():
-            if self.answers[better].text == self.answers[worse].text:
+            if seen[better] == seen[worse]:
+                equal = self.answers[better].text == self.answers[worse].text
+                how = "" if equal else ", but for what nobody sees,"
                 raise ValueError(
-                    f"answers {better} and {worse} have the same text but different ranks"
+                    f"answers {better} and {worse} have the same text{how} but different ranks"
                 )
         return self
 

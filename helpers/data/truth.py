@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag
 
-from .counting import Counts
+from .counting import Counts, like_classes, unreadable_classes
 
 TruthKind = Literal[
     "none",  # nobody has said what is right
@@ -51,7 +51,9 @@ def plain_kind(facts: Facts) -> TruthKind:
 
 
 def check_kind(kind: TruthKind | None, facts: Facts) -> None:
-    """Raise ValueError if a truth cannot be of the kind that was named."""
+    """Raise ValueError if a truth cannot be of the kind that was named, or judged at all."""
+    if isinstance(facts, Mapping):
+        _check_classes(list(facts))
     if kind is None:
         return
     if kind == "none" and facts:
@@ -66,4 +68,19 @@ def check_kind(kind: TruthKind | None, facts: Facts) -> None:
         raise ValueError(
             f"truth_kind 'vqa_accuracy' needs the answers of {LEAST_PEOPLE} people or more, not "
             f"{people}: with fewer no answer is wholly right. Take 'exact_match'."
+        )
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    alike = like_classes(classes)
+    if alike:
+        raise ValueError(
+            f"the truth counts {' and '.join(map(repr, alike))}, which are one to an answer: case "
+            "and a plural s do not count. Rename one, or add up their counts"
+        )
+    unreadable = unreadable_classes(classes)
+    if unreadable:
+        raise ValueError(
+            f"the truth counts {', '.join(map(repr, unreadable))}, which no answer could name so "
+            "that it can be read. Give them names of letters"
         )

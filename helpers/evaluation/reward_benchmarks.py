@@ -13,9 +13,10 @@
   are not public.
 
 What differs: the official codes have no ties. Here a tie, or a judge's abstention, counts ½, and
-`decided` leaves it out. VL-RewardBench's code leaves abstentions out everywhere, with every pair
-that has one unreadable vote; Multimodal RewardBench's code tosses a coin for them.
-Judges are in `helpers/evaluation/judge.py`.
+`decided` leaves it out. VL-RewardBench's code leaves pairs without a majority out everywhere;
+Multimodal RewardBench's code tosses a coin for what cannot be read. Judges are in
+`helpers/evaluation/judge.py`; `helpers/evaluation/official/reward_judges.py` has the official
+readings of their replies, with which a published figure may be compared.
 """
 
 import json

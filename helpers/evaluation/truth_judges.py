@@ -23,13 +23,15 @@ from helpers.data import (
     presence_question,
     tasks_asking,
 )
+from helpers.files import UsageError
 from helpers.rewards import TRUTHS, are_right, degrees
-from helpers.statistics import Proportion, TableRows
+from helpers.statistics import Proportion, TableRows, sample_mean
 
 from .counting_metrics import count_metrics
 from .hallucination import chair_metrics
 from .official.polling import pope_questions
 from .official.questions import BenchmarkQuestion
+from .official.vqa import official_vqa_accuracies
 from .text_metrics import reference_metrics
 
 AnswerTexts = Sequence[str]
@@ -147,7 +149,13 @@ class TruthfulJudge(Judge):
 
     def details(self, answers: AnswerTexts, other_answers: AnswerTexts = ()) -> Details:
         references = [_listed(task) for task in self.tasks]
-        return [("texts", reference_metrics(answers, references).rows())]
+        tables = [("texts", reference_metrics(answers, references).rows())]
+        if kind_of(self.tasks) == "vqa_accuracy":
+            # A published figure is one of the official code's
+            official = sample_mean(official_vqa_accuracies(answers, references))
+            rows = [["measure", "value"], ["VQA accuracy", official.short_text()]]
+            tables.append(("as VQA v2's own code counts", rows))
+        return tables
 
 
 def _listed(task: Task) -> list[str]:
@@ -231,11 +239,11 @@ class CountJudge(TruthfulJudge):
         items = []
         for task in self.tasks[:most]:
             items.append(CountedImage(task.images[0], task.facts, task.group))
-        # with one class an image cannot have both what is there and what is not
-        if len({name for item in items for name in item.counts}) < 2:
-            print("POPE is left out: it asks for what is there and what is not, of two classes.")
+        try:
+            return pope_questions(items, strategy, per_image=1)
+        except UsageError:
+            print("POPE is left out: no image shows something that others show, and lacks another.")
             return []
-        return pope_questions(items, strategy, per_image=1)
 
 
 def judges(tasks: Sequence[Task]) -> Judge:

@@ -91,9 +91,14 @@ class DriveCopies:
 
 
 def _finished_files(folder: Path) -> Iterator[Path]:
-    """Files and whole checkpoints, without what is being written and what can be computed again."""
+    """Files and whole checkpoints, without what is being written and what can be computed again.
+
+    Links to folders are not followed: they may lead back to a folder that they are in.
+    """
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "cache":
+            continue
+        if path.is_symlink() and path.is_dir():
             continue
         if path.is_dir() and not CHECKPOINT_FOLDER.fullmatch(path.name):
             yield from _finished_files(path)

@@ -228,6 +228,7 @@ def _load(source: CheckpointSource, four_bit: bool) -> PreTrainedModel:
         return model
     return AutoModelForImageTextToText.from_pretrained(
         source.location,
+        use_safetensors=True,  # other files of weights are pickles, which can run code
         quantization_config=quantization() if four_bit else None,
         device_map={"": device()},
         **options,

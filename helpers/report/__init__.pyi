@@ -16,10 +16,13 @@ from .html import (
     format_counts as format_counts,
     gallery_html as gallery_html,
     mark_changes as mark_changes,
+    markdown_code as markdown_code,
     markdown_table as markdown_table,
+    markdown_text as markdown_text,
     picture_html as picture_html,
     png_bytes as png_bytes,
     raw_table as raw_table,
+    shown_size as shown_size,
     table_html as table_html,
 )
 from .model_card import (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from helpers.data import Task, conversation_text
 from helpers.evaluation import GalleryItem, PolicyAnswer, Rightness
-from helpers.files import open_image
+from helpers.files import open_image, printable
 from helpers.models import BASE_POLICY
 from helpers.rewards import TRUTHS
 
@@ -26,6 +26,7 @@ LESS_LIKELY_RGB = (248, 81, 73)  # red
 FULL_COLOR_NATS = 3.0  # nats of gain or loss at which a token's colour is full
 UNDERLINED_NATS = 0.1  # of loss, from which a token is underlined
 MARKS = {True: "✓ ", False: "✗ ", None: ""}  # of an answer that is right, wrong, or unknown
+TALLEST = 4  # times its width: a picture that would be taller is shown narrower
 SHORT_CELL = 40  # characters: figures stay on one line, sentences do not
 
 
@@ -47,6 +48,20 @@ def _table_cell(text: str) -> str:
     return f"<td style='text-align:left{wrap}'>{text}</td>"
 
 
+def markdown_text(text: str) -> str:
+    """Somebody's text in Markdown: on one line, without tags, links, code and formulas."""
+    plain = html.escape(printable(" ".join(text.split())), quote=False)
+    for sign in ("\\", "`", "$", "*", "["):
+        plain = plain.replace(sign, f"\\{sign}")
+    return plain
+
+
+def markdown_code(text: str) -> str:
+    """Somebody's text as code in Markdown, on one line."""
+    plain = printable(" ".join(text.split())).replace("`", "'")
+    return f"`{plain}`"
+
+
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; rows[0] is the head."""
     lines = []
@@ -58,9 +73,16 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def shown_size(image: Image.Image, width: int) -> tuple[int, int]:
+    """Width and height at which an image is shown; one that is very tall is narrower."""
+    # Of 1 × 10,000 pixels a picture as wide as the others would take gigabytes
+    height = min(round(width * image.height / image.width), TALLEST * width)
+    return max(1, min(width, round(height * image.width / image.height))), max(1, height)
+
+
 def png_bytes(image: Image.Image, width: int = 320) -> bytes:
-    """The image as PNG, enlarged or reduced to `width` for the screen."""
-    size = (width, round(width * image.height / image.width))
+    """The image as PNG, enlarged or reduced to `width` for the screen (see `shown_size`)."""
+    size = shown_size(image, width)
     # Lanczos keeps edges of small drawings sharp
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.LANCZOS).save(buffer, "PNG")
@@ -71,7 +93,7 @@ def picture_html(image: Image.Image, width: int = 130, alt: str = "") -> str:
     """The image inside the page, `width` pixels wide."""
     data = base64.b64encode(png_bytes(image, width)).decode()
     source = f"data:image/png;base64,{data}"
-    return f"<img width='{width}' alt='{html.escape(alt)}' src='{source}'>"
+    return f"<img width='{shown_size(image, width)[0]}' alt='{html.escape(alt)}' src='{source}'>"
 
 
 def mark_changes(before: str, after: str) -> tuple[str, str]:

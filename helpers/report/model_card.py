@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import platform
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from helpers.data import raw_rows
 from helpers.evaluation import PolicyFindings
-from helpers.files import ROOT, UsageError, artifacts_dir, published_path, write_text
+from helpers.files import ROOT, UsageError, artifacts_dir, printable, published_path, write_text
 from helpers.models import PRESETS
 
-from .html import markdown_table
+from .html import markdown_code, markdown_table, markdown_text
 
 CARD_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "unsloth")
 STAGE_NOTEBOOKS = {"sft": "04", "dpo": "04", "ppo": "05"}
@@ -29,15 +30,15 @@ CARD = """\
 {{ card_data }}
 ---
 
-# {{ name }}
+# {{ text(name) }}
 
-A LoRA adapter of `{{ about.base }}`, trained with {{ method.upper() }} on \
-{% if about.reward %}the reward `{{ about.reward }}`{% elif method == 'sft' %}\
+A LoRA adapter of {{ code(about.base) }}, trained with {{ method.upper() }} on \
+{% if about.reward %}the reward {{ code(about.reward) }}{% elif method == 'sft' %}\
 {{ about.answers or 'chosen' }} answers{% else %}preference pairs{% endif %}, \
 seed {{ about.seed or 0 }}.
 
 ## Data
-`{{ data }}`. Licence of the data: {{ data_licences|join(', ') }}. \
+{{ code(data) }}. Licence of the data: {{ text(data_licences|join(', ')) }}. \
 Licence of the base: {{ base_licence }}.
 
 ## Training command
@@ -56,19 +57,19 @@ Settings:
 {{ found.n }} held-out items, the same for the base; 95 % intervals; p adjusted by Holm over all \
 rows of the report.
 
-{{ markdown_table(found.rows) }}
+{{ table(found.rows) }}
 
-{% for title, rows in found.details %}## Greedy answers, {{ title }}
-{{ markdown_table(rows) }}
+{% for title, rows in found.details %}## Greedy answers, {{ text(title) }}
+{{ table(rows) }}
 
 {% endfor %}## Does it look at the image?
-{{ found.sight }}.
+{{ text(found.sight) }}.
 
 ## Does it still speak?
-{{ found.language }}
+{{ text(found.language) }}
 
 ## Known failures
-{% for failure in found.failures %}* {{ failure }}
+{% for failure in found.failures %}* {{ text(failure) }}
 {% endfor %}
 Not tested on anything but these items. Made for teaching; decide nothing with it that matters to \
 anyone.
@@ -106,13 +107,23 @@ def render_model_card(name: str, findings: PolicyFindings) -> str:
         data=published_path(about.get("data", "not noted")),
         data_licences=data_licences(about),
         base_licence=preset.licence if preset else "see the base's own card",
-        command=training_command(name, about),
+        command=printable(training_command(name, about).replace("\n", " ")),
         settings=json.dumps(about.get("settings", {}), indent=1),
         versions=package_versions(),
         found=findings,
-        markdown_table=markdown_table,
+        text=markdown_text,
+        code=markdown_code,
+        table=_plain_table,
     )
     return card.content + "\n"
+
+
+def _plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells may hold what somebody has written."""
+    plain = []
+    for row in rows:
+        plain.append([markdown_text(cell) for cell in row])
+    return markdown_table(plain)
 
 
 def training_command(name: str, about: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -46,11 +47,20 @@ CURVES = {  # title: (colours of TRL's keys, level of an untrained model)
 }
 # of all figures: no frames at the top and the right, no box around a legend
 STYLE = {
+    # a dollar sign in somebody's text begins no formula
+    "text.parse_math": False,
     "figure.constrained_layout.use": True,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+# Fonts of systems and packages with the letters that matplotlib's own font lacks
+OTHER_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans",
+    "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS", "Noto Sans", "Noto Sans Arabic",
+    "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai", "Nirmala UI", "Noto Emoji",
+    "Segoe UI Symbol",
+)  # fmt: skip
 REDRAWN_EVERY = 3.0  # seconds, at most
 FEW_POINTS = 20  # so few are drawn as dots
 PALE = 0.25  # opacity of values under their running mean
@@ -59,10 +69,38 @@ Log = Sequence[Mapping[str, float]]  # a row for each step
 HeldOut = Sequence[tuple[int, Proportion]]  # (step, share of right answers to held-out questions)
 
 
+@functools.cache
+def _fonts() -> tuple[str, ...]:
+    """matplotlib's own font, and those of OTHER_FONTS that this machine has."""
+    installed = set(font_manager.get_font_names())
+    return ("DejaVu Sans", *(name for name in OTHER_FONTS if name in installed))
+
+
+@functools.cache
+def _is_drawable(letter: str) -> bool:
+    """Has any of the fonts this letter? Without it matplotlib draws a box, and warns."""
+    for name in _fonts():
+        font = font_manager.get_font(font_manager.findfont(name))
+        if font.get_char_index(ord(letter)):
+            return True
+    return False
+
+
+def _plain(text: str) -> str:
+    """Somebody's text as a figure can show it; letters that no font has are escapes, `\\u4e2d`."""
+    shown = []
+    for letter in text:
+        if letter == "\n" or (letter.isprintable() and _is_drawable(letter)):
+            shown.append(letter)
+        else:
+            shown.append(letter.encode("unicode_escape").decode())
+    return "".join(shown)
+
+
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     @functools.wraps(draw)
     def draw_and_close(*args, **kwargs):
-        with plt.rc_context(STYLE):
+        with plt.rc_context({**STYLE, "font.family": list(_fonts())}):
             figure = draw(*args, **kwargs)
         plt.close(figure)
         return figure
@@ -77,7 +115,7 @@ def image_grid(images: Sequence[Image.Image], titles: Sequence[str], columns: in
     rows = -(-len(images) // columns)
     wrapped = []
     for title in titles:
-        lines = [textwrap.fill(line, 42) for line in title.splitlines()]
+        lines = [textwrap.fill(line, 42) for line in _plain(title).splitlines()]
         wrapped.append("\n".join(lines))
     most = max(title.count("\n") + 1 for title in wrapped)
     size = (3.2 * columns, (3.1 + 0.17 * most) * rows)
@@ -261,11 +299,6 @@ def _run_style(number: int) -> dict[str, str]:
     }
 
 
-def _plain(text: str) -> str:
-    """The text as it is: "$" begins a formula in matplotlib."""
-    return text.replace("$", r"\$")
-
-
 @_styled
 def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> Figure:
     """Draw the critic's value before each token of an answer as bars over the tokens."""
@@ -273,8 +306,8 @@ def value_strip(tokens: Sequence[str], values: Sequence[float], title: str) -> F
     # a bar stands over each token
     places = range(len(tokens))
     axis.bar(places, values, color=ACCENT_COLOR, alpha=0.7)
-    axis.set(title=title, ylabel="expected score", ylim=(min(0, *values), max(1, *values)))
-    names = [token.strip() or "␣" for token in tokens]
+    axis.set(title=_plain(title), ylabel="expected score", ylim=(min(0, *values), max(1, *values)))
+    names = [_plain(token.strip() or "␣") for token in tokens]
     axis.set_xticks(places, names, rotation=60, ha="right", fontsize=8)
     return figure
 
@@ -349,8 +382,9 @@ def interval_chart(groups: Mapping[str, Mapping[str, Proportion]], title: str) -
         heights = places + offset
         shares = pd.DataFrame([values[measure] for measure in measures])
         axis.hlines(heights, shares["low"], shares["high"], color=color, linewidth=3, alpha=0.5)
-        axis.plot(shares["value"], heights, "o", color=color, label=model)
-    axis.set(yticks=places, yticklabels=measures, title=title)
+        axis.plot(shares["value"], heights, "o", color=color, label=_plain(model))
+    names = [_plain(measure) for measure in measures]
+    axis.set(yticks=places, yticklabels=names, title=_plain(title))
     axis.set(xlim=(-0.02, 1.02), ylim=(len(measures) - 0.5, -0.5))
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -373,8 +407,8 @@ def error_chart(errors: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     for axis, cls in zip(axes, classes, strict=True):
         for (model, values), color in zip(errors.items(), MODEL_COLORS, strict=False):
             known = values[cls][~np.isnan(values[cls])]
-            axis.hist(np.clip(known, -3, 3), bins, color=color, alpha=0.55, label=model)
-        axis.set(title=cls, xlabel="stated − true")
+            axis.hist(np.clip(known, -3, 3), bins, color=color, alpha=0.55, label=_plain(model))
+        axis.set(title=_plain(cls), xlabel="stated − true")
     axes[0].set_ylabel("held-out images")
     axes[-1].legend()
     return figure

@@ -82,6 +82,7 @@ from .references import (
     plain_reading as plain_reading,
     require_references as require_references,
     token_f1 as token_f1,
+    vote_share as vote_share,
     vqa_accuracy as vqa_accuracy,
     yes_no as yes_no,
 )

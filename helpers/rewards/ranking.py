@@ -32,6 +32,7 @@ from helpers.data import (
     ask,
     counting_tasks,
     plain_kind,
+    seen_text,
     tasks_of,
     tier_of_each,
 )
@@ -345,14 +346,18 @@ def _as_tasks(tasks: Sequence[Task] | Sequence[CountedImage]) -> list[Task]:
 def distinct_answers(answers: Sequence[str | SampledAnswer]) -> list[SampledAnswer]:
     """The answers in their order, each text once and none without a word.
 
-    One came to its end if any of the same text did; of a text alone that is taken for granted.
+    Texts are one that a reader cannot tell apart. One came to its end if any of the same text did;
+    of a text alone that is taken for granted.
     """
+    texts: dict[str, str] = {}  # as it is seen → as it was first written
     ended: dict[str, bool] = {}
     for answer in answers:
         text, whole = (answer, True) if isinstance(answer, str) else answer
-        if text.strip():
-            ended[text] = ended.get(text, False) or whole
-    return [SampledAnswer(text, whole) for text, whole in ended.items()]
+        seen = seen_text(text)
+        if seen:
+            texts.setdefault(seen, text)
+            ended[seen] = ended.get(seen, False) or whole
+    return [SampledAnswer(text, ended[seen]) for seen, text in texts.items()]
 
 
 def _ranked(

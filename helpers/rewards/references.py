@@ -85,13 +85,13 @@ def _make_reference_scorer(name: str, combine: Callable[[list[bool]], float]) ->
     return make_scorer(name, parts)
 
 
-def _vote(matches: list[bool]) -> float:
+def vote_share(matches: list[bool]) -> float:
     """VQA accuracy (Antol et al. 2015, arXiv 1505.00468), as it is evaluated for VQA v2.
 
     Each annotator is left out in turn; min(matches among the others / 3, 1), averaged. With n < 10
     annotators the same, so that n < 4 give (n − 1)/3 at best; one reference cannot be left out and
-    gives 1/3 (exact_match gives 1). Simplified: the official code compares raw texts where all
-    annotators agree; here they are always normalised.
+    gives 1/3 (exact_match gives 1). The official code compares raw texts where all annotators
+    agree; here they are always normalised (as it has it: `evaluation/official/vqa.py`).
     """
     others = matches
     if len(matches) > 1:
@@ -101,7 +101,7 @@ def _vote(matches: list[bool]) -> float:
 
 # 1 if the answer is the reference, or one of them, else 0
 exact_match = _make_reference_scorer("exact_match", any)
-vqa_accuracy = _make_reference_scorer("vqa_accuracy", _vote)
+vqa_accuracy = _make_reference_scorer("vqa_accuracy", vote_share)
 
 
 def _anls(given: str, references: Sequence[str]) -> float:

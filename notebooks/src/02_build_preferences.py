@@ -277,7 +277,7 @@ print(data.render_blind_table(data.blind_rules(all_kinds)))
 # %%
 rng = np.random.default_rng(SEED)
 counted = data.counted_records(records)
-most = 3 * max([n for record in counted for n in record.truth.values()], default=0)
+most = 3 * max([1, *(n for record in counted for n in record.truth.values())])
 
 
 def with_random_counts(record):

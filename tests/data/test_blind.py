@@ -2,9 +2,9 @@ import pytest
 from made_up import made_up_items, wrong_downwards
 from shipped import TRAFFIC
 
+from helpers.data import read_counts
 from helpers.data.blind import best_rule, blind_rules, render_blind_table, true_image_detail_shares
 from helpers.data.counting import count_answer
-from helpers.data.labels import read_yolo
 from helpers.data.pairs import IMAGE_NEGATIVES, NEGATIVES, add_image_negatives, build_records
 from helpers.data.record import PreferenceRecord
 
@@ -62,7 +62,7 @@ def test_position_and_length_need_no_counts():
 
 
 def test_only_another_photo_is_as_sharp_as_the_true_one(tmp_path):
-    items = read_yolo(TRAFFIC, "train")[:60]
+    items = read_counts(TRAFFIC, "train")[:60]
     records = build_records(items, [[]] * 60, ("other image",))
     shares = true_image_detail_shares(add_image_negatives(records, tmp_path), IMAGE_NEGATIVES)
     assert shares["blank"].value == 1 and shares["blurred"].value == 1

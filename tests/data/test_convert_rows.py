@@ -178,10 +178,12 @@ def test_vlfeedback_is_ranked_by_the_mean_rating_and_ties_give_no_pair():
 
 def test_vlfeedback_without_ratings_and_with_equal_texts():
     record, change = from_row(
-        "vlfeedback", vlfeedback(("5", "5", "5"), ("N/A", "N/A", "N/A"), ("N/A", "3", "1"))
+        "vlfeedback",
+        vlfeedback(("5", "5", "5"), ("N/A", "N/A", "N/A"), ("N/A", "3", "1"), ("1", "2", "1")),
     )
-    assert [a.text for a in record.answers] == ["a", "c"] and record.ranking == [[0], [1]]
-    assert change == "1 answer(s) without a rating left out (kept in extra)"
+    # The mean of two criteria is no mean of three: the authors leave such answers out
+    assert [a.text for a in record.answers] == ["a", "d"] and record.ranking == [[0], [1]]
+    assert change == "2 answer(s) without a rating left out (kept in extra)"
     assert record.extra["vlfeedback"]["row"]["completions"][1]["response"] == "b"
     same = vlfeedback(("5", "5", "5"), ("3", "3", "3"), ("1", "1", "1"), texts=("a", "b", "a"))
     assert from_row("vlfeedback", same)[0].ranking == [[0, 1, 2]]

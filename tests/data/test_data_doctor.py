@@ -85,6 +85,18 @@ PROVOKED = [  # kind, a change of record 5, what the message says
         "'12' occurs more than",
     ),
     (
+        # but for a second blank and an accent that is a sign of its own
+        "duplicate answers",
+        {"answers": answers("11", "a caf\u00e9", "a  cafe\u0301"), "ranking": [[0], [1, 2]]},
+        "'a café' occurs more than",
+    ),
+    (
+        "bad line",
+        {"answers": answers("a caf\u00e9", "a  cafe\u0301"), "ranking": [[0], [1]]},
+        "answers 0 and 1 have the same text, but for what nobody sees, but different ranks",
+    ),
+    ("bad line", {"answers": answers("11", "\u200b \ufeff")}, "the answer is empty"),
+    (
         "scores",
         {"answers": answers("11", "12", scores=(1, 2.5))},
         "answer 0 has 1 and is ranked above answer 1, which",
@@ -227,6 +239,26 @@ def test_a_file_without_records_is_an_error_and_no_file_raises(tmp_path, content
     assert told(check_file(tmp_path / "a.jsonl")) == [("no records", None)]
     with pytest.raises(UsageError, match="no such file"):
         check_file(tmp_path / "b.jsonl")
+
+
+def test_two_people_may_be_of_two_opinions(folder):
+    """Of one person, or where nobody knows whose they are, two opinions are a slip."""
+
+    def by(name, ranking, number):
+        vote = {"kind": "human", "annotator": name, "verdict": "ranked", "ranking": ranking}
+        return row(0, ranking=ranking, id=f"r{number}", judgements=[vote])
+
+    first, other = [[0], [1]], [[1], [0]]
+    rows = [by("ann", first, 0), by("bob", other, 1)]
+    report = check_file(write(folder / "a.jsonl", rows))
+    assert told(report) == [("disagreement", 2)] and not report.errors
+    for last in (by("ann", other, 1), row(0, ranking=other, id="r1")):
+        report = check_file(write(folder / "a.jsonl", [rows[0], last]))
+        assert told(report) == [("contradiction", 2)]
+    # as tables name it
+    named = [row(0, ranking=ranking, id=None, extra={"annotator": name})
+             for name, ranking in (("ann", first), ("bob", other))]  # fmt: skip
+    assert told(check_file(write(folder / "a.jsonl", named))) == [("disagreement", 2)]
 
 
 def test_a_record_with_an_error_does_not_exclude_a_later_one(folder):

@@ -6,10 +6,9 @@ from made_up import made_up_items, wrong_downwards
 from PIL import Image
 from shipped import TRAFFIC
 
-from helpers.data import hub
+from helpers.data import CountedImage, hub, read_counts
 from helpers.data.blind import blind_rules
 from helpers.data.counting import count_answer, is_exact, parse_counts
-from helpers.data.labels import CountedImage, read_yolo
 from helpers.data.pairs import (
     IMAGE_NEGATIVES,
     add_image_negatives,
@@ -62,13 +61,22 @@ def test_a_well_formed_wrong_answer_is_taken_before_a_garbled_one():
     assert [a.text for a in record.answers if a.origin == "own"] == [wrong]
 
 
-def test_kinds_that_do_not_exist_and_data_without_variety_are_errors():
+def test_where_all_images_have_the_same_counts_wrong_ones_are_edited(capsys):
+    """One plate in every image: another image's counts are right, too."""
+    items = [CountedImage(i.path, {"cars": 1, "buses": 1}, i.group) for i in made_up_items(3)]
+    records = build_records(items, [[]] * 3, ("own", "other image"))
+    assert "All images have the same counts" in capsys.readouterr().out
+    assert len(records) == 3
+    for record in records:
+        (wrong,) = [answer for answer in record.answers if answer.origin != "truth"]
+        counts = parse_counts(wrong.text, ["cars", "buses"])
+        assert wrong.origin == "edit" and counts not in (None, items[0].counts)
+
+
+def test_kinds_that_do_not_exist_are_errors():
     items = made_up_items(3)
     with pytest.raises(ValueError, match="unknown kinds of negatives"):
         build_records(items, [[]] * 3, ("other",))
-    same = [CountedImage(i.path, {"cars": 1, "buses": 1}, i.group) for i in items]
-    with pytest.raises(ValueError, match="all images have the same counts"):
-        build_records(same, [[]] * 3, ("other image",))
 
 
 def test_spoilt_images_keep_their_size_and_lose_their_content():
@@ -87,8 +95,8 @@ def test_spoilt_images_keep_their_size_and_lose_their_content():
         spoil_image(image, "dark", rng)
 
 
-def test_image_negatives_are_written_beside_the_records(tmp_path):
-    items = read_yolo(TRAFFIC, "train")[:6]
+def test_image_negatives_are_written_beside_the_records(tmp_path, capsys):
+    items = read_counts(TRAFFIC, "train")[:6]
     records = build_records(items, [[]] * 6, ("other image",))
     spoilt = add_image_negatives(records, tmp_path / "negatives", IMAGE_NEGATIVES)
     truths = {record.images[0]: record.truth for record in records}
@@ -102,13 +110,25 @@ def test_image_negatives_are_written_beside_the_records(tmp_path):
     assert spoilt == add_image_negatives(records, tmp_path / "negatives", IMAGE_NEGATIVES), (
         "the seed decides"
     )
+    # What somebody else wrote into an id leads nowhere else
+    named = [record.model_copy(update={"id": "../../out"}) for record in records[:2]]
+    for record in add_image_negatives(named, tmp_path / "safe", ("blank",)):
+        assert Path(record.negative_images[0]).parent == tmp_path / "safe"
+    assert sorted(path.name for path in (tmp_path / "safe").iterdir()) == [
+        "_0-blank.png",
+        "_1-blank.png",
+    ]
     same = [record.model_copy(update={"truth": {"cars": 1}}) for record in records]
-    with pytest.raises(ValueError, match="all records have the same truth"):
-        add_image_negatives(same, tmp_path, ("shuffled",))
+    capsys.readouterr()
+    for record in add_image_negatives(same, tmp_path, ("shuffled",)):
+        assert record.negative_images[0] != record.images[0]
+    assert "All records have the same truth" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="all records are about the same image"):
+        add_image_negatives(same[:1], tmp_path, ("shuffled",))
 
 
 def test_shipped_preferences_are_built_from_the_shipped_scenes():
-    items = {f"train-{i.path.stem}": i for i in read_yolo(TRAFFIC, "train")}
+    items = {f"train-{i.path.stem}": i for i in read_counts(TRAFFIC, "train")}
     path = TRAFFIC / "preferences_train.jsonl"
     records = read_records(path)
     assert len(records) == 512
@@ -142,8 +162,9 @@ def test_answers_for_a_critic_are_true_edited_and_of_other_images():
         assert first == second == truth != edited and other in truths and other != truth
         assert sum(abs(edited[cls] - truth[cls]) for cls in truth) == 1
     assert true_and_wrong_answers(truths, seed=3) == true_and_wrong_answers(truths, seed=3)
-    with pytest.raises(ValueError, match="all images have the same counts"):
-        true_and_wrong_answers([{"cars": 1}, {"cars": 1}])
+    same = [{"cars": 1}, {"cars": 1}]
+    for row in true_and_wrong_answers(same):
+        assert row.count("There are 1 cars in the image.") == 2
 
 
 def test_questions_of_presence_take_the_classes_in_turns():

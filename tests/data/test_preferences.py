@@ -120,6 +120,13 @@ def test_the_key_of_a_record_without_an_id_does_not_depend_on_the_folder(tmp_pat
     assert keys == {record_key(PreferenceRecord.model_validate(SHORT))}
 
 
+def test_numbers_as_ids_and_columns_of_exports_are_kept(tmp_path):
+    row = {**SHORT, "id": 7, "group": 3, "__index_level_0__": 5, "split": "train"}
+    (record,) = read_records(write_lines(tmp_path / "p.jsonl", json.dumps(row)))
+    assert (record.id, record.group) == ("7", "3")
+    assert record.extra == {"__index_level_0__": 5, "split": "train"}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -127,7 +134,9 @@ def test_the_key_of_a_record_without_an_id_does_not_depend_on_the_folder(tmp_pat
         ({"rejected": "There are 2."}, "have the same text but different ranks"),
         ({"image": None}, "images"),
         ({"prompt": ""}, "prompt.0.content"),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"judgement": "red"}, "judgement: Extra inputs are not permitted"),
+        ({"chosen": 2}, "chosen: 2 is no text: put the answer in quotes"),
+        ({"truth": {"car": 1, "Cars": 2}}, "the truth counts 'car' and 'Cars'"),
     ],
 )
 def test_a_bad_record_is_named_by_file_line_and_remedy(tmp_path, change, expected):

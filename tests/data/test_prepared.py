@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from shipped import TRAFFIC
 
-from helpers.data import ask, counting_tasks, read_prepared, read_tasks, read_yolo, write_tasks
+from helpers.data import ask, counting_tasks, read_counts, read_prepared, read_tasks, write_tasks
 from helpers.data.record import Message
 from helpers.data.tasks import Task
 from helpers.files import UsageError, write_json
@@ -31,13 +31,12 @@ def test_without_notebook_02_it_is_the_shipped_traffic_and_that_is_said(artifact
 
 def test_the_questions_of_the_shipped_records_are_those_of_the_labels():
     for split in ("train", "valid", "test"):
-        assert [
-            (task.images, task.question, task.facts, task.group)
-            for task in read_prepared(TRAFFIC).tasks(split)
-        ] == [
-            (task.images, task.question, task.facts, task.group)
-            for task in counting_tasks(read_yolo(TRAFFIC, split))
+        shipped = read_prepared(TRAFFIC).tasks(split)
+        assert [(task.images, task.question, task.facts, task.id) for task in shipped] == [
+            (task.images, task.question, task.facts, task.id)
+            for task in counting_tasks(read_counts(TRAFFIC, split))
         ]
+        assert len({task.photo for task in shipped}) == len(shipped)
 
 
 def test_what_notebook_02_has_left_is_taken(artifacts):

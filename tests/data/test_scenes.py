@@ -6,7 +6,7 @@ import pytest
 from shipped import TRAFFIC
 
 from data.scene_folders import write_split
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.scenes import (
     CELL,
     GRID,
@@ -63,7 +63,7 @@ def test_splits_do_not_share_a_seed():
 @pytest.mark.heavy(reason="reads all shipped pictures")
 def test_no_shipped_picture_is_in_two_splits_or_was_seen_by_the_base():
     hashes = {
-        split: {image_hash(open_image(i.path)) for i in read_yolo(TRAFFIC, split)}
+        split: {image_hash(open_image(i.path)) for i in read_counts(TRAFFIC, split)}
         for split in ("train", "valid", "test")
     }
     assert [len(h) for h in hashes.values()] == [512, 64, 400]
@@ -76,7 +76,7 @@ def test_no_shipped_picture_is_in_two_splits_or_was_seen_by_the_base():
 
 def test_shipped_scenes_are_those_of_their_seeds(tmp_path):
     write_split(tmp_path, "validation", 8)
-    for item in read_yolo(tmp_path, "valid"):
+    for item in read_counts(tmp_path, "valid"):
         shipped = TRAFFIC / "valid" / "images" / item.path.name
         seed = int(item.path.stem.removeprefix("scene-"))
         assert seed in SPLIT_SEEDS["validation"] and item.counts == make_scene(seed).counts

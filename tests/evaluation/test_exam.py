@@ -7,8 +7,8 @@ from shipped import TRAFFIC
 
 from helpers import models
 from helpers.config import LoraSettings
+from helpers.data import read_counts
 from helpers.data.counting import count_answer
-from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation import exam
 from helpers.evaluation.exam import ExamResult
@@ -21,7 +21,7 @@ from helpers.report.page import Section
 
 pytestmark = pytest.mark.heavy(reason="examines policies on whole splits")
 
-ITEMS = read_yolo(TRAFFIC, "test")[:60]
+ITEMS = read_counts(TRAFFIC, "test")[:60]
 JUDGE = judges(counting_tasks(ITEMS))
 NOT_MEASURED = Forgetting({}, "it wants an image")
 TRUE = [count_answer(item.counts) for item in ITEMS]
@@ -49,7 +49,7 @@ def page_of(examined, saved):
     """The report about examinations, as notebook 07 writes it."""
     rows = compare_policies(
         exam.exam_metrics(examined),
-        [item.group for item in ITEMS],
+        [task.photo for task in JUDGE.tasks],
         {s.name: s.about.get("reward") for s in saved},
     )
     section = Section("07_evaluate", "Evaluation")

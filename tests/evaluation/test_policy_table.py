@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from shipped import TRAFFIC
 
-from helpers.data.labels import CountedImage
+from helpers.data import CountedImage
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_asking, tasks_of

@@ -5,8 +5,7 @@ import torch
 from shipped import TRAFFIC
 
 from helpers import models
-from helpers.data import Message, Task, ask
-from helpers.data.labels import read_yolo
+from helpers.data import Message, Task, ask, read_counts
 from helpers.evaluation.side_by_side import (
     DecodingSettings,
     ask_all,
@@ -30,7 +29,7 @@ def policies():
 
 @pytest.fixture(scope="module")
 def task():
-    return ask(QUESTION, [read_yolo(TRAFFIC, "test")[3].path])
+    return ask(QUESTION, [read_counts(TRAFFIC, "test")[3].path])
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def conversation(first, second):
 
 def test_many_tasks_are_answered_as_one_by_one(policies, task):
     """Several images and turns among them, in batches of two."""
-    paths = [item.path for item in read_yolo(TRAFFIC, "test")[:3]]
+    paths = [item.path for item in read_counts(TRAFFIC, "test")[:3]]
     tasks = [task, conversation(*paths[:2]), ask("How many buses are there?", paths[2:])]
     together = ask_all(policies, policies.names, tasks, batch_size=2)
     for number, one in enumerate(tasks):
@@ -156,14 +155,14 @@ def test_the_scorer_gets_all_images_and_no_truth(policies, task):
         seen.append((image, question, facts))
         return {"one": 1}
 
-    paths = [item.path for item in read_yolo(TRAFFIC, "test")[:2]]
+    paths = [item.path for item in read_counts(TRAFFIC, "test")[:2]]
     ask_policies(policies, ["base"], conversation(*paths), reward=make_scorer("one", parts))
     ((images, question, facts),) = seen
     assert len(images) == 2 and question == QUESTION and facts is None
 
 
 def test_a_kept_example_has_its_images_turns_and_truth(tmp_path, policies, task):
-    paths = [item.path for item in read_yolo(TRAFFIC, "test")[:2]]
+    paths = [item.path for item in read_counts(TRAFFIC, "test")[:2]]
     example = conversation(*paths)
     spoken = ask_policies(policies, ["base"], example)
     first = save_gallery_item(tmp_path, example, DecodingSettings(), spoken)

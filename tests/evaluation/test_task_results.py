@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from shipped import TRAFFIC
 
-from helpers.data.labels import CountedImage, read_yolo
+from helpers.data import CountedImage, read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.evaluation.task_results import (
     GreedyAndSampled,
@@ -41,7 +41,7 @@ def test_result_measures_by_hand():
 
 
 def test_conditions_show_the_images_they_say():
-    tasks = counting_tasks(read_yolo(TRAFFIC, "valid")[:6])
+    tasks = counting_tasks(read_counts(TRAFFIC, "valid")[:6])
     right, shuffled, blank = (task_images(tasks, c, seed=3) for c in ("right", "shuffled", "blank"))
     order = derangement(6, 3)
     assert all(np.array_equal(shuffled[i][0], right[order[i]][0]) for i in range(6))

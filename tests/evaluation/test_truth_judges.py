@@ -78,8 +78,17 @@ def test_the_judge_of_counts_asks_what_was_not_trained():
     assert len(judge.polls("random", 8)) >= 8
 
 
-def test_one_class_alone_cannot_be_polled(capsys):
-    tasks = [ask("How many?", [IMAGE], {"cars": n}, "counts") for n in (0, 1)]
+@pytest.mark.parametrize(
+    "truths",
+    [
+        [{"cars": 0}, {"cars": 1}],
+        [{"cars": 1, "buses": 2}, {"cars": 3, "buses": 1}],  # all of them in every image
+        [{"cars": 0, "buses": 0}, {"cars": 1, "buses": 0}],  # one class that occurs
+        [{"cars": 0, "buses": 0}],
+    ],
+)
+def test_where_no_image_lacks_what_others_show_nothing_is_polled(capsys, truths):
+    tasks = [ask("How many?", [IMAGE], truth, "counts") for truth in truths]
     assert judges(tasks).polls("popular", 2) == []
     assert "POPE is left out" in capsys.readouterr().out
 

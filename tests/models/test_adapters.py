@@ -121,11 +121,11 @@ def test_a_saved_adapter_answers_the_same_in_a_new_process(tmp_path, valid_items
     code = f"""
 import json, pathlib
 from helpers import models
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.files import open_image
 model, processor = models.load_model("tiny")
 model = models.load_adapter(model, pathlib.Path({str(folder)!r}))
-items = read_yolo(pathlib.Path("data/traffic"), "valid")[:16]
+items = read_counts(pathlib.Path("data/traffic"), "valid")[:16]
 pictures = [open_image(item.path) for item in items]
 print(json.dumps(models.generate_answers(model, processor, pictures, [{QUESTION!r}] * 16)))
 """

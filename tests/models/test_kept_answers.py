@@ -8,14 +8,14 @@ from shipped import TRAFFIC
 
 from helpers import models
 from helpers.config import LoraSettings
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.models import generation
 
 
 @pytest.fixture(scope="module")
 def tasks():
-    return counting_tasks(read_yolo(TRAFFIC, "test")[:10])
+    return counting_tasks(read_counts(TRAFFIC, "test")[:10])
 
 
 @pytest.fixture

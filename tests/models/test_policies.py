@@ -7,7 +7,7 @@ from shipped import TRAFFIC
 
 from helpers import models
 from helpers.config import LoraSettings
-from helpers.data.labels import read_yolo
+from helpers.data import read_counts
 from helpers.data.pairs import counting_tasks
 from helpers.evaluation.task_results import evaluate_tasks
 from helpers.evaluation.truth_judges import judges
@@ -80,7 +80,7 @@ def test_the_shipped_adapter_names_no_path_of_a_machine():
 @pytest.mark.heavy(reason="generates for two seconds")
 def test_the_shipped_adapter_counts_what_the_base_miscounts(shipped):
     """Of 400 held-out scenes the base has a third right, this nearly all; 60 of them are enough to see that."""
-    items = read_yolo(TRAFFIC, "test")[:60]
+    items = read_counts(TRAFFIC, "test")[:60]
     judge, shares = judges(counting_tasks(items)), []
     for name in ("base", "dpo/shipped"):
         with shipped.use_policy(name) as model:
@@ -95,7 +95,7 @@ def test_one_base_speaks_for_all_and_is_left_as_it_was(tmp_path):
     policies = Policies(model, processor, find_policies("tiny", tmp_path))
     assert policies.names == ["base", "dpo/v1.5"]
     question = "How many cars are there?"
-    image = read_yolo(TRAFFIC, "test")[0].path
+    image = read_counts(TRAFFIC, "test")[0].path
 
     def answer(name):
         with policies.use_policy(name) as speaker:
@@ -171,7 +171,7 @@ def test_a_policy_that_was_just_trained_is_asked_as_it_is():
     assert (
         policies.names == ["base", "dpo/now"] and policies.saved["dpo/now"].about["reward"] == "x"
     )
-    image = open_image(read_yolo(TRAFFIC, "valid")[0].path)
+    image = open_image(read_counts(TRAFFIC, "valid")[0].path)
     inputs = encode(processor, ["Where?"], [image])
     found = {}
     for name in policies.names:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from shipped import TRAFFIC
 
+from helpers.data import read_counts
 from helpers.data.counting import count_answer
-from helpers.data.labels import read_yolo
 from helpers.data.pairs import counting_tasks, one_class_question
 from helpers.evaluation.exam import ExamResult, exam_metrics
 from helpers.evaluation.forgetting import Forgetting
@@ -17,7 +17,7 @@ from helpers.models.policies import SavedPolicy
 from helpers.report.exam_figures import add_exam_figures
 from helpers.report.page import Section
 
-ITEMS = read_yolo(TRAFFIC, "test")[:20]
+ITEMS = read_counts(TRAFFIC, "test")[:20]
 JUDGE = judges(counting_tasks(ITEMS))
 NOT_MEASURED = Forgetting({}, "it wants an image")
 TRUE = [count_answer(item.counts) for item in ITEMS]

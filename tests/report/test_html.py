@@ -3,15 +3,14 @@
 import pytest
 from shipped import TRAFFIC
 
-from helpers.data import Task, ask, count_answer
-from helpers.data.labels import read_yolo
+from helpers.data import Task, ask, count_answer, read_counts
 from helpers.evaluation.side_by_side import PolicyAnswer
 from helpers.report.html import colored_tokens, comparison_table, mark_changes
 
 
 @pytest.fixture(scope="module")
 def items():
-    return read_yolo(TRAFFIC, "test")[:8]
+    return read_counts(TRAFFIC, "test")[:8]
 
 
 def test_changed_words_are_marked_and_markup_is_escaped():

@@ -168,7 +168,7 @@ def test_counted_images_are_asked_the_counting_question(valid_items):
     item = valid_items[0]
     right, wrong = count_answer(item.counts), count_answer(dict.fromkeys(item.counts, 7))
     (record,) = rank_samples([item], [[wrong, right]], SCORERS["count_graded"])
-    assert record.id == f"valid-{item.path.stem}" and record.group == item.group
+    assert record.id == f"valid-{item.path.stem}" and record.group is None
     assert record.prompt[0].content == question_for(item, 0)
     assert record.truth == item.counts and record.ranking == [[1], [0]]
     line = record.model_dump_json(exclude_defaults=True)

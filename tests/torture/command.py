@@ -16,7 +16,7 @@ from helpers.report import markdown_table
 from helpers.runtime import machine_summary
 from tools.publish import replace_block
 
-from . import fuzz, kills, memory, other_runs, saves, votes
+from . import fuzz, kills, memory, other_runs, saves, strangers, votes
 from .outcome import HEAD, Trial, has_bad, last_line, run_family
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,10 @@ class Room:
 
 @dataclass(frozen=True)
 class Family:
-    """Trials of one kind, and how many: in `make test`, in `make torture`, with TORTURE=full."""
+    """Trials of one kind, and how many: in `make test`, in `make torture`, with TORTURE=full.
+
+    Files and texts of strangers are tried 25 at once, and counted one by one.
+    """
 
     name: str
     trials: Callable[[Room, random.Random], Iterable[Trial]]
@@ -67,6 +70,10 @@ def _recipes(room: Room, draws: random.Random) -> Iterable[Trial]:
 
 def _adapters(room: Room, draws: random.Random) -> Iterable[Trial]:
     return fuzz.adapter_trials(room.home / "adapters", draws)
+
+
+def _strangers(case: strangers.Case) -> Callable[[Room, random.Random], Iterable[Trial]]:
+    return lambda room, draws: strangers.trials(case, room.home / case.__name__, draws)
 
 
 def _kernels(room: Room, draws: random.Random) -> Iterable[Trial]:
@@ -104,6 +111,10 @@ def _long_runs(room: Room, draws: random.Random) -> Iterable[Trial]:
 
 # The cheap ones first. Numbers of trials: in `make test`, in `make torture`, in full.
 FAMILIES = (
+    Family("damaged preferences", _strangers(strangers.damaged_preferences), 2, 80, 280),
+    Family("damaged labels", _strangers(strangers.damaged_labels), 2, 50, 200),
+    Family("damaged images", _strangers(strangers.damaged_images), 2, 40, 200),
+    Family("hostile texts", _strangers(strangers.hostile_texts), 2, 40, 200),
     Family("recipes with mistakes", _recipes, 20, 300, 2000),
     Family("damaged adapters", _adapters, 10, 100, 400),
     Family("kernels killed while voting", _kernels, 4, 30, 100),

@@ -17,10 +17,14 @@ SHOWN = 5  # bad trials of a family that are printed whole
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial ended in: "survived", or one of BAD; `what` says what was tried and found."""
+    """What a trial ended in: "survived", or one of BAD; `what` says what was tried and found.
+
+    tried: cases of a trial that tries many; a bad one speaks for all of them.
+    """
 
     kind: str
     what: str = ""
+    tried: int = 1
 
     def __post_init__(self):
         if self.kind not in ("survived", *BAD):
@@ -41,7 +45,7 @@ class Tally:
     said: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
-        self.kinds[outcome.kind] += 1
+        self.kinds[outcome.kind] += outcome.tried
         if outcome.kind != "survived":
             self.bad.append(outcome)
         elif outcome.what:

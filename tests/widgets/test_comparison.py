@@ -11,8 +11,7 @@ from PIL import Image
 from shipped import TRAFFIC
 
 from helpers import models
-from helpers.data import Message, Task, counting_tasks
-from helpers.data.labels import read_yolo
+from helpers.data import Message, Task, counting_tasks, read_counts
 from helpers.evaluation.side_by_side import read_gallery
 from helpers.files import UsageError
 from helpers.models.policies import SHIPPED_POLICIES, Policies, find_policies
@@ -30,7 +29,7 @@ def policies():
 
 @pytest.fixture(scope="module")
 def tasks():
-    return counting_tasks(read_yolo(TRAFFIC, "test")[:8])
+    return counting_tasks(read_counts(TRAFFIC, "test")[:8])
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@
 
 questions.py: what is asked. common.py: asking, files of answers, tables. yes_no.py: POPE, MME.
 hallusion.py: HallusionBench. judged.py: LLaVA-Bench, MMHal-Bench. grades.py: all of them by name.
+reward_judges.py: replies of judges on benchmarks of reward models. vqa.py: VQA accuracy.
 polling.py: POPE's questions about one's own labelled images.
 """
 

@@ -23,6 +23,15 @@ from .questions import (
     load_questions as load_questions,
     write_questions as write_questions,
 )
+from .reward_judges import (
+    grade_multimodal_rewardbench as grade_multimodal_rewardbench,
+    grade_vl_rewardbench as grade_vl_rewardbench,
+    stated_answer as stated_answer,
+)
+from .vqa import (
+    official_vqa_accuracies as official_vqa_accuracies,
+    official_vqa_accuracy as official_vqa_accuracy,
+)
 from .yes_no import (
     grade_mme as grade_mme,
     grade_pope as grade_pope,

@@ -5,7 +5,8 @@
   github.com/haotian-liu/LLaVA. The first line must be two numbers with one blank or one comma
   between them, the reference's first; "8, 7" already is none. What cannot be read is −1 for both
   and enters the means: a file of nothing else has the relative score 100. Means are rounded to
-  three digits before the ratio.
+  three digits before the ratio. Papers give three figures: the relative score, and the means of the
+  reference and of the model, × 10.
 * MMHal-Bench (Sun et al. 2023, arXiv 2309.14525): `MMHal-Bench-eval/eval_gpt4.py` of
   github.com/llava-rlhf/LLaVA-RLHF. "rating: 0" … "rating: 6" are looked for in lower case; none or
   several different ones count as 0, which is a hallucination; "rating: 4.5" is 4, "**Rating**: 5"
@@ -111,6 +112,8 @@ def grade_llava_bench(questions: Questions, reviews: Texts) -> OfficialGrade:
     scores = {question.id: parse_llava_scores(reviews[question.id]) for question in questions}
     groups = {"all": list(scores.values())} | _by_group(questions, scores)
     figures = {name: _relative_score(pairs) for name, pairs in groups.items()}
+    for name, pairs in groups.items():
+        figures |= _means(name, pairs)
     figures["unparsable"] = share_of(pair == FAILED_SCORES for pair in scores.values())
     for name, pairs in groups.items():
         parsed = [pair for pair in pairs if pair != FAILED_SCORES]
@@ -122,9 +125,19 @@ def _relative_score(pairs: Sequence[tuple[float, float]]) -> float | None:
     """100 · mean of the model's scores / mean of the reference's; None where the latter is 0."""
     if not pairs:
         return None
-    # Python's `round` of each mean, as in the official code; NumPy's differs in the last digit
-    reference, model = (round(mean, 3) for mean in np.mean(pairs, axis=0).tolist())
+    reference, model = _rounded_means(pairs)
     return round(model / reference * 100, 1) if reference else None
+
+
+def _rounded_means(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    # Python's `round` of each mean, as in the official code; NumPy's differs in the last digit
+    return [round(mean, 3) for mean in np.mean(pairs, axis=0).tolist()]
+
+
+def _means(name: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The mean scores of the reference and of the model, times 10."""
+    reference, model = (round(mean * 10, 1) for mean in _rounded_means(pairs))
+    return {f"{name}: reference": reference, f"{name}: model": model}
 
 
 # --- MMHal-Bench ----------------------------------------------------------------------------------

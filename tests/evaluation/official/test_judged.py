@@ -41,6 +41,15 @@ def test_llava_figures():
         "conv": 86.7,  # 13 / 15
         "detail": 100.0,  # −1 / −1: nothing could be read
         "complex": 200.0,
+        # of the reference and of the model, −1 where nothing could be read, × 10
+        "all: reference": 47.5,
+        "all: model": 55.0,
+        "conv: reference": 75.0,
+        "conv: model": 65.0,
+        "detail: reference": -10.0,
+        "detail: model": -10.0,
+        "complex: reference": 50.0,
+        "complex: model": 100.0,
         "unparsable": 1 / 4,
         "all without unparsable": 115.0,  # 23 / 20
         "conv without unparsable": 86.7,

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from data.base_questions import make_question
-from helpers.data import scenes
-from helpers.data.labels import CountedImage
+from helpers.data import CountedImage, scenes
 from helpers.evaluation.official import pope_questions
 from helpers.evaluation.official.polling import pope_prompt
 from helpers.files import UsageError

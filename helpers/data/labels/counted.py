@@ -1,0 +1,58 @@
+"""What is made of labels: images with their objects, and with the number of each kind."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..counting import Counts
+
+IMAGE_SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic",
+    ".heif",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image, the class of every object in it, and the file that says so."""
+
+    path: Path
+    objects: tuple[str, ...]
+    label: Path
+
+
+@dataclass(frozen=True)
+class CountedImage:
+    """An image and the true number of objects of every class in it."""
+
+    path: Path
+    counts: Counts
+    group: str  # equal for all augmented copies of one photo; "" if its name says nothing of it
+    # What it was called and asked before; None: see `pairs.py`
+    name: str | None = None
+    question: str | None = None
+
+
+class Labels(Protocol):
+    """The labels of a folder, in one of the forms."""
+
+    splits: Sequence[str]  # of train, valid, test; "" where the folder has no splits
+    left_out: set[Path]  # images and label files that are not used, for a reason that was named
+
+    def class_names(self) -> list[str]:
+        """The classes of all splits as they are written, in their order; a name may stand twice."""
+
+    def read(self, split: str) -> list[LabelledImage]:
+        """The images of a split. Raises UsageError naming file and line of what is wrong."""
+
+
+def photo_group(path: Path) -> str:
+    """Return what the copies of one photo share: `street_jpg.rf.60d1.jpg` → `street_jpg`.
+
+    Roboflow names its augmented copies so. Other names say nothing: "", since many folders have a
+    photo that is called 1.jpg.
+    """
+    name = re.sub(r"\.rf\.[0-9a-f]+$", "", path.stem)
+    return name if name != path.stem else ""

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import assume, strategies as st
 
 from helpers.data.counting import like_classes, unreadable_classes
-from helpers.data.record import PreferenceRecord
+from helpers.data.record import PreferenceRecord, seen_text
 
 # What breaks converters: marks, quotes, blanks at the ends, other scripts, separators, long numbers.
 WORDS = st.sampled_from(
@@ -85,7 +85,7 @@ def records(
         }
         for place in range(n)
     ]
-    texts = [answer["text"] for answer in answers]
+    texts = [seen_text(answer["text"]) for answer in answers]
     if one_better:
         assume(len(set(texts)) == 2)
         ranking = draw(st.sampled_from([[[0], [1]], [[1], [0]]]))

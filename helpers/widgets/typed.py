@@ -16,7 +16,7 @@ from helpers.data import (
     VotingItem,
     conversation_text,
 )
-from helpers.files import UsageError, open_image
+from helpers.files import UsageError, open_image, printable
 
 VERDICT_KEYS: dict[str, VoteVerdict] = {"t": "tie", "x": "all bad", "s": "skip"}
 
@@ -51,7 +51,7 @@ def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None
     """
     item = votes.next()
     while item is not None:
-        _print(item, votes)
+        is_shown = _print(item, votes)
         started = time.monotonic()
         reply = read_reply("Best first (b>a=c), t all equal, x all bad, s skip, u undo, q stop: ")
         reply = reply.strip().lower()
@@ -63,6 +63,8 @@ def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None
                 item = votes.undo() or item
                 continue
             verdict, tiers = parse_reply(reply, len(item.order))
+            if verdict != "skip" and not is_shown:
+                raise UsageError("without its picture an item can only be skipped (s).")
             seconds = round(time.monotonic() - started, 2)
             votes.vote(item, verdict, tiers, seconds=seconds)
             item = votes.next()
@@ -72,19 +74,23 @@ def rank_in_text(votes: Votes, read_reply: Callable[[str], str] = input) -> None
     print(f"{votes.progress()}: all are judged.")
 
 
-def _print(item: VotingItem, votes: Votes) -> None:
+def _print(item: VotingItem, votes: Votes) -> bool:
+    """Show an item; were all of its pictures shown?"""
     print(f"\n{votes.progress()}\n{votes.notice}")
+    is_shown = True
     for path in item.record.image_paths:
-        print(path)
+        print(printable(str(path)))
         try:
             image = open_image(path)
             image.thumbnail((640, 480))
             display(image)
         except UsageError as error:
-            print(f"{error} Skip it (s).")
+            print(printable(f"{error} Skip it (s)."))
+            is_shown = False
     # the answers under the letters by which they are named
     answers = [f"[{label}] {text}" for label, text in zip(ANSWER_LABELS, item.texts, strict=False)]
-    print("\n\n".join([prompt_text(item.record), *answers]))
+    print(printable("\n\n".join([prompt_text(item.record), *answers])))
+    return is_shown
 
 
 def parse_reply(reply: str, n: int) -> tuple[VoteVerdict, Tiers]:

@@ -46,7 +46,8 @@ def test_replies_that_are_no_vote(reply):
         parse_reply(reply, 2)
 
 
-def test_ranking_by_typing(tmp_path, capsys):
+def test_ranking_by_typing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # the records name photo.png
     path = tmp_path / "votes.jsonl"
     Image.new("RGB", (20, 10)).save(tmp_path / "photo.png")
     votes = Votes(path, records(4), "ana")
@@ -72,3 +73,15 @@ def test_ranking_by_typing(tmp_path, capsys):
     rank_in_text(votes, lambda _: "s")
     assert "Skip it" in (end := capsys.readouterr().out) and end.endswith("all are judged.\n")
     assert votes.progress().startswith("4 of 4 · 2 skipped")
+
+
+def test_without_its_picture_an_item_can_only_be_skipped(tmp_path, monkeypatch, capsys):
+    """A vote for a picture that nobody saw says nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.png").write_bytes(b"no picture")
+    path = tmp_path / "votes.jsonl"
+    replies = ["a", "t", "s", "q"]
+    rank_in_text(Votes(path, records(2), "ana"), lambda _: replies.pop(0))
+    verdicts = [v.verdict for v in Votes(path, records(2), "ana").judged.values()]
+    assert verdicts == ["skip"] and not replies
+    assert capsys.readouterr().out.count("can only be skipped (s)") == 2

@@ -327,7 +327,7 @@ def _check_opened(
 
     opened, reports = data.check_source(path, truth=truth, images=images, new_lengths=new_lengths)
     print(opened, *reports, sep="\n\n", end="\n\n")
-    return reports, len(opened.left)
+    return reports, opened.left.errors
 
 
 def _print_salvaged(source: Path, out: Path, good: int, bad: int) -> None:

@@ -14,15 +14,28 @@ class Leftovers:
 
     notes: list[str] = field(default_factory=list)
     reasons: dict[str, list[str]] = field(default_factory=dict)
+    # of these, reasons for which nothing has to be put right
+    harmless: set[str] = field(default_factory=set)
 
     def say(self, note: str) -> None:
         """Note how something was read, once."""
         if note not in self.notes:
             self.notes.append(note)
 
-    def add(self, reason: str, place: str) -> None:
-        """Count something that was not used: why, and where it stands or what it is."""
+    def add(self, reason: str, place: str, harmless: bool = False) -> None:
+        """Count something that was not used: why, and where it stands or what it is.
+
+        harmless: the rest is as good without it.
+        """
+        if harmless:
+            self.harmless.add(reason)
         self.reasons.setdefault(reason, []).append(place)
+
+    @property
+    def errors(self) -> int:
+        """How much was not used that somebody will miss."""
+        missed = [places for reason, places in self.reasons.items() if reason not in self.harmless]
+        return sum(map(len, missed))
 
     def __len__(self) -> int:
         return sum(map(len, self.reasons.values()))

@@ -28,6 +28,7 @@ COCO_PLACES = (
     "result.json",
     "annotations/*.json",
 )
+CROWDED = "an image with crowd regions, which nobody counted"
 COCO_FIELDS = {"images", "annotations", "categories"}
 
 
@@ -132,7 +133,7 @@ class CocoLabels:
                 )
             places[path] = name
             if image in file.crowded:
-                self.left.add("an image with crowd regions, which nobody counted", path.name)
+                self.left.add(CROWDED, path.name, harmless=True)
                 self.left_out.add(path)
                 continue
             read.append(LabelledImage(path, tuple(objects[image]), file.path))

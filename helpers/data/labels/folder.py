@@ -71,12 +71,12 @@ class LabelFolder:
         known |= self._labels.left_out
         for path in list_folder_images(self.folder):
             if path not in known:
-                self.left.add("an image that no label speaks of", self._name(path))
+                self.left.add("an image that no label speaks of", self._name(path), harmless=True)
         # Only beside those that were read: elsewhere a .txt is something else
         for folder in sorted({image.label.parent for image in read}):
             for path in sorted(folder.iterdir()):
                 if path.suffix in LABEL_SUFFIXES and path not in known:
-                    self.left.add("a label file without an image", self._name(path))
+                    self.left.add("a label file without an image", self._name(path), harmless=True)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

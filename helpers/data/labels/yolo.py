@@ -25,6 +25,7 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAME_FILES = ("classes.txt", "obj.names")  # a name a line: LabelImg, CVAT
 LARGEST_YAML = 2**20  # bytes; a thousand classes take a hundredth of it
 MOST_BRACKETS = 1_000  # a list of classes has one; the parser takes minutes for very many
+MOST_DIGITS = 9  # of the number of a class
 BOX_FIELDS = 5  # class, x, y, width, height
 SMALLEST_POLYGON = 7  # class and three points
 TOLERANCE = 0.01  # tools round: a share of 1.0000001 is no mistake
@@ -109,14 +110,15 @@ class YoloLabels:
                 raise UsageError(f"{path}:{number}: {error}") from None
             # The same box twice is one object, here as in ultralytics
             if fields in rows:
-                self.left.add("a label line that stands twice", f"{path}:{number}")
+                self.left.add("a label line that stands twice", f"{path}:{number}", harmless=True)
             rows[fields] = name
         return tuple(rows.values())
 
     def _read_row(self, fields: Sequence[str]) -> str:
         """The class of an object. Raises UsageError for what is no label of one."""
         name = fields[0].removesuffix(".0")
-        known = name.isdecimal() and int(name) in self.classes
+        # Python reads no number of thousands of digits
+        known = name.isdecimal() and len(name) <= MOST_DIGITS and int(name) in self.classes
         if not known:
             numbers = list(self.classes)
             several = f"0 … {numbers[-1]}" if numbers == list(range(len(numbers))) else numbers
@@ -339,7 +341,8 @@ def read_classes(folder: Path) -> dict[int, str]:
 def _class_number(key: Any) -> int | None:
     if isinstance(key, int) and not isinstance(key, bool) and key >= 0:
         return key
-    return int(key) if isinstance(key, str) and key.isdecimal() else None
+    is_number = isinstance(key, str) and key.isdecimal() and len(key) <= MOST_DIGITS
+    return int(key) if is_number else None
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from shipped import TRAFFIC
 
 from data.scene_folders import write_yolo
+from helpers.cli import main
 from helpers.data import open_data, open_labels, photo_group, read_counts
 from helpers.data.leftovers import Leftovers
 from helpers.data.scenes import Box
@@ -124,6 +125,8 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n"
             _rows(f"0 {A_BOX}\n7 {A_BOX}\n"),
             r"a\.txt:2: class '7' is not one of 0 … 1",
         ),
+        (_rows(f"{'9' * 5000} {A_BOX}\n"), r"a\.txt:1: class '9+' is not one of 0 … 1"),
+        (_yaml(f"names: {{'{'9' * 5000}': a}}"), "where a class number is expected|not YAML"),
         (_rows("0 .5 .5\n"), r"a\.txt:1: 3 fields; a box has 5"),
         (_rows(f"0 {A_BOX} 0.9\n"), r"a\.txt:1: 6 fields: a model's predictions"),
         (_rows(f"0 {A_BOX} 0.9 0.9 0.9\n"), r"a\.txt:1: 8 fields: neither a box"),
@@ -214,6 +217,16 @@ def test_what_no_label_speaks_of_is_named(folder):
         "an image that no label speaks of": ["extra/z.png"],
         "a label file without an image": ["train/labels/old.txt"],
     }
+
+
+def test_what_is_not_missed_is_no_error(folder):
+    """`check` ends with 1 for what has to be put right, not for a README's picture."""
+    write_image(folder / "extra" / "z.png")
+    (folder / "train/labels/a.txt").write_text(f"0 {A_BOX}\n" * 3)
+    left = open_data(folder).left
+    assert len(left) == 3 and left.errors == 0 and main(["check", str(folder)]) == 0
+    left.add("the image cannot be read", "a.png")
+    assert left.errors == 1
 
 
 def test_augmented_copies_share_a_group(tmp_path):

@@ -282,6 +282,9 @@ def make_one_sided(records: Sequence[PreferenceRecord]) -> list[PreferenceRecord
     rng = np.random.default_rng(0)
     truths = [record.truth for record in records if classes_of(record.truth)]
     highest = highest_counts(truths, at_least=0) if truths else {}
+    if all(truth == highest for truth in truths):
+        # All images have the same counts: more than any of them has is too much
+        highest = {cls: n + 1 for cls, n in highest.items()}
     result = []
     for record in records:
         if classes_of(record.truth):

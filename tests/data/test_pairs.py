@@ -153,6 +153,9 @@ def test_one_sided_answers_only_ever_count_too_high():
     assert [r.answers for r in make_one_sided(records)] == [r.answers for r in made]
     full = records[0].model_copy(update={"truth": dict.fromkeys(records[0].truth, 9)})
     assert len(make_one_sided([*records[:2], full])) == 2
+    # Where all have the same counts, more than any has
+    worse = [record.answers[1].text for record in make_one_sided([full, full])]
+    assert all(sum(parse_counts(text, list(full.truth)).values()) > 36 for text in worse)
 
 
 def test_answers_for_a_critic_are_true_edited_and_of_other_images():

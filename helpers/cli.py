@@ -44,6 +44,8 @@ DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
     "05": {"COMPARE": ("rloo", "grpo"), "HACKING": 0, "VQA": 0, "REPLACE": True},
     "07": {"POLICIES": ("dpo/*", "sft/seed-0", "ppo/ppo")},
 }
+# In place of these where another model is taken, for which a training takes minutes
+LARGER_DEMO: dict[str, dict[str, Any]] = {"04": {"SEEDS": (0,)}, "05": {"COMPARE": ()}}
 
 TruthOption = Annotated[
     str | None,
@@ -111,6 +113,17 @@ def run_demo(
     task: Annotated[
         str, Option(help="The shipped task: TASK of notebook 02.", metavar="TASK")
     ] = "counting",
+    model: Annotated[
+        str | None,
+        Option(
+            help="Another base for all notebooks, such as smollm2-scenes; its artifacts and pages "
+            "go to artifacts/demo-NAME.",
+            show_default="the task's",
+        ),
+    ] = None,
+    preset: Annotated[
+        str, Option(help="PRESET of the trainings, where --model is given.")
+    ] = "laptop",
     started: Annotated[
         float | None,
         Option(
@@ -120,24 +133,28 @@ def run_demo(
 ) -> None:
     """Run the suite on an embedded model and write the report.
 
-    With three training seeds; prints what came out.
+    With three training seeds, with --model one; prints what came out.
     """
     from helpers.data import choose_task
     from helpers.report import Section, collect_headlines, read_sections
 
     choose_task(task)  # a name that no task has is said now
-    parameters = {**DEMO_PARAMETERS, "02": {"TASK": task}}
+    if model:
+        os.environ["VLM_ARTIFACTS"] = str(artifacts_dir() / f"demo-{model}")
+    values = _demo_parameters(task, model, preset)
     started = started or time.time()
     pages = artifacts_dir() / "report" / "notebooks"
     # a report of this demo alone
     for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
         old.unlink()
+    section = Section("99_demo", "The whole demo")
     for entry in notebooks.catalogue():
         name = entry["file"][:2]
-        print(f"[{time.time() - started:4.0f} s] notebook {name} …", flush=True)
-        notebooks.run_notebook(name, parameters.get(name), pages)
+        begun = time.time()
+        print(f"[{begun - started:4.0f} s] notebook {name} …", flush=True)
+        notebooks.run_notebook(name, values[name], pages)
+        section.add_value(f"notebook_{name}_seconds", round(time.time() - begun))
     # last of all, figures of the demo itself, on the same page as the notebooks'
-    section = Section("99_demo", "The whole demo")
     seconds = time.time() - started
     section.add_value("demo_seconds", seconds)
     peak = collect_headlines(read_sections())["peak_memory_gb"].value
@@ -145,6 +162,22 @@ def run_demo(
     page = section.save()
     print_summary(read_json(page.parent / "summary.json"))
     print(f"report: {page}")
+
+
+def _demo_parameters(task: str, model: str | None, preset: str) -> dict[str, dict[str, Any]]:
+    """What the demo gives each notebook, by its number."""
+    values = {}
+    for entry in notebooks.catalogue():
+        number = entry["file"][:2]
+        own = dict(DEMO_PARAMETERS.get(number, {}))
+        if number == "02":
+            own["TASK"] = task
+        if model:
+            known = notebooks.parameters(number)
+            given = {"MODEL": model, "PRESET": preset, **LARGER_DEMO.get(number, {})}
+            own |= {name: value for name, value in given.items() if name in known}
+        values[number] = own
+    return values
 
 
 def print_summary(figures: dict[str, dict[str, float]]) -> None:

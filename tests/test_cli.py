@@ -219,6 +219,24 @@ def test_a_scorer_that_cannot_use_the_truth_is_refused_before_anything_is_sample
     assert "mine.py: no such file, for the reward 'mine.py:long'" in capsys.readouterr().err
 
 
+def test_the_demo_on_another_base_has_artifacts_of_its_own(artifacts, monkeypatch, capsys):
+    """Pages and policies of two bases in one folder would be one report."""
+    ran = {}
+
+    def run(name, values, pages):
+        ran[name] = values
+        assert pages == artifacts / "demo-smollm2-scenes" / "report" / "notebooks"
+        Section(f"{name}_made_up", name).save()
+
+    monkeypatch.setattr(notebooks, "run_notebook", run)
+    monkeypatch.setenv("VLM_ARTIFACTS", str(artifacts))  # put back afterwards
+    assert main(["demo", "--model", "smollm2-scenes"]) == 0
+    assert ran["02"] == {"TASK": "counting", "MODEL": "smollm2-scenes"}
+    assert ran["04"]["SEEDS"] == (0,) and ran["04"]["PRESET"] == "laptop"
+    assert ran["07"]["MODEL"] == "smollm2-scenes" and "PRESET" not in ran["07"]
+    assert "notebook_07_seconds" in capsys.readouterr().out
+
+
 def test_several_settings_may_follow_one_option(monkeypatch, artifacts):
     ran = []
     monkeypatch.setattr(

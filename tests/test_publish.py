@@ -5,7 +5,7 @@ import json
 import pytest
 
 from helpers.files import ROOT, UsageError, write_json
-from tools.publish import figures_table, publish, replace_block
+from tools.publish import figures_table, minutes_table, publish, replace_block
 
 
 def test_the_readme_block_is_replaced_and_must_be_there():
@@ -30,3 +30,21 @@ def test_figures_of_another_task_are_not_published(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="the last run was on data/tasks/reasons"):
         publish(tmp_path)
     assert not (tmp_path / "docs").exists()
+
+
+def test_minutes_of_another_base_stand_beside_the_embedded_ones():
+    def seconds(**values):
+        return {f"{name}_seconds": {"value": value} for name, value in values.items()}
+
+    demos = {
+        "embedded": seconds(notebook_02=66, demo=120) | {"base_exact": {"value": 0.4}},
+        "smollm2-scenes": seconds(demo=6000),
+    }
+    assert minutes_table(demos).splitlines() == [
+        "| notebook | embedded | smollm2-scenes |",
+        "|---|---|---|",
+        "| 02 | 1.1 | – |",
+        "| all | 2.0 | 100.0 |",
+    ]
+    shown = {"value": 66, "low": 66, "high": 66, "n": 1, "seed": 0}
+    assert "notebook_02" not in figures_table({"notebook_02_seconds": shown, "demo_seconds": shown})

@@ -2,6 +2,7 @@
 
 import base64
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -10,6 +11,8 @@ sys.path.insert(0, str(ROOT))
 from helpers.data import SHIPPED_ABOUT
 from helpers.files import UsageError, artifacts_dir, read_json, write_json, write_text
 from helpers.report import figure_rows, markdown_table, read_sections
+
+Figures = dict[str, dict[str, float]]  # a summary.json
 
 
 def publish(root: Path) -> list[Path]:
@@ -36,7 +39,38 @@ def publish(root: Path) -> list[Path]:
     text = readme.read_text(encoding="utf-8")
     text = replace_block(text, "figures of make demo", figures_table(figures))
     written.append(write_text(readme, text))
+    written += _publish_minutes(root, figures)
     return written
+
+
+def _publish_minutes(root: Path, figures: Figures) -> list[Path]:
+    """Put what each notebook of the demos took into docs/results.md, embedded base and others."""
+    demos = {"embedded": figures}
+    for path in sorted(artifacts_dir().glob("demo-*/report/summary.json")):
+        other = read_json(path)
+        name = path.parents[1].name.removeprefix("demo-")
+        demos[name] = other
+        written = write_json(root / "docs" / f"demo-{name}.json", other)
+    if len(demos) == 1:
+        return []  # what other bases took stays as it was
+    page = root / "docs" / "results.md"
+    text = page.read_text(encoding="utf-8")
+    write_text(page, replace_block(text, "minutes of the demos", minutes_table(demos)))
+    return [written, page]
+
+
+def minutes_table(demos: Mapping[str, Figures]) -> str:
+    """The minutes of each notebook and of the whole demo, a column a base, as Markdown."""
+    names = [name for name in next(iter(demos.values())) if name.endswith("_seconds")]
+    rows = [["notebook", *demos]]
+    for name in names:
+        minutes = []
+        for figures in demos.values():
+            known = name in figures
+            minutes.append(f"{figures[name]['value'] / 60:.1f}" if known else "–")
+        number = name.removesuffix("_seconds").removeprefix("notebook_")
+        rows.append(["all" if number == "demo" else number, *minutes])
+    return markdown_table(rows)
 
 
 def replace_block(text: str, name: str, body: str) -> str:
@@ -52,9 +86,10 @@ def replace_block(text: str, name: str, body: str) -> str:
     return f"{before}{start}\n{body}\n{end}{after}"
 
 
-def figures_table(figures: dict[str, dict[str, float]]) -> str:
-    """The figures of a `summary.json` as Markdown."""
-    head, *rows = figure_rows(figures)
+def figures_table(figures: Figures) -> str:
+    """The figures of a `summary.json` as Markdown, but for the seconds of each notebook."""
+    shown = {name: figure for name, figure in figures.items() if not name.startswith("notebook_")}
+    head, *rows = figure_rows(shown)
     return markdown_table([head, *([f"`{name}`", *rest] for name, *rest in rows)])
 
 

@@ -57,6 +57,15 @@ TruthOption = Annotated[
     ),
 ]
 
+DemoModelOption = Annotated[
+    str | None,
+    Option(
+        help="Another base for all notebooks, such as smollm2-scenes; its artifacts and pages go to "
+        "artifacts/demo-NAME.",
+        show_default="the task's",
+    ),
+]
+
 STOPPED_BY_CTRL_C = 130  # the exit code, as of any program
 
 app = Typer(
@@ -113,22 +122,13 @@ def run_demo(
     task: Annotated[
         str, Option(help="The shipped task: TASK of notebook 02.", metavar="TASK")
     ] = "counting",
-    model: Annotated[
-        str | None,
-        Option(
-            help="Another base for all notebooks, such as smollm2-scenes; its artifacts and pages "
-            "go to artifacts/demo-NAME.",
-            show_default="the task's",
-        ),
-    ] = None,
+    model: DemoModelOption = None,
     preset: Annotated[
         str, Option(help="PRESET of the trainings, where --model is given.")
     ] = "laptop",
     started: Annotated[
         float | None,
-        Option(
-            help="Time (seconds since 1970) from which demo_seconds counts.", show_default="now"
-        ),
+        Option(help="Seconds since 1970 from which demo_seconds counts.", show_default="now"),
     ] = None,
 ) -> None:
     """Run the suite on an embedded model and write the report.
@@ -148,11 +148,10 @@ def run_demo(
     for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
         old.unlink()
     section = Section("99_demo", "The whole demo")
-    for entry in notebooks.catalogue():
-        name = entry["file"][:2]
+    for name, given in values.items():
         begun = time.time()
         print(f"[{begun - started:4.0f} s] notebook {name} …", flush=True)
-        notebooks.run_notebook(name, values[name], pages)
+        notebooks.run_notebook(name, given, pages)
         section.add_value(f"notebook_{name}_seconds", round(time.time() - begun))
     # last of all, figures of the demo itself, on the same page as the notebooks'
     seconds = time.time() - started

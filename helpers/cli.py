@@ -60,8 +60,8 @@ TruthOption = Annotated[
 DemoModelOption = Annotated[
     str | None,
     Option(
-        help="Another base for all notebooks, such as smollm2-scenes; its artifacts and pages go to "
-        "artifacts/demo-NAME.",
+        help="Another base for all notebooks, such as smollm2-scenes; its artifacts and pages go "
+        "to artifacts/demo-NAME.",
         show_default="the task's",
     ),
 ]

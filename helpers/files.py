@@ -490,7 +490,10 @@ def open_image(path: Path | BinaryIO, where: str | None = None) -> Image.Image:
     """
     where = where or str(path)
     if isinstance(path, Path):
-        require_file(path)
+        try:
+            require_file(path)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}" if where != str(path) else f"{error}") from None
         if path.suffix.lower() in HEIF_SUFFIXES:
             read_heif(where)
     try:
@@ -537,12 +540,9 @@ def _other_spelling(path: Path) -> str:
         entries = sorted(os.listdir(place)) if os.path.isdir(place) else []
         for entry in entries:
             if _plain_spelling(entry) == _plain_spelling(part):
-                composed = unicodedata.normalize("NFC", entry) == unicodedata.normalize("NFC", part)
-                why = (
-                    "letters with accents are composed in another way"
-                    if composed
-                    else "case counts"
-                )
+                why = "case counts"
+                if unicodedata.normalize("NFC", entry) == unicodedata.normalize("NFC", part):
+                    why = "letters with accents are composed in another way"
                 return f"There is {place / entry}: {why}."
         # Another ending, or one too many
         for entry in entries:

@@ -186,3 +186,38 @@ def test_a_data_set_shows_what_everything_else_shows(tmp_path):
     for rows in (data, mapped, type(data).load_from_disk(tmp_path / "kept")):
         for row, record in zip(rows, records, strict=True):
             assert row["images"][0].tobytes() == open_image(record.image_paths[0]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("Photos/boat.png", "There is {folder}/photos: case counts."),
+        ("photos/BOAT.png", "There is {folder}/photos/boat.png: case counts."),
+        ("photos\\boat.png", "It has the backslashes of Windows: write /."),
+        ("photos\\BOAT.png", "write /. There is {folder}/photos/boat.png: case counts."),
+        ("photos/boat.png ", "It is there without the blank"),
+        ("photos/boat.jpg", "There is {folder}/photos/boat.png."),
+        ("photos/boat", "There is {folder}/photos/boat.png."),
+        ("photos/cafe\u0301.png", "letters with accents are composed in another way"),
+        ("~/boat.png", "~ is only known to a command line"),
+        ("file:///x/boat.png", "file:// begins an address"),
+        ("https://x.example/boat.png", "It is an address"),
+        ("photos/" + "a" * 5000, "Paths are relative to the data file."),
+        ("elsewhere/ship.png", "Paths are relative to the data file."),
+    ],
+)
+def test_a_path_that_is_nearly_right_gets_a_word_on_the_likely_cause(tmp_path, name, cause):
+    (tmp_path / "photos").mkdir()
+    for file in ("boat.png", "caf\u00e9.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / file)
+    with pytest.raises(UsageError) as error:
+        open_image(tmp_path / name, "rows.jsonl:3")
+    message = str(error.value)
+    assert message.startswith("rows.jsonl:3: ") and len(message) < 12_000
+    # a name that no system allows is said by the system itself
+    assert cause.format(folder=tmp_path) in message or "File name too long" in message
+
+
+def test_what_is_no_file_is_said_with_the_record(tmp_path):
+    with pytest.raises(UsageError, match=r"rows\.jsonl:3: .* is a folder, not a file"):
+        open_image(tmp_path, "rows.jsonl:3")

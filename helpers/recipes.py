@@ -173,7 +173,7 @@ class Recipe(StrictModel):
     title: str
     model: str
     seed: NonNegativeInt = 0
-    four_bit: bool = True
+    four_bit: bool | None = None  # None: as the model's preset says
     max_pixels: PositiveInt | None = None
     stages: tuple[StageName, ...] = Field(min_length=1)
     data: RecipeData = RecipeData()

@@ -20,7 +20,7 @@ import torch
 
 from helpers.config import DPOSettings, PPOSettings, RewardSettings, SFTSettings
 from helpers.files import ROOT
-from helpers.models import has_four_bits, is_known, visual_tokens
+from helpers.models import has_four_bits, in_four_bits, is_known, visual_tokens
 from helpers.runtime import choose_threads, compute_dtype, has_cuda
 
 from .duration import StageSeconds
@@ -90,7 +90,7 @@ def check_machine(
     reward: RewardSettings | None = None,
     ppo: PPOSettings | None = None,
     examples: int = 500,
-    four_bit: bool = True,
+    four_bit: bool | None = None,
 ) -> MachinePlan:
     """Print what this machine is and what the given stages take on it; return settings that fit.
 
@@ -101,7 +101,7 @@ def check_machine(
     """
     name = str(model)
     known = is_known(name)
-    four_bit = four_bit and has_four_bits()
+    four_bit = in_four_bits(name, four_bit) and has_four_bits()
     # What is to run, and what the machine is
     workload = replace(
         workload_here(name, image, four_bit), max_pixels=max_pixels, examples=examples

@@ -132,6 +132,7 @@ from .presets import (
     PRESETS as PRESETS,
     Preset as Preset,
     config_of as config_of,
+    in_four_bits as in_four_bits,
     locate as locate,
     model_without_weights as model_without_weights,
     preset_of as preset_of,

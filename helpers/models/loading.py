@@ -39,7 +39,7 @@ from helpers.runtime import choose_threads, compute_dtype, device, has_cuda
 
 from . import smollm2
 from .image_sizes import limit_pixels
-from .presets import PRESETS, Preset, config_of, locate, preset_of
+from .presets import PRESETS, Preset, config_of, in_four_bits, locate, preset_of
 from .prompts import end_of_turn
 
 # What stays in its own precision, by its name in one architecture or another
@@ -108,16 +108,20 @@ class CheckpointSource:
 
 
 def load_model(
-    name_or_path: str | Path = "tiny", *, four_bit: bool = True, max_pixels: int | None = None
+    name_or_path: str | Path = "tiny",
+    *,
+    four_bit: bool | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load model (eval mode, frozen) and processor of a preset, a local folder or a hub id.
 
     On a GPU with unsloth installed, unsloth loads it; else transformers with bitsandbytes, on the
-    CPU too. `max_pixels` bounds the image size and so the number of visual tokens (default: the
-    preset's). Raises UsageError if the name is unknown, or the checkpoint cannot be had, read or
-    held in memory.
+    CPU too. `four_bit`: language weights in 4-bit NF4 (default: as the preset says). `max_pixels`
+    bounds the image size and so the number of visual tokens (default: the preset's). Raises
+    UsageError if the name is unknown, or the checkpoint cannot be had, read or held in memory.
     """
     processor = load_processor(name_or_path, max_pixels=max_pixels)
+    four_bit = in_four_bits(name_or_path, four_bit)
     preset = preset_of(name_or_path)
     parameters = (preset and preset.parameters) or 0
     if parameters > SLOW_ON_A_CPU and not has_cuda():

@@ -28,6 +28,7 @@ class Preset:
     gpu_gb: int  # smallest usual card on which it can be trained in 4 bits; 0: none is needed
     revision: str | None = None  # commit on the hub
     four_bit: str | None = None  # hub id of a copy that was quantised before
+    quantised: bool = True  # loaded in 4 bits, unless something else is asked for
     parameters: int | None = None  # as the hub counts them
     max_pixels: int | None = None  # images are reduced to this many (Qwen-VL)
     longest_edge: int | None = None  # images are reduced to this side before they are cut (SmolVLM)
@@ -71,6 +72,14 @@ def preset_of(name_or_path: str | Path) -> Preset | None:
         if name in (known, preset.location, preset.four_bit, str(ROOT / preset.location)):
             return preset
     return None
+
+
+def in_four_bits(name_or_path: str | Path, asked: bool | None = None) -> bool:
+    """Is a model to be loaded in 4 bits? As was asked for, else as its preset says."""
+    if asked is not None:
+        return asked
+    preset = preset_of(name_or_path)
+    return preset is None or preset.quantised
 
 
 def config_of(name_or_path: str | Path) -> PretrainedConfig:

@@ -11,7 +11,7 @@ from helpers import models
 from helpers.config import ALL_LINEAR, ATTENTION, LoraSettings
 from helpers.files import ROOT, UsageError
 from helpers.models import loading, presets
-from helpers.models.presets import PRESETS, locate, preset_of
+from helpers.models.presets import PRESETS, in_four_bits, locate, preset_of
 
 BUILT = {}
 
@@ -164,3 +164,12 @@ def test_a_preset_is_known_by_each_of_its_names(tmp_path):
 def test_a_near_miss_gets_a_suggestion():
     with pytest.raises(UsageError, match="Did you mean 'qwen2-vl-2b'"):
         presets.locate("qwen2vl-2b")
+
+
+def test_a_preset_may_be_loaded_as_it_is():
+    """In 4 bits the bias of `smollm2-scenes` would be rounded away, and nothing be left to learn."""
+    assert not in_four_bits("smollm2-scenes") and in_four_bits("smollm2-scenes", True)
+    assert (
+        in_four_bits("tiny") and in_four_bits("somebody/other") and not in_four_bits("tiny", False)
+    )
+    assert [name for name in PRESETS if not in_four_bits(name)] == ["smollm2-scenes"]

@@ -233,7 +233,8 @@ section.say(
 # %%
 assert tokens == len(vectors) > 0, "a place in the prompt for each vector of the vision tower"
 assert by_hand < tokens, "the hand-written template does not hold the image"
-assert layers["Linear", "vision"] > 0 and layers["Linear4bit", "language"] > 0
+in_4_bits = models.in_four_bits(MODEL) and models.has_four_bits()
+assert layers["Linear", "vision"] > 0 and bool(layers["Linear4bit", "language"]) == in_4_bits
 assert not layers["Linear4bit", "vision"], "the vision tower is not quantised"
 if MODEL == "tiny" and DATA == "data/traffic":
     assert greedy.share("well formed").value == 1.0, (

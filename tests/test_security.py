@@ -10,7 +10,6 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from shipped import TRAFFIC
 
 from helpers import notebooks
 from helpers.cli import main
@@ -23,7 +22,6 @@ from helpers.report.html import markdown_code, markdown_text, picture_html, png_
 from helpers.report.model_card import render_model_card
 from helpers.statistics import proportion
 
-IMAGE = TRAFFIC / "valid" / "images" / "scene-100000.png"
 # clears the screen, turns the text around, rings, ends a line, is half of a character
 HOSTILE = "\x1b[2J\u202eevil\x07\x9b31m\r\ud800"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

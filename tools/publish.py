@@ -46,17 +46,19 @@ def publish(root: Path) -> list[Path]:
 def _publish_minutes(root: Path, figures: Figures) -> list[Path]:
     """Put what each notebook of the demos took into docs/results.md, embedded base and others."""
     demos = {"embedded": figures}
+    written = []
     for path in sorted(artifacts_dir().glob("demo-*/report/summary.json")):
         other = read_json(path)
         name = path.parents[1].name.removeprefix("demo-")
         demos[name] = other
-        written = write_json(root / "docs" / f"demo-{name}.json", other)
-    if len(demos) == 1:
+        written.append(write_json(root / "docs" / f"demo-{name}.json", other))
+    if not written:
         return []  # what other bases took stays as it was
     page = root / "docs" / "results.md"
     text = page.read_text(encoding="utf-8")
-    write_text(page, replace_block(text, "minutes of the demos", minutes_table(demos)))
-    return [written, page]
+    text = replace_block(text, "minutes of the demos", minutes_table(demos))
+    written.append(write_text(page, text))
+    return written
 
 
 def minutes_table(demos: Mapping[str, Figures]) -> str:

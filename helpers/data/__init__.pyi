@@ -116,6 +116,7 @@ from .labels.counted import (
     CountedImage as CountedImage,
     LabelledImage as LabelledImage,
     Labels as Labels,
+    join_names as join_names,
     photo_group as photo_group,
 )
 from .labels.folder import (
@@ -222,14 +223,16 @@ from .sources import (
     convert_source as convert_source,
     is_preference_file as is_preference_file,
 )
+from .split_names import (
+    SPLITS as SPLITS,
+    split_name as split_name,
+    split_of_file as split_of_file,
+)
 from .splitting import (
     SHARES as SHARES,
-    SPLITS as SPLITS,
     photos_of as photos_of,
     refuse_shared_photos as refuse_shared_photos,
     split_by_photo as split_by_photo,
-    split_name as split_name,
-    split_of_file as split_of_file,
 )
 from .tables import (
     Sheet as Sheet,

@@ -15,7 +15,6 @@ notebook 02.
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +24,14 @@ from helpers.files import UsageError, require_file, starting_folders
 from .archives import is_system_file, unpack_archive
 from .columns import find_header, header_fit
 from .image_names import ImageFinder, list_folder_images
-from .labels.counted import IMAGE_SUFFIXES
+from .labels.counted import IMAGE_SUFFIXES, join_names
 from .labels.folder import LabelFolder, classes_counted, open_labels
 from .leftovers import Leftovers
 from .own_rows import CellRow, ReadRows, RowReader
 from .pairs import counting_tasks
 from .question_files import JSON_SUFFIXES, FileReader, read_question_list
 from .record import PreferenceRecord
-from .splitting import SPLITS, split_name, split_of_file
+from .split_names import SPLITS, split_name, split_of_file
 from .tables import OTHER_TABLES, TABLE_SUFFIXES, read_sheets
 from .tasks import Task, ask, distinct_tasks, kind_of, tasks_of
 from .truth import TRUTH_KINDS, TruthKind
@@ -271,10 +270,7 @@ class _Door:
             return
         folders = list(dict.fromkeys(labels for labels, _, _ in self.labelled))
         # A class of one split is asked for in all, so that the answers have one form
-        names: list[str] = []
-        for labels in folders:
-            # A name that stands twice in one folder stays so, to be refused
-            names += (Counter(labels.class_names) - Counter(names)).elements()
+        names = join_names(labels.class_names for labels in folders)
         shared = Path(os.path.commonpath([labels.folder for labels in folders]))
         counted_as = classes_counted(names, self.classes, shared)
         for labels, name, own in self.labelled:

@@ -24,7 +24,7 @@ from .judgement import Ranking, explain_validation_error, rank_by_score
 from .leftovers import Leftovers
 from .pairs import DEFAULT_QUESTION
 from .record import Message, PreferenceRecord
-from .splitting import split_name
+from .split_names import split_name
 from .tasks import Task
 from .truth import LEAST_PEOPLE, TRUTH_KINDS, Facts, TruthKind, check_kind, plain_kind
 

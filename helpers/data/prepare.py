@@ -20,7 +20,8 @@ from .leftovers import Leftovers
 from .preferences import write_records
 from .prepared import PreparedData, read_prepared, write_tasks
 from .record import PreferenceRecord
-from .splitting import LEAST_FOR_TEST, SPLITS, photos_of, refuse_shared_photos, split_by_photo
+from .split_names import SPLITS
+from .splitting import LEAST_FOR_TEST, photos_of, refuse_shared_photos, split_by_photo
 from .tasks import Task, distinct_tasks, tasks_of
 
 LEAST_PAIRS = 30  # fewer teach nothing that could be seen afterwards

@@ -24,7 +24,7 @@ from .leftovers import Leftovers
 from .own_rows import CellRow, ReadRows, RowReader
 from .preferences import RawRow, RecordLine
 from .record import PreferenceRecord, resolve_images
-from .splitting import split_name
+from .split_names import split_name
 from .tables import TABLE_SUFFIXES, decode_text, read_sheets
 from .truth import TruthKind, check_kind
 

@@ -4,7 +4,6 @@ Everything about one photo is on one side: its copies under Roboflow's names, eq
 other names, and whatever the data itself calls one group.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,39 +11,11 @@ import numpy as np
 
 from helpers.files import UsageError, file_hash
 
-from .columns import plain_title
 from .labels.counted import photo_group
 
 SHARES = (0.7, 0.15, 0.15)  # of the photos: train, valid, test
-SPLITS = ("train", "valid", "test")
 # With fewer photos a test split has four at most, which say nothing
 LEAST_FOR_TEST = 30
-# What people and tools call them, by plain titles
-SPLIT_NAMES = {
-    "train": "train training trainset trainingset",
-    "valid": "valid validation val dev validset devset eval",
-    "test": "test testing testset heldout",
-}
-
-
-def split_name(text: str) -> str:
-    """ "val" and "Validation" → "valid"; "" for what names no split."""
-    name = plain_title(text)
-    for split, names in SPLIT_NAMES.items():
-        if name in names.split():
-            return split
-    return ""
-
-
-def split_of_file(file: Path, folder: Path) -> str:
-    """The split that the name of a file or its folder says: `votes_train.csv`, `val/rows.csv`."""
-    # The file's own name says more than that of a folder, and a near folder more than a far one
-    parts = [file.stem, *file.relative_to(folder).parts[:-1][::-1]]
-    for part in parts:
-        for word in re.split(r"[^A-Za-z]+", part):
-            if split_name(word):
-                return split_name(word)
-    return ""
 
 
 def photos_of(entries: Sequence[tuple[Sequence[Path], str]]) -> list[int]:

@@ -4,6 +4,7 @@ The kind of truth is a field of the record (`truth_kind`), set by the reader of 
 `--truth`. What each kind says of an answer is in `helpers/rewards/truths.py`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -53,7 +54,9 @@ def plain_kind(facts: Facts) -> TruthKind:
 def check_kind(kind: TruthKind | None, facts: Facts) -> None:
     """Raise ValueError if a truth cannot be of the kind that was named, or judged at all."""
     if isinstance(facts, Mapping):
-        _check_classes(list(facts))
+        fault = _fault_of_classes(tuple(facts))
+        if fault:
+            raise ValueError(fault)
     if kind is None:
         return
     if kind == "none" and facts:
@@ -71,16 +74,19 @@ def check_kind(kind: TruthKind | None, facts: Facts) -> None:
         )
 
 
-def _check_classes(classes: Sequence[str]) -> None:
+@functools.lru_cache(maxsize=256)  # all records of a data set count the same classes
+def _fault_of_classes(classes: tuple[str, ...]) -> str:
+    """Say why an answer cannot name these classes; "" if it can."""
     alike = like_classes(classes)
     if alike:
-        raise ValueError(
+        return (
             f"the truth counts {' and '.join(map(repr, alike))}, which are one to an answer: case "
             "and a plural s do not count. Rename one, or add up their counts"
         )
     unreadable = unreadable_classes(classes)
     if unreadable:
-        raise ValueError(
+        return (
             f"the truth counts {', '.join(map(repr, unreadable))}, which no answer could name so "
             "that it can be read. Give them names of letters"
         )
+    return ""

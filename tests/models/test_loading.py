@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
-from architectures import build
+from architectures import build, save_as_on_the_hub
 from huggingface_hub import constants, errors as hub_errors
 from pictures import noise
+from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import (
     AutoTokenizer,
@@ -476,3 +477,13 @@ def test_four_bit_means_the_language_model_and_nothing_else(tiny):
     assert all("language_model.layers" in name for name in quantised)
     full, _ = models.load_model("tiny", four_bit=False)
     assert models.weight_megabytes(tiny[0]) < 0.6 * models.weight_megabytes(full)
+
+
+def test_weights_in_a_pickle_are_not_loaded(tmp_path):
+    """Unpickling runs whatever its author wrote."""
+    folder = save_as_on_the_hub("smolvlm", tmp_path / "model")
+    weights = Path(folder) / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(UsageError, match=r"no file named model\.safetensors"):
+        loading.load_model(folder)

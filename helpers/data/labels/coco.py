@@ -5,7 +5,7 @@ count: such images are left out, counted and named.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from helpers.files import UsageError, read_json
 
 from ..image_names import ImageFinder
 from ..leftovers import Leftovers
-from ..splitting import SPLITS, split_of_file
-from .counted import LabelledImage
+from ..split_names import split_of_file
+from .counted import LabelledImage, Labels, join_names
 
 # COCO's own files of other kinds stand beside those of boxes
 OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "image_info", "stuff")
@@ -28,6 +28,7 @@ COCO_PLACES = (
     "result.json",
     "annotations/*.json",
 )
+OWN_NAME = "*_annotations.coco.json"  # nothing but annotations is called so
 CROWDED = "an image with crowd regions, which nobody counted"
 COCO_FIELDS = {"images", "annotations", "categories"}
 
@@ -81,25 +82,16 @@ class CocoFile:
         return image, self.names[category]
 
 
-class CocoLabels:
+class CocoLabels(Labels[CocoFile]):
     """The labels of a folder in the form of COCO: a file of annotations a split, or several."""
-
-    def __init__(self, folder: Path, files: dict[str, list[CocoFile]], left: Leftovers) -> None:
-        self.folder = folder
-        self.left = left
-        self.left_out: set[Path] = set()
-        self.splits = [split for split in ("", *SPLITS) if split in files]
-        self._files = files
 
     def class_names(self) -> list[str]:
         """The categories that occur in any split: COCO names 80, which would mostly be zeros."""
-        everything = [file for split in self.splits for file in self._files[split]]
+        everything = [file for split in self.splits for file in self.places[split]]
         occurring = {name for file in everything for _, name in file.objects}
-        names: list[str] = []
-        for file in everything:
-            # Two categories of one file may have one name, which is then there twice
-            new = [name for name in file.names.values() if name in occurring]
-            names += (Counter(new) - Counter(names)).elements()
+        # Two categories of one file may have one name, which is then there twice
+        joined = join_names(file.names.values() for file in everything)
+        names = [name for name in joined if name in occurring]
         if not names:
             paths = ", ".join(str(file.path) for file in everything)
             raise UsageError(f"{paths}: no object is labelled in any image.")
@@ -108,7 +100,7 @@ class CocoLabels:
     def read(self, split: str) -> list[LabelledImage]:
         """Read the images of a split, but those with crowds and those that are not there."""
         read = []
-        for file in self._files[split]:
+        for file in self.places[split]:
             read += self._read_file(file, split)
         return read
 
@@ -156,7 +148,12 @@ def find_coco(folder: Path, left: Leftovers) -> CocoLabels | None:
         for path in sorted(folder.glob(pattern)):
             if path.name.startswith(OTHER_KINDS):
                 continue
-            content = read_json(path)
+            try:
+                content = read_json(path)
+            except UsageError:
+                if path.match(OWN_NAME):
+                    raise
+                continue  # what else it may be is read, and its faults are named, elsewhere
             if isinstance(content, dict) and content.keys() >= COCO_FIELDS:
                 files.setdefault(split_of_file(path, folder), []).append(CocoFile(path, content))
     return CocoLabels(folder, files, left) if files else None

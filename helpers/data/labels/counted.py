@@ -1,12 +1,20 @@
 """What is made of labels: images with their objects, and with the number of each kind."""
 
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, TypeVar
 
 from ..counting import Counts
+from ..leftovers import Leftovers
+from ..split_names import SPLITS
+
+LabelPlace = TypeVar(
+    "LabelPlace"
+)  # a folder, a file, a file's content: what a reader of a form needs
 
 IMAGE_SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic",
@@ -35,17 +43,41 @@ class CountedImage:
     question: str | None = None
 
 
-class Labels(Protocol):
-    """The labels of a folder, in one of the forms."""
+class Labels(ABC, Generic[LabelPlace]):
+    """The labels of a folder, in one of the forms.
 
-    splits: Sequence[str]  # of train, valid, test; "" where the folder has no splits
-    left_out: set[Path]  # images and label files that are not used, for a reason that was named
+    places: where each split is read; "" is the split of a folder without splits.
+    """
 
+    def __init__(
+        self, folder: Path, places: Mapping[str, Sequence[LabelPlace]], left: Leftovers
+    ) -> None:
+        self.folder = folder
+        self.places = places
+        self.left = left
+        # images and label files that are not used, for a reason that was named
+        self.left_out: set[Path] = set()
+
+    @property
+    def splits(self) -> list[str]:
+        """Those that there are, in the order train, valid, test."""
+        return [split for split in ("", *SPLITS) if split in self.places]
+
+    @abstractmethod
     def class_names(self) -> list[str]:
         """The classes of all splits as they are written, in their order; a name may stand twice."""
 
+    @abstractmethod
     def read(self, split: str) -> list[LabelledImage]:
         """The images of a split. Raises UsageError naming file and line of what is wrong."""
+
+
+def join_names(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Names of several lists, each once; one that stands twice in one list stays so."""
+    joined: list[str] = []
+    for names in lists:
+        joined += (Counter(names) - Counter(joined)).elements()
+    return joined
 
 
 def photo_group(path: Path) -> str:

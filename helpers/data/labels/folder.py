@@ -14,7 +14,7 @@ from helpers.files import UsageError
 from ..counting import like_classes, spelled_class, unreadable_classes
 from ..image_names import list_folder_images
 from ..leftovers import Leftovers
-from ..splitting import split_name
+from ..split_names import split_name
 from .coco import find_coco
 from .counted import CountedImage, LabelledImage, Labels, photo_group
 from .voc import find_voc

@@ -6,7 +6,7 @@ there, so they are counted.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
@@ -14,8 +14,8 @@ from helpers.files import UsageError
 
 from ..image_names import ImageFinder
 from ..leftovers import Leftovers
-from ..splitting import SPLITS, split_name, split_of_file
-from .counted import IMAGE_SUFFIXES, LabelledImage
+from ..split_names import split_name, split_of_file
+from .counted import IMAGE_SUFFIXES, LabelledImage, Labels
 
 XML_HEAD = 4096  # bytes in which an annotation says that it is one
 XML_PLACES = ("*.xml", "*/*.xml", "*/*/*.xml")  # train/Annotations/1.xml is the deepest
@@ -23,15 +23,11 @@ SPLIT_LISTS = Path("ImageSets", "Main")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 
 
-class VocLabels:
+class VocLabels(Labels[Path]):
     """The labels of a folder in the form of Pascal VOC."""
 
     def __init__(self, folder: Path, files: dict[str, list[Path]], left: Leftovers) -> None:
-        self.folder = folder
-        self.left = left
-        self.left_out: set[Path] = set()
-        self.splits = [split for split in ("", *SPLITS) if split in files]
-        self._files = files
+        super().__init__(folder, files, left)
         self._read: dict[str, list[LabelledImage]] = {}
         self._images: dict[Path, dict[str, list[Path]]] = {}
         self._finder = ImageFinder([folder])
@@ -47,10 +43,10 @@ class VocLabels:
     def read(self, split: str) -> list[LabelledImage]:
         """Read the images of a split. Raises UsageError naming the XML file of what is wrong."""
         if split not in self._read:
-            self._read[split] = self._read_files(self._files[split])
+            self._read[split] = self._read_files(self.places[split])
         return self._read[split]
 
-    def _read_files(self, paths: list[Path]) -> list[LabelledImage]:
+    def _read_files(self, paths: Sequence[Path]) -> list[LabelledImage]:
         read = []
         labels: dict[Path, Path] = {}  # image → its XML file
         for path in paths:

@@ -18,8 +18,8 @@ from helpers.files import UsageError
 
 from ..image_names import ImageFinder, list_folder_images
 from ..leftovers import Leftovers
-from ..splitting import SPLITS, split_name
-from .counted import LabelledImage
+from ..split_names import split_name
+from .counted import LabelledImage, Labels
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAME_FILES = ("classes.txt", "obj.names")  # a name a line: LabelImg, CVAT
@@ -31,16 +31,13 @@ SMALLEST_POLYGON = 7  # class and three points
 TOLERANCE = 0.01  # tools round: a share of 1.0000001 is no mistake
 
 
-class YoloLabels:
+class YoloLabels(Labels[Path]):
     """The labels of a folder in the form of YOLO."""
 
     def __init__(self, folder: Path, images: dict[str, list[Path]], left: Leftovers) -> None:
         """images: the folders of each split's images, or lists of them."""
-        self.folder = folder
-        self.left = left
-        self.left_out: set[Path] = set()
-        self.splits = [split for split in ("", *SPLITS) if split in images]
-        self._images = images
+        super().__init__(folder, images, left)
+        self.left_out |= {folder / name for name in NAME_FILES}
 
     @cached_property
     def classes(self) -> dict[int, str]:
@@ -71,23 +68,21 @@ class YoloLabels:
             label = _label_file(path, self.folder)
             names = self._read_label(label)
             read.append(LabelledImage(path, names, label))
-        self.left_out |= {self.folder / name for name in NAME_FILES}
         return read
 
     def has_any(self) -> bool:
         """Has any image a file of labels?"""
-        places = [place for split in self.splits for place in self._images[split]]
-        images = [image for place in places for image in list_folder_images(place)]
+        images = [image for split in self.splits for image in self._list_images(split)]
         return any(_label_file(image, self.folder).is_file() for image in images)
 
     def _list_images(self, split: str) -> list[Path]:
         """Its images, sorted. Raises UsageError if there is none."""
         paths = []
         # Several folders may make one split; a list names its images one by one
-        for place in self._images[split]:
+        for place in self.places[split]:
             paths += list_folder_images(place) if place.is_dir() else [place]
         if not paths:
-            places = ", ".join(map(str, self._images[split]))
+            places = ", ".join(map(str, self.places[split]))
             raise UsageError(f"{places}: holds no image. Correct data.yaml, or put them there.")
         return sorted(dict.fromkeys(paths))
 
@@ -185,6 +180,8 @@ def find_yolo(folder: Path, left: Leftovers) -> YoloLabels | None:
     """Find labels in the form of YOLO; None if the folder has none."""
     about = _yaml_file(folder)
     apart = [child for child in _folders(folder) if (child / "labels").is_dir()]
+    if about is not None and not apart and "names" not in _read_yaml(about):
+        about = None  # a file of that name may be about anything
     if about is None and _names_file(folder) is None and not apart:
         return None
     # What data.yaml names says more than the names of folders, where it names a split

@@ -229,6 +229,21 @@ def test_what_is_not_missed_is_no_error(folder):
     assert left.errors == 1
 
 
+def test_files_that_are_about_something_else_are_no_labels(tmp_path):
+    """Lines of preferences may be called result.json, and a card of the data data.yaml."""
+    write_image(tmp_path / "a.png")
+    row = {"image": "a.png", "prompt": "?", "chosen": "x", "rejected": "y"}
+    lines = [json.dumps(row), json.dumps({**row, "chosen": "z"})]
+    (tmp_path / "result.json").write_text("\n".join(lines))
+    (tmp_path / "data.yaml").write_text("author: me\n")
+    assert open_labels(tmp_path) is None
+    assert len(open_data(tmp_path).all_records()) == 2
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "_annotations.coco.json").write_text("{")
+    with pytest.raises(UsageError, match=r"_annotations\.coco\.json: not JSON"):
+        open_labels(tmp_path)
+
+
 def test_augmented_copies_share_a_group(tmp_path):
     names = ("street_jpg.rf.60d109572.jpg", "street_jpg.rf.0a1b2c.jpg", "street.jpg")
     groups = [photo_group(tmp_path / name) for name in names]

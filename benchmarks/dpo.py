@@ -228,6 +228,7 @@ class Side:
         self.model, self.trainer.optimizer = prepare(self.trainer.model, self.trainer.optimizer)
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.losses, self.counts = [], {"tokens": 0, "patches": 0}
+        self.counter = None  # of FLOPs, while a step is counted
         model.get_decoder().register_forward_pre_hook(self._count_tokens, with_kwargs=True)
         model.model.visual.register_forward_pre_hook(self._count_patches, with_kwargs=True)
 
@@ -253,9 +254,11 @@ class Side:
         patches.
         """
         self.counts |= {"tokens": 0, "patches": 0}
-        with FlopCounterMode(display=False, custom_mapping=_more_flops()) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_more_flops()) as self.counter:
             self.step(rows)
-        return {"flops": counter.get_total_flops(), **self.counts}
+        flops = self.counter.get_total_flops()
+        self.counter = None
+        return {"flops": flops, **self.counts}
 
 
 def _more_flops() -> dict:

@@ -12,8 +12,12 @@ ours has one for a token.
 * proxy: an iteration (images, sampling, scores, old and reference log-probabilities, updates) with
   the random weights of `benchmarks/dpo.py` at 256 visual tokens in fp32, 2 prompts × 8 answers × 20
   tokens, 4 updates, without gradient checkpointing, and once with it, TRL's default. Iterations
-  alternate in an order that changes; images are always new;
+  alternate in an order that changes, until the ratios of the last three lie within 15 %; images are
+  always new;
+* bf16: an iteration in Qwen2-VL-2B's own shape on a CPU that computes in bf16 (VLM_DTYPE=bf16), 1
+  prompt × 8 answers at 64 visual tokens; 9 GB and about an hour of one thread;
 * memory: what one such iteration needs beyond the model, each side in a process of its own;
+* group: seconds and memory of 8 and of 64 answers to one prompt, ours;
 * learning: `benchmarks/rl_learning.py`, samples until held-out answers of the embedded model are
   .90 exact;
 * gpu: the proxy in Qwen2-VL-2B's own shape, 4-bit, fp16, checkpointing; not run without a GPU.
@@ -25,6 +29,7 @@ tables of `docs/results.md`. `--only` does one part.
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -60,7 +65,7 @@ from helpers.files import UsageError, read_json, write_json, write_text
 from helpers.report import markdown_table
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR, REJECTED_COLOR
 from helpers.rewards.scoring import make_scorer
-from helpers.runtime import machine_summary, peak_memory_gb
+from helpers.runtime import compute_dtype, machine_summary, peak_memory_gb
 from helpers.training.ppo import PPOTrainer
 from tools.publish import replace_block
 
@@ -75,12 +80,21 @@ COLORS = (
     CHOSEN_COLOR,
 )  # of rl_learning.METHODS
 SIDES = ("stock", "ours")
+# A case is repeated until the ratios of so many alternations lie within this range of each other
+NARROW_RANGE = 1.15
+MOST_ALTERNATIONS = 4  # times what a case asks for
+GROUP_SIZES = (8, 64)
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 100})
 
 
 @dataclass(frozen=True)
 class Case(dpo.Case):
     settings: PPOSettings
+
+    @property
+    def iterations(self) -> int:
+        """How many there may be: alternations, one before them to warm up, and one to count."""
+        return MOST_ALTERNATIONS * self.alternations + 2
 
 
 def cases(toy: bool) -> list[Case]:
@@ -105,6 +119,14 @@ def cases(toy: bool) -> list[Case]:
         ),
         Case("proxy_grpo_checkpointing", THIRD, (448, 448), checkpointing, 2, four_bit=False),
         Case("gpu_grpo", QWEN2_VL_2B, (448, 448), checkpointing, 5),
+        Case(
+            "bf16_grpo",
+            QWEN2_VL_2B,
+            (224, 224),
+            dataclasses.replace(plain, prompts_per_iteration=1),
+            2,
+            four_bit=False,
+        ),
     ]
     small = [dataclasses.replace(c, shape=TOY, size=(112, 112), alternations=1) for c in found]
     short = [
@@ -119,13 +141,15 @@ class Side(dpo.Side):
 
     def __init__(self, case: Case, folder: Path, stock: bool):
         location, settings = folder / "model", case.settings
-        count = (case.alternations + 2) * settings.prompts_per_iteration
+        count = case.iterations * settings.prompts_per_iteration
         model, processor = models.load_model(
             location, four_bit=case.four_bit, max_pixels=case.size[0] * case.size[1]
         )
         tasks = tasks_of(dpo.records_in(folder, count))
         self.settings, self.stock = settings, stock
-        self.counts = {name: 0 for name in ("tokens", "patches", "updates", "answers", "generated")}
+        counted = ("tokens", "patches", "updates", "answers", "generated", "sampling_flops")
+        self.counts = dict.fromkeys(counted, 0)
+        self.counter = None  # of FLOPs, while an iteration is counted
         if stock:
             forced = {"min_new_tokens": settings.max_new_tokens}
             self._prepare_stock(
@@ -173,17 +197,21 @@ class Side(dpo.Side):
     def _time(self, owner: object, name: str) -> None:
         """Count the seconds of a method of the trainer, or of its sampler, as sampling.
 
-        Images, features and scores are in them.
+        Images, features and scores are in them; FLOPs are counted likewise.
         """
         inner = getattr(owner, name)
 
         def timed(*args, **kwargs):
-            started = dpo.now()
+            started, before = dpo.now(), self._flops()
             result = inner(*args, **kwargs)
             self.sampling += dpo.now() - started
+            self.counts["sampling_flops"] += self._flops() - before
             return result
 
         setattr(owner, name, timed)
+
+    def _flops(self) -> int:
+        return self.counter.get_total_flops() if self.counter else 0
 
     def _count_update(self, *_) -> None:
         self.counts["updates"] += 1
@@ -224,7 +252,7 @@ class Side(dpo.Side):
         """What an iteration computes, as in `benchmarks/dpo.py`, and how many updates, answers and
         tokens came of it.
         """
-        self.counts["updates"] = 0
+        self.counts |= {"updates": 0, "sampling_flops": 0}
         return super().counted(rows)
 
 
@@ -232,9 +260,8 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
     """Raw figures of a case: seconds and ratios of each alternation, and what an iteration
     computes.
     """
-    dpo.pairs(
-        case, folder, (case.alternations + 2) * case.settings.prompts_per_iteration
-    )  # the images
+    # the images
+    dpo.pairs(case, folder, case.iterations * case.settings.prompts_per_iteration)
     stock, ours = Side(case, folder, stock=True), Side(case, folder, stock=False)
     if not all(map(torch.equal, stock.weights, ours.weights)):
         raise UsageError(f"{case.name}: the two trainers start from different adapters")
@@ -243,7 +270,12 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
         for side in SIDES
         for what in ("seconds", "sampling_seconds", "rest_seconds")
     }
-    for number in tqdm(range(case.alternations + 1), desc=case.name):
+    loads = []
+    # without the one that warms up and the one that is counted
+    for number in tqdm(range(case.iterations - 1), desc=case.name):
+        if is_narrow(figures, case.alternations):
+            break
+        loads.append(os.getloadavg()[0])
         for name, side in [("stock", stock), ("ours", ours)][:: 1 if number % 2 else -1]:
             seconds = side.step()
             if number:  # the first iteration warms up
@@ -268,9 +300,18 @@ def compare(case: Case, folder: Path) -> dict[str, list[float]]:
         both = zip(figures[f"stock_{what}seconds"], figures[f"ours_{what}seconds"], strict=True)
         figures[f"{what}ratio"] = [a / b for a, b in both]
     return figures | {
+        "load": loads,
         "limit": [work["stock"]["flops"] / work["ours"]["flops"]],
+        "sampling_limit": [work["stock"]["sampling_flops"] / work["ours"]["sampling_flops"]],
         "visual_tokens": [case.visual_tokens],
     }
+
+
+def is_narrow(figures: dict[str, list[float]], least: int) -> bool:
+    """Do the last ratios of stock's seconds to ours lie near each other? `least`: how many."""
+    both = zip(figures["stock_seconds"], figures["ours_seconds"], strict=True)
+    ratios = [stock / ours for stock, ours in both][-least:]
+    return len(ratios) == least and max(ratios) < NARROW_RANGE * min(ratios)
 
 
 def as_on_a_t4() -> None:
@@ -302,6 +343,42 @@ def memory(case: Case, folder: Path) -> dict[str, list[float]]:
     return figures
 
 
+def sampling_costs(case: Case, folder: Path, group_size: int) -> dict[str, float]:
+    """Seconds of sampling so many answers to a prompt, the median of three, and MB beyond rest."""
+    dpo.pairs(case, folder, 4)
+    location, size = folder / "model", case.size
+    model, processor = models.load_model(location, four_bit=False, max_pixels=size[0] * size[1])
+    model.generation_config.eos_token_id = models.banned_tokens(processor)[0]
+    packer = models.Packer(model, processor)
+    seconds = []
+    peak = 0.0
+    for task in tasks_of(dpo.records_in(folder, 4)):
+        before = dpo.forget_peak()
+        started = dpo.now()
+        prompts = packer.encode([task.turns], [task.open_images()])
+        models.sample_ids(
+            model,
+            processor,
+            prompts,
+            group_size=group_size,
+            max_new_tokens=case.settings.max_new_tokens,
+        )
+        seconds.append(dpo.now() - started)
+        peak = max(peak, 1e3 * (peak_memory_gb() - before))
+    # the first one warms up
+    return {"seconds": float(np.median(seconds[1:])), "peak_mb": peak}
+
+
+def group(case: Case, folder: Path) -> dict[str, list[float]]:
+    """What 8 and 64 answers to one prompt cost, each in a process of its own."""
+    figures = {}
+    for size in GROUP_SIZES if sys.platform == "linux" else ():
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            for what, value in process.submit(sampling_costs, case, folder, size).result().items():
+                figures[f"of_{size}_{what}"] = [value]
+    return figures
+
+
 def run(case: Case, parts: set[str], toy: bool) -> dict[str, dict]:
     """All entries of a case: of its speed, of its memory, or of both."""
     with tempfile.TemporaryDirectory() as name:
@@ -311,6 +388,8 @@ def run(case: Case, parts: set[str], toy: bool) -> dict[str, dict]:
             figures |= memory(case, folder)
         if "speed" in parts:
             figures |= compare(case, folder)
+        if "group" in parts and case.name == "proxy_grpo":
+            figures |= group(case, folder)
     return {f"{case.name}_{key}": dpo.entry(values) for key, values in figures.items()}
 
 
@@ -324,18 +403,19 @@ def speed_table(figures: dict[str, dict]) -> str:
             "stock, s an iteration",
             "ours",
             "faster (limit)",
-            "sampling, faster",
+            "sampling, faster (limit)",
             "the rest, faster",
         ]
     ]
-    rows[0] += ["tokens", "image patches", "TFLOP", "peak memory, MB"]
+    rows[0] += ["tokens", "image patches", "TFLOP", "peak memory, MB", "load of the machine"]
     for name in dpo.names(figures):
         row = [name, *(dpo._show(figures, name, f"{side}_seconds", "{:.3g}") for side in SIDES)]
         faster, limit = (dpo._show(figures, name, key, "{:.2f}") for key in ("ratio", "limit"))
         row.append(f"{faster} ({limit})")
-        row += [
-            dpo._show(figures, name, f"{what}_ratio", "{:.2f}") for what in ("sampling", "rest")
-        ]
+        sampling, limit = (
+            dpo._show(figures, name, f"sampling_{key}", "{:.2f}") for key in ("ratio", "limit")
+        )
+        row += [f"{sampling} ({limit})", dpo._show(figures, name, "rest_ratio", "{:.2f}")]
         for what in ("tokens", "patches", "flops", "peak_mb"):
             scaled = {
                 k: {**f, "value": f["value"] / (1e12 if what == "flops" else 1)}
@@ -345,6 +425,7 @@ def speed_table(figures: dict[str, dict]) -> str:
             row.append(
                 " → ".join(dpo._show(scaled, name, f"{side}_{what}", form) for side in SIDES)
             )
+        row.append(dpo._show(figures, name, "load", "{:.1f}"))
         rows.append(row)
     return markdown_table(rows)
 
@@ -402,9 +483,33 @@ def chart(figures: dict[str, dict]) -> plt.Figure:
     return figure
 
 
+# --only → starts of the names of its cases, and what is measured of them
+PARTS = {
+    None: (("proxy", "gpu", "bf16"), {"speed", "memory", "group"}),
+    "proxy": (("proxy",), {"speed"}),
+    "bf16": (("bf16",), {"speed"}),
+    "memory": (("proxy",), {"memory"}),
+    "group": (("proxy_grpo",), {"group"}),
+    "learning": ((), set()),
+    "gpu": (("gpu",), {"speed", "memory"}),
+}
+
+
+def can_run(case: Case) -> bool:
+    """Has this machine what a case needs? Says so if not."""
+    needed = ""
+    if case.name.startswith("gpu") and not torch.cuda.is_available():
+        needed = "a GPU"
+    if case.name.startswith("bf16") and compute_dtype() != torch.bfloat16:
+        needed = "VLM_DTYPE=bf16"
+    if needed:
+        print(f"{case.name}: not run, it needs {needed}.")
+    return not needed
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("proxy", "memory", "learning", "gpu"))
+    parser.add_argument("--only", choices=[part for part in PARTS if part])
     parser.add_argument(
         "--case",
         help="only this one of a part, for example proxy_grpo, or ppo of the part learning",
@@ -422,16 +527,11 @@ def main(arguments: list[str] | None = None) -> None:
     datasets.disable_progress_bars()
     as_on_a_t4()
     figures = read_json(args.out)["figures"] if args.only and args.out.exists() else {}
+    wanted, parts = PARTS[args.only]
     for case in cases(args.toy):
         if args.case not in (None, case.name):
             continue
-        gpu = case.name.startswith("gpu")
-        parts = {"proxy": {"speed"}, "memory": {"memory"}, "learning": set()}.get(
-            args.only, {"speed", "memory"}
-        )
-        if case.shape == QWEN2_VL_2B and not torch.cuda.is_available():
-            print(f"{case.name}: not run, it needs a GPU.")
-        elif parts and (args.only is None or gpu == (args.only == "gpu")):
+        if case.name.startswith(wanted) and (args.toy or can_run(case)):
             figures |= run(case, parts, args.toy)
     if args.only in (None, "learning"):
         figures |= learning(args.seeds, args.iterations, args.toy, args.case)

@@ -98,7 +98,6 @@ from .reward_benchmarks import (
 from .rightness import Rightness as Rightness
 from .side_by_side import (
     GREEDY as GREEDY,
-    DecodingSettings as DecodingSettings,
     GalleryItem as GalleryItem,
     PolicyAnswer as PolicyAnswer,
     ask_all as ask_all,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from helpers.data import PreferenceRecord, Task
-from helpers.models import BASE_POLICY, Policies
+from helpers.models import BASE_POLICY, DecodingSettings, Policies
 from helpers.rewards import RewardModel, Scorer
 from helpers.statistics import Estimate, TableRows
 
@@ -17,7 +17,7 @@ from .answer_shapes import AnswerShapes
 from .forgetting import Forgetting, measure_forgetting
 from .preference_exam import PreferenceExam, examine_preferences
 from .rightness import Rightness
-from .side_by_side import GREEDY, DecodingSettings, PolicyAnswer, ask_all, texts_of
+from .side_by_side import GREEDY, PolicyAnswer, ask_all, texts_of
 from .win_rate import WinRates, win_rates
 
 

@@ -22,6 +22,7 @@ import torch
 from helpers.data import ask
 from helpers.models import (
     BASE_POLICY,
+    DecodingSettings,
     Packer,
     Perplexity,
     Policies,
@@ -32,7 +33,7 @@ from helpers.models import (
 )
 from helpers.statistics import Estimate, Proportion, TableRows, sample_mean, share_of
 
-from .side_by_side import DecodingSettings, PolicyAnswer, ask_all
+from .side_by_side import PolicyAnswer, ask_all
 
 GENERAL_PROMPTS = (
     "What is the capital of France?",

@@ -22,6 +22,7 @@ from helpers.data import Message, Task, Truth, TruthKind
 from helpers.files import UsageError, read_json, replace_file, stream_hash, write_json
 from helpers.models import (
     BASE_POLICY,
+    DecodingSettings,
     EncodedPrompts,
     Packer,
     Policies,
@@ -30,20 +31,6 @@ from helpers.models import (
     sample_ids,
 )
 from helpers.rewards import Scorer
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How an answer is generated: greedily at temperature 0, else sampled.
-
-    `top_p`: of the nucleus (Holtzman et al. 2020).
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-    seed: int = 0
-
 
 GREEDY = DecodingSettings()
 

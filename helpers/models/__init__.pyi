@@ -39,6 +39,21 @@ from .caches import (
     vision_inputs as vision_inputs,
     weights_hash as weights_hash,
 )
+from .decoding import (
+    AnswerDecoder as AnswerDecoder,
+    DecodingSettings as DecodingSettings,
+    DrawnTokens as DrawnTokens,
+    banned_tokens as banned_tokens,
+    choose_tokens as choose_tokens,
+    decode_together as decode_together,
+    decode_with_generate as decode_with_generate,
+    draw_numbers as draw_numbers,
+    keep_nucleus as keep_nucleus,
+)
+from .decoding_check import (
+    can_share_prompts as can_share_prompts,
+    check_decoding as check_decoding,
+)
 from .encoded_prompts import (
     EncodedPrompts as EncodedPrompts,
     encode_prompts as encode_prompts,
@@ -46,14 +61,10 @@ from .encoded_prompts import (
 )
 from .generation import (
     FREE_TEXT_TOKENS as FREE_TEXT_TOKENS,
-    SampledAnswer as SampledAnswer,
     answer_budget as answer_budget,
     answer_records as answer_records,
     answer_tasks as answer_tasks,
-    banned_tokens as banned_tokens,
     generate_answers as generate_answers,
-    generate_from_cache as generate_from_cache,
-    generation_config as generation_config,
     sample_counting_answers as sample_counting_answers,
     sample_ids as sample_ids,
     sample_task_answers as sample_task_answers,
@@ -83,6 +94,7 @@ from .image_sizes import (
 )
 from .kept_answers import (
     KeptAnswers as KeptAnswers,
+    SampledAnswer as SampledAnswer,
     keep_answers as keep_answers,
 )
 from .loading import (
@@ -105,6 +117,9 @@ from .packing_check import (
     can_keep_features as can_keep_features,
     can_pack as can_pack,
     check_packing as check_packing,
+    code_of as code_of,
+    compare_layouts as compare_layouts,
+    rounded_otherwise as rounded_otherwise,
 )
 from .perplexity import (
     PASSAGES as PASSAGES,
@@ -166,7 +181,9 @@ from .shared_prefix import (
     answer_states as answer_states,
     gather_columns as gather_columns,
     hidden_states as hidden_states,
+    layer_masks as layer_masks,
     pack as pack,
     pack_separately as pack_separately,
+    prompt_positions as prompt_positions,
 )
 from .shelf import Shelf as Shelf

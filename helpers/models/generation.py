@@ -1,20 +1,19 @@
 """Answers of a model: greedy or sampled, one to an image and prompt, or several to a prompt.
 
-Equal arguments give equal answers; tokens that stand for images are never generated. Taught in
-notebooks 01 and 05.
+Equal arguments give equal answers, however many are asked at once; tokens that stand for images are
+never generated. A prompt is read once for all answers to it (`helpers/models/decoding.py`). Taught
+in notebooks 01 and 05.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import Cache, DynamicCache, GenerationConfig, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers.data import (
     CountedImage,
@@ -26,16 +25,16 @@ from helpers.data import (
 )
 from helpers.files import open_image
 
-from .adapters import VLM, autocast, base_of, contiguous_head, evaluation_mode
-from .caches import Features, backbone_of, is_recurrent, use_features
-from .encoded_prompts import EncodedPrompts, prompt_inputs
-from .kept_answers import KeptAnswers
+from .adapters import VLM, evaluation_mode
+from .decoding import DecodingSettings, decode_together, decode_with_generate, draw_numbers
+from .decoding_check import can_share_prompts
+from .encoded_prompts import EncodedPrompts, encode_prompts
+from .kept_answers import KeptAnswers, SampledAnswer
+from .loading import stop_ids
 from .prompts import (
     Conversation,
     answer_texts,
-    image_token_id,
     render_conversation,
-    tokenize,
     user_message,
 )
 
@@ -44,42 +43,6 @@ Pictures = Image.Image | Path | Sequence[Image.Image | Path]  # of one prompt
 # Tokens to allow for an answer where nothing says how long one is: some ninety words.
 FREE_TEXT_TOKENS = 128
 ANSWERS_AT_ONCE = 64  # where memory allows it
-
-
-class SampledAnswer(NamedTuple):
-    """An answer, and whether the model came to its end before its tokens were used up."""
-
-    text: str
-    ended: bool
-
-
-def banned_tokens(processor: ProcessorMixin) -> list[int]:
-    """Return the tokens that stand for images, videos and sounds, which no answer may hold."""
-    ids = {image_token_id(processor)}
-    for name in ("image_token_id", "video_token_id", "audio_token_id"):
-        ids.add(getattr(processor, name, None))
-    return sorted(ids - {None})
-
-
-def generation_config(
-    model: VLM,
-    processor: ProcessorMixin,
-    temperature: float,
-    top_p: float = 1.0,
-    max_new_tokens: int = 64,
-) -> GenerationConfig:
-    """Return settings without image tokens: greedy at temperature 0, else from all the others."""
-    sampling = {}
-    if temperature:
-        # top_k = 0: transformers would sample from the 50 likeliest
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        suppress_tokens=banned_tokens(processor),
-        **sampling,
-    )
 
 
 # --- one answer to an image and a prompt ---
@@ -97,85 +60,90 @@ def generate_answers(
     batch_size: int = ANSWERS_AT_ONCE,
     description: str = "answers",
 ) -> list[str]:
-    """Return one answer to each prompt about its image or images, as `generation_config` says.
+    """Return one answer to each prompt about its image or images: greedy at temperature 0.
 
     A prompt is a question, or the messages of a conversation that ends with one. Images may be
-    paths, opened when their turn comes. If a batch does not fit into memory, all
-    starts anew with half of it. The caller's random numbers are left alone.
+    paths, opened when their turn comes. If a batch does not fit into memory, it goes on with half
+    of it. The caller's random numbers are left alone.
     """
-    config = generation_config(model, processor, temperature, max_new_tokens=max_new_tokens)
-    found = _generate_all(model, processor, images, prompts, config, seed, batch_size, description)
-    return [answer.text for answer in found]
+    how = DecodingSettings(temperature, max_new_tokens=max_new_tokens, seed=seed)
+    found = _answer_all(model, processor, images, prompts, 1, how, batch_size, description)
+    return [answer.text for (answer,) in found]
 
 
-def _generate_all(
+def _answer_all(
     model: VLM,
     processor: ProcessorMixin,
     images: Sequence[Pictures],
     prompts: Sequence[str | Conversation],
-    config: GenerationConfig,
-    seed: int,
+    group_size: int,
+    how: DecodingSettings,
     batch_size: int,
     description: str,
-) -> list[SampledAnswer]:
-    """Return one answer to each prompt, batch by batch."""
+) -> list[list[SampledAnswer]]:
+    """Return `group_size` answers to each prompt, at most `batch_size` at once."""
     if len(images) != len(prompts):
         raise ValueError(
             f"images for {len(images)} prompts, but {len(prompts)} prompts: give each its own"
         )
+    kept = KeptAnswers.of(model, processor, images, prompts, how, group_size)
+    numbers = draw_numbers(len(prompts), group_size, how)
+
+    def ask(rows: slice) -> list[list[SampledAnswer]]:
+        encoded = _encode(processor, images[rows], prompts[rows])
+        ids, ended = _decode(model, processor, encoded, numbers[rows], how)
+        answers = list(map(SampledAnswer, answer_texts(processor, ids), ended))
+        return [answers[i : i + group_size] for i in range(0, len(answers), group_size)]
+
     with evaluation_mode(model):
-        while True:
-            starts = tqdm(range(0, len(prompts), batch_size), desc=description, leave=False)
-            try:
-                return _generate_batches(
-                    model, processor, images, prompts, config, seed, batch_size, starts
-                )
-            except RuntimeError as error:
-                if batch_size == 1 or not should_reduce_batch_size(error):
-                    raise
-            # Only here, behind `except`, nothing holds the tensors of the failed pass any more
-            clear_device_cache(garbage_collection=True)
-            half = batch_size // 2
-            print(
-                f"⚠️  {batch_size} answers at once do not fit into memory: "
-                f"starting again with {half}."
-            )
-            batch_size = half
+        return _answer_in_batches(ask, kept, len(prompts), batch_size, group_size, description)
 
 
-def _generate_batches(
-    model: VLM,
-    processor: ProcessorMixin,
-    images: Sequence[Pictures],
-    prompts: Sequence[str | Conversation],
-    config: GenerationConfig,
-    seed: int,
+def _answer_in_batches(
+    ask: Callable[[slice], list[list[SampledAnswer]]],
+    kept: KeptAnswers,
+    number: int,
     batch_size: int,
-    starts: Iterable[int],
-) -> list[SampledAnswer]:
-    """Return the answers batch by batch; what is kept of an earlier call is not asked again."""
-    kept = KeptAnswers.of(model, processor, images, prompts, config, seed, batch_size)
-    answers: list[SampledAnswer] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in starts:
-            rows = slice(start, start + batch_size)
+    group_size: int,
+    description: str,
+) -> list[list[SampledAnswer]]:
+    """Ask for the answers to `number` prompts; what is kept of an earlier call is not asked again.
+
+    batch_size: answers at once, halved until they fit into memory.
+    """
+    answers = []
+    with tqdm(total=number, desc=description, leave=False) as bar:
+        while len(answers) < number:
+            start = len(answers)
             batch = kept.read(start)
             if batch is None:
-                batch = _generate(model, processor, images[rows], prompts[rows], config)
+                at_once = max(1, batch_size // group_size)
+                try:
+                    batch = ask(slice(start, start + at_once))
+                except RuntimeError as error:
+                    if at_once == 1 or not should_reduce_batch_size(error):
+                        raise
+                if batch is None:
+                    # Only here, behind `except`, nothing holds the failed pass's tensors any more
+                    clear_device_cache(garbage_collection=True)
+                    batch_size //= 2
+                    print(
+                        f"⚠️  {2 * batch_size} answers at once do not fit into memory: "
+                        f"going on with {batch_size}."
+                    )
+                    continue
                 kept.write(start, batch)
-            answers += [SampledAnswer(text, ended) for text, ended in batch]
+            answers += batch
+            bar.update(len(batch))
     return answers
 
 
-def _generate(
-    model: VLM,
+def _encode(
     processor: ProcessorMixin,
     images: Sequence[Pictures],
     prompts: Sequence[str | Conversation],
-    config: GenerationConfig,
-) -> list[SampledAnswer]:
-    """Return the answers of one batch."""
+) -> EncodedPrompts:
+    """Open the images of each prompt, and read both."""
     texts = []
     opened = []
     for pictures, prompt in zip(images, prompts, strict=True):
@@ -183,17 +151,7 @@ def _generate(
         turns = [user_message(prompt)] if isinstance(prompt, str) else prompt
         opened.append([open_image(one) if isinstance(one, Path) else one for one in shown])
         texts.append(render_conversation(processor, turns, len(shown)))
-    inputs = tokenize(processor, texts, opened).to(model.device)
-    with contiguous_head(model):
-        output = model.generate(**inputs, generation_config=config)
-    ids = output[:, inputs["input_ids"].shape[1] :]
-    ended = _is_end(ids, config).any(1).tolist()
-    return list(map(SampledAnswer, answer_texts(processor, ids), ended))
-
-
-def _is_end(ids: Tensor, config: GenerationConfig) -> Tensor:
-    """Mark the tokens that end an answer, of the shape of `ids`."""
-    return torch.isin(ids, torch.tensor(config.eos_token_id, device=ids.device))
+    return encode_prompts(processor, texts, opened)
 
 
 def answer_tasks(
@@ -258,17 +216,10 @@ def sample_task_answers(
     """
     if max_new_tokens is None:
         max_new_tokens = answer_budget(processor, expected) if expected else FREE_TEXT_TOKENS
-    config = generation_config(model, processor, temperature, max_new_tokens=max_new_tokens)
+    how = DecodingSettings(temperature, max_new_tokens=max_new_tokens, seed=seed)
     images, prompts = [task.images for task in tasks], [task.turns for task in tasks]
-    rounds = []  # each holds one answer to every task
-    for i in range(number):
-        description = f"sampling answer {i + 1} of {number}"
-        rounds.append(
-            _generate_all(
-                model, processor, images, prompts, config, seed + i, ANSWERS_AT_ONCE, description
-            )
-        )
-    return [list(answers) for answers in zip(*rounds, strict=True)]
+    description = f"sampling {number} answers each"
+    return _answer_all(model, processor, images, prompts, number, how, ANSWERS_AT_ONCE, description)
 
 
 def sample_counting_answers(
@@ -293,21 +244,6 @@ def sample_counting_answers(
 # --- several answers to a prompt that is read once ---
 
 
-def generate_from_cache(
-    model: VLM, cache: Cache, config: GenerationConfig, **inputs: Tensor
-) -> Tensor:
-    """Return tokens (rows, seq) behind `inputs`, of which `cache` holds all but the last column.
-
-    unsloth's own `generate` insists on a cache of its own, so the one that it has replaced is
-    called.
-    """
-    base = base_of(model)
-    generate = getattr(base, "_old_generate", base.generate)
-    with autocast(base.device):
-        return generate(**inputs, past_key_values=cache, generation_config=config)
-
-
-@torch.no_grad()
 def sample_ids(
     model: VLM,
     processor: ProcessorMixin,
@@ -321,53 +257,23 @@ def sample_ids(
 ) -> tuple[list[Tensor], list[bool]]:
     """Sample `group_size` answers to each prompt: their tokens, and whether each came to its end.
 
-    The end of turn is among the tokens if it came. Image and prompt are read once for all answers
-    to them, unless the model is recurrent: its states cannot be repeated. The caller's random
-    numbers are left alone.
+    The end of turn is among the tokens if it came. The caller's random numbers are left alone.
     """
-    config = generation_config(model, processor, temperature, top_p, max_new_tokens)
-    if is_recurrent(model):  # then each answer has a prompt of its own
-        prompts = prompts.select([n for n in range(len(prompts)) for _ in range(group_size)])
-        group_size = 1
-    # Image and prompt, once each
-    inputs, features = send_to_device(prompt_inputs(processor, prompts), model.device)
-    cache = _read_prompts(model, inputs, features)
-    # One row a prompt becomes one row an answer
-    if group_size > 1:
-        cache.batch_repeat_interleave(group_size)
-    rows = {}
-    for name in ("input_ids", "attention_mask"):
-        rows[name] = inputs[name].repeat_interleave(group_size, 0)
-    # M-RoPE: how far positions lag behind tokens, (rows, 1)
-    inner = backbone_of(model)
-    if getattr(inner, "rope_deltas", None) is not None:
-        inner.rope_deltas = inner.rope_deltas.repeat_interleave(group_size, 0)
-    # The last token of the prompt is read again, and the answer goes on from it
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        output = generate_from_cache(model, cache, config, **rows)
-    answers = output[:, inputs["input_ids"].shape[1] :].cpu()  # (answers, longest)
-    is_end = _is_end(answers, config)
-    ended = is_end.any(1)
-    # Tokens before the first end, and the end itself
-    lengths = (is_end.cumsum(1) == 0).sum(1) + ended
-    ids = [row[:length] for row, length in zip(answers, lengths.tolist(), strict=True)]
-    return ids, ended.tolist()
+    how = DecodingSettings(temperature, top_p, max_new_tokens, seed)
+    numbers = draw_numbers(len(prompts), group_size, how)
+    return _decode(model, processor, prompts, numbers, how)
 
 
-def _read_prompts(model: VLM, inputs: dict[str, Tensor], features: Features) -> Cache:
-    """Return the keys and values of all but the last token of each prompt."""
-    shape = inputs["input_ids"].shape
-    before = {}
-    for name, value in inputs.items():
-        before[name] = value[:, :-1] if value.shape == shape else value
-    inner = backbone_of(model)
-    if hasattr(inner, "rope_deltas"):
-        inner.rope_deltas = None  # those of an earlier batch, which text alone would not replace
-    else:
-        # Without it padding counts, which `generate` will leave out where the answer goes on
-        before["position_ids"] = (before["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config.get_text_config())
-    with use_features(model, features), autocast(model.device):
-        inner(**before, past_key_values=cache, use_cache=True)
-    return cache
+@torch.no_grad()
+def _decode(
+    model: VLM,
+    processor: ProcessorMixin,
+    prompts: EncodedPrompts,
+    numbers: Tensor,
+    how: DecodingSettings,
+) -> tuple[list[Tensor], list[bool]]:
+    """Return the tokens of all answers and whether they ended; numbers: see `draw_numbers`."""
+    decode = decode_together if can_share_prompts(model, processor) else decode_with_generate
+    ids = decode(model, processor, prompts, numbers, how)
+    ends = stop_ids(model)
+    return ids, [len(own) > 0 and int(own[-1]) in ends for own in ids]

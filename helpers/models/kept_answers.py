@@ -3,29 +3,36 @@
 Inside `keep_answers(folder)` every list of prompts has a file of its own in the folder, a line for
 each batch. The name of the file is a hash of all that its answers depend on: weights, processor,
 images, prompts, and how they are decoded. So asking the same again reads them, and asking anything
-else makes another file. Sampling goes on with the random numbers that it would have had.
+else makes another file. What an answer is sampled from does not depend on those before it.
 """
 
-import base64
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from transformers import GenerationConfig, ProcessorMixin
+from transformers import ProcessorMixin
 
 from helpers.data import stable_hash
 from helpers.files import file_hash
-from helpers.runtime import has_cuda
 
 from .adapters import VLM
 from .caches import images_hash, reference_hash
+from .decoding import DecodingSettings
+
+
+class SampledAnswer(NamedTuple):
+    """An answer, and whether the model came to its end before its tokens were used up."""
+
+    text: str
+    ended: bool
+
 
 _folder: ContextVar[Path | None] = ContextVar("folder of kept answers", default=None)
 
@@ -63,10 +70,10 @@ class KeptAnswers:
         processor: ProcessorMixin,
         images: Sequence[Any],
         prompts: Sequence[Any],
-        config: GenerationConfig,
-        *numbers: int,
+        how: DecodingSettings,
+        group_size: int,
     ) -> "KeptAnswers":
-        """Open the file of these prompts; numbers: the seed and how many are asked at once."""
+        """Open the file of `group_size` answers to each of these prompts."""
         folder = _folder.get()
         if folder is None:
             return cls(None)
@@ -74,31 +81,26 @@ class KeptAnswers:
             reference_hash(model, processor, _active_adapter(model)),
             [_picture_hash(one) for one in images],
             [_plain(prompt) for prompt in prompts],
-            config.to_json_string(),
-            numbers,
+            asdict(how),
+            group_size,
         ]
         return cls(folder / f"answers-{stable_hash(parts)}.jsonl")
 
-    def read(self, start: int) -> list[tuple[str, bool]] | None:
-        """Return a batch, text and whether it ended; random numbers go on behind it. None: none."""
+    def read(self, start: int) -> list[list[SampledAnswer]] | None:
+        """Return a batch: the answers to each prompt from `start` on. None: none is kept."""
         batch = self._batches.get(start)
         if batch is None:
             return None
-        torch.set_rng_state(_decode(batch["random"]))
-        if has_cuda() and batch["random_cuda"]:
-            torch.cuda.set_rng_state(_decode(batch["random_cuda"]))
-        return [(text, ended) for text, ended in batch["answers"]]
+        kept = []
+        for answers in batch["answers"]:
+            kept.append([SampledAnswer(*answer) for answer in answers])
+        return kept
 
-    def write(self, start: int, answers: Sequence[tuple[str, bool]]) -> None:
-        """Write a batch down, with the state of the random numbers after it."""
+    def write(self, start: int, answers: Sequence[Sequence[SampledAnswer]]) -> None:
+        """Write down the answers to the prompts from `start` on."""
         if self.path is None:
             return
-        batch = {
-            "start": start,
-            "answers": [list(answer) for answer in answers],
-            "random": _encode(torch.get_rng_state()),
-            "random_cuda": _encode(torch.cuda.get_rng_state()) if has_cuda() else None,
-        }
+        batch = {"start": start, "answers": answers}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # The line break comes first, so that what follows a line cut short stands alone
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
@@ -124,11 +126,3 @@ def _plain(prompt: Any) -> Any:
     if isinstance(prompt, str):
         return prompt
     return [[turn.role, turn.content] for turn in prompt]
-
-
-def _encode(state: torch.Tensor) -> str:
-    return base64.b64encode(bytes(state.tolist())).decode()
-
-
-def _decode(text: str) -> torch.Tensor:
-    return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)

@@ -31,7 +31,7 @@ PACKING_FLOORS = 2
 # Where plain layouts hardly differ: rounding in fp32, and a single one in 16 bits
 SMALLEST_LIMIT = 1e-4
 
-# What was found right in this process (`_code_of`), with packed answers or with features alone. To
+# What was found right in this process (`code_of`), with packed answers or with features alone. To
 # try takes ten passes through the vision tower, up to a minute with SmolVLM-256M on a CPU.
 _RIGHT: set[tuple[Hashable, bool]] = set()
 
@@ -94,19 +94,19 @@ def check_packing(
     plain, left = separately(answers), separately(answers, "left")
     with evaluation_mode(model):
         looks = [_look(model, layout) for layout in (packed, plain, left)]
-        with _rounded_otherwise(model):
+        with rounded_otherwise(model):
             alone = [_look(model, separately([text])) for text in answers]
     # of each layout the rows of all answers
     states = [look.states for look in looks]
     states.append([look.states[0] for look in alone])
     logits = [look.logits for look in looks]
     logits.append([look.logits[0] for look in alone])
-    checks = [_compare_layouts(*states), _compare_layouts(*logits)]
+    checks = [compare_layouts(*states), compare_layouts(*logits)]
     return max(checks, key=lambda check: (not check.ok, check.difference / check.limit))
 
 
 @contextlib.contextmanager
-def _rounded_otherwise(model: VLM) -> Iterator[None]:
+def rounded_otherwise(model: VLM) -> Iterator[None]:
     """Move each number of the tokens' embeddings by one unit of its last place, up or down."""
     unit = torch.finfo(precision_of(model)).eps
     generator = torch.Generator().manual_seed(0)
@@ -151,7 +151,7 @@ def _answer_rows(values: Tensor, packed: PackedAnswers) -> list[Tensor]:
     return [row[mask] for row, mask in zip(values, own, strict=True)]
 
 
-def _compare_layouts(packed: Sequence[Tensor], *plain: Sequence[Tensor]) -> PackingCheck:
+def compare_layouts(packed: Sequence[Tensor], *plain: Sequence[Tensor]) -> PackingCheck:
     """Compare packed answers with the nearest of several plain layouts, and these with another."""
     difference = min(_distance(packed, rows) for rows in plain)
     floor = max(_distance(one, other) for one, other in combinations(plain, 2))
@@ -193,7 +193,7 @@ def _fault_of(model: VLM, processor: ProcessorMixin, packs: bool) -> str:
     """Return why packed answers, or kept features alone, cannot be used; '' if they can."""
     if packs and is_recurrent(model):
         return "layers of linear attention or convolutions carry one answer into the next"
-    code = _code_of(model, processor)
+    code = code_of(model, processor)
     if (code, packs) in _RIGHT:
         return ""
     try:
@@ -205,7 +205,7 @@ def _fault_of(model: VLM, processor: ProcessorMixin, packs: bool) -> str:
     return "" if check.ok else str(check)
 
 
-def _code_of(model: VLM, processor: ProcessorMixin) -> Hashable | None:
+def code_of(model: VLM, processor: ProcessorMixin) -> Hashable | None:
     """Return all that decides whether a mask is right, which is code and sizes, not weights.
 
     None for a model with a forward or a hook of its own: what that does is not known.

@@ -141,7 +141,8 @@ def pack(
     if "token_type_ids" in inputs:  # Gemma 3 makes a mask of them, unless it gets one
         mask |= _same_image(inputs.pop("token_type_ids"))
     inputs["position_ids"] = positions
-    inputs["attention_mask"] = _masks_of_layers(model, mask, positions)
+    places = positions if positions.ndim == 2 else positions[0]
+    inputs["attention_mask"] = layer_masks(model, mask, places, places)
     means = prompts.mean_features()
     pooled = None if means is None else means[owners]
     return PackedAnswers(inputs, torch.tensor(owners), *_fill(columns), features, pooled)
@@ -242,22 +243,36 @@ def _same_image(kinds: Tensor) -> Tensor:
     return (both & (image[:, :, None] == image[:, None, :]))[:, None]
 
 
-def _masks_of_layers(model: VLM, mask: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+def layer_masks(
+    model: VLM,
+    mask: Tensor,
+    seeing: Tensor,
+    seen: Tensor,
+) -> Tensor | dict[str, Tensor]:
     """Return the mask that every layer gets, or one for each kind of layer that the model has.
 
-    A layer of sliding attention (Gemma) sees nothing that is a window or more before a token.
+    mask: (rows, 1, tokens, columns); seeing: positions of the tokens, (rows, tokens); seen: of the
+    columns, (rows, columns). A layer of sliding attention (Gemma) sees nothing that is a window or
+    more before a token.
     """
     text = model.config.get_text_config()
     if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
         return mask
-    distance = positions[:, :, None] - positions[:, None, :]
+    distance = seeing[:, :, None] - seen[:, None, :]
     is_near = (distance < text.sliding_window)[:, None]
     return {"full_attention": mask, "sliding_attention": mask & is_near}
 
 
-def _positions(backbone: nn.Module, inputs: Mapping[str, Tensor], segment: Tensor) -> Tensor:
-    """Return positions (rows, seq), or (3, rows, seq) for M-RoPE; answers go on from the prompt."""
-    real = (segment >= 0).long()
+def prompt_positions(
+    backbone: nn.Module,
+    inputs: Mapping[str, Tensor],
+    real: Tensor | None = None,
+) -> Tensor:
+    """Return positions (rows, seq), or (3, rows, seq) for M-RoPE.
+
+    real: which tokens are not padding, (rows, seq); None: as the attention mask says.
+    """
+    real = inputs["attention_mask"] if real is None else real
     if hasattr(backbone, "get_rope_index") and "image_grid_thw" in inputs:
         positions, _ = backbone.get_rope_index(
             inputs["input_ids"],
@@ -265,8 +280,13 @@ def _positions(backbone: nn.Module, inputs: Mapping[str, Tensor], segment: Tenso
             image_grid_thw=inputs["image_grid_thw"],
             attention_mask=real,
         )
-    else:
-        positions = (real.cumsum(1) - 1).clamp(min=0)
+        return positions
+    return (real.cumsum(1) - 1).clamp(min=0)
+
+
+def _positions(backbone: nn.Module, inputs: Mapping[str, Tensor], segment: Tensor) -> Tensor:
+    """Return positions as `prompt_positions` does; answers go on from the prompt."""
+    positions = prompt_positions(backbone, inputs, (segment >= 0).long())
     # So far each answer goes on from the one before: take off the tokens of all earlier ones
     for number in range(2, int(segment.max()) + 1):
         earlier = ((segment > 0) & (segment < number)).sum(1, keepdim=True)  # (rows, 1)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from helpers.data import Task, ask, conversation_text
 from helpers.evaluation import (
-    DecodingSettings,
     PolicyAnswer,
     Rightness,
     ask_policies,
@@ -20,7 +19,7 @@ from helpers.evaluation import (
     save_gallery_item,
 )
 from helpers.files import UsageError, artifacts_dir, open_image, read_json, replace_file, write_json
-from helpers.models import BASE_POLICY, Policies
+from helpers.models import BASE_POLICY, DecodingSettings, Policies
 from helpers.report import answer_figures, colored_tokens, mark_changes
 from helpers.rewards import Scorer
 

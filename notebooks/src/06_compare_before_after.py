@@ -155,7 +155,7 @@ baselines = [name for name in policies.names if name.startswith("sft") and name 
 compared = names + baselines[:1]
 known = [answer.text for record in records for answer in record.answers] or ["word " * 40]
 tokens = models.answer_budget(processor, known)
-decoding = evaluation.DecodingSettings(max_new_tokens=tokens)
+decoding = models.DecodingSettings(max_new_tokens=tokens)
 evidence = evaluation.gather_evidence(
     policies, compared, records, tasks, judges=judges, decoding=decoding,
     trained_on=pairs["train"], stopped=prepared.held_out == "valid",

@@ -7,7 +7,6 @@ from shipped import TRAFFIC
 from helpers import models
 from helpers.data import Message, Task, ask, read_counts
 from helpers.evaluation.side_by_side import (
-    DecodingSettings,
     ask_all,
     ask_policies,
     read_gallery,
@@ -15,6 +14,7 @@ from helpers.evaluation.side_by_side import (
     texts_of,
 )
 from helpers.files import open_image
+from helpers.models.decoding import DecodingSettings
 from helpers.models.policies import Policies, find_policies
 from helpers.models.prompts import encode, end_of_turn
 from helpers.rewards.scoring import make_scorer

@@ -22,13 +22,13 @@ def tasks():
 def asked(monkeypatch):
     """How many prompts each batch had that the model was really asked."""
     numbers = []
-    ask = generation._generate
+    ask = generation._decode
 
-    def counted(model, processor, images, prompts, config):
+    def counted(model, processor, prompts, *how):
         numbers.append(len(prompts))
-        return ask(model, processor, images, prompts, config)
+        return ask(model, processor, prompts, *how)
 
-    monkeypatch.setattr(generation, "_generate", counted)
+    monkeypatch.setattr(generation, "_decode", counted)
     return numbers
 
 
@@ -53,7 +53,7 @@ def test_what_was_given_is_not_asked_again(tiny, tasks, asked, tmp_path):
 def test_a_list_that_was_cut_off_goes_on_as_if_nothing_had_happened(
     tiny, tasks, asked, tmp_path, kept
 ):
-    """Sampled answers, too: the random numbers go on where they were."""
+    """Sampled answers, too: each has random numbers of its own."""
     with models.keep_answers(tmp_path):
         whole = answers_of(tiny, tasks)
     (file,) = tmp_path.iterdir()
@@ -86,7 +86,6 @@ def test_other_random_numbers_are_left_alone(tiny, tasks, tmp_path):
         {"seed": 1},
         {"temperature": 0.0},
         {"max_new_tokens": 5},
-        {"batch_size": 5},
         "fewer",
         "other images",
         "other question",
@@ -135,4 +134,11 @@ def test_a_line_says_what_was_answered(tiny, tasks, tmp_path):
     (file,) = tmp_path.iterdir()
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[1:]]
     assert [row["start"] for row in rows] == [0, 4, 8]
-    assert [text for row in rows for text, _ in row["answers"]] == answers
+    assert [text for row in rows for ((text, _),) in row["answers"]] == answers
+
+
+def test_another_number_at_once_reads_what_there_is(tiny, tasks, asked, tmp_path):
+    """An answer does not depend on it."""
+    with models.keep_answers(tmp_path):
+        plain = answers_of(tiny, tasks)
+        assert answers_of(tiny, tasks, batch_size=5) == plain and asked == [4, 4, 2]

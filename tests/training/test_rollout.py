@@ -7,7 +7,6 @@ from pictures import noise
 from shipped import TRAFFIC
 from torch.testing import assert_close
 
-from helpers import models
 from helpers.config import PPOSettings
 from helpers.data.preferences import read_records
 from helpers.data.tasks import Task, tasks_asking, tasks_of
@@ -145,16 +144,6 @@ def test_a_scorer_with_a_model_gets_all_answers_at_once(tiny, tasks):
     score.batch = batch
     rollout = rolled(tiny, tasks, score)
     assert calls == [12] and rollout.scores.tolist() == list(range(12))
-
-
-def test_image_tokens_are_never_sampled(tiny, tasks):
-    model, processor = tiny
-    config = models.generation_config(model, processor, 1.0)
-    assert (
-        processor.image_token_id in config.suppress_tokens
-        and config.top_k == 0
-        and config.top_p == 1.0
-    )
 
 
 def test_a_missing_image_is_named(tiny, tmp_path):

@@ -470,14 +470,15 @@ def _sample_and_rank(
 
     folder = Path(scorer) if scorer and Path(scorer).is_dir() else None
     score = rewards.get_scorer(scorer) if scorer and not folder else None
-    rewards.check_facts(score, tasks)  # before a model is loaded
+    if score:
+        rewards.as_ranker(score).check(tasks)  # before a model is loaded
     plan = machine.check_machine(name)
     model, processor = models.load_model(name, max_pixels=plan.max_pixels)
     records = rewards.sample_and_rank(model, processor, tasks, score, number, **how)
     if folder:
         # only now: what a reward model has learnt is no part of the model that answers
         reward = rewards.load_reward_model(model, processor, folder)
-        records = rewards.rank_again(records, rewards.as_scorer(reward))
+        records = rewards.rank_again(records, reward)
     return records
 
 

@@ -56,9 +56,9 @@ from .hallucination import (
     phrase_index as phrase_index,
 )
 from .judge import (
-    JudgeResult as JudgeResult,
-    judge_pairs as judge_pairs,
-    parse_verdict as parse_verdict,
+    BLIND_RULES as BLIND_RULES,
+    JudgeExam as JudgeExam,
+    examine_judge as examine_judge,
 )
 from .pair_accuracy import (
     PairResult as PairResult,
@@ -92,6 +92,7 @@ from .reward_benchmarks import (
     grade as grade,
     load_benchmark as load_benchmark,
     macro_mean as macro_mean,
+    rank_benchmark as rank_benchmark,
     read_scores as read_scores,
     write_scores as write_scores,
 )
@@ -130,7 +131,8 @@ from .truth_judges import (
 from .win_rate import (
     WinRate as WinRate,
     WinRates as WinRates,
+    blind_to_truth as blind_to_truth,
     is_circular as is_circular,
-    score_answers as score_answers,
+    tiers_of_answers as tiers_of_answers,
     win_rates as win_rates,
 )

@@ -1,138 +1,159 @@
-"""A generative judge: a model says, several times, which of two answers in random order is better.
+"""How far is a judge to be trusted? Its verdicts beside what is known, and beside blind rules.
 
-What it says is graded as the scores of a reward model are (`reward_benchmarks.grade`); what cannot
-be read, and what has no majority, is an abstention, counted and shown.
+The pairs are those of records that people or the truth have ranked. A judge earns its place if it
+agrees with them better than chance *and* better than the best rule that never looks ("the longer
+one"); otherwise its verdicts would teach a policy to write longer answers. Taught in notebook 03.
 """
 
-import random
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from tqdm.auto import tqdm
+import numpy as np
 
-from helpers.data import PreferenceRecord, record_key
+from helpers.data import (
+    PreferenceRecord,
+    conversation_text,
+    is_first_shown_second,
+    tasks_of,
+)
 from helpers.files import UsageError
-from helpers.statistics import Proportion, share_of
+from helpers.rewards import (
+    Ranker,
+    RankingCost,
+    pair_gaps,
+    pair_hits,
+    paired_p,
+    rule_scores,
+)
+from helpers.statistics import (
+    SIGNIFICANCE_LEVEL,
+    Estimate,
+    Kappa,
+    TableRows,
+    clustered_share,
+    cohen_kappa,
+)
 
-from .reward_benchmarks import Benchmark, Grade, check_records, grade
-
-JudgeVerdict = Literal["first", "second"] | None
-AskJudge = Callable[[PreferenceRecord, tuple[int, int]], JudgeVerdict]
+# Rules that need nothing but the words and the place of an answer, and those of counts
+BLIND_RULES = (
+    "longer",
+    "shorter",
+    "shown first",
+    "shown last",
+    "smaller total",
+    "larger total",
+    "more zeros",
+)
 
 
 @dataclass(frozen=True)
-class JudgeResult:
-    """The result of a judge's votes; abstentions are ties in `grade`, which `scores` give again."""
+class JudgeExam:
+    """What a ranker's verdicts on known pairs say about it."""
 
-    grade: Grade
-    scores: dict[str, list[float]]  # 1 for the answer with the majority; two 0 for an abstention
-    first: Proportion | None  # of the readable votes for the answer shown first; ½ without a bias
-    unreadable: int
-    votes: int
+    name: str
+    agreement: Estimate  # share of the pairs; an abstention counts ½; the interval is over photos
+    decided: Estimate  # share of the pairs about which it says something
+    kappa: Kappa | None  # of the pairs that it decides; None: there is none
+    best_rule: str
+    rule_agreement: Estimate
+    p: float  # exact McNemar test of the judge against that rule, on the same pairs
+    remarks: Sequence[str]  # of a judge that is asked: its position bias, what it says unreadably
+    cost: RankingCost
 
-    def __str__(self) -> str:
-        biased = self.first is not None and not self.first.low <= 0.5 <= self.first.high
-        warning = ": POSITION BIAS" if biased else ""
-        return (
-            f"{self.grade}\n  {self.grade.ties} abstentions (a tie above); "
-            f"{self.unreadable} of {self.votes} votes unreadable; "
-            f"for the answer shown first {self.first or 'none'}{warning}"
+    @property
+    def is_trusted(self) -> bool:
+        """Does it agree better than chance, and better than every blind rule?"""
+        better = self.agreement.value > self.rule_agreement.value
+        return self.agreement.low > 0.5 and better and self.p < SIGNIFICANCE_LEVEL
+
+    def rows(self) -> TableRows:
+        """The table, the head first."""
+        return [
+            ["", "agrees with what is known [95 %]", "decides", "κ"],
+            [self.name, str(self.agreement), self.decided.short_text(), str(self.kappa or "none")],
+            [f"the rule {self.best_rule!r}", str(self.rule_agreement), "", ""],
+        ]
+
+    def sentences(self) -> list[str]:
+        """What this allows to say; whether its verdicts may be used comes first."""
+        against = (
+            f"{self.name} agrees in {self.agreement}, the blind rule {self.best_rule!r} in "
+            f"{self.rule_agreement} of the same pairs (p = {self.p:.2g})"
         )
+        if self.is_trusted:
+            said = [f"{against}: its verdicts can be used."]
+        else:
+            said = [f"⚠️ {against}: do not use its verdicts, they are no better than a blind rule."]
+        return [*said, *self.remarks, f"{self.name} has cost {self.cost}."]
 
 
-def judge_pairs(
-    records: Sequence[PreferenceRecord],
-    ask: AskJudge,
-    benchmark: Benchmark,
-    votes: int = 1,
-    seed: int = 0,
-) -> JudgeResult:
-    """Ask `votes` times which of two answers is better, in an order drawn from seed, id and vote.
+def examine_judge(records: Sequence[PreferenceRecord], ranker: Ranker) -> JudgeExam:
+    """Compare a ranker with the rankings of records, pair by pair.
 
-    `ask(record, order)` shows `record.answers[order[0]]` first and says "first", "second", or None
-    where the reply is unclear (`parse_verdict` does). An answer wins with more than half of all
-    votes, unreadable ones included (as in `cal.py`); otherwise the judge abstains. Without a bias
-    votes for a place are fair coins, since the order is one; so the interval of `first` holds.
+    Raises UsageError if no answer of any record is known to be better than another.
     """
-    if votes < 1:
-        raise UsageError(f"votes = {votes}: ask at least once, best an odd number of times.")
-    check_records(records, benchmark)
-    scores, verdicts = {}, []
-    for record in tqdm(records, desc="judge", unit="record", leave=False):
-        key = record_key(record)
-        won = Counter()  # votes by the place of the answer in the record
-        for vote in range(votes):
-            # a coin of its own for every vote: no order of asking changes it
-            order = (0, 1) if random.Random(f"{seed} {vote} {key}").random() < 0.5 else (1, 0)
-            verdict = ask(record, order)
-            if verdict not in ("first", "second", None):
-                raise UsageError(
-                    f"record {key}: ask gave {verdict!r}, which must be 'first', 'second' or None."
-                )
-            verdicts.append(verdict)
-            if verdict is not None:
-                won[order[verdict == "second"]] += 1
-        scores[key] = [float(won[place] > votes / 2) for place in (0, 1)]
-    return JudgeResult(
-        grade(records, scores, benchmark),
-        scores,
-        share_of(verdict == "first" for verdict in verdicts if verdict),
-        verdicts.count(None),
-        len(verdicts),
+    judged = [record for record in records if record.pairs()]
+    if not judged:
+        raise UsageError(
+            "the records hold no pair of a better and a worse answer: nothing to examine a judge "
+            "by."
+        )
+    answers = []
+    for record in judged:
+        answers.append([answer.text for answer in record.answers])
+    tasks = tasks_of(judged)
+    # higher is better, as scores are
+    scores = []
+    for ranked, texts in zip(ranker.rank(tasks, answers), answers, strict=True):
+        scores.append([-float(tier) for tier in ranked.tiers(len(texts))])
+    # above 0 where the judge prefers the better answer, 0 where it abstains
+    gaps = pair_gaps(judged, scores)
+    hits = pair_hits(gaps)
+    # pairs of one photo are no independent evidence
+    photos = []
+    for task, record in zip(tasks, judged, strict=True):
+        photos += [task.photo] * len(list(record.tier_pairs()))
+    best_rule, rule_hits = _best_rule(judged)
+    decided = gaps != 0
+    return JudgeExam(
+        name=ranker.name,
+        agreement=clustered_share(hits, photos),
+        decided=clustered_share(decided.astype(float), photos),
+        kappa=_kappa(judged, gaps, photos),
+        best_rule=best_rule,
+        rule_agreement=clustered_share(rule_hits, photos),
+        p=paired_p(hits, rule_hits),
+        remarks=ranker.sentences(),
+        cost=ranker.cost,
     )
 
 
-_NAME = r"(?:answer|response|assistant|option)"
-_PLACES = dict.fromkeys(("1", "a", "first"), "first") | dict.fromkeys(
-    ("2", "b", "second"), "second"
-)
-_MARK = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
-_CONCLUSION = re.compile(r"overall judge?ment|verdict|therefore|</think>|<answer>", re.IGNORECASE)
-_BARE = re.compile(
-    rf"(?:the )?(?:{_NAME}[\s:]*)?(1|2|a|b|first|second)(?: {_NAME})?", re.IGNORECASE
-)
-# A and B as capitals only, and not as articles
-_BETTER = re.compile(
-    # "Answer 1 is clearly better", "Assistant B's response is the best"
-    rf"(?i:{_NAME})\s*([12AB])(?:'s (?i:{_NAME}))?\s+(?i:is\s+(?:"
-    r"(?:the\s+)?(?:slightly\s+|clearly\s+|much\s+|significantly\s+)?(?:better|superior)"
-    r"|the\s+best))\b"
-    # "the better answer is B"
-    rf"|(?i:\b(?:better|best)\s+{_NAME}\s*(?:is|:)\s*(?:{_NAME}\s*)?)([12AB])(?![ \w])"
-)
-_HEDGE = re.compile(
-    r"\b(?:if|whether|unless|neither|cannot|can't|not (?:say|clear|sure|think|believe))\b",
-    re.IGNORECASE,
-)
+def _best_rule(records: Sequence[PreferenceRecord]) -> tuple[str, np.ndarray]:
+    """The blind rule that is right in most pairs, and its hits."""
+    hits = {rule: pair_hits(pair_gaps(records, rule_scores(records, rule))) for rule in BLIND_RULES}
+    best = max(hits, key=lambda rule: hits[rule].mean())
+    return best, hits[best]
 
 
-def parse_verdict(text: str) -> JudgeVerdict:
-    """The place that a judge's reply names as better; None where it is unclear, or names both.
-
-    In this order: `[[A]]`/`[[B]]` (Multimodal RewardBench's format); a reply that is only a name
-    ("B", "Answer 1"); "Answer 1 is better" (VL-RewardBench's). The last two are looked for behind
-    the last "Overall judgment", verdict or the like, if there is one. Verdicts that contradict each
-    other and sentences with an "if" count as unclear.
-    """
-    plain = text.replace("*", "").replace("’", "'")
-    if marks := _MARK.findall(plain):
-        return _one_place(marks)
-    # what was weighed before the conclusion is no verdict
-    rest = _CONCLUSION.split(plain)[-1]
-    if bare := _BARE.fullmatch(rest.split("</answer>")[0].strip(" \n\t.:()[]\"'")):
-        return _one_place([bare[1]])
-    names = []
-    for sentence in re.split(r"[.!?\n](?=\s|$)", rest):
-        found = [match[1] or match[2] for match in _BETTER.finditer(sentence)]
-        if found and _HEDGE.search(sentence):
-            return None
-        names += found
-    return _one_place(names)
-
-
-def _one_place(names: Iterable[str]) -> JudgeVerdict:
-    places = {_PLACES.get(name.lower()) for name in names}
-    return places.pop() if len(places) == 1 else None
+def _kappa(
+    records: Sequence[PreferenceRecord], gaps: np.ndarray, photos: Sequence[str]
+) -> Kappa | None:
+    """Cohen's κ on the pairs that are decided; which answer is "A" follows from the texts."""
+    # a coin that only the texts decide, so that both labels are as frequent
+    known = []
+    for record in records:
+        question = conversation_text(record.prompt)
+        for better, worse in record.tier_pairs():
+            texts = record.answers[better].text, record.answers[worse].text
+            known.append("B" if is_first_shown_second(question + texts[0], texts[1]) else "A")
+    other = {"A": "B", "B": "A"}
+    # labels of what is known and of the judge, without its abstentions
+    first = []
+    second = []
+    groups = []
+    for label, gap, photo in zip(known, gaps, photos, strict=True):
+        if gap:
+            first.append(label)
+            second.append(label if gap > 0 else other[label])
+            groups.append(photo)
+    return cohen_kappa(first, second, groups) if first else None

@@ -1,11 +1,11 @@
-"""Benchmarks of reward models and judges: VL-RewardBench and Multimodal RewardBench.
+"""Benchmarks of rankers (reward models, judges, rules): VL-RewardBench, Multimodal RewardBench.
 
 * VL-RewardBench (Li et al. 2024, arXiv 2411.17451), at the revision in `helpers/data/hub.py`: the
   paper's 1,250 pairs; later revisions hold 1,247. Groups by the start of the id and both figures as
   in the official `cal.py` (github.com/vl-rewardbench/VL_RewardBench): overall = right / all pairs,
   macro = mean of the accuracies of general, hallucination and reasoning. The better answer stands
   first in nearly all pairs of the file: in that order, a judge that always names the first is
-  right. `judge_pairs` draws the order.
+  right. `rewards.PairJudge` shows both orders, or draws one.
 * Multimodal RewardBench (Yasunaga et al. 2025, arXiv 2502.14191). Groups as in the official
   `scripts/2_get_accuracy.py`; overall = right / all pairs, no macro. No revision is pinned, because
   the authors' script builds it out of other sets: give its `all_data.json`, or a Parquet file of
@@ -15,7 +15,7 @@
 What differs: the official codes have no ties. Here a tie, or a judge's abstention, counts ½, and
 `decided` leaves it out. VL-RewardBench's code leaves pairs without a majority out everywhere;
 Multimodal RewardBench's code tosses a coin for what cannot be read. Judges are in
-`helpers/evaluation/judge.py`; `helpers/evaluation/official/reward_judges.py` has the official
+`helpers/rewards/judge.py`; `helpers/evaluation/official/reward_judges.py` has the official
 readings of their replies, with which a published figure may be compared.
 """
 
@@ -35,9 +35,11 @@ from helpers.data import (
     fetch_hub_set,
     read_records,
     record_key,
+    tasks_of,
     write_records,
 )
 from helpers.files import UsageError, file_hash, write_lines
+from helpers.rewards import Ranker
 from helpers.statistics import Proportion, share_of
 
 from .keyed import by_id, check_each, read_each
@@ -241,6 +243,28 @@ def grade(records: Records, scores: ScoresById, benchmark: Benchmark) -> Grade:
         share_of(decided),
         len(every) - len(decided),
     )
+
+
+def rank_benchmark(records: Records, ranker: Ranker, benchmark: Benchmark) -> ScoresById:
+    """What a ranker says of each pair, as scores for `grade`: its own, or places from behind.
+
+    Where it does not say which answer is better, both have the same. Raises UsageError before
+    anything is asked if a record is unfit.
+    """
+    # before hours of asking
+    check_records(records, benchmark)
+    answers = []
+    for record in records:
+        answers.append([answer.text for answer in record.answers])
+    scores = {}
+    for record, ranked in zip(records, ranker.rank(tasks_of(records), answers), strict=True):
+        # only the order counts, so that places from behind do as well
+        if ranked.scores:
+            found = [score.total for score in ranked.scores]
+        else:
+            found = [-float(tier) for tier in ranked.tiers(len(record.answers))]
+        scores[record_key(record)] = found
+    return scores
 
 
 def macro_mean(groups: Sequence[Proportion]) -> Proportion:

@@ -1,4 +1,4 @@
-"""Whose answers win, policy or base, if a scorer decides, usually a reward model?
+"""Whose answers win, policy or base, if a ranker decides, such as a reward model or a judge?
 
 A policy that was trained against the very model that judges it is *circular*: that it wins says
 that training ran. A second reward model, trained on the other half of the pairs (`halves`), has
@@ -15,7 +15,14 @@ from tqdm.auto import tqdm
 
 from helpers.data import Task
 from helpers.models import BASE_POLICY
-from helpers.rewards import RewardModel, Scorer, as_scorer, head_hash, score_all
+from helpers.rewards import (
+    TASKS_AT_ONCE,
+    Ranker,
+    RewardModel,
+    Scorer,
+    ScorerRanker,
+    as_ranker,
+)
 from helpers.statistics import (
     SIGNIFICANCE_LEVEL,
     Estimate,
@@ -118,7 +125,14 @@ class WinRates:
         return said
 
 
-def is_circular(about: Mapping[str, Any], judge: Scorer | RewardModel) -> bool:
+def blind_to_truth(judge: Ranker | Scorer | RewardModel) -> Ranker:
+    """The judge as a ranker that is not told what is true."""
+    if isinstance(judge, Ranker | RewardModel):
+        return as_ranker(judge)
+    return ScorerRanker(judge, told=False)
+
+
+def is_circular(about: Mapping[str, Any], judge: Ranker | Scorer | RewardModel) -> bool:
     """Was a policy trained against this judge?
 
     about: its about.json; `reward` is the name of its scorer, sums having several ("a+b"), and
@@ -127,23 +141,23 @@ def is_circular(about: Mapping[str, Any], judge: Scorer | RewardModel) -> bool:
     """
     # a sum of scorers has all their names
     names = str(about.get("reward") or "").split("+")
-    if not isinstance(judge, RewardModel):
-        return judge.__name__ in names
-    known = about.get("reward_hash")
-    return REWARD_MODEL in names and known in (None, head_hash(judge))
+    ranker = blind_to_truth(judge)
+    if ranker.reward_hash is None:
+        return ranker.name in names
+    return REWARD_MODEL in names and about.get("reward_hash") in (None, ranker.reward_hash)
 
 
 def win_rates(
     tasks: Sequence[Task],
     answers: Mapping[str, Sequence[str]],
-    judges: Mapping[str, Scorer | RewardModel],
+    judges: Mapping[str, Ranker | Scorer | RewardModel],
     abouts: Mapping[str, Mapping[str, Any]] | None = None,
     right: Mapping[str, Sequence[float]] | None = None,
 ) -> WinRates:
     """Let every judge decide between the answers of the base and those of each policy.
 
     answers: of each model to every task, the base's among them (`texts_of`). judges: by the name
-    that tables show; reward models are given all images and turns. abouts: about.json of each
+    that tables show; none is told the truth. abouts: about.json of each
     policy, which says what it was trained against. right: of each model how far each answer is
     right, 0 … 1, where the truth is known. Equal answers tie. The p-values are adjusted for all
     rows (Holm 1979).
@@ -151,12 +165,12 @@ def win_rates(
     photos = [task.photo for task in tasks]
     rows = []
     for name, judge in judges.items() if tasks else ():
-        scores = score_answers(judge, tasks, answers)
+        tiers = tiers_of_answers(blind_to_truth(judge), tasks, answers)
         for policy in answers:
             if policy != BASE_POLICY:
                 # what the judge has trained, it cannot judge
                 circular = is_circular((abouts or {}).get(policy, {}), judge)
-                gains = np.sign(scores[policy] - scores[BASE_POLICY])
+                gains = np.sign(tiers[BASE_POLICY] - tiers[policy])
                 agreement = None
                 if right is not None:
                     better = np.sign(np.subtract(right[policy], right[BASE_POLICY], dtype=float))
@@ -201,43 +215,24 @@ def _agreement(gains: np.ndarray, better: np.ndarray, photos: Sequence[str]) -> 
     return clustered_share(points, list(np.array(photos)[decided]))
 
 
-def score_answers(
-    judge: Scorer | RewardModel,
+def tiers_of_answers(
+    ranker: Ranker,
     tasks: Sequence[Task],
     answers: Mapping[str, Sequence[str]],
-    batch_size: int = 8,
 ) -> dict[str, np.ndarray]:
-    """Scores of every model's answers to the tasks, (tasks,) each; equal answers score equally."""
-    scores: dict[str, list[float]] = {name: [] for name in answers}
-    for start in tqdm(range(0, len(tasks), batch_size), desc="scores", leave=False):
-        batch = tasks[start : start + batch_size]
-        # equal answers are scored once: rounding must not make one of them win
+    """Where every model's answer to each task stands, 0 for the best, (tasks,) each.
+
+    Equal answers stand in one place, and all do where the ranker does not say.
+    """
+    found: dict[str, list[int]] = {name: [] for name in answers}
+    for start in tqdm(range(0, len(tasks), TASKS_AT_ONCE), desc=ranker.name, leave=False):
+        batch = tasks[start : start + TASKS_AT_ONCE]
+        # equal answers are ranked once: rounding must not make one of them win
         texts = []  # of each task, its different answers
         for number in range(start, start + len(batch)):
             texts.append(list(dict.fromkeys(said[number] for said in answers.values())))
-        found = _score_texts(judge, batch, texts)
+        ranked = ranker.rank(batch, texts)
         for name, said in answers.items():
-            for number, values in enumerate(found):
-                scores[name].append(values[said[start + number]])
-    return {name: np.array(values) for name, values in scores.items()}
-
-
-def _score_texts(
-    judge: Scorer | RewardModel,
-    tasks: Sequence[Task],
-    texts: Sequence[Sequence[str]],
-) -> list[dict[str, float]]:
-    """For each task the scores of its texts."""
-    scorer = as_scorer(judge) if isinstance(judge, RewardModel) else judge
-    rows = []
-    for task, own in zip(tasks, texts, strict=True):
-        images = task.open_images()
-        # a judge is not told the truth
-        rows += [(*task.scorer_inputs(images, text)[:-1], None) for text in own]
-    # in one go, so that a reward model fills its batches
-    flat = [score.total for score in score_all(scorer, rows)]
-    values = iter(flat)
-    found = []
-    for own in texts:
-        found.append({text: next(values) for text in own})
-    return found
+            for number, (own, order) in enumerate(zip(texts, ranked, strict=True), start):
+                found[name].append(order.tiers(len(own))[own.index(said[number])])
+    return {name: np.array(tiers) for name, tiers in found.items()}

@@ -98,6 +98,7 @@ def choose_tokens(
     """
     if temperature == 0:
         return logits.argmax(-1)
+    # softmax without its denominator, which the sums below make up for
     scaled = logits.float() / temperature
     weights = (scaled - scaled.amax(-1, keepdim=True)).exp()
     if top_p < 1:
@@ -108,6 +109,7 @@ def choose_tokens(
     rows = torch.arange(len(weights), device=weights.device)
     sums = blocks.sum(-1).double().cumsum(-1)
     target = numbers.to(sums) * sums[:, -1]
+    # the block first, and then the token in it
     block, within = _first_above(sums, target)
     token, _ = _first_above(blocks[rows, block].double().cumsum(-1), within)
     return block * BLOCK + token
@@ -133,6 +135,7 @@ def keep_nucleus(weights: Tensor, top_p: float) -> Tensor:
     arXiv 1904.09751).
     """
     ranked, order = weights.sort(-1, descending=True)
+    # the weight of all that is likelier than a token
     likelier = ranked.cumsum(-1) - ranked
     outside = likelier >= top_p * ranked.sum(-1, keepdim=True)
     outside[:, 0] = False
@@ -181,10 +184,12 @@ class AnswerDecoder:
 
     def step(self, tokens: Tensor) -> None:
         """Read the next token of each answer, (rows, slots)."""
+        # every answer of a row has said as many tokens, so all new ones stand in one place
         own = self.slots
         place = self.places.amax(1, keepdim=True) + 1
         self.owners = torch.cat([self.owners, own], 1)
         self.places = torch.cat([self.places, place.expand_as(own)], 1)
+        # the prompt, and what its own answer has said
         columns = self.owners[:, None]
         seen = (columns == PROMPT) | (columns == own[:, :, None])  # (rows, slots, columns)
         with autocast(self.model.device):
@@ -212,6 +217,7 @@ class AnswerDecoder:
         order = goes_on.int().argsort(dim=1, descending=True, stable=True)[:, :width]
         slots = self.slots[kept].gather(1, order)
         self.slots = slots.masked_fill(~goes_on.gather(1, order), self.group_size)
+        # prompts whose answers have all ended
         if len(kept) < len(self.rows):
             self.rows = self.rows[kept]
             self.owners = self.owners[kept]
@@ -283,6 +289,7 @@ def decode_together(
         if not goes_on.all():
             tokens = tokens.flatten()[decoder.leave(goes_on)]
         decoder.step(tokens)
+    # only as far as each answer went
     ids = []
     for answers, own_lengths in zip(found.cpu(), lengths.tolist(), strict=True):
         ids += [answers[slot, : own_lengths[slot]] for slot in range(group_size)]
@@ -320,6 +327,7 @@ def decode_with_generate(
     alone = prompts.select([n for n in range(count) for _ in range(group_size)])
     inputs, features = send_to_device(prompt_inputs(processor, alone), model.device)
     start = inputs["input_ids"].shape[1]
+    # a row for each answer
     flat = numbers.flatten(0, 1).to(model.device)
     ends = stop_ids(model)
     config = GenerationConfig(

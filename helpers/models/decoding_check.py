@@ -47,6 +47,7 @@ def check_decoding(model: VLM, processor: ProcessorMixin) -> PackingCheck:
     ids = plain.ids[:, 1:]
     lengths = plain.mask.sum(1).tolist()
     with evaluation_mode(model):
+        # what is taken for rounding is how far plain layouts lie from each other
         rows = [_own(answer_logits(model, layout), lengths) for layout in (plain, left)]
         with rounded_otherwise(model):
             rows.append(_own(answer_logits(model, plain), lengths))
@@ -78,6 +79,7 @@ def _stepwise_logits(
     for number in range(longest):
         rows, slots = decoder.rows[:, None], decoder.slots
         found[rows, slots, number] = decoder.logits
+        # an answer leaves as it does when its end was sampled
         goes_on = number < last[slots]
         if not goes_on.any():
             break
@@ -92,6 +94,7 @@ def can_share_prompts(model: VLM, processor: ProcessorMixin) -> bool:
     """Can the answers to a prompt share its cache? Tries it once; says so if not."""
     if is_recurrent(model):  # a state cannot be handed to several answers
         return False
+    # equal code and sizes need no second trial, whatever the weights
     code = code_of(model, processor)
     known, key = (_TRIED_MODELS, base_of(model)) if code is None else (_TRIED, code)
     if key not in known:

@@ -86,6 +86,7 @@ def _answer_all(
         raise ValueError(
             f"images for {len(images)} prompts, but {len(prompts)} prompts: give each its own"
         )
+    # numbers for all of them at once, so that an answer does not depend on the batches
     kept = KeptAnswers.of(model, processor, images, prompts, how, group_size)
     numbers = draw_numbers(len(prompts), group_size, how)
 
@@ -144,6 +145,7 @@ def _encode(
     prompts: Sequence[str | Conversation],
 ) -> EncodedPrompts:
     """Open the images of each prompt, and read both."""
+    # images are opened here, batch by batch: all at once would fill the memory
     texts = []
     opened = []
     for pictures, prompt in zip(images, prompts, strict=True):

@@ -41,6 +41,22 @@ from .heuristic import (
     wrong_count as wrong_count,
     yes_and_no as yes_and_no,
 )
+from .judge import (
+    CriteriaJudge as CriteriaJudge,
+    JudgeReply as JudgeReply,
+    ModelReplies as ModelReplies,
+    PairJudge as PairJudge,
+)
+from .judge_prompts import (
+    CRITERIA as CRITERIA,
+    PAIR_PROMPT as PAIR_PROMPT,
+    SHORT_PAIR_PROMPT as SHORT_PAIR_PROMPT,
+    JudgeVerdict as JudgeVerdict,
+    criteria_prompt as criteria_prompt,
+    pair_prompt as pair_prompt,
+    parse_ratings as parse_ratings,
+    parse_verdict as parse_verdict,
+)
 from .own import (
     anchor_reward as anchor_reward,
     is_own_reward as is_own_reward,
@@ -54,24 +70,25 @@ from .preference_makers import (
     make_preferences as make_preferences,
     mark_answers as mark_answers,
 )
+from .rankers import (
+    TASKS_AT_ONCE as TASKS_AT_ONCE,
+    RankedAnswers as RankedAnswers,
+    Ranker as Ranker,
+    RankingCost as RankingCost,
+    RewardRanker as RewardRanker,
+    ScorerRanker as ScorerRanker,
+    VoteRanker as VoteRanker,
+    as_ranker as as_ranker,
+    best_answers as best_answers,
+    judgement_of as judgement_of,
+)
 from .ranking import (
-    AnswerTable as AnswerTable,
-    Correlation as Correlation,
-    check_facts as check_facts,
-    correlate as correlate,
+    RankedBy as RankedBy,
     distinct_answers as distinct_answers,
-    draw_records as draw_records,
-    flatten as flatten,
-    pair_agreement as pair_agreement,
     rank as rank,
     rank_again as rank_again,
     rank_samples as rank_samples,
-    rule_values as rule_values,
     sample_and_rank as sample_and_rank,
-    select_judged as select_judged,
-    spearman_resamples as spearman_resamples,
-    weighted_sum as weighted_sum,
-    worth_name as worth_name,
 )
 from .references import (
     anls as anls,
@@ -110,6 +127,19 @@ from .reward_report import (
     paired_p as paired_p,
     rule_scores as rule_scores,
     swap_answers as swap_answers,
+)
+from .rule_ranking import (
+    AnswerTable as AnswerTable,
+    Correlation as Correlation,
+    correlate as correlate,
+    draw_records as draw_records,
+    flatten as flatten,
+    pair_agreement as pair_agreement,
+    rule_values as rule_values,
+    select_judged as select_judged,
+    spearman_resamples as spearman_resamples,
+    weighted_sum as weighted_sum,
+    worth_name as worth_name,
 )
 from .scoring import (
     Score as Score,

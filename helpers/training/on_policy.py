@@ -1,7 +1,7 @@
 """DPO in rounds, on pairs that the policy itself has just made (Guo et al. 2024, arXiv 2402.04792).
 
 A policy that learns leaves its old mistakes behind, and pairs that were made once show only those.
-Simplification: a scorer ranks the answers where the paper asks a judge. Taught in notebook 04.
+The answers are ranked by any `rewards.Ranker`; the paper asks a judge. Taught in notebook 04.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 from helpers.config import DPOSettings
 from helpers.data import Task, to_trl
 from helpers.models import VLM
-from helpers.rewards import Scorer, sample_and_rank
+from helpers.rewards import RankedBy, sample_and_rank
 
 from .dpo import DPORun, dpo_trainer, train_dpo
 
@@ -37,19 +37,19 @@ def on_policy_round(
     policy: VLM,
     processor: ProcessorMixin,
     tasks: Sequence[Task],
-    score: Scorer,
+    ranker: RankedBy,
     settings: DPOSettings,
     *,
     sampling_seed: int,
     seed: int = 0,
     cache: Path | None = None,
 ) -> OnPolicyRound:
-    """Sample four answers to each question, score them, train on the best against the worst.
+    """Sample four answers to each question, rank them, train on the best against the worst.
 
     policy: the base in the first round, then what the round before has left; it is the reference
     of this round. cache: a folder for image features and reference log-probabilities.
     """
-    ranked = sample_and_rank(policy, processor, tasks, score, seed=sampling_seed)
+    ranked = sample_and_rank(policy, processor, tasks, ranker, seed=sampling_seed)
     if not any(record.pairs("extremes") for record in ranked):
         return OnPolicyRound(policy, 0, None)
     pairs = to_trl(ranked, "extremes")

@@ -1,6 +1,6 @@
 """Weigh the rules of the heuristic and watch what becomes of its ranking, beside the truth.
 
-What it shows is worked out in `helpers/rewards/ranking.py`.
+What it shows is worked out in `helpers/rewards/rule_ranking.py`.
 """
 
 import html

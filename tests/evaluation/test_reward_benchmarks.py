@@ -10,15 +10,16 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from helpers.data.preferences import read_records
-from helpers.evaluation.judge import judge_pairs
 from helpers.evaluation.reward_benchmarks import (
     grade,
     load_benchmark,
     macro_mean,
+    rank_benchmark,
     read_scores,
     write_scores,
 )
 from helpers.files import UsageError, open_image
+from helpers.rewards import PairJudge, as_ranker, make_scorer
 from helpers.statistics import Proportion
 
 TEXT = Value("string")
@@ -263,9 +264,26 @@ def test_only_two_ranked_answers_make_a_pair(unfit):
     ):
         grade([*RECORDS, unfit], scores, VL)
     with pytest.raises(UsageError, match=r"record RLHF-9: . answers"):
-        judge_pairs(
-            [*RECORDS, unfit], lambda *_: pytest.fail("asked before the records were checked"), VL
-        )
+        never = PairJudge(lambda *_: pytest.fail("asked before the records were checked"))
+        rank_benchmark([*RECORDS, unfit], never, VL)
+
+
+def test_rankers_are_graded_by_what_they_say(tmp_path):
+    """Better are a a b a a a a; a scorer that prefers "a" is right in 6 of 7."""
+    path = tmp_path / "1.png"
+    Picture.new("RGB", (8, 8)).save(path)
+    records = [one.model_copy(update={"images": [str(path)]}) for one in RECORDS]
+    early = make_scorer("early", lambda image, question, answer, facts: {"x": -ord(answer)})
+    scores = rank_benchmark(records, as_ranker(early), VL)
+    assert scores["wildvision-1"] == [-97.0, -98.0]
+    assert grade(records, scores, VL).overall.value == pytest.approx(6 / 7)
+    # a judge has no scores: places from behind; what it does not decide is a tie
+    said = iter(["[[A]]", "[[B]]"] * 3 + ["[[A]]"] * 8)
+    judge = PairJudge(lambda images, prompts: [next(said) for _ in prompts])
+    scores = rank_benchmark(records, judge, VL)
+    assert scores["wildvision-1"] == [0.0, -1.0] and scores["mmmu_2"] == [0.0, 0.0]
+    found = grade(records, scores, VL)
+    assert found.ties == 4 and found.overall.value == pytest.approx((2 + 4 / 2) / 7)
 
 
 def test_unfit_records_are_named():

@@ -11,9 +11,17 @@ from shipped import TRAFFIC
 from small_rewards import QUICK
 
 from helpers import models
-from helpers.data import Message, Task, read_records, tasks_of
-from helpers.evaluation import is_circular, score_answers, win_rates
-from helpers.rewards import as_scorer, head_hash, make_scorer, new_reward_model
+from helpers.data import read_records, tasks_of
+from helpers.evaluation import is_circular, tiers_of_answers, win_rates
+from helpers.rewards import (
+    PairJudge,
+    as_ranker,
+    as_scorer,
+    head_hash,
+    make_scorer,
+    new_reward_model,
+    score_all,
+)
 
 LENGTH = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
 
@@ -89,24 +97,36 @@ def test_what_trained_a_policy_is_circular(tmp_path):
     assert "circular" in alone.rows()[1][-1] and "only judged by" in alone.sentences()[-1]
 
 
-def test_a_reward_model_scores_as_its_scorer_does_and_sees_all_images_and_turns():
+def test_a_reward_model_ranks_by_its_scores_and_equal_answers_stand_in_one_place():
     reward = new_reward_model(*models.load_model("tiny"), QUICK)
-    records = read_records(TRAFFIC / "preferences_valid.jsonl")[:3]
+    records = read_records(TRAFFIC / "preferences_valid.jsonl")[:20]
     tasks = tasks_of(records)
-    said = {"base": ["There are 2 cars.", "", "Yes."], "dpo": ["No.", "", "There are 2 cars."]}
-    scores = score_answers(reward, tasks, said, batch_size=2)
-    score = as_scorer(reward)
-    plain = score_answers(score, tasks, said)
-    for name in said:
-        np.testing.assert_allclose(scores[name], plain[name], atol=1e-4)
-    assert scores["base"][1] == scores["dpo"][1], "equal answers have one score"
-    turns = (Message(role="user", content="A?"), Message(role="assistant", content="B."))
-    other = [
-        Task(tasks[0].images + tasks[1].images, tasks[0].turns),
-        Task(tasks[0].images, turns + tasks[0].turns),
-    ]
-    changed = score_answers(reward, other, {"base": said["base"][:1] * 2})["base"]
-    assert abs(changed - scores["base"][0]).min() > 1e-5
+    said = {"base": ["There are 2 cars."] * 20, "dpo": ["No.", "There are 2 cars."] * 10}
+    tiers = tiers_of_answers(as_ranker(reward), tasks, said)
+    assert (tiers["base"][1::2] == 0).all() and (tiers["dpo"][1::2] == 0).all()
+    scorer = as_scorer(reward)
+    rows = {name: [] for name in said}
+    for name, texts in said.items():
+        for task, text in zip(tasks, texts, strict=True):
+            rows[name].append(task.scorer_inputs(task.open_images(), text))
+    totals = {name: [one.total for one in score_all(scorer, own)] for name, own in rows.items()}
+    better = np.greater(totals["base"], totals["dpo"])[::2]
+    assert (tiers["dpo"][::2] == better).all() and (tiers["base"][::2] == ~better).all()
+
+
+def test_a_judge_that_is_asked_decides_between_policies(tmp_path):
+    """It prefers what holds an x, in either order."""
+    tasks = tasks_about(tmp_path, ["a", "b"])
+    said = {"base": ["one", "two x"], "dpo": ["one x", "two x"]}
+
+    def ask(images, prompts):
+        parts = [prompt.split("[Answer B]") for prompt in prompts]
+        return ["[[A]]" if " x" in first else "[[B]]" for first, _ in parts]
+
+    judge = PairJudge(ask, "asked")
+    (row,) = win_rates(tasks, said, {"judge": judge}).found
+    assert (row.wins, row.ties, row.losses, row.circular) == (1, 1, 0, False)
+    assert len(judge.replies) == 2 and is_circular({"reward": "asked"}, judge)
 
 
 def test_a_judge_is_given_no_truth(tmp_path):

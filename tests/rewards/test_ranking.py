@@ -14,16 +14,16 @@ from helpers.data.tasks import Task, ask
 from helpers.data.votes import Votes, apply_votes
 from helpers.files import ROOT, UsageError
 from helpers.models.generation import SampledAnswer, sample_counting_answers
-from helpers.rewards import ranking as rule_ranking
+from helpers.rewards import rule_ranking
 from helpers.rewards.catalogue import SCORERS
 from helpers.rewards.ranking import (
-    AnswerTable,
     distinct_answers,
     rank,
     rank_again,
     rank_samples,
     sample_and_rank,
 )
+from helpers.rewards.rule_ranking import AnswerTable
 from helpers.rewards.scoring import Score, heuristic_scorer, make_scorer
 from helpers.widgets import playground as widgets
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.data.record import PreferenceRecord, resolve_images
 from helpers.files import UsageError
-from helpers.rewards import ranking as rule_ranking
+from helpers.rewards import rule_ranking
 from helpers.rewards.heuristic import HEURISTIC_RULES
 from helpers.widgets import playground as widgets
 from helpers.widgets.playground import ScorerPlayground

@@ -27,6 +27,7 @@ from .reward_judges import (
     grade_multimodal_rewardbench as grade_multimodal_rewardbench,
     grade_vl_rewardbench as grade_vl_rewardbench,
     stated_answer as stated_answer,
+    votes_of as votes_of,
 )
 from .vqa import (
     official_vqa_accuracies as official_vqa_accuracies,

@@ -12,7 +12,7 @@
   anywhere; for a reply with neither a coin is tossed, the coins of Python's `random` from seed 123
   on, one after the other in the order of the file.
 
-`helpers/evaluation/judge.py` reads replies and counts abstentions as this suite does; figures of
+`helpers/rewards/judge.py` reads replies and counts abstentions as this suite does; figures of
 the papers are to be compared with those from here.
 """
 
@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 
 from helpers.data import PreferenceRecord, record_key
 from helpers.files import UsageError
+from helpers.rewards import PairJudge
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each
@@ -36,6 +37,14 @@ _VERDICT = re.compile(
     r"(?:overall judgment|therefore).*answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*)?better",
     re.IGNORECASE,
 )
+
+
+def votes_of(judge: PairJudge) -> dict[str, list[tuple[tuple[int, int], str]]]:
+    """What a judge has replied so far, by the records' ids."""
+    votes: dict[str, list[tuple[tuple[int, int], str]]] = {}
+    for reply in judge.replies:
+        votes.setdefault(reply.task or "", []).append((reply.places, reply.text))
+    return votes
 
 
 def stated_answer(reply: str) -> int | None:

@@ -278,6 +278,54 @@ def write_report(
         print(path)
 
 
+@app.command("rewardbench")
+def grade_on_benchmark(
+    name: Annotated[
+        str,
+        Argument(help="vl_rewardbench, multimodal_rewardbench or multimodal_rewardbench_2."),
+    ],
+    file: Annotated[
+        Path | None,
+        Option(help="A file of the benchmark that you have.", show_default="the hub's copy"),
+    ] = None,
+    images: Annotated[
+        Path | None, Option(help="Folder of its images.", show_default="the file's")
+    ] = None,
+    model: Annotated[str, Option(help="Base of the reward model, and the judge.")] = "tiny",
+    reward: Annotated[Path | None, Option(help="Folder of a reward model to grade.")] = None,
+    judge: Annotated[bool, Option("--judge", help="Ask the model itself, in both orders.")] = False,
+    pairs: Annotated[int | None, Option(min=1, help="At most so many.", show_default="all")] = None,
+) -> None:
+    """Grade a reward model, a judge and rules that never look on a benchmark of pairs.
+
+    Of a judge, the official reading of its replies is printed, too.
+    """
+    from helpers import evaluation, machine, models, rewards
+    from helpers.report import markdown_table
+
+    where = {"file": file, "images": images, "rows": pairs}
+    records = evaluation.load_benchmark(name, artifacts_dir() / "benchmarks", **where)
+    benchmark = evaluation.BENCHMARKS[name]
+    rankers = {}
+    asked = None
+    if reward or judge:
+        plan = machine.check_machine(model)
+        loaded = models.load_model(model, max_pixels=plan.max_pixels)
+        if reward:
+            rankers["reward model"] = rewards.as_ranker(rewards.load_reward_model(*loaded, reward))
+        if judge:
+            use = partial(models.disable_adapters, loaded[0])
+            asked = evaluation.judge_for(benchmark, rewards.ModelReplies(*loaded, use=use), model)
+            rankers[f"judge {model}"] = asked
+    print(f"{benchmark.title}, {len(records):,} pairs; a tie counts ½:")
+    print(
+        markdown_table(evaluation.grade_rows(evaluation.grade_rankers(records, rankers, benchmark)))
+    )
+    if asked:
+        print(*asked.sentences(), sep="\n")
+        print(evaluation.official.REPLY_GRADES[name](records, evaluation.official.votes_of(asked)))
+
+
 @app.command("check")
 def check_files(
     file: Annotated[list[Path], Argument(help="Several: also searched for photos they share.")],

@@ -1,9 +1,10 @@
 """Records of a benchmark of pairs that nobody published."""
 
 from helpers.data.record import PreferenceRecord
-from helpers.evaluation.reward_benchmarks import BENCHMARKS
+from helpers.evaluation.reward_benchmark_files import BENCHMARKS
 
 VL, MULTIMODAL = BENCHMARKS["vl_rewardbench"], BENCHMARKS["multimodal_rewardbench"]
+TWO = BENCHMARKS["multimodal_rewardbench_2"]
 
 
 def record(name, ranking=((0,), (1,)), answers=("a", "b")):

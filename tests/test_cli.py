@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from shipped import TRAFFIC
+from small_rewards import QUICK
 
 from helpers import machine, models, notebooks
 from helpers.cli import main, parse_setting
 from helpers.config import reward_preset
 from helpers.data.preferences import read_records
+from helpers.evaluation import write_as_benchmark
 from helpers.files import (
     ROOT,
     UsageError,
@@ -217,6 +219,25 @@ def test_a_scorer_that_cannot_use_the_truth_is_refused_before_anything_is_sample
     assert "question 'What is in the image?': count_exact: facts must be true counts" in said
     assert main(["rank", str(questions), *options, "mine.py:long"]) == 1
     assert "mine.py: no such file, for the reward 'mine.py:long'" in capsys.readouterr().err
+
+
+def test_rankers_are_graded_on_a_file_of_a_benchmark(tmp_path, artifacts, capsys):
+    """A reward model, the model itself as a judge, and rules, on pairs in a benchmark's columns."""
+    own = read_records(TRAFFIC / "preferences_valid.jsonl")[:4]
+    file = write_as_benchmark(own, tmp_path / "all_data.json")
+    reward = reward_model.new_reward_model(*models.load_model("tiny"), QUICK)
+    folder = reward_model.save_reward_model(reward, tmp_path / "reward", QUICK)
+    given = ["--file", str(file), "--reward", str(folder), "--judge", "--pairs", "3"]
+    assert main(["rewardbench", "multimodal_rewardbench", *given]) == 0
+    out = capsys.readouterr().out
+    assert "Multimodal RewardBench, 3 pairs" in out
+    for name in ("reward model", "judge tiny", "shown first", "longer", "shorter"):
+        assert f"| {name} |" in out
+    # the tiny model says nothing that could be read as a verdict; coins are tossed for all three
+    assert "of its replies cannot be read" in out and "as its 2_get_accuracy.py" in out
+    assert "tossed" in out
+    assert main(["rewardbench", "mme", "--file", str(file)]) == 1
+    assert "unknown benchmark 'mme'" in capsys.readouterr().err
 
 
 def test_the_demo_on_another_base_has_artifacts_of_its_own(artifacts, monkeypatch, capsys):

@@ -20,7 +20,7 @@ from typing import Any
 from datasets import Dataset, Image, List, load_dataset
 from tqdm.auto import tqdm
 
-from helpers.files import UsageError, replace_file, write_lines
+from helpers.files import UsageError, read_json, replace_file, write_lines
 
 from .convert_files import detect_format
 from .convert_rows import from_row
@@ -38,6 +38,7 @@ class HubSet:
     split: str = "train"
     file: str | None = None  # the file to read, if the repository holds several things
     licence: str = "see the data set's page"
+    key: str | None = None  # under which a JSON file holds its rows
     # into a known format, for a set whose own format is none of them
     reshape: Callable[[DatasetRow], DatasetRow] | None = None
 
@@ -66,7 +67,7 @@ def fetch_hub_set(
     if not source:
         raise UsageError(f"unknown data set {name!r}: choose from {', '.join(HUB_SETS)}.")
     data = load_rows(source, file)
-    data = data.select(range(len(data))[:rows])
+    data = data[:rows] if isinstance(data, list) else data.select(range(len(data))[:rows])
     records, bad = [], []
     changes = Counter()
     for number, row in enumerate(tqdm(data, name, unit="row"), start=1):
@@ -89,11 +90,14 @@ def fetch_hub_set(
     return write_records(folder / f"{name}.jsonl", records)
 
 
-def load_rows(source: HubSet, file: Path | None) -> Dataset:
+def load_rows(source: HubSet, file: Path | None) -> Dataset | list[DatasetRow]:
     """Load a data set from the hub, or from a file. Images stay the bytes they are stored as.
 
-    Raises UsageError if it cannot be had.
+    It is a list where the rows of a JSON file stand under a key. Raises UsageError if it cannot be
+    had.
     """
+    if file is not None and source.key:
+        return _rows_under(source.key, file)
     try:
         if file is not None:
             kind = "parquet" if file.suffix == ".parquet" else "json"
@@ -121,6 +125,16 @@ def load_rows(source: HubSet, file: Path | None) -> Dataset:
     return data
 
 
+def _rows_under(key: str, file: Path) -> list[DatasetRow]:
+    whole = read_json(file)
+    rows = whole.get(key) if isinstance(whole, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(
+            f'{file}: must be {{"{key}": [rows]}}. Build it with its authors\' script.'
+        )
+    return rows
+
+
 def _record(
     source: HubSet,
     row: DatasetRow,
@@ -130,7 +144,11 @@ def _record(
     if source.reshape:
         row = source.reshape(row)
     stored = {key: store_images(value, folder) for key, value in row.items()}
-    record, change = from_row(detect_format(stored), stored)
+    form = detect_format(stored)
+    if form == "record":
+        record, change = PreferenceRecord.model_validate(stored), None
+    else:
+        record, change = from_row(form, stored)
     if images is not None and stored == row:
         # No image came with the row: the names are of files elsewhere.
         record.images = [(images.resolve() / name).as_posix() for name in record.images]
@@ -138,7 +156,7 @@ def _record(
     update = {
         "source": f"{source.repository}@{source.revision}",
         "licence": source.licence,
-        "group": record.group or record.images[0],
+        "group": record.group or next(iter(record.images), None),
     }
     return record.model_copy(update=update), change
 

@@ -84,13 +84,22 @@ from .preference_exam import (
     examine_preferences as examine_preferences,
     photo_of as photo_of,
 )
-from .reward_benchmarks import (
+from .reward_benchmark_files import (
     BENCHMARKS as BENCHMARKS,
     Benchmark as Benchmark,
+    load_benchmark as load_benchmark,
+    own_benchmark as own_benchmark,
+    write_as_benchmark as write_as_benchmark,
+)
+from .reward_benchmarks import (
+    FirstShown as FirstShown,
     Grade as Grade,
+    blind_rankers as blind_rankers,
     check_records as check_records,
     grade as grade,
-    load_benchmark as load_benchmark,
+    grade_rankers as grade_rankers,
+    grade_rows as grade_rows,
+    judge_for as judge_for,
     macro_mean as macro_mean,
     rank_benchmark as rank_benchmark,
     read_scores as read_scores,

@@ -1,196 +1,36 @@
-"""Benchmarks of rankers (reward models, judges, rules): VL-RewardBench, Multimodal RewardBench.
+"""How good are rankers (reward models, judges, rules) on a benchmark of pairs?
 
-* VL-RewardBench (Li et al. 2024, arXiv 2411.17451), at the revision in `helpers/data/hub.py`: the
-  paper's 1,250 pairs; later revisions hold 1,247. Groups by the start of the id and both figures as
-  in the official `cal.py` (github.com/vl-rewardbench/VL_RewardBench): overall = right / all pairs,
-  macro = mean of the accuracies of general, hallucination and reasoning. The better answer stands
-  first in nearly all pairs of the file: in that order, a judge that always names the first is
-  right. `rewards.PairJudge` shows both orders, or draws one.
-* Multimodal RewardBench (Yasunaga et al. 2025, arXiv 2502.14191). Groups as in the official
-  `scripts/2_get_accuracy.py`; overall = right / all pairs, no macro. No revision is pinned, because
-  the authors' script builds it out of other sets: give its `all_data.json`, or a Parquet file of
-  the same columns; the file's hash is kept as the source. The toxicity pairs of the paper's overall
-  are not public.
-
-What differs: the official codes have no ties. Here a tie, or a judge's abstention, counts ½, and
-`decided` leaves it out. VL-RewardBench's code leaves pairs without a majority out everywhere;
-Multimodal RewardBench's code tosses a coin for what cannot be read. Judges are in
-`helpers/rewards/judge.py`; `helpers/evaluation/official/reward_judges.py` has the official
-readings of their replies, with which a published figure may be compared.
+Figures as in the official codes: of VL-RewardBench's `cal.py` overall = right / all pairs, and
+macro = mean of the accuracies of its groups; of the others overall alone. What differs: the
+official codes have no ties. Here a tie, or a judge's abstention, counts ½, and `decided` leaves it
+out. `helpers/evaluation/official/reward_judges.py` has the official readings of judges' replies,
+with which a published figure may be compared. Taught in notebook 03.
 """
 
 import json
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.data import (
-    HUB_SETS,
-    DatasetRow,
-    HubSet,
-    PreferenceRecord,
-    fetch_hub_set,
-    read_records,
-    record_key,
-    tasks_of,
-    write_records,
+from helpers.data import DatasetRow, PreferenceRecord, Task, record_key, tasks_of
+from helpers.files import UsageError, write_lines
+from helpers.rewards import (
+    AnswersOfTasks,
+    AskModel,
+    PairJudge,
+    RankedAnswers,
+    Ranker,
+    as_ranker,
+    make_scorer,
 )
-from helpers.files import UsageError, file_hash, write_lines
-from helpers.rewards import Ranker
-from helpers.statistics import Proportion, share_of
+from helpers.statistics import Proportion, TableRows, share_of
 
 from .keyed import by_id, check_each, read_each
+from .reward_benchmark_files import Benchmark
 
 Records = Sequence[PreferenceRecord]
 ScoresById = Mapping[str, list[float]]  # id → a score for each answer, in the order of `answers`
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    title: str
-    groups: tuple[str, ...]
-    group_of: Callable[[PreferenceRecord], str | None]
-    macro: bool  # does the benchmark define the mean of its groups?
-
-
-# start of an id, up to the first - or _ → its group; ids of POVID start with "hallucination"
-_VL_GROUPS = {
-    "rlaif": "hallucination",
-    "rlhf": "hallucination",
-    "povid": "hallucination",
-    "hallucination": "hallucination",
-    "mathverse": "reasoning",
-    "mmmu": "reasoning",
-}
-
-
-def _vl_group(record: PreferenceRecord) -> str:
-    """Group a record by the start of its id; as in the official code, others are general."""
-    start = re.split("[-_]", _own_id(record))[0].lower()
-    return _VL_GROUPS.get(start, "general")
-
-
-def _multimodal_group(record: PreferenceRecord) -> str | None:
-    category = _column(record, "Category")
-    name = _own_id(record).lower()
-    if category == "safety":
-        return "safety/bias" if name.startswith("pairs") else "safety/toxicity"
-    if category == "reasoning":
-        return "reasoning/math" if name.startswith("math") else "reasoning/coding"
-    return category
-
-
-def _column(record: PreferenceRecord, name: str) -> str | None:
-    return record.extra.get("ab", {}).get("row", {}).get(name)
-
-
-def _own_id(record: PreferenceRecord) -> str:
-    if name := record.id or _column(record, "ID"):
-        return name
-    raise UsageError(f"record {record_key(record)} has no id of the benchmark. Load it again.")
-
-
-BENCHMARKS = {
-    "vl_rewardbench": Benchmark(
-        "VL-RewardBench", ("general", "hallucination", "reasoning"), _vl_group, macro=True
-    ),
-    "multimodal_rewardbench": Benchmark(
-        "Multimodal RewardBench",
-        (
-            "open_generation/correctness_task",
-            "open_generation/preference_task",
-            "knowledge",
-            "reasoning/math",
-            "reasoning/coding",
-            "safety/bias",
-            "safety/toxicity",
-            "vqa",
-        ),
-        _multimodal_group,
-        macro=False,
-    ),
-}
-
-
-# --- loading --------------------------------------------------------------------------------------
-
-
-def load_benchmark(
-    name: str,
-    folder: Path,
-    *,
-    file: Path | None = None,
-    images: Path | None = None,
-    rows: int | None = None,
-) -> list[PreferenceRecord]:
-    """The records of a benchmark, also written to `folder/NAME.jsonl`.
-
-    The arguments are those of `fetch_hub_set`. Multimodal RewardBench needs `file`; the images it
-    names are looked for beside it, or in `images`. Both sets give some ids to two pairs: the second
-    is called ID#2, by its place in the file. Raises UsageError.
-    """
-    if name not in BENCHMARKS:
-        raise UsageError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}.")
-    source = HUB_SETS.get(name, _MULTIMODAL)
-    # a file of one's own has no revision: its hash says what was graded
-    if file is not None:
-        source = replace(source, revision=f"file {file_hash(file)}")
-        if name not in HUB_SETS:
-            images = images or file.parent
-    elif source is _MULTIMODAL:
-        raise UsageError(
-            f"{BENCHMARKS[name].title} has no pinned revision. Clone "
-            f"github.com/{source.repository}, run its scripts/0_download_data.py, and give "
-            "file=…/data/all_data.json."
-        )
-    # rows become records here; then ids are made unique
-    path = fetch_hub_set(name, folder, images=images, rows=rows, file=file, source=source)
-    seen = Counter()
-    records = []
-    for record in read_records(path):
-        own = _own_id(record)
-        seen[own] += 1
-        unique = f"{own}#{seen[own]}" if seen[own] > 1 else own
-        records.append(record.model_copy(update={"id": unique}))
-    write_records(path, records)
-    return records
-
-
-# columns of Multimodal RewardBench → those of an A/B vote; the id and category end up in `extra`
-_VOTE_COLUMNS = {
-    "ID": "ID",
-    "Category": "Category",
-    "Text": "instruction",
-    "Image": "image_path",
-    "Output1": "response_a",
-    "Output2": "response_b",
-}
-
-
-def _to_ab_vote(row: DatasetRow) -> DatasetRow:
-    """A row of Multimodal RewardBench as an A/B vote."""
-    missing = [column for column in (*_VOTE_COLUMNS, "Better") if row.get(column) is None]
-    if missing:
-        raise UsageError(
-            f"field {', '.join(missing)} is missing. A row of Multimodal RewardBench needs it."
-        )
-    # the vote goes to one of the two outputs
-    better = row["Better"]
-    if better not in ("Output1", "Output2"):
-        raise UsageError(f"unknown Better {better!r}: Output1 or Output2")
-    vote = {new: row[old] for old, new in _VOTE_COLUMNS.items()}
-    return vote | {"preference": _VOTE_COLUMNS[better]}
-
-
-_MULTIMODAL = HubSet(
-    "facebookresearch/multimodal_rewardbench", "", licence="CC BY-NC", reshape=_to_ab_vote
-)
-
-
-# --- scores and their figures ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -265,6 +105,59 @@ def rank_benchmark(records: Records, ranker: Ranker, benchmark: Benchmark) -> Sc
             found = [-float(tier) for tier in ranked.tiers(len(record.answers))]
         scores[record_key(record)] = found
     return scores
+
+
+class FirstShown(Ranker):
+    """Prefers whatever stands first: what a file gives away by its order."""
+
+    def __init__(self):
+        super().__init__("shown first")
+
+    def _rank(self, tasks: Sequence[Task], answers: AnswersOfTasks) -> list[RankedAnswers]:
+        ranked = []
+        for texts in answers:
+            ranked.append(RankedAnswers([[place] for place in range(len(texts))]))
+        return ranked
+
+
+def blind_rankers() -> dict[str, Ranker]:
+    """Rankers that never look, by name: what a benchmark gives to those."""
+    longer = make_scorer("longer", lambda image, question, answer, facts: {"n": len(answer)})
+    shorter = make_scorer("shorter", lambda image, question, answer, facts: {"n": -len(answer)})
+    return {
+        "shown first": FirstShown(),
+        "longer": as_ranker(longer),
+        "shorter": as_ranker(shorter),
+    }
+
+
+def judge_for(benchmark: Benchmark, ask: AskModel, name: str = "judge") -> PairJudge:
+    """A judge whose replies have the form that the benchmark's own code reads."""
+    return PairJudge(ask, name, prompt=benchmark.prompt, orders=benchmark.orders)
+
+
+def grade_rankers(
+    records: Records, rankers: Mapping[str, Ranker], benchmark: Benchmark
+) -> dict[str, Grade]:
+    """The figures of each ranker, and of those that never look (`blind_rankers`)."""
+    grades = {}
+    for name, ranker in {**rankers, **blind_rankers()}.items():
+        grades[name] = grade(records, rank_benchmark(records, ranker, benchmark), benchmark)
+    return grades
+
+
+def grade_rows(grades: Mapping[str, Grade]) -> TableRows:
+    """A row for each ranker, a column for each group and for the whole; the head first."""
+    # every group that occurs in one of them
+    names: dict[str, None] = {}
+    for found in grades.values():
+        names |= dict.fromkeys(name for name, _ in found.rows())
+    rows = [["", *names, "ties"]]
+    for ranker, found in grades.items():
+        figures = dict(found.rows())
+        cells = [figures[name].short_text() if figures.get(name) else "–" for name in names]
+        rows.append([ranker, *cells, str(found.ties)])
+    return rows
 
 
 def macro_mean(groups: Sequence[Proportion]) -> Proportion:

@@ -42,18 +42,25 @@ from .heuristic import (
     yes_and_no as yes_and_no,
 )
 from .judge import (
+    AskModel as AskModel,
     CriteriaJudge as CriteriaJudge,
     JudgeReply as JudgeReply,
     ModelReplies as ModelReplies,
+    Orders as Orders,
     PairJudge as PairJudge,
+    Verifier as Verifier,
+    verifying_turns as verifying_turns,
 )
 from .judge_prompts import (
     CRITERIA as CRITERIA,
+    JSON_PAIR_PROMPT as JSON_PAIR_PROMPT,
+    NUMBERED_PAIR_PROMPT as NUMBERED_PAIR_PROMPT,
     PAIR_PROMPT as PAIR_PROMPT,
-    SHORT_PAIR_PROMPT as SHORT_PAIR_PROMPT,
+    VERIFY_PROMPT as VERIFY_PROMPT,
+    VERIFY_REPLIES as VERIFY_REPLIES,
     JudgeVerdict as JudgeVerdict,
+    PairPrompt as PairPrompt,
     criteria_prompt as criteria_prompt,
-    pair_prompt as pair_prompt,
     parse_ratings as parse_ratings,
     parse_verdict as parse_verdict,
 )
@@ -72,6 +79,7 @@ from .preference_makers import (
 )
 from .rankers import (
     TASKS_AT_ONCE as TASKS_AT_ONCE,
+    AnswersOfTasks as AnswersOfTasks,
     RankedAnswers as RankedAnswers,
     Ranker as Ranker,
     RankingCost as RankingCost,

@@ -16,30 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tqdm.auto import tqdm
+import torch
 from transformers import ProcessorMixin
 
-from helpers.data import Task, conversation_text, rank_by_score, seen_text
+from helpers.data import Message, Task, conversation_text, rank_by_score, seen_text
 from helpers.files import UsageError
-from helpers.models import VLM, generate_answers
+from helpers.models import VLM, Packer, answer_logps, evaluation_mode, generate_answers
 from helpers.statistics import Proportion, share_of
 
 from .judge_prompts import (
     BEST_RATING,
     CRITERIA,
     PAIR_PROMPT,
+    VERIFY_PROMPT,
+    VERIFY_REPLIES,
     JudgeVerdict,
+    PairPrompt,
     criteria_prompt,
-    pair_prompt,
     parse_ratings,
-    parse_verdict,
 )
-from .rankers import AnswersOfTasks, RankedAnswers, Ranker
+from .rankers import TASKS_AT_ONCE, AnswersOfTasks, RankedAnswers, Ranker
 from .scoring import Score
 
 # The images of each prompt, and the prompts → a reply to each, in their order
 AskModel = Callable[[Sequence[Sequence[Path]], Sequence[str]], Sequence[str]]
-PROMPTS_AT_ONCE = 64
 Orders = Literal["both", "drawn"]
 
 
@@ -99,7 +99,7 @@ class JudgeReply:
 
 
 class _AskingRanker(Ranker):
-    """What both judges share: they ask in batches, check what they get, and count tokens."""
+    """What both judges share: they ask for all at once, check what they get, and count tokens."""
 
     kind = "model"
     annotates = True
@@ -114,18 +114,13 @@ class _AskingRanker(Ranker):
     def _replies(self, images: Sequence[Sequence[Path]], prompts: Sequence[str]) -> list[str]:
         # a function of one's own need not count
         before = getattr(self.ask, "tokens", 0)
-        replies = []
-        starts = range(0, len(prompts), PROMPTS_AT_ONCE)
-        for start in tqdm(starts, desc=self.name, unit="batch", leave=False):
-            rows = slice(start, start + PROMPTS_AT_ONCE)
-            own = list(self.ask(images[rows], prompts[rows]))
-            asked = len(prompts[rows])
-            if len(own) != asked or not all(isinstance(text, str) for text in own):
-                raise UsageError(
-                    f"judge {self.name}: {len(own)} replies to {asked} prompts, {own[:1]!r} first. "
-                    "The function must return one text for each prompt, in their order."
-                )
-            replies += own
+        replies = list(self.ask(images, prompts)) if prompts else []
+        if len(replies) != len(prompts) or not all(isinstance(text, str) for text in replies):
+            raise UsageError(
+                f"judge {self.name}: {len(replies)} replies to {len(prompts)} prompts, "
+                f"{replies[:1]!r} first. The function must return one text for each prompt, in "
+                "their order."
+            )
         self.cost.tokens += getattr(self.ask, "tokens", 0) - before
         return replies
 
@@ -146,7 +141,7 @@ class PairJudge(_AskingRanker):
         *,
         samples: int = 1,
         orders: Orders = "both",
-        prompt: str = PAIR_PROMPT,
+        prompt: PairPrompt = PAIR_PROMPT,
         seed: int = 0,
     ):
         super().__init__(ask, name, samples)
@@ -168,11 +163,11 @@ class PairJudge(_AskingRanker):
             task, texts = tasks[number], answers[number]
             question = conversation_text(task.turns)
             images.append(task.images)
-            prompts.append(pair_prompt(question, texts[first], texts[second], self.prompt))
+            prompts.append(self.prompt.ask(question, texts[first], texts[second]))
         # what was said belongs to the task that it was asked for
         said: list[list[JudgeReply]] = [[] for _ in tasks]
         for (number, order), text in zip(shown, self._replies(images, prompts), strict=True):
-            reply = JudgeReply(tasks[number].id, order, text, parse_verdict(text))
+            reply = JudgeReply(tasks[number].id, order, text, self.prompt.read(text))
             said[number].append(reply)
             self.replies.append(reply)
         return [_rank_by_votes(own, len(texts)) for own, texts in zip(said, answers, strict=True)]
@@ -313,3 +308,67 @@ class CriteriaJudge(_AskingRanker):
     def sentences(self) -> list[str]:
         """Say how many replies could not be read."""
         return [f"{self.name}: {self.unread} of {self.asked} replies cannot be read."]
+
+
+class Verifier(Ranker):
+    """Asks a model of ours behind each answer, as the next turn, whether it is right.
+
+    A generative verifier (Zhang et al. 2024, arXiv 2408.15240): the score is log p("Yes.") − log
+    p("No."), read off in one forward, so that nothing is sampled and nothing has to be parsed. The
+    answer stands where the model itself would have said it, so that its states hold how surprising
+    it is. Each answer is asked about alone: there is no place that could bias it. use: as in
+    `ModelReplies`. An adapter learns to verify from `training.right_verdicts`.
+    """
+
+    kind = "model"
+    annotates = True
+
+    def __init__(
+        self,
+        model: VLM,
+        processor: ProcessorMixin,
+        name: str = "verifier",
+        *,
+        use: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        super().__init__(name)
+        self.packer = Packer(model, processor)
+        self.use = use
+
+    def _rank(self, tasks: Sequence[Task], answers: AnswersOfTasks) -> list[RankedAnswers]:
+        ranked = []
+        for start in range(0, len(tasks), TASKS_AT_ONCE):
+            rows = slice(start, start + TASKS_AT_ONCE)
+            ranked += self._rank_some(tasks[rows], answers[rows])
+        return ranked
+
+    @torch.no_grad()
+    def _rank_some(self, tasks: Sequence[Task], answers: AnswersOfTasks) -> list[RankedAnswers]:
+        conversations = []
+        images = []
+        for task, texts in zip(tasks, answers, strict=True):
+            opened = task.open_images()
+            conversations += [verifying_turns(task.turns, text) for text in texts]
+            images += [opened] * len(texts)
+        # both replies stand behind each conversation, in one row
+        packed = self.packer(conversations, images, [VERIFY_REPLIES] * len(conversations))
+        self.cost.tokens += int(packed.inputs["input_ids"].numel())
+        with self.use(), evaluation_mode(self.packer.model):
+            logps = answer_logps(self.packer.model, packed).sum(1).view(-1, 2)
+        margins = iter((logps[:, 0] - logps[:, 1]).tolist())
+        ranked = []
+        for texts in answers:
+            scores = []
+            for _ in texts:
+                margin = next(margins)
+                scores.append(Score(margin, {"log p(yes) − log p(no)": margin}))
+            ranking = rank_by_score([score.total for score in scores])
+            ranked.append(RankedAnswers(ranking, tuple(scores)))
+        return ranked
+
+
+def verifying_turns(turns: Sequence[Message], answer: str) -> list[Message]:
+    """Return a conversation, the answer that was given, and the question whether it is right."""
+    said = Message.model_construct(role="assistant", content=answer)
+    asked = Message.model_construct(role="user", content=VERIFY_PROMPT)
+    return [*turns, said, asked]

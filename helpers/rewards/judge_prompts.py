@@ -6,26 +6,76 @@ Multimodal RewardBench has, too.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 JudgeVerdict = Literal["first", "second"] | None
 
-PAIR_PROMPT = """Here is a question about the image and two answers to it.
+_PAIR = """Here is a question about the image and two answers to it.
 
 Question: {question}
 
-[Answer A]
+[Answer FIRST]
 {first}
 
-[Answer B]
+[Answer SECOND]
 {second}
 
 Which answer is better? Look at the image first: an answer that says what is not there is worse,
 however well it is written. Neither the order nor the length of the answers matters.
-Reply with [[A]] or [[B]] and nothing else; with [[C]] if they are equally good."""
+"""
+_LETTERS = _PAIR.replace("FIRST", "A").replace("SECOND", "B")
+_NUMBERS = _PAIR.replace("FIRST", "1").replace("SECOND", "2")
 
-# For a small model that is trained to judge: nothing in it but what differs
-SHORT_PAIR_PROMPT = "{question}\nA: {first}\nB: {second}\nWhich answer is better, A or B?"
+
+@dataclass(frozen=True)
+class PairPrompt:
+    """A question which of two answers is better, and what a judge is to reply."""
+
+    text: str  # with {question}, {first} and {second}
+    if_first: str  # the reply where the answer shown first is better
+    if_second: str
+
+    def ask(self, question: str, first: str, second: str) -> str:
+        """Return the question about two answers, in this order."""
+        return self.text.format(question=question, first=first, second=second)
+
+    def read(self, reply: str) -> JudgeVerdict:
+        """Return the verdict: what was to be replied, or whatever `parse_verdict` reads."""
+        said = _plain(reply)
+        if said == _plain(self.if_first):
+            return "first"
+        if said == _plain(self.if_second):
+            return "second"
+        return parse_verdict(reply)
+
+
+def _plain(reply: str) -> str:
+    return reply.strip().rstrip(".").casefold()
+
+
+PAIR_PROMPT = PairPrompt(
+    f"{_LETTERS}Reply with [[A]] or [[B]] and nothing else; with [[C]] if they are equally good.",
+    "[[A]]",
+    "[[B]]",
+)
+# In the form that the code of VL-RewardBench reads
+NUMBERED_PAIR_PROMPT = PairPrompt(
+    f"{_NUMBERS}Reply with one line: Overall Judgment: Answer 1 is better. Or: "
+    "Overall Judgment: Answer 2 is better.",
+    "Overall Judgment: Answer 1 is better.",
+    "Overall Judgment: Answer 2 is better.",
+)
+# In that of Multimodal RewardBench 2; doubled braces are single ones in what is asked
+JSON_PAIR_PROMPT = PairPrompt(
+    _LETTERS + 'Reply with JSON and nothing else: {{"better_response": "A"}} or '
+    '{{"better_response": "B"}}.',
+    '{"better_response": "A"}',
+    '{"better_response": "B"}',
+)
+# What a verifier is asked behind each answer, as the next turn, and its two replies
+VERIFY_PROMPT = "Is this right?"
+VERIFY_REPLIES = ("Yes.", "No.")
 
 CRITERIA = ("accuracy", "completeness", "clarity")
 BEST_RATING = 10
@@ -41,11 +91,6 @@ Reply with one line for each criterion and nothing else:
 {lines}"""
 
 
-def pair_prompt(question: str, first: str, second: str, prompt: str = PAIR_PROMPT) -> str:
-    """Return the question which of two answers is better, in this order."""
-    return prompt.format(question=question, first=first, second=second)
-
-
 def criteria_prompt(question: str, answer: str, criteria: Sequence[str] = CRITERIA) -> str:
     """Return the question how good an answer is by each criterion."""
     lines = "\n".join(f"{name}: a number" for name in criteria)
@@ -58,6 +103,7 @@ _NAME = r"(?:answer|response|assistant|option)"
 _PLACES = dict.fromkeys(("1", "a", "first"), "first") | dict.fromkeys(
     ("2", "b", "second"), "second"
 )
+_JSON = re.compile(r'"better_response"\s*:\s*"([^"]*)"')
 _MARK = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
 _CONCLUSION = re.compile(r"overall judge?ment|verdict|therefore|</think>|<answer>", re.IGNORECASE)
 _BARE = re.compile(
@@ -81,12 +127,15 @@ _HEDGE = re.compile(
 def parse_verdict(text: str) -> JudgeVerdict:
     """The place that a judge's reply names as better; None where it is unclear, or names both.
 
-    In this order: `[[A]]`/`[[B]]` (Multimodal RewardBench's format); a reply that is only a name
+    In this order: `"better_response": "A"` (the JSON of Multimodal RewardBench 2); `[[A]]`/`[[B]]`
+    (Multimodal RewardBench's format); a reply that is only a name
     ("B", "Answer 1"); "Answer 1 is better" (VL-RewardBench's). The last two are looked for behind
     the last "Overall judgment", verdict or the like, if there is one. Verdicts that contradict each
     other and sentences with an "if" count as unclear.
     """
     plain = text.replace("*", "").replace("’", "'")
+    if stated := _JSON.findall(plain):
+        return _one_place(stated)
     if marks := _MARK.findall(plain):
         return _one_place(marks)
     # what was weighed before the conclusion is no verdict

@@ -92,6 +92,7 @@ from .sft import (
     answer_loss as answer_loss,
     chosen_answers as chosen_answers,
     reference_answers as reference_answers,
+    right_verdicts as right_verdicts,
     sft_config as sft_config,
     sft_trainer as sft_trainer,
     train_sft as train_sft,

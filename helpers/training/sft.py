@@ -42,7 +42,7 @@ from helpers.files import UsageError, open_image
 from helpers.losses import token_logps
 from helpers.machine import Identity
 from helpers.models import VLM, Packer
-from helpers.rewards import TRUTHS
+from helpers.rewards import TRUTHS, VERIFY_REPLIES, verifying_turns
 
 from .checkpoint import Checkpoints, run_identity
 from .collators import AnswerForward
@@ -102,6 +102,24 @@ def reference_answers(tasks: Sequence[Task]) -> Dataset:
     left = "questions, of which no truth is known"
     without = len(tasks) - len(known)
     return _answer_rows(rows, without, len(tasks), left, "Give them one, or take chosen answers")
+
+
+def right_verdicts(records: Sequence[PreferenceRecord]) -> Dataset:
+    """What `rewards.Verifier` should say of the answers of each pair; columns as above.
+
+    "Yes." behind the better answer, "No." behind the worse one, so that both are as frequent.
+    Raises UsageError if no answer of any record is better than another.
+    """
+    rows = []
+    without = 0
+    for record in records:
+        images = [str(path) for path in record.image_paths]
+        for pair in record.pairs():
+            for answer, reply in zip((pair.chosen, pair.rejected), VERIFY_REPLIES, strict=True):
+                rows.append(_row(images, verifying_turns(record.prompt, answer.text), reply))
+        without += not record.pairs()
+    left = "records, in which no answer is better than another"
+    return _answer_rows(rows, without, len(records), left, "Rank their answers")
 
 
 def _row(images: Sequence[str], turns: Sequence[Message], answer: str) -> dict[str, Any]:
@@ -214,10 +232,10 @@ def sft_trainer(
 ) -> VLMSFTTrainer:
     """A TRL trainer for `model`, which gets a fresh adapter unless it has one to go on with.
 
-    dataset: of `chosen_answers` or `reference_answers`. The adapter is in fp32 and the only thing
-    that is trained. folder, replace_other: of its checkpoints, as in `Checkpoints`. cache: a folder
-    for image features, which DPO's trainer can share, else they are kept in memory. packs: kept
-    features, or all anew; None tries whether the model can.
+    dataset: of `chosen_answers`, `reference_answers` or `right_verdicts`. The adapter is in fp32
+    and the only thing that is trained. folder, replace_other: of its checkpoints, as in
+    `Checkpoints`. cache: a folder for image features, which DPO's trainer can share, else they are
+    kept in memory. packs: kept features, or all anew; None tries whether the model can.
     """
     require_plain_texts(processor, texts_of_dataset(dataset))
     model = with_one_adapter(model, processor, settings.lora, seed)

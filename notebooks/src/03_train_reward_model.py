@@ -39,7 +39,9 @@ ROOT = set_up(DRIVE)
 # A training that was cut off goes on from its last checkpoint, and one that was finished is loaded.
 # Other data or settings are another run: it stops and names what differs. With `REPLACE = True` it
 # keeps the run before as NAME.old-1 and trains anew. The data is that of notebook 02, and so are
-# the model and the question asked for a caption, where they are None.
+# the model and the question asked for a caption, where they are None. `JUDGED` records are shown to
+# a judge. `BENCHMARK` is `vl_rewardbench`, `multimodal_rewardbench` or `multimodal_rewardbench_2`,
+# `BENCHMARK_FILE` a file of it that you have; None is your own held-out pairs in such a file.
 
 # %% tags=["parameters"]
 MODEL = None  # None: as in notebook 02
@@ -50,6 +52,10 @@ OBJECTIVES = ("bradley_terry", "listwise")
 POOLING = None  # None: the preset's
 CAPTION_PROMPT = None  # None: a question about the counts, or for a description
 CAPTION_EPOCHS = 10
+JUDGED = 64
+BENCHMARK = None
+BENCHMARK_FILE = None
+BENCHMARK_PAIRS = None  # None: all of the file
 SEED = 0
 REPLACE = False  # True: a run of other settings is set aside, not refused
 
@@ -59,6 +65,7 @@ import dataclasses
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import display
 from torch.testing import assert_close
 
 from helpers import (
@@ -353,6 +360,54 @@ def largest_difference(first, second):
 swapped = rewards.score_records(reward, rewards.swap_answers(test))
 back = [row[::-1] for row in swapped]
 print(f"largest difference of a score: {largest_difference(scores['right'], back):.1e}")
+
+# %% [markdown]
+# ## Ask a model instead: a judge
+#
+# A *judge* needs no training: a vision-language model is asked which of two answers is better
+# (`rewards.PairJudge`; what it is asked stands in `helpers/rewards/judge_prompts.py`). Each pair is
+# shown in both orders, and what cannot be read, or changes with the order, is an abstention.
+# Whatever ranks answers can rank the samples of notebook 02: a scorer, a reward model, people, and
+# with a judge that is called *AI feedback*. But first: does it agree with what is known, and better
+# than the best rule that never looks? If not, its verdicts would only teach that rule.
+
+# %%
+judge = rewards.PairJudge(rewards.ModelReplies(*load()), f"judge {MODEL}")
+rankers = {"judge": judge, "reward model": rewards.as_ranker(reward)}
+rows = []
+for ranker in rankers.values():
+    exam = evaluation.examine_judge(test[:JUDGED], ranker)
+    rows += exam.rows() if not rows else exam.rows()[1:2]
+    for sentence in exam.sentences():
+        section.say(sentence)
+section.table(rows)
+
+# %% [markdown]
+# ### Benchmarks
+#
+# Published pairs say more than one's own: VL-RewardBench, Multimodal RewardBench and its successor
+# (parameters above; `python -m helpers rewardbench` does the same without a notebook). Beside each
+# figure stand rules that never look. The judge is asked in the form that the benchmark's own code
+# reads, and its replies are also read as that code does: compare published figures with those.
+
+# %%
+folder = files.artifacts_dir() / "benchmarks"
+if BENCHMARK:
+    given = {"file": BENCHMARK_FILE, "rows": BENCHMARK_PAIRS}
+    published = evaluation.load_benchmark(BENCHMARK, folder, **given)
+else:
+    published = evaluation.own_benchmark(test[:JUDGED], folder)
+
+# %%
+if published:
+    name = BENCHMARK or "multimodal_rewardbench"
+    benchmark = evaluation.BENCHMARKS[name]
+    asked = evaluation.judge_for(benchmark, rewards.ModelReplies(*load()), f"judge {MODEL}")
+    rankers["judge"] = asked
+    grades = evaluation.grade_rankers(published, rankers, benchmark)
+    display(section.table(evaluation.grade_rows(grades)))
+    votes = evaluation.official.votes_of(asked)
+    print(evaluation.official.REPLY_GRADES[name](published, votes))
 
 # %% [markdown]
 # ## Heads and objectives

@@ -5,14 +5,16 @@ import json
 import math
 
 import pytest
-from benchmark_pairs import MULTIMODAL, NAMES, RECORDS, VL, record
+from benchmark_pairs import MULTIMODAL, NAMES, RECORDS, TWO, VL, record
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 
 from helpers.data.preferences import read_records
+from helpers.evaluation.reward_benchmark_files import load_benchmark, write_as_benchmark
 from helpers.evaluation.reward_benchmarks import (
     grade,
-    load_benchmark,
+    grade_rankers,
+    grade_rows,
     macro_mean,
     rank_benchmark,
     read_scores,
@@ -132,6 +134,82 @@ def test_multimodal_rewardbench_with_the_images_in_a_parquet_file(tmp_path):
     (loaded,) = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
     assert open_image(loaded.image_paths[0]).getpixel((0, 0)) == (0, 0, 255)
     assert loaded.ranking == [[0], [1]]
+
+
+def mmrb2_pair(name, chosen="A", answer="Two.", prompt=None, source="blink"):
+    """A pair as the authors' scripts leave it in reasoning.json."""
+    content = prompt or [["image", "input_images/1.png"], ["text", "How many dots?"]]
+    return {
+        "id": name,
+        "prompt_content": content,
+        "prompt_source": source,
+        "prompt_metadata": {"anything": [1, {"nested": None}]},
+        "response_a": {"model_name": "m1", "response_content": [["text", answer], ["text", "So."]]},
+        "response_b": {"model_name": "m2", "response_content": [["text", "Three."]]},
+        "chosen": chosen,
+        "human_annotations": [],
+    }
+
+
+def test_multimodal_rewardbench_2_from_the_authors_file(tmp_path, capsys):
+    """Two images before the text; pairs whose answers hold images are named, not dropped in silence."""
+    two = [["text", "Compare"], ["image", "input_images/1.png"], ["image", "input_images/2.png"]]
+    with_image = mmrb2_pair("c")
+    with_image["response_b"]["response_content"].append(["image", "images/c.png"])
+    unbuilt = mmrb2_pair("d")
+    del unbuilt["prompt_content"]
+    pairs = [mmrb2_pair("a"), mmrb2_pair("b", "B", prompt=two), with_image, unbuilt]
+    pairs.append(mmrb2_pair("e", chosen="tie"))
+    file = tmp_path / "benchmark" / "reasoning.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"pairs": pairs}))
+    first, second = load_benchmark("multimodal_rewardbench_2", tmp_path / "out", file=file)
+    assert first.images == [(file.parent / "input_images" / "1.png").as_posix()]
+    assert first.prompt[0].content == "How many dots?" and first.ranking == [[0], [1]]
+    assert [answer.text for answer in first.answers] == ["Two.\nSo.", "Three."]
+    assert [answer.model for answer in first.answers] == ["m1", "m2"]
+    assert len(second.images) == 2 and second.ranking == [[1], [0]]
+    assert TWO.group_of(first) == "reasoning" and first.source.startswith("facebookresearch/MMRB2@")
+    assert "3 of 5 rows could not be read" in capsys.readouterr().out
+    bad = (tmp_path / "out" / "multimodal_rewardbench_2.bad.jsonl").read_text()
+    assert "response_b holds an image" in bad and "prompt_content is missing" in bad
+    assert "unknown chosen 'tie'" in bad
+    result = grade([first, second], {"a": [1.0, 0.0], "b": [1.0, 0.0]}, TWO)
+    assert result.groups["reasoning"].value == 0.5 and result.macro is None
+    assert load_benchmark("multimodal_rewardbench_2", tmp_path / "one", file=file, rows=1) == [
+        first
+    ]
+    with pytest.raises(UsageError, match=r"no pinned revision.*build_from_hf.py.*reasoning\.json"):
+        load_benchmark("multimodal_rewardbench_2", tmp_path)
+    file.write_text(json.dumps(pairs))
+    with pytest.raises(UsageError, match=r'must be \{"pairs"'):
+        load_benchmark("multimodal_rewardbench_2", tmp_path, file=file)
+
+
+def test_ones_own_pairs_in_the_columns_of_a_benchmark(tmp_path):
+    """What is written is read again, and its order gives nothing away."""
+    path = tmp_path / "1.png"
+    Picture.new("RGB", (8, 8)).save(path)
+    own = [
+        record(f"r{k}", ((1,), (0, 2)), ("worse", "better", "worst")).model_copy(
+            update={"images": [str(path)]}
+        )
+        for k in range(4)
+    ]
+    file = write_as_benchmark(own, tmp_path / "own" / "all_data.json")
+    loaded = load_benchmark("multimodal_rewardbench", tmp_path / "out", file=file)
+    assert [one.id for one in loaded] == [f"own_r{k}" for k in range(4)]
+    assert {MULTIMODAL.group_of(one) for one in loaded} == {"vqa"}
+    for one in loaded:
+        assert one.answers[one.ranking[0][0]].text == "better" and one.image_paths == [path]
+    grades = grade_rankers(loaded, {}, MULTIMODAL)
+    assert grades["shown first"].overall.value == 0.5 and grades["longer"].overall.value == 1
+    rows = grade_rows(grades)
+    assert rows[0] == ["", "vqa", "overall", "macro", "decided", "ties"]
+    assert [row[0] for row in rows[1:]] == ["shown first", "longer", "shorter"]
+    assert rows[1][3] == "–" and rows[2][1].startswith("1.000")
+    with pytest.raises(UsageError, match="nothing to write"):
+        write_as_benchmark([record("x", None)], tmp_path / "x.json")
 
 
 def test_rows_that_say_no_preference_are_named(tmp_path, capsys):

@@ -1,19 +1,28 @@
 """A judge that is asked: both orders, majorities, abstentions, ratings, and what it costs."""
 
+import dataclasses
 import re
 
 import pytest
+import torch
 from made_up_tasks import tasks_about
+from shipped import TRAFFIC
 
-from helpers import models
-from helpers.data import Judgement, ask
+from helpers import models, training
+from helpers.config import SFT_PRESETS
+from helpers.data import Judgement, Message, ask, read_records, tasks_of
 from helpers.files import UsageError
 from helpers.rewards import (
+    JSON_PAIR_PROMPT,
+    NUMBERED_PAIR_PROMPT,
+    PAIR_PROMPT,
     CriteriaJudge,
     ModelReplies,
     PairJudge,
+    Verifier,
     criteria_prompt,
-    pair_prompt,
+    pair_gaps,
+    pair_hits,
     parse_ratings,
     parse_verdict,
     rank_again,
@@ -237,7 +246,7 @@ def test_a_local_model_replies_with_its_images_and_counts_tokens(tiny, valid_ite
 
 
 def test_prompts_hold_what_is_judged():
-    text = pair_prompt("How {many}?", "a {b}", "c")
+    text = PAIR_PROMPT.ask("How {many}?", "a {b}", "c")
     assert "Question: How {many}?" in text and "[Answer A]\na {b}\n" in text
     assert criteria_prompt("Why?", "So.", ("x", "y")).endswith("x: a number\ny: a number")
 
@@ -282,3 +291,82 @@ def test_prompts_hold_what_is_judged():
 )
 def test_parse_verdict(text, verdict):
     assert parse_verdict(text) == verdict
+
+
+@pytest.mark.parametrize("prompt", [PAIR_PROMPT, NUMBERED_PAIR_PROMPT, JSON_PAIR_PROMPT])
+def test_a_judge_that_does_as_it_is_told_is_understood(prompt):
+    text = prompt.ask("Why?", "uno", "due")
+    assert text.index("Why?") < text.index("uno") < text.index("due")
+    for reply, verdict in ((prompt.if_first, "first"), (prompt.if_second, "second")):
+        assert prompt.read(reply) == prompt.read(f" {reply.rstrip('.').upper()}\n") == verdict
+        assert reply in text and parse_verdict(reply) == verdict
+    assert prompt.read("I cannot say.") is None
+    # other forms are read as well
+    assert prompt.read("Answer 2 is better.") == "second"
+    assert parse_verdict('{"better_response": "tie"}') is None
+
+
+# --- a verifier ---
+
+
+def test_a_verifier_reads_how_likely_yes_is_behind_the_answer(tiny, valid_items):
+    """By hand: the conversation with the answer and the question, and the two replies alone."""
+    model, processor = tiny
+    tasks = [ask("How many cars are in the image?", [item.path]) for item in valid_items[:2]]
+    answers = [["There are 2 cars.", "There are 3 cars."], ["No."]]
+    ranked = Verifier(model, processor).rank(tasks, answers)
+    for task, texts, own in zip(tasks, answers, ranked, strict=True):
+        for text, score in zip(texts, own.scores, strict=True):
+            turns = [
+                Message(role="user", content="How many cars are in the image?"),
+                Message(role="assistant", content=text),
+                Message(role="user", content="Is this right?"),
+            ]
+            packer = models.Packer(model, processor, packs=False)
+            rows = packer([turns], [task.open_images()], [["Yes.", "No."]])
+            with torch.no_grad():
+                yes, no = models.answer_logps(model, rows).sum(1).tolist()
+            assert score.total == pytest.approx(yes - no, abs=1e-3)
+        assert own.tiers(len(texts))[own.best] == 0
+    judged = rank_samples(tasks[:1], answers[:1], Verifier(model, processor, "v"))
+    assert judged[0].judgements[0].annotator == "v"
+
+
+def test_a_verifier_learns_from_both_answers_of_each_pair():
+    records = read_records(TRAFFIC / "preferences_train.jsonl")[:3]
+    rows = training.right_verdicts(records)
+    pairs = [pair for record in records for pair in record.pairs()]
+    assert len(rows) == 2 * len(pairs)
+    texts = [(row["prompt"][1]["content"], row["completion"][0]["content"]) for row in rows]
+    expected = []
+    for pair in pairs:
+        expected += [(pair.chosen.text, "Yes."), (pair.rejected.text, "No.")]
+    assert texts == expected
+    assert {row["prompt"][2]["content"] for row in rows} == {"Is this right?"}
+
+
+@pytest.mark.heavy(reason="trains for a few seconds")
+def test_an_adapter_that_verifies_moves_its_scores(tiny):
+    """In twelve steps on four records it knows these by heart; the base is as before beside it."""
+    records = read_records(TRAFFIC / "preferences_train.jsonl")[:4]
+    model, processor = models.load_model("tiny")
+    tasks = tasks_of(records)
+    answers = [[answer.text for answer in record.answers] for record in records]
+    before = Verifier(model, processor).rank(tasks, answers)
+    settings = dataclasses.replace(
+        SFT_PRESETS["tiny"], steps=40, learning_rate=3e-3, checkpoint_steps=0
+    )
+    trainer = training.sft_trainer(model, processor, training.right_verdicts(records), settings)
+    training.train_sft(trainer)
+    judge = trainer.model
+
+    def hits(verifier):
+        scores = [[score.total for score in own.scores] for own in verifier.rank(tasks, answers)]
+        return pair_hits(pair_gaps(records, scores)).mean()
+
+    assert hits(Verifier(judge, processor)) > 0.9
+    base = Verifier(judge, processor, use=lambda: models.disable_adapters(judge))
+    for one, other in zip(base.rank(tasks, answers), before, strict=True):
+        assert [a.total for a in one.scores] == pytest.approx(
+            [b.total for b in other.scores], abs=1e-3
+        )

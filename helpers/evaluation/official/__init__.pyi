@@ -4,7 +4,7 @@ from .common import (
     ask_questions as ask_questions,
     write_answers as write_answers,
 )
-from .grades import GRADES as GRADES
+from .grades import GRADES as GRADES, REPLY_GRADES as REPLY_GRADES
 from .hallusion import (
     grade_hallusion_bench as grade_hallusion_bench,
     grade_hallusion_verdicts as grade_hallusion_verdicts,
@@ -25,6 +25,7 @@ from .questions import (
 )
 from .reward_judges import (
     grade_multimodal_rewardbench as grade_multimodal_rewardbench,
+    grade_multimodal_rewardbench_2 as grade_multimodal_rewardbench_2,
     grade_vl_rewardbench as grade_vl_rewardbench,
     stated_answer as stated_answer,
     votes_of as votes_of,

@@ -11,6 +11,10 @@
   github.com/facebookresearch/multimodal_rewardbench. "[[A]]" anywhere counts before "[[B]]"
   anywhere; for a reply with neither a coin is tossed, the coins of Python's `random` from seed 123
   on, one after the other in the order of the file.
+* Multimodal RewardBench 2 (Hu et al. 2025, arXiv 2512.16899): `compute_accuracy.py` of
+  github.com/facebookresearch/MMRB2. A pair is asked once in either order, and each of the two
+  counts for itself: right if `better_response` of the reply, which is JSON, is the letter of the
+  better answer; "tie" and whatever else is wrong; without one the reply is left out.
 
 `helpers/rewards/judge.py` reads replies and counts abstentions as this suite does; figures of
 the papers are to be compared with those from here.
@@ -26,7 +30,8 @@ from helpers.rewards import PairJudge
 from helpers.statistics import Proportion, share_of
 
 from ..keyed import check_each
-from ..reward_benchmarks import BENCHMARKS, check_records, macro_mean
+from ..reward_benchmark_files import BENCHMARKS
+from ..reward_benchmarks import check_records, macro_mean
 from .common import OfficialGrade
 
 # id → (the order in which the answers were shown, the judge's reply) of each vote
@@ -141,3 +146,38 @@ def grade_multimodal_rewardbench(
     }
     figures["tossed"] = share_of([True] * tossed + [False] * (len(records) - tossed))
     return OfficialGrade("Multimodal RewardBench, as its 2_get_accuracy.py", figures)
+
+
+_BETTER_RESPONSE = re.compile(r'"better_response"\s*:\s*"([^"]*)"')
+
+
+def grade_multimodal_rewardbench_2(
+    records: Sequence[PreferenceRecord],
+    votes: JudgeReplies,
+) -> OfficialGrade:
+    """The figures of `compute_accuracy.py`: right replies of each task and of all, by order.
+
+    Raises UsageError unless every record has a vote in either order.
+    """
+    benchmark = BENCHMARKS["multimodal_rewardbench_2"]
+    groups = check_records(records, benchmark)
+    check_each(votes, records, "votes", "votes", "record")
+    right: dict[str, list[bool]] = {"all": []}
+    silent = 0
+    for record in records:
+        key = record_key(record)
+        if sorted(order for order, _ in votes[key]) != [(0, 1), (1, 0)]:
+            raise UsageError(f"record {key}: the code takes one vote in either order.")
+        for order, reply in votes[key]:
+            stated = _BETTER_RESPONSE.search(reply)
+            if stated is None:
+                silent += 1
+                continue
+            letter = "AB"[order.index(record.ranking[0][0])]
+            right["all"].append(stated[1] == letter)
+            right.setdefault(groups[key], []).append(stated[1] == letter)
+    figures: dict[str, Proportion | float | None] = {
+        name: share_of(hits) for name, hits in right.items()
+    }
+    figures["left out"] = share_of([True] * silent + [False] * (2 * len(records) - silent))
+    return OfficialGrade("Multimodal RewardBench 2, as its compute_accuracy.py", figures)

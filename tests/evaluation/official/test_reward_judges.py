@@ -4,13 +4,19 @@ import random
 
 import pytest
 from benchmark_pairs import record
+from PIL import Image
 
 from helpers.evaluation.official import (
     grade_multimodal_rewardbench,
+    grade_multimodal_rewardbench_2,
     grade_vl_rewardbench,
     stated_answer,
+    votes_of,
 )
+from helpers.evaluation.reward_benchmark_files import BENCHMARKS
+from helpers.evaluation.reward_benchmarks import rank_benchmark
 from helpers.files import UsageError
+from helpers.rewards import PairJudge
 
 
 @pytest.mark.parametrize(
@@ -80,3 +86,36 @@ def test_multimodal_rewardbench_tosses_its_own_coins():
     assert figures["knowledge"].n == 40 and figures["tossed"].value == pytest.approx(38 / 40)
     with pytest.raises(UsageError, match="2 votes, where the code takes one"):
         grade_multimodal_rewardbench(records, {**unread, "q-3": unread["q-3"] * 2})
+
+
+def test_multimodal_rewardbench_2_counts_each_order_for_itself():
+    """The better answer is the first of "a", the second of "b"."""
+    records = [record("a"), record("b", ((1,), (0,)))]
+    records = [one.model_copy(update={"extra": {"task": "reasoning"}}) for one in records]
+    shown, swapped = (0, 1), (1, 0)
+    says = '{{"reasoning": "…", "better_response": "{}"}}'.format
+    votes = {
+        "a": [(shown, says("A")), (swapped, says("A"))],  # right, wrong
+        "b": [(shown, f"```json\n{says('B')}\n```"), (swapped, says("tie"))],  # right, wrong
+    }
+    figures = grade_multimodal_rewardbench_2(records, votes).figures
+    assert figures["reasoning"].value == figures["all"].value == 0.5 and figures["all"].n == 4
+    assert figures["left out"].value == 0
+    votes["b"][1] = (swapped, "I cannot say.")
+    figures = grade_multimodal_rewardbench_2(records, votes).figures
+    assert figures["all"].value == pytest.approx(2 / 3) and figures["left out"].value == 0.25
+    with pytest.raises(UsageError, match="one vote in either order"):
+        grade_multimodal_rewardbench_2(records, {"a": votes["a"], "b": [votes["b"][0]] * 2})
+
+
+def test_what_a_judge_has_replied_is_its_votes(tmp_path):
+    path = tmp_path / "1.png"
+    Image.new("RGB", (8, 8)).save(path)
+    one = record("wildvision-1").model_copy(update={"images": [str(path)]})
+    judge = PairJudge(lambda images, prompts: [FIRST, SECOND])
+    scores = rank_benchmark([one], judge, BENCHMARKS["vl_rewardbench"])
+    votes = votes_of(judge)
+    assert votes == {"wildvision-1": [((0, 1), FIRST), ((1, 0), SECOND)]}
+    # both replies mean answer 0: ours and the official reading agree
+    assert scores == {"wildvision-1": [0.0, -1.0]}
+    assert grade_vl_rewardbench([one], votes).figures["overall"].value == 1

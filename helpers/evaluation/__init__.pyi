@@ -16,6 +16,12 @@ from .arena import (
     reveal as reveal,
     standings as standings,
 )
+from .best_of_n import (
+    BestOfN as BestOfN,
+    best_weights as best_weights,
+    kl_bound as kl_bound,
+    sample_best_of_n as sample_best_of_n,
+)
 from .counting_metrics import (
     ClassMetrics as ClassMetrics,
     CountMetrics as CountMetrics,

@@ -48,6 +48,7 @@ from .plots import (
     REJECTED_COLOR as REJECTED_COLOR,
     LiveCurves as LiveCurves,
     LivePolicyCurves as LivePolicyCurves,
+    best_of_n_curves as best_of_n_curves,
     error_chart as error_chart,
     image_grid as image_grid,
     interval_chart as interval_chart,

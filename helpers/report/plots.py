@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import TrainerCallback
 
-from helpers.statistics import Proportion
+from helpers.evaluation import BestOfN
+from helpers.statistics import Estimate, Proportion
 
 CHOSEN_COLOR = "#1a7f5a"
 REJECTED_COLOR = "#c0392b"
@@ -211,6 +212,54 @@ def reliability_diagram(bins: Sequence[tuple[float, float, int]]) -> Figure:
     axis.set(xlabel="confidence σ(|gap|)", ylabel="share of right pairs")
     axis.set(xlim=(0.48, 1.02), ylim=(min(0.45, table["accuracy"].min() - 0.05), 1.04))
     return figure
+
+
+@_styled
+def best_of_n_curves(found: Sequence[BestOfN]) -> Figure:
+    """Draw what the best of n answers scores, and how often it is right, over n.
+
+    Scores are in deviations of single samples from their mean, so that rankers can be compared;
+    bands are 95 % intervals.
+    """
+    known = [own for own in found if own.right is not None]
+    figure, axes = plt.subplots(1, 1 + bool(known), figsize=(5 * (1 + bool(known)), 3.6))
+    panels = np.atleast_1d(axes)
+    for number, own in enumerate(found):
+        color = RUN_COLORS[number % len(RUN_COLORS)]
+        spread = own.scores.std() or 1.0
+        scores = [own.score_of(n) for n in own.sizes]
+        _draw_band(panels[0], own.sizes, scores, color, own.ranker, own.scores.mean(), spread)
+    panels[0].set(title="score of the best, in deviations", xlabel="n")
+    for number, own in enumerate(found):
+        if own.right is not None:
+            color = RUN_COLORS[number % len(RUN_COLORS)]
+            _draw_band(
+                panels[1], own.sizes, [own.right_of(n) for n in own.sizes], color, own.ranker
+            )
+            panels[1].set(title="right answers", xlabel="n", ylim=(0, 1.02))
+    for panel in panels:
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:.0f}")
+    panels[-1].legend()
+    return figure
+
+
+def _draw_band(
+    axis: Axes,
+    places: Sequence[int],
+    figures: Sequence[Estimate],
+    color: str,
+    label: str,
+    shift: float = 0.0,
+    scale: float = 1.0,
+) -> None:
+    """Draw (figures − shift) / scale with their intervals, where they have some."""
+    values = [(figure.value - shift) / scale for figure in figures]
+    axis.plot(places, values, ".-", color=color, label=label)
+    if all(figure.low is not None for figure in figures):
+        lows = [(figure.low - shift) / scale for figure in figures]
+        highs = [(figure.high - shift) / scale for figure in figures]
+        axis.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
 
 
 @_styled

@@ -33,7 +33,8 @@ ROOT = set_up(DRIVE)
 # ## Parameters
 #
 # `POLICIES` are patterns of names: those of `artifacts/` begin with their stage. `BENCHMARKS` and
-# `JUDGED` are for published benchmarks (see below): name → file. What is asked, and of which base,
+# `JUDGED` are for published benchmarks (see below): name → file. For best-of-n, `BEST_OF` answers
+# are sampled to each of `BEST_OF_QUESTIONS` questions (0: none). What is asked, and of which base,
 # is as in notebook 02; `PREPARED` may name another folder that it has made.
 
 # %% tags=["parameters"]
@@ -43,6 +44,8 @@ ADAPTERS = None
 POLICIES = ("dpo/*", "sft/*", "ppo/ppo", "ppo/reward-model", "ppo/heuristic-0.0")
 SEEDS = (0, 1, 2)  # of the sampled answers
 PAIRS = 100  # held-out questions and pairs of the block that needs no truth
+BEST_OF = 16
+BEST_OF_QUESTIONS = 32
 BENCHMARKS = {}  # for example {"pope": "data/pope.parquet", "mme": None}: None downloads it
 JUDGED = {}  # for example {"llava_bench": ("questions.jsonl", "reviews.jsonl")}
 EXPORT = ""  # folder for the first policy merged into its base, for example "merged"
@@ -221,6 +224,26 @@ for row in against_sft:
         section.conclude(str(row))
 if against_sft and not any(row.direction > 0 and not row.circular for row in against_sft):
     section.conclude(f"By no metric can a policy be said to be better than {baselines[0]}.")
+
+# %% [markdown]
+# ### What would choosing the best of several samples do?
+#
+# **Best of n** needs no training: sample n answers of the base and keep the one that the reward
+# model likes best. It is the policy to beat for whatever was trained against that reward, at n
+# times the price of an answer; from the base it is at most $\log n - \frac{n-1}{n}$ nats away. The
+# score of the best rises with n, always. Where the share of right answers falls meanwhile, the
+# reward model is *hacked*, and training against it would go the same way.
+
+# %%
+if BEST_OF and judges_of_pairs:
+    ranker = rewards.as_ranker(judges_of_pairs["reward model"])
+    questions = tasks[:BEST_OF_QUESTIONS]
+    with policies.use_policy("base") as model:
+        found = evaluation.sample_best_of_n(model, processor, questions, ranker, BEST_OF)
+    section.table(found.rows())
+    for sentence in found.sentences():
+        section.say(sentence)
+    display(section.picture(report.best_of_n_curves([found]), "Best of n samples of the base"))
 
 # %% [markdown]
 # ## Does the answer come from the image?

@@ -1,8 +1,10 @@
 """The figure of several runs."""
 
 import numpy as np
+import pytest
 
-from helpers.report import plots
+from helpers.evaluation import BestOfN
+from helpers.report import best_of_n_curves, plots
 from helpers.widgets import dashboard as widgets
 
 
@@ -31,3 +33,22 @@ def test_lonely_points_are_dots():
     values = np.array([1.0, np.nan, 2, np.nan, 3, 4] + [5.0] * 20)
     figure = plots.run_curves({"a": {"r": (np.arange(26.0), values, values)}}, "step")
     assert np.flatnonzero(figure.axes[0].lines[0].get_markevery()).tolist() == [0, 2]
+
+
+def test_best_of_n_is_drawn_over_n_with_what_is_true():
+    """A line and a band for each ranker in both panels; the second only where somebody knows."""
+    rng = np.random.default_rng(0)
+    scores, right = rng.normal(size=(6, 8)), (rng.random((6, 8)) < 0.5).astype(float)
+    photos = [str(k) for k in range(6)]
+    known = BestOfN("reward model", scores, right, photos)
+    other = BestOfN("longer", -scores, None, photos)
+    figure = best_of_n_curves([known, other])
+    first, second = figure.axes
+    assert [line.get_label() for line in first.lines] == ["reward model", "longer"]
+    assert [line.get_label() for line in second.lines] == ["reward model"]
+    assert first.lines[0].get_xdata().tolist() == [1, 2, 4, 8]
+    # in deviations of single samples
+    expected = (known.score_of(8).value - scores.mean()) / scores.std()
+    assert first.lines[0].get_ydata()[-1] == pytest.approx(expected)
+    assert second.lines[0].get_ydata()[0] == pytest.approx(right.mean())
+    assert len(first.collections) == 2 and len(best_of_n_curves([other]).axes) == 1

@@ -64,11 +64,15 @@ RECIPES = ROOT / "recipes"
 OWN_FORMATS = ("record", "visual_genome")
 # Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.
 RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
+# What may rank sampled answers beside them: how right they are, and the reward model of the run
+RANKERS = ("truth", "reward_model")
 StageName = Literal[
-    "data", "rank", "features", "captions", "reward", "sft", "dpo", "ppo", "evaluate"
+    "data", "rank", "features", "captions", "reward", "sft", "dpo", "online", "ppo", "evaluate"
 ]
 # Stages that leave a policy, in the order in which tables have them
-POLICY_STAGES = ("sft", "dpo", "ppo")
+POLICY_STAGES = ("sft", "dpo", "online", "ppo")
+# Those of them that may begin with the adapter of another one
+LATER_STAGES = ("dpo", "online", "ppo")
 # Where a recipe names no data
 SHIPPED_FILES = {
     split: str(ROOT / "data" / "traffic" / f"preferences_{split}.jsonl") for split in SPLITS
@@ -115,10 +119,17 @@ class RecipeData(StrictModel):
 
 
 class RecipeRank(StrictModel):
-    """The model's own answers, ranked by a scorer, take the place of the answers in the data."""
+    """The model's own answers, ranked, take the place of the answers in the data.
+
+    The stages before `rank` have the answers of the data, those behind it the ranked ones. With SFT
+    behind it, which learns the best of each, it is rejection-sampling fine-tuning (RAFT, Dong et
+    al. 2023, arXiv 2304.06767).
+    """
 
     answers: Annotated[int, Field(ge=2)] = 4
-    scorer: str = "heuristic"  # or a function of your own: "my_rewards.py:brevity"
+    # "truth": how right an answer is; "reward_model": that of the stage `reward`, before this one;
+    # or a function of your own: "my_rewards.py:brevity"
+    scorer: str = "heuristic"
 
 
 class SmallRewardSettings(StrictModel):
@@ -155,6 +166,17 @@ class RecipeDPO(StrictModel):
     preflight: bool = True
 
 
+class RecipeOnline(StrictModel):
+    """DPO in rounds on the policy's own newest answers (Guo et al. 2024, arXiv 2402.04792)."""
+
+    preset: str = "t4"  # of DPO
+    start: Literal["base", "sft", "dpo"] = "base"  # as of DPO
+    rounds: PositiveInt = 3
+    answers: Annotated[int, Field(ge=2)] = 4  # to each question in a round
+    scorer: str = "truth"  # what ranks them, as in [rank]
+    settings: dict[str, Any] = Field(default_factory=dict)  # of each round
+
+
 class RecipePPO(StrictModel):
     preset: str = "t4"
     start: Literal["base", "sft", "dpo"] = "base"  # as of DPO
@@ -183,7 +205,14 @@ class Recipe(StrictModel):
     reward: RecipeReward = RecipeReward()
     sft: RecipeSFT = RecipeSFT()
     dpo: RecipeDPO = RecipeDPO()
+    online: RecipeOnline = RecipeOnline()
     ppo: RecipePPO = RecipePPO()
+
+    def is_before(self, first: str, stage: str) -> bool:
+        """Is there a stage `first`, and does it come before another one, if that is there, too?"""
+        if first not in self.stages or stage not in self.stages:
+            return first in self.stages
+        return self.stages.index(first) < self.stages.index(stage)
 
     def reward_settings(self) -> RewardSettings:
         preset = reward_preset(self.reward.preset)
@@ -196,6 +225,10 @@ class Recipe(StrictModel):
     def dpo_settings(self) -> DPOSettings:
         preset = dpo_preset(self.dpo.preset)
         return replace(preset, **_with_whole_lora(preset, self.dpo.settings))
+
+    def online_settings(self) -> DPOSettings:
+        preset = dpo_preset(self.online.preset)
+        return replace(preset, **_with_whole_lora(preset, self.online.settings))
 
     def ppo_settings(self) -> PPOSettings:
         preset = ppo_preset(self.ppo.preset)
@@ -330,9 +363,17 @@ def _check_settings(recipe: Recipe) -> None:
         except UsageError as error:
             raise UsageError(f"{stage}: {error}") from None
     _check_starts(recipe)
+    for stage in ("rank", "online"):
+        by_reward = getattr(recipe, stage).scorer == "reward_model"
+        if by_reward and not recipe.is_before("reward", stage):
+            raise UsageError(
+                f"{stage}.scorer: the stage `reward` must come before `{stage}`, for its model to "
+                "rank by."
+            )
     tables = (
         ("data.format: unknown format", [recipe.data.format], (*OWN_FORMATS, *FORMATS)),
-        ("rank.scorer: unknown scorer", [recipe.rank.scorer], SCORERS),
+        ("rank.scorer: unknown scorer", [recipe.rank.scorer], (*SCORERS, *RANKERS)),
+        ("online.scorer: unknown scorer", [recipe.online.scorer], (*SCORERS, *RANKERS)),
         ("reward.heads: unknown head", recipe.reward.heads, models.HEADS),
         ("reward.objectives: unknown objective", recipe.reward.objectives, OBJECTIVES),
         ("ppo.score: unknown scorer", recipe.ppo.score, (*SCORERS, *RUN_SCORERS)),
@@ -348,7 +389,7 @@ def _check_settings(recipe: Recipe) -> None:
 
 def _check_starts(recipe: Recipe) -> None:
     """Raise UsageError for a stage that cannot begin where the recipe lets it begin."""
-    for stage in ("dpo", "ppo"):
+    for stage in LATER_STAGES:
         start = getattr(recipe, stage).start
         if start == "base" or stage not in recipe.stages:
             continue
@@ -386,15 +427,25 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     head = "fusion" if "fusion" in heads else heads[0]
     given["reward"] = replace(given["reward"], head=head)
     given = {stage: settings for stage, settings in given.items() if stage in stages}
-    # what is changed in a stage's settings becomes part of the recipe
+    if given or "online" not in stages:
+        recipe = _fit_stages(recipe, given, {stage: stage for stage in given})
+    if "online" in stages:
+        # a round of it is what DPO takes
+        recipe = _fit_stages(recipe, {"dpo": recipe.online_settings()}, {"dpo": "online"})
+    return recipe
+
+
+def _fit_stages(recipe: Recipe, given: Mapping[str, Any], names: Mapping[str, str]) -> Recipe:
+    """Let the settings `given` fit; names: stage of the plan → the recipe's."""
     plan = check_machine(
         recipe.model, max_pixels=recipe.max_pixels, four_bit=recipe.four_bit, **given
     )
+    # what is changed in a stage's settings becomes part of the recipe
     parts: dict[str, Any] = {"max_pixels": plan.max_pixels}
     for stage, settings in given.items():
-        part = getattr(recipe, stage)
+        part = getattr(recipe, names[stage])
         own = part.settings | changed_fields(settings, getattr(plan, stage))
-        parts[stage] = part.model_copy(update={"settings": own})
+        parts[names[stage]] = part.model_copy(update={"settings": own})
     return recipe.model_copy(update=parts)
 
 
@@ -443,12 +494,12 @@ class RecipeRun:
     def records(self, split: str) -> list[PreferenceRecord]:
         return self.prepared().records(self._split(split))
 
-    def pairs(self, split: str) -> list[PreferenceRecord]:
-        """Pairs for reward models and DPO: the model's own ranked answers if the recipe ranks.
+    def pairs(self, split: str, stage: str = "evaluate") -> list[PreferenceRecord]:
+        """Pairs for a stage: the model's own ranked answers if the recipe ranks before it.
 
         Raises UsageError where they are missing, or were made of other data.
         """
-        if "rank" not in self.recipe.stages:
+        if not self.recipe.is_before("rank", stage):
             return self.records(split)
         name = self._split(split)
         ranked = self.ranked_path(name)

@@ -1,4 +1,4 @@
-"""The five recipes: what they set, and each run whole, in a short form, on the embedded model."""
+"""The recipes: what they set, and each run whole, in a short form, on the embedded model."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from shipped import TRAFFIC
 
-from helpers import cli, recipe_stages as stages, recipes
+from helpers import cli, models, recipe_stages as stages, recipes
 from helpers.config import ALL_LINEAR, ATTENTION, reward_preset
 from helpers.data import SPLITS, read_prepared
 from helpers.data.preferences import write_records
@@ -20,7 +20,7 @@ from helpers.machine import facts, fits
 from helpers.machine.speed import Line, MachineSpeed
 from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models import generation, presets
-from helpers.recipe_stages import run_stages
+from helpers.recipe_stages import policies, run_stages
 from helpers.recipes import (
     POLICY_STAGES,
     RECIPES,
@@ -30,6 +30,7 @@ from helpers.recipes import (
     fit_recipe,
     read_recipe,
 )
+from helpers.rewards import get_scorer, load_reward_model, rank_again, score_records
 
 heavy = pytest.mark.heavy(reason="runs all recipes in a short form")
 
@@ -53,6 +54,8 @@ SHORT = {  # of each recipe, so that it takes seconds
     ],
     "reasoning": [*STEPS, *REWARD, 'reward.objectives=["focal"]'],
     "reasons": [*STEPS, *REWARD],
+    "online": ["online.settings.steps=2", "online.rounds=2"],
+    "rejection": ["sft.settings.steps=2", "reward.settings.epochs=1", "rank.answers=3"],
 }
 ROWS = {  # what a row of each project's data has
     "counting": {"image_path", "prompt", "chosen", "rejected"},
@@ -81,8 +84,8 @@ def figures(tmp_path_factory):
     return {name: (folder / name, run(name, folder / name, limit)) for name in NAMES}
 
 
-def test_there_is_one_for_each_project():
-    assert set(SHORT) == set(NAMES) and len(NAMES) == 5
+def test_there_is_one_for_each_project_and_two_more():
+    assert set(SHORT) == set(NAMES) and len(NAMES) == 5 + len({"online", "rejection"})
 
 
 @heavy
@@ -97,7 +100,7 @@ def test_a_recipe_runs_whole(figures, name):
     if "reward" in recipe.stages:
         assert (folder / "reward" / "best" / "head.safetensors").exists()
     if "evaluate" in recipe.stages:
-        share = found["base_exact" if name == "counting" else "base_right"]
+        share = found["base_exact" if name in ("counting", "online", "rejection") else "base_right"]
         assert share["n"] == LIMIT and share["low"] < share["value"] < share["high"]
     assert all(isinstance(row["value"], float) and row["seed"] == 0 for row in found.values())
 
@@ -134,6 +137,72 @@ def test_ranked_answers_are_the_models_own_and_the_questions_stay_all(tmp_path):
     ]
     assert {answer["origin"] for record in ranked for answer in record["answers"]} == {"own"}
     assert len((folder / "data" / "test.jsonl").read_text().splitlines()) == LIMIT >= len(ranked)
+
+
+@heavy
+def test_rejection_sampling_learns_the_best_of_each_questions_samples(figures):
+    """The reward model has learnt from the pairs of the data, SFT from its own favourites."""
+    folder, found = figures["rejection"]
+    recipe = read_recipe(find_recipe("rejection"), laptop=True)
+    run_of = RecipeRun(recipe, folder)
+    assert run_of.pairs("train", "reward") == run_of.records("train")
+    ranked = run_of.pairs("train", "sft")
+    reward = load_reward_model(*models.load_model("tiny"), folder / "reward" / "best")
+    expected = [value for row in score_records(reward, ranked) for value in row]
+    scores = [answer.score for record in ranked for answer in record.answers]
+    assert scores == pytest.approx(expected, abs=1e-3)
+    assert found["sft_answers"]["value"] == sum(
+        len(one.ranking[0]) for one in ranked if one.pairs()
+    )
+
+
+@heavy
+def test_online_dpo_goes_on_where_it_was_cut_off(figures, tmp_path, monkeypatch):
+    """Cut off in its second round: the first is loaded, and the adapter is that of a whole run."""
+    whole, _ = figures["online"]
+    asked = []
+    own = policies.on_policy_round
+
+    def counted(*args, **how):
+        if how["folder"].name == "round-2" and not asked:
+            asked.append(how["folder"])
+            raise KeyboardInterrupt
+        return own(*args, **how)
+
+    monkeypatch.setattr(policies, "on_policy_round", counted)
+    with pytest.raises(AssertionError, match="130"):
+        run("online", tmp_path, f"data.limit={LIMIT}")
+    assert asked and (tmp_path / "online" / "round-1").exists()
+    run("online", tmp_path, f"data.limit={LIMIT}")
+    kept, expected = (
+        load_file(f / "online" / "adapter_model.safetensors") for f in (tmp_path, whole)
+    )
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    about = read_json(tmp_path / "online" / "about.json")
+    assert about["rounds"] == 2 and about["start"] == "base"
+    rounds = [row["round"] for row in read_json(tmp_path / "online" / "log.json")]
+    assert rounds == [1, 1, 2, 2]
+
+
+def test_what_ranks_must_be_there_when_it_is_needed(tmp_path):
+    changes = [("stages", ["data", "rank", "reward", "sft"]), ("rank.scorer", "reward_model")]
+    with pytest.raises(UsageError, match=r"`reward` must come before `rank`"):
+        read_recipe(find_recipe("counting"), laptop=True, changes=changes)
+    recipe = read_recipe(find_recipe("rejection"), laptop=True)
+    assert recipe.is_before("rank", "sft") and recipe.is_before("rank", "dpo")
+    assert not recipe.is_before("rank", "reward") and not recipe.is_before("ppo", "sft")
+
+
+@heavy
+def test_answers_are_ranked_by_how_right_they_are(tmp_path):
+    """Equal to the scorer of that truth; where nothing is known, it is refused."""
+    changes = [("stages", ["data", "rank"]), ("data.limit", 6), ("rank.scorer", "truth")]
+    recipe = read_recipe(find_recipe("counting"), laptop=True, changes=changes)
+    run_stages(RecipeRun(recipe, tmp_path))
+    ranked = RecipeRun(recipe, tmp_path).pairs("train")
+    assert ranked
+    again = rank_again(ranked, get_scorer("count_graded"))
+    assert [one.ranking for one in again] == [one.ranking for one in ranked]
 
 
 @heavy
@@ -175,7 +244,8 @@ def test_what_the_projects_used():
     """From the projects' own reports; the arithmetic of the adapters is in the tests of the presets."""
     found = {name: read_recipe(find_recipe(name)) for name in NAMES}
     assert [found[name].model for name in NAMES] == [
-        "qwen2-vl-2b", "llava-1.5-7b", "llava-next-llama3-8b", "qwen2-vl-2b", "smolvlm-500m",
+        "qwen2-vl-2b", "llava-1.5-7b", "qwen2-vl-2b", "llava-next-llama3-8b", "qwen2-vl-2b",
+        "smolvlm-500m", "qwen2-vl-2b",
     ]  # fmt: skip
     assert all(recipe.model in presets.PRESETS for recipe in found.values())
     assert found["counting"].dpo_settings().steps == 420 and found["instructions"].data.limit == 150
@@ -570,23 +640,23 @@ def test_a_stage_that_asks_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     )
     whole = RecipeRun(recipe, tmp_path / "whole")
     run_stages(whole)
-    ask, numbers = generation._generate, []
+    ask, numbers = generation._decode, []
 
-    def counted(model, processor, images, prompts, config):
+    def counted(model, processor, prompts, *how):
         if len(numbers) == stop_at:
             raise KeyboardInterrupt
         numbers.append(len(prompts))
-        return ask(model, processor, images, prompts, config)
+        return ask(model, processor, prompts, *how)
 
-    monkeypatch.setattr(generation, "_generate", counted)
+    monkeypatch.setattr(generation, "_decode", counted)
     cut = RecipeRun(recipe, tmp_path / "cut")
-    stop_at = 4
+    stop_at = 2
     with pytest.raises(KeyboardInterrupt):
         run_stages(cut)
     stop_at = -1
     run_stages(RecipeRun(recipe, tmp_path / "cut"), ["rank"])
-    # three splits, two answers to each question, each asked once in all
-    assert len(numbers) == 6
+    # three splits, both answers to all questions of one at once, each asked once in all
+    assert numbers == [LIMIT] * 3
     for split in SPLITS:
         name = f"data/{split}-ranked.jsonl"
         found = (tmp_path / "cut" / name).read_text(encoding="utf-8")

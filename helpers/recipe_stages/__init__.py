@@ -2,7 +2,7 @@
 
     answers.py          the data, and the model's own answers ranked in place of those in it
     reward_models.py    three kinds of reward models, and the scorers of PPO
-    policies.py         SFT, DPO and PPO
+    policies.py         SFT, DPO, DPO in rounds, and PPO
     verdicts.py         base and policies on the test split
 
 Each stage reads what the one before has left in the run's folder. Reward models and policies run in
@@ -21,12 +21,17 @@ from helpers.recipes import RecipeRun, fit_recipe
 from helpers.runtime import device
 
 from .answers import prepare_recipe_data, rank_answers
-from .policies import train_dpo_policy, train_ppo_policy, train_sft_policy
+from .policies import (
+    train_dpo_policy,
+    train_online_policy,
+    train_ppo_policy,
+    train_sft_policy,
+)
 from .reward_models import train_caption_rewards, train_feature_reward, train_reward_models
 from .verdicts import evaluate_policies
 
 # These run in all processes.
-TRAINING_STAGES = ("reward", "sft", "dpo", "ppo")
+TRAINING_STAGES = ("reward", "sft", "dpo", "online", "ppo")
 RECIPE_STAGES: dict[str, Callable[[RecipeRun], None]] = {
     "data": prepare_recipe_data,
     "rank": rank_answers,
@@ -35,6 +40,7 @@ RECIPE_STAGES: dict[str, Callable[[RecipeRun], None]] = {
     "reward": train_reward_models,
     "sft": train_sft_policy,
     "dpo": train_dpo_policy,
+    "online": train_online_policy,
     "ppo": train_ppo_policy,
     "evaluate": evaluate_policies,
 }

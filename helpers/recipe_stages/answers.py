@@ -11,7 +11,13 @@ from helpers.data import (
 )
 from helpers.files import UsageError, write_json
 from helpers.recipes import RANKED_FILE, RecipeRun
-from helpers.rewards import get_scorer, sample_and_rank
+from helpers.rewards import (
+    RankedBy,
+    degree_of,
+    get_scorer,
+    load_reward_model,
+    sample_and_rank,
+)
 
 
 def prepare_recipe_data(run: RecipeRun) -> None:
@@ -53,18 +59,18 @@ def _through_format(prepared: PreparedData, name: str) -> None:
 
 
 def rank_answers(run: RecipeRun) -> None:
-    """Put the model's own answers, ranked by a scorer, in place of those in the data, as pairs.
+    """Put the model's own answers, ranked, in place of those in the data, as pairs.
 
     The questions of PPO and of the evaluation stay all of them, also those whose sampled answers
     are all alike.
     """
     settings = run.recipe.rank
     model, processor = run.load()
-    score = get_scorer(settings.scorer)
+    ranker = find_ranker(run, settings.scorer)
     for place, split in enumerate(SPLITS):
         tasks = run.tasks(split)
         seed = run.recipe.seed + 1000 * place  # so that no split repeats the draws of another
-        ranked = sample_and_rank(model, processor, tasks, score, settings.answers, seed=seed)
+        ranked = sample_and_rank(model, processor, tasks, ranker, settings.answers, seed=seed)
         if not ranked:
             raise UsageError(
                 f"{split}: to none of the {len(tasks)} questions has the model given two different "
@@ -75,3 +81,19 @@ def rank_answers(run: RecipeRun) -> None:
     made_of = {split: run.data_hash(split) for split in SPLITS}
     write_json(run.folder / "data" / RANKED_FILE, made_of)
     run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))
+
+
+def find_ranker(run: RecipeRun, name: str) -> RankedBy:
+    """What ranks the answers to the questions of a run: `rank.scorer`, or `online.scorer`."""
+    if name == "reward_model":
+        # on a base of its own: what it has learnt is no part of the model that answers
+        return load_reward_model(*run.load(), run.left_by("reward/best"))
+    if name != "truth":
+        return get_scorer(name)
+    score = degree_of(run.tasks("train"))
+    if score is None:
+        raise UsageError(
+            "scorer = truth: nothing is known to be true of these questions. Take another scorer, "
+            "or reward_model."
+        )
+    return score

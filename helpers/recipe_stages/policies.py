@@ -7,6 +7,7 @@ from transformers import ProcessorMixin
 from helpers import models
 from helpers.data import to_trl
 from helpers.doctor import DPODoctor, PPODoctor, preflight
+from helpers.files import UsageError
 from helpers.models import VLM
 from helpers.recipes import RecipeRun
 from helpers.rewards import about_reward, known_answers, reward_of
@@ -16,6 +17,7 @@ from helpers.training import (
     chosen_answers,
     dpo,
     log_mean,
+    on_policy_round,
     ppo_trainer,
     reference_answers,
     save_policy,
@@ -24,6 +26,7 @@ from helpers.training import (
     warm_up_critic,
 )
 
+from .answers import find_ranker
 from .reward_models import policy_scorer
 
 
@@ -57,7 +60,7 @@ def _answers_to_learn(run: RecipeRun) -> Dataset:
         tasks = run.tasks("train")
         return reference_answers(drawn_share(tasks, settings.share, run.recipe.seed))
     # those of the pairs that DPO is given
-    records = run.pairs("train")
+    records = run.pairs("train", "sft")
     return chosen_answers(drawn_share(records, settings.share, run.recipe.seed))
 
 
@@ -82,11 +85,11 @@ def train_dpo_policy(run: RecipeRun) -> None:
     recipe = run.recipe
     model, processor = starting_policy(run, "dpo")
     folder, alone = run.folder / "dpo", PartialState().num_processes == 1
-    doctor = DPODoctor.of_records(processor, run.pairs("valid")[:8])
+    doctor = DPODoctor.of_records(processor, run.pairs("valid", "dpo")[:8])
     trainer = dpo.dpo_trainer(
         model,
         processor,
-        to_trl(run.pairs("train")),
+        to_trl(run.pairs("train", "dpo")),
         recipe.dpo_settings(),
         seed=recipe.seed,
         folder=folder,
@@ -103,6 +106,48 @@ def train_dpo_policy(run: RecipeRun) -> None:
         about = run.about(start=recipe.dpo.start)
         save_policy(policy, folder, recipe.dpo_settings(), about, done.log)
         run.add_figure("dpo_loss_last_10", log_mean(done.log[-10:], "loss"))
+
+
+def train_online_policy(run: RecipeRun) -> None:
+    """Train a policy by DPO in rounds, each on the pairs that it has just made.
+
+    Answers and checkpoints of each round are kept, so that a run that was cut off goes on where it
+    was, and finished rounds are only loaded. It runs in one process.
+    """
+    if PartialState().num_processes > 1:
+        raise UsageError("the stage online samples between its trainings: run it in one process.")
+    recipe, folder = run.recipe, run.folder / "online"
+    policy, processor = starting_policy(run, "online")
+    ranker, tasks = find_ranker(run, recipe.online.scorer), run.tasks("train")
+    settings, log = recipe.online_settings(), []
+    for number in range(1, recipe.online.rounds + 1):
+        # a seed of its own for every round: other answers, and another order of the pairs
+        with models.keep_answers(run.folder / "cache" / "answers"):
+            done = on_policy_round(
+                policy,
+                processor,
+                tasks,
+                ranker,
+                settings,
+                sampling_seed=recipe.seed + 1000 * number,
+                seed=recipe.seed + number,
+                answers=recipe.online.answers,
+                cache=run.folder / "cache",
+                folder=folder / f"round-{number}",
+                replace_other=run.replace_other,
+            )
+        print(f"round {number} of {recipe.online.rounds}: {done}", flush=True)
+        policy = done.policy
+        if done.run:
+            run.add_figure(f"online_pairs_round_{number}", float(done.pairs))
+            log += [{"round": number, **row} for row in done.run.log]
+    if not log:
+        raise UsageError(
+            "online: in no round do the answers to a question differ in their scores, so there is "
+            "nothing to learn. Take another scorer, or more answers."
+        )
+    about = run.about(start=recipe.online.start, rounds=recipe.online.rounds)
+    save_policy(policy, folder, settings, about, log)
 
 
 def train_ppo_policy(run: RecipeRun) -> None:

@@ -46,7 +46,7 @@ def train_feature_reward(run: RecipeRun) -> None:
     settings = run.recipe.features
     model, processor = run.load()
     cache = run.folder / "cache" / "image-means"
-    reward, records = FeatureReward(model, processor, cache), run.pairs("train")
+    reward, records = FeatureReward(model, processor, cache), run.pairs("train", "features")
     fit = reward.fit(
         records,
         target_scores(records),
@@ -55,7 +55,7 @@ def train_feature_reward(run: RecipeRun) -> None:
         seed=run.recipe.seed,
     )
     run.add_figure("features_r2_held_out", fit.r2_held_out)
-    _judge(run, "features", reward.score_records)
+    _judge(run, "features", "features", reward.score_records)
     reward.save(run.folder / "features")
 
 
@@ -63,7 +63,7 @@ def train_caption_rewards(run: RecipeRun) -> None:
     """Train a text-only reward model that reads a caption for the image, and one without."""
     settings = run.recipe.captions
     model, processor = run.load()
-    seed, records = run.recipe.seed, run.pairs("train")
+    seed, records = run.recipe.seed, run.pairs("train", "captions")
     for name, captioner in (("captions", vlm_captioner(model, processor)), ("captions_none", None)):
         if settings.text_model:
             text_model, tokenizer = load_text_reward(settings.text_model)
@@ -72,18 +72,19 @@ def train_caption_rewards(run: RecipeRun) -> None:
             text_model = tiny_text_reward(tokenizer, seed)
         reward = CaptionReward(text_model, tokenizer, captioner)
         reward.fit(records, epochs=settings.epochs, learning_rate=settings.learning_rate, seed=seed)
-        _judge(run, name, reward.score_records)
+        _judge(run, "captions", name, reward.score_records)
         if captioner:
             reward.save(run.folder / "captions")
 
 
 def _judge(
     run: RecipeRun,
+    stage: str,
     name: str,
     score: Callable[[Sequence[PreferenceRecord]], list[list[float]]],
 ) -> None:
     """Accuracy on the pairs of the test split, beside the best rule that never sees the image."""
-    records = [record for record in run.pairs("test") if record.pairs()]
+    records = [record for record in run.pairs("test", stage) if record.pairs()]
     right = pair_hits(pair_gaps(records, score(records)))
     run.add_figure(f"{name}_pair_accuracy", proportion(float(right.sum()), len(right)))
     rule, share = best_rule(blind_rules(records))
@@ -96,7 +97,8 @@ def train_reward_models(run: RecipeRun) -> None:
     The best on validation is kept.
     """
     recipe, found = run.recipe, {}
-    records, held_out = run.pairs("train"), run.pairs("valid")
+    records = run.pairs("train", "reward")
+    held_out = run.pairs("valid", "reward")
     for head, objective in product(recipe.reward.heads, recipe.reward.objectives):
         model, processor = run.load()
         settings = replace(recipe.reward_settings(), head=head, objective=objective)
@@ -109,7 +111,7 @@ def train_reward_models(run: RecipeRun) -> None:
         found[folder] = max(row["accuracy"] for row in log.evaluations)
         if trainer.accelerator.is_main_process:
             reward_model.save_reward_model(scored, folder, settings, run.about())
-            _judge(run, f"reward_{head}_{objective}", partial(score_records, scored))
+            _judge(run, "reward", f"reward_{head}_{objective}", partial(score_records, scored))
             _judge_with_shuffled_images(run, f"reward_{head}_{objective}", scored)
     # the stage `ppo` takes it from there
     if PartialState().is_main_process:
@@ -119,7 +121,7 @@ def train_reward_models(run: RecipeRun) -> None:
 def _judge_with_shuffled_images(
     run: RecipeRun, name: str, scored: reward_model.RewardModel
 ) -> None:
-    records = run.pairs("test")
+    records = run.pairs("test", "reward")
     if len(records) < 2:
         print(f"{name}: {len(records)} held-out record cannot be shown another one's image")
         return
@@ -199,4 +201,4 @@ def _learnt_scorer(
     if not isinstance(model, PeftModel):
         model = models.add_adapter(model, run.recipe.ppo_settings().lora, run.recipe.seed)
     scored = reward_model.load_reward_model(model, processor, run.left_by("reward/best"))
-    return scored.backbone, reward_model.standardised_scorer(scored, run.pairs("valid"))
+    return scored.backbone, reward_model.standardised_scorer(scored, run.pairs("valid", "reward"))

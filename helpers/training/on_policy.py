@@ -42,17 +42,31 @@ def on_policy_round(
     *,
     sampling_seed: int,
     seed: int = 0,
+    answers: int = 4,
     cache: Path | None = None,
+    folder: Path | None = None,
+    replace_other: bool = False,
 ) -> OnPolicyRound:
-    """Sample four answers to each question, rank them, train on the best against the worst.
+    """Sample `answers` to each question, rank them, train on the best against the worst.
 
     policy: the base in the first round, then what the round before has left; it is the reference
-    of this round. cache: a folder for image features and reference log-probabilities.
+    of this round. cache: a folder for image features and reference log-probabilities. folder,
+    replace_other: of the training's checkpoints, as in `Checkpoints`; a round that was cut off goes
+    on there, and one that was finished is only loaded.
     """
-    ranked = sample_and_rank(policy, processor, tasks, ranker, seed=sampling_seed)
+    ranked = sample_and_rank(policy, processor, tasks, ranker, answers, seed=sampling_seed)
     if not any(record.pairs("extremes") for record in ranked):
         return OnPolicyRound(policy, 0, None)
     pairs = to_trl(ranked, "extremes")
-    trainer = dpo_trainer(policy, processor, pairs, settings, seed=seed, cache=cache)
+    trainer = dpo_trainer(
+        policy,
+        processor,
+        pairs,
+        settings,
+        seed=seed,
+        folder=folder,
+        replace_other=replace_other,
+        cache=cache,
+    )
     run = train_dpo(trainer)
     return OnPolicyRound(trainer.model, len(pairs), run)

@@ -397,8 +397,6 @@ if BENCHMARK:
     published = evaluation.load_benchmark(BENCHMARK, folder, **given)
 else:
     published = evaluation.own_benchmark(test[:JUDGED], folder)
-
-# %%
 if published:
     name = BENCHMARK or "multimodal_rewardbench"
     benchmark = evaluation.BENCHMARKS[name]
@@ -423,7 +421,6 @@ for head in HEADS:
         if (head, objective) not in trained:
             trained[head, objective] = train_reward(head, objective)
 
-# %%
 rows, reached = [["head", "objective", "validation", "test", "p against the first", "seconds"]], {}
 for (head, objective), (candidate, its_run) in trained.items():
     reached[head, objective] = max(row["accuracy"] for row in its_run.evaluations)
@@ -469,7 +466,6 @@ blind = rewards.CaptionReward(rewards.tiny_text_reward(tokenizer, SEED), tokeniz
 blind.fit(train, epochs=CAPTION_EPOCHS, seed=SEED)
 others["the same without captions"] = blind.score_records(test)
 
-# %%
 rows = [["", "test", "p against the first"]]
 for name, other_scores in others.items():
     share, p = reward_report.compare_with(other_scores)
@@ -547,7 +543,6 @@ print(
     f"{head}, {objective}: validation {accuracy:.3f}, head {rewards.head_hash(winner)} → {folder}"
 )
 
-# %%
 again = rewards.load_reward_model(*load(), folder)
 before, after = (rewards.score_records(one, valid) for one in (winner, again))
 difference = largest_difference(before, after)
@@ -585,7 +580,6 @@ if prepared.is_traffic and MODEL == "tiny" and EPOCHS is None:
         "and not without the image"
     )
 
-# %%
 section.add_share("rm_pair_accuracy", reward_report.accuracy(), SEED)
 section.add_share("rm_pair_accuracy_shuffled_images", reward_report.accuracy("shuffled"), SEED)
 section.add_share("rm_shorter_wins", reward_report.rivals()["shorter"][0], SEED)

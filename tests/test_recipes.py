@@ -500,7 +500,7 @@ def test_own_rewards_are_beside_the_recipe_or_where_one_stands(tmp_path, monkeyp
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """SFT on true answers, and after it DPO and PPO, both of which begin with its adapter."""
+    """SFT on true answers, and after it DPO, online DPO and PPO, which begin with its adapter."""
     folder = tmp_path_factory.mktemp("chain")
     settings = {
         "data.limit": 8,
@@ -510,12 +510,15 @@ def chain(tmp_path_factory):
         "dpo.preset": "tiny",
         "dpo.preflight": False,
         "dpo.settings": {"steps": 2, "batch_size": 4, "sft_weight": 0.0},
+        "online.preset": "tiny",
+        "online.rounds": 2,
+        "online.settings": {"steps": 2, "batch_size": 4, "sft_weight": 0.0},
         "ppo.preset": "tiny-rloo",
         "ppo.settings": {"iterations": 1, "prompts_per_iteration": 4, "mini_batch": 4},
     }
-    text = START.replace('"data"', '"data", "sft", "dpo", "ppo", "evaluate"')
+    text = START.replace('"data"', '"data", "sft", "dpo", "online", "ppo", "evaluate"')
     path = folder / "chain.toml"
-    path.write_text(f'{text}dpo.start = "sft"\nppo.start = "sft"\n')
+    path.write_text(f'{text}dpo.start = "sft"\nonline.start = "sft"\nppo.start = "sft"\n')
     run = RecipeRun(read_recipe(path, changes=[*settings.items()]), folder / "run")
     run_stages(run)
     return run
@@ -530,7 +533,7 @@ def test_dpo_and_ppo_begin_with_what_sft_has_made_and_are_measured_against_it(ch
             "base" if stage == "sft" else "sft"
         )
     sizes = {name: float(weight.norm()) for name, weight in adapters["sft"].items()}
-    for stage in ("dpo", "ppo"):
+    for stage in ("dpo", "online", "ppo"):
         # the same weights, a little further on: nothing was merged, and no base was left behind
         assert adapters[stage].keys() == adapters["sft"].keys()
         moved = 0.0
@@ -540,8 +543,9 @@ def test_dpo_and_ppo_begin_with_what_sft_has_made_and_are_measured_against_it(ch
             moved += step
         assert moved > 0, stage
     # policy = reference = SFT's policy: a margin of 0, and no distance of the first samples
-    first, *_ = read_json(chain.folder / "dpo" / "log.json")
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    for stage in ("dpo", "online"):
+        first, *_ = read_json(chain.folder / stage / "log.json")
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-5), stage
     assert abs(chain.figures["ppo_kl_first"]["value"]) < 1e-3
 
 
@@ -551,7 +555,13 @@ def test_every_policy_is_compared_with_the_base_and_with_sft(chain):
     for policy in POLICY_STAGES:
         assert figures[f"{policy}_exact"]["n"] == 8 and figures[f"{policy}_mcnemar_p"]["value"] >= 0
         assert f"{policy}_pair_accuracy" in figures
-    assert figures.keys() >= {"dpo_vs_sft_p", "ppo_vs_sft_p", "sft_answers", "sft_loss_last_10"}
+    assert figures.keys() >= {
+        "dpo_vs_sft_p",
+        "online_vs_sft_p",
+        "ppo_vs_sft_p",
+        "sft_answers",
+        "sft_loss_last_10",
+    }
     assert "sft_vs_sft_p" not in figures and figures["sft_answers"]["value"] == 8
 
 

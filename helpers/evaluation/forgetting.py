@@ -163,8 +163,9 @@ class Forgetting:
             f"perplexity of plain English {self.base.perplexity.value_text()} → "
             f"{self.speech[name].perplexity.value_text()} (× {self.ratio(name).short_text()}, "
             f"limit {RATIO_LIMIT}), {self.unchanged(name).value:.0%} of the "
-            f"{len(GENERAL_PROMPTS)} general answers unchanged, the base's answers less likely by "
-            f"{self.drop(name).short_text()} nats a token (limit {DROP_LIMIT:.2f})"
+            f"{len(GENERAL_PROMPTS)} general answers unchanged, log-probability of the base's "
+            f"answers lower by {self.drop(name).short_text()} nats a token (limit "
+            f"{DROP_LIMIT:.2f}; below 0 it is higher)"
         )
         if self.has_forgotten(name):
             return f"⚠️ {name} has forgotten language: {figures}. {REMEDY}"

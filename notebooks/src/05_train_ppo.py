@@ -308,12 +308,13 @@ curves = report.policy_curves(log, held_out=held_out.shares)
 section.picture(curves, f"PPO with the reward {trainer.sampler.score.__name__}")
 
 # %%
-late = log[-len(log) // 4 :]
-known = training.pooled_explained_variance(late) if trainer.actor.critic else float("nan")
+known = "there is no critic"
+if trainer.actor.critic:
+    explained = training.pooled_explained_variance(log[-len(log) // 4 :])
+    known = f"the critic explains {explained:.2f} of the returns' variance in the last quarter"
 section.say(
     f"PPO: {samples} samples, {trainer.seconds:.0f} s; KL to the base "
-    f"{log[-1]['objective/kl']:.2f} nats an answer; "
-    f"the critic explains {known:.2f} of the variance of the returns in the last quarter."
+    f"{log[-1]['objective/kl']:.2f} nats an answer; {known}."
 )
 
 # %% [markdown]

@@ -72,7 +72,7 @@ StageName = Literal[
 # Stages that leave a policy, in the order in which tables have them
 POLICY_STAGES = ("sft", "dpo", "online", "ppo")
 # Those of them that may begin with the adapter of another one
-LATER_STAGES = ("dpo", "online", "ppo")
+LATER_STAGES = POLICY_STAGES[1:]
 # Where a recipe names no data
 SHIPPED_FILES = {
     split: str(ROOT / "data" / "traffic" / f"preferences_{split}.jsonl") for split in SPLITS

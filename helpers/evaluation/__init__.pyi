@@ -19,6 +19,7 @@ from .arena import (
 from .best_of_n import (
     BestOfN as BestOfN,
     best_weights as best_weights,
+    choose_among as choose_among,
     kl_bound as kl_bound,
     sample_best_of_n as sample_best_of_n,
 )

@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from transformers import ProcessorMixin
 
 from helpers.data import Task
-from helpers.models import VLM, sample_task_answers
+from helpers.models import VLM, SampledAnswer, sample_task_answers
 from helpers.rewards import Ranker
 from helpers.statistics import (
     SIGNIFICANCE_LEVEL,
@@ -165,11 +165,21 @@ def sample_best_of_n(
 ) -> BestOfN:
     """Sample `number` answers to each task, let `ranker` score them, and ask how right they are.
 
-    A ranker that only compares gives places in place of scores. max_new_tokens: as in
-    `sample_task_answers`.
+    max_new_tokens: as in `sample_task_answers`.
     """
     how = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}
-    sampled = sample_task_answers(model, processor, tasks, number, **how)
+    return choose_among(tasks, sample_task_answers(model, processor, tasks, number, **how), ranker)
+
+
+def choose_among(
+    tasks: Sequence[Task],
+    sampled: Sequence[Sequence[SampledAnswer]],
+    ranker: Ranker,
+) -> BestOfN:
+    """Let `ranker` score the answers to each task, (tasks, N), and ask how right they are.
+
+    A ranker that only compares gives places in place of scores.
+    """
     # equal answers are scored once: many samples are alike
     texts = []
     for answers in sampled:
@@ -180,11 +190,7 @@ def sample_best_of_n(
     scores = []
     right = []
     for task, own, different, order in zip(tasks, texts, distinct, ranked, strict=True):
-        if order.scores:
-            totals = [score.total for score in order.scores]
-        else:
-            totals = [-float(tier) for tier in order.tiers(len(different))]
-        by_text = dict(zip(different, totals, strict=True))
+        by_text = dict(zip(different, order.values(len(different)), strict=True))
         scores.append([by_text[text] for text in own])
         if rightness.is_known:
             known = {text: float(rightness.is_right(task, text) or 0) for text in different}

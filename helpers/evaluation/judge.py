@@ -105,7 +105,7 @@ def examine_judge(records: Sequence[PreferenceRecord], ranker: Ranker) -> JudgeE
     # higher is better, as scores are
     scores = []
     for ranked, texts in zip(ranker.rank(tasks, answers), answers, strict=True):
-        scores.append([-float(tier) for tier in ranked.tiers(len(texts))])
+        scores.append(ranked.values(len(texts)))
     # above 0 where the judge prefers the better answer, 0 where it abstains
     gaps = pair_gaps(judged, scores)
     hits = pair_hits(gaps)

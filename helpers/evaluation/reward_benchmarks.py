@@ -99,11 +99,7 @@ def rank_benchmark(records: Records, ranker: Ranker, benchmark: Benchmark) -> Sc
     scores = {}
     for record, ranked in zip(records, ranker.rank(tasks_of(records), answers), strict=True):
         # only the order counts, so that places from behind do as well
-        if ranked.scores:
-            found = [score.total for score in ranked.scores]
-        else:
-            found = [-float(tier) for tier in ranked.tiers(len(record.answers))]
-        scores[record_key(record)] = found
+        scores[record_key(record)] = ranked.values(len(record.answers))
     return scores
 
 

@@ -165,11 +165,12 @@ def win_rates(
     photos = [task.photo for task in tasks]
     rows = []
     for name, judge in judges.items() if tasks else ():
-        tiers = tiers_of_answers(blind_to_truth(judge), tasks, answers)
+        ranker = blind_to_truth(judge)
+        tiers = tiers_of_answers(ranker, tasks, answers)
         for policy in answers:
             if policy != BASE_POLICY:
                 # what the judge has trained, it cannot judge
-                circular = is_circular((abouts or {}).get(policy, {}), judge)
+                circular = is_circular((abouts or {}).get(policy, {}), ranker)
                 gains = np.sign(tiers[BASE_POLICY] - tiers[policy])
                 agreement = None
                 if right is not None:

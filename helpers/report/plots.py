@@ -221,24 +221,23 @@ def best_of_n_curves(found: Sequence[BestOfN]) -> Figure:
     Scores are in deviations of single samples from their mean, so that rankers can be compared;
     bands are 95 % intervals.
     """
-    known = [own for own in found if own.right is not None]
-    figure, axes = plt.subplots(1, 1 + bool(known), figsize=(5 * (1 + bool(known)), 3.6))
+    known = any(own.right is not None for own in found)
+    figure, axes = plt.subplots(1, 1 + known, figsize=(5 * (1 + known), 3.6))
     panels = np.atleast_1d(axes)
     for number, own in enumerate(found):
         color = RUN_COLORS[number % len(RUN_COLORS)]
         spread = own.scores.std() or 1.0
         scores = [own.score_of(n) for n in own.sizes]
         _draw_band(panels[0], own.sizes, scores, color, own.ranker, own.scores.mean(), spread)
-    panels[0].set(title="score of the best, in deviations", xlabel="n")
-    for number, own in enumerate(found):
         if own.right is not None:
-            color = RUN_COLORS[number % len(RUN_COLORS)]
-            _draw_band(
-                panels[1], own.sizes, [own.right_of(n) for n in own.sizes], color, own.ranker
-            )
-            panels[1].set(title="right answers", xlabel="n", ylim=(0, 1.02))
+            right = [own.right_of(n) for n in own.sizes]
+            _draw_band(panels[1], own.sizes, right, color, own.ranker)
+    panels[0].set(title="score of the best, in deviations")
+    if known:
+        panels[1].set(title="right answers", ylim=(0, 1.02))
     for panel in panels:
         panel.set_xscale("log", base=2)
+        panel.set_xlabel("n")
         panel.xaxis.set_major_formatter("{x:.0f}")
     panels[-1].legend()
     return figure

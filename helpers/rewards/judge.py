@@ -35,8 +35,8 @@ from .judge_prompts import (
     criteria_prompt,
     parse_ratings,
 )
-from .rankers import TASKS_AT_ONCE, AnswersOfTasks, RankedAnswers, Ranker
-from .scoring import Score
+from .rankers import AnswersOfTasks, RankedAnswers, Ranker, ScorerRanker
+from .scoring import Score, ScorerInputs, images_of, make_batch_scorer, turns_of
 
 # The images of each prompt, and the prompts → a reply to each, in their order
 AskModel = Callable[[Sequence[Sequence[Path]], Sequence[str]], Sequence[str]]
@@ -310,7 +310,7 @@ class CriteriaJudge(_AskingRanker):
         return [f"{self.name}: {self.unread} of {self.asked} replies cannot be read."]
 
 
-class Verifier(Ranker):
+class Verifier(ScorerRanker):
     """Asks a model of ours behind each answer, as the next turn, whether it is right.
 
     A generative verifier (Zhang et al. 2024, arXiv 2408.15240): the score is log p("Yes.") − log
@@ -331,40 +331,24 @@ class Verifier(Ranker):
         *,
         use: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        super().__init__(name)
+        super().__init__(make_batch_scorer(name, self._scores_of), told=False)
         self.packer = Packer(model, processor)
         self.use = use
 
-    def _rank(self, tasks: Sequence[Task], answers: AnswersOfTasks) -> list[RankedAnswers]:
-        ranked = []
-        for start in range(0, len(tasks), TASKS_AT_ONCE):
-            rows = slice(start, start + TASKS_AT_ONCE)
-            ranked += self._rank_some(tasks[rows], answers[rows])
-        return ranked
-
     @torch.no_grad()
-    def _rank_some(self, tasks: Sequence[Task], answers: AnswersOfTasks) -> list[RankedAnswers]:
+    def _scores_of(self, rows: Sequence[ScorerInputs]) -> list[Score]:
         conversations = []
         images = []
-        for task, texts in zip(tasks, answers, strict=True):
-            opened = task.open_images()
-            conversations += [verifying_turns(task.turns, text) for text in texts]
-            images += [opened] * len(texts)
+        for shown, question, answer, _ in rows:
+            conversations.append(verifying_turns(turns_of(question), answer))
+            images.append(images_of(shown))
         # both replies stand behind each conversation, in one row
-        packed = self.packer(conversations, images, [VERIFY_REPLIES] * len(conversations))
+        packed = self.packer(conversations, images, [VERIFY_REPLIES] * len(rows))
         self.cost.tokens += int(packed.inputs["input_ids"].numel())
         with self.use(), evaluation_mode(self.packer.model):
             logps = answer_logps(self.packer.model, packed).sum(1).view(-1, 2)
-        margins = iter((logps[:, 0] - logps[:, 1]).tolist())
-        ranked = []
-        for texts in answers:
-            scores = []
-            for _ in texts:
-                margin = next(margins)
-                scores.append(Score(margin, {"log p(yes) − log p(no)": margin}))
-            ranking = rank_by_score([score.total for score in scores])
-            ranked.append(RankedAnswers(ranking, tuple(scores)))
-        return ranked
+        margins = (logps[:, 0] - logps[:, 1]).tolist()
+        return [Score(margin, {"log p(yes) − log p(no)": margin}) for margin in margins]
 
 
 def verifying_turns(turns: Sequence[Message], answer: str) -> list[Message]:

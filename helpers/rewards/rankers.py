@@ -71,6 +71,12 @@ class RankedAnswers:
         places = tier_of_each(self.ranking)
         return [places[place] for place in range(number)]
 
+    def values(self, number: int) -> list[float]:
+        """Return a number for each of `number` answers, higher is better: scores, or −tiers."""
+        if self.scores:
+            return [score.total for score in self.scores]
+        return [-float(tier) for tier in self.tiers(number)]
+
     @property
     def best(self) -> int:
         """The place of an answer that nothing is better than: of equals the first, or 0."""

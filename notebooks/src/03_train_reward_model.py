@@ -372,7 +372,8 @@ print(f"largest difference of a score: {largest_difference(scores['right'], back
 # than the best rule that never looks? If not, its verdicts would only teach that rule.
 
 # %%
-judge = rewards.PairJudge(rewards.ModelReplies(*load()), f"judge {MODEL}")
+replies = rewards.ModelReplies(model, processor)
+judge = rewards.PairJudge(replies, f"judge {MODEL}")
 rankers = {"judge": judge, "reward model": rewards.as_ranker(reward)}
 rows = []
 for ranker in rankers.values():
@@ -400,7 +401,7 @@ else:
 if published:
     name = BENCHMARK or "multimodal_rewardbench"
     benchmark = evaluation.BENCHMARKS[name]
-    asked = evaluation.judge_for(benchmark, rewards.ModelReplies(*load()), f"judge {MODEL}")
+    asked = evaluation.judge_for(benchmark, replies, f"judge {MODEL}")
     rankers["judge"] = asked
     grades = evaluation.grade_rankers(published, rankers, benchmark)
     display(section.table(evaluation.grade_rows(grades)))

@@ -6,6 +6,7 @@ what they mean, and pictures. `build_report` puts the sections that exist togeth
 
 import base64
 import io
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -73,7 +74,13 @@ class Section:
         self.headlines[name] = Headline(**vars(share), seed=seed)
 
     def add_value(self, name: str, value: float, seed: int = 0) -> None:
-        """Add a figure measured once (a duration, a p-value): no interval."""
+        """Add a figure measured once (a duration, a p-value): no interval.
+
+        What is not finite is left out, and said. Raises TypeError for what is not a number.
+        """
+        if not math.isfinite(value):
+            print(f"{name} is {value}: the report leaves it out.")
+            return
         self.headlines[name] = Headline(value, value, value, 1, seed)
 
     def picture(self, figure: Figure, caption: str, lead: bool = False) -> Figure:

@@ -308,13 +308,13 @@ curves = report.policy_curves(log, held_out=held_out.shares)
 section.picture(curves, f"PPO with the reward {trainer.sampler.score.__name__}")
 
 # %%
-known = "there is no critic"
+about_critic = "there is no critic"
 if trainer.actor.critic:
     explained = training.pooled_explained_variance(log[-len(log) // 4 :])
-    known = f"the critic explains {explained:.2f} of the returns' variance in the last quarter"
+    about_critic = f"the critic explains {explained:.2f} of the returns' variance in the last quarter"
 section.say(
     f"PPO: {samples} samples, {trainer.seconds:.0f} s; KL to the base "
-    f"{log[-1]['objective/kl']:.2f} nats an answer; {known}."
+    f"{log[-1]['objective/kl']:.2f} nats an answer; {about_critic}."
 )
 
 # %% [markdown]
@@ -619,7 +619,7 @@ if MODEL == "tiny" and ITERATIONS is None and REWARD is None and prepared.is_tra
     for name in ("ppo", *COMPARE):
         share = results[name].greedy.right_share
         assert share.low > 0.8, f"{name} should count most held-out scenes right"
-    assert WARM_UP < 8 or known > 0.2, "the critic should know more than the mean score"
+    assert WARM_UP < 8 or explained > 0.2, "the critic should know more than the mean score"
 
 # %%
 names = {"ppo": "ppo", "rloo": "rloo", "grpo": "grpo", "reward-model": "ppo_rm"}
@@ -629,7 +629,7 @@ for name, figure in names.items():
 section.add_value("ppo_samples", log[-1]["samples"], SEED)
 section.add_value("ppo_train_seconds", trainer.seconds + warm_seconds, SEED)
 if trainer.actor.critic:
-    section.add_value("ppo_explained_variance", known, SEED)
+    section.add_value("ppo_explained_variance", explained, SEED)
 
 # %%
 for (name, share), after in zip(

@@ -34,6 +34,16 @@ def test_sections_become_a_page_and_a_summary(artifacts):
     assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
 
 
+def test_a_figure_is_a_finite_number(artifacts, capsys):
+    section = Section("05_train_ppo", "PPO")
+    section.add_value("ppo_explained_variance", float("nan"))  # all returns were equal
+    assert "ppo_explained_variance is nan" in capsys.readouterr().out
+    with pytest.raises(TypeError):
+        section.add_value("ppo_explained_variance", "0.4")
+    section.save()
+    assert "ppo_explained_variance" not in section.headlines
+
+
 def test_peak_memory_is_the_largest_and_other_figures_are_the_latest():
     def section(name, peak, exact):
         return Section(name, name, headlines={"peak_memory_gb": one(peak), "exact": one(exact)})

@@ -311,7 +311,7 @@ section.picture(curves, f"PPO with the reward {trainer.sampler.score.__name__}")
 about_critic = "there is no critic"
 if trainer.actor.critic:
     explained = training.pooled_explained_variance(log[-len(log) // 4 :])
-    about_critic = f"the critic explains {explained:.2f} of the returns' variance in the last quarter"
+    about_critic = f"in the last quarter the critic explains {explained:.2f} of the variance"
 section.say(
     f"PPO: {samples} samples, {trainer.seconds:.0f} s; KL to the base "
     f"{log[-1]['objective/kl']:.2f} nats an answer; {about_critic}."

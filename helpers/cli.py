@@ -133,7 +133,8 @@ def run_demo(
 ) -> None:
     """Run the suite on an embedded model and write the report.
 
-    With three training seeds, with --model one; prints what came out.
+    With three training seeds, with --model one; prints what came out. A demo that was cut off goes
+    on with the notebook that it was in.
     """
     from helpers.data import choose_task
     from helpers.report import Section, collect_headlines, read_sections
@@ -141,20 +142,14 @@ def run_demo(
     choose_task(task)  # a name that no task has is said now
     if model:
         os.environ["VLM_ARTIFACTS"] = str(artifacts_dir() / f"demo-{model}")
-    values = _demo_parameters(task, model, preset)
-    started = started or time.time()
-    pages = artifacts_dir() / "report" / "notebooks"
-    # a report of this demo alone
-    for old in (artifacts_dir() / "report" / "sections").glob("*.json"):
-        old.unlink()
-    section = Section("99_demo", "The whole demo")
-    for name, given in values.items():
-        begun = time.time()
-        print(f"[{begun - started:4.0f} s] notebook {name} …", flush=True)
-        notebooks.run_notebook(name, given, pages)
-        section.add_value(f"notebook_{name}_seconds", round(time.time() - begun))
+    # the set-up before, if `started` says so
+    seconds = time.time() - (started or time.time())
+    taken = notebooks.run_series(_demo_parameters(task, model, preset), artifacts_dir() / "report")
+    seconds += sum(taken.values())
     # last of all, figures of the demo itself, on the same page as the notebooks'
-    seconds = time.time() - started
+    section = Section("99_demo", "The whole demo")
+    for name, own in taken.items():
+        section.add_value(f"notebook_{name}_seconds", own)
     section.add_value("demo_seconds", seconds)
     peak = collect_headlines(read_sections())["peak_memory_gb"].value
     section.conclude(f"The demo took {seconds:.0f} s; peak memory of a notebook {peak:.2f} GB.")

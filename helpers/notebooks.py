@@ -6,13 +6,16 @@ where they are used: Colab does without them. `tools/sync.py` writes the noteboo
 """
 
 import ast
+import json
 import os
 import re
+import time
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers.files import ROOT, UsageError, write_text
+from helpers.files import ROOT, UsageError, read_json, write_json, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 # of what a cell shows, the first of these that it has; scripts of widgets are not among them
@@ -123,6 +126,37 @@ def run_notebook(
     finally:
         progress.close()
     return _save_html(notebook, html_folder / f"{path.stem}.html") if html_folder else None
+
+
+def run_series(values: Mapping[str, dict[str, Any]], report: Path) -> dict[str, int]:
+    """Run notebooks one after another, each with its values; returns the seconds of each.
+
+    `report` is the folder of the report: pages go to `report/notebooks`. A series that was cut off
+    goes on with the notebook that it was in, if the values are the same; else it begins anew, with
+    a report of its own. The time of a notebook that was cut off is not counted.
+    """
+    noted = report / "series.json"  # there while a series is unfinished
+    wanted = json.loads(json.dumps(values))  # as it will be read again: tuples are lists
+    series: dict[str, Any] = {"values": wanted, "seconds": {}}
+    if noted.exists() and read_json(noted)["values"] == wanted:
+        series = read_json(noted)
+    else:
+        for old in (report / "sections").glob("*.json"):
+            old.unlink()
+
+    seconds: dict[str, int] = series["seconds"]
+    if seconds:
+        print(f"Finished before: notebooks {', '.join(seconds)}. The others follow.")
+    for name, given in values.items():
+        if name in seconds:
+            continue
+        print(f"[{sum(seconds.values()):4.0f} s] notebook {name} …", flush=True)
+        begun = time.time()
+        run_notebook(name, given, report / "notebooks")
+        seconds[name] = round(time.time() - begun)
+        write_json(noted, series)
+    noted.unlink()
+    return seconds
 
 
 def _save_html(notebook, path: Path) -> Path:

@@ -258,6 +258,35 @@ def test_the_demo_on_another_base_has_artifacts_of_its_own(artifacts, monkeypatc
     assert "notebook_07_seconds" in capsys.readouterr().out
 
 
+def test_a_demo_that_was_cut_off_goes_on(artifacts, monkeypatch, capsys):
+    ran = []
+    broken = {"04"}
+
+    def run(name, values, pages):
+        ran.append(name)
+        if name in broken:
+            raise KeyboardInterrupt
+        Section(f"{name}_made_up", name).save()
+
+    monkeypatch.setattr(notebooks, "run_notebook", run)
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.run_series({"02": {"SEEDS": (0,)}, "04": {}}, artifacts / "report")
+    # of other values: from the beginning, and without the sections of the first
+    broken = {"05"}
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.run_series({"04": {}, "05": {"X": (0,)}}, artifacts / "report")
+    sections = artifacts / "report" / "sections"
+    assert [path.name for path in sections.iterdir()] == ["04_made_up.json"]
+    broken = set()
+    seconds = notebooks.run_series({"04": {}, "05": {"X": (0,)}}, artifacts / "report")
+    assert ran == ["02", "04", "04", "05", "05"]
+    assert list(seconds) == ["04", "05"]
+    assert "Finished before: notebooks 04." in capsys.readouterr().out
+    # a finished one begins anew
+    notebooks.run_series({"04": {}}, artifacts / "report")
+    assert ran[-1] == "04"
+
+
 def test_several_settings_may_follow_one_option(monkeypatch, artifacts):
     ran = []
     monkeypatch.setattr(

@@ -107,10 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`STEPS=60` → ("STEPS", 60); a value that is not a Python literal is taken as text."""
+    """`STEPS=60` → ("STEPS", 60); `true` and `false` are TOML's; what is no literal is text."""
     if "=" not in text:
         raise UsageError(f"--set {text!r}: write NAME=VALUE, for example --set STEPS=60")
     name, value = text.split("=", 1)
+    if value in ("true", "false"):
+        return name, value == "true"
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -82,6 +82,7 @@ RANKED_FILE = "ranked.json"
 # Settings of [data] that are paths
 DATA_PATHS = ("source", *SPLITS, "images", "questions")
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class RecipeData(StrictModel):
@@ -127,6 +128,7 @@ class RecipeRank(StrictModel):
     """
 
     answers: Annotated[int, Field(ge=2)] = 4
+    share: Share = 1.0  # of the training questions, drawn by the seed
     # "truth": how right an answer is; "reward_model": that of the stage `reward`, before this one;
     # or a function of your own: "my_rewards.py:brevity"
     scorer: str = "heuristic"
@@ -154,7 +156,7 @@ class RecipeSFT(StrictModel):
     # those that were preferred, of the pairs that DPO gets; or the right ones, of known truths
     answers: AnswerSource = "chosen"
     # of all questions, drawn by the seed: right answers cost somebody's time, rewards do not
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    share: Share = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -173,7 +175,11 @@ class RecipeOnline(StrictModel):
     start: Literal["base", "sft", "dpo"] = "base"  # as of DPO
     rounds: PositiveInt = 3
     answers: Annotated[int, Field(ge=2)] = 4  # to each question in a round
+    share: Share = 1.0  # of the questions, drawn anew in every round
     scorer: str = "truth"  # what ranks them, as in [rank]
+    # with scorer = "reward_model": train one for every round, from [reward] and a seed of its own.
+    # What a policy has learnt of the errors of one does not help it with the next.
+    fresh_reward: bool = False
     settings: dict[str, Any] = Field(default_factory=dict)  # of each round
 
 
@@ -365,6 +371,10 @@ def _check_settings(recipe: Recipe) -> None:
     _check_starts(recipe)
     for stage in ("rank", "online"):
         by_reward = getattr(recipe, stage).scorer == "reward_model"
+        if stage == "online" and recipe.online.fresh_reward:
+            if not by_reward:
+                raise UsageError('online.fresh_reward: set online.scorer = "reward_model", too.')
+            continue
         if by_reward and not recipe.is_before("reward", stage):
             raise UsageError(
                 f"{stage}.scorer: the stage `reward` must come before `{stage}`, for its model to "
@@ -426,7 +436,10 @@ def fit_recipe(recipe: Recipe, stages: Sequence[str] = ()) -> Recipe:
     heads = recipe.reward.heads
     head = "fusion" if "fusion" in heads else heads[0]
     given["reward"] = replace(given["reward"], head=head)
-    given = {stage: settings for stage, settings in given.items() if stage in stages}
+    wanted = set(stages)
+    if "online" in stages and recipe.online.fresh_reward:
+        wanted.add("reward")
+    given = {stage: settings for stage, settings in given.items() if stage in wanted}
     if given or "online" not in stages:
         recipe = _fit_stages(recipe, given, {stage: stage for stage in given})
     if "online" in stages:

@@ -49,6 +49,7 @@ print(status, heavy, time.process_time() < 6)
 
 def test_settings_are_python_literals_or_text():
     assert parse_setting("STEPS=60") == ("STEPS", 60)
+    assert parse_setting("dpo.preflight=false") == ("dpo.preflight", False)  # as in a recipe
     assert parse_setting("SEEDS=(0, 1)") == ("SEEDS", (0, 1))
     assert parse_setting("DATA=/some/folder=x") == ("DATA", "/some/folder=x")
     with pytest.raises(UsageError, match="write NAME=VALUE"):

@@ -55,7 +55,12 @@ SHORT = {  # of each recipe, so that it takes seconds
     "reasoning": [*STEPS, *REWARD, 'reward.objectives=["focal"]'],
     "reasons": [*STEPS, *REWARD],
     "online": ["online.settings.steps=2", "online.rounds=2"],
-    "rejection": ["sft.settings.steps=2", "reward.settings.epochs=1", "rank.answers=3"],
+    "rejection": [
+        "sft.settings.steps=2",
+        "reward.settings.epochs=1",
+        "rank.answers=3",
+        "rank.share=0.5",
+    ],
 }
 ROWS = {  # what a row of each project's data has
     "counting": {"image_path", "prompt", "chosen", "rejected"},
@@ -147,6 +152,7 @@ def test_rejection_sampling_learns_the_best_of_each_questions_samples(figures):
     run_of = RecipeRun(recipe, folder)
     assert run_of.pairs("train", "reward") == run_of.records("train")
     ranked = run_of.pairs("train", "sft")
+    assert len(ranked) <= LIMIT / 2 < len(run_of.pairs("test"))  # rank.share: of training
     reward = load_reward_model(*models.load_model("tiny"), folder / "reward" / "best")
     expected = [value for row in score_records(reward, ranked) for value in row]
     scores = [answer.score for record in ranked for answer in record.answers]
@@ -182,6 +188,48 @@ def test_online_dpo_goes_on_where_it_was_cut_off(figures, tmp_path, monkeypatch)
     assert about["rounds"] == 2 and about["start"] == "base"
     rounds = [row["round"] for row in read_json(tmp_path / "online" / "log.json")]
     assert rounds == [1, 1, 2, 2]
+
+
+@heavy
+def test_every_round_may_have_a_reward_of_its_own_and_a_share_of_the_questions(
+    tmp_path, monkeypatch
+):
+    asked = []
+    own = policies.on_policy_round
+
+    def counted(policy, processor, tasks, ranker, *args, **how):
+        asked.append((tuple(task.images for task in tasks), ranker))
+        return own(policy, processor, tasks, ranker, *args, **how)
+
+    monkeypatch.setattr(policies, "on_policy_round", counted)
+    changes = (
+        "data.limit=8",
+        "online.share=0.5",
+        "online.scorer='reward_model'",
+        "online.fresh_reward=true",
+        "reward.preset='tiny'",
+        "reward.settings.epochs=1",
+        "stages=['data', 'online']",
+    )
+    found = run("online", tmp_path, *changes)
+    (first, reward), (second, other) = asked
+    assert len(first) == len(second) == 4 and first != second
+    weights, other_weights = (one.head.state_dict() for one in (reward, other))
+    assert all(not torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert {"online_reward_round_1", "online_reward_round_2"} <= found.keys()
+    # a finished round is loaded with the reward that it had
+    run("online", tmp_path, *changes)
+    again = asked[2][1].head.state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_fresh_reward_is_one_that_ranks():
+    changes = [("online.fresh_reward", True)]
+    with pytest.raises(UsageError, match=r"online\.fresh_reward: set online\.scorer"):
+        read_recipe(find_recipe("online"), laptop=True, changes=changes)
+    changes += [("online.scorer", "reward_model")]
+    recipe = read_recipe(find_recipe("online"), laptop=True, changes=changes)
+    assert recipe.online.fresh_reward and "reward" not in recipe.stages
 
 
 def test_what_ranks_must_be_there_when_it_is_needed(tmp_path):

@@ -18,6 +18,7 @@ from helpers.rewards import (
     load_reward_model,
     sample_and_rank,
 )
+from helpers.statistics import drawn_share
 
 
 def prepare_recipe_data(run: RecipeRun) -> None:
@@ -70,6 +71,8 @@ def rank_answers(run: RecipeRun) -> None:
     for place, split in enumerate(SPLITS):
         tasks = run.tasks(split)
         seed = run.recipe.seed + 1000 * place  # so that no split repeats the draws of another
+        if split == "train":
+            tasks = drawn_share(tasks, settings.share, run.recipe.seed)
         ranked = sample_and_rank(model, processor, tasks, ranker, settings.answers, seed=seed)
         if not ranked:
             raise UsageError(

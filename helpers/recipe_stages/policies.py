@@ -27,7 +27,7 @@ from helpers.training import (
 )
 
 from .answers import find_ranker
-from .reward_models import policy_scorer
+from .reward_models import fresh_reward, policy_scorer
 
 
 def train_sft_policy(run: RecipeRun) -> None:
@@ -118,15 +118,17 @@ def train_online_policy(run: RecipeRun) -> None:
         raise UsageError("the stage online samples between its trainings: run it in one process.")
     recipe, folder = run.recipe, run.folder / "online"
     policy, processor = starting_policy(run, "online")
-    ranker, tasks = find_ranker(run, recipe.online.scorer), run.tasks("train")
+    tasks, fresh = run.tasks("train"), recipe.online.fresh_reward
+    ranker = None if fresh else find_ranker(run, recipe.online.scorer)
     settings, log = recipe.online_settings(), []
     for number in range(1, recipe.online.rounds + 1):
+        ranker = fresh_reward(run, number) if fresh else ranker
         # a seed of its own for every round: other answers, and another order of the pairs
         with models.keep_answers(run.folder / "cache" / "answers"):
             done = on_policy_round(
                 policy,
                 processor,
-                tasks,
+                drawn_share(tasks, recipe.online.share, recipe.seed + number),
                 ranker,
                 settings,
                 sampling_seed=recipe.seed + 1000 * number,

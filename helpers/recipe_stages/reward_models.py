@@ -118,6 +118,34 @@ def train_reward_models(run: RecipeRun) -> None:
         _keep_best(max(found, key=found.get), run.folder / "reward" / "best")
 
 
+def fresh_reward(run: RecipeRun, number: int) -> reward_model.RewardModel:
+    """Train the reward model of a round of the stage `online`: other weights to begin with.
+
+    It learns from the same pairs as the stage `reward`, with the first of its heads and objectives.
+    One that was trained before is loaded.
+    """
+    recipe = run.recipe
+    seed = recipe.seed + number
+    settings = replace(
+        recipe.reward_settings(),
+        head=recipe.reward.heads[0],
+        objective=recipe.reward.objectives[0],
+    )
+    scored = reward_model.new_reward_model(*run.load(), settings, seed)
+    trainer = RewardTrainer(
+        scored,
+        run.pairs("train", "online"),
+        run.pairs("valid", "online"),
+        settings,
+        seed,
+        run.folder / "online" / f"reward-{number}",
+        run.replace_other,
+    )
+    accuracy = max(row["accuracy"] for row in trainer.train().evaluations)
+    run.add_figure(f"online_reward_round_{number}", float(accuracy))
+    return scored
+
+
 def _judge_with_shuffled_images(
     run: RecipeRun, name: str, scored: reward_model.RewardModel
 ) -> None:

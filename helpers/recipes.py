@@ -2,7 +2,8 @@
 
 A recipe names a model, data, the order of stages, and for each stage a preset of
 `helpers/config.py` with what is changed in it. `[laptop]` holds what is different on a machine
-without a GPU; it is laid over the rest, and `--set` over that. What the stages do is in
+without a GPU; it is laid over the rest, and `--set` over that. Where it names another preset of a
+stage, nothing of what the recipe changed in the first one is left. What the stages do is in
 `helpers/recipe_stages`. Documented in docs/recipes.md.
 """
 
@@ -284,7 +285,7 @@ def read_recipe(
     # what is said later wins: the recipe, its [laptop], the command line
     smaller = values.pop("laptop", {})
     if laptop:
-        values = deep_merge(values, smaller)
+        values = deep_merge(_without_replaced_settings(values, smaller), smaller)
     _find_data_paths(values.get("data"), (path.parent, ROOT))
     data_paths = {f"data.{name}" for name in DATA_PATHS}
     values = _anchor_rewards(values, path.parent)
@@ -469,6 +470,22 @@ def deep_merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         tables = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
         both[name] = deep_merge(both[name], value) if tables and name != "score" else value
     return both
+
+
+def _without_replaced_settings(
+    values: Mapping[str, Any], smaller: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `values` without the settings of stages for which `smaller` names a preset.
+
+    They are what the recipe changes in another preset: a rate for two billion weights is none for
+    one million.
+    """
+    kept = dict(values)
+    for stage, table in smaller.items():
+        if isinstance(table, Mapping) and "preset" in table and isinstance(kept.get(stage), dict):
+            own = kept[stage].items()
+            kept[stage] = {name: value for name, value in own if name != "settings"}
+    return kept
 
 
 def _lists_to_tuples(value: Any) -> Any:

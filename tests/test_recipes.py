@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from shipped import TRAFFIC
 
 from helpers import cli, models, recipe_stages as stages, recipes
-from helpers.config import ALL_LINEAR, ATTENTION, reward_preset
+from helpers.config import ALL_LINEAR, ATTENTION, ppo_preset, reward_preset, sft_preset
 from helpers.data import SPLITS, read_prepared
 from helpers.data.preferences import write_records
 from helpers.data.record import PreferenceRecord
@@ -221,6 +221,31 @@ def test_every_round_may_have_a_reward_of_its_own_and_a_share_of_the_questions(
     run("online", tmp_path, *changes)
     again = asked[2][1].head.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_settings_of_another_preset_do_not_reach_the_laptop(tmp_path):
+    """Rates for a checkpoint of two billion weights had come through to the embedded model."""
+    path = tmp_path / "own.toml"
+    path.write_text(
+        'title = "own"\nmodel = "qwen2-vl-2b"\nstages = ["data", "sft", "ppo"]\n'
+        'sft.preset = "t4"\nsft.settings = { steps = 400, accumulation = 8 }\n'
+        'ppo.preset = "t4"\nppo.settings = { learning_rate = 5e-5, kl_weight = 0.3 }\n'
+        '[laptop]\nmodel = "tiny"\nsft.preset = "tiny"\n'
+        "ppo.settings = { kl_weight = 0.2 }\n"
+    )
+    recipe = read_recipe(path, laptop=True)
+    assert recipe.sft_settings() == sft_preset("tiny")
+    # the same preset: one setting more is changed
+    assert recipe.ppo.settings == {"learning_rate": 5e-5, "kl_weight": 0.2}
+    assert read_recipe(path).sft_settings().steps == 400
+
+
+@pytest.mark.parametrize("name", ["reasons", "instructions", "reasoning", "questions", "counting"])
+def test_the_embedded_models_learn_at_their_own_rates(name):
+    recipe = read_recipe(find_recipe(name), laptop=True)
+    assert recipe.ppo_settings().learning_rate == ppo_preset("tiny-rloo").learning_rate == 1e-3
+    sft = recipe.sft_settings()
+    assert (sft.steps, sft.accumulation) == (120, 1)
 
 
 def test_a_fresh_reward_is_one_that_ranks():

@@ -20,6 +20,9 @@ from helpers.rewards import (
 )
 from helpers.statistics import drawn_share
 
+# Stages that read held-out pairs, too: behind `rank`, of the model's own answers
+WITH_HELD_OUT_PAIRS = ("features", "captions", "reward", "dpo")
+
 
 def prepare_recipe_data(run: RecipeRun) -> None:
     """Open data of any kind, split it if it is not, and put it into the format of the recipe."""
@@ -63,12 +66,14 @@ def rank_answers(run: RecipeRun) -> None:
     """Put the model's own answers, ranked, in place of those in the data, as pairs.
 
     The questions of PPO and of the evaluation stay all of them, also those whose sampled answers
-    are all alike.
+    are all alike. Held-out questions are answered only for a stage that reads such pairs.
     """
     settings = run.recipe.rank
+    later = [stage for stage in WITH_HELD_OUT_PAIRS if run.recipe.is_before("rank", stage)]
+    splits = SPLITS if set(later) & set(run.recipe.stages) else ("train",)
     model, processor = run.load()
     ranker = find_ranker(run, settings.scorer)
-    for place, split in enumerate(SPLITS):
+    for place, split in enumerate(splits):
         tasks = run.tasks(split)
         seed = run.recipe.seed + 1000 * place  # so that no split repeats the draws of another
         if split == "train":
@@ -81,7 +86,7 @@ def rank_answers(run: RecipeRun) -> None:
                 "(rank.answers), or take answers that are written (without the stage rank)."
             )
         write_records(run.ranked_path(split), ranked)
-    made_of = {split: run.data_hash(split) for split in SPLITS}
+    made_of = {split: run.data_hash(split) for split in splits}
     write_json(run.folder / "data" / RANKED_FILE, made_of)
     run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))
 

@@ -53,8 +53,9 @@ GALLERY_STEPS = 40  # of each run that is made to fail
 HIGH_RATE_STEPS = 28  # of each of the two runs at ten times the rate
 SWEEP = ((0.1, 0.0), (0.1, 2.0), (1.0, 0.0), (1.0, 2.0))  # β and weight of the SFT term
 SWEEP_STEPS = 40  # of each
-ROUNDS = 2  # sample, score, pair, train
+ROUNDS = 2  # sample, rank, pair, train
 ROUND_STEPS = 60  # of each
+ROUND_RANKER = None  # "truth", or "reward_model" of notebook 03. None: the truth, if it is known
 REPLACE = False  # True: a run of other settings is set aside, not refused
 
 # %%
@@ -545,25 +546,30 @@ if sweep:
     display(section.picture(chart, "β and the SFT term"))
 
 # %% [markdown]
-# ## On-policy rounds
+# ## Online DPO: rounds on the policy's own answers
 #
 # The pairs so far were made once, from the base. But as the policy moves on, its old mistakes are
-# no longer its mistakes. An on-policy round asks the policy itself: sample four answers to each
-# question, score them, take the best against the worst, train, and begin again. No answer is
+# no longer its mistakes. A round of online DPO asks the policy itself: sample four answers to each
+# question, rank them, take the best against the worst, train, and begin again. No answer is
 # written for the model, so the chosen answers are as likely as what it says anyway, and nothing
 # falls apart even without an SFT term. The reference of a round is the policy at its start, so each
-# round begins at ln 2.
+# round begins at ln 2. A round is `on_policy_round` in `helpers/training/on_policy.py`.
 #
-# The score says how far an answer is right: of counts, 1 if all are, less for each one that is off
-# (`rewards.TRUTHS` has the others). Where no truth is known, notebook 05 trains against a reward
-# model. A round is `on_policy_round` in `helpers/training/on_policy.py`. One in which all sampled
-# answers score the same has no pair to train on; it is left out, and that is said.
+# What ranks them may be the truth: of counts, 1 if all are right, less for each one that is off
+# (`rewards.TRUTHS` has the others). Where nobody knows it, it is the reward model of notebook 03.
+# A policy that is trained on its favourites finds its errors, too; the recipe `online` can train a
+# fresh reward model for every round (`docs/recipes.md`). A round in which all sampled answers rank
+# the same has no pair to train on; it is left out, and that is said.
 
 # %%
 tasks = prepared.tasks("train")[:256]
 policy = models.load_model(MODEL)[0]
 own = dataclasses.replace(settings, steps=ROUND_STEPS, sft_weight=0.0)
-score = rewards.degree_of(tasks)
+assert ROUND_RANKER in (None, "truth", "reward_model"), f"ROUND_RANKER: {ROUND_RANKER}"
+reward_folder = files.artifacts_dir() / "reward"
+ranker = rewards.degree_of(tasks) if ROUND_RANKER in (None, "truth") else None
+if ranker is None and ROUND_RANKER != "truth" and prepared.has_made(reward_folder, MODEL):
+    ranker = rewards.load_reward_model(*models.load_model(MODEL), reward_folder)
 
 
 def shares_of(model):
@@ -572,19 +578,20 @@ def shares_of(model):
 
 
 # %%
-if ROUNDS and score is None:
-    section.say("No on-policy rounds: nothing is known to be true, so that nothing can be scored.")
+if ROUNDS and ranker is None:
+    section.say("No rounds: the truth is not known, and notebook 03 has left no reward model.")
 elif ROUNDS:
     reached = {"0": shares_of(policy)}
     for number in range(1, ROUNDS + 1):
         done = training.on_policy_round(
-            policy, processor, tasks, score, own, sampling_seed=1000 * number, cache=cache
+            policy, processor, tasks, ranker, own, sampling_seed=1000 * number, cache=cache
         )
         policy = done.policy
         print(f"round {number}: {done}")
         reached[str(number)] = shares_of(policy)
-    rows = [[number, *map(str, shares.values())] for number, shares in reached.items()]
-    display(section.table([["rounds", *reached["0"]], *rows]))
+    if reached["0"]:
+        rows = [[number, *map(str, shares.values())] for number, shares in reached.items()]
+        display(section.table([["rounds", *reached["0"]], *rows]))
 
 # %% [markdown]
 # ## What you should see

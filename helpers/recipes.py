@@ -83,7 +83,7 @@ RANKED_FILE = "ranked.json"
 # Settings of [data] that are paths
 DATA_PATHS = ("source", *SPLITS, "images", "questions")
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
+ShareOfQuestions = Annotated[float, Field(gt=0, le=1)]
 
 
 class RecipeData(StrictModel):
@@ -129,7 +129,7 @@ class RecipeRank(StrictModel):
     """
 
     answers: Annotated[int, Field(ge=2)] = 4
-    share: Share = 1.0  # of the training questions, drawn by the seed
+    share: ShareOfQuestions = 1.0  # of the training questions, drawn by the seed
     # "truth": how right an answer is; "reward_model": that of the stage `reward`, before this one;
     # or a function of your own: "my_rewards.py:brevity"
     scorer: str = "heuristic"
@@ -157,7 +157,7 @@ class RecipeSFT(StrictModel):
     # those that were preferred, of the pairs that DPO gets; or the right ones, of known truths
     answers: AnswerSource = "chosen"
     # of all questions, drawn by the seed: right answers cost somebody's time, rewards do not
-    share: Share = 1.0
+    share: ShareOfQuestions = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -176,7 +176,7 @@ class RecipeOnline(StrictModel):
     start: Literal["base", "sft", "dpo"] = "base"  # as of DPO
     rounds: PositiveInt = 3
     answers: Annotated[int, Field(ge=2)] = 4  # to each question in a round
-    share: Share = 1.0  # of the questions, drawn anew in every round
+    share: ShareOfQuestions = 1.0  # of the questions, drawn anew in every round
     scorer: str = "truth"  # what ranks them, as in [rank]
     # with scorer = "reward_model": train one for every round, from [reward] and a seed of its own.
     # What a policy has learnt of the errors of one does not help it with the next.

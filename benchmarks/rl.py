@@ -22,7 +22,7 @@ ours has one for a token.
   .90 exact;
 * gpu: the proxy in Qwen2-VL-2B's own shape, 4-bit, fp16, checkpointing; not run without a GPU.
 
-Writes `benchmarks/rl.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and two
+Writes `benchmarks/rl.json` (entries `{value, low, high, n, seed}`), a `.png` beside it and three
 tables of `docs/results.md`. `--only` does one part.
 """
 
@@ -379,6 +379,17 @@ def group(case: Case, folder: Path) -> dict[str, list[float]]:
     return figures
 
 
+def group_table(figures: dict[str, dict]) -> str:
+    """Return a line for each number of answers to one prompt."""
+    rows = [["answers to one prompt", "seconds of sampling", "memory beyond the model, MB"]]
+    for size in GROUP_SIZES:
+        seconds = figures.get(f"proxy_grpo_of_{size}_seconds")
+        if seconds:
+            peak = figures[f"proxy_grpo_of_{size}_peak_mb"]
+            rows.append([str(size), f"{seconds['value']:.1f}", f"{peak['value']:.0f}"])
+    return markdown_table(rows)
+
+
 def run(case: Case, parts: set[str], toy: bool) -> dict[str, dict]:
     """All entries of a case: of its speed, of its memory, or of both."""
     with tempfile.TemporaryDirectory() as name:
@@ -537,7 +548,11 @@ def main(arguments: list[str] | None = None) -> None:
         figures |= learning(args.seeds, args.iterations, args.toy, args.case)
     write_json(args.out, {"environment": machine_summary(), "figures": figures})
     chart(figures).savefig(args.out.with_suffix(".png"), dpi=90)
-    tables = {"rl_speed": speed_table(figures), "rl_learning": learning_table(figures)}
+    tables = {
+        "rl_speed": speed_table(figures),
+        "rl_group": group_table(figures),
+        "rl_learning": learning_table(figures),
+    }
     for name, body in tables.items():
         print(body)
         if args.out == OUT:

@@ -65,8 +65,9 @@ RECIPES = ROOT / "recipes"
 OWN_FORMATS = ("record", "visual_genome")
 # Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.
 RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
-# What may rank sampled answers beside them: how right they are, and the reward model of the run
-RANKERS = ("truth", "reward_model")
+# What may rank sampled answers beside them: how right they are, the reward model of the run, and
+# its base, asked which of two answers is better
+RANKERS = ("truth", "reward_model", "judge")
 StageName = Literal[
     "data", "rank", "features", "captions", "reward", "sft", "dpo", "online", "ppo", "evaluate"
 ]
@@ -131,6 +132,7 @@ class RecipeRank(StrictModel):
     answers: Annotated[int, Field(ge=2)] = 4
     share: ShareOfQuestions = 1.0  # of the training questions, drawn by the seed
     # "truth": how right an answer is; "reward_model": that of the stage `reward`, before this one;
+    # "judge": the base, asked which of two answers is better;
     # or a function of your own: "my_rewards.py:brevity"
     scorer: str = "heuristic"
 

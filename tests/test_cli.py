@@ -31,7 +31,7 @@ from helpers.files import (
     write_json,
 )
 from helpers.report.page import Section
-from helpers.rewards import reward_model
+from helpers.rewards import ModelReplies, reward_model
 from helpers.rewards.caption_reward import CaptionReward
 
 RECORDS = str(TRAFFIC / "preferences_valid.jsonl")
@@ -208,6 +208,24 @@ def test_questions_are_ranked_by_an_own_reward_a_reward_model_or_people(
     assert [a.text for r in ranked for a in r.answers] == [
         a.text for r in unranked for a in r.answers
     ]
+
+
+@pytest.mark.heavy(reason="samples and asks a judge")
+def test_questions_are_ranked_by_a_model_that_is_asked(questions, tmp_path, monkeypatch, capsys):
+    """The embedded model says neither A nor B; a judge that always says A is caught at that."""
+    out = tmp_path / "ranked.jsonl"
+    given = ["rank", str(questions), "--out", str(out), "--answers", "2", "--judge", "tiny"]
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert "judge tiny: 1.000" in said and "of its replies cannot be read" in said
+    assert not any(record.pairs() for record in read_records(out))
+    monkeypatch.setattr(
+        ModelReplies, "__call__", lambda self, images, prompts: ["A"] * len(prompts)
+    )
+    assert main(given) == 0
+    assert "POSITION BIAS" in capsys.readouterr().out
+    assert main([*given, "--scorer", "heuristic"]) == 1
+    assert "--scorer and --judge both rank" in capsys.readouterr().err
 
 
 def test_a_scorer_that_cannot_use_the_truth_is_refused_before_anything_is_sampled(

@@ -280,6 +280,14 @@ def test_answers_are_ranked_by_how_right_they_are(tmp_path):
 
 
 @heavy
+def test_a_judge_that_says_nothing_stops_the_stage_in_words(tmp_path):
+    changes = [("stages", ["data", "rank"]), ("data.limit", 4), ("rank.scorer", "judge")]
+    recipe = read_recipe(find_recipe("counting"), laptop=True, changes=changes)
+    with pytest.raises(UsageError, match=r"judge tiny finds no answer better.*cannot be read"):
+        run_stages(RecipeRun(recipe, tmp_path))
+
+
+@heavy
 def test_a_stage_that_was_run_before_goes_on_from_its_checkpoint(figures, capsys):
     folder, before = figures["questions"]
     changes = [

@@ -67,6 +67,14 @@ def rank_questions(
             show_default="people rank them, in notebook 02",
         ),
     ] = None,
+    judge: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL",
+            help="In place of a scorer: a preset or folder of a model that is asked which of two "
+            "answers is better, in both orders.",
+        ),
+    ] = None,
     model: Annotated[str, Option(help="Preset or folder; it gives the answers.")] = "tiny",
     answers: Annotated[int, Option(min=2, help="To each question.")] = 4,
     truth: Annotated[
@@ -84,9 +92,11 @@ def rank_questions(
     """
     from helpers import data
 
+    if scorer and judge:
+        raise UsageError("--scorer and --judge both rank: give one of them.")
     tasks = _read_tasks(questions, truth)
     how = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-    records = _sample_and_rank(tasks, scorer, model, answers, **how)
+    records = _sample_and_rank(tasks, scorer, judge, model, answers, **how)
     if not records:
         raise UsageError(
             f"{questions}: no question got two different answers, so there is nothing to rank. "
@@ -94,7 +104,7 @@ def rank_questions(
         )
     data.write_records(out, records)
     pairs = sum(len(record.pairs()) for record in records)
-    ranked = f"{pairs:,} pairs" if scorer else "not ranked: rank them in notebook 02"
+    ranked = f"{pairs:,} pairs" if scorer or judge else "not ranked: rank them in notebook 02"
     print(f"{len(records):,} of {len(tasks):,} questions, {ranked} → {out}")
 
 
@@ -108,9 +118,9 @@ def _read_tasks(source: str, truth: str | None) -> list[Any]:
 
 
 def _sample_and_rank(
-    tasks: list[Any], scorer: str | None, name: str, number: int, **how: Any
+    tasks: list[Any], scorer: str | None, judge: str | None, name: str, number: int, **how: Any
 ) -> list[Any]:
-    """Records of `number` answers of a model to each task, ranked by a scorer of any kind."""
+    """Records of `number` answers of a model to each task, ranked by a scorer or a judge."""
     from helpers import machine, models, rewards
 
     folder = Path(scorer) if scorer and Path(scorer).is_dir() else None
@@ -123,7 +133,15 @@ def _sample_and_rank(
     if folder:
         # only now: what a reward model has learnt is no part of the model that answers
         reward = rewards.load_reward_model(model, processor, folder)
-        records = rewards.rank_again(records, reward)
+        return rewards.rank_again(records, reward)
+    if judge:
+        if judge != name:
+            # one model at a time: it needs the memory of the one that has answered
+            del model, processor
+            model, processor = models.load_model(judge)
+        asked = rewards.PairJudge(rewards.ModelReplies(model, processor), f"judge {judge}")
+        records = rewards.rank_again(records, asked)
+        print(*asked.sentences(), sep="\n")
     return records
 
 

@@ -12,7 +12,10 @@ from helpers.data import (
 from helpers.files import UsageError, write_json
 from helpers.recipes import RANKED_FILE, RecipeRun
 from helpers.rewards import (
+    ModelReplies,
+    PairJudge,
     RankedBy,
+    as_ranker,
     degree_of,
     get_scorer,
     load_reward_model,
@@ -72,7 +75,7 @@ def rank_answers(run: RecipeRun) -> None:
     later = [stage for stage in WITH_HELD_OUT_PAIRS if run.recipe.is_before("rank", stage)]
     splits = SPLITS if set(later) & set(run.recipe.stages) else ("train",)
     model, processor = run.load()
-    ranker = find_ranker(run, settings.scorer)
+    ranker = as_ranker(find_ranker(run, settings.scorer))
     for place, split in enumerate(splits):
         tasks = run.tasks(split)
         seed = run.recipe.seed + 1000 * place  # so that no split repeats the draws of another
@@ -85,7 +88,14 @@ def rank_answers(run: RecipeRun) -> None:
                 f"answers, so there is nothing to rank. Ask for more than {settings.answers} "
                 "(rank.answers), or take answers that are written (without the stage rank)."
             )
+        if not any(record.pairs() for record in ranked):
+            said = " ".join(ranker.sentences())
+            raise UsageError(
+                f"{split}: {ranker.name} finds no answer better than another. {said} Take another "
+                "ranker (rank.scorer), or more answers (rank.answers)."
+            )
         write_records(run.ranked_path(split), ranked)
+    print(*ranker.sentences(), sep="\n")
     made_of = {split: run.data_hash(split) for split in splits}
     write_json(run.folder / "data" / RANKED_FILE, made_of)
     run.add_figure("ranked_pairs", sum(len(record.pairs()) for record in run.pairs("train")))
@@ -96,6 +106,8 @@ def find_ranker(run: RecipeRun, name: str) -> RankedBy:
     if name == "reward_model":
         # on a base of its own: what it has learnt is no part of the model that answers
         return load_reward_model(*run.load(), run.left_by("reward/best"))
+    if name == "judge":
+        return PairJudge(ModelReplies(*run.load()), f"judge {run.recipe.model}")
     if name != "truth":
         return get_scorer(name)
     score = degree_of(run.tasks("train"))

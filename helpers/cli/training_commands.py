@@ -10,6 +10,23 @@ from helpers.files import UsageError, artifacts_dir
 
 from .program import app, parse_setting
 
+ScorerOption = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        help="A ready scorer, one of your own (FILE.py:FUNCTION), or the folder of a reward model.",
+        show_default="people rank them, in notebook 02",
+    ),
+]
+JudgeOption = Annotated[
+    str | None,
+    Option(
+        metavar="MODEL",
+        help="In place of a scorer: a preset or folder of a model that is asked which of two "
+        "answers is better, in both orders.",
+    ),
+]
+
 
 @app.command("train")
 def run_recipe(
@@ -58,23 +75,8 @@ def rank_questions(
         str, Argument(help="Questions or preferences about images, in any known form.")
     ],
     out: Annotated[Path, Option(help="File of preference records to write.")],
-    scorer: Annotated[
-        str | None,
-        Option(
-            metavar="NAME",
-            help="A ready scorer, one of your own (FILE.py:FUNCTION), or the folder of a reward "
-            "model.",
-            show_default="people rank them, in notebook 02",
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None,
-        Option(
-            metavar="MODEL",
-            help="In place of a scorer: a preset or folder of a model that is asked which of two "
-            "answers is better, in both orders.",
-        ),
-    ] = None,
+    scorer: ScorerOption = None,
+    judge: JudgeOption = None,
     model: Annotated[str, Option(help="Preset or folder; it gives the answers.")] = "tiny",
     answers: Annotated[int, Option(min=2, help="To each question.")] = 4,
     truth: Annotated[

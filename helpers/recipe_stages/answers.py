@@ -72,8 +72,9 @@ def rank_answers(run: RecipeRun) -> None:
     are all alike. Held-out questions are answered only for a stage that reads such pairs.
     """
     settings = run.recipe.rank
-    later = [stage for stage in WITH_HELD_OUT_PAIRS if run.recipe.is_before("rank", stage)]
-    splits = SPLITS if set(later) & set(run.recipe.stages) else ("train",)
+    stages = run.recipe.stages
+    later = stages[stages.index("rank") :]
+    splits = SPLITS if set(later) & set(WITH_HELD_OUT_PAIRS) else ("train",)
     model, processor = run.load()
     ranker = as_ranker(find_ranker(run, settings.scorer))
     for place, split in enumerate(splits):
@@ -88,7 +89,7 @@ def rank_answers(run: RecipeRun) -> None:
                 f"answers, so there is nothing to rank. Ask for more than {settings.answers} "
                 "(rank.answers), or take answers that are written (without the stage rank)."
             )
-        if not any(record.pairs() for record in ranked):
+        if split == "train" and not any(record.pairs() for record in ranked):
             said = " ".join(ranker.sentences())
             raise UsageError(
                 f"{split}: {ranker.name} finds no answer better than another. {said} Take another "

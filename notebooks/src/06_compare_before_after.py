@@ -110,8 +110,7 @@ print("policies:", ", ".join(policies.names))
 
 # %%
 questions = ["What is in the image?", "What color is it?", "Describe the image."]
-reward = rewards.as_scorer(judges["reward model"]) if judges else None
-comparison = widgets.Comparison(policies, tasks, reward, questions)
+comparison = widgets.Comparison(policies, tasks, judges, questions)
 comparison.show()
 
 # %% [markdown]

@@ -125,7 +125,7 @@ def test_figures_and_token_colours_are_those_of_the_answers(comparison):
 @generates
 def test_a_reward_is_shown_where_there_is_one(policies, tasks, artifacts):
     reward = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
-    comparison = Comparison(policies, tasks, reward=reward)
+    comparison = Comparison(policies, tasks, {"length": reward})
     assert f"reward {len(comparison.state['answers']['base'])}.00" in comparison.answers.value
 
 

@@ -106,7 +106,7 @@ def test_a_ranker_that_does_not_say_leaves_the_order(policies, task, monkeypatch
 
 @pytest.mark.heavy(reason="generates for two seconds")
 def test_the_samples_are_those_of_the_sampler_and_stay_as_n_grows(policies, task):
-    """Independent: `sample_task_answers` with the same seed; the figures are those of a single answer."""
+    """Independent: `sample_task_answers` with the same seed; figures of a single answer."""
     for name in policies.names:
         with policies.use_policy(name) as model:
             (expected,) = models.sample_task_answers(

@@ -108,7 +108,9 @@ class Comparison(Panel):
         self.max_new_tokens = slider(w.IntSlider, "max tokens", 64, 1, 256)
         self.seed = slider(w.IntSlider, "sampling seed", 0, 0, 20)
         # how many, and who says which is the best
-        self.number = labelled(w.Dropdown, "best of", options=NUMBERS)
+        self.number = labelled(
+            w.SelectionSlider, "best of", options=NUMBERS, continuous_update=False
+        )
         titled = [(ranker.title, ranker) for ranker in rankers]
         self.ranker = labelled(w.Dropdown, "ranked by", options=titled, disabled=True)
         # what is marked in them, and where more policies are
@@ -127,12 +129,11 @@ class Comparison(Panel):
         self.message = w.HTML(layout=w.Layout(min_height="24px"))
 
     def _lay_out(self) -> w.Widget:
-        chosen = w.VBox([self.item, self.upload, self.names])
-        decoded = w.VBox([self.temperature, self.top_p, self.max_new_tokens, self.seed])
+        chosen = w.VBox([self.item, self.upload, self.names, self.ranker])
+        sampling = [self.temperature, self.top_p, self.max_new_tokens, self.seed, self.number]
+        decoded = w.VBox(sampling)
         chosen.layout.flex = decoded.layout.flex = "1 1 300px"
-        self.number.layout.flex = self.ranker.layout.flex = "1 1 300px"
-        best = in_row(self.number, self.ranker)
-        wide = [best, self.suggestion, self.question, self.marks, self.folder]
+        wide = [self.suggestion, self.question, self.marks, self.folder]
         controls = w.VBox([in_row(chosen, decoded), *wide], layout=w.Layout(flex="1 1 480px"))
         left = w.VBox([self.picture], layout=w.Layout(flex="0 0 300px", min_height="310px"))
         # each part can be found in the page by its name

@@ -14,7 +14,7 @@ def samples_html(found: BestAnswer, right: Mapping[str, bool | None]) -> str:
 
     right: whether each text is right; None where nobody knows.
     """
-    lines = [_first_line(found), *_remarks(found, right)]
+    lines = [_first_line(found, right), *_remarks(found, right)]
     said = "<br>".join(f"<small>{html.escape(line)}</small>" for line in lines)
     return f"<div>{said}</div>{_others(found, right)}"
 
@@ -26,23 +26,30 @@ def cost_text(found: Sequence[BestAnswer]) -> str:
     sampling = sum(best.sampling_seconds for best in found)
     ranking = sum(best.ranking_seconds for best in found)
     return (
-        f"{sampled} answers sampled in {sampling:.2f} s, the {ranked} that differ ranked in "
+        f"{sampled} answers sampled in {sampling:.2f} s; {ranked} texts ranked in "
         f"{ranking:.2f} s by {found[0].answer.ranked_by}"
     )
 
 
-def _first_line(found: BestAnswer) -> str:
-    """Score and share of the best answer."""
+def _first_line(found: BestAnswer, right: Mapping[str, bool | None]) -> str:
+    """Score and share of the best answer, and how many of the samples are right."""
+    number = found.answer.best_of
     if not found.texts:
-        return f"none of the {found.answer.best_of} answers has a word"
+        return f"none of the {number} answers has a word"
     best = found.texts[0]
     score = "no score" if best.score is None else f"score {best.score:.3f}"
-    line = f"{score} · {_share(best, found)}"
-    return f"{line} · {found.empty} without a word" if found.empty else line
+    parts = [score, f"share {_share(best, found)}"]
+    if found.empty:
+        parts.append(f"{found.empty} without a word")
+    # of the samples, not of the texts: what a single answer would have been
+    known = [text for text in found.texts if right[text.text] is not None]
+    if known:
+        parts.append(f"right: {sum(text.times for text in known if right[text.text])} of {number}")
+    return " · ".join(parts)
 
 
 def _remarks(found: BestAnswer, right: Mapping[str, bool | None]) -> list[str]:
-    """How many are right, and where the ranker does not know, or is wrong."""
+    """Where the ranker does not know, or is wrong."""
     who = found.answer.ranked_by
     remarks = []
     if len(found.first) > 1:
@@ -50,11 +57,6 @@ def _remarks(found: BestAnswer, right: Mapping[str, bool | None]) -> list[str]:
     # a judge may abstain
     if found.texts and not found.is_ranked:
         remarks.append(f"{who} does not say which is better: the first one sampled is shown")
-    # of the samples, not of the texts: what a single answer would have been
-    known = [text for text in found.texts if right[text.text] is not None]
-    if known:
-        number = sum(text.times for text in known if right[text.text])
-        remarks.append(f"{number} of {found.answer.best_of} are right")
     if is_misled(found, right):
         remarks.append(f"⚠️ {who} is wrong here: it ranks a wrong answer above every right one")
     return remarks

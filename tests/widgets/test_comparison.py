@@ -301,12 +301,12 @@ def test_the_best_is_shown_and_the_others_follow_in_order(by_hand, tasks):
     assert by_hand.state["answers"] == {"base": texts[2], "dpo/shipped": texts[2]}
     assert by_hand.state["right"] == {"base": False, "dpo/shipped": False}
     shown = by_hand.answers.value
-    assert shown.count("best of 4 by bicycles") == shown.count("score 2.000 · 2 of 4") == 2
+    assert shown.count("best of 4 by bicycles") == shown.count("score 2.000 · share 2 of 4") == 2
     assert shown.count("<summary>2 other answers, ranked</summary>") == 2 and "tie" not in shown
     assert shown.index(f"✗ {texts[1]}") < shown.index(f"✓ {texts[0]}")
-    assert shown.count("1 of 4 are right") == shown.count("bicycles is wrong here") == 2
+    assert shown.count("right: 1 of 4") == shown.count("bicycles is wrong here") == 2
     assert by_hand.asked == [4, 4], "one call a policy"
-    assert "<b>cost</b> 8 answers sampled in 0." in shown and "the 6 that differ ranked" in shown
+    assert "<b>cost</b> 8 answers sampled in 0." in shown and "; 6 texts ranked in " in shown
 
 
 def test_the_menu_changes_who_ranks_and_a_tie_is_called_one(by_hand, tasks):
@@ -401,7 +401,7 @@ def test_the_best_about_an_upload_is_ranked_by_who_sees_it(policies, tasks, arti
     comparison.number.value = 2
     upload(comparison, photo((200, 100)))
     assert comparison.state["ranked"]["base"].texts[0].score == 200.0
-    assert "are right" not in comparison.answers.value, "nobody knows what is right"
+    assert "right:" not in comparison.answers.value, "nobody knows what is right"
 
 
 def test_a_kept_example_says_that_it_is_the_best_of_several(by_hand, artifacts):

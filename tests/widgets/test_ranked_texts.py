@@ -23,7 +23,7 @@ def test_score_and_share_of_the_best_and_of_those_behind_it():
         ranked("z", 1, 3, 9.0, ended=False),
     )
     shown = samples_html(found, dict.fromkeys("xyz"))
-    assert "score 0.500 · 5 of 8" in shown and "without a word" not in shown
+    assert "score 0.500 · share 5 of 8<" in shown and "without a word" not in shown
     assert "right" not in shown, "nobody knows what is right"
     assert ">-1.250<" in shown and ">2 of 8<" in shown
     assert ">9.000<" in shown and ">1 of 8, cut off<" in shown
@@ -33,7 +33,7 @@ def test_score_and_share_of_the_best_and_of_those_behind_it():
 
 def test_shares_count_what_is_without_a_word():
     shown = samples_html(found_with(ranked("x", 5, 1, 0.5)), {"x": None})
-    assert "5 of 8 · 3 without a word" in shown and "details" not in shown
+    assert "share 5 of 8 · 3 without a word" in shown and "details" not in shown
     assert "none of the 8 answers has a word" in samples_html(found_with(), {})
 
 
@@ -49,7 +49,7 @@ def test_the_ranker_is_wrong_where_only_wrong_answers_are_first():
     cut = ranked("r", 3, 2, ended=False)
     assert not is_misled(found_with(first, cut), {"f": False, "r": True}), "last by the rule"
     shown = samples_html(found_with(first, other, right), rights)
-    assert "3 of 8 are right" in shown and "⚠️ judge is wrong here" in shown
+    assert "right: 3 of 8" in shown and "⚠️ judge is wrong here" in shown
     assert "✗ o<" in shown and "✓ r<" in shown
 
 
@@ -70,12 +70,12 @@ def test_a_ranker_that_only_compares_or_does_not_say():
 
 
 def test_the_cost_is_that_of_all_policies():
-    """8 + 8 answers; 2 + 1 differ; 0.25 + 0.5 s, 0.05 + 0.1 s."""
+    """8 + 8 answers; 2 + 1 texts; 0.25 + 0.5 s, 0.05 + 0.1 s."""
     found = [
         found_with(ranked("a"), ranked("b", place=2)),
         found_with(ranked("c"), seconds=(0.5, 0.1)),
     ]
-    expected = "16 answers sampled in 0.75 s, the 3 that differ ranked in 0.15 s by judge"
+    expected = "16 answers sampled in 0.75 s; 3 texts ranked in 0.15 s by judge"
     assert cost_text(found) == expected
 
 

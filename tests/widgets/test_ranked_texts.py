@@ -80,6 +80,7 @@ def test_the_cost_is_that_of_all_policies():
 
 
 def test_markup_in_answers_and_names_is_shown_not_run():
-    found = found_with(ranked("a"), ranked("<b>", place=1), ranker="<i>")
-    shown = samples_html(found, {"a": False, "<b>": None})
-    assert "<b>" not in shown and "&lt;b&gt;" in shown and "<i>" not in shown
+    found = found_with(ranked("a"), ranked("<b>", place=2), ranker="<i>")
+    shown = samples_html(found, {"a": False, "<b>": True})
+    assert "<b>" not in shown and "&lt;b&gt;" in shown
+    assert "<i>" not in shown and "&lt;i&gt; is wrong here" in shown

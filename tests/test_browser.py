@@ -155,6 +155,13 @@ def _compares(page):
     )
     screenshot(page, "3_tokens")
     before = text(page, "answers")
+    number = page.locator(".compare-number .noUi-handle").first
+    number.press("ArrowRight")
+    several = wait_until_changed(page, "answers", before)
+    assert several.count("best of 2 by heuristic") == 2 and "4 answers sampled in" in several
+    screenshot(page, "3_best_of_2")
+    number.press("ArrowLeft")
+    assert wait_until_changed(page, "answers", several) == before
     page.locator(".compare-question input").first.fill("How many cars are there?")
     page.locator(".compare-question input").first.press("Enter")
     wait_until_changed(page, "answers", before)

@@ -27,6 +27,8 @@ DRAWN_AND_MOVED = {
         "it_shows_all_answers_at_once_and_again_after_each_move",
         "an_upload_is_asked_about_and_has_no_known_truth",
         "a_file_that_is_no_picture_is_an_error_in_the_widget_and_the_next_question_works",
+        "the_best_is_shown_and_the_others_follow_in_order",
+        "the_menu_changes_who_ranks_and_a_tie_is_called_one",
     ],
     "dashboard": [
         "it_shows_the_first_stage_at_once",

@@ -16,6 +16,11 @@ from .arena import (
     reveal as reveal,
     standings as standings,
 )
+from .best_answer import (
+    BestAnswer as BestAnswer,
+    RankedText as RankedText,
+    ask_for_best as ask_for_best,
+)
 from .best_of_n import (
     BestOfN as BestOfN,
     best_weights as best_weights,
@@ -119,9 +124,11 @@ from .side_by_side import (
     PolicyAnswer as PolicyAnswer,
     ask_all as ask_all,
     ask_policies as ask_policies,
+    look_at_answers as look_at_answers,
     read_gallery as read_gallery,
     save_gallery_item as save_gallery_item,
     texts_of as texts_of,
+    with_reward as with_reward,
 )
 from .task_results import (
     GreedyAndSampled as GreedyAndSampled,

@@ -48,6 +48,8 @@ class PolicyAnswer:
     kl: list[float]  # exact KL(policy ‖ base) of the next token, over the vocabulary, nats
     ended: bool  # False: cut at `max_new_tokens`
     reward: float | None = None
+    best_of: int = 1  # of how many sampled answers this is the best
+    ranked_by: str | None = None  # who says so, of several
 
     @property
     def logp(self) -> float:
@@ -80,11 +82,21 @@ def ask_policies(
     answers = []
     for name in names:
         (answer,) = _ask_policy(policies, packer, name, prompt, decoding)
-        if reward is not None:
-            given = task.scorer_inputs(shown, answer.text)[:-1]
-            answer = replace(answer, reward=reward(*given, None).total)
-        answers.append(answer)
+        answers.append(with_reward(answer, task, shown, reward))
     return answers
+
+
+def with_reward(
+    answer: PolicyAnswer,
+    task: Task,
+    images: Sequence[Image.Image],
+    reward: Scorer | None,
+) -> PolicyAnswer:
+    """The answer with what `reward` gives it, which is not told the truth; None leaves it as is."""
+    if reward is None:
+        return answer
+    given = task.scorer_inputs(images, answer.text)[:-1]
+    return replace(answer, reward=reward(*given, None).total)
 
 
 @torch.no_grad()
@@ -128,10 +140,27 @@ def _ask_policy(
     decoding: DecodingSettings,
 ) -> list[PolicyAnswer]:
     """One answer to each prompt."""
-    processor = policies.processor
     with policies.use_policy(name) as model:
-        ids, ended = sample_ids(model, processor, prompts, **asdict(decoding))
-        packed = packer.pack(prompts, [[own] for own in ids])
+        ids, ended = sample_ids(model, policies.processor, prompts, **asdict(decoding))
+    return look_at_answers(policies, packer, name, prompts, ids, ended)
+
+
+@torch.no_grad()
+def look_at_answers(
+    policies: Policies,
+    packer: Packer,
+    name: str,
+    prompts: EncodedPrompts,
+    ids: Sequence[Tensor],
+    ended: Sequence[bool],
+) -> list[PolicyAnswer]:
+    """The figures of an answer of the policy `name` to each prompt.
+
+    ids: its tokens, (tokens,); ended: whether it came to its end (`models.sample_ids`).
+    """
+    processor = policies.processor
+    packed = packer.pack(prompts, [[own] for own in ids])
+    with policies.use_policy(name) as model:
         logits = answer_logits(model, packed)
     # the same tokens under the base: what training changed
     base_logits = logits

@@ -125,11 +125,14 @@ class WinRates:
         return said
 
 
-def blind_to_truth(judge: Ranker | Scorer | RewardModel) -> Ranker:
-    """The judge as a ranker that is not told what is true."""
+def blind_to_truth(judge: Ranker | Scorer | RewardModel, name: str | None = None) -> Ranker:
+    """The judge as a ranker that is not told what is true; one that is a ranker stays as it is.
+
+    name: None is the scorer's own.
+    """
     if isinstance(judge, Ranker | RewardModel):
-        return as_ranker(judge)
-    return ScorerRanker(judge, told=False)
+        return as_ranker(judge, name)
+    return ScorerRanker(judge, name, told=False)
 
 
 def is_circular(about: Mapping[str, Any], judge: Ranker | Scorer | RewardModel) -> bool:

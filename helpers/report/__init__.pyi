@@ -8,6 +8,7 @@ from .exam_figures import (
 )
 from .html import (
     ADDED_COLOR as ADDED_COLOR,
+    MARKS as MARKS,
     REMOVED_COLOR as REMOVED_COLOR,
     answer_figures as answer_figures,
     color_style as color_style,

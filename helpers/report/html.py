@@ -145,7 +145,7 @@ def colored_tokens(answer: PolicyAnswer) -> str:
 
 
 def answer_figures(answer: PolicyAnswer) -> str:
-    """log p, KL and reward of an answer in one line."""
+    """log p, KL and reward of an answer in one line, and of how many it is the best."""
     parts = [f"log p {answer.logp:.2f}"]
     if answer.policy != BASE_POLICY:
         parts.append(
@@ -155,6 +155,8 @@ def answer_figures(answer: PolicyAnswer) -> str:
         parts.append(f"reward {answer.reward:.2f}")
     if not answer.ended:
         parts.append(f"cut after {len(answer.tokens)} tokens")
+    if answer.best_of > 1:
+        parts.append(f"best of {answer.best_of} by {html.escape(answer.ranked_by or 'nobody')}")
     return " · ".join(parts)
 
 

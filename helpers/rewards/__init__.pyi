@@ -93,6 +93,7 @@ from .rankers import (
 from .ranking import (
     RankedBy as RankedBy,
     distinct_answers as distinct_answers,
+    put_cut_off_last as put_cut_off_last,
     rank as rank,
     rank_again as rank_again,
     rank_samples as rank_samples,

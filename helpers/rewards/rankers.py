@@ -88,11 +88,17 @@ class Ranker(ABC):
 
     kind: RankerKind = "rule"
     annotates = False  # are its verdicts noted in records, as an annotator's are?
+    told = False  # is it given what is known to be true?
     reward_hash: str | None = None  # of a reward model's head, see `about_reward`
 
     def __init__(self, name: str):
         self.name = name
         self.cost = RankingCost()
+
+    @property
+    def title(self) -> str:
+        """The name, which says so where the truth is told."""
+        return f"{self.name} (is told the truth)" if self.told else self.name
 
     def rank(self, tasks: Sequence[Task], answers: AnswersOfTasks) -> list[RankedAnswers]:
         """Return the order of the answers to each task, and count what it costs."""
@@ -167,7 +173,7 @@ class ScorerRanker(Ranker):
             return
         for task in tasks:
             try:
-                self.score(None, task.question, "?", task.facts)
+                self.score(None, task.question, "?", task.facts if self.told else None)
             except UsageError as error:
                 raise UsageError(f"question {task.question!r}: {error}") from None
 

@@ -155,7 +155,8 @@ def _ranked(
     records = []
     for task, several, ranked in zip(tasks, answers, found, strict=True):
         made = _scored(several, ranked)
-        record = _record_of(task, made, _put_last(ranked.ranking, made))
+        ranking = put_cut_off_last(ranked.ranking, [answer.ended for answer in several])
+        record = _record_of(task, made, ranking)
         if ranker is not None and ranker.annotates:
             record = record.model_copy(update={"judgements": [judgement_of(ranker, ranked)]})
         records.append(record)
@@ -176,9 +177,12 @@ def _scored(answers: Sequence[SampledAnswer], ranked: RankedAnswers) -> list[Ans
     return made
 
 
-def _put_last(ranking: Ranking | None, answers: Sequence[Answer]) -> Ranking | None:
-    """The ranking with the answers that were cut off behind all others, as equals."""
-    cut_off = [place for place, answer in enumerate(answers) if answer.cut_off]
+def put_cut_off_last(ranking: Ranking | None, ended: Sequence[bool]) -> Ranking | None:
+    """The ranking with the answers that were cut off behind all others, as equals.
+
+    ended: of each answer, whether it came to its end.
+    """
+    cut_off = [place for place, whole in enumerate(ended) if not whole]
     if ranking is None or not cut_off:
         return ranking
     # the others keep their order

@@ -55,6 +55,11 @@ from .playground import (
     ranking_table as ranking_table,
     read_weights as read_weights,
 )
+from .ranked_texts import (
+    cost_text as cost_text,
+    is_misled as is_misled,
+    samples_html as samples_html,
+)
 from .ranking import (
     AnswerRanker as AnswerRanker,
 )

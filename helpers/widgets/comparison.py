@@ -3,7 +3,7 @@
 import contextlib
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,14 +14,16 @@ from helpers.data import Task, ask, conversation_text
 from helpers.evaluation import (
     PolicyAnswer,
     Rightness,
+    ask_for_best,
     ask_policies,
+    blind_to_truth,
     read_gallery,
     save_gallery_item,
 )
 from helpers.files import UsageError, artifacts_dir, open_image, read_json, replace_file, write_json
 from helpers.models import BASE_POLICY, DecodingSettings, Policies
 from helpers.report import answer_figures, colored_tokens, mark_changes
-from helpers.rewards import Scorer
+from helpers.rewards import Ranker, RewardModel, Scorer, ScorerRanker, get_scorer
 
 from .common import (
     Panel,
@@ -36,19 +38,25 @@ from .common import (
     slider,
     uploaded_bytes,
 )
+from .ranked_texts import cost_text, samples_html
 
 SUGGESTED_QUESTIONS = "suggested questions …"
 CHANGED_WORDS = "changed words"
 LIKELIER_TOKENS = "tokens that got likelier, or less"
 VERDICTS = {True: "✓ right", False: "✗ not the truth", None: ""}
 SUGGESTED = 8  # questions of the data that are suggested
+NUMBERS = (1, 2, 4, 8, 16)  # of sampled answers, the best of which is shown
+HEURISTIC = "heuristic"  # who ranks if there is nobody else
+ALIKE = "At temperature 0 all answers are alike: to choose among them, move it, for example to 1."
 
 
 class Comparison(Panel):
     """Ask the base and any of its adapters about a held-out image or one's own.
 
-    `show()` displays it. One base is in memory, adapters are switched. `reward` scores answers
-    without a truth (a reward model). The settings and the own image are kept in the artifacts, so
+    `show()` displays it. One base is in memory, adapters are switched. Of several sampled answers
+    the best is shown, as one of the `judges` ranks them, or the heuristic; none is told the truth,
+    but for a ranker of yours that is: then its name says so. The score of the first judge that
+    gives one stands with every answer. The settings and the own image are kept in the artifacts, so
     that running the cell again brings them back, and so are examples. `state` holds what is shown.
     """
 
@@ -56,21 +64,27 @@ class Comparison(Panel):
         self,
         policies: Policies,
         tasks: Sequence[Task],
-        reward: Scorer | None = None,
+        judges: Mapping[str, Ranker | Scorer | RewardModel] | None = None,
         questions: Sequence[str] = (),
     ):
         self.policies = policies
         self.tasks = tasks
         self.rightness = Rightness(tasks)
-        self.reward = reward
+        rankers = [blind_to_truth(judge, name) for name, judge in (judges or {}).items()]
+        scorers = [ranker.score for ranker in rankers if isinstance(ranker, ScorerRanker)]
+        self.reward = scorers[0] if scorers else None
         self.memory = artifacts_dir() / "widgets" / "comparison"
         self.gallery = artifacts_dir() / "gallery"
         self.state = {}
         self._own = None  # an image of the reader's own
         self._spoken = []  # the answers that are shown
+        self._ranked = {}  # policy → its `BestAnswer`, where several were sampled
+        # there is always somebody to rank
+        if HEURISTIC not in [ranker.name for ranker in rankers]:
+            rankers.append(ScorerRanker(get_scorer(HEURISTIC), told=False))
         # those of the data in use come first
         asked = list(dict.fromkeys(task.question for task in tasks))[:SUGGESTED]
-        self._make_controls([*dict.fromkeys([*asked, *questions])])
+        self._make_controls([*dict.fromkeys([*asked, *questions])], rankers)
         self.box = self._lay_out()
         self._restore()
         self._listen()
@@ -78,7 +92,7 @@ class Comparison(Panel):
 
     # --- the controls ---
 
-    def _make_controls(self, questions: Sequence[str]) -> None:
+    def _make_controls(self, questions: Sequence[str], rankers: Sequence[Ranker]) -> None:
         # what is asked, and of whom
         names = self.policies.names
         last = len(self.tasks) - 1
@@ -93,6 +107,12 @@ class Comparison(Panel):
         self.top_p = slider(w.FloatSlider, "top-p", 1.0, 0.05, 1.0, step=0.05)
         self.max_new_tokens = slider(w.IntSlider, "max tokens", 64, 1, 256)
         self.seed = slider(w.IntSlider, "sampling seed", 0, 0, 20)
+        # how many, and who says which is the best
+        self.number = labelled(
+            w.SelectionSlider, "best of", options=NUMBERS, continuous_update=False
+        )
+        titled = [(ranker.title, ranker) for ranker in rankers]
+        self.ranker = labelled(w.Dropdown, "ranked by", options=titled, disabled=True)
         # what is marked in them, and where more policies are
         self.marks = labelled(w.Dropdown, "mark", options=[CHANGED_WORDS, LIKELIER_TOKENS])
         self.folder = labelled(
@@ -109,8 +129,9 @@ class Comparison(Panel):
         self.message = w.HTML(layout=w.Layout(min_height="24px"))
 
     def _lay_out(self) -> w.Widget:
-        chosen = w.VBox([self.item, self.upload, self.names])
-        decoded = w.VBox([self.temperature, self.top_p, self.max_new_tokens, self.seed])
+        chosen = w.VBox([self.item, self.upload, self.names, self.ranker])
+        sampling = [self.temperature, self.top_p, self.max_new_tokens, self.seed, self.number]
+        decoded = w.VBox(sampling)
         chosen.layout.flex = decoded.layout.flex = "1 1 300px"
         wide = [self.suggestion, self.question, self.marks, self.folder]
         controls = w.VBox([in_row(chosen, decoded), *wide], layout=w.Layout(flex="1 1 480px"))
@@ -136,6 +157,8 @@ class Comparison(Panel):
             self.top_p,
             self.max_new_tokens,
             self.seed,
+            self.number,
+            self.ranker,
         )
 
     def show(self) -> None:
@@ -160,7 +183,7 @@ class Comparison(Panel):
         if not question:
             raise UsageError("the question is empty. Type one, or pick one.")
         if self._own is not None:
-            return ask(question, [])
+            return ask(question, [self.memory / "own.png"])
         if question == picked.question:
             return picked
         # what was said before stays, the last question is replaced
@@ -220,26 +243,41 @@ class Comparison(Panel):
         self.progress.value = 0
         self.progress.layout.visibility = "visible"
         self.message.value = note("thinking …")
+        # of a single answer there is nothing to rank
+        self.ranker.disabled = self.number.value == 1
         with show_errors(self._fail):
             self._spoken = []
+            self._ranked = {}
             task, images = self._shown, self._images()
             self.picture.value = jpeg_strip(images)
             # one policy after the other, so that the bar moves
             for name in names:
-                self._spoken += ask_policies(
-                    self.policies,
-                    [name],
-                    task,
-                    self.decoding,
-                    self.reward,
-                    images,
-                )
+                self._spoken.append(self._ask_policy(name, task, images))
                 self.progress.value += 1
             # what is on the screen is what comes back when the cell is run again
             self._draw()
             self._remember()
-            self.message.value = note("")
+            alike = self._ranked and not self.temperature.value
+            self.message.value = note(ALIKE if alike else "")
         self.progress.layout.visibility = "hidden"
+
+    def _ask_policy(self, name: str, task: Task, images: Sequence[Image.Image]) -> PolicyAnswer:
+        """The answer of one policy, or the best of several."""
+        if self.number.value == 1:
+            (answer,) = ask_policies(
+                self.policies, [name], task, self.decoding, self.reward, images
+            )
+            return answer
+        (self._ranked[name],) = ask_for_best(
+            self.policies,
+            [name],
+            task,
+            self.ranker.value,
+            self.number.value,
+            self.decoding,
+            self.reward,
+        )
+        return self._ranked[name].answer
 
     def _draw(self) -> None:
         right = {}
@@ -253,6 +291,8 @@ class Comparison(Panel):
             "right": right,
             "spoken": self._spoken,
         }
+        if self._ranked:
+            self.state["ranked"] = self._ranked
         self.answers.value = (
             f"<div style='display:flex;flex-wrap:wrap'>{cards}</div>"
             f"<p style='margin:6px 4px'>{self._context()}</p>"
@@ -278,6 +318,8 @@ class Comparison(Panel):
         if self.rightness.is_known:
             known = self.rightness.truth(task) or "not known for this image and question"
             lines.append(f"<b>truth</b> {html.escape(known)}")
+        if self._ranked:
+            lines.append(f"<b>cost</b> {html.escape(cost_text([*self._ranked.values()]))}")
         return "<br>".join(lines)
 
     def _card(self, answer: PolicyAnswer, right: bool | None) -> str:
@@ -291,8 +333,17 @@ class Comparison(Panel):
         style = "flex:1 1 280px;margin:4px;padding:6px 10px;border:1px solid #999;line-height:22px"
         return (
             f"<div style='{style}'><b>{html.escape(answer.policy)}</b> {VERDICTS[right]}"
-            f"<br>{text}<br><small>{answer_figures(answer)}</small></div>"
+            f"<br>{text}<br><small>{answer_figures(answer)}</small>"
+            f"{self._samples(answer.policy)}</div>"
         )
+
+    def _samples(self, policy: str) -> str:
+        """The other answers of a policy as HTML; nothing where only one was sampled."""
+        if policy not in self._ranked:
+            return ""
+        found = self._ranked[policy]
+        right = {text.text: self._verdict(text.text) for text in found.texts}
+        return samples_html(found, right)
 
     def _fail(self, text: str) -> None:
         self.state = {"error": text}
@@ -320,6 +371,8 @@ class Comparison(Panel):
             "names": list(self.names.value),
             "question": self.question.value,
             "own": self._own is not None,
+            "number": self.number.value,
+            "ranker": self.ranker.value.title,
         }
         write_json(self.memory / "settings.json", values | asdict(self.decoding))
 
@@ -332,6 +385,11 @@ class Comparison(Panel):
             # a setting that no longer fits is brought into range
             control = getattr(self, name)
             control.value = min(max(saved.get(name, control.value), control.min), control.max)
+        if saved.get("number") in NUMBERS:
+            self.number.value = saved["number"]
+        for title, ranker in self.ranker.options:
+            if title == saved.get("ranker"):
+                self.ranker.value = ranker
         known = self.policies.names
         self.names.value = [name for name in saved.get("names", ()) if name in known] or known[:2]
         if saved.get("own") and (self.memory / "own.png").exists():

@@ -105,13 +105,20 @@ print("policies:", ", ".join(policies.names))
 # what training did to its log-probability. *KL* is how far the policy has moved from the base along
 # its answer. **Keep** puts an example into the report.
 #
+# **Best of n.** Set *best of* to 8 and the temperature to 1. Now each policy gives 8 answers, and
+# you see the one that *ranked by* puts first. Open the line below it for the others, with score and
+# share. The reward model ranks, if you trained one, or the heuristic, which sees no image; nobody
+# is told the truth. This needs no training, but n samples cost n times as much: n times as many
+# tokens, even if they are sampled side by side and take less time than that. And a ranker can be
+# *hacked*: the more answers there are, the likelier it finds one that it overrates.
+# [Notebook 07](07_evaluate.ipynb) shows where.
+#
 # The tiny model has only ever seen drawings of streets: of a photo it will talk nonsense, before
 # and after. Where the right answer is known, ✓ and ✗ say who has it.
 
 # %%
 questions = ["What is in the image?", "What color is it?", "Describe the image."]
-reward = rewards.as_scorer(judges["reward model"]) if judges else None
-comparison = widgets.Comparison(policies, tasks, reward, questions)
+comparison = widgets.Comparison(policies, tasks, judges, questions)
 comparison.show()
 
 # %% [markdown]

@@ -51,6 +51,8 @@ def test_the_truth_is_told_or_hidden(tmp_path):
     knows = make_scorer("knows", lambda image, question, answer, facts: {"known": facts == answer})
     assert ScorerRanker(knows).rank(tasks, [["1", "2"]])[0].ranking == [[1], [0]]
     assert ScorerRanker(knows, told=False).rank(tasks, [["1", "2"]])[0].ranking == [[0, 1]]
+    assert ScorerRanker(knows).title == "knows (is told the truth)"
+    assert ScorerRanker(knows, told=False).title == "knows"
 
 
 def test_a_ready_scorer_is_tried_before_anything_is_sampled(tmp_path):
@@ -58,6 +60,8 @@ def test_a_ready_scorer_is_tried_before_anything_is_sampled(tmp_path):
     with pytest.raises(UsageError, match="count_exact: facts must be true counts"):
         as_ranker(get_scorer("count_exact")).check(tasks)
     as_ranker(get_scorer("exact_match")).check(tasks)
+    with pytest.raises(UsageError, match="exact_match: facts must be"):
+        ScorerRanker(get_scorer("exact_match"), told=False).check(tasks)
     as_ranker(length).check(tasks)
 
 

@@ -1,4 +1,4 @@
-"""Eight ways to align a model, with what each costs: which one to take when.
+"""Nine ways to align a model, with what each costs: which one to take when.
 
 python benchmarks/comparison.py                  # two tasks, three seeds; two hours of one core
 python benchmarks/comparison.py --only reasons --seeds 0
@@ -86,8 +86,10 @@ class Method:
         return self.stages[-1]
 
 
-def method_of_policy_gradient(preset: str) -> Method:
-    return Method(("ppo",), {"ppo.preset": preset})
+def policy_gradient(preset: str, critic_layers: int = 0) -> Method:
+    """Return PPO, RLOO or GRPO; without layers the critic is a constant."""
+    settings = {"critic_layers": critic_layers, "critic_adapter": critic_layers > 0}
+    return Method(("ppo",), {"ppo.preset": preset, "ppo.settings": settings})
 
 
 METHODS: Mapping[str, Method] = {
@@ -103,9 +105,10 @@ METHODS: Mapping[str, Method] = {
             "online.settings": {"steps": 40, "sft_weight": 0.0},
         },
     ),
-    "PPO": method_of_policy_gradient("tiny"),
-    "RLOO": method_of_policy_gradient("tiny-rloo"),
-    "GRPO": method_of_policy_gradient("tiny-grpo"),
+    "PPO": policy_gradient("tiny"),
+    "PPO with a critic": policy_gradient("tiny", critic_layers=3),
+    "RLOO": policy_gradient("tiny-rloo"),
+    "GRPO": policy_gradient("tiny-grpo"),
 }
 BASE = "base"
 BEST = f"best of {BEST_OF}"

@@ -67,6 +67,7 @@ PPO = dataclasses.replace(
     prompts_per_iteration=2,
     group_size=2,
     mini_batch=1,
+    critic_layers=3,
     max_new_tokens=6,
     no_end_penalty=0.0,
     lora=LORA,

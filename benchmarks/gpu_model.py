@@ -266,8 +266,9 @@ def dpo_settings(plan: Plan, **changes: Any) -> DPOSettings:
 
 
 def ppo_settings(plan: Plan, **changes: Any) -> PPOSettings:
+    """The preset "t4" with a critic, the part of PPO that needs most memory."""
     changes = {"iterations": plan.iterations, "max_new_tokens": 4 if plan.toy else 20} | changes
-    return dataclasses.replace(PPO_PRESETS["t4"], **changes)
+    return dataclasses.replace(PPO_PRESETS["t4"], **({"critic_layers": 3} | changes))
 
 
 def forecast(plan: Plan, settings: StageSettings, processor: ProcessorMixin) -> memory.PhaseMemory:

@@ -76,7 +76,7 @@ RUNS: Mapping[str, Run] = {
     # with a critic, against what the run `reward` has learnt
     "ppo": Run(
         ("ppo",),
-        ("ppo.preset='t4'", "ppo.score={'reward_model': 1.0}"),
+        ("ppo.preset='t4'", "ppo.settings.critic_layers=3", "ppo.score={'reward_model': 1.0}"),
         policy="ppo",
         before=("reward",),
     ),

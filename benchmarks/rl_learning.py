@@ -43,9 +43,13 @@ STOCK = {
     "rloo": (RLOOTrainer, RLOOConfig, {}),
 }
 METHODS = {  # name: (preset, trained by TRL, changes)
-    "PPO": ("tiny", False, {}),
-    "PPO critic on policy states": ("tiny", False, {"critic_adapter": False}),
-    "PPO constant critic": ("tiny", False, {"critic_layers": 0}),
+    "PPO": ("tiny", False, {"critic_layers": 3}),
+    "PPO critic on policy states": (
+        "tiny",
+        False,
+        {"critic_layers": 3, "critic_adapter": False},
+    ),
+    "PPO constant critic": ("tiny", False, {}),
     "RLOO": ("tiny-rloo", False, {}),
     "GRPO": ("tiny-grpo", False, {}),
     "TRL RLOO": ("tiny-rloo", True, {}),

@@ -57,6 +57,7 @@ def stages() -> dict[str, StageSettings]:
         "DPO `vehicles`": dpo_preset("vehicles"),
         "reward model `t4`": reward_preset("t4"),
         "PPO `t4`": ppo_preset("t4"),
+        "PPO `t4`, with a critic": ppo_preset("t4", critic_layers=3),
         "PPO `t4-rloo`": ppo_preset("t4-rloo"),
         "PPO `t4-grpo`": ppo_preset("t4-grpo"),
     }

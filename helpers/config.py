@@ -329,7 +329,7 @@ def reward_preset(name: str) -> RewardSettings:
 
 @_settings
 class PPOSettings:
-    # with a critic (PPO), or of a group: "rloo", "grpo"
+    # against a critic or a constant (PPO), or of a group: "rloo", "grpo"
     # (ADVANTAGES: helpers/training/advantages.py)
     advantages: str = "gae"
     policy_loss: str = "clip"  # a name in POLICY_LOSSES: helpers/losses.py
@@ -347,8 +347,9 @@ class PPOSettings:
     critic_learning_rate: NonNegativeFloat = 1e-4
     # before the first iteration, where it has all to learn
     critic_warm_up_learning_rate: NonNegativeFloat = 1e-4
-    # 0: no critic, so that advantages are measured against a constant
-    critic_layers: Literal[0, 1, 3] = 3
+    # 0: no critic, so that advantages are measured against a constant, which needs no more samples
+    # and has no weights (docs/results.md, a critic)
+    critic_layers: Literal[0, 1, 3] = 0
     critic_sees_image: bool = False
     critic_detached: bool = True  # its loss does not reach the policy's adapter
     # it has an adapter of its own instead: a second pass, 1.5 times the time
@@ -410,7 +411,7 @@ _TINY = PPOSettings(
     learning_rate=1e-3,
     critic_learning_rate=2e-4,  # five times as much and it forgets in PPO what it learnt before
     critic_warm_up_learning_rate=1e-3,
-    critic_adapter=True,
+    critic_adapter=True,  # of the critic that critic_layers=3 turns on
     kl_weight=0.02,
     max_new_tokens=40,
 )
@@ -418,12 +419,12 @@ _T4 = PPOSettings(
     iterations=25,  # × 8 × 4 = 800 samples, each seen twice
     learning_rate=5e-5,
     mini_batch=2,
-    critic_adapter=True,
+    critic_adapter=True,  # of the critic that critic_layers=3 turns on
     gradient_checkpointing=True,
 )
-# A group's mean in the place of a critic: 60 × 8 × 4 = 1,920 samples, each seen once. All 32 of an
-# iteration make one step: with two steps of 8 answers each it stays where noise and learning are
-# in balance (docs/results.md, real language).
+# A group's mean in the place of a constant: 60 × 8 × 4 = 1,920 samples, each seen once. All 32 of
+# an iteration make one step: with two steps of 8 answers each it stays where noise and learning
+# are in balance (docs/results.md, real language).
 _T4_GROUPS = {"iterations": 60, "learning_rate": 1e-4, "mini_batch": 8, "epochs": 1}
 PPO_PRESETS = {
     # 36 iterations × 16 × 4 = 2,304 samples, 36 × 2 × 16 / 8 = 144 updates
@@ -448,8 +449,8 @@ PPO_PRESETS = {
         epochs=1,
         max_new_tokens=40,
     ),
-    # the reasoning project: one linear layer on the last text state and the pooled image,
-    # an entropy bonus
+    # the reasoning project: its critic, one linear layer on the last text state and the pooled
+    # image, and its entropy bonus
     "reasoning": PPOSettings(
         critic_layers=1, critic_sees_image=True, entropy_weight=0.01, mini_batch=2
     ),
@@ -461,7 +462,7 @@ PPO_PRESETS = {
         epochs=4,
         mini_batch=1,
         critic_learning_rate=1e-5,
-        critic_layers=1,
+        critic_layers=1,  # that library's
         critic_detached=False,
         value_weight=0.1,
         kl_weight=0.2,
@@ -471,6 +472,7 @@ PPO_PRESETS = {
     ),
     # the question-answering project: one answer at a time, of one word,
     # which cannot work (notebook 05);
+    # it had a critic;
     # LoRA r 8 of LLaVA-NeXT: 8 × (in + out) of 7 matrices in 32 layers = 20,971,520 weights
     "vqa": PPOSettings(
         iterations=8_379,
@@ -480,6 +482,7 @@ PPO_PRESETS = {
         mini_batch=1,
         learning_rate=5e-6,
         critic_learning_rate=1e-5,
+        critic_layers=3,
         gamma=0.99,
         entropy_weight=0.01,
         kl_weight=0.0,

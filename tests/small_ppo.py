@@ -21,6 +21,7 @@ SMALL = dataclasses.replace(
     mini_batch=2,
     iterations=4,
     checkpoint_every=1,
+    critic_layers=3,
     critic_adapter=False,
 )
 

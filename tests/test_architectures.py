@@ -58,7 +58,7 @@ REWARD = dataclasses.replace(
 )
 PPO = dataclasses.replace(
     PPO_PRESETS["tiny"], iterations=1, prompts_per_iteration=2, group_size=2, mini_batch=1, max_new_tokens=6, no_end_penalty=0.0,
-    critic_adapter=False, learning_rate=1e-2, lora=LORA,
+    critic_layers=3, critic_adapter=False, learning_rate=1e-2, lora=LORA,
 )  # fmt: skip
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer) / 10})
 

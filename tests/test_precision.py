@@ -191,6 +191,7 @@ def test_ppo_trains_policy_and_critic_in_fp32():
         prompts_per_iteration=2,
         group_size=2,
         mini_batch=2,
+        critic_layers=3,
         lora=ADAPTER,
     )
     turns = itertools.cycle((0.0, 1.0))  # the tiny model's answers are all as good
@@ -211,7 +212,7 @@ def test_ppo_trains_policy_and_critic_in_fp32():
 
 def test_a_critics_head_and_adapter_are_made_in_fp32():
     model, processor = models.load_model("tiny")
-    settings = dataclasses.replace(PPO_PRESETS["tiny"], lora=ADAPTER)
+    settings = dataclasses.replace(PPO_PRESETS["tiny"], critic_layers=3, lora=ADAPTER)
     actor = ActorCritic(models.add_adapter(model, ADAPTER), processor, settings)
     trained = [weight for part in actor.trainable_parameters().values() for weight in part]
     assert in_fp16(actor.policy) and dtypes(trained) == {torch.float32}

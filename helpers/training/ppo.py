@@ -4,9 +4,9 @@
 formula beside each step. Three log-probabilities are kept apart, since mixing them up is how such
 loops go wrong: `old` is of the policy that sampled, `reference` of what KL is measured against, the
 base with the adapter off or one that was trained before, `new` of the policy that is being updated.
-One base serves all roles: the policy is base + adapter, the critic a head
-(`helpers/training/actor_critic.py`), and the reward any scorer. Formulas are in
-`helpers/losses.py`. Taught in notebook 05.
+One base serves all roles: the policy is base + adapter, the critic, if `critic_layers` of the
+settings asks for one, a head (`helpers/training/actor_critic.py`), and the reward any scorer.
+Formulas are in `helpers/losses.py`. Taught in notebook 05.
 
 Another method enters by its line in a table: `ADVANTAGES` (`helpers/training/advantages.py`),
 `POLICY_LOSSES` (`helpers/losses.py`) or `ROLLOUT_FILTERS` (`helpers/training/rollout.py`).

@@ -154,7 +154,7 @@ def test_a_model_that_does_not_fit_names_those_that_do(monkeypatch):
     with pytest.raises(
         UsageError, match=r"while answers are sampled.*PPO's group_size decides that"
     ):
-        fit_settings(card("llava-next-llama3-8b"), ppo_preset("t4"), 11.0)
+        fit_settings(card("llava-next-llama3-8b"), ppo_preset("t4", critic_layers=3), 11.0)
 
 
 def test_what_this_process_holds_counts_as_free_and_what_others_hold_does_not(monkeypatch, capsys):
@@ -421,6 +421,7 @@ def test_seconds_of_a_stage_by_hand():
         prompts_per_iteration=8,
         mini_batch=2,
         epochs=2,
+        critic_layers=3,
         critic_adapter=False,
     )
     assert seconds(ppo, 100) == pytest.approx(3 * (23 * 3 + 8 * (6 + STEP)) + 24 * 2)

@@ -457,7 +457,7 @@ def test_bytes_a_logit_are_those_that_the_losses_allocate(call, grad, rows, expe
 
 
 def test_the_phases_of_ppo_by_hand():
-    encoding, sampling, looking, training = phases(QWEN, ppo_preset("t4"))
+    encoding, sampling, looking, training = phases(QWEN, ppo_preset("t4", critic_layers=3))
     # 8 × 4 answers after 256 + 60 + 20 tokens; 2 × 256 numbers in 28 layers and one more, and one layer spread to 2 × 1536
     assert sampling.cache * 1e9 == pytest.approx(32 * 336 * 2 * (2 * 256 * 29 + 2 * 1536))
     # all 8 × 4 × 20 tokens at once without gradients, 2 × 4 × 20 with
@@ -505,7 +505,7 @@ def test_without_checkpointing_every_layer_has_a_mask():
 
 
 def test_more_of_anything_takes_more():
-    dpo, ppo, reward = dpo_preset("t4"), ppo_preset("t4"), reward_preset("t4")
+    dpo, ppo, reward = dpo_preset("t4"), ppo_preset("t4", critic_layers=3), reward_preset("t4")
 
     def total(settings=dpo, **changes):
         return forecast_memory(Workload("qwen3-vl-2b", **changes), settings).total

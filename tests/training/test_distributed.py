@@ -36,7 +36,7 @@ settings = { steps = 2, batch_size = 4, sft_weight = 0.0, warmup_share = 0.0, ch
 preset = "tiny"
 critic_warm_up_epochs = 1
 score = { count_graded = 1.0 }
-settings = { iterations = 2, prompts_per_iteration = 4, group_size = 2, mini_batch = 2, shards = 2, checkpoint_every = 2, max_new_tokens = 24 }
+settings = { iterations = 2, prompts_per_iteration = 4, group_size = 2, mini_batch = 2, shards = 2, critic_layers = 3, checkpoint_every = 2, max_new_tokens = 24 }
 """
 REPORT = 'import torch.distributed as d; print("processes", d.get_world_size() if d.is_initialized() else 1)'
 

@@ -128,7 +128,8 @@ def changes_of(task: str, method: Method, questions: int) -> Changes:
         changes["online.scorer"] = ranker
         changes["online.share"] = min(1.0, BUDGET / (ROUNDS * ONLINE_ANSWERS * questions))
     elif "rank" in method.stages:
-        changes["rank.scorer"] = ranker
+        # the nearest of wrong answers is nothing to learn
+        changes["rank.scorer"] = "right" if ranker == "truth" else ranker
         changes["rank.share"] = min(1.0, BUDGET / (REJECTION_ANSWERS * questions))
     elif method.policy == "ppo" and ranker == "reward_model":
         changes["ppo.score"] = {"reward_model": 1.0}

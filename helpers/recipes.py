@@ -65,9 +65,9 @@ RECIPES = ROOT / "recipes"
 OWN_FORMATS = ("record", "visual_genome")
 # Scorers that a run makes for itself, beside the ready ones: helpers/recipe_stages.
 RUN_SCORERS = ("reward_model", "features", "cosine", "clip")
-# What may rank sampled answers beside them: how right they are, the reward model of the run, and
-# its base, asked which of two answers is better
-RANKERS = ("truth", "reward_model", "judge")
+# What may rank sampled answers beside them: how right they are, whether they are, the reward model
+# of the run, and its base, asked which of two answers is better
+RANKERS = ("truth", "right", "reward_model", "judge")
 StageName = Literal[
     "data", "rank", "features", "captions", "reward", "sft", "dpo", "online", "ppo", "evaluate"
 ]
@@ -131,9 +131,10 @@ class RecipeRank(StrictModel):
 
     answers: Annotated[int, Field(ge=2)] = 4
     share: ShareOfQuestions = 1.0  # of the training questions, drawn by the seed
-    # "truth": how right an answer is; "reward_model": that of the stage `reward`, before this one;
-    # "judge": the base, asked which of two answers is better;
-    # or a function of your own: "my_rewards.py:brevity"
+    # "truth": how right an answer is, which gives most pairs; "right": whether it is, so that SFT
+    # does not learn the nearest of wrong ones; "reward_model": that of the stage `reward`, before
+    # this one; "judge": the base, asked which of two answers is better; or a function of your own:
+    # "my_rewards.py:brevity"
     scorer: str = "heuristic"
 
 

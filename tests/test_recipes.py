@@ -20,7 +20,7 @@ from helpers.machine import facts, fits
 from helpers.machine.speed import Line, MachineSpeed
 from helpers.machine.workload import GenerationSettings, Workload
 from helpers.models import generation, presets
-from helpers.recipe_stages import policies, run_stages
+from helpers.recipe_stages import answers, policies, run_stages
 from helpers.recipes import (
     POLICY_STAGES,
     RECIPES,
@@ -277,6 +277,12 @@ def test_answers_are_ranked_by_how_right_they_are(tmp_path):
     assert ranked
     again = rank_again(ranked, get_scorer("count_graded"))
     assert [one.ranking for one in again] == [one.ranking for one in ranked]
+    # whether they are: the nearest of wrong answers is as bad as the others
+    run_of = RecipeRun(recipe, tmp_path)
+    right = rank_again(ranked, answers.find_ranker(run_of, "right"))
+    wrong = [record for record in right if not any(a.score for a in record.answers)]
+    assert wrong and all(len(record.ranking) == 1 for record in wrong)
+    assert any(len(before.ranking) > 1 for before in ranked)
 
 
 @heavy

@@ -24,7 +24,13 @@ DEMO_PARAMETERS: dict[str, dict[str, Any]] = {
         "ROUNDS": 0,
         "REPLACE": True,
     },
-    "05": {"COMPARE": ("rloo", "grpo", "critic"), "HACKING": 0, "VQA": 0, "REPLACE": True},
+    "05": {
+        "COMPARE": ("rloo", "grpo", "critic"),
+        "HACKING": 0,
+        "REJECTION": 0,
+        "VQA": 0,
+        "REPLACE": True,
+    },
     "07": {"POLICIES": ("dpo/*", "sft/seed-0", "ppo/ppo")},
 }
 # In place of these where another model is taken, for which a training takes minutes

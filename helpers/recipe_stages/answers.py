@@ -19,6 +19,7 @@ from helpers.rewards import (
     degree_of,
     get_scorer,
     load_reward_model,
+    reward_of,
     sample_and_rank,
 )
 from helpers.statistics import drawn_share
@@ -109,12 +110,13 @@ def find_ranker(run: RecipeRun, name: str) -> RankedBy:
         return load_reward_model(*run.load(), run.left_by("reward/best"))
     if name == "judge":
         return PairJudge(ModelReplies(*run.load()), f"judge {run.recipe.model}")
-    if name != "truth":
+    of_truth = {"truth": degree_of, "right": reward_of}
+    if name not in of_truth:
         return get_scorer(name)
-    score = degree_of(run.tasks("train"))
+    score = of_truth[name](run.tasks("train"))
     if score is None:
         raise UsageError(
-            "scorer = truth: nothing is known to be true of these questions. Take another scorer, "
-            "or reward_model."
+            f"scorer = {name}: nothing is known to be true of these questions. Take another "
+            "scorer, or reward_model."
         )
     return score

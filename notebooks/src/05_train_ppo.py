@@ -38,7 +38,8 @@ ROOT = set_up(DRIVE)
 # after its last checkpoint, also if the folder was moved; one that was finished is loaded. Other
 # data or settings are another run: it stops and names what differs. With `REPLACE = True` it keeps
 # the run before as NAME.old-1 and trains anew.
-# `HACKING = 0` and `VQA = 0` leave out the two runs that are meant to fail, and their cures.
+# `HACKING = 0` and `VQA = 0` leave out the two runs that are meant to fail, and their cures;
+# `REJECTION = 0` rejection sampling.
 # `REWARD` is what the first runs are rewarded by. None: being right, if the truth is known, else
 # the reward model. A name of `rewards.SCORERS`, or a function of yours, as
 # "my_rewards.py:brevity": any `f(image, question, answer, truth)` that returns a number.
@@ -53,6 +54,8 @@ COMPARE = ("rloo", "grpo", "critic")
 WARM_UP = 8  # epochs of the critic before its first iteration; none of its answers is sampled
 REWARD_MODEL = True  # a run against it, too
 HACKING = 22  # iterations against the heuristic
+REJECTION = 8  # answers to each question, the best of which are learnt
+REJECTION_STEPS = None  # None: as the preset of SFT says
 VQA = 256  # answers, one at a time as a project trained
 PAIRS = 64  # held-out questions and pairs of the block that needs no truth
 SECOND_JUDGE = False  # True: the learnt reward gets one half of the pairs, a judge the other
@@ -88,6 +91,9 @@ prepared = data.read_prepared()
 MODEL = MODEL or prepared.model
 settings = config.ppo_preset(PRESET)
 settings = dataclasses.replace(settings, iterations=ITERATIONS or settings.iterations)
+sft_settings = config.sft_preset(PRESET if PRESET in config.SFT_PRESETS else "t4")
+steps = REJECTION_STEPS or sft_settings.steps
+sft_settings = dataclasses.replace(sft_settings, steps=steps, lora=settings.lora)
 settings
 
 # %% [markdown]
@@ -433,8 +439,7 @@ section.table(table.rows)
 # So the presets measure against one number. `critic_layers=3` in the settings turns the critic on;
 # `training.warm_up_critic` is what makes it know anything. Long answers, whose score comes late,
 # are what critics were made for; such are not measured here.
-
-# %% [markdown]
+#
 # ## A learnt reward
 #
 # Mostly there is no truth to compare with, only people's preferences. The reward model of notebook
@@ -455,6 +460,34 @@ if REWARD_MODEL and score is not None:
     display(section.table([table.rows[0], table.rows[-1]]))
     curves = report.policy_curves(learnt.log)
     display(section.picture(curves, "PPO against the reward model; the truth is only watched"))
+
+# %% [markdown]
+# ## Sample, keep the best, fine-tune
+#
+# The plainest use of a score has no KL, no clip and no advantage: sample some answers to each
+# question, keep those that nothing scores above, and fine-tune on them (rejection sampling, as RAFT
+# does: Dong et al. 2023, arXiv 2304.06767). The samples are as many as PPO's. It learns from good
+# answers only, and never what was wrong with the others; questions whose answers all score alike
+# teach it nothing. [docs/which_method.md](../docs/which_method.md) has all methods at one budget.
+
+# %%
+if REJECTION:
+    policy = models.load_model(MODEL, max_pixels=plan.max_pixels)[0]
+    ranker = score or rewards.load_reward_model(*models.load_model(MODEL), reward_folders[0])
+    asked = tasks[: max(1, samples // REJECTION)]
+    ranked = rewards.sample_and_rank(policy, processor, asked, ranker, REJECTION, seed=SEED)
+if REJECTION and not any(record.pairs() for record in ranked):
+    section.say("Rejection sampling: all answers to a question score alike, so none is the best.")
+elif REJECTION:
+    tuning = training.sft_trainer(
+        policy, processor, training.chosen_answers(ranked), sft_settings, seed=SEED,
+        folder=ppo_folder / "rejection", replace_other=REPLACE, cache=cache.parent,
+    )  # fmt: skip
+    training.train_sft(tuning)
+    kept = evaluation.evaluate_greedy_and_sampled(tuning.model, processor, held_out_tasks)
+    found = {"base": before, "ppo": results["ppo"], f"best of {REJECTION}, learnt": kept}
+    rows = [[name, *map(str, each.shares().values())] for name, each in found.items()]
+    display(section.table([["policy", *before.shares()], *rows]))
 
 # %% [markdown]
 # ## What can be said without a truth

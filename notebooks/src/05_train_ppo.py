@@ -430,11 +430,12 @@ section.table(table.rows)
 # | at the end | one number; RLOO; a critic | 29; 32; 37 |
 # | a quarter at each count | one number; a mean at each count; a critic | 48; 32; 29 |
 #
-# Why? What the policy gets wrong is a habit, too few motorcycles, which a few updates turn over,
-# even if every token of a failed answer shares the blame. To say *which* token was wrong saves
-# little where an answer has twenty. And where a reward says it itself, at each count, what is still
-# to come depends on the place. One number for all places is then a handicap, which is all that the
-# critic beats there: the mean of each place is to be had for nothing, and does as well.
+# Why? Most likely because what the policy gets wrong is a habit, too few motorcycles and bicycles,
+# which a few updates turn over, even if every token of a failed answer shares the blame. To say
+# *which* token was wrong saves little where an answer has twenty. And where a reward says it
+# itself, at each count, what is still to come depends on the place. One number for all places is
+# then a handicap, which is all that the critic beats there: the mean of each place is to be had for
+# nothing, and does as well.
 #
 # So the presets measure against one number. `critic_layers=3` in the settings turns the critic on;
 # `training.warm_up_critic` is what makes it know anything. Long answers, whose score comes late,

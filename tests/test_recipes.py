@@ -734,10 +734,12 @@ def test_a_stage_that_asks_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     recipe = read_recipe(
         find_recipe("counting"),
         laptop=True,
-        changes=[("stages", ["data", "rank"]), ("data.limit", LIMIT), ("rank.answers", 2)],
+        # a stage that reads held-out pairs, too, is to come
+        changes=[("stages", ["data", "rank", "dpo"]), ("data.limit", LIMIT), ("rank.answers", 2)],
     )
+    asked_for = ["data", "rank"]
     whole = RecipeRun(recipe, tmp_path / "whole")
-    run_stages(whole)
+    run_stages(whole, asked_for)
     ask, numbers = generation._decode, []
 
     def counted(model, processor, prompts, *how):
@@ -750,7 +752,7 @@ def test_a_stage_that_asks_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     cut = RecipeRun(recipe, tmp_path / "cut")
     stop_at = 2
     with pytest.raises(KeyboardInterrupt):
-        run_stages(cut)
+        run_stages(cut, asked_for)
     stop_at = -1
     run_stages(RecipeRun(recipe, tmp_path / "cut"), ["rank"])
     # three splits, both answers to all questions of one at once, each asked once in all

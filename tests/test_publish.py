@@ -2,9 +2,11 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 
-from helpers.files import ROOT, UsageError, write_json
+from helpers.files import ROOT, UsageError, write_json, write_text
+from helpers.report.page import Section
 from tools.publish import figures_table, minutes_table, publish, replace_block
 
 
@@ -30,6 +32,26 @@ def test_figures_of_another_task_are_not_published(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="the last run was on data/tasks/reasons"):
         publish(tmp_path)
     assert not (tmp_path / "docs").exists()
+
+
+def test_the_picture_on_top_keeps_its_name(tmp_path, artifacts):
+    """A notebook that got one picture more put another one on top of README."""
+    figure, axis = plt.subplots()
+    axis.plot([1, 2])
+    section = Section("07_evaluate", "Evaluation")
+    for place, lead in enumerate((False, True, False)):
+        section.picture(figure, str(place), lead=lead)
+    plt.close(figure)
+    section.save()
+    write_text(
+        tmp_path / "README.md", "<!-- figures of make demo -->\n<!-- end figures of make demo -->\n"
+    )
+    old = tmp_path / "docs" / "pictures" / "07_evaluate_4.png"
+    write_text(old, "of a run with four")
+    publish(tmp_path)
+    names = sorted(path.name for path in old.parent.iterdir())
+    assert names == ["07_evaluate_1.png", "07_evaluate_3.png", "07_evaluate_lead.png"]
+    assert "07_evaluate_lead.png" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_minutes_of_another_base_stand_beside_the_embedded_ones():

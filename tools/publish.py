@@ -29,10 +29,16 @@ def publish(root: Path) -> list[Path]:
         )
     figures = read_json(artifacts_dir() / "report" / "summary.json")
     written = [write_json(root / "docs" / "demo.json", figures)]
+    pictures = root / "docs" / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
     for section in read_sections():
-        for number, (_, png) in enumerate(section.pictures, start=1):
-            path = root / "docs" / "pictures" / f"{section.name}_{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
+        # of a run that had more of them
+        for old in pictures.glob(f"{section.name}_*.png"):
+            old.unlink()
+        for number, (_, png) in enumerate(section.pictures):
+            # numbers change with what a notebook shows; README shows the one on top
+            which = "lead" if number == section.lead else number + 1
+            path = pictures / f"{section.name}_{which}.png"
             path.write_bytes(base64.b64decode(png))
             written.append(path)
     readme = root / "README.md"

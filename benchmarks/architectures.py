@@ -33,12 +33,12 @@ from precisions import sixteen_bits
 from helpers import models
 from helpers.config import DPO_PRESETS, PPO_PRESETS, LoraSettings
 from helpers.data import add_image_negatives, read_records, tasks_of, to_trl
-from helpers.files import read_json, write_json, write_text
+from helpers.files import read_json, write_json
 from helpers.report import markdown_table
 from helpers.rewards import make_scorer
 from helpers.runtime import DTYPES
 from helpers.training import PPOTrainer, dpo_trainer, train_dpo
-from tools.publish import replace_block
+from tools.publish import write_block
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "architectures.md"
@@ -179,9 +179,8 @@ def main() -> None:
         # in the order of the parser, whichever was measured first
         known[name] = figures
         write_json(RESULTS, {key: known[key] for key in names if key in known})
-        text = PAGE.read_text(encoding="utf-8")
         table = markdown_table(table_rows(read_json(RESULTS)))
-        write_text(PAGE, replace_block(text, "architectures", table))
+        write_block(PAGE, "architectures", table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ same 64 samples (`helpers/evaluation/best_of_n.py`). They go to `benchmarks/best
 seed ends; the table is written to `docs/results.md`, and a picture beside the JSON.
 """
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -20,18 +19,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.arguments import benchmark_parser
 from helpers import models
 from helpers.config import reward_preset
 from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
 from helpers.evaluation import BestOfN, choose_among, kl_bound
-from helpers.files import read_json, write_json, write_text
+from helpers.files import read_json, write_json
 from helpers.report import best_of_n_curves, markdown_table
 from helpers.rewards import Ranker, RewardRanker, ScorerRanker, get_scorer, make_scorer
 from helpers.rewards.reward_model import new_reward_model
 from helpers.runtime import machine_summary
 from helpers.training.reward import RewardTrainer
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "results.md"
@@ -110,13 +110,7 @@ def table(figures: Figures) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--toy", action="store_true", help="few scenes, samples and records")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="write the table again, run nothing")
+    parser = benchmark_parser(__doc__, OUT, SEEDS, toy="few scenes, samples and records")
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     figures = read_json(given.out)["figures"] if given.out.exists() else {}
@@ -131,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         best_of_n_curves(curves).savefig(given.out.with_suffix(".png"), dpi=90)
     print(table(figures))
     if given.out == OUT:
-        write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, table(figures)))
+        write_block(PAGE, BLOCK, table(figures))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ n has no training; it pays for every answer.
 docs/which_method.md gets the table.
 """
 
-import argparse
 import logging
 import shutil
 import sys
@@ -30,18 +29,19 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.real_language import kl_from_base
+from benchmarks.arguments import benchmark_parser
+from benchmarks.real_language import as_flags, as_text, kl_from_base
 from helpers import models
 from helpers.data import Task
 from helpers.evaluation import evaluate_greedy_and_sampled, kl_bound, sample_best_of_n
-from helpers.files import artifacts_dir, read_json, write_json, write_text
+from helpers.files import artifacts_dir, read_json, write_json
 from helpers.recipe_stages import run_stages
 from helpers.recipes import RecipeRun, find_recipe, read_recipe
 from helpers.report import markdown_table
 from helpers.rewards import RewardRanker, load_reward_model
 from helpers.runtime import machine_summary
 from helpers.statistics import Proportion, mcnemar_p, proportion
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "which_method.md"
@@ -248,15 +248,6 @@ class Comparison:
         }
 
 
-def as_text(right: Sequence[bool]) -> str:
-    """A character for each question, 1 if its answer is right, so that the file stays short."""
-    return "".join(str(int(each)) for each in right)
-
-
-def as_flags(text: str) -> np.ndarray:
-    return np.array([each == "1" for each in text])
-
-
 # --- The table ---
 
 
@@ -338,15 +329,9 @@ def table(figures: Mapping[str, dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, OUT, SEEDS, toy="a few records, and two steps of each")
     parser.add_argument("--only", nargs="+", default=list(RANKERS), choices=list(RANKERS))
     parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--toy", action="store_true", help="a few records, and two steps of each")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="write the table again, run nothing")
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     known = read_json(given.out) if given.out.exists() else {"figures": {}}
@@ -363,8 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
                 write_json(given.out, known)
     print(table(known["figures"]))
     if given.out == OUT:
-        text = replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, table(known["figures"]))
-        write_text(PAGE, text)
+        write_block(PAGE, BLOCK, table(known["figures"]))
 
 
 if __name__ == "__main__":

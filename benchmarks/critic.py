@@ -21,7 +21,6 @@ Simplification: where a count is rewarded on its own, its place is found by read
 first tokens, and the next ones, and so on, until the number is there.
 """
 
-import argparse
 import logging
 import os
 import re
@@ -40,6 +39,7 @@ from transformers import PreTrainedTokenizerBase
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.arguments import benchmark_parser
 from helpers import losses, models
 from helpers.config import PPO_PRESETS, PPOSettings
 from helpers.data import Task, read_counts
@@ -48,7 +48,7 @@ from helpers.data.preferences import read_records
 from helpers.data.tasks import tasks_of
 from helpers.evaluation.task_results import evaluate_tasks
 from helpers.evaluation.truth_judges import judges
-from helpers.files import read_json, write_json, write_text
+from helpers.files import read_json, write_json
 from helpers.losses import TokenMean
 from helpers.report import markdown_table
 from helpers.rewards import known_answers
@@ -59,7 +59,7 @@ from helpers.training.ppo import PPOTrainer
 from helpers.training.rollout import Rollout
 from helpers.training.warm_up import warm_up_critic
 from helpers.training.watch import pooled_explained_variance
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "results.md"
@@ -199,8 +199,9 @@ class EachCount:
             group = settings.group_size if self.expected == "others" else None
             values = mean_at_each_count(ahead, places.ended, mask, group)
         lam = settings.lam if self.expected in ("constant", "critic") else 1.0
-        advantages, returns = losses.gae(rewards, values, mask, 1.0, lam)
-        return losses.whiten(advantages, mask, mean), (returns + earned) * mask
+        by_gae = ADVANTAGES["gae"].estimate
+        advantages, returns = by_gae(rewards, values, mask, replace(settings, lam=lam), mean)
+        return advantages, (returns + earned) * mask
 
 
 def mean_at_each_count(
@@ -368,14 +369,8 @@ def seeds_of(figures: Figures, reward: str, name: str, rate: float, what: str) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, OUT, SEEDS, toy="few scenes, as the test does")
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--toy", action="store_true", help="few scenes, as the test does")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="write the table again, run nothing")
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     os.environ["TQDM_DISABLE"] = "1"
@@ -390,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = measure(given.rates, given.seeds, sets, given.out)
     print(table(figures))
     if given.out == OUT:
-        write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, table(figures)))
+        write_block(PAGE, BLOCK, table(figures))
 
 
 if __name__ == "__main__":

@@ -49,13 +49,13 @@ from helpers.config import DPO_PRESETS, DPOSettings
 from helpers.data.preferences import read_records
 from helpers.data.record import PreferenceRecord
 from helpers.data.trl_pairs import to_trl
-from helpers.files import UsageError, open_image, read_json, write_json, write_text
+from helpers.files import UsageError, open_image, read_json, write_json
 from helpers.models import presets
 from helpers.report import markdown_table
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR
 from helpers.runtime import TOLERANCES, compute_dtype, device, machine_summary, peak_memory_gb
 from helpers.training import dpo
-from tools.publish import replace_block
+from tools.publish import write_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PREFERENCES = TRAFFIC / "preferences_train.jsonl"
@@ -524,9 +524,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.out == OUT:
         page = ROOT / "docs" / "results.md"
         try:
-            write_text(
-                page, replace_block(page.read_text(encoding="utf-8"), "dpo_speed", table(figures))
-            )
+            write_block(page, "dpo_speed", table(figures))
         except UsageError as error:
             print(f"⚠️  {page.name}: {error}")
     for name in names(figures):

@@ -29,12 +29,12 @@ from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.pair_accuracy import evaluate_pairs
 from helpers.evaluation.task_results import evaluate_tasks
 from helpers.evaluation.truth_judges import judges
-from helpers.files import write_json, write_text
+from helpers.files import write_json
 from helpers.report import markdown_table
 from helpers.runtime import machine_summary
 from helpers.statistics import Proportion, derangement
 from helpers.training import dpo
-from tools.publish import replace_block
+from tools.publish import write_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PLAIN = dataclasses.replace(DPO_PRESETS["tiny"], steps=60, sft_weight=0.0)
@@ -109,10 +109,7 @@ def main() -> None:
     print(markdown_table([header, *rows]))
     if args.out == Path(__file__).with_suffix(".json"):
         page = ROOT / "docs" / "results.md"
-        text = replace_block(
-            page.read_text(encoding="utf-8"), "dpo_blind", markdown_table([header, *rows])
-        )
-        write_text(page, text)
+        write_block(page, "dpo_blind", markdown_table([header, *rows]))
     print(" | ".join(f"{row[0]} seed {row[1]}: exact {row[4]}" for row in rows))
 
 

@@ -25,13 +25,13 @@ from helpers.data.pairs import build_records, counting_tasks
 from helpers.data.trl_pairs import to_trl
 from helpers.evaluation.task_results import evaluate_tasks
 from helpers.evaluation.truth_judges import judges
-from helpers.files import write_json, write_text
+from helpers.files import write_json
 from helpers.report import markdown_table
 from helpers.report.plots import interval_chart
 from helpers.runtime import machine_summary
 from helpers.statistics import Proportion, proportion
 from helpers.training import dpo
-from tools.publish import replace_block
+from tools.publish import write_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PRESET = DPO_PRESETS["tiny"]
@@ -114,8 +114,7 @@ def main() -> None:
     print(markdown_table(rows))
     if args.out == Path(__file__).with_suffix(".json"):
         page = ROOT / "docs" / "results.md"
-        text = replace_block(page.read_text(encoding="utf-8"), "dpo_recipe", markdown_table(rows))
-        write_text(page, text)
+        write_block(page, "dpo_recipe", markdown_table(rows))
     worst = {
         name: min(shares, key=lambda s: s.value) for name, shares in table[args.variants[0]].items()
     }

@@ -37,7 +37,7 @@ from benchmarks.gpu_model import save_random
 from helpers import models
 from helpers.config import dpo_preset, ppo_preset, reward_preset, sft_preset
 from helpers.data import PreferenceRecord, read_records, tasks_of, to_trl
-from helpers.files import UsageError, open_image, read_json, write_json, write_text
+from helpers.files import UsageError, open_image, read_json, write_json
 from helpers.machine.duration import StageSeconds
 from helpers.machine.fits import speed_here, workload_here
 from helpers.machine.memory import forecast_memory
@@ -56,7 +56,7 @@ from helpers.training import (
     train_sft,
 )
 from helpers.training.reward import RewardTrainer
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "results.md"
@@ -336,7 +336,7 @@ def main() -> None:
         write_json(OUT, {"environment": machine_summary(), "figures": figures})
     block = f"{table(figures)}\n\n{presets_text(figures)}"
     print(block)
-    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, block))
+    write_block(PAGE, BLOCK, block)
 
 
 if __name__ == "__main__":

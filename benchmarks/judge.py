@@ -10,7 +10,6 @@ pairs (`training.right_verdicts`). Beside them the best rule that never looks, o
 Figures go to `benchmarks/judge.json` as each run ends; the table is written to `docs/results.md`.
 """
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -20,17 +19,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.arguments import benchmark_parser
 from helpers import models
 from helpers.config import SFT_PRESETS
 from helpers.data.preferences import read_records
 from helpers.data.record import PreferenceRecord
 from helpers.evaluation import JudgeExam, examine_judge
-from helpers.files import read_json, write_json, write_text
+from helpers.files import read_json, write_json
 from helpers.report import markdown_table
 from helpers.rewards import ModelReplies, PairJudge, Verifier
 from helpers.runtime import machine_summary
 from helpers.training import right_verdicts, sft_trainer, train_sft
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "results.md"
@@ -119,13 +119,7 @@ def _share(figure: dict | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--toy", action="store_true", help="few records and steps")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="write the table again, run nothing")
+    parser = benchmark_parser(__doc__, OUT, SEEDS, toy="few records and steps")
     given = parser.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     known = read_json(given.out) if given.out.exists() else {"figures": {}}
@@ -146,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_json(given.out, {"environment": machine_summary(), "figures": figures})
     print(table(figures))
     if given.out == OUT:
-        write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, table(figures)))
+        write_block(PAGE, BLOCK, table(figures))
 
 
 if __name__ == "__main__":

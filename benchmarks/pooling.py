@@ -14,7 +14,6 @@ Each run goes to `benchmarks/pooling.json` as it ends, and one that is there is 
 table is written to `docs/results.md`.
 """
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -32,10 +31,11 @@ from sklearn.preprocessing import StandardScaler
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.arguments import benchmark_parser
 from helpers import models
 from helpers.config import RewardSettings, reward_preset
 from helpers.data import PreferenceRecord
-from helpers.files import open_image, read_json, write_json, write_text
+from helpers.files import open_image, read_json, write_json
 from helpers.models import POOLINGS
 from helpers.recipe_stages import run_stages
 from helpers.recipes import RecipeRun, find_recipe, read_recipe
@@ -44,7 +44,7 @@ from helpers.rewards import RewardReport, other_images, reward_model, score_reco
 from helpers.runtime import machine_summary
 from helpers.statistics import Estimate, share_of
 from helpers.training import RewardTrainer
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "results.md"
@@ -262,20 +262,14 @@ def table(figures: Figures) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = benchmark_parser(__doc__, OUT, SEEDS, toy="few records and one epoch")
     parser.add_argument("--model", default="tiny", help="a preset or a folder")
     parser.add_argument("--task", default="counting", choices=TASKS)
     parser.add_argument("--poolings", nargs="+", choices=POOLINGS, default=list(POOLINGS))
     parser.add_argument("--rates", nargs="+", type=float, help="default: that of the settings")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--records", type=int, help="to train on; default: all")
     parser.add_argument("--test-records", type=int, help="held out; default: all")
     parser.add_argument("--epochs", type=int, help="default: those of the settings")
-    parser.add_argument("--toy", action="store_true", help="few records and one epoch")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="write the table again, run nothing")
     given = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if given.toy:
@@ -289,7 +283,7 @@ def main() -> None:
         figures = measure(trial, given.poolings, given.rates, given.seeds, given.out)
     print(table(figures))
     if given.out == OUT:
-        write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, table(figures)))
+        write_block(PAGE, BLOCK, table(figures))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from helpers import models
 from helpers.config import PPOSettings, dpo_preset, ppo_preset
 from helpers.data import Answer, PreferenceRecord, Task, to_trl
 from helpers.doctor import PPODoctor, verdict_kinds
-from helpers.files import artifacts_dir, read_json, write_json, write_text
+from helpers.files import artifacts_dir, read_json, write_json
 from helpers.models import VLM
 from helpers.recipe_stages import run_stages
 from helpers.recipes import Recipe, RecipeRun, find_recipe, read_recipe
@@ -47,7 +47,7 @@ from helpers.training import (
     train_dpo,
     train_sft,
 )
-from tools.publish import replace_block
+from tools.publish import write_block
 
 RESULTS = Path(__file__).with_suffix(".json")
 PEOPLE = 10  # who give the true answer, as in VQA v2: with one alone its accuracy is 1/3 at most
@@ -380,8 +380,7 @@ def main() -> None:
                         row["exploration"] = [exploration(bench, temperature=t) for t in (1.0, 1.2)]
                     keep(way, row)
     page = ROOT / "docs" / "recipes.md"
-    text = page.read_text(encoding="utf-8")
-    write_text(page, replace_block(text, "questions", table(read_json(RESULTS)["runs"])))
+    write_block(page, "questions", table(read_json(RESULTS)["runs"]))
 
 
 if __name__ == "__main__":

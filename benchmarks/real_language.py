@@ -34,12 +34,12 @@ sys.path.insert(0, str(ROOT))
 from helpers import models
 from helpers.data import Task, read_prepared
 from helpers.evaluation import evaluate_greedy_and_sampled
-from helpers.files import artifacts_dir, read_json, write_json, write_text
+from helpers.files import artifacts_dir, read_json, write_json
 from helpers.models import answer_logps, disable_adapters
 from helpers.report import figure_name, markdown_table
 from helpers.runtime import machine_summary
 from helpers.statistics import Estimate, mcnemar_p, sample_mean
-from tools.publish import replace_block
+from tools.publish import write_block
 
 MODEL = "smollm2-scenes"
 RECIPE = Path(__file__).with_suffix(".toml")
@@ -190,16 +190,24 @@ def measure(name: str, seed: int, base_right: str | None) -> dict[str, Any]:
     if policy is not None:
         model = models.load_adapter(model, folder / policy)
     found, right = examine(model, processor, tasks)
-    # A character for each question, so that the file stays short
-    figures |= found | {"right": "".join(str(int(each)) for each in right)}
+    figures |= found | {"right": as_text(right)}
     if policy is not None:
         figures["kl"] = asdict(kl_from_base(model, processor, tasks[:KL_QUESTIONS]))
     if policy is not None and base_right is not None:
-        p = mcnemar_p([each == "1" for each in base_right], right)
+        p = mcnemar_p(as_flags(base_right), right)
         figures["p"] = {"value": float(p), "n": len(right)}
     for figure, row in found.items():
         print(f"{name}, seed {seed}: {figure} {cell(row)}", flush=True)
     return figures
+
+
+def as_text(right: Sequence[bool]) -> str:
+    """A character for each question, 1 if its answer is right, so that the file stays short."""
+    return "".join(str(int(each)) for each in right)
+
+
+def as_flags(text: str) -> np.ndarray:
+    return np.array([each == "1" for each in text])
 
 
 def over_seeds(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -312,7 +320,7 @@ def main() -> None:
     body = table(runs)
     if any(key.startswith("reward_") for key in runs):
         body += f"\n\n{reward_table(runs)}"
-    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, body))
+    write_block(PAGE, BLOCK, body)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from helpers import models
 from helpers.config import RewardSettings, reward_preset
 from helpers.data.preferences import read_records
 from helpers.data.record import PreferenceRecord
-from helpers.files import read_json, write_json, write_text
+from helpers.files import read_json, write_json
 from helpers.models.encoded_prompts import encode_prompts
 from helpers.models.prompts import render
 from helpers.models.shared_prefix import hidden_states, pack, pack_separately
@@ -40,7 +40,7 @@ from helpers.rewards.reward_report import RewardReport, other_images
 from helpers.runtime import machine_summary
 from helpers.statistics import Proportion
 from helpers.training.reward import RewardTrainer
-from tools.publish import replace_block
+from tools.publish import write_block
 
 TRAFFIC = ROOT / "data" / "traffic"
 PRESET = reward_preset("tiny")
@@ -257,8 +257,7 @@ def main() -> None:
         stored |= accuracy(args.match)
     write_json(OUT, {"machine": machine_summary(), "entries": stored})
     results = ROOT / "docs" / "results.md"
-    text = results.read_text(encoding="utf-8")
-    write_text(results, replace_block(text, "table of benchmarks/reward.py", tables(stored)))
+    write_block(results, "table of benchmarks/reward.py", tables(stored))
 
 
 if __name__ == "__main__":

@@ -61,13 +61,13 @@ from benchmarks.rl_learning import (
 from helpers import models
 from helpers.config import PPOSettings
 from helpers.data.tasks import tasks_of
-from helpers.files import UsageError, read_json, write_json, write_text
+from helpers.files import UsageError, read_json, write_json
 from helpers.report import markdown_table
 from helpers.report.plots import ACCENT_COLOR, CHOSEN_COLOR, NEUTRAL_COLOR, REJECTED_COLOR
 from helpers.rewards.scoring import make_scorer
 from helpers.runtime import compute_dtype, machine_summary, peak_memory_gb
 from helpers.training.ppo import PPOTrainer
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 COLORS = (
@@ -557,7 +557,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(body)
         if args.out == OUT:
             page = ROOT / "docs" / "results.md"
-            write_text(page, replace_block(page.read_text(encoding="utf-8"), name, body))
+            write_block(page, name, body)
     for name in dpo.names(figures):
         print(f"{name}: {dpo._show(figures, name, 'ratio', '{:.2f}')} times as fast as TRL")
 

@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import dpo, rl
-from helpers.files import read_json, write_json, write_text
+from helpers.files import read_json, write_json
 from helpers.report import markdown_table
 from helpers.runtime import machine_summary
-from tools.publish import replace_block
+from tools.publish import write_block
 
 OUT = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "results.md"
@@ -116,8 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_json(given.out, {"environment": machine_summary(), "figures": figures})
     print(table(figures))
     if given.out == OUT:
-        text = PAGE.read_text(encoding="utf-8")
-        write_text(PAGE, replace_block(text, BLOCK, table(figures)))
+        write_block(PAGE, BLOCK, table(figures))
 
 
 if __name__ == "__main__":

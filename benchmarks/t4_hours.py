@@ -17,13 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from helpers.config import dpo_preset, ppo_preset, reward_preset, sft_preset
-from helpers.files import write_text
 from helpers.machine.duration import StageSeconds
 from helpers.machine.speed import Line, MachineSpeed
 from helpers.machine.workload import StageSettings, Workload
 from helpers.models import ModelShapes
 from helpers.report import markdown_table
-from tools.publish import replace_block
+from tools.publish import write_block
 
 PAGE = ROOT / "docs" / "results.md"
 BLOCK = "t4_hours"
@@ -112,4 +111,4 @@ def table() -> str:
 if __name__ == "__main__":
     body = table()
     print(body)
-    write_text(PAGE, replace_block(PAGE.read_text(encoding="utf-8"), BLOCK, body))
+    write_block(PAGE, BLOCK, body)

@@ -19,9 +19,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helpers.data import SHIPPED_TASKS
-from helpers.files import ROOT, artifacts_dir, read_json, write_json, write_text
+from helpers.files import ROOT, artifacts_dir, read_json, write_json
 from helpers.report import TASK_FIGURES, markdown_table, task_rows
-from tools.publish import replace_block
+from tools.publish import write_block
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 BLOCK = "table of the five tasks"
@@ -71,7 +71,7 @@ def main() -> None:
                 write_json(TASK_FIGURES, known | name_figures(task, run, seed, figures))
     table = markdown_table(task_rows(read_json(TASK_FIGURES)))
     for page in PAGES:
-        write_text(page, replace_block(page.read_text(encoding="utf-8"), BLOCK, table))
+        write_block(page, BLOCK, table)
 
 
 def run_recipe(task: str, run: str, seed: int, changes: Sequence[str]) -> dict[str, Any]:

@@ -41,10 +41,7 @@ def publish(root: Path) -> list[Path]:
             path = pictures / f"{section.name}_{which}.png"
             path.write_bytes(base64.b64decode(png))
             written.append(path)
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    text = replace_block(text, "figures of make demo", figures_table(figures))
-    written.append(write_text(readme, text))
+    written.append(write_block(root / "README.md", "figures of make demo", figures_table(figures)))
     written += _publish_minutes(root, figures)
     return written
 
@@ -61,9 +58,7 @@ def _publish_minutes(root: Path, figures: Figures) -> list[Path]:
     if not written:
         return []  # what other bases took stays as it was
     page = root / "docs" / "results.md"
-    text = page.read_text(encoding="utf-8")
-    text = replace_block(text, "minutes of the demos", minutes_table(demos))
-    written.append(write_text(page, text))
+    written.append(write_block(page, "minutes of the demos", minutes_table(demos)))
     return written
 
 
@@ -79,6 +74,14 @@ def minutes_table(demos: Mapping[str, Figures]) -> str:
         number = name.removesuffix("_seconds").removeprefix("notebook_")
         rows.append(["all" if number == "demo" else number, *minutes])
     return markdown_table(rows)
+
+
+def write_block(page: Path, name: str, body: str) -> Path:
+    """Put `body` into the block `name` of a page; returns the page.
+
+    Raises UsageError if the page has no such block.
+    """
+    return write_text(page, replace_block(page.read_text(encoding="utf-8"), name, body))
 
 
 def replace_block(text: str, name: str, body: str) -> str:

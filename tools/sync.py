@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from helpers.files import UsageError, write_text
 from helpers.models import PRESETS
 from helpers.notebooks import NOTEBOOKS, catalogue
-from tools.publish import replace_block
+from tools.publish import write_block
 
 COLAB_URL = "https://colab.research.google.com"
 
@@ -123,9 +123,7 @@ def sync_notebooks() -> list[Path]:
 
 def write_presets(root: Path) -> Path:
     """Put the table of presets into the README of the repository at `root`; returns the README."""
-    readme = root / "README.md"
-    text = replace_block(readme.read_text(encoding="utf-8"), "presets", presets_table())
-    return write_text(readme, text)
+    return write_block(root / "README.md", "presets", presets_table())
 
 
 def presets_table() -> str:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import ProcessorMixin
 
 from helpers import models
+from helpers.config import RewardSettings
 from helpers.data import PreferenceRecord, Task, best_rule, blind_rules
 from helpers.files import UsageError
 from helpers.models import VLM
@@ -100,13 +101,10 @@ def train_reward_models(run: RecipeRun) -> None:
     records = run.pairs("train", "reward")
     held_out = run.pairs("valid", "reward")
     for head, objective in product(recipe.reward.heads, recipe.reward.objectives):
-        model, processor = run.load()
         settings = replace(recipe.reward_settings(), head=head, objective=objective)
-        scored = reward_model.new_reward_model(model, processor, settings, recipe.seed)
         folder = run.folder / "reward" / f"{head}-{objective}"
-        trainer = RewardTrainer(
-            scored, records, held_out, settings, recipe.seed, folder, run.replace_other
-        )
+        trainer = _reward_trainer(run, records, held_out, settings, recipe.seed, folder)
+        scored = trainer.reward
         log = trainer.train()
         found[folder] = max(row["accuracy"] for row in log.evaluations)
         if trainer.accelerator.is_main_process:
@@ -118,6 +116,19 @@ def train_reward_models(run: RecipeRun) -> None:
         _keep_best(max(found, key=found.get), run.folder / "reward" / "best")
 
 
+def _reward_trainer(
+    run: RecipeRun,
+    records: Sequence[PreferenceRecord],
+    held_out: Sequence[PreferenceRecord],
+    settings: RewardSettings,
+    seed: int,
+    folder: Path,
+) -> RewardTrainer:
+    """Return the trainer of a new reward model on a base of its own; its files are in `folder`."""
+    scored = reward_model.new_reward_model(*run.load(), settings, seed)
+    return RewardTrainer(scored, records, held_out, settings, seed, folder, run.replace_other)
+
+
 def fresh_reward(run: RecipeRun, number: int) -> reward_model.RewardModel:
     """Train the reward model of a round of the stage `online`: other weights to begin with.
 
@@ -125,25 +136,18 @@ def fresh_reward(run: RecipeRun, number: int) -> reward_model.RewardModel:
     One that was trained before is loaded.
     """
     recipe = run.recipe
-    seed = recipe.seed + number
     settings = replace(
         recipe.reward_settings(),
         head=recipe.reward.heads[0],
         objective=recipe.reward.objectives[0],
     )
-    scored = reward_model.new_reward_model(*run.load(), settings, seed)
-    trainer = RewardTrainer(
-        scored,
-        run.pairs("train", "online"),
-        run.pairs("valid", "online"),
-        settings,
-        seed,
-        run.folder / "online" / f"reward-{number}",
-        run.replace_other,
-    )
+    records, held_out = run.pairs("train", "online"), run.pairs("valid", "online")
+    folder = run.folder / "online" / f"reward-{number}"
+    seed = recipe.seed + number
+    trainer = _reward_trainer(run, records, held_out, settings, seed, folder)
     accuracy = max(row["accuracy"] for row in trainer.train().evaluations)
     run.add_figure(f"online_reward_round_{number}", float(accuracy))
-    return scored
+    return trainer.reward
 
 
 def _judge_with_shuffled_images(

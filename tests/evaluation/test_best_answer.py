@@ -10,7 +10,7 @@ from helpers import models
 from helpers.data import ask, read_counts
 from helpers.evaluation import RankedText, ask_for_best, ask_policies, blind_to_truth
 from helpers.files import UsageError
-from helpers.models import DecodingSettings, Policies, find_policies
+from helpers.models import DecodingSettings
 from helpers.rewards import (
     RankedAnswers,
     Ranker,
@@ -23,11 +23,6 @@ QUESTION = "How many cars, motorcycles, buses and bicycles are in the image?"
 HOT = DecodingSettings(temperature=1.5, seed=3)
 
 length = make_scorer("length", lambda image, question, answer, facts: {"length": len(answer)})
-
-
-@pytest.fixture(scope="module")
-def policies():
-    return Policies(*models.load_model("tiny"), find_policies("tiny", TRAFFIC))
 
 
 @pytest.fixture(scope="module")

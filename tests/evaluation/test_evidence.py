@@ -4,17 +4,10 @@ import pytest
 from made_up_tasks import tasks_about
 from shipped import TRAFFIC
 
-from helpers import models
 from helpers.data import read_records, tasks_of
 from helpers.evaluation import gather_evidence
-from helpers.models import Policies, find_policies
 from helpers.report import Section, add_evidence
 from helpers.rewards import heuristic_scorer
-
-
-@pytest.fixture(scope="module")
-def policies():
-    return Policies(*models.load_model("tiny"), find_policies("tiny", TRAFFIC))
 
 
 @pytest.mark.heavy(reason="answers and scores for some seconds")

@@ -15,16 +15,10 @@ from helpers.evaluation.side_by_side import (
 )
 from helpers.files import open_image
 from helpers.models.decoding import DecodingSettings
-from helpers.models.policies import Policies, find_policies
 from helpers.models.prompts import encode, end_of_turn
 from helpers.rewards.scoring import make_scorer
 
 QUESTION = "How many cars, motorcycles, buses and bicycles are in the image?"
-
-
-@pytest.fixture(scope="module")
-def policies():
-    return Policies(*models.load_model("tiny"), find_policies("tiny", TRAFFIC))
 
 
 @pytest.fixture(scope="module")

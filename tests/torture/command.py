@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from helpers.files import write_text
 from helpers.report import markdown_table
 from helpers.runtime import machine_summary
-from tools.publish import replace_block
+from tools.publish import write_block
 
 from . import fuzz, kills, memory, other_runs, saves, strangers, votes
 from .outcome import HEAD, Trial, has_bad, last_line, run_family
@@ -160,8 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said += f"{machine_summary()}."
     print(f"\n{table}\n\n{said}")
     if given.full and not given.words:
-        page = PAGE.read_text(encoding="utf-8")
-        write_text(PAGE, replace_block(page, BLOCK, f"{table}\n\n{said}"))
+        write_block(PAGE, BLOCK, f"{table}\n\n{said}")
     if has_bad(tallies):
         print(f"What went wrong is kept in {home}.")
         return 1
